@@ -1,0 +1,102 @@
+"""One name per op, three implementations behind it.
+
+`define` declares an op once: its schema, its plain PyTorch reference (which runs on every device) and its shape function.
+A faster kernel takes the op over for its device by registering under the same name: the C++ library for CPU tensors
+(`pycotmech/_C*.so`, loaded here if it was built), a Triton wrapper from `pycotmech.kernels` for CUDA tensors (looked up at
+the first CUDA call, so that importing pycotmech needs neither Triton nor a driver). Nothing else decides where an op runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_library = torch.library.Library("pycotmech", "DEF")
+_names: list[str] = []
+_cuda_kernels: dict[str, str] = {}
+
+
+def define(schema: str, reference: Callable, fake: Callable, *, kernel: str | None = None) -> Callable:
+    """Declares `pycotmech::<name>` and returns the callable op.
+
+    schema: in PyTorch's schema language, "name(Tensor x, ...) -> Tensor".
+    reference: the plain PyTorch implementation; the definition of the op.
+    fake: output shapes and dtypes from input shapes and dtypes.
+    kernel: "module:function" below `pycotmech.kernels` that implements the op for CUDA tensors with Triton.
+    """
+    name = schema.split("(", 1)[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pycotmech::{name}", fake, lib=_library)
+    if kernel is not None:
+        _cuda_kernels[name] = kernel
+        if torch.version.cuda is not None or torch.version.hip is not None:
+            _library.impl(name, _first_cuda_call(kernel, reference), "CUDA")
+    _names.append(name)
+    return getattr(torch.ops.pycotmech, name)
+
+
+def _first_cuda_call(kernel: str, reference: Callable) -> Callable:
+    module, function = kernel.split(":")
+    chosen: list[Callable] = []
+
+    def call(*args, **kwargs):
+        if not chosen:
+            if importlib.util.find_spec("triton") is None:
+                warnings.warn("pycotmech: triton is not installed; ops on CUDA run on the PyTorch reference", stacklevel=2)
+                chosen.append(reference)
+            else:
+                chosen.append(getattr(importlib.import_module(f"pycotmech.kernels.{module}"), function))
+        return chosen[0](*args, **kwargs)
+
+    return call
+
+
+def _find_library() -> Path | None:
+    here = Path(__file__).resolve().parent.parent
+    return next(iter(sorted(here.glob("_C*.so")) + sorted(here.glob("_C*.pyd"))), None)
+
+
+def _load_library() -> str | None:
+    """Loads the C++ kernels; returns None, or the reason why they are not there (said once, as a warning)."""
+    path = _find_library()
+    if path is None:
+        reason = "the C++ kernels are not built"
+    else:
+        try:
+            torch.ops.load_library(str(path))
+            return None
+        except OSError as error:
+            reason = f"the C++ kernels in {path.name} could not be loaded ({error})"
+    warnings.warn(
+        f"pycotmech: {reason}; ops on CPU run on the PyTorch reference (slower, same values). "
+        "`pip install --no-build-isolation -e .` with a C++20 compiler builds them.",
+        stacklevel=2,
+    )
+    return reason
+
+
+cpp_missing: str | None = _load_library()
+"""None where the C++ kernels run the CPU ops; otherwise why they do not."""
+
+
+def _has_kernel(name: str) -> bool:
+    module = _cuda_kernels.get(name, "").split(":")[0]
+    return bool(module) and all(importlib.util.find_spec(m) for m in ("triton", f"pycotmech.kernels.{module}"))
+
+
+def describe() -> dict[str, dict[str, str]]:
+    """For each op, what runs it on CPU and on CUDA: {"attn_extract": {"cpu": "C++", "cuda": "Triton"}, ...}."""
+    out = {}
+    for name in sorted(_names):
+        on_cpu = torch._C._dispatch_has_kernel_for_dispatch_key(f"pycotmech::{name}", "CPU")
+        out[name] = {
+            "cpu": "C++" if on_cpu else "PyTorch reference",
+            "cuda": "Triton" if _has_kernel(name) else "PyTorch reference",
+        }
+    return out
