@@ -5,5 +5,20 @@ On CPU the ops run in C++ (`csrc/`), on CUDA in Triton (`kernels/`), and anywher
 
 from pycotmech.ops._registry import cpp_missing, describe
 from pycotmech.ops.add_rms_norm import add_rms_norm
+from pycotmech.ops.attn_colsum import attn_colsum
+from pycotmech.ops.attn_entries import attn_entries
+from pycotmech.ops.attn_extract import Extract, attn_extract
+from pycotmech.ops.attn_rows import attn_rows
+from pycotmech.ops.attn_topk import attn_topk
 
-__all__ = ["add_rms_norm", "cpp_missing", "describe"]
+__all__ = [
+    "Extract",
+    "add_rms_norm",
+    "attn_colsum",
+    "attn_entries",
+    "attn_extract",
+    "attn_rows",
+    "attn_topk",
+    "cpp_missing",
+    "describe",
+]
