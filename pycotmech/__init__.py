@@ -1,5 +1,63 @@
-"""pycotmech: how a language model reasons step by step, taken apart exactly and fast."""
+"""pycotmech: how a language model reasons step by step, taken apart exactly and fast.
 
-from pycotmech import _layout  # noqa: F401
+    import pycotmech as pcm
+
+    model = pcm.Model.from_pretrained("smollm2-135m")
+    sweep = pcm.patch_heads(model, clean, corrupted)      # every head of every layer, exactly
+    sweep.values                                          # [layers, heads]; corrupted 0, clean 1
+
+Importing the package is quick: it loads nothing but names. PyTorch, the compiled kernels and transformers are loaded with
+the first name that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from pycotmech import _layout as _layout  # gives pycotmech.kernels its place
 
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "Activations": "pycotmech.model",
+    "Model": "pycotmech.model",
+    "PairReport": "pycotmech.patching",
+    "Plan": "pycotmech.patching",
+    "Sweep": "pycotmech.patching",
+    "check_pair": "pycotmech.patching",
+    "patch_heads": "pycotmech.patching",
+}
+_SUBPACKAGES = ("attention", "cot", "model", "ops", "patching", "report", "store")
+
+__all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from pycotmech import attention as attention
+    from pycotmech import cot as cot
+    from pycotmech import model as model
+    from pycotmech import ops as ops
+    from pycotmech import patching as patching
+    from pycotmech import report as report
+    from pycotmech import store as store
+    from pycotmech.model import Activations as Activations
+    from pycotmech.model import Model as Model
+    from pycotmech.patching import PairReport as PairReport
+    from pycotmech.patching import Plan as Plan
+    from pycotmech.patching import Sweep as Sweep
+    from pycotmech.patching import check_pair as check_pair
+    from pycotmech.patching import patch_heads as patch_heads
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"pycotmech.{name}")
+    raise AttributeError(f"module 'pycotmech' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,1 +1,16 @@
-"""."""
+"""Models: load one, run it, keep activations; the family adapters that the patching engine is built on."""
+
+from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.model.model import Model, resolve_positions
+from pycotmech.model.run import Activations, KeyValues, Packed, forward_packed
+
+__all__ = [
+    "Activations",
+    "KeyValues",
+    "LlamaFamily",
+    "Model",
+    "ModelConfig",
+    "Packed",
+    "forward_packed",
+    "resolve_positions",
+]

@@ -178,9 +178,7 @@ def _fetch(name: str, *, revision: str | None, gguf_file: str | None, trust_remo
             return Path(hf_hub_download(name, gguf_file, revision=revision))
         _read_config(Path(hf_hub_download(name, "config.json", revision=revision)), source=name)
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", *(["*.py"] if trust_remote_code else [])]
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
-        )
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"])
         return Path(folder)
     except errors.GatedRepoError as error:
         raise PermissionError(
@@ -300,8 +298,7 @@ def _read_config(path: Path, *, source: object) -> None:
     if quantised := config.get("quantization_config"):
         kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise ValueError(
-            f"{source} is quantised ({kind}); load the unquantised checkpoint, or dequantise it in transformers and "
-            "save that"
+            f"{source} is quantised ({kind}); load the unquantised checkpoint, or dequantise it in transformers and save that"
         )
 
 

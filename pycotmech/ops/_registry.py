@@ -48,9 +48,7 @@ def _first_cuda_call(kernel: str, reference: Callable) -> Callable:
     def call(*args, **kwargs):
         if not chosen:
             if importlib.util.find_spec("triton") is None:
-                warnings.warn(
-                    "pycotmech: triton is not installed; ops on CUDA run on the PyTorch reference", stacklevel=2
-                )
+                warnings.warn("pycotmech: triton is not installed; ops on CUDA run on the PyTorch reference", stacklevel=2)
                 chosen.append(reference)
             else:
                 chosen.append(getattr(importlib.import_module(f"pycotmech.kernels.{module}"), function))

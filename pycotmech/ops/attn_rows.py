@@ -23,8 +23,7 @@ def fake(
 
 
 _op = define(
-    "attn_rows(Tensor q, Tensor k, Tensor lse, Tensor rows, Tensor? starts, float scale, int window, float softcap) "
-    "-> Tensor",
+    "attn_rows(Tensor q, Tensor k, Tensor lse, Tensor rows, Tensor? starts, float scale, int window, float softcap) -> Tensor",
     reference,
     fake,
     kernel="rows_entries:attn_rows",

@@ -1,0 +1,115 @@
+"""At load: does this library compute what the Hugging Face model computes?"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from pycotmech.model.families import LlamaFamily
+from pycotmech.model.run import forward_packed
+
+PROMPT_LENGTH = 12
+_FLOAT32_TOLERANCE = 1e-4  # of the largest value: two float32 orders of summation, far below any real difference
+_QUANTISED_TOLERANCE = 0.05  # root-mean-square, relative: no float32 pass of quantised weights to compare with
+_SIXTEEN_BIT_SLACK = 1.25  # on the root-mean-square error of 12 positions, which scatters a little
+
+
+def check_against_hf(family: LlamaFamily) -> None:
+    """Runs a short prompt on both sides and compares every layer's output and the logits.
+
+    float32 and float64: each value equal to 1e-4 of the largest value. bfloat16 and float16: the root-mean-square error against a pass
+    in float32 (the same weights, widened one layer at a time) is no larger than the Hugging Face model's own, within 25 %.
+    Quantised weights: within 5 % of the Hugging Face model's own values.
+    Raises ValueError naming the first place that differs, or the first that is not finite.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(family.cfg.d_vocab, (PROMPT_LENGTH,), generator=generator)
+    ours = _ours(family, tokens)
+    theirs = _theirs(family, tokens)
+    exact = family.dtype in (torch.float32, torch.float64)
+    quantised = not all(p.is_floating_point() for p in family.base.parameters())
+    truth = theirs if exact or quantised else _widened(family, tokens)
+    for name in ours:
+        got, expected, best = ours[name].double(), theirs[name].double(), truth[name].double()
+        if not torch.isfinite(expected).all():
+            raise ValueError(f"model: its own forward pass gives values that are not finite at {name}; are the weights intact?")
+        if exact:
+            worst, scale = (got - expected).abs().max().item(), expected.abs().max().item()
+            if not worst <= _FLOAT32_TOLERANCE * scale:
+                raise ValueError(_message(name, f"largest difference {worst:.3g} where values reach {scale:.3g}"))
+        elif quantised:
+            error, scale = _rms(got - expected), _rms(expected)
+            if not error <= _QUANTISED_TOLERANCE * scale:
+                raise ValueError(_message(name, f"root-mean-square difference {error:.3g} of {scale:.3g}"))
+        else:
+            error, own = _rms(got - best), _rms(expected - best)
+            if not error <= _SIXTEEN_BIT_SLACK * own + 1e-12:
+                raise ValueError(_message(name, f"error {error:.3g} against float32, the Hugging Face model's own {own:.3g}"))
+
+
+def _message(name: str, figures: str) -> str:
+    return (
+        f"model: computed stage by stage it differs from the Hugging Face model's own forward pass, first at {name} ({figures}). "
+        "Something on the model changes its forward in a way this library does not reproduce; check=False skips this check."
+    )
+
+
+def _rms(x: Tensor) -> float:
+    return x.pow(2).mean().sqrt().item()
+
+
+def _ours(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
+    packed = forward_packed(family, [tokens], sites=("attn_out", "mlp_out"), read=torch.arange(len(tokens)))
+    out = {}
+    for l in range(family.cfg.n_layers):
+        out[f"layer {l}, attention"] = packed.sites["attn_out"][l]
+        out[f"layer {l}, MLP"] = packed.sites["mlp_out"][l]
+    with torch.no_grad():
+        out["the logits"] = family.logits(packed.resid_final)
+    return {name: value.cpu() for name, value in out.items()}
+
+
+@torch.no_grad()
+def _theirs(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def recorder(name: str):
+        def hook(_module: nn.Module, _args, output) -> None:
+            found[name] = (output[0] if isinstance(output, tuple) else output)[0].detach().cpu()
+
+        return hook
+
+    handles = []
+    for l, layer in enumerate(family.layers):
+        handles.append(layer.self_attn.register_forward_hook(recorder(f"layer {l}, attention")))
+        handles.append(layer.mlp.register_forward_hook(recorder(f"layer {l}, MLP")))
+    try:
+        logits = family.hf(tokens[None].to(family.device), use_cache=False).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {**found, "the logits": logits.cpu()}
+
+
+@torch.no_grad()
+def _widened(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
+    """The Hugging Face modules' own arithmetic in float32, one layer's weights widened at a time."""
+    base, out = family.base, {}
+    x = base.embed_tokens(tokens.to(family.device))[None].float()
+    positions = torch.arange(len(tokens), device=family.device)[None]
+    rotary = base.rotary_emb(x, position_ids=positions)
+    mask = torch.full((len(tokens), len(tokens)), float("-inf"), device=family.device).triu(1)[None, None]
+    for l, layer in enumerate(family.layers):
+        wide = copy.deepcopy(layer).float()
+        wide.self_attn.config._attn_implementation = "eager"  # the copy's; takes the additive mask
+        attention = wide.self_attn(wide.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)[0]
+        x = x + attention
+        mlp = wide.mlp(wide.post_attention_layernorm(x))
+        x = x + mlp
+        out[f"layer {l}, attention"], out[f"layer {l}, MLP"] = attention[0].cpu(), mlp[0].cpu()
+    n = copy.deepcopy(base.norm).float()(x)[0]
+    weight = family.hf.lm_head.weight
+    out["the logits"] = torch.cat([n @ weight[a : a + 8192].float().T for a in range(0, len(weight), 8192)], -1).cpu()
+    return out

@@ -1,0 +1,176 @@
+"""`pycotmech.Model`: a Hugging Face model, read and run stage by stage, its weights shared and left as found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pycotmech.model.check import check_against_hf
+from pycotmech.model.families import ModelConfig, family_of
+from pycotmech.model.run import Activations, run
+
+Tokens = Tensor | Sequence[int] | str
+"""One prompt: token ids [T], or a string if the model has a tokenizer."""
+
+
+class Model:
+    """A causal language model whose every head can be read and edited.
+
+    hf_model: a loaded Hugging Face model of a supported family (Llama). Its weights are shared, never copied; its hooks,
+        flags and attention implementation stay as they are, and it works as before. What is attached to its projections,
+        norms or MLPs (adapters, quantisation, hooks) is honoured by calling them; what would be ignored is refused.
+    tokenizer: its tokenizer, or None if prompts are always given as token ids.
+    check: run a short prompt at once and compare with the Hugging Face model's own logits; a mismatch is an error that
+        names the first layer and stage that differ. Costs a forward pass of 12 tokens (three for 16-bit models).
+    """
+
+    def __init__(
+        self,
+        hf_model: torch.nn.Module,
+        tokenizer=None,
+        *,
+        name: str | None = None,
+        prepend_bos: bool | None = None,
+        notes: Sequence[str] = (),
+        check: bool = True,
+    ) -> None:
+        self.family = family_of(hf_model)
+        self.hf = hf_model
+        self.tokenizer = tokenizer
+        self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
+        self.prepend_bos = prepend_bos
+        self.notes = tuple(notes)
+        if check:
+            check_against_hf(self.family)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
+        check: bool = True,
+    ) -> Model:
+        """Loads a model and its tokenizer.
+
+        name_or_path: a Hugging Face hub name; a folder with config.json and safetensors; a GGUF file, a folder or an
+            installed package with one in it; or an alias: "smollm2-135m", "smollm2-135m-cot", "tiny-cot".
+        dtype: "float32", "bfloat16", "float16", "float64", a torch.dtype, or "auto" (the checkpoint's own).
+        Only safetensors and GGUF are read; nothing is unpickled.
+        Raises FileNotFoundError, ValueError or NotImplementedError, naming what is missing or wrong.
+        """
+        from pycotmech.model.loading import load
+
+        found = load(
+            name_or_path,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            gguf_file=gguf_file,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(
+            found.model,
+            found.tokenizer,
+            name=found.name,
+            prepend_bos=found.prepend_bos,
+            notes=found.notes,
+            check=check,
+        )
+
+    @property
+    def cfg(self) -> ModelConfig:
+        """n_layers, n_heads, n_key_value_heads, d_model, d_head, d_mlp, d_vocab, n_ctx, dtype."""
+        return self.family.cfg
+
+    @property
+    def device(self) -> torch.device:
+        return self.family.device
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return (
+            f"Model({self.name}: {c.n_layers} layers x {c.n_heads} heads ({c.n_key_value_heads} key-value), "
+            f"d_model {c.d_model}, d_head {c.d_head}, vocabulary {c.d_vocab}, {str(c.dtype).removeprefix('torch.')}, {self.device})"
+        )
+
+    def to_tokens(self, prompt: Tokens, *, argument: str = "tokens") -> Tensor:
+        """One prompt as checked token ids [T] on the CPU. A string gets the model's BOS token if its prompts begin with one.
+
+        Raises ValueError, naming `argument`, for an empty prompt, an id outside the vocabulary, a tensor that is not [T]
+        of integers, or a string without a tokenizer.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError(f"{argument}: got a string, but the model has no tokenizer; expected token ids [T]")
+            ids = self.tokenizer(prompt)["input_ids"]
+            bos = self.tokenizer.bos_token_id
+            if self.prepend_bos is True and bos is not None and (not ids or ids[0] != bos):
+                ids = [bos, *ids]
+            elif self.prepend_bos is False and bos is not None and ids and ids[0] == bos and not self._begins_with_bos(prompt):
+                ids = ids[1:]
+            prompt = ids
+        tokens = torch.as_tensor(prompt)
+        if tokens.numel() == 0:
+            raise ValueError(f"{argument}: the prompt is empty; expected at least one token")
+        if tokens.ndim != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise ValueError(f"{argument}: expected integer token ids [T], got {tokens.dtype} of shape {list(tokens.shape)}")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.cfg.d_vocab:
+            bad = low if low < 0 else high
+            raise ValueError(f"{argument}: token id {bad} is outside the vocabulary of {self.cfg.d_vocab} tokens")
+        return tokens.long().cpu()
+
+    def _begins_with_bos(self, text: str) -> bool:
+        return text.startswith(self.tokenizer.bos_token)
+
+    def run(
+        self,
+        tokens: Tokens | Sequence[Tokens],
+        *,
+        capture: Sequence[str] = (),
+        positions: int | Sequence[int] | None = None,
+    ) -> Activations | list[Activations]:
+        """One forward pass, with chosen activations kept.
+
+        tokens: ids [T] or [B, T] without padding, a string, or a list of prompts of any lengths (then a list is returned).
+        capture: sites to keep: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z (or TransformerLens names).
+        positions: where logits are kept, negative from the end; None: everywhere.
+        Returns `Activations`: .logits [T, V] float32, and by site [L, T, ...] ([B, L, T, ...] for a batch).
+        Cost: one forward pass; the unembedding at `positions` only.
+        """
+        sites = (capture,) if isinstance(capture, str) else tuple(capture)
+        self.family.refuse_unsupported()
+        if isinstance(tokens, Tensor) and tokens.ndim == 2:
+            batch = torch.stack([self.to_tokens(row) for row in tokens]) if len(tokens) else tokens
+            if not len(tokens):
+                raise ValueError(f"tokens: the batch is empty, got shape {list(tokens.shape)}; expected [B, T]")
+            return run(self.family, batch, sites, self._positions(positions, batch.shape[1]))
+        if isinstance(tokens, (list, tuple)) and (not tokens or not isinstance(tokens[0], int)):
+            if not tokens:
+                raise ValueError("tokens: the list of prompts is empty; expected at least one")
+            return [self.run(prompt, capture=sites, positions=positions) for prompt in tokens]  # type: ignore[misc]
+        one = self.to_tokens(tokens)  # type: ignore[arg-type]
+        acts = run(self.family, one[None], sites, self._positions(positions, len(one)))
+        return Activations(acts.logits[0], one, {name: value[0] for name, value in acts.items()})
+
+    @staticmethod
+    def _positions(positions: int | Sequence[int] | None, T: int) -> list[int] | None:
+        return None if positions is None else resolve_positions(positions, T)
+
+
+def resolve_positions(positions: int | Sequence[int], T: int, *, argument: str = "positions") -> list[int]:
+    """Positions counted from the front; negative ones count from the end. ValueError if one is outside the prompt."""
+    out = []
+    for p in [positions] if isinstance(positions, int) else list(positions):
+        if not -T <= p < T:
+            raise ValueError(f"{argument}: {p} is outside a prompt of {T} tokens; expected {-T}..{T - 1}")
+        out.append(int(p) % T)
+    return out

@@ -1,0 +1,92 @@
+"""What a patch is measured by: one number from the logits at one position.
+
+kl          KL(P_clean || P), nats, in both directions: 0 where the run predicts what the clean run predicts (PAPER: E1)
+logit_diff  logit(answer) - logit(wrong)
+prob        P(answer)
+a callable  gets the logits [N, V] (float32) of one example, returns [N], row by row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MetricName = Literal["kl", "logit_diff", "prob"]
+Metric = MetricName | Callable[[Tensor], Tensor]
+
+_NAMES = ("kl", "logit_diff", "prob")
+
+
+def check_metric(metric: Metric, answer: object, wrong: object) -> str:
+    """The metric's name, after checking that it has the tokens it needs."""
+    if callable(metric):
+        return getattr(metric, "__name__", type(metric).__name__)
+    if metric not in _NAMES:
+        raise ValueError(f"metric: got {metric!r}; expected one of {', '.join(_NAMES)}, or a callable on logits [N, V] -> [N]")
+    if metric in ("logit_diff", "prob") and answer is None:
+        raise ValueError(f"answer: metric {metric!r} needs it; expected a token id, a string, or one per example")
+    if metric == "logit_diff" and wrong is None:
+        raise ValueError("wrong: metric 'logit_diff' needs it; expected a token id, a string, or one per example")
+    return metric
+
+
+class ExampleMetric:
+    """The metric of one example, on final residual rows or on logits."""
+
+    def __init__(self, metric: Metric, clean_logits: Tensor | None, answer: int | None, wrong: int | None) -> None:
+        self.metric, self.clean, self.answer, self.wrong = metric, clean_logits, answer, wrong
+        self.token_ids = [answer, wrong] if metric == "logit_diff" else None
+        """The tokens whose logits are enough; None: the whole vocabulary."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits [N, V], or [N, len(token_ids)] -> float64 [N]."""
+        if self.metric == "kl":
+            assert self.clean is not None
+            return kl_from(self.clean, logits)
+        if self.metric == "logit_diff":
+            if logits.shape[-1] != 2:
+                logits = logits[:, self.token_ids]
+            return logits[:, 0].double() - logits[:, 1].double()
+        if self.metric == "prob":
+            return torch.exp(logits[:, self.answer].double() - torch.logsumexp(logits.double(), -1))
+        assert callable(self.metric)
+        out = self.metric(logits)
+        if not isinstance(out, Tensor) or out.shape != (len(logits),):
+            got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"metric: the callable must map logits [N, V] to [N]; for N = {len(logits)} it returned {got}")
+        return out.double()
+
+
+def kl_from(clean: Tensor, logits: Tensor) -> Tensor:
+    """KL(P_clean || P) of each row, nats: clean [V], logits [N, V] -> float64 [N].
+
+    With delta = logits - clean it is log(sum P_clean exp(delta)) - sum P_clean delta: two numbers of the size of the
+    effect, so small effects keep their digits (the difference of two log-probabilities would not).
+    """
+    log_p = torch.log_softmax(clean.double(), -1)
+    p = log_p.exp()
+    out = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+    rows = max(1, 2**21 // logits.shape[-1])  # 16 MiB of float64 at a time
+    for a in range(0, len(logits), rows):
+        delta = logits[a : a + rows].double() - clean.double()
+        top = delta.amax(-1, keepdim=True)
+        out[a : a + rows] = torch.log(torch.exp(delta - top) @ p) + top[:, 0] - delta @ p
+    return out.clamp_min_(0.0)
+
+
+def normalise(metric: str, raw: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
+    """Raw values on the scale corrupted 0, clean 1 (PAPER: E1); all over one example, or already averaged.
+
+    kl: (KL_corrupted - KL) / KL_corrupted, since KL_clean is 0; others: (m - m_corrupted) / (m_clean - m_corrupted).
+    Raises ValueError if clean and corrupted do not differ.
+    """
+    span = clean - corrupted
+    if bool((span == 0).any()):
+        raise ValueError(
+            f"metric: {metric} is the same in the clean and the corrupted run, so nothing can be restored; "
+            "choose another metric or pair, or normalize=False"
+        )
+    return (raw - corrupted) / span

@@ -1,0 +1,169 @@
+"""Clean and corrupted prompts: whether they align, where they differ, which tokens answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycotmech.model.model import Tokens, resolve_positions
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two aligned prompts, checked. first: the first position at which they differ; read: where the metric is read."""
+
+    clean: Tensor  # [T]
+    corrupted: Tensor  # [T]
+    first: int
+    read: int
+    answer: int | None
+    wrong: int | None
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """How two prompts compare. `aligned`: equal length, so that position p means the same place in both."""
+
+    aligned: bool
+    lengths: tuple[int, int]
+    differs: list[int]
+    """Positions (of the shorter prompt's range) whose tokens differ."""
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def check_pair(clean: Tokens, corrupted: Tokens, *, model: Model | None = None, tokenizer=None) -> PairReport:
+    """Shows where two prompts differ and whether they align token for token.
+
+    clean, corrupted: token ids [T], or strings with `model` or `tokenizer`. Nothing is run.
+    """
+    tokenizer = tokenizer or (model.tokenizer if model is not None else None)
+
+    def ids(prompt: Tokens, argument: str) -> list[int]:
+        if model is not None:
+            return model.to_tokens(prompt, argument=argument).tolist()
+        if isinstance(prompt, str):
+            if tokenizer is None:
+                raise ValueError(f"{argument}: got a string; give model= or tokenizer= too, or token ids")
+            return tokenizer(prompt)["input_ids"]
+        return torch.as_tensor(prompt).tolist()
+
+    a, b = ids(clean, "clean"), ids(corrupted, "corrupted")
+    differs = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
+    aligned = len(a) == len(b)
+
+    def show(token: int) -> str:
+        return repr(tokenizer.decode([token])) if tokenizer is not None else str(token)
+
+    lines = [
+        f"aligned: {len(a)} tokens each" if aligned else f"not aligned: {len(a)} tokens against {len(b)}",
+        f"{len(differs)} positions differ" + (f", the first at {differs[0]}" if differs else ": the prompts are the same"),
+    ]
+    lines += [f"  {i:>5}  {show(a[i])} -> {show(b[i])}" for i in differs[:20]]
+    if len(differs) > 20:
+        lines.append(f"  ... and {len(differs) - 20} more")
+    if not aligned:
+        lines.append("replace words by words of equally many tokens: patching needs position p to be the same place in both")
+    return PairReport(aligned, (len(a), len(b)), differs, "\n".join(lines))
+
+
+def make_pairs(
+    model: Model,
+    clean: Tokens | Sequence[Tokens],
+    corrupted: Tokens | Sequence[Tokens],
+    *,
+    answer: int | str | Sequence[int | str] | None,
+    wrong: int | str | Sequence[int | str] | None,
+    read: int | Sequence[int],
+) -> tuple[list[Pair], bool]:
+    """Checked pairs, and whether one pair was given rather than a list. Raises ValueError before anything is run."""
+    single = is_prompt(clean)
+    if single != is_prompt(corrupted):
+        raise ValueError("clean, corrupted: one is a single prompt, the other a list; expected two prompts or two lists")
+    cleans = [clean] if single else list(clean)
+    corrupteds = [corrupted] if single else list(corrupted)
+    if len(cleans) != len(corrupteds) or not cleans:
+        raise ValueError(
+            f"clean, corrupted: {len(cleans)} prompts against {len(corrupteds)}; expected equally many, at least one"
+        )
+    n = len(cleans)
+    answers, wrongs, reads = _each(answer, n, "answer"), _each(wrong, n, "wrong"), _each(read, n, "read")
+    return [_pair(model, *parts) for parts in zip(cleans, corrupteds, answers, wrongs, reads, range(n), strict=True)], single
+
+
+def is_prompt(value: object) -> bool:
+    """Whether this is one prompt: a string, ids [T] as a tensor or a list of integers."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, Tensor):
+        return value.ndim <= 1
+    return isinstance(value, Sequence) and (len(value) == 0 or isinstance(value[0], int))
+
+
+def _each(value, n: int, argument: str) -> list:
+    if value is None or isinstance(value, (int, str)):
+        return [value] * n
+    values = value.tolist() if isinstance(value, Tensor) else list(value)
+    if len(values) != n:
+        raise ValueError(f"{argument}: {len(values)} given for {n} examples; expected one, or one per example")
+    return values
+
+
+def _pair(model: Model, clean: Tokens, corrupted: Tokens, answer, wrong, read: int, i: int) -> Pair:
+    a, b = model.to_tokens(clean, argument=f"clean[{i}]"), model.to_tokens(corrupted, argument=f"corrupted[{i}]")
+    if len(a) != len(b):
+        raise ValueError(
+            f"clean[{i}] has {len(a)} tokens, corrupted[{i}] has {len(b)}; expected equal lengths "
+            "(pcm.check_pair shows where they part)"
+        )
+    differs = (a != b).nonzero().flatten()
+    if len(differs) == 0:
+        raise ValueError(f"clean[{i}] and corrupted[{i}] are the same {len(a)} tokens; expected prompts that differ")
+    where = resolve_positions(read, len(a), argument="read")[0]
+    first = int(differs[0])
+    if first > where:
+        raise ValueError(f"read: position {where} lies in front of the first difference, {first}; nothing can change there")
+    answer_id = answer_token(model, clean, answer, where, a, f"answer[{i}]")
+    wrong_id = answer_token(model, clean, wrong, where, a, f"wrong[{i}]")
+    if answer_id is not None and answer_id == wrong_id:
+        raise ValueError(
+            f"answer[{i}] and wrong[{i}] ({answer!r}, {wrong!r}) begin with the same token {answer_id}; "
+            "expected words that differ in their first token in context"
+        )
+    return Pair(a, b, first, where, answer_id, wrong_id)
+
+
+def answer_token(
+    model: Model, prompt: Tokens, answer: int | str | None, read: int, tokens: Tensor, argument: str
+) -> int | None:
+    """A token id; a string stands for its first token behind the prompt, where tokenisers differ from a word on its own."""
+    if answer is None:
+        return None
+    if isinstance(answer, int):
+        if not 0 <= answer < model.cfg.d_vocab:
+            raise ValueError(f"{argument}: token id {answer} is outside the vocabulary of {model.cfg.d_vocab} tokens")
+        return answer
+    if not isinstance(answer, str) or not answer:
+        raise ValueError(f"{argument}: expected a token id or a word, got {answer!r}")
+    if model.tokenizer is None:
+        raise ValueError(f"{argument}: got the string {answer!r}, but the model has no tokenizer; expected a token id")
+    text = prompt if isinstance(prompt, str) and read == len(tokens) - 1 else model.tokenizer.decode(tokens[: read + 1])
+    before = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    spaced = answer[0].isalnum() and not text[-1:].isspace()  # a word behind a word comes with a space
+    for candidate in (" " + answer, answer) if spaced else (answer,):
+        after = model.tokenizer(text + candidate, add_special_tokens=False)["input_ids"]
+        if after[: len(before)] == before and len(after) > len(before):
+            return after[len(before)]
+    raise ValueError(
+        f"{argument}: {answer!r} merges with the end of the prompt, so it has no first token of its own; "
+        "expected a prompt that does not end in a space, or a token id"
+    )

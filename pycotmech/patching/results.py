@@ -1,0 +1,96 @@
+"""What a sweep returns: effects by layer and head, with the figures needed to judge them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.patching.planner import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The result of patching heads one at a time. B examples, L layers, H heads, T positions.
+
+    values [L, H] float32: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means),
+        else the raw metric's mean; [L, T, H] by position. NaN where a head was not asked for.
+    raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
+    effect: the distance from the base run on the scale of `values`, 0 where nothing changes, positive towards the source;
+        taken against the mean of the self-patches.
+    clean_metric, corrupted_metric [B]: the metric of the two runs.
+    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; an
+        effect below it is rounding.
+    """
+
+    values: NDArray[np.float32]
+    raw: NDArray[np.float64]
+    effect: NDArray[np.float32]
+    clean_metric: NDArray[np.float64]
+    corrupted_metric: NDArray[np.float64]
+    noise_floor: float
+    metric: str
+    direction: str
+    site: str
+    normalized: bool
+    by_position: bool
+    plan: Plan
+    model_name: str
+    logits: Tensor | None = field(default=None, repr=False)
+    """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
+
+    def __getitem__(self, index: Any):
+        """values[index]: sweep[l, h], sweep[l], sweep[l, t, h]."""
+        return self.values[index]
+
+    def __array__(self, dtype=None, copy=None) -> NDArray:
+        return np.array(self.values, dtype=dtype, copy=True if copy is None else copy)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple[int, ...], float]]:
+        """The k entries with the largest |effect| (or |value|): [((layer, head), value), ...]; by position (layer, t, head)."""
+        if by not in ("effect", "values"):
+            raise ValueError(f"by: got {by!r}; expected 'effect' or 'values'")
+        score = getattr(self, by)
+        flat = np.where(np.isnan(score), -1.0, np.abs(score)).ravel()
+        order = np.argsort(-flat, kind="stable")[: min(k, int((flat >= 0).sum()))]
+        return [(tuple(int(i) for i in np.unravel_index(o, score.shape)), float(score.ravel()[o])) for o in order]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per entry: layer, (position,) head, value, effect, above_floor."""
+        import pandas as pd
+
+        names = ["layer", "position", "head"] if self.by_position else ["layer", "head"]
+        grid = np.indices(self.values.shape).reshape(len(names), -1)
+        frame = pd.DataFrame(dict(zip(names, grid, strict=True)))
+        frame["value"] = self.values.ravel()
+        frame["effect"] = self.effect.ravel()
+        frame["above_floor"] = np.abs(frame["effect"]) > self.noise_floor
+        return frame
+
+    def plot(self, *, title: str | None = None, path: str | None = None):
+        """Heat map, layers upward, heads to the right, red-blue around 0; a matplotlib figure, saved to `path` if given."""
+        from pycotmech.report.heatmap import sweep_figure
+
+        return sweep_figure(self, title=title, path=path)
+
+    def __str__(self) -> str:
+        axis = "layer x position x head" if self.by_position else "layer x head"
+        lines = [
+            f"{self.model_name}: {self.site} patched, {self.direction}, metric {self.metric}, {axis} {list(self.shape)}",
+            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, noise floor {self.noise_floor:.2g}",
+        ]
+        for where, value in self.top(10):
+            name = f"L{where[0]}H{where[-1]}" + (f" at position {where[1]}" if self.by_position else "")
+            note = "" if abs(value) > self.noise_floor else "  (below the noise floor)"
+            lines.append(f"  {name:<10} effect {value:+.4f}{note}")
+        return "\n".join(lines)
