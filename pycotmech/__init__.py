@@ -30,7 +30,7 @@ _EXPORTS = {
 }
 _SUBPACKAGES = ("attention", "cot", "model", "ops", "patching", "report", "store")
 
-__all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]  # noqa: PLE0604
+__all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]
 
 if TYPE_CHECKING:
     from pycotmech import attention as attention
