@@ -1,0 +1,10 @@
+// The tables that the files of one instruction set export to the dispatch in vec.cpp.
+#pragma once
+
+#include "core/vec.h"
+
+namespace pcm {
+
+extern const VecOps kVecAvx2, kVecAvx512, kVecAvx512Bf16;
+
+}  // namespace pcm
