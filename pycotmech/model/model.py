@@ -98,7 +98,8 @@ class Model:
         c = self.cfg
         return (
             f"Model({self.name}: {c.n_layers} layers x {c.n_heads} heads ({c.n_key_value_heads} key-value), "
-            f"d_model {c.d_model}, d_head {c.d_head}, vocabulary {c.d_vocab}, {str(c.dtype).removeprefix('torch.')}, {self.device})"
+            f"d_model {c.d_model}, d_head {c.d_head}, vocabulary {c.d_vocab}, "
+            f"{str(c.dtype).removeprefix('torch.')}, {self.device})"
         )
 
     def to_tokens(self, prompt: Tokens, *, argument: str = "tokens") -> Tensor:

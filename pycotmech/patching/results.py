@@ -87,7 +87,8 @@ class Sweep:
         axis = "layer x position x head" if self.by_position else "layer x head"
         lines = [
             f"{self.model_name}: {self.site} patched, {self.direction}, metric {self.metric}, {axis} {list(self.shape)}",
-            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, noise floor {self.noise_floor:.2g}",
+            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, "
+            f"noise floor {self.noise_floor:.2g}",
         ]
         for where, value in self.top(10):
             name = f"L{where[0]}H{where[-1]}" + (f" at position {where[1]}" if self.by_position else "")
