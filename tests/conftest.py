@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,15 @@ def tiny_cot_path() -> Path:
     import pycotmech
 
     return Path(pycotmech.__file__).parent / "data" / "tiny-cot"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache():
+    """Converted models go to a folder of this test run, unless PYCOTMECH_CACHE names one to keep."""
+    if os.environ.get("PYCOTMECH_CACHE"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="pycotmech-tests-") as folder:
+        os.environ["PYCOTMECH_CACHE"] = folder
+        yield
+        del os.environ["PYCOTMECH_CACHE"]

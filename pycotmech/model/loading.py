@@ -93,7 +93,8 @@ def load(
         loaded = _load_local(source, dtype=wide, name=name, prepend_bos=alias.prepend_bos, notes=alias.notes)
         if alias.adapter is not None:
             merge_adapter(loaded.model, alias.adapter)
-            loaded.model.to(torch.float32 if chosen == "auto" else chosen)
+            if isinstance(chosen, torch.dtype):
+                _cast_weights(loaded.model, chosen)
     else:
         source, name = _find(name_or_path, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
         loaded = _load_local(source, dtype=chosen, name=name, trust_remote_code=trust_remote_code)
@@ -178,8 +179,14 @@ def _fetch(name: str, *, revision: str | None, gguf_file: str | None, trust_remo
             return Path(hf_hub_download(name, gguf_file, revision=revision))
         _read_config(Path(hf_hub_download(name, "config.json", revision=revision)), source=name)
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", *(["*.py"] if trust_remote_code else [])]
-        folder = snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"])
-        return Path(folder)
+        try:
+            wanted = {"allow_patterns": patterns, "ignore_patterns": ["*/*", "consolidated*"]}
+            return Path(snapshot_download(name, revision=revision, **wanted))
+        except errors.LocalEntryNotFoundError as error:
+            # Offline, and something of the above is not cached; whether it is needed shows when the folder is read.
+            if (partial := getattr(error, "snapshot_path", None)) is not None:
+                return Path(partial)
+            raise
     except errors.GatedRepoError as error:
         raise PermissionError(
             f"{name} asks for consent: accept its terms at https://huggingface.co/{name}, then run `hf auth login`"
@@ -282,6 +289,13 @@ def _load_tokenizer(folder: Path, *, source: Path, trust_remote_code: bool) -> P
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise ValueError(f"the tokenizer in {source} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Rounds or widens the weights only: model.to(dtype) would round the rotary frequencies too."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def _read_config(path: Path, *, source: object) -> None:

@@ -64,4 +64,18 @@ def tiny_llama(
                 # Unit variance out of unit variance in; queries and keys twice that, for peaked attention.
                 gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
                 weight.copy_(gain * noise / weight.shape[1] ** 0.5)
-    return model.to(dtype).eval().requires_grad_(False)
+            weight.data = weight.to(dtype)
+    # Only the weights: model.to(dtype) would round the rotary frequencies too, which from_pretrained keeps in float32.
+    model.config.dtype = dtype
+    return model.eval().requires_grad_(False)
+
+
+def same_model(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Whether two models have bit-equal weights and buffers, in equal dtypes under equal names."""
+    ours, theirs = (
+        dict(a.named_parameters()) | dict(a.named_buffers()),
+        dict(b.named_parameters()) | dict(b.named_buffers()),
+    )
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in theirs
+    )
