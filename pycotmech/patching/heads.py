@@ -212,7 +212,7 @@ class _Job:
         layer_rows = flop = rows = hooked = variants = 0.0
         for v, lengths, _ in tables:
             above = cfg.n_layers - 1 - v.layer
-            layer_rows += float((lengths * above).sum()) + float(lengths.sum())
+            layer_rows += float((lengths * above).sum()) + len(v)  # in the last layer one row of each variant
             keys = (v.first + lengths / 2).double()
             flop += float((lengths * above * planner.layer_flop(cfg, 0) + 4 * cfg.d_model * keys * lengths * above).sum())
             rows += float(lengths.sum())
@@ -221,9 +221,16 @@ class _Job:
         flight = max(int(lengths[c:d].sum()) for (_, lengths, _), cuts in zip(tables, pieces, strict=True) for c, d in cuts)
         in_flight = flight * planner.row_bytes(self.family) + planner.block_bytes(self.family) + base_bytes
         return planner.Plan(
-            len(self.pairs), int(variants), sum(map(len, pieces)), int(rows), layer_rows / cfg.n_layers, hooked, flop, in_flight,
-            self.budget,
-        )  # fmt: skip
+            examples=len(self.pairs),
+            variants=int(variants),
+            chunks=sum(map(len, pieces)),
+            rows=int(rows),
+            token_forwards=layer_rows / cfg.n_layers,
+            hooked_token_forwards=hooked,
+            flop=flop,
+            bytes_in_flight=in_flight,
+            budget_bytes=self.budget,
+        )
 
     def _tick(self, layer_rows: int) -> None:
         self._done += layer_rows
