@@ -51,11 +51,10 @@ def hooked_forward(hf, base, source_z, l, h, positions):
 @torch.no_grad()
 def cached_forward(hf, prefix_cache, suffix, source_z, l, h, positions, first):
     """Hooks on the suffix over a key-value cache of the shared prefix: the strongest thing to write by hand."""
-    past = copy.copy(prefix_cache)
     where = None if positions is None else [p - first for p in positions]
     with hooked(replace_z(hf, l, h, source_z[l][first:, h], where)):
-        logits = hf(suffix[None], past_key_values=past, use_cache=True, logits_to_keep=1).logits[0, -1]
-    past.crop(first)
+        logits = hf(suffix[None], past_key_values=prefix_cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    prefix_cache.crop(first)
     return logits
 
 

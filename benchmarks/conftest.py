@@ -66,7 +66,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     write = terminalreporter.write_line
     write("")
     write(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; every row passed its check"
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; "
+        "every row passed its correctness check in this run"
     )
     write(f"{'what':<58} {'seconds':>9}   {'ratio':>7}  against")
     for r in _ROWS:
