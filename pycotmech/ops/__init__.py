@@ -10,6 +10,10 @@ from pycotmech.ops.attn_entries import attn_entries
 from pycotmech.ops.attn_extract import Extract, attn_extract
 from pycotmech.ops.attn_rows import attn_rows
 from pycotmech.ops.attn_topk import attn_topk
+from pycotmech.ops.linear import linear
+from pycotmech.ops.prefix_attn import prefix_attn
+from pycotmech.ops.rope import rope
+from pycotmech.ops.swiglu import swiglu
 
 __all__ = [
     "Extract",
@@ -21,4 +25,8 @@ __all__ = [
     "attn_topk",
     "cpp_missing",
     "describe",
+    "linear",
+    "prefix_attn",
+    "rope",
+    "swiglu",
 ]
