@@ -171,9 +171,7 @@ def _draw(shape: _Shape, words: Pools, rng: random.Random, label: bool) -> _Prob
     return _Problem(cast, premises, rules, query)
 
 
-def _replacement(
-    shape: _Shape, words: Pools, rng: random.Random, problem: _Problem, key: str, used: list[Form]
-) -> Word:
+def _replacement(shape: _Shape, words: Pools, rng: random.Random, problem: _Problem, key: str, used: list[Form]) -> Word:
     """A word of the same kind that is cut like the role's word in the forms in use and is nowhere in the item."""
     old = problem.words[key]
     pool = words[old.kind]
@@ -203,9 +201,7 @@ def _first_written_alike(places: list[Occurrence], answer: Occurrence) -> Occurr
     return next(
         place
         for place in reversed(places)
-        if place.stop <= answer.start
-        and place.slot.key == answer.slot.key
-        and place.slot.capital == answer.slot.capital
+        if place.stop <= answer.start and place.slot.key == answer.slot.key and place.slot.capital == answer.slot.capital
     )
 
 
@@ -443,9 +439,7 @@ def make_examples(
         examples = tuple(maker.example(i) for i in range(n))
     except TooFewWords as few:
         setting = f"style={style!r}, ontology={ontology!r}, shots={shots}, hops={hops}, distractors={distractors}"
-        raise TooFewWords(
-            f"tokenizer: {few} ({setting}). {_what_would_do(shape, encoder, shots, seed, definition)}"
-        ) from None
+        raise TooFewWords(f"tokenizer: {few} ({setting}). {_what_would_do(shape, encoder, shots, seed, definition)}") from None
     return Examples(
         items=examples,
         hops=hops,

@@ -56,21 +56,20 @@ def _pool(
     encoder: Encoder,
     tiers: Sequence[Sequence[Word]],
     wanted: tuple[Form, ...],
-    by_article: bool,
     need: Need,
     shots: int,
     kind: Kind,
+    style: Style,
 ) -> Pool:
     everything = [word for tier in tiers for word in tier]
-    cuts = profiles(encoder, everything, wanted)
+    cuts = profiles(encoder, everything, wanted, style)
+    by_article = style == "every" and kind == "concept"
     enough = max(need.item, _ENOUGH[kind])
     items: list[Word] = []
     groups = classes(everything, cuts, by_article)
     # The paper's own words first; further ones only where the tokenizer leaves too few of those in one class.
     for words in (tiers[0], everything):
-        ranked = sorted(
-            classes(words, cuts, by_article), key=lambda group: _told_apart(group, cuts), reverse=True
-        )
+        ranked = sorted(classes(words, cuts, by_article), key=lambda group: _told_apart(group, cuts), reverse=True)
         if ranked and _told_apart(ranked[0], cuts) >= enough:
             items = ranked[0]
             break
@@ -95,8 +94,9 @@ def _pool(
         items = [word for word in items if word not in given]
     if _told_apart(items, cuts) < need.item or len(rest) < min(shots, 1) * need.shot:
         raise TooFewWords(
-            f"{len(cuts)} of {len(everything)} words of kind {kind!r} can be used with this tokenizer; "
-            f"a test item needs {need.item} and a shot {need.shot} others"
+            f"{len(cuts)} of {len(everything)} words of kind {kind!r} can be used with this tokenizer, "
+            f"{_told_apart(list(cuts), cuts)} of them with different first tokens; "
+            f"a test item needs {need.item} such and a shot {need.shot} others"
         )
     return Pool(tuple(items), tuple(rest), cuts, wanted, uniform)
 
@@ -120,7 +120,6 @@ def pools(
     out: Pools = {}
     for kind, words in tiers.items():
         rng = random.Random(f"{seed}/pool/{kind}")
-        by_article = style == "every" and kind == "concept"
         wanted = forms(kind, style, order, shots)
-        out[kind] = _pool(rng, encoder, words, wanted, by_article, needs[kind], shots, kind)
+        out[kind] = _pool(rng, encoder, words, wanted, needs[kind], shots, kind, style)
     return out

@@ -125,20 +125,27 @@ def forms(kind: str, style: Style, order: Order, shots: int) -> tuple[Form, ...]
     return (Form(), Form(plural=True), *capital)
 
 
-# Text in front of a word, by lead, and behind it. Both ends are what the sentences of the task have there.
+# Text in front of a word, by lead. It and what stands behind are what the sentences of the task have there.
 _LEFT: dict[str, str] = {"space": "that is ", "line": ":\n", "start": ""}
-_RIGHT = (" is", ".", ",")
 
 
-def profiles(encoder: Encoder, words: Iterable[Word], wanted: Sequence[Form]) -> dict[Word, Profile]:
+def _behind(kind: str, style: Style, form: Form) -> tuple[str, ...]:
+    if kind == "entity" or form.capital:
+        return (" is",)
+    if style == "paper":
+        return (".",)
+    return (".", ",") if kind == "property" else (" is", ".", ",")
+
+
+def profiles(encoder: Encoder, words: Iterable[Word], wanted: Sequence[Form], style: Style) -> dict[Word, Profile]:
     """How each word is cut in each form. A word is left out if it is unknown, is merged with its neighbours, or is cut
-    differently before " is", "." and ","."""
+    differently by what stands behind it."""
     words = list(words)
     texts, places = [], []
     for word in words:
         for form in wanted:
             written = word.written(plural=form.plural, capital=form.capital)
-            for right in _RIGHT:
+            for right in _behind(word.kind, style, form):
                 left = _LEFT[form.lead]
                 texts.append(left + written + right)
                 places.append((word, form, len(left), len(left) + len(written)))

@@ -33,10 +33,10 @@ class Word:
 
 ENTITY_NAMES = ("Fae", "Rex", "Sally", "Max", "Alex", "Sam", "Polly", "Stella", "Wren")
 
-FICTIONAL_NOUNS = tuple(
-    "wumpus yumpus zumpus dumpus rompus numpus tumpus vumpus impus jompus gorpus shumpus lempus sterpus grimpus lorpus "
-    "brimpus".split()
-)
+_NOUNS = """
+wumpus yumpus zumpus dumpus rompus numpus tumpus vumpus impus jompus gorpus shumpus lempus sterpus grimpus lorpus brimpus
+"""
+FICTIONAL_NOUNS = tuple(_NOUNS.split())
 
 # PrOntoQA draws from families of properties that exclude one another; a rule never needs two of one family here.
 PROPERTY_FAMILIES = (
@@ -80,16 +80,14 @@ TRUE_PARENT = {
 _ALSO_TRUE = {("snake", "carnivore"), ("spider", "carnivore"), ("feline", "mammal")}
 _IRREGULAR = {"sheep": "sheep", "butterfly": "butterflies"}
 
-_ONSETS = (
-    "b bl br ch d dr f fl fr g gl gr h k kl l m n p pl pr qu r s sh sl st str t th tr tw v w y z".split()
-)  # fmt: skip
-_RHYMES = "am em im om um ar or ur an en on ol il el".split()
+_ONSETS = "b bl br ch d dr f fl fr g gl gr h k kl l m n p pl pr qu r s sh sl st str t th tr tw v w y z"
+_RHYMES = "am em im om um ar or ur an en on ol il el"
 _REAL_WORDS = {"rumpus", "tempus", "grampus", "pompus", "humpus", "wampus"}
 
 
 def _made_up_nouns() -> tuple[str, ...]:
     known = set(FICTIONAL_NOUNS) | _REAL_WORDS
-    made = (onset + rhyme + "pus" for onset in _ONSETS for rhyme in _RHYMES)
+    made = (onset + rhyme + "pus" for onset in _ONSETS.split() for rhyme in _RHYMES.split())
     return tuple(noun for noun in made if noun not in known)
 
 

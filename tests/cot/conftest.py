@@ -1,14 +1,11 @@
 """Tokenizers of three kinds: whole words, byte-level BPE, and SentencePiece-like BPE with a BOS."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-import pycotmech
 
 _CORPUS = [
     "Every animal is a mammal. The lamp is bright and the wren is happy. Since every dog is large, Max is large.",
@@ -19,12 +16,9 @@ _CORPUS = [
 
 
 @pytest.fixture(scope="session")
-def tiny_cot():
-    """The word-level tokenizer that ships as test data."""
-    folder = os.environ.get("PYCOTMECH_TINY_COT") or Path(pycotmech.__file__).parent / "data" / "tiny-cot"
-    if not (Path(folder) / "tokenizer.json").is_file():
-        pytest.fail(f"{folder} does not hold the tiny-cot tokenizer")
-    return AutoTokenizer.from_pretrained(folder)
+def tiny_cot(tiny_cot_path):
+    """The word-level tokenizer of the shipped tiny-cot model."""
+    return AutoTokenizer.from_pretrained(tiny_cot_path)
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +60,7 @@ def byte_bpe():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(_CORPUS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 

@@ -1,5 +1,6 @@
 """The rows "Data generator", "Subtask split" and "Counterfactuals" of the specification: no violation is allowed."""
 
+import os
 import random
 import subprocess
 import sys
@@ -9,122 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cot.prover import prove, singular
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pycotmech.cot import Example, Examples, TooFewWords, make_examples
 from pycotmech.cot import vocabulary as words
-from pycotmech.cot.examples import step_kind
-
-NOUNS = {word.singular for word in (*words.FICTIONAL, *words.MADE_UP, *words.FALSE)}
-KIND = {word.singular: word.kind for word in (*words.ENTITIES, *words.PROPERTIES)} | dict.fromkeys(NOUNS, "concept")
-FALSE_ONTOLOGY = {"tiny_cot": None}
-
-
-def item_text(examples: Examples, text: str) -> str:
-    assert text.startswith(examples.few_shot)
-    return text[len(examples.few_shot) :]
-
-
-def split(examples: Examples, text: str) -> tuple[str, str]:
-    """Question and query of a prompt, clean or corrupted, from its text."""
-    body = item_text(examples, text).removeprefix("### Input:\n")
-    question, rest = body.split(" True or false: ")
-    query = "True or false: " + rest.split(" Answer:")[0].split(" Let us think")[0]
-    return question, query
-
-
-def written_words(text: str) -> set[str]:
-    """The vocabulary words in a text, singular."""
-    found = {singular(w) if singular(w) in NOUNS else w for w in text.replace(".", " ").replace(",", " ").split()}
-    return found & set(KIND)
-
-
-def check(examples: Examples, tokenizer) -> None:
-    """Everything an example promises."""
-    hops = examples.hops
-    bos = [tokenizer.bos_token_id] if examples.bos else []
-    shot_words = written_words(examples.few_shot)
-    shared = examples.shared_ids.tolist()
-    assert len({(e.question, e.query) for e in examples}) == len(examples)
-    assert sum(e.label for e in examples) in (len(examples) // 2, (len(examples) + 1) // 2)
-    for example in examples:
-        full = example.full_ids.tolist()
-        assert full == bos + tokenizer(example.full_text, add_special_tokens=False)["input_ids"]
-        assert example.full_text.startswith(example.prompt) and example.full_text.endswith(example.chain)
-        assert not example.prompt.endswith(" ")
-        assert split(examples, example.prompt) == (example.question, example.query)
-        assert example.question.count(".") == hops + 1 + examples.distractors
-        proof, label = prove(example.question, example.query, NOUNS)
-        assert label == example.label == (example.chain.split()[-1] == "True")
-        assert shot_words.isdisjoint(written_words(example.question + " " + example.query))
-        assert [s.kind for s in example.steps] == [step_kind(i) for i in range(4 * hops + 2)]
-        assert len(proof) == len(example.steps) == examples.n_steps
-        assert list(example.segments) == ["few_shot", "question", "generated"]
-        for i, step in enumerate(example.steps):
-            assert step.index == i
-            check_step(examples, example, step, tokenizer, proof[i], full, shared)
-
-
-def check_step(examples, example, step, tokenizer, proved, full, shared):
-    clean, corrupted = step.clean.tolist(), step.corrupted.tolist()
-    bos = full[:1] if examples.bos else []
-    # the cut
-    assert clean == full[: step.answer_span.start]
-    assert step.standalone
-    assert clean == bos + tokenizer(step.text, add_special_tokens=False)["input_ids"]
-    assert corrupted == bos + tokenizer(step.corrupted_text, add_special_tokens=False)["input_ids"]
-    assert not step.text.endswith(" ") and not step.prefix_text.endswith(" ")
-    assert step.text == (example.prompt if step.index == 0 else step.text)
-    assert step.text.endswith(step.prefix_text)
-    joint = "" if step.text.endswith("\n") else " "
-    assert example.full_text.startswith(step.text + joint + step.answer_word)
-    assert example.chain.startswith(step.prefix_text)
-    # the answer
-    assert list(step.answer_tokens) == full[step.answer_span] and step.answer == step.answer_tokens[0]
-    assert singular(step.answer_word) == proved.lower() or step.answer_word == proved
-    assert step.answer != step.wrong == step.wrong_tokens[0]
-    assert len(step.answer_tokens) == len(step.wrong_tokens)
-    # the counterfactual
-    assert step.clean.dtype == step.corrupted.dtype == torch.long
-    assert len(clean) == len(corrupted)
-    assert list(step.differs) == [p for p, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
-    assert step.differs
-    at_word = {p for o in step.occurrences for p in range(o.start, o.stop)}
-    assert set(step.differs) <= at_word
-    assert clean[: len(shared)] == corrupted[: len(shared)] == shared
-    old, new = step.replaced
-    assert KIND[old] == KIND[new] and old != new
-    assert step.answer_word[0].isupper() == step.wrong_word[0].isupper()
-    assert new not in written_words(example.full_text)
-    if examples.style == "every":
-        assert words.Word("concept", old).article == words.Word("concept", new).article
-    question, query = split(examples, step.corrupted_text)
-    item = item_text(examples, step.corrupted_text)
-    if examples.definition == "exact":
-        assert old not in written_words(item)
-        other, label = prove(question, query, NOUNS)
-        assert label == example.label
-        assert other[step.index].lower() == singular(step.wrong_word) or other[step.index] == step.wrong_word
-        assert other[step.index] != proved
-        # what was generated before the step is what follows from the corrupted premises, too
-        prefix = [w for w in item.split(query)[1].replace(".", " ").replace(",", " ").split() if w in KIND or
-                  singular(w) in NOUNS]
-        assert [singular(w) if singular(w) in NOUNS else w for w in prefix] == other[: step.index]
-    else:
-        before, after = item_text(examples, step.text).split(), item.split()
-        changed = [(a.strip(".,"), b.strip(".,")) for a, b in zip(before, after, strict=True) if a != b]
-        assert len(changed) == 1
-        assert changed[0][0][0].isupper() == changed[0][1][0].isupper()
-    # the segments
-    few, question_, generated = (step.segments[name] for name in ("few_shot", "question", "generated"))
-    assert (few.start, few.stop) == (len(bos), len(shared))
-    assert few.stop == question_.start and question_.stop == generated.start and generated.stop == len(clean)
-    assert question_.stop == len(example.steps[0].clean)
-    for span in step.occurrences:
-        assert span.start >= few.stop and span.stop <= len(clean)
-
+from tests.cot.promises import KIND, NOUNS, check, split, written_words
+from tests.cot.prover import prove, singular
 
 SETTINGS = [
     dict(),
@@ -146,11 +38,19 @@ SETTINGS = [
 @pytest.mark.parametrize("kwargs", SETTINGS, ids=lambda k: "-".join(f"{a}={b}" for a, b in k.items()) or "default")
 @pytest.mark.parametrize("style", ["every", "paper"])
 def test_no_violation_fictional(tokenizer, style, kwargs):
-    check(make_examples(20, tokenizer=tokenizer, style=style, seed=1, **kwargs), tokenizer)
+    check(make_examples(10, tokenizer=tokenizer, style=style, seed=1, **kwargs), tokenizer)
 
 
-@pytest.mark.parametrize("kwargs", [dict(), dict(shots=0, order="shuffled"), dict(hops=3, shots=2),
-                                    dict(shots=2, distractors=2), dict(shots=2, definition="paper")])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(),
+        dict(shots=0, order="shuffled"),
+        dict(hops=3, shots=2),
+        dict(shots=2, distractors=2),
+        dict(shots=2, definition="paper"),
+    ],
+)
 @pytest.mark.parametrize("style", ["every", "paper"])
 def test_no_violation_false_ontology(smollm2, style, kwargs):
     examples = make_examples(20, tokenizer=smollm2, style=style, ontology="false", seed=1, **kwargs)
@@ -178,10 +78,10 @@ def assert_false(question: str) -> None:
 @pytest.mark.parametrize("style", ["every", "paper"])
 def test_no_violation_in_hundreds(tiny_cot, smollm2, style):
     for tokenizer in (tiny_cot, smollm2):
-        check(make_examples(200, tokenizer=tokenizer, style=style, seed=7, shots=4), tokenizer)
+        check(make_examples(150, tokenizer=tokenizer, style=style, seed=7, shots=1), tokenizer)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**40),
     hops=st.integers(1, 4),
@@ -194,8 +94,16 @@ def test_no_violation_in_hundreds(tiny_cot, smollm2, style):
 )
 def test_no_violation_anywhere(tiny_cot, seed, hops, shots, distractors, style, order, definition, bos):
     examples = make_examples(
-        4, tokenizer=tiny_cot, seed=seed, hops=hops, shots=shots, distractors=distractors, style=style, order=order,
-        definition=definition, bos=bos,
+        4,
+        tokenizer=tiny_cot,
+        seed=seed,
+        hops=hops,
+        shots=shots,
+        distractors=distractors,
+        style=style,
+        order=order,
+        definition=definition,
+        bos=bos,
     )
     check(examples, tiny_cot)
 
@@ -242,9 +150,7 @@ def test_layout_of_style_paper(tiny_cot):
         assert property_rule in (f"{b.capitalize()} is {p}", f"{b.capitalize()}es are {p}")
         assert link in (f"{a.capitalize()} is {b}", f"{a.capitalize()}es are {b}es")
         assert member == f"{e} is {a}"
-        assert example.prompt == (
-            f"### Input:\n{example.question} {example.query} Let us think step by step.\n### Response:\n"
-        )
+        assert example.prompt == (f"### Input:\n{example.question} {example.query} Let us think step by step.\n### Response:\n")
         assert example.chain == f"{member}. {link}. {e} is {b}. {property_rule}. {e} is {p}. {example.label}"
         seen.add((" are " in property_rule, " are " in link))
     assert len(seen) == 4
@@ -258,8 +164,10 @@ def test_order_of_premises(tiny_cot, style):
             w = example.words
             ranks = {(w["C1"], w["C2"]): 1, (w["C2"], w["C3"]): 2, (w["C3"], w["p"]): 3, (w["E"], w["C1"]): 0}
             sentences = [s.split() for s in example.question.rstrip(".").split(". ")]
-            pairs = [[singular(x) if singular(x) in NOUNS else x for x in s if x not in ("Every", "is", "are", "a")]
-                     for s in sentences]
+            pairs = [
+                [singular(x) if singular(x) in NOUNS else x for x in s if x not in ("Every", "is", "are", "a")]
+                for s in sentences
+            ]
             out.append(tuple(ranks[tuple(pair)] for pair in pairs))
         return out
 
@@ -275,10 +183,12 @@ def test_what_the_authors_replace(tiny_cot):
     w = example.words
 
     def changed(step):
-        body = step.corrupted_text.removeprefix("### Input:\n").replace(
-            " Let us think step by step.\n### Response:\n", " | ").split()
-        old = step.text.removeprefix("### Input:\n").replace(
-            " Let us think step by step.\n### Response:\n", " | ").split()
+        body = (
+            step.corrupted_text.removeprefix("### Input:\n")
+            .replace(" Let us think step by step.\n### Response:\n", " | ")
+            .split()
+        )
+        old = step.text.removeprefix("### Input:\n").replace(" Let us think step by step.\n### Response:\n", " | ").split()
         (index,) = [i for i, (x, y) in enumerate(zip(old, body, strict=True)) if x != y]
         return index, old.index("|")
 
@@ -313,15 +223,12 @@ def test_one_length_in_style_every(tiny_cot, smollm2):
     uneven = make_examples(30, tokenizer=smollm2, style="paper", ontology="false", shots=0)
     with pytest.raises(ValueError, match="one length"):
         uneven.stacked(0)
-    with pytest.raises(ValueError, match="step must be in 0 .. 9, got 10"):
+    with pytest.raises(ValueError, match=r"step must be in 0 \.\. 9, got 10"):
         examples.stacked(10)
 
 
 def fingerprint(examples: Examples) -> list:
-    return [
-        (e.full_text, e.full_ids.tolist(), [(s.corrupted.tolist(), s.wrong, s.differs) for s in e.steps])
-        for e in examples
-    ]
+    return [(e.full_text, e.full_ids.tolist(), [(s.corrupted.tolist(), s.wrong, s.differs) for s in e.steps]) for e in examples]
 
 
 def test_deterministic_and_stable_in_n(tiny_cot):
@@ -342,22 +249,22 @@ def test_independent_of_the_hash_seed(tiny_cot):
         "e = make_examples(3, tokenizer=AutoTokenizer.from_pretrained(sys.argv[1]), shots=2, distractors=2);"
         "print([x.full_text for x in e], [s.corrupted_text for x in e for s in x.steps])"
     )
-    out = {
-        subprocess.run(
-            [sys.executable, "-c", code, tiny_cot.name_or_path],
-            env={**__import__("os").environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(out) == 1
+    run = [sys.executable, "-c", code, tiny_cot.name_or_path]
+    env = {**os.environ, "PYTHONHASHSEED": "1"}
+    there = subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout
+    here = make_examples(3, tokenizer=tiny_cot, shots=2, distractors=2)
+    texts = ([x.full_text for x in here], [s.corrupted_text for x in here for s in x.steps])
+    assert there == f"{texts[0]} {texts[1]}\n"
 
 
 def test_bos(tiny_cot, smollm2, sentencepiece_like, byte_bpe):
-    asked = [(tiny_cot, None, False), (tiny_cot, True, True), (smollm2, None, False), (sentencepiece_like, None, True),
-             (sentencepiece_like, False, False)]
+    asked = [
+        (tiny_cot, None, False),
+        (tiny_cot, True, True),
+        (smollm2, None, False),
+        (sentencepiece_like, None, True),
+        (sentencepiece_like, False, False),
+    ]
     for tokenizer, bos, want in asked:
         examples = make_examples(2, tokenizer=tokenizer, bos=bos, shots=2)
         assert examples.bos == want
@@ -426,31 +333,32 @@ def test_too_few_words_says_what_would_do(tiny_cot, smollm2):
     with pytest.raises(TooFewWords, match="kind 'entity'"):
         make_examples(1, tokenizer=tiny_cot, distractors=60)
     with pytest.raises(TooFewWords, match="used before: ask for fewer"):
-        make_examples(10_000, tokenizer=only(["a"], 3, entities=3), hops=1, shots=0)
+        make_examples(10_000, tokenizer=only(3, entities=3), hops=1, shots=0)
 
 
-def only(extra, nouns, entities=9, template=None):
+_EVERY = "Every every is a an Since True False or false Answer . , :"
+
+
+def only(nouns, entities=9, fixed=_EVERY):
     """A word-level tokenizer that knows a few words."""
-    fixed = template or "Every every is a an Since True False or false Answer . , : \n".split(" ")
     some = [w.singular for w in words.FICTIONAL if w.article == "a"][:nouns]
     names = [w.singular for w in words.ENTITIES][:entities]
-    known = ["<unk>", *fixed, *names, *some, *(w.singular for w in words.PROPERTIES[:3])]
+    known = ["<unk>", *fixed.split(), *names, *some, *(w.singular for w in words.PROPERTIES[:3])]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(known))}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
 def test_unknown_words_are_never_used():
-    tokenizer = only([], 5)
+    tokenizer = only(5)
     examples = make_examples(20, tokenizer=tokenizer, shots=0)
     for example in examples:
         assert 0 not in example.full_ids
     with pytest.raises(TooFewWords, match="does not know 'Since', which style 'every' needs"):
-        make_examples(1, tokenizer=only([], 5, template="Every every is a an True False or false Answer . , :".split()),
-                      shots=0)
+        make_examples(1, tokenizer=only(5, fixed=_EVERY.replace("Since ", "")), shots=0)
 
 
-def test_tokenizer_that_merges_the_line_ends(byte_bpe):
+def test_tokenizer_that_merges_the_line_ends():
     """A piece for two newlines: the few-shot block alone ends in another token than inside the text."""
     examples = make_examples(5, tokenizer=merging(), style="paper", shots=2)
     for example in examples:
@@ -467,10 +375,12 @@ def test_tokenizer_that_merges_a_word_with_the_text_before_it():
 
 
 def merging(*pieces):
-    """Every character a token, but for words, two newlines, and given pieces that span words."""
+    """Every character a token with the space before it, but for two newlines and the given pieces, which are one."""
     vocab = {w: i for i, w in enumerate(["<unk>", "\n\n", *pieces])}
     for code in range(32, 127):
         vocab.setdefault(chr(code), len(vocab))
+    for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ":
+        vocab.setdefault(" " + letter, len(vocab))
     vocab.setdefault("\n", len(vocab))
     scored = [(piece, -1.0 if len(piece) > 1 else -5.0) for piece in vocab]
     tokenizer = Tokenizer(models.Unigram(scored, unk_id=0))
