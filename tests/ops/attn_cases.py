@@ -109,3 +109,20 @@ SMALL = {
     "readout per head": Case(B=2, H=4, Hkv=2, T=4, S=6, C=3, readout_batch=True, readout_heads=True, G=2),
     "many keys asked": Case(T=4, S=4, topk=20),
 }
+
+
+def pytorch_error(inputs: dict, want: Tensor) -> float:
+    """The error of z in PyTorch's own materialised attention in the dtype of the inputs."""
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    group, S, T = q.shape[1] // k.shape[1], k.shape[2], q.shape[2]
+    s = q @ k.repeat_interleave(group, 1).mT * q.shape[-1] ** -0.5
+    if inputs["softcap"]:
+        s = inputs["softcap"] * torch.tanh(s / inputs["softcap"])
+    at, keys = torch.arange(S - T, S)[:, None], torch.arange(S)
+    seen = (keys <= at)[None, None]
+    if inputs["window"]:
+        seen = seen & (at - keys < inputs["window"])
+    if inputs.get("starts") is not None:
+        seen = seen & (keys >= inputs["starts"][:, None, None, None])
+    p = torch.softmax(s.masked_fill(~seen, torch.finfo(s.dtype).min), -1).masked_fill(~seen, 0)
+    return error(p @ v.repeat_interleave(group, 1), want)
