@@ -102,7 +102,7 @@ def weights(model: GgufModel) -> Iterator[tuple[str, np.ndarray]]:
         if ".q_proj." in name:
             array = _unpermute(array, model.config.num_attention_heads)
         elif ".k_proj." in name:
-            array = _unpermute(array, model.config.num_key_value_heads)
+            array = _unpermute(array, model.config.num_key_value_heads or model.config.num_attention_heads)
         yield name, np.ascontiguousarray(array)
 
 
@@ -177,7 +177,7 @@ def _special_ids(reader: GGUFReader) -> dict[str, int | None]:
     return {f"{name}_token_id": None if field is None else int(_value(field)) for name, field in fields.items()}
 
 
-def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special: dict[str, int | None]) -> LlamaConfig:
+def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special: dict[str, Any]) -> LlamaConfig:
     from transformers import LlamaConfig
 
     prefix = "llama."

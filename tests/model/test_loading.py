@@ -223,6 +223,12 @@ def test_a_path_that_does_not_exist(name):
         load(name)
 
 
+@pytest.mark.parametrize("name", ["Max is a lempus. " * 400, "a\0b"])
+def test_a_prompt_is_no_path(name):
+    with pytest.raises(FileNotFoundError, match="there is no "):
+        load(name)
+
+
 def test_arguments_are_checked_first():
     with pytest.raises(ValueError, match=r"dtype must be 'auto' or one of float16, bfloat16, float32, float64.*'int8'"):
         load("not/here/at/all", dtype="int8")

