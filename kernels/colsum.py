@@ -1,0 +1,130 @@
+"""attn_colsum on the GPU: attention received. A second pass with lse known, one program per key block, no atomics."""
+
+import torch
+import triton
+import triton.language as tl
+
+from pycotmech.kernels import configs, launch
+from pycotmech.kernels.tiles import LOG2E, capped, load_rows, visible
+
+
+@triton.jit
+def _add_rows(
+    acc, k, Q, LSE, W, b, h, offs_n, lo, hi, first, shift, T, window, stride_qt, c, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr,
+    WEIGHTED: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    for m0 in tl.range(lo, hi, BLOCK_M, num_stages=STAGES):
+        offs_m = m0 + tl.arange(0, BLOCK_M)
+        if TMA:
+            q = Q.load([b, h, m0, 0]).reshape(BLOCK_M, DP)
+        else:
+            q = load_rows(Q, offs_m, 0, T, stride_qt, D, DP, MASKED)
+        if MASKED:
+            lse = tl.load(LSE + offs_m, mask=offs_m < T, other=float("inf"))  # rows beyond T weigh exp(-inf) = 0
+        else:
+            lse = tl.load(LSE + offs_m)
+        s = tl.dot(k, q.T, input_precision=PREC)  # [BLOCK_N, BLOCK_M]
+        if CAP:
+            s = capped(s, scale, softcap)
+        p = tl.exp2(s * c - (lse * LOG2E)[None, :])
+        if MASKED:
+            seen = visible((offs_m + shift)[None, :], offs_n[:, None], first, window)
+            p = tl.where(seen & (offs_m < T)[None, :], p, 0.0)
+        if WEIGHTED:
+            if MASKED:
+                w = tl.load(W + offs_m, mask=offs_m < T, other=0.0)
+            else:
+                w = tl.load(W + offs_m)
+            p = p * w[None, :]
+        acc += tl.sum(p, 1)
+    return acc
+
+
+@triton.jit(do_not_specialize=["H", "T", "S", "window"])
+def colsum_kernel(
+    Q, K, LSE, W, STARTS, OUT,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_wb, stride_wh,
+    H, T, S, scale, softcap, window,
+    GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr, PREC: tl.constexpr, WEIGHTED: tl.constexpr, PADDED: tl.constexpr, BANDED: tl.constexpr,
+    CAP: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    n0 = tl.program_id(0) * BLOCK_N  # the first keys are seen by the most rows, and come first
+    bh = tl.program_id(1)
+    b = bh // H
+    h = bh % H
+    hk = h // GROUP
+    offs_n = n0 + tl.arange(0, BLOCK_N)
+    if TMA:
+        k = K.load([b, hk, n0, 0]).reshape(BLOCK_N, DP)
+    else:
+        k = load_rows(K + b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh, offs_n, 0, S, stride_kt, D, DP, True)
+        Q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh
+    LSE += bh.to(tl.int64) * T
+    W += b.to(tl.int64) * stride_wb + h.to(tl.int64) * stride_wh
+    if CAP:
+        c = LOG2E + 0.0 * scale
+    else:
+        c = scale * LOG2E
+    shift = S - T
+    first = 0
+    if PADDED:
+        first = tl.load(STARTS + b)
+    last = tl.minimum(n0 + BLOCK_N, S) - 1
+    lo = tl.maximum(tl.maximum(n0, first) - shift, 0) // BLOCK_M * BLOCK_M
+    # Rows from full_lo on see every key of the block; with a window, only those before full_hi.
+    full_lo = tl.cdiv(tl.maximum(last - shift, 0), BLOCK_M) * BLOCK_M
+    hi = T
+    full_hi = T // BLOCK_M * BLOCK_M
+    if BANDED:
+        hi = tl.maximum(tl.minimum(T, last + window - shift), 0)
+        full_hi = tl.maximum(tl.minimum(T, n0 + window - shift), 0) // BLOCK_M * BLOCK_M
+        if n0 < first:  # padding among the keys: no block is full
+            full_hi = 0
+    full_lo = tl.maximum(lo, tl.minimum(full_lo, tl.cdiv(hi, BLOCK_M) * BLOCK_M))
+    acc = tl.zeros([BLOCK_N], tl.float32)
+    acc = _add_rows(
+        acc, k, Q, LSE, W, b, h, offs_n, lo, tl.minimum(full_lo, hi), first, shift, T, window, stride_qt, c, scale, softcap,
+        D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, True,
+    )  # fmt: skip
+    acc = _add_rows(
+        acc, k, Q, LSE, W, b, h, offs_n, full_lo, full_hi, first, shift, T, window, stride_qt, c, scale, softcap,
+        D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, False,
+    )  # fmt: skip
+    acc = _add_rows(
+        acc, k, Q, LSE, W, b, h, offs_n, tl.maximum(full_lo, full_hi), hi, first, shift, T, window, stride_qt, c, scale,
+        softcap, D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, True,
+    )  # fmt: skip
+    tl.store(OUT + bh.to(tl.int64) * S + offs_n, acc, mask=offs_n < S)
+
+
+def attn_colsum(q, k, lse, weights, starts, scale, window, softcap):
+    """The CUDA side of `pycotmech::attn_colsum`; the op's public function has checked the arguments."""
+    q, scale = launch.positive_scale(q, scale)
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    out = launch.empty((B, H, S), torch.float32, q)
+    if out.numel() == 0:
+        return out
+    config = configs.pick("attn_colsum", q.dtype, D)
+    tma = config.tma and launch.describable(q, k)
+    if not tma:
+        config = configs.pick("attn_colsum", q.dtype, D, pointers=True)
+    DP = configs.padded(D)
+    args = [q, k]
+    if tma:
+        args = [launch.descriptor(x, [1, 1, n, DP]) for x, n in ((q, config.block_m), (k, config.block_n))]
+    weight_strides = (0, 0)
+    if weights is not None:
+        weights = weights if weights.stride(2) == 1 else weights.contiguous()
+        weight_strides = tuple(weights.stride(i) if weights.shape[i] > 1 else 0 for i in (0, 1))
+    colsum_kernel[(triton.cdiv(S, config.block_n), B * H)](
+        *args, lse.contiguous(), lse if weights is None else weights, lse if starts is None else starts, out,
+        *q.stride()[:3], *k.stride()[:3], *weight_strides, H, T, S, scale, softcap, window or 2**30,
+        GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
+        PREC=config.precision, WEIGHTED=weights is not None, PADDED=starts is not None,
+        BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=tma, num_warps=config.warps,
+        num_stages=config.stages,
+    )  # fmt: skip
+    return out

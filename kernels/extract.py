@@ -1,0 +1,281 @@
+"""attn_extract on the GPU: flash attention that also keeps entropy, mass per segment, readouts and the top keys.
+
+One program takes BLOCK_M query rows of one head, heaviest first, and walks over the keys in up to three stretches: a masked
+head (only with left padding or a window), the blocks every row sees in full, and the masked diagonal. Scores stay raw;
+weights are exp2 of their shifted, scaled value t, so that the largest is exactly 1, and the entropy is accumulated about the
+running maximum, H = ln l - sum(p t) / l, which does not cancel where log-sum-exp minus the mean score would.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from pycotmech.kernels import configs, launch
+from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, load_rows, visible
+
+MAX_TOPK = 8
+MAX_COLUMNS = 64
+"""Segments or readout columns of one launch; more are found in further launches that skip the values."""
+
+
+@triton.jit
+def _weigh(acc, p, x, alpha, PARTS: tl.constexpr, ONE_HOT: tl.constexpr):
+    """acc * alpha + p @ x with p, and x unless it is 0 or 1, in PARTS bfloat16 parts (8 bits of mantissa each)."""
+    acc = acc * alpha[:, None]
+    p0, p_rest = bf16_part(p)
+    if ONE_HOT:
+        acc = tl.dot(p0, x, acc)
+        if PARTS > 1:
+            p1, p_rest = bf16_part(p_rest)
+            acc = tl.dot(p1, x, acc)
+        if PARTS > 2:
+            acc = tl.dot(p_rest.to(tl.bfloat16), x, acc)
+    else:
+        x0, x_rest = bf16_part(x)
+        x1, x_rest = bf16_part(x_rest)
+        p1, p_rest = bf16_part(p_rest)
+        if PARTS > 2:
+            p2 = p_rest.to(tl.bfloat16)
+            acc = tl.dot(p2, x0, acc)
+            acc = tl.dot(p1, x1, acc)
+            acc = tl.dot(p0, x_rest.to(tl.bfloat16), acc)
+        acc = tl.dot(p1, x0, acc)
+        acc = tl.dot(p0, x1, acc)
+        acc = tl.dot(p0, x0, acc)
+    return acc
+
+
+@triton.jit
+def _keep_best(tv, ti, s, start, offs_n, TOPK: tl.constexpr):
+    """The running top keys tv, ti [rows, slots] after the tile s; a round replaces each row's worst slot if it is beaten.
+
+    Not a loop while any row improves: a loop inside the key loop would switch its software pipelining off.
+    """
+    if tl.max((tl.max(s, 1) > tl.min(tv, 1)).to(tl.int32), 0) > 0:
+        for _ in tl.static_range(TOPK):
+            best, arg = tl.max(s, 1, return_indices=True)  # the lowest key among equals
+            worst = tl.min(tv, 1)
+            last = tl.max(tl.where(tv == worst[:, None], ti, -1), 1)  # among equal slots the highest key goes
+            put = (best > worst)[:, None] & (tv == worst[:, None]) & (ti == last[:, None])
+            tv = tl.where(put, best[:, None], tv)
+            ti = tl.where(put, (arg + start)[:, None], ti)
+            s = tl.where((arg + start)[:, None] == offs_n[None, :], NEG, s)
+    return tv, ti
+
+
+@triton.jit
+def _walk(
+    acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, lo, hi, first, S, window,
+    stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr,
+    WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr, CP: tl.constexpr, TOPK: tl.constexpr,
+    PARTS: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        if TMA:
+            k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
+        else:
+            k = load_rows(K, offs_n, first, S, stride_kt, D, DP, MASKED)
+        s = tl.dot(q, k.T, input_precision=PREC)
+        if CAP:
+            s = capped(s, scale, softcap)
+        if MASKED:
+            s = tl.where(visible(at[:, None], offs_n[None, :], first, window), s, NEG)
+        m_new = tl.maximum(m_i, tl.max(s, 1))
+        alpha = tl.exp2((m_i - m_new) * c)
+        t = (s - m_new[:, None]) * c
+        p = tl.exp2(t)
+        if ENTROPY:
+            u_i = alpha * (u_i + l_i * ((m_i - m_new) * c)) + tl.sum(p * t, 1)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        if WITH_Z:
+            if TMA:
+                v = V.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
+            else:
+                v = load_rows(V, offs_n, first, S, stride_vt, D, DP, MASKED)
+            acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PREC)
+        if GP > 0:
+            if MASKED:
+                seg = tl.load(SEG + offs_n, mask=offs_n < S, other=-1)
+            else:
+                seg = tl.load(SEG + offs_n)
+            member = (seg[:, None] - seg_base) == tl.arange(0, GP)[None, :]
+            macc = _weigh(macc, p, member.to(tl.bfloat16), alpha, PARTS, True)
+        if CP > 0:
+            offs_c = tl.arange(0, CP)
+            ok = (offs_c < n_read)[None, :]
+            if MASKED:
+                ok = ok & ((offs_n >= first) & (offs_n < S))[:, None]
+            x = tl.load(READ + offs_n.to(tl.int64)[:, None] * stride_rt + offs_c[None, :], mask=ok, other=0.0)
+            racc = _weigh(racc, p, x, alpha, PARTS, False)
+        if TOPK > 0:
+            tv, ti = _keep_best(tv, ti, s, start, offs_n, TOPK)
+        m_i = m_new
+    return acc, macc, racc, m_i, l_i, u_i, tv, ti
+
+
+@triton.jit(do_not_specialize=["H", "T", "S", "window", "seg_base", "n_seg", "n_read", "G", "C"])
+def extract_kernel(
+    Q, K, V, SEG, READ, STARTS, Z, LSE, PMAX, ENT, MASS, OUT, TOP_P, TOP_I,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+    stride_sb, stride_rb, stride_rh, stride_rt, stride_zb, stride_zh, stride_zt,
+    H, T, S, scale, softcap, window, seg_base, n_seg, G, n_read, C,
+    GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr, PREC: tl.constexpr, WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr,
+    CP: tl.constexpr, TOPK: tl.constexpr, KP: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
+    BANDED: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
+    bh = tl.program_id(1)
+    b = bh // H
+    h = bh % H
+    hk = h // GROUP
+    m0 = pid * BLOCK_M
+    offs_m = m0 + tl.arange(0, BLOCK_M)
+    row_ok = offs_m < T
+    if TMA:
+        q = Q.load([b, h, m0, 0]).reshape(BLOCK_M, DP)
+    else:
+        q = load_rows(Q + b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh, offs_m, 0, T, stride_qt, D, DP, True)
+        K += b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh
+        V += b.to(tl.int64) * stride_vb + hk.to(tl.int64) * stride_vh
+    SEG += b.to(tl.int64) * stride_sb
+    READ += b.to(tl.int64) * stride_rb + h.to(tl.int64) * stride_rh
+    if CAP:
+        c = LOG2E + 0.0 * scale
+    else:
+        c = scale * LOG2E
+    GQ: tl.constexpr = GP if GP > 0 else 16
+    CQ: tl.constexpr = CP if CP > 0 else 16
+    m_i = tl.full([BLOCK_M], NEG, tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    u_i = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, DP], tl.float32)
+    macc = tl.zeros([BLOCK_M, GQ], tl.float32)
+    racc = tl.zeros([BLOCK_M, CQ], tl.float32)
+    tv = tl.full([BLOCK_M, KP], -3.0e38, tl.float32)
+    ti = tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]  # distinct: one slot goes at a time
+    if KP > TOPK:  # slots beyond K never lose
+        tv = tl.where((tl.arange(0, KP) < TOPK)[None, :], tv, 3.0e38)
+
+    shift = S - T
+    at = offs_m + shift
+    hi = tl.minimum(m0 + BLOCK_M, T) + shift
+    full_hi = (m0 + shift + 1) // BLOCK_N * BLOCK_N  # every row sees the keys before it ...
+    first = 0
+    full_lo = 0
+    if BANDED:
+        if PADDED:
+            first = tl.load(STARTS + b)
+        full_lo = tl.cdiv(tl.maximum(first, hi - window), BLOCK_N) * BLOCK_N  # ... and none loses those from here on
+        full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
+        lo = tl.maximum(first, tl.maximum(m0 + shift - window + 1, 0)) // BLOCK_N * BLOCK_N
+        acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
+            acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi), first, S,
+            window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+            D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
+        )  # fmt: skip
+    acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
+        acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, full_lo, full_hi, first, S,
+        window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, False,
+    )  # fmt: skip
+    acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
+        acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi, first, S,
+        window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
+    )  # fmt: skip
+
+    empty = m_i < SEEN
+    inv = tl.where(empty, 0.0, 1.0 / l_i)
+    top = m_i * c + tl.log2(l_i)
+    row = bh.to(tl.int64) * T + offs_m
+    if WITH_Z:
+        offs_d = tl.arange(0, DP)
+        z = tl.where(empty[:, None], 0.0, acc * inv[:, None])
+        z_ptr = Z + b.to(tl.int64) * stride_zb + h.to(tl.int64) * stride_zh + offs_m.to(tl.int64)[:, None] * stride_zt
+        tl.store(z_ptr + offs_d[None, :], z.to(Z.dtype.element_ty), mask=row_ok[:, None] & (offs_d < D)[None, :])
+        tl.store(LSE + row, tl.where(empty, float("-inf"), top * LN2), mask=row_ok)
+        tl.store(PMAX + row, inv, mask=row_ok)
+    if ENTROPY:
+        ent = (tl.log2(l_i) - u_i * inv) * LN2
+        tl.store(ENT + row, tl.where(empty, 0.0, ent), mask=row_ok)
+    if GP > 0:
+        offs_g = tl.arange(0, GP)
+        mass = tl.where(empty[:, None], 0.0, macc * inv[:, None])
+        tl.store(MASS + row[:, None] * G + seg_base + offs_g[None, :], mass, mask=row_ok[:, None] & (offs_g < n_seg)[None, :])
+    if CP > 0:
+        offs_c = tl.arange(0, CP)
+        read = tl.where(empty[:, None], 0.0, racc * inv[:, None])
+        tl.store(OUT + row[:, None] * C + offs_c[None, :], read, mask=row_ok[:, None] & (offs_c < n_read)[None, :])
+    if TOPK > 0:
+        offs_k = tl.arange(0, KP)
+        p = tl.exp2(tv * c - top[:, None])
+        used = (tv > SEEN) & (offs_k < TOPK)[None, :]
+        for slot in tl.static_range(TOPK):  # the slots hold the best keys in no order: pick them by score, then key
+            best = tl.max(tl.where(used, tv, NEG), 1)
+            key = tl.min(tl.where(used & (tv == best[:, None]), ti, 0x7FFFFFFF), 1)
+            found = best > SEEN
+            mine = used & (tv == best[:, None]) & (ti == key[:, None])
+            weight = tl.sum(tl.where(mine, p, 0.0), 1)
+            tl.store(TOP_P + row * TOPK + slot, tl.where(found, weight, 0.0), mask=row_ok)
+            tl.store(TOP_I + row * TOPK + slot, tl.where(found, key, -1), mask=row_ok)
+            used = used & (~mine)
+
+
+def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy, topk, window, softcap):
+    """The CUDA side of `pycotmech::attn_extract`; the op's public function has checked the arguments."""
+    if not 0 <= topk <= MAX_TOPK:
+        raise ValueError(f"topk must be 0 to {MAX_TOPK} in the one pass (attn_topk finds more), got {topk}")
+    q, scale = launch.positive_scale(q, scale)
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    G = n_segments if segments is not None else 0
+    C = 0 if readout is None else readout.shape[-1]
+    rows, f32 = (B, H, T), torch.float32
+    z = launch.empty((B, H, T, D), q.dtype, q)
+    lse, pmax = launch.empty(rows, f32, q), launch.empty(rows, f32, q)
+    ent = launch.empty(rows if entropy else (0,), f32, q)
+    mass, read = launch.empty((*rows, G), f32, q), launch.empty((*rows, C), f32, q)
+    top_p, top_i = launch.empty((*rows, topk), f32, q), launch.empty((*rows, topk), torch.int32, q)
+    if q.numel() == 0:
+        return z, lse, pmax, ent, mass, read, top_p, top_i
+
+    config = configs.pick("attn_extract", q.dtype, D, topk=topk, columns=G + C)
+    tma = config.tma and launch.describable(q, k, v)
+    if not tma:
+        config = configs.pick("attn_extract", q.dtype, D, topk=topk, columns=G + C, pointers=True)
+    DP = configs.padded(D)
+    if tma:
+        args = [launch.descriptor(x, [1, 1, n, DP]) for x, n in ((q, config.block_m), (k, config.block_n), (v, config.block_n))]
+    else:
+        args = [q, k, v]
+    seg = lse if segments is None else segments.contiguous()
+    feature = lse if readout is None else readout
+    read_strides = (0, 0, 0)
+    if readout is not None:
+        read_strides = (
+            readout.stride(0) if readout.shape[0] > 1 else 0,
+            readout.stride(1) if readout.shape[1] > 1 else 0,
+            readout.stride(2),
+        )
+    grid = (triton.cdiv(T, config.block_m), B * H)
+    # Each launch has room for MAX_COLUMNS segments and readout columns; the first one makes everything else as well.
+    for i in range(max(1, -(-G // MAX_COLUMNS), -(-C // MAX_COLUMNS))):
+        g0 = c0 = i * MAX_COLUMNS
+        g, n_read = max(0, min(G - g0, MAX_COLUMNS)), max(0, min(C - c0, MAX_COLUMNS))
+        extract_kernel[grid](
+            *args, seg, feature[..., c0:] if n_read else lse, lse if starts is None else starts,
+            z, lse, pmax, ent if entropy else lse, mass, read[..., c0:] if n_read else lse, top_p, top_i,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            seg.stride(0) if segments is not None and segments.ndim == 2 else 0, *read_strides, *z.stride()[:3],
+            H, T, S, scale, softcap, window or 2**30, g0, g, G, n_read, C,
+            GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
+            PREC=config.precision, WITH_Z=i == 0, ENTROPY=entropy and i == 0, GP=configs.columns(g),
+            CP=configs.columns(n_read), TOPK=topk if i == 0 else 0,
+            KP=triton.next_power_of_2(topk) if topk and i == 0 else 1, PARTS=config.parts,
+            PADDED=starts is not None, BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=tma,
+            num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+    return z, lse, pmax, ent, mass, read, top_p, top_i

@@ -1,0 +1,55 @@
+"""What the wrappers share on the host: allocation, the GPU they launch on, tensor descriptors, the sign of the scale."""
+
+import contextlib
+
+import torch
+import triton
+
+_forced: list[str] = []
+
+
+@contextlib.contextmanager
+def as_if_on(arch: str):
+    """Takes the launch decisions of another GPU ("sm_90"): for tests, which run its kernels in Triton's interpreter."""
+    _forced.append(arch)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def arch() -> str:
+    """The GPU that kernels are launched on: "sm_80", ..., "gfx942"."""
+    if _forced:
+        return _forced[-1]
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def positive_scale(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:
+    """q and scale with the same products and a positive scale: the kernels take the maximum before they scale."""
+    if scale > 0:
+        return q, scale
+    return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
+
+
+def describable(*tensors: torch.Tensor) -> bool:
+    """Whether the tensors satisfy what the hardware asks of a tensor descriptor: 16-byte strides and addresses."""
+    return all(
+        x.element_size() == 2
+        and x.numel() > 0
+        and x.stride(-1) == 1
+        and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
+        and x.data_ptr() % 16 == 0
+        for x in tensors
+    )
+
+
+def descriptor(x: torch.Tensor, block: list[int]):
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block)

@@ -1,0 +1,199 @@
+"""prefix_attn on the GPU: attention of packed rows of many variants, own causal suffix first, then the shared prefix.
+
+A tile holds BLOCK_R rows times the query heads of one key head. Each row carries its own ranges, so one tile may hold rows
+of several variants and of several bases: own keys are walked over flat, with a mask; the part of the prefix that all rows of
+the tile share runs without one; what only some of them see comes last, masked. A window only moves the ranges.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from pycotmech.kernels import configs, launch
+from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, load_rows
+
+_FAR = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def _uncut(seen, pos, row, h, CUTS, e_lo, e_hi):
+    """`seen` without the entries that one of the cuts e_lo to e_hi takes out. Only the cut launch has this inner loop."""
+    for e in range(e_lo, e_hi):
+        cut = CUTS + e.to(tl.int64) * 4
+        head = tl.load(cut + 1)
+        mine = (row == tl.load(cut)) & ((head < 0) | (head == h))
+        seen = seen & ~(mine[:, None] & (pos >= tl.load(cut + 2)) & (pos < tl.load(cut + 3)))
+    return seen
+
+
+@triton.jit
+def _attend(
+    acc, m_i, l_i, q, K, V, hk, start, first, end, key_lo, key_hi, base, row, h, CUTS, e_lo, e_hi, stride_kt, stride_vt,
+    c, scale, softcap, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, PREC: tl.constexpr, CAP: tl.constexpr,
+    TMA: tl.constexpr, HAS_CUTS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One block of keys from `start` on: a row sees keys key_lo to key_hi of it, and key j is at its position j + base."""
+    key = start + tl.arange(0, BLOCK_N)
+    if TMA:
+        k = K.load([start, hk, 0]).reshape(BLOCK_N, DP)
+        v = V.load([start, hk, 0]).reshape(BLOCK_N, DP)
+    else:
+        k = load_rows(K, key, first, end, stride_kt, D, DP, MASKED)
+        v = load_rows(V, key, first, end, stride_vt, D, DP, MASKED)
+    s = tl.dot(q, k.T, input_precision=PREC)
+    if CAP:
+        s = capped(s, scale, softcap)
+    if MASKED:
+        seen = (key[None, :] >= key_lo[:, None]) & (key[None, :] < key_hi[:, None])
+        if HAS_CUTS:
+            seen = _uncut(seen, key[None, :] + base[:, None], row, h, CUTS, e_lo, e_hi)
+        s = tl.where(seen, s, NEG)
+    m_new = tl.maximum(m_i, tl.max(s, 1))
+    alpha = tl.exp2((m_i - m_new) * c)
+    p = tl.exp2((s - m_new[:, None]) * c)
+    l_i = l_i * alpha + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PREC)
+    return acc, m_new, l_i
+
+
+@triton.jit(do_not_specialize=["R", "H", "window"])
+def prefix_kernel(
+    Q, KF, VF, KS, VS, KO, VO, ROWS, CUTS, CUT_LO, Z, LSE,
+    stride_qr, stride_qh, stride_kst, stride_ksh, stride_vst, stride_vsh, stride_kot, stride_koh, stride_vot, stride_voh,
+    stride_zr, stride_zh, R, H, scale, softcap, window,
+    GROUP: tl.constexpr, GROUP_P: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr, HAS_CUTS: tl.constexpr,
+    CAP: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    BLOCK_M: tl.constexpr = BLOCK_R * GROUP_P
+    r0 = tl.program_id(0) * BLOCK_R
+    hk = tl.program_id(1)
+    lane = tl.arange(0, BLOCK_M)
+    row = r0 + lane // GROUP_P
+    g = lane % GROUP_P
+    h = hk * GROUP + g
+    ok = (row < R) & (g < GROUP)
+    offs_d = tl.arange(0, DP)
+    in_d = (offs_d < D)[None, :]
+    q_ptr = Q + row.to(tl.int64) * stride_qr + h.to(tl.int64) * stride_qh
+    q = tl.load(q_ptr[:, None] + offs_d[None, :], mask=ok[:, None] & in_d, other=0.0)
+    if not TMA:  # KF, VF: what all rows of a tile see, by descriptor where there are any; the rest goes by pointers
+        KF += hk.to(tl.int64) * stride_ksh
+        VF += hk.to(tl.int64) * stride_vsh
+    KS += hk.to(tl.int64) * stride_ksh
+    VS += hk.to(tl.int64) * stride_vsh
+    KO += hk.to(tl.int64) * stride_koh
+    VO += hk.to(tl.int64) * stride_voh
+    own_lo = tl.load(ROWS + row * 4, mask=ok, other=0)
+    own_hi = tl.load(ROWS + row * 4 + 1, mask=ok, other=0)
+    sh_lo = tl.load(ROWS + row * 4 + 2, mask=ok, other=0)
+    sh_hi = tl.load(ROWS + row * 4 + 3, mask=ok, other=0)
+    n_shared = sh_hi - sh_lo
+    own_base = n_shared - own_lo  # position of own key j: j + own_base; of shared key j: j - the range's first
+    sh_base = -sh_lo
+    gone = tl.maximum(n_shared + own_hi - own_lo - window, 0)  # positions that the window has left behind
+    sh_lo = tl.minimum(sh_lo + gone, sh_hi)
+    own_lo = tl.minimum(own_lo + tl.maximum(gone - n_shared, 0), own_hi)
+    e_lo = 0
+    e_hi = 0
+    if HAS_CUTS:
+        e_lo = tl.load(CUT_LO + r0)
+        e_hi = tl.load(CUT_LO + tl.minimum(r0 + BLOCK_R, R))
+    if CAP:
+        c = LOG2E + 0.0 * scale
+    else:
+        c = scale * LOG2E
+    m_i = tl.full([BLOCK_M], NEG, tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, DP], tl.float32)
+
+    n_own = own_hi - own_lo
+    lo = tl.min(tl.where(ok & (n_own > 0), own_lo, _FAR), 0)
+    hi = tl.max(tl.where(ok & (n_own > 0), own_hi, 0), 0)
+    if not HAS_CUTS:
+        # Where every row has one own key (one-position sweeps), it is read row by row: no walk over the neighbours' keys.
+        if (tl.max(tl.where(ok, n_own, 1), 0) == 1) & (tl.min(tl.where(ok, n_own, 1), 0) == 1):
+            k1 = load_rows(KO, own_lo, lo, hi, stride_kot, D, DP, True)
+            v1 = load_rows(VO, own_lo, lo, hi, stride_vot, D, DP, True)
+            m_i = tl.sum(q.to(tl.float32) * k1.to(tl.float32), 1)
+            if CAP:
+                m_i = capped(m_i, scale, softcap)
+            l_i = tl.full([BLOCK_M], 1.0, tl.float32)
+            acc = v1.to(tl.float32)
+            hi = lo
+    for start in tl.range(lo, hi, BLOCK_N, num_stages=1):
+        acc, m_i, l_i = _attend(
+            acc, m_i, l_i, q, KO, VO, hk, start, lo, hi, own_lo, own_hi, own_base, row, h, CUTS, e_lo, e_hi,
+            stride_kot, stride_vot, c, scale, softcap, D, DP, BLOCK_N, PREC, CAP, False, HAS_CUTS, True,
+        )  # fmt: skip
+
+    some = ok & (sh_hi > sh_lo)
+    lo = tl.min(tl.where(some, sh_lo, _FAR), 0)
+    hi = tl.max(tl.where(some, sh_hi, 0), 0)
+    full_lo = tl.max(tl.where(ok, sh_lo, 0), 0)  # every row of the tile sees full_lo to full_hi, and masks nothing there
+    full_hi = tl.min(tl.where(ok, sh_hi, _FAR), 0)
+    lo = tl.minimum(lo, hi)
+    full_lo = tl.minimum(lo + tl.cdiv(tl.maximum(full_lo - lo, 0), BLOCK_N) * BLOCK_N, lo + tl.cdiv(hi - lo, BLOCK_N) * BLOCK_N)
+    full_hi = full_lo + tl.maximum(full_hi - full_lo, 0) // BLOCK_N * BLOCK_N
+    if HAS_CUTS:
+        full_hi = full_lo
+    for start in tl.range(full_lo, full_hi, BLOCK_N, num_stages=STAGES):
+        acc, m_i, l_i = _attend(
+            acc, m_i, l_i, q, KF, VF, hk, start, lo, hi, sh_lo, sh_hi, sh_base, row, h, CUTS, e_lo, e_hi,
+            stride_kst, stride_vst, c, scale, softcap, D, DP, BLOCK_N, PREC, CAP, TMA, HAS_CUTS, False,
+        )  # fmt: skip
+    head = (full_lo - lo) // BLOCK_N
+    tail = tl.cdiv(tl.maximum(hi - full_hi, 0), BLOCK_N)
+    for i in tl.range(0, head + tail, num_stages=1):
+        start = tl.where(i < head, lo + i * BLOCK_N, full_hi + (i - head) * BLOCK_N)
+        acc, m_i, l_i = _attend(
+            acc, m_i, l_i, q, KS, VS, hk, start, lo, hi, sh_lo, sh_hi, sh_base, row, h, CUTS, e_lo, e_hi,
+            stride_kst, stride_vst, c, scale, softcap, D, DP, BLOCK_N, PREC, CAP, False, HAS_CUTS, True,
+        )  # fmt: skip
+
+    empty = m_i < SEEN
+    z = tl.where(empty[:, None], 0.0, acc / l_i[:, None])
+    z_ptr = Z + row.to(tl.int64) * stride_zr + h.to(tl.int64) * stride_zh
+    tl.store(z_ptr[:, None] + offs_d[None, :], z.to(Z.dtype.element_ty), mask=ok[:, None] & in_d)
+    lse = tl.where(empty, float("-inf"), (m_i * c + tl.log2(l_i)) * LN2)
+    tl.store(LSE + row.to(tl.int64) * H + h, lse, mask=ok)
+
+
+def _by_row(cuts, n_rows):
+    """The cuts sorted by row, and where each row's begin [R + 1]: made on the device, so that nothing waits for it."""
+    cuts = cuts[torch.argsort(cuts[:, 0], stable=True)].contiguous()
+    at = torch.arange(n_rows + 1, dtype=torch.int32, device=cuts.device)
+    return cuts, torch.searchsorted(cuts[:, 0].contiguous(), at, out_int32=True)
+
+
+def prefix_attn(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts):
+    """The CUDA side of `pycotmech::prefix_attn`; the op's public function has checked the arguments."""
+    q, scale = launch.positive_scale(q, scale)
+    R, H, D = q.shape
+    Hkv = k_own.shape[1]
+    z, lse = launch.empty((R, H, D), q.dtype, q), launch.empty((R, H), torch.float32, q)
+    if z.numel() == 0:
+        return z, lse
+    group = H // Hkv
+    group_p = triton.next_power_of_2(group)
+    few = R * group_p * Hkv < 128 * configs.MANY_TILES
+    has_cuts = cuts is not None and cuts.shape[0] > 0
+    config = configs.pick("prefix_attn", q.dtype, D, few=few)
+    tma = config.tma and launch.describable(k_shared, v_shared)
+    if not tma:
+        config = configs.pick("prefix_attn", q.dtype, D, few=few, pointers=True)
+    DP = configs.padded(D)
+    block_r = max(1, config.block_m // group_p)
+    shared = [k_shared, v_shared]
+    if tma:
+        shared = [launch.descriptor(x, [config.block_n, 1, DP]) for x in shared]
+    cut_args = _by_row(cuts, R) if has_cuts else (rows, rows)
+    prefix_kernel[(triton.cdiv(R, block_r), Hkv)](
+        q, *shared, k_shared, v_shared, k_own, v_own, rows.contiguous(), *cut_args, z, lse,
+        *q.stride()[:2], *k_shared.stride()[:2], *v_shared.stride()[:2], *k_own.stride()[:2], *v_own.stride()[:2],
+        *z.stride()[:2], R, H, scale, softcap, window or 2**30,
+        GROUP=group, GROUP_P=group_p, D=D, DP=DP, BLOCK_R=block_r, BLOCK_N=config.block_n, STAGES=config.stages,
+        PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0, TMA=tma, num_warps=config.warps,
+        num_stages=config.stages,
+    )  # fmt: skip
+    return z, lse

@@ -1,0 +1,52 @@
+"""What the attention kernels share on the device: constants, masked tile loads, soft-capping, who sees whom."""
+
+import triton
+import triton.language as tl
+
+NEG = tl.constexpr(-1.0e30)
+"""Score of an invisible key. Finite, so that 0 * (NEG - NEG) and 0 * NEG are 0 where an infinity would give NaN."""
+SEEN = tl.constexpr(-1.0e29)
+"""A running maximum below this belongs to a row that has seen no key."""
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_rows(X, offs, low, high, stride, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
+    """[rows, DP] tile of the rows `offs` of X; columns D to DP, and rows outside [low, high) if MASKED, are 0."""
+    offs_d = tl.arange(0, DP)
+    ptrs = X + offs.to(tl.int64)[:, None] * stride + offs_d[None, :]
+    if MASKED:
+        ok = (offs >= low) & (offs < high)
+        if D == DP:
+            return tl.load(ptrs, mask=ok[:, None], other=0.0)
+        return tl.load(ptrs, mask=ok[:, None] & (offs_d < D)[None, :], other=0.0)
+    if D == DP:
+        return tl.load(ptrs)
+    return tl.load(ptrs, mask=(offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def capped(s, scale, softcap):
+    """softcap * tanh(s * scale / softcap) in float32: a polynomial near 0, where the quotient form cancels."""
+    x = s * (scale / softcap)
+    a = tl.abs(x)
+    e = tl.exp2(a * (-2.0 * LOG2E))
+    far = (1.0 - e) / (1.0 + e)
+    y = a * a
+    near = a * (1.0 + y * (-1.0 / 3 + y * (2.0 / 15 + y * (-17.0 / 315 + y * (62.0 / 2835)))))
+    t = tl.where(a < 0.25, near, far)
+    return softcap * tl.where(x < 0.0, -t, t)
+
+
+@triton.jit
+def visible(at, key, first, window):
+    """Whether the query at key position `at` sees `key`: first <= key <= at, and key within the window."""
+    return (key <= at) & (key >= first) & (at - key < window)
+
+
+@triton.jit
+def bf16_part(x):
+    """The leading bfloat16 part of a float32 value, and what is left of it."""
+    hi = x.to(tl.bfloat16)
+    return hi, x - hi.to(tl.float32)
