@@ -107,13 +107,10 @@ def attn_colsum(q, k, lse, weights, starts, scale, window, softcap):
     out = launch.empty((B, H, S), torch.float32, q)
     if out.numel() == 0:
         return out
-    config = configs.pick("attn_colsum", q.dtype, D)
-    tma = config.tma and launch.describable(q, k)
-    if not tma:
-        config = configs.pick("attn_colsum", q.dtype, D, pointers=True)
+    config = configs.pick("colsum", q.dtype, D, descriptors=launch.describable(q, k))
     DP = configs.padded(D)
     args = [q, k]
-    if tma:
+    if config.tma:
         args = [launch.descriptor(x, [1, 1, n, DP]) for x, n in ((q, config.block_m), (k, config.block_n))]
     weight_strides = (0, 0)
     if weights is not None:
@@ -121,10 +118,10 @@ def attn_colsum(q, k, lse, weights, starts, scale, window, softcap):
         weight_strides = tuple(weights.stride(i) if weights.shape[i] > 1 else 0 for i in (0, 1))
     colsum_kernel[(triton.cdiv(S, config.block_n), B * H)](
         *args, lse.contiguous(), lse if weights is None else weights, lse if starts is None else starts, out,
-        *q.stride()[:3], *k.stride()[:3], *weight_strides, H, T, S, scale, softcap, window or 2**30,
+        *q.stride()[:3], *k.stride()[:3], *weight_strides, H, T, S, scale, softcap, window or launch.NO_WINDOW,
         GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
         PREC=config.precision, WEIGHTED=weights is not None, PADDED=starts is not None,
-        BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=tma, num_warps=config.warps,
+        BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=config.tma, num_warps=config.warps,
         num_stages=config.stages,
     )  # fmt: skip
     return out

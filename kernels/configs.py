@@ -52,8 +52,5 @@ def columns(n: int) -> int:
     return 0 if n == 0 else max(16, 1 << (n - 1).bit_length())
 
 
-MANY_TILES = 128
-"""prefix_attn takes its larger tiles where there are this many of 128 rows: about one for each multiprocessor."""
-
-_T = True
-# (op, kind) -> family -> {padded head size: Config}; see `pick`.
+def pick(kind, dtype, D, *, descriptors=False):
+    return Config(64, 64 if descriptors else 32, 4, 2, tma=descriptors and launch.arch() == "sm_90", parts=3 if dtype == torch.float32 else 2)

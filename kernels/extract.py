@@ -14,8 +14,10 @@ from pycotmech.kernels import configs, launch
 from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, load_rows, visible
 
 MAX_TOPK = 8
+FUSED_SEGMENTS = 32
+"""Up to here the masses come from the launch that makes z; more of them, and all readouts, from launches of their own."""
 MAX_COLUMNS = 64
-"""Segments or readout columns of one launch; more are found in further launches that skip the values."""
+"""Segments, and readout features, of one such launch."""
 
 
 @triton.jit
@@ -154,7 +156,7 @@ def extract_kernel(
     acc = tl.zeros([BLOCK_M, DP], tl.float32)
     macc = tl.zeros([BLOCK_M, GQ], tl.float32)
     racc = tl.zeros([BLOCK_M, CQ], tl.float32)
-    tv = tl.full([BLOCK_M, KP], -3.0e38, tl.float32)
+    tv = tl.full([BLOCK_M, KP], SEEN, tl.float32)  # an invisible key is no better than an empty slot
     ti = tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]  # distinct: one slot goes at a time
     if KP > TOPK:  # slots beyond K never lose
         tv = tl.where((tl.arange(0, KP) < TOPK)[None, :], tv, 3.0e38)
@@ -211,17 +213,43 @@ def extract_kernel(
         tl.store(OUT + row[:, None] * C + offs_c[None, :], read, mask=row_ok[:, None] & (offs_c < n_read)[None, :])
     if TOPK > 0:
         offs_k = tl.arange(0, KP)
-        p = tl.exp2(tv * c - top[:, None])
         used = (tv > SEEN) & (offs_k < TOPK)[None, :]
         for slot in tl.static_range(TOPK):  # the slots hold the best keys in no order: pick them by score, then key
             best = tl.max(tl.where(used, tv, NEG), 1)
             key = tl.min(tl.where(used & (tv == best[:, None]), ti, 0x7FFFFFFF), 1)
             found = best > SEEN
             mine = used & (tv == best[:, None]) & (ti == key[:, None])
-            weight = tl.sum(tl.where(mine, p, 0.0), 1)
-            tl.store(TOP_P + row * TOPK + slot, tl.where(found, weight, 0.0), mask=row_ok)
+            tl.store(TOP_P + row * TOPK + slot, tl.where(found, tl.exp2(best * c - top), 0.0), mask=row_ok)
             tl.store(TOP_I + row * TOPK + slot, tl.where(found, key, -1), mask=row_ok)
             used = used & (~mine)
+
+
+def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, *, kind, g0=0, g=0, c0=0, c=0, topk=0):
+    """One launch into `out`: segments g0 to g0 + g, readout features c0 to c0 + c, and, unless the kind is "columns", the rest."""
+    z, lse, pmax, ent, mass, read, top_p, top_i = out
+    B, H, T, D = q.shape
+    with_z = kind != "columns"
+    config = configs.pick(f"extract_{kind}", q.dtype, D, descriptors=launch.describable(q, k, v))
+    DP = configs.padded(D)
+    tensors = [q, k, v]
+    if config.tma:
+        blocks = (config.block_m, config.block_n, config.block_n)
+        tensors = [launch.descriptor(x, [1, 1, n, DP]) for x, n in zip(tensors, blocks)]
+    segment_stride = segments.stride(0) if segments is not None and segments.ndim == 2 else 0
+    read_strides = (0, 0, 0)
+    if c:
+        read_strides = (*(readout.stride(i) if readout.shape[i] > 1 else 0 for i in (0, 1)), readout.stride(2))
+    extract_kernel[(triton.cdiv(T, config.block_m), B * H)](
+        *tensors, segments if g else lse, readout[..., c0:] if c else lse, lse if starts is None else starts,
+        z, lse, pmax, ent, mass, read[..., c0:] if c else lse, top_p, top_i,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], segment_stride, *read_strides, *z.stride()[:3],
+        H, T, k.shape[2], scale, softcap, window or launch.NO_WINDOW, g0, g, mass.shape[-1], c, read.shape[-1],
+        GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
+        PREC=config.precision, WITH_Z=with_z, ENTROPY=with_z and ent.numel() > 0, GP=configs.columns(g),
+        CP=configs.columns(c), TOPK=topk, KP=triton.next_power_of_2(max(topk, 1)), PARTS=config.parts,
+        PADDED=starts is not None, BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=config.tma,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
 
 
 def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy, topk, window, softcap):
@@ -229,53 +257,27 @@ def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy,
     if not 0 <= topk <= MAX_TOPK:
         raise ValueError(f"topk must be 0 to {MAX_TOPK} in the one pass (attn_topk finds more), got {topk}")
     q, scale = launch.positive_scale(q, scale)
-    B, H, T, D = q.shape
-    S = k.shape[2]
-    G = n_segments if segments is not None else 0
+    G = 0 if segments is None else n_segments
     C = 0 if readout is None else readout.shape[-1]
-    rows, f32 = (B, H, T), torch.float32
-    z = launch.empty((B, H, T, D), q.dtype, q)
-    lse, pmax = launch.empty(rows, f32, q), launch.empty(rows, f32, q)
-    ent = launch.empty(rows if entropy else (0,), f32, q)
-    mass, read = launch.empty((*rows, G), f32, q), launch.empty((*rows, C), f32, q)
-    top_p, top_i = launch.empty((*rows, topk), f32, q), launch.empty((*rows, topk), torch.int32, q)
+    rows = q.shape[:3]
+    out = (
+        launch.empty(q.shape, q.dtype, q),
+        launch.empty(rows, torch.float32, q),
+        launch.empty(rows, torch.float32, q),
+        launch.empty(rows if entropy else (0,), torch.float32, q),
+        launch.empty((*rows, G), torch.float32, q),
+        launch.empty((*rows, C), torch.float32, q),
+        launch.empty((*rows, topk), torch.float32, q),
+        launch.empty((*rows, topk), torch.int32, q),
+    )
     if q.numel() == 0:
-        return z, lse, pmax, ent, mass, read, top_p, top_i
-
-    config = configs.pick("attn_extract", q.dtype, D, topk=topk, columns=G + C)
-    tma = config.tma and launch.describable(q, k, v)
-    if not tma:
-        config = configs.pick("attn_extract", q.dtype, D, topk=topk, columns=G + C, pointers=True)
-    DP = configs.padded(D)
-    if tma:
-        args = [launch.descriptor(x, [1, 1, n, DP]) for x, n in ((q, config.block_m), (k, config.block_n), (v, config.block_n))]
-    else:
-        args = [q, k, v]
-    seg = lse if segments is None else segments.contiguous()
-    feature = lse if readout is None else readout
-    read_strides = (0, 0, 0)
-    if readout is not None:
-        read_strides = (
-            readout.stride(0) if readout.shape[0] > 1 else 0,
-            readout.stride(1) if readout.shape[1] > 1 else 0,
-            readout.stride(2),
-        )
-    grid = (triton.cdiv(T, config.block_m), B * H)
-    # Each launch has room for MAX_COLUMNS segments and readout columns; the first one makes everything else as well.
-    for i in range(max(1, -(-G // MAX_COLUMNS), -(-C // MAX_COLUMNS))):
-        g0 = c0 = i * MAX_COLUMNS
-        g, n_read = max(0, min(G - g0, MAX_COLUMNS)), max(0, min(C - c0, MAX_COLUMNS))
-        extract_kernel[grid](
-            *args, seg, feature[..., c0:] if n_read else lse, lse if starts is None else starts,
-            z, lse, pmax, ent if entropy else lse, mass, read[..., c0:] if n_read else lse, top_p, top_i,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            seg.stride(0) if segments is not None and segments.ndim == 2 else 0, *read_strides, *z.stride()[:3],
-            H, T, S, scale, softcap, window or 2**30, g0, g, G, n_read, C,
-            GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
-            PREC=config.precision, WITH_Z=i == 0, ENTROPY=entropy and i == 0, GP=configs.columns(g),
-            CP=configs.columns(n_read), TOPK=topk if i == 0 else 0,
-            KP=triton.next_power_of_2(topk) if topk and i == 0 else 1, PARTS=config.parts,
-            PADDED=starts is not None, BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=tma,
-            num_warps=config.warps, num_stages=config.stages,
-        )  # fmt: skip
-    return z, lse, pmax, ent, mass, read, top_p, top_i
+        return out
+    if segments is not None:
+        segments = segments.contiguous()
+    args = (out, q, k, v, segments, readout, starts, scale, window, softcap)
+    fused = G if G <= FUSED_SEGMENTS else 0
+    _launch(*args, kind="topk" if topk else "segments" if fused else "plain", g=fused, topk=topk)
+    for at in range(0, max(G - fused, C), MAX_COLUMNS):
+        g, c = (max(0, min(n - at, MAX_COLUMNS)) for n in (G - fused, C))
+        _launch(*args, kind="columns", g0=at, g=g, c0=at, c=c)
+    return out

@@ -5,6 +5,9 @@ import contextlib
 import torch
 import triton
 
+NO_WINDOW = 2**30
+"""A window that holds every key."""
+
 _forced: list[str] = []
 
 

@@ -12,6 +12,8 @@ import triton.language as tl
 from pycotmech.kernels import configs, launch
 from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, load_rows
 
+MANY_ROWS = 128 * 128
+"""Rows times heads that give larger tiles one for each multiprocessor; smaller tiles spread fewer rows over more of them."""
 _FAR = tl.constexpr(0x7FFFFFFF)
 
 
@@ -19,7 +21,7 @@ _FAR = tl.constexpr(0x7FFFFFFF)
 def _uncut(seen, pos, row, h, CUTS, e_lo, e_hi):
     """`seen` without the entries that one of the cuts e_lo to e_hi takes out. Only the cut launch has this inner loop."""
     for e in range(e_lo, e_hi):
-        cut = CUTS + e.to(tl.int64) * 4
+        cut = CUTS + e * 4
         head = tl.load(cut + 1)
         mine = (row == tl.load(cut)) & ((head < 0) | (head == h))
         seen = seen & ~(mine[:, None] & (pos >= tl.load(cut + 2)) & (pos < tl.load(cut + 3)))
@@ -176,24 +178,21 @@ def prefix_attn(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softca
         return z, lse
     group = H // Hkv
     group_p = triton.next_power_of_2(group)
-    few = R * group_p * Hkv < 128 * configs.MANY_TILES
     has_cuts = cuts is not None and cuts.shape[0] > 0
-    config = configs.pick("prefix_attn", q.dtype, D, few=few)
-    tma = config.tma and launch.describable(k_shared, v_shared)
-    if not tma:
-        config = configs.pick("prefix_attn", q.dtype, D, few=few, pointers=True)
+    kind = "prefix_cuts" if has_cuts else "prefix" if R * group_p * Hkv >= MANY_ROWS else "prefix_few"
+    config = configs.pick(kind, q.dtype, D, descriptors=launch.describable(k_shared, v_shared))
     DP = configs.padded(D)
     block_r = max(1, config.block_m // group_p)
     shared = [k_shared, v_shared]
-    if tma:
+    if config.tma:
         shared = [launch.descriptor(x, [config.block_n, 1, DP]) for x in shared]
     cut_args = _by_row(cuts, R) if has_cuts else (rows, rows)
     prefix_kernel[(triton.cdiv(R, block_r), Hkv)](
         q, *shared, k_shared, v_shared, k_own, v_own, rows.contiguous(), *cut_args, z, lse,
         *q.stride()[:2], *k_shared.stride()[:2], *v_shared.stride()[:2], *k_own.stride()[:2], *v_own.stride()[:2],
-        *z.stride()[:2], R, H, scale, softcap, window or 2**30,
+        *z.stride()[:2], R, H, scale, softcap, window or launch.NO_WINDOW,
         GROUP=group, GROUP_P=group_p, D=D, DP=DP, BLOCK_R=block_r, BLOCK_N=config.block_n, STAGES=config.stages,
-        PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0, TMA=tma, num_warps=config.warps,
+        PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0, TMA=config.tma, num_warps=config.warps,
         num_stages=config.stages,
     )  # fmt: skip
     return z, lse

@@ -81,10 +81,10 @@ def attn_rows(q, k, lse, rows, starts, scale, window, softcap):
     out = launch.empty((B, H, R, S), torch.float32, q)
     if out.numel() == 0:
         return out
-    config = configs.pick("attn_rows", q.dtype, D)
+    config = configs.pick("rows", q.dtype, D)
     rows_kernel[(triton.cdiv(S, config.block_n), B * H, triton.cdiv(R, config.block_m))](
         q, k, lse.contiguous(), rows.contiguous(), lse if starts is None else starts, out,
-        *q.stride()[:3], *k.stride()[:3], H, R, T, S, scale, softcap, window or 2**30,
+        *q.stride()[:3], *k.stride()[:3], H, R, T, S, scale, softcap, window or launch.NO_WINDOW,
         GROUP=H // k.shape[1], D=D, DP=configs.padded(D), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         PREC=config.precision, PADDED=starts is not None, CAP=softcap > 0, num_warps=config.warps,
         num_stages=config.stages,
@@ -100,10 +100,10 @@ def attn_entries(q, k, lse, qi, ki, starts, scale, window, softcap):
     out = launch.empty((B, H, E), torch.float32, q)
     if out.numel() == 0:
         return out
-    config = configs.pick("attn_entries", q.dtype, D)
+    config = configs.pick("entries", q.dtype, D)
     entries_kernel[(triton.cdiv(E, config.block_m), B * H)](
         q, k, lse.contiguous(), qi.contiguous(), ki.contiguous(), lse if starts is None else starts, out,
-        *q.stride()[:3], *k.stride()[:3], H, E, T, S, scale, softcap, window or 2**30,
+        *q.stride()[:3], *k.stride()[:3], H, E, T, S, scale, softcap, window or launch.NO_WINDOW,
         GROUP=H // k.shape[1], D=D, DP=configs.padded(D), BLOCK=config.block_m, PADDED=starts is not None,
         CAP=softcap > 0, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip

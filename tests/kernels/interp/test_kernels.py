@@ -1,0 +1,44 @@
+"""Every kernel in Triton's interpreter against float64, among NaN (tests/kernels/poison.py)."""
+
+import pytest
+
+from tests.kernels import cases
+
+
+@pytest.mark.parametrize("name", cases.ATTENTION)
+def test_extract(run, name):
+    cases.check_extract(run, name)
+
+
+def test_topk_ties(run):
+    cases.check_ties(run)
+
+
+@pytest.mark.parametrize("name", ["suffix_gqa", "d80", "fp32", "padded", "window", "everything", "peaked", "scale_0"])
+def test_colsum(run, name):
+    cases.check_colsum(run, name)
+
+
+@pytest.mark.parametrize("name", ["suffix_gqa", "one_row", "d80", "fp32", "padded", "everything", "negative_scale"])
+def test_rows_and_entries(run_once, name):
+    cases.check_rows(run_once, name)
+
+
+@pytest.mark.parametrize("name", cases.PREFIX)
+def test_prefix(run, name):
+    cases.check_prefix(run, name)
+
+
+@pytest.mark.parametrize("case", cases.ROWS, ids=str)
+def test_add_rms_norm(run_once, case):
+    cases.check_norm(run_once, *case)
+
+
+@pytest.mark.parametrize("case", [("bf16", 5, 3, 64, 64), ("fp32", 3, 5, 80, 20), ("fp16", 2, 33, 128, 128)], ids=str)
+def test_rope(run_once, case):
+    cases.check_rope(run_once, *case)
+
+
+@pytest.mark.parametrize("case", [("bf16", 5, 1537), ("fp32", 3, 64), ("fp16", 1, 1)], ids=str)
+def test_swiglu(run_once, case):
+    cases.check_swiglu(run_once, *case)
