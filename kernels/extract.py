@@ -1,15 +1,17 @@
-"""attn_extract on the GPU: flash attention that also keeps entropy, mass per segment, readouts and the top keys.
+"""attn_extract on the GPU: flash attention that also keeps entropy and mass per segment; readouts and top keys beside it.
 
 One program takes BLOCK_M query rows of one head, heaviest first, and walks over the keys in up to three stretches: a masked
 head (only with left padding or a window), the blocks every row sees in full, and the masked diagonal. Scores stay raw;
 weights are exp2 of their shifted, scaled value t, so that the largest is exactly 1, and the entropy is accumulated about the
 running maximum, H = ln l - sum(p t) / l, which does not cancel where log-sum-exp minus the mean score would.
+
+Readouts, more than 32 segments and the top keys come from launches of the same kernel without the values: beside the values
+their registers would spill, or halve the tiles of everything.
 """
 
 import torch
 import triton
 import triton.language as tl
-
 from pycotmech.kernels import configs, launch
 from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, load_rows, visible
 
@@ -84,36 +86,37 @@ def _walk(
             s = capped(s, scale, softcap)
         if MASKED:
             s = tl.where(visible(at[:, None], offs_n[None, :], first, window), s, NEG)
-        m_new = tl.maximum(m_i, tl.max(s, 1))
-        alpha = tl.exp2((m_i - m_new) * c)
-        t = (s - m_new[:, None]) * c
-        p = tl.exp2(t)
-        if ENTROPY:
-            u_i = alpha * (u_i + l_i * ((m_i - m_new) * c)) + tl.sum(p * t, 1)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        if WITH_Z:
-            if TMA:
-                v = V.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
-            else:
-                v = load_rows(V, offs_n, first, S, stride_vt, D, DP, MASKED)
-            acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PREC)
-        if GP > 0:
-            if MASKED:
-                seg = tl.load(SEG + offs_n, mask=offs_n < S, other=-1)
-            else:
-                seg = tl.load(SEG + offs_n)
-            member = (seg[:, None] - seg_base) == tl.arange(0, GP)[None, :]
-            macc = _weigh(macc, p, member.to(tl.bfloat16), alpha, PARTS, True)
-        if CP > 0:
-            offs_c = tl.arange(0, CP)
-            ok = (offs_c < n_read)[None, :]
-            if MASKED:
-                ok = ok & ((offs_n >= first) & (offs_n < S))[:, None]
-            x = tl.load(READ + offs_n.to(tl.int64)[:, None] * stride_rt + offs_c[None, :], mask=ok, other=0.0)
-            racc = _weigh(racc, p, x, alpha, PARTS, False)
+        if WITH_Z or GP > 0 or CP > 0:
+            m_new = tl.maximum(m_i, tl.max(s, 1))
+            alpha = tl.exp2((m_i - m_new) * c)
+            t = (s - m_new[:, None]) * c
+            p = tl.exp2(t)
+            if ENTROPY:
+                u_i = alpha * (u_i + l_i * ((m_i - m_new) * c)) + tl.sum(p * t, 1)
+            l_i = l_i * alpha + tl.sum(p, 1)
+            if WITH_Z:
+                if TMA:
+                    v = V.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
+                else:
+                    v = load_rows(V, offs_n, first, S, stride_vt, D, DP, MASKED)
+                acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PREC)
+            if GP > 0:
+                if MASKED:
+                    seg = tl.load(SEG + offs_n, mask=offs_n < S, other=-1)
+                else:
+                    seg = tl.load(SEG + offs_n)
+                member = (seg[:, None] - seg_base) == tl.arange(0, GP)[None, :]
+                macc = _weigh(macc, p, member.to(tl.bfloat16), alpha, PARTS, True)
+            if CP > 0:
+                offs_c = tl.arange(0, CP)
+                ok = (offs_c < n_read)[None, :]
+                if MASKED:
+                    ok = ok & ((offs_n >= first) & (offs_n < S))[:, None]
+                x = tl.load(READ + offs_n.to(tl.int64)[:, None] * stride_rt + offs_c[None, :], mask=ok, other=0.0)
+                racc = _weigh(racc, p, x, alpha, PARTS, False)
+            m_i = m_new
         if TOPK > 0:
             tv, ti = _keep_best(tv, ti, s, start, offs_n, TOPK)
-        m_i = m_new
     return acc, macc, racc, m_i, l_i, u_i, tv, ti
 
 
@@ -157,7 +160,9 @@ def extract_kernel(
     macc = tl.zeros([BLOCK_M, GQ], tl.float32)
     racc = tl.zeros([BLOCK_M, CQ], tl.float32)
     tv = tl.full([BLOCK_M, KP], SEEN, tl.float32)  # an invisible key is no better than an empty slot
-    ti = tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]  # distinct: one slot goes at a time
+    ti = (
+        tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]
+    )  # distinct: one slot goes at a time
     if KP > TOPK:  # slots beyond K never lose
         tv = tl.where((tl.arange(0, KP) < TOPK)[None, :], tv, 3.0e38)
 
@@ -189,16 +194,15 @@ def extract_kernel(
         D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
     )  # fmt: skip
 
+    row = bh.to(tl.int64) * T + offs_m
     empty = m_i < SEEN
     inv = tl.where(empty, 0.0, 1.0 / l_i)
-    top = m_i * c + tl.log2(l_i)
-    row = bh.to(tl.int64) * T + offs_m
     if WITH_Z:
         offs_d = tl.arange(0, DP)
         z = tl.where(empty[:, None], 0.0, acc * inv[:, None])
         z_ptr = Z + b.to(tl.int64) * stride_zb + h.to(tl.int64) * stride_zh + offs_m.to(tl.int64)[:, None] * stride_zt
         tl.store(z_ptr + offs_d[None, :], z.to(Z.dtype.element_ty), mask=row_ok[:, None] & (offs_d < D)[None, :])
-        tl.store(LSE + row, tl.where(empty, float("-inf"), top * LN2), mask=row_ok)
+        tl.store(LSE + row, tl.where(empty, float("-inf"), (m_i * c + tl.log2(l_i)) * LN2), mask=row_ok)
         tl.store(PMAX + row, inv, mask=row_ok)
     if ENTROPY:
         ent = (tl.log2(l_i) - u_i * inv) * LN2
@@ -206,13 +210,16 @@ def extract_kernel(
     if GP > 0:
         offs_g = tl.arange(0, GP)
         mass = tl.where(empty[:, None], 0.0, macc * inv[:, None])
-        tl.store(MASS + row[:, None] * G + seg_base + offs_g[None, :], mass, mask=row_ok[:, None] & (offs_g < n_seg)[None, :])
+        tl.store(
+            MASS + row[:, None] * G + seg_base + offs_g[None, :], mass, mask=row_ok[:, None] & (offs_g < n_seg)[None, :]
+        )
     if CP > 0:
         offs_c = tl.arange(0, CP)
         read = tl.where(empty[:, None], 0.0, racc * inv[:, None])
         tl.store(OUT + row[:, None] * C + offs_c[None, :], read, mask=row_ok[:, None] & (offs_c < n_read)[None, :])
     if TOPK > 0:
         offs_k = tl.arange(0, KP)
+        top = tl.load(LSE + row, mask=row_ok, other=0.0) * LOG2E
         used = (tv > SEEN) & (offs_k < TOPK)[None, :]
         for slot in tl.static_range(TOPK):  # the slots hold the best keys in no order: pick them by score, then key
             best = tl.max(tl.where(used, tv, NEG), 1)
@@ -225,10 +232,10 @@ def extract_kernel(
 
 
 def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, *, kind, g0=0, g=0, c0=0, c=0, topk=0):
-    """One launch into `out`: segments g0 to g0 + g, readout features c0 to c0 + c, and, unless the kind is "columns", the rest."""
+    """One launch into `out`: segments g0 to g0 + g, readout features c0 to c0 + c, the top keys; z where `kind` has it."""
     z, lse, pmax, ent, mass, read, top_p, top_i = out
     B, H, T, D = q.shape
-    with_z = kind != "columns"
+    with_z = kind in ("plain", "segments")
     config = configs.pick(f"extract_{kind}", q.dtype, D, descriptors=launch.describable(q, k, v))
     DP = configs.padded(D)
     tensors = [q, k, v]
@@ -276,8 +283,10 @@ def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy,
         segments = segments.contiguous()
     args = (out, q, k, v, segments, readout, starts, scale, window, softcap)
     fused = G if G <= FUSED_SEGMENTS else 0
-    _launch(*args, kind="topk" if topk else "segments" if fused else "plain", g=fused, topk=topk)
+    _launch(*args, kind="segments" if fused else "plain", g=fused)
     for at in range(0, max(G - fused, C), MAX_COLUMNS):
         g, c = (max(0, min(n - at, MAX_COLUMNS)) for n in (G - fused, C))
         _launch(*args, kind="columns", g0=at, g=g, c0=at, c=c)
+    if topk:
+        _launch(*args, kind="topk", topk=topk)
     return out

@@ -8,7 +8,6 @@ the tile share runs without one; what only some of them see comes last, masked. 
 import torch
 import triton
 import triton.language as tl
-
 from pycotmech.kernels import configs, launch
 from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, load_rows
 
@@ -132,10 +131,14 @@ def prefix_kernel(
     some = ok & (sh_hi > sh_lo)
     lo = tl.min(tl.where(some, sh_lo, _FAR), 0)
     hi = tl.max(tl.where(some, sh_hi, 0), 0)
-    full_lo = tl.max(tl.where(ok, sh_lo, 0), 0)  # every row of the tile sees full_lo to full_hi, and masks nothing there
+    full_lo = tl.max(
+        tl.where(ok, sh_lo, 0), 0
+    )  # every row of the tile sees full_lo to full_hi, and masks nothing there
     full_hi = tl.min(tl.where(ok, sh_hi, _FAR), 0)
     lo = tl.minimum(lo, hi)
-    full_lo = tl.minimum(lo + tl.cdiv(tl.maximum(full_lo - lo, 0), BLOCK_N) * BLOCK_N, lo + tl.cdiv(hi - lo, BLOCK_N) * BLOCK_N)
+    full_lo = tl.minimum(
+        lo + tl.cdiv(tl.maximum(full_lo - lo, 0), BLOCK_N) * BLOCK_N, lo + tl.cdiv(hi - lo, BLOCK_N) * BLOCK_N
+    )
     full_hi = full_lo + tl.maximum(full_hi - full_lo, 0) // BLOCK_N * BLOCK_N
     if HAS_CUTS:
         full_hi = full_lo

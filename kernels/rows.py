@@ -3,7 +3,6 @@
 import torch
 import triton
 import triton.language as tl
-
 from pycotmech.kernels import launch
 
 _WHOLE_ROW = 16384

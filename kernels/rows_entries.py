@@ -3,7 +3,6 @@
 import torch
 import triton
 import triton.language as tl
-
 from pycotmech.kernels import configs, launch
 from pycotmech.kernels.tiles import LOG2E, capped, load_rows, visible
 

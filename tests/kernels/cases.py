@@ -73,7 +73,16 @@ ATTENTION = {
 
 def attention(name: str) -> tuple[dict, dict]:
     """A case's tensors and options by name."""
-    case = {"B": 1, "starts": None, "window": 0, "softcap": 0.0, "segments": 0, "readout": 0, "entropy": False, "topk": 0}
+    case = {
+        "B": 1,
+        "starts": None,
+        "window": 0,
+        "softcap": 0.0,
+        "segments": 0,
+        "readout": 0,
+        "entropy": False,
+        "topk": 0,
+    }
     case |= {"scale": 1.0, "per_sequence": False, "slack": 1.0, **ATTENTION[name]}
     g = base(len(name))
     B, H, Hkv, T, S, D, dtype = (case[x] for x in ("B", "H", "Hkv", "T", "S", "D", "dtype"))
@@ -137,7 +146,11 @@ def check_colsum(run: Run, name: str, slack: float = 1.0) -> None:
     options = {key: case[key] for key in ("scale", "window", "softcap")}
     p, _, lse = dense.pattern(t["q"], t["k"], starts=t["starts"], **options)
     tail = (t["starts"], *options.values())
-    for weights in (None, torch.rand(1, case["H"], case["T"], generator=base(1)), torch.eye(case["T"])[-1].expand(1, 1, -1)):
+    for weights in (
+        None,
+        torch.rand(1, case["H"], case["T"], generator=base(1)),
+        torch.eye(case["T"])[-1].expand(1, 1, -1),
+    ):
         want = p.sum(2) if weights is None else (p * weights.double()[..., None]).sum(2)
         got = run("attn_colsum", *islands((t["q"], t["k"])), *islands((lse.float(), weights, *tail)))
         close("colsum", got, want, slack * case["slack"] * 2e-6)
@@ -211,7 +224,7 @@ def check_prefix(run: Run, name: str, slack: float = 1.0) -> None:
     close("lse", got_lse, lse, slack * STATISTICS["lse"])
 
 
-ROWS = (
+ROWS = (  # dtypes of x, delta and weight; R, d
     ("fp32", None, "bf16", 3, 64),
     ("fp32", "bf16", "bf16", 5, 4096),
     ("fp32", "fp32", "fp32", 7, 131),
@@ -219,6 +232,8 @@ ROWS = (
     ("fp32", "bf16", "fp16", 2, 17000),
     ("fp32", "fp32", "fp32", 1, 1),
 )
+ROPE = (("bf16", 5, 3, 64, 64), ("fp32", 3, 5, 80, 20), ("fp16", 2, 33, 128, 128))  # dtype, R, H, D, rotated
+SWIGLU = (("bf16", 5, 1537), ("fp32", 3, 64), ("fp16", 1, 1))
 ROUND = {"bf16": 3e-3, "fp16": 4e-4, "fp32": 5e-7}
 
 

@@ -7,9 +7,8 @@ import contextlib
 import math
 
 import torch
-from torch import Tensor
-
 from pycotmech.kernels import launch
+from torch import Tensor
 
 MARGIN = 256
 GAP = 8

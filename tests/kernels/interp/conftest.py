@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-
 from pycotmech.kernels import colsum, extract, launch, prefix_attn, rows, rows_entries
+
 from tests.kernels import bf16_interpreter, poison
 
 bf16_interpreter.install()

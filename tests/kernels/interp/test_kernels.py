@@ -34,11 +34,11 @@ def test_add_rms_norm(run_once, case):
     cases.check_norm(run_once, *case)
 
 
-@pytest.mark.parametrize("case", [("bf16", 5, 3, 64, 64), ("fp32", 3, 5, 80, 20), ("fp16", 2, 33, 128, 128)], ids=str)
+@pytest.mark.parametrize("case", cases.ROPE, ids=str)
 def test_rope(run_once, case):
     cases.check_rope(run_once, *case)
 
 
-@pytest.mark.parametrize("case", [("bf16", 5, 1537), ("fp32", 3, 64), ("fp16", 1, 1)], ids=str)
+@pytest.mark.parametrize("case", cases.SWIGLU, ids=str)
 def test_swiglu(run_once, case):
     cases.check_swiglu(run_once, *case)

@@ -1,0 +1,65 @@
+"""The cases of tests/kernels/cases.py through the registered ops on a CUDA device: `python -m pytest tests/kernels -m gpu`."""
+
+import pytest
+import torch
+
+import pycotmech.ops  # noqa: F401  registers the ops
+from tests.kernels import cases, poison
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def run():
+    """The op on CUDA copies of the arguments, in the same poisoned surroundings; in-place results are copied back."""
+
+    def call(op, *args):
+        moved = [poison.island(a.cuda()) if isinstance(a, torch.Tensor) and a.numel() else a for a in args]
+        moved = [a.cuda() if isinstance(a, torch.Tensor) else a for a in moved]
+        with poison.guarded_outputs():
+            out = getattr(torch.ops.pycotmech, op)(*moved)
+            torch.cuda.synchronize()
+        if op in ("add_rms_norm", "rope"):
+            args[0].copy_(moved[0])
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize("name", cases.ATTENTION)
+def test_extract(run, name):
+    cases.check_extract(run, name, cases.ON_GPU)
+
+
+def test_topk_ties(run):
+    cases.check_ties(run)
+
+
+@pytest.mark.parametrize("name", cases.ATTENTION)
+def test_colsum(run, name):
+    cases.check_colsum(run, name, cases.ON_GPU)
+
+
+@pytest.mark.parametrize("name", cases.ATTENTION)
+def test_rows_and_entries(run, name):
+    cases.check_rows(run, name, cases.ON_GPU)
+
+
+@pytest.mark.parametrize("name", cases.PREFIX)
+def test_prefix(run, name):
+    cases.check_prefix(run, name, cases.ON_GPU)
+
+
+@pytest.mark.parametrize("case", cases.ROWS, ids=str)
+def test_add_rms_norm(run, case):
+    cases.check_norm(run, *case, cases.ON_GPU)
+
+
+@pytest.mark.parametrize("case", cases.ROPE, ids=str)
+def test_rope(run, case):
+    cases.check_rope(run, *case, cases.ON_GPU)
+
+
+@pytest.mark.parametrize("case", cases.SWIGLU, ids=str)
+def test_swiglu(run, case):
+    cases.check_swiglu(run, *case, cases.ON_GPU)
