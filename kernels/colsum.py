@@ -86,8 +86,8 @@ def colsum_kernel(
     full_lo = tl.maximum(lo, tl.minimum(full_lo, tl.cdiv(hi, BLOCK_M) * BLOCK_M))
     acc = tl.zeros([BLOCK_N], tl.float32)
     acc = _add_rows(
-        acc, k, Q, LSE, W, b, h, offs_n, lo, tl.minimum(full_lo, hi), first, shift, T, window, stride_qt, c, scale, softcap,
-        D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, True,
+        acc, k, Q, LSE, W, b, h, offs_n, lo, tl.minimum(full_lo, hi), first, shift, T, window, stride_qt, c, scale,
+        softcap, D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, True,
     )  # fmt: skip
     acc = _add_rows(
         acc, k, Q, LSE, W, b, h, offs_n, full_lo, full_hi, first, shift, T, window, stride_qt, c, scale, softcap,

@@ -1,7 +1,8 @@
 """Tile shapes of the attention kernels: a small fixed table, chosen by what compiles without spills (docs/kernels.md).
 
-Nothing is tuned at run time: what the tests compile ahead of time is what runs. A GPU that is not listed takes the shapes
-of its family: 8.6 stands for 8.7, 8.9 and 12.x (100 KB of shared memory), 10.0 for 10.3, gfx942 for every AMD GPU.
+Nothing is tuned at run time: what the tests compile ahead of time is what runs. A GPU that is not listed takes the
+shapes of its family: 8.6 stands for 8.7, 8.9 and 12.x (100 KB of shared memory), 10.0 for 10.3, gfx942 for every AMD
+GPU.
 """
 
 from __future__ import annotations
@@ -172,8 +173,25 @@ FLOAT32_TILES: dict[str, dict[str, tuple[_Tile, _Tile, _Tile]]] = {
 # end of the table
 
 _DESCRIPTOR_FAMILIES = ("sm_90", "sm_100")
-_WITHOUT_LOOP = ("rows", "entries")
-"""Kinds that read a tile once: descriptors would gain nothing."""
+WITHOUT_LOOP = ("rows", "entries")
+"""Kinds that read each tile once: nothing to pipeline."""
+_WITHOUT_DESCRIPTORS = (*WITHOUT_LOOP, "prefix_cuts")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a configuration is for."""
+
+    kind: str
+    family: str
+    bits: int
+    D: int
+
+
+def keys() -> list[Key]:
+    """Every entry of the tables; a float32 tile of "cuda" is an entry of each NVIDIA family."""
+    families = list(SHARED_MEMORY)
+    return [Key(kind, f, bits, D) for kind in TILES for f in families for bits in (16, 32) for D in (64, 128, 256)]
 
 
 def _column(D: int) -> int:
@@ -190,7 +208,7 @@ def pick(kind: str, dtype: torch.dtype, D: int, *, descriptors: bool = False, ar
         return Config(*tile, precision="ieee" if amd else "tf32x3", parts=3)
     if dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"the Triton kernels take float32, bfloat16 and float16, got {dtype}")
-    tma = descriptors and name in _DESCRIPTOR_FAMILIES and kind not in _WITHOUT_LOOP
-    if name in _DESCRIPTOR_FAMILIES and kind not in _WITHOUT_LOOP and not tma:
-        name = "sm_86"
+    tma = name in _DESCRIPTOR_FAMILIES and kind not in _WITHOUT_DESCRIPTORS
+    if tma and not descriptors:
+        name, tma = "sm_86", False
     return Config(*TILES[kind][name][_column(D)], tma=tma)

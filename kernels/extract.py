@@ -1,12 +1,13 @@
-"""attn_extract on the GPU: flash attention that also keeps entropy and mass per segment; readouts and top keys beside it.
+"""attn_extract on the GPU: flash attention that keeps entropy and segment masses; readouts and top keys beside it.
 
-One program takes BLOCK_M query rows of one head, heaviest first, and walks over the keys in up to three stretches: a masked
-head (only with left padding or a window), the blocks every row sees in full, and the masked diagonal. Scores stay raw;
-weights are exp2 of their shifted, scaled value t, so that the largest is exactly 1, and the entropy is accumulated about the
-running maximum, H = ln l - sum(p t) / l, which does not cancel where log-sum-exp minus the mean score would.
+One program takes BLOCK_M query rows of one head, heaviest first, and walks over the keys in up to three stretches: a
+masked head (only with left padding or a window), the blocks every row sees in full, and the masked diagonal. Scores
+stay raw; weights are exp2 of their shifted, scaled value t, so that the largest is exactly 1, and the entropy is
+accumulated about the running maximum, H = ln l - sum(p t) / l, which does not cancel where log-sum-exp minus the mean
+score would.
 
-Readouts, more than 32 segments and the top keys come from launches of the same kernel without the values: beside the values
-their registers would spill, or halve the tiles of everything.
+Readouts, more than 32 segments and the top keys come from launches of the same kernel without the values: beside the
+values their registers would spill, or halve the tiles of everything.
 """
 
 import torch
@@ -17,7 +18,7 @@ from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, lo
 
 MAX_TOPK = 8
 FUSED_SEGMENTS = 32
-"""Up to here the masses come from the launch that makes z; more of them, and all readouts, from launches of their own."""
+"""Up to here the masses come from the launch that makes z; more, and all readouts, from launches of their own."""
 MAX_COLUMNS = 64
 """Segments, and readout features, of one such launch."""
 
@@ -51,7 +52,7 @@ def _weigh(acc, p, x, alpha, PARTS: tl.constexpr, ONE_HOT: tl.constexpr):
 
 @triton.jit
 def _keep_best(tv, ti, s, start, offs_n, TOPK: tl.constexpr):
-    """The running top keys tv, ti [rows, slots] after the tile s; a round replaces each row's worst slot if it is beaten.
+    """The running top keys tv, ti [rows, slots] after the tile s: each round replaces a row's worst slot if beaten.
 
     Not a loop while any row improves: a loop inside the key loop would switch its software pipelining off.
     """
@@ -179,8 +180,8 @@ def extract_kernel(
         full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
         lo = tl.maximum(first, tl.maximum(m0 + shift - window + 1, 0)) // BLOCK_N * BLOCK_N
         acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
-            acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi), first, S,
-            window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+            acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi), first,
+            S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
             D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
         )  # fmt: skip
     acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
@@ -189,8 +190,8 @@ def extract_kernel(
         D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, False,
     )  # fmt: skip
     acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
-        acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi, first, S,
-        window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+        acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi, first,
+        S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
         D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
     )  # fmt: skip
 
@@ -232,7 +233,7 @@ def extract_kernel(
 
 
 def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, *, kind, g0=0, g=0, c0=0, c=0, topk=0):
-    """One launch into `out`: segments g0 to g0 + g, readout features c0 to c0 + c, the top keys; z where `kind` has it."""
+    """One launch into `out`: g segments from g0 on, c readout features from c0 on, the top keys, and z if in `kind`."""
     z, lse, pmax, ent, mass, read, top_p, top_i = out
     B, H, T, D = q.shape
     with_z = kind in ("plain", "segments")

@@ -1,4 +1,4 @@
-"""What the wrappers share on the host: allocation, the GPU they launch on, tensor descriptors, the sign of the scale."""
+"""What the wrappers share on the host: allocation, which GPU, tensor descriptors, the sign of the scale."""
 
 import contextlib
 

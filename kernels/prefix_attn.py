@@ -1,8 +1,9 @@
 """prefix_attn on the GPU: attention of packed rows of many variants, own causal suffix first, then the shared prefix.
 
-A tile holds BLOCK_R rows times the query heads of one key head. Each row carries its own ranges, so one tile may hold rows
-of several variants and of several bases: own keys are walked over flat, with a mask; the part of the prefix that all rows of
-the tile share runs without one; what only some of them see comes last, masked. A window only moves the ranges.
+A tile holds BLOCK_R rows times the query heads of one key head. Each row carries its own ranges, so one tile may hold
+rows of several variants and of several bases: own keys are walked over flat, with a mask; the part of the prefix that
+all rows of the tile share runs without one; what only some of them see comes last, masked. A window only moves the
+ranges.
 """
 
 import torch
@@ -12,13 +13,13 @@ from pycotmech.kernels import configs, launch
 from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, load_rows
 
 MANY_ROWS = 128 * 128
-"""Rows times heads that give larger tiles one for each multiprocessor; smaller tiles spread fewer rows over more of them."""
+"""From so many rows times heads on, the larger tiles occupy every multiprocessor."""
 _FAR = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
 def _uncut(seen, pos, row, h, CUTS, e_lo, e_hi):
-    """`seen` without the entries that one of the cuts e_lo to e_hi takes out. Only the cut launch has this inner loop."""
+    """`seen` without what the cuts e_lo to e_hi take out. Only launches with cuts have this inner loop."""
     for e in range(e_lo, e_hi):
         cut = CUTS + e * 4
         head = tl.load(cut + 1)
@@ -33,7 +34,7 @@ def _attend(
     c, scale, softcap, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, PREC: tl.constexpr, CAP: tl.constexpr,
     TMA: tl.constexpr, HAS_CUTS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys from `start` on: a row sees keys key_lo to key_hi of it, and key j is at its position j + base."""
+    """One block of keys from `start` on; a row sees keys key_lo to key_hi, and key j is at its position j + base."""
     key = start + tl.arange(0, BLOCK_N)
     if TMA:
         k = K.load([start, hk, 0]).reshape(BLOCK_N, DP)
@@ -60,8 +61,8 @@ def _attend(
 @triton.jit(do_not_specialize=["R", "H", "window"])
 def prefix_kernel(
     Q, KF, VF, KS, VS, KO, VO, ROWS, CUTS, CUT_LO, Z, LSE,
-    stride_qr, stride_qh, stride_kst, stride_ksh, stride_vst, stride_vsh, stride_kot, stride_koh, stride_vot, stride_voh,
-    stride_zr, stride_zh, R, H, scale, softcap, window,
+    stride_qr, stride_qh, stride_kst, stride_ksh, stride_vst, stride_vsh, stride_kot, stride_koh, stride_vot,
+    stride_voh, stride_zr, stride_zh, R, H, scale, softcap, window,
     GROUP: tl.constexpr, GROUP_P: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr, HAS_CUTS: tl.constexpr,
     CAP: tl.constexpr, TMA: tl.constexpr,
@@ -111,8 +112,9 @@ def prefix_kernel(
     n_own = own_hi - own_lo
     lo = tl.min(tl.where(ok & (n_own > 0), own_lo, _FAR), 0)
     hi = tl.max(tl.where(ok & (n_own > 0), own_hi, 0), 0)
-    if not HAS_CUTS:
-        # Where every row has one own key (one-position sweeps), it is read row by row: no walk over the neighbours' keys.
+    if not HAS_CUTS:  # noqa: SIM102  decided at compile time; the condition inside, at run time
+        # Where every row has one own key (one-position sweeps) it is read row by row, without a walk over its
+        # neighbours' keys.
         if (tl.max(tl.where(ok, n_own, 1), 0) == 1) & (tl.min(tl.where(ok, n_own, 1), 0) == 1):
             k1 = load_rows(KO, own_lo, lo, hi, stride_kot, D, DP, True)
             v1 = load_rows(VO, own_lo, lo, hi, stride_vot, D, DP, True)

@@ -1,7 +1,8 @@
 """Compiles what a wrapper really launches, for a named GPU, on a machine without one; and reads the machine code.
 
-`fake_gpu("sm_90")` puts a stub in the place of Triton's driver and turns launches into compilations (Triton's own warm-up
-mode, on tensors without memory). The specialisation by strides and alignment is that of the call. Nothing is executed.
+`fake_gpu("sm_90")` puts a stub in the place of Triton's driver and turns launches into compilations (Triton's own
+warm-up mode, on tensors without memory). The specialisation by strides and alignment is that of the call. Nothing is
+executed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Makes Triton's interpreter right for bfloat16. As it stands (3.9) it multiplies the raw bits of bfloat16 operands and
-rounds float32 to bfloat16 toward zero (triton issue 11584). Tests only; test_shim.py holds it to PyTorch's own rounding."""
+rounds float32 to bfloat16 toward zero (triton issue 11584). Tests only; test_shim.py checks it."""
 
 import numpy as np
 import triton.language as tl

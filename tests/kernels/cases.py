@@ -1,7 +1,7 @@
-"""The cases that every kernel is held to, shared by the interpreter (tests/kernels/interp) and a GPU (tests/kernels/gpu).
+"""The cases that every kernel is held to, in the interpreter (tests/kernels/interp) and on a GPU (tests/kernels/gpu).
 
-A case builds its arguments on the CPU from a fixed seed; `check_*` runs the op through `run(name, *args)`, which is the Triton
-wrapper itself in the interpreter and the registered op on a GPU, and compares with float64 on the same rounded inputs.
+A case builds its arguments on the CPU from a fixed seed; `check_*` runs the op through `run(name, *args)`, which is the
+Triton wrapper itself in the interpreter and the registered op on a GPU, and compares with float64 on the same inputs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from tests.kernels import dense
 from tests.kernels.poison import islands
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# Relative errors in the norm. z is rounded once to its dtype; its weights are rounded to that dtype before they meet the
-# values. Statistics are float32 whatever the dtype; weights that go through segments keep 16 bits (24 for float32 inputs).
+# Relative errors in the norm. z is rounded once to its dtype; its weights are rounded to that dtype before they meet
+# the values. Statistics are float32 whatever the dtype; weights that go through segments keep 16 bits (24 for float32
+# inputs).
 Z = {"bf16": 3e-3, "fp16": 4e-4, "fp32": 1e-6}
 STATISTICS = {"lse": 1e-6, "pmax": 2e-6, "entropy": 1e-6, "topk_p": 2e-6}
 COLUMNS = {"bf16": 5e-6, "fp16": 5e-6, "fp32": 1e-6}
@@ -56,7 +57,7 @@ ATTENTION = {
     "d40": dict(dtype="bf16", H=2, Hkv=2, T=33, S=50, D=40, entropy=True),
     "fp32": dict(dtype="fp32", B=2, H=2, Hkv=1, T=77, S=131, D=64, segments=7, entropy=True, topk=5, readout=3),
     "fp32_d128": dict(dtype="fp32", H=1, Hkv=1, T=40, S=67, D=128, segments=2, entropy=True),
-    "padded": dict(dtype="bf16", B=3, H=2, Hkv=1, T=131, S=131, D=64, starts=(0, 70, 131), segments=3, entropy=True, topk=4),
+    "padded": dict(dtype="bf16", B=3, H=2, Hkv=1, T=131, S=131, D=64, starts=(0, 70, 131), segments=3, topk=4),
     "window": dict(dtype="bf16", H=2, Hkv=2, T=150, S=200, D=64, window=37, segments=3, entropy=True, topk=4),
     "window_1": dict(dtype="fp32", H=1, Hkv=1, T=70, S=70, D=32, window=1, entropy=True, topk=2),
     "softcap": dict(dtype="bf16", H=2, Hkv=1, T=77, S=77, D=64, softcap=3.0, scale=4.0, entropy=True, topk=3),
@@ -65,7 +66,7 @@ ATTENTION = {
         per_sequence=True, readout=3, entropy=True, topk=8, scale=2.0,
     ),
     "many_columns": dict(dtype="bf16", H=1, Hkv=1, T=40, S=150, D=32, segments=131, readout=70, topk=2),
-    "peaked": dict(dtype="fp32", H=2, Hkv=2, T=77, S=131, D=64, scale=40.0, slack=4.0, segments=3, entropy=True, topk=8),
+    "peaked": dict(dtype="fp32", H=2, Hkv=2, T=77, S=131, D=64, scale=40.0, slack=8.0, entropy=True, topk=8),
     "negative_scale": dict(dtype="bf16", H=2, Hkv=2, T=40, S=40, D=64, scale=-1.0, entropy=True, topk=3),
     "scale_0": dict(dtype="bf16", H=2, Hkv=2, T=40, S=40, D=64, scale=0.0, segments=2, entropy=True, topk=3),
 }  # fmt: skip
@@ -179,7 +180,7 @@ def _one_position() -> list[tuple]:
 
 
 def _ragged() -> list[tuple]:
-    """Variants of several bases, of several lengths, fewer query rows than own keys, and rows that see little or nothing."""
+    """Variants of several bases and lengths, fewer query rows than own keys, rows that see little or nothing."""
     rows, o = [], 0
     for n, base_range in ((5, (0, 37)), (40, (0, 131)), (3, (140, 290)), (7, (5, 5)), (1, (140, 141)), (30, (20, 280))):
         rows += [(o, o + i + 1, *base_range) for i in range(n)][-20:]

@@ -1,5 +1,5 @@
-"""The interpreter must be chosen before triton is imported, and a process that interprets cannot compile: so tests/kernels/interp
-runs in a child process (test_interpreted.py) and everything else here."""
+"""The interpreter must be chosen before triton is imported, and a process that interprets cannot compile: so
+tests/kernels/interp runs in a child process (test_interpreted.py) and everything else here."""
 
 import os
 from pathlib import Path

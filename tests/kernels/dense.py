@@ -1,5 +1,6 @@
-"""The truth: every op written out in float64 with the whole matrix of weights, one head and one row at a time where that is
-plainer. Independent of the references in pycotmech/ops, so that a kernel and its op cannot be wrong in the same way."""
+"""The truth: every op written out in float64 with the whole matrix of weights, one head and one row at a time where
+that is plainer. Independent of the references in pycotmech/ops, so that a kernel and its op cannot be wrong in the
+same way."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def pattern(q, k, *, starts, scale, window, softcap) -> tuple[Tensor, Tensor, Te
 
 def extract(q, k, v, segments, n_segments, readout, starts, scale, entropy, topk, window, softcap) -> dict[str, Tensor]:
     """Everything attn_extract returns by name, and the weights and scores it never holds."""
-    B, H, T, _ = q.shape
+    B, H = q.shape[:2]
     S, group = k.shape[2], H // k.shape[1]
     p, scores, lse = pattern(q, k, starts=starts, scale=scale, window=window, softcap=softcap)
     out = {"weights": p, "scores": scores, "lse": lse, "pmax": p.amax(-1)}

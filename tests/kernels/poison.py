@@ -1,5 +1,5 @@
-"""Buffers in which a wrong address shows: every input lies in a larger buffer of NaN, every output starts as NaN between
-margins that must still be NaN afterwards."""
+"""Buffers in which a wrong address shows: every input lies in a larger buffer of NaN, every output starts as NaN
+between margins that must still be NaN afterwards."""
 
 from __future__ import annotations
 

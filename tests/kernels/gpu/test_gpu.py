@@ -1,4 +1,4 @@
-"""The cases of tests/kernels/cases.py through the registered ops on a CUDA device: `python -m pytest tests/kernels -m gpu`."""
+"""The cases of tests/kernels/cases.py through the registered ops on a CUDA device: `pytest tests/kernels -m gpu`."""
 
 import pytest
 import torch

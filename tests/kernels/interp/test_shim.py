@@ -1,4 +1,4 @@
-"""The interpreter with the shim rounds and multiplies bfloat16 as PyTorch does; without it the other tests prove nothing."""
+"""The interpreter with the shim rounds and multiplies bfloat16 as PyTorch does; without that nothing is proven."""
 
 import torch
 import triton
