@@ -58,9 +58,7 @@ def colsum_kernel(
     if TMA:
         k = K.load([b, hk, n0, 0]).reshape(BLOCK_N, DP)
     else:
-        k = load_rows(
-            K + b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh, offs_n, 0, S, stride_kt, D, DP, True
-        )
+        k = load_rows(K + b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh, offs_n, 0, S, stride_kt, D, DP, True)
         Q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh
     LSE += bh.to(tl.int64) * T
     W += b.to(tl.int64) * stride_wb + h.to(tl.int64) * stride_wh

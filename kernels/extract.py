@@ -161,9 +161,7 @@ def extract_kernel(
     macc = tl.zeros([BLOCK_M, GQ], tl.float32)
     racc = tl.zeros([BLOCK_M, CQ], tl.float32)
     tv = tl.full([BLOCK_M, KP], SEEN, tl.float32)  # an invisible key is no better than an empty slot
-    ti = (
-        tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]
-    )  # distinct: one slot goes at a time
+    ti = tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]  # distinct: one slot goes at a time
     if KP > TOPK:  # slots beyond K never lose
         tv = tl.where((tl.arange(0, KP) < TOPK)[None, :], tv, 3.0e38)
 
@@ -211,9 +209,7 @@ def extract_kernel(
     if GP > 0:
         offs_g = tl.arange(0, GP)
         mass = tl.where(empty[:, None], 0.0, macc * inv[:, None])
-        tl.store(
-            MASS + row[:, None] * G + seg_base + offs_g[None, :], mass, mask=row_ok[:, None] & (offs_g < n_seg)[None, :]
-        )
+        tl.store(MASS + row[:, None] * G + seg_base + offs_g[None, :], mass, mask=row_ok[:, None] & (offs_g < n_seg)[None, :])
     if CP > 0:
         offs_c = tl.arange(0, CP)
         read = tl.where(empty[:, None], 0.0, racc * inv[:, None])

@@ -133,14 +133,10 @@ def prefix_kernel(
     some = ok & (sh_hi > sh_lo)
     lo = tl.min(tl.where(some, sh_lo, _FAR), 0)
     hi = tl.max(tl.where(some, sh_hi, 0), 0)
-    full_lo = tl.max(
-        tl.where(ok, sh_lo, 0), 0
-    )  # every row of the tile sees full_lo to full_hi, and masks nothing there
+    full_lo = tl.max(tl.where(ok, sh_lo, 0), 0)  # every row of the tile sees full_lo to full_hi, and masks nothing there
     full_hi = tl.min(tl.where(ok, sh_hi, _FAR), 0)
     lo = tl.minimum(lo, hi)
-    full_lo = tl.minimum(
-        lo + tl.cdiv(tl.maximum(full_lo - lo, 0), BLOCK_N) * BLOCK_N, lo + tl.cdiv(hi - lo, BLOCK_N) * BLOCK_N
-    )
+    full_lo = tl.minimum(lo + tl.cdiv(tl.maximum(full_lo - lo, 0), BLOCK_N) * BLOCK_N, lo + tl.cdiv(hi - lo, BLOCK_N) * BLOCK_N)
     full_hi = full_lo + tl.maximum(full_hi - full_lo, 0) // BLOCK_N * BLOCK_N
     if HAS_CUTS:
         full_hi = full_lo

@@ -100,9 +100,7 @@ def read(compiled, arch: str) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
-        usage = subprocess.run(
-            [_BIN / "cuobjdump", "--dump-resource-usage", path], capture_output=True, text=True, check=True
-        )
+        usage = subprocess.run([_BIN / "cuobjdump", "--dump-resource-usage", path], capture_output=True, text=True, check=True)
         sass = subprocess.run([_BIN / "nvdisasm", "-c", path], capture_output=True, text=True, check=True)
     registers, stack = (int(x) for x in re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups())
     ops = Counter(_SASS.findall(sass.stdout))
@@ -157,9 +155,7 @@ LAUNCHES = {
     "extract_columns": (lambda t, D: _extract(t, D, C=3), lambda t, D: _extract(t, D, G=64, C=64, limits=True)),
     "colsum": (lambda t, D: _colsum(t, D, False), lambda t, D: _colsum(t, D, True)),
     "rows": (lambda t, D: rows_entries.attn_rows(*_pattern(t, D), _indices(), None, D**-0.5, 0, 0.0),),
-    "entries": (
-        lambda t, D: rows_entries.attn_entries(*_pattern(t, D), _indices(), _indices(), None, D**-0.5, 0, 0.0),
-    ),
+    "entries": (lambda t, D: rows_entries.attn_entries(*_pattern(t, D), _indices(), _indices(), None, D**-0.5, 0, 0.0),),
     "prefix": (lambda t, D: _prefix(t, D), lambda t, D: _prefix(t, D, softcap=30.0)),
     "prefix_few": (lambda t, D: _prefix(t, D, R=300), lambda t, D: _prefix(t, D, R=300, softcap=30.0)),
     "prefix_cuts": (lambda t, D: _prefix(t, D, cuts=True), lambda t, D: _prefix(t, D, cuts=True, softcap=30.0)),
@@ -173,9 +169,7 @@ def _norm(delta):
 
 ROW_LAUNCHES = {
     "add_rms_norm": lambda: _norm(torch.empty(64, 4096, dtype=torch.bfloat16)),
-    "rope": lambda: rows.rope(
-        torch.empty(64, 32, 128, dtype=torch.bfloat16), torch.empty(64, 128), torch.empty(64, 128)
-    ),
+    "rope": lambda: rows.rope(torch.empty(64, 32, 128, dtype=torch.bfloat16), torch.empty(64, 128), torch.empty(64, 128)),
     "swiglu": lambda: rows.swiglu(*torch.empty(2, 64, 11008, dtype=torch.bfloat16)),
 }
 

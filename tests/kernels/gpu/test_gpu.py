@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import pycotmech.ops  # noqa: F401  registers the ops
-from tests.kernels import cases, poison
+
+pytest.importorskip("triton", reason="the kernels need triton")
+from tests.kernels import cases, poison  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
