@@ -21,12 +21,20 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Activations": "pycotmech.model",
+    "AttentionCapture": "pycotmech.attention",
+    "AttentionSummary": "pycotmech.attention",
+    "HeadScores": "pycotmech.attention",
     "Model": "pycotmech.model",
     "PairReport": "pycotmech.patching",
     "Plan": "pycotmech.patching",
     "Sweep": "pycotmech.patching",
+    "attention_summary": "pycotmech.attention",
+    "capture_attention": "pycotmech.attention",
     "check_pair": "pycotmech.patching",
+    "head_scores": "pycotmech.attention",
     "patch_heads": "pycotmech.patching",
+    "register_attention": "pycotmech.attention",
+    "repeated_tokens": "pycotmech.attention",
 }
 _SUBPACKAGES = ("attention", "cot", "model", "ops", "patching", "report", "store")
 
@@ -40,6 +48,14 @@ if TYPE_CHECKING:
     from pycotmech import patching as patching
     from pycotmech import report as report
     from pycotmech import store as store
+    from pycotmech.attention import AttentionCapture as AttentionCapture
+    from pycotmech.attention import AttentionSummary as AttentionSummary
+    from pycotmech.attention import HeadScores as HeadScores
+    from pycotmech.attention import attention_summary as attention_summary
+    from pycotmech.attention import capture_attention as capture_attention
+    from pycotmech.attention import head_scores as head_scores
+    from pycotmech.attention import register_attention as register_attention
+    from pycotmech.attention import repeated_tokens as repeated_tokens
     from pycotmech.model import Activations as Activations
     from pycotmech.model import Model as Model
     from pycotmech.patching import PairReport as PairReport

@@ -1,0 +1,158 @@
+"""What a summary of attention returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+_ROW_STATISTICS = ("entropy", "lse", "largest")
+
+
+@dataclass(frozen=True)
+class AttentionSummary:
+    """Where every head of every layer looks, without the T x T patterns.
+
+    L layers, H heads, R query rows, G segments, T tokens (keys), k top keys. A batch has one more axis B in front of all.
+    Statistics are float32 (float64 for a float64 model); a statistic that was not asked for is None.
+    A row that sees no key (padding): lse -inf, entropy and masses 0, top key -1.
+    """
+
+    mass: NDArray
+    """[L, H, R, G]: the share of a row's attention on the keys of each segment."""
+    segment_names: tuple[str, ...]
+    entropy: NDArray | None
+    """[L, H, R], nats."""
+    lse: NDArray
+    """[L, H, R]: natural log of the sum of exponentials of the scaled scores; with it a single weight is exp(score - lse)."""
+    largest: NDArray
+    """[L, H, R]: the largest weight of the row."""
+    top_keys: NDArray[np.int32]
+    """[L, H, R, k]: positions of the heaviest keys, descending, ties to the lowest; -1 where a row sees fewer."""
+    top_weights: NDArray
+    """[L, H, R, k]: their weights; 0 where top_keys is -1."""
+    received: NDArray | None
+    """[L, H, T]: the attention that each key gets, summed over the R rows."""
+    read: NDArray | None
+    """[L, H, R, C]: the readout's features averaged with the weights."""
+    rows: NDArray[np.int64]
+    """[R]: the positions of the query rows."""
+    tokens: NDArray[np.int64] | None
+    """[T], or [B, T] for a batch; None where the token ids were not seen (a captured forward pass)."""
+    labels: NDArray[np.int32] = field(repr=False)
+    """[T] or [B, T]: the segment of each key, an index of segment_names, or -1."""
+    model_name: str = ""
+
+    @property
+    def batched(self) -> bool:
+        return self.mass.ndim == 5
+
+    def segment(self, name: str) -> NDArray:
+        """mass[..., g] of one segment by its name: [L, H, R]."""
+        return self.mass[..., self._segment(name)]
+
+    def per_head(self, *, rows: slice | Sequence[int] | None = None) -> pd.DataFrame:
+        """One line per head, averaged over the query rows (and the batch): mass_<segment>, entropy, largest.
+
+        rows: which of the summary's rows to average, as an index into the R axis; None: all.
+        """
+        import pandas as pd
+
+        L, H = self.mass.shape[-4:-2]
+        layer, head = np.indices((L, H)).reshape(2, -1)
+        frame = pd.DataFrame({"layer": layer, "head": head})
+        mass = self.over_rows(self.mass, rows)
+        for g, name in enumerate(self.segment_names):
+            frame[f"mass_{name}"] = mass[..., g].ravel()
+        for name in ("entropy", "largest"):
+            if (values := getattr(self, name)) is not None:
+                frame[name] = self.over_rows(values[..., None], rows).ravel()
+        return frame
+
+    def over_rows(self, values: NDArray, rows: slice | Sequence[int] | None) -> NDArray:
+        """[.., L, H, R, n] -> [L, H, n]: the mean over rows, and over the batch if there is one."""
+        index = slice(None) if rows is None else rows if isinstance(rows, slice) else list(rows)
+        chosen = values[..., index, :]
+        if chosen.shape[-2] == 0:
+            raise ValueError(f"rows: {rows} chooses none of the summary's {len(self.rows)} rows")
+        mean = chosen.mean(axis=-2, dtype=np.float64)
+        return mean.mean(axis=0) if self.batched else mean
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line per (example,) layer, head and row: position, the row's statistics, its top key, mass_<segment>."""
+        import pandas as pd
+
+        names = ["example", "layer", "head", "row"][-len(self.lse.shape) :]
+        grid = dict(zip(names, np.indices(self.lse.shape, dtype=np.int32).reshape(len(names), -1), strict=True))
+        row = grid.pop("row")
+        frame = pd.DataFrame({**grid, "position": self.rows[row]})
+        for name in _ROW_STATISTICS:
+            if (values := getattr(self, name)) is not None:
+                frame[name] = values.ravel()
+        if self.top_keys.shape[-1]:
+            frame["top_key"], frame["top_weight"] = self.top_keys[..., 0].ravel(), self.top_weights[..., 0].ravel()
+        for g, name in enumerate(self.segment_names):
+            frame[f"mass_{name}"] = self.mass[..., g].ravel()
+        return frame
+
+    def to_xarray(self) -> xr.Dataset:
+        """Everything as one Dataset with named axes: (example,) layer, head, row, segment, rank, key, feature."""
+        import xarray as xr
+
+        head = (*(("example",) if self.batched else ()), "layer", "head")
+        axes = {
+            "mass": (*head, "row", "segment"),
+            "entropy": (*head, "row"),
+            "lse": (*head, "row"),
+            "largest": (*head, "row"),
+            "top_keys": (*head, "row", "rank"),
+            "top_weights": (*head, "row", "rank"),
+            "received": (*head, "key"),
+            "read": (*head, "row", "feature"),
+            "tokens": ("example", "key") if self.tokens is not None and self.tokens.ndim == 2 else ("key",),
+            "labels": ("example", "key") if self.labels.ndim == 2 else ("key",),
+        }
+        found = {name: (dims, getattr(self, name)) for name, dims in axes.items() if getattr(self, name) is not None}
+        return xr.Dataset(
+            {name: pair for name, pair in found.items() if pair[1].size},
+            coords={"row": self.rows, "segment": list(self.segment_names)},
+            attrs={"model": self.model_name},
+        )
+
+    def plot(
+        self,
+        *,
+        segments: Sequence[str] | None = None,
+        rows: slice | Sequence[int] | None = None,
+        title: str | None = None,
+        path: str | None = None,
+    ):
+        """Mass per head, averaged over rows: one heat map (layers upward, heads to the right) for each segment.
+
+        segments: their names; None: all. rows: an index into the R axis. Returns the matplotlib figure, saved to
+        `path` if given.
+        """
+        from pycotmech.attention.plots import mass_figure
+
+        return mass_figure(self, segments=segments, rows=rows, title=title, path=path)
+
+    def __str__(self) -> str:
+        L, H, R, _ = self.mass.shape[-4:]
+        text = f"AttentionSummary: {L} layers x {H} heads, {R} rows over {self.labels.shape[-1]} keys"
+        if self.batched:
+            text += f", {len(self.mass)} examples"
+        return f"{text}; segments {', '.join(self.segment_names)}"
+
+    __repr__ = __str__
+
+    def _segment(self, name: str) -> int:
+        if name not in self.segment_names:
+            raise KeyError(f"no segment {name!r}; there are {', '.join(self.segment_names)}")
+        return self.segment_names.index(name)
