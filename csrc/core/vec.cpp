@@ -60,8 +60,10 @@ struct V4 {
 };
 
 #include "core/vec_kernels.inl"
+#include "core/rows_kernels.inl"
 
 const VecOps kPortable = table<V4>(Isa::portable);
+const RowOps kPortableRows = row_table<V4>(Isa::portable);
 
 }  // namespace
 
@@ -73,6 +75,16 @@ const VecOps& vec_ops(Isa level) {
 #endif
   (void)level;
   return kPortable;
+}
+
+const RowOps& row_ops(Isa level) {
+#if PCM_X86
+  if (level >= Isa::avx512_bf16) return kRowsAvx512Bf16;
+  if (level >= Isa::avx512) return kRowsAvx512;
+  if (level >= Isa::avx2) return kRowsAvx2;
+#endif
+  (void)level;
+  return kPortableRows;
 }
 
 }  // namespace pcm

@@ -66,10 +66,12 @@ struct V256 {
 };
 
 #include "core/vec_kernels.inl"
+#include "core/rows_kernels.inl"
 
 }  // namespace
 
 extern const VecOps kVecAvx2 = table<V256>(Isa::avx2);
+extern const RowOps kRowsAvx2 = row_table<V256>(Isa::avx2);
 
 }  // namespace pcm
 PCM_TARGET_END

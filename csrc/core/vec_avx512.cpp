@@ -20,10 +20,12 @@ PCM_INLINE void store_rounded(bf16* p, __m512 x) {
 #define PCM_STORE_BF16(p, x) store_rounded(p, x)
 #include "core/vec_avx512.inl"
 #include "core/vec_kernels.inl"
+#include "core/rows_kernels.inl"
 
 }  // namespace
 
 extern const VecOps kVecAvx512 = table<V512>(Isa::avx512);
+extern const RowOps kRowsAvx512 = row_table<V512>(Isa::avx512);
 
 }  // namespace pcm
 PCM_TARGET_END

@@ -29,7 +29,7 @@ constexpr float kLog2e = 0x1.715476p+0f;
 template <class V>
 PCM_INLINE typename V::R exp_of(typename V::R x) {
   using R = typename V::R;
-  x = V::max(V::set(-111.f), x);
+  x = V::max(V::set(-111.f), V::select_lt(V::set(89.f), x, V::set(89.f), x));  // e^89 is infinite
   const R n = V::round(V::mul(x, V::set(kLog2e)));
   R f = V::madd(n, V::set(-0x1.62e400p-1f), x);
   f = V::madd(n, V::set(-0x1.7f7d1cp-20f), f);

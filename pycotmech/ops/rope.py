@@ -15,8 +15,9 @@ def reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     half = cos.shape[-1] // 2
     a, b = x[..., :half].to(wide), x[..., half : 2 * half].to(wide)
     cos, sin = cos.to(wide)[:, None], sin.to(wide)[:, None]
-    x[..., :half] = a * cos[..., :half] - b * sin[..., :half]
-    x[..., half : 2 * half] = b * cos[..., half:] + a * sin[..., half:]
+    # Both halves before the first is written: a and b are x itself where it is wide already.
+    left, right = a * cos[..., :half] - b * sin[..., :half], b * cos[..., half:] + a * sin[..., half:]
+    x[..., :half], x[..., half : 2 * half] = left, right
 
 
 def fake(x: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -32,7 +32,7 @@ def levels_here() -> list[str]:
     return out
 
 
-@pytest.mark.parametrize("program", ["gemm_test", "vec_test"])
+@pytest.mark.parametrize("program", ["gemm_test", "rows_test", "vec_test"])
 def test_every_level(cpp_test, program):
     assert cpp_test(program) == levels_here()
 

@@ -25,10 +25,11 @@ static void exponential(const VecOps& v) {
       CHECK(std::fabs(y[i] - want) <= 3e-45, "exp(%a) = %g", x[i], y[i]);
   }
   CHECK(worst < 2, "%s: exp is off by %g ulp", isa_name(v.isa), worst);
-  float edge[20] = {0.f, -0.f, -kInf, kNan, -200.f, -1e30f};
-  for (int i = 6; i < 20; i++) edge[i] = -1.f;
+  float edge[20] = {0.f, -0.f, -kInf, kNan, -200.f, -1e30f, 1e5f, kInf};
+  for (int i = 8; i < 20; i++) edge[i] = -1.f;
   v.exp_row(edge, edge, 20, 1.f, 0.f);
   CHECK(edge[0] == 1 && edge[1] == 1 && edge[2] == 0 && std::isnan(edge[3]) && edge[4] == 0 && edge[5] == 0, "edges");
+  CHECK(edge[6] == kInf && edge[7] == kInf, "overflow");
   for (int64_t len : {1, 3, 4, 5, 16, 17, 33}) {
     Exact<float> a(len), b(len);
     double sum = 0;
