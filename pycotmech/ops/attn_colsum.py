@@ -74,4 +74,5 @@ def attn_colsum(
         if list(weights.shape) not in ([b, h, T] for b in (1, B) for h in (1, H)):
             raise ValueError(f"weights must be [{B} or 1, {H} or 1, {T}], got {list(weights.shape)}")
     run = reference if q.dtype == torch.float64 else _op
+    starts = None if starts is None else starts.contiguous()
     return run(q, k, lse, weights, starts, scale, window, softcap)

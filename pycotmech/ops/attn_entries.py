@@ -83,4 +83,5 @@ def attn_entries(
     common.check_range("qi", qi, 0, q.shape[2] - 1, "rows of q")
     common.check_range("ki", ki, 0, k.shape[2] - 1, "keys")
     run = reference if q.dtype == torch.float64 else _op
-    return run(q, k, lse, qi, ki, starts, scale, window, softcap)
+    starts = None if starts is None else starts.contiguous()
+    return run(q, k, lse, qi.contiguous(), ki.contiguous(), starts, scale, window, softcap)

@@ -142,6 +142,7 @@ def attn_extract(
             raise ValueError(f"n_segments is {n_segments} but segments is None")
         n_segments = 0
     else:
+        segments = segments.contiguous()
         common.check_integers("segments", segments, torch.int32, ((S,), (B, S)), q)
         if n_segments is None:
             n_segments = int(segments.max()) + 1
@@ -160,6 +161,7 @@ def attn_extract(
         raise ValueError(f"topk must be 0 to {MAX_TOPK}, got {topk}")
     inline = topk if topk <= INLINE_TOPK else 0
     run = reference if q.dtype == torch.float64 else _op
+    starts = None if starts is None else starts.contiguous()
     out = Extract(*run(q, k, v, segments, n_segments, readout, starts, scale, entropy, inline, window, softcap))
     if topk > inline:
         p, i = attn_topk(q, k, out.lse, topk=topk, starts=starts, scale=scale, window=window, softcap=softcap)

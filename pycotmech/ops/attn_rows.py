@@ -54,4 +54,5 @@ def attn_rows(
     common.check_indices("rows", rows, q)
     common.check_range("rows", rows, 0, q.shape[2] - 1, "rows of q")
     run = reference if q.dtype == torch.float64 else _op
-    return run(q, k, lse, rows, starts, scale, window, softcap)
+    starts = None if starts is None else starts.contiguous()
+    return run(q, k, lse, rows.contiguous(), starts, scale, window, softcap)

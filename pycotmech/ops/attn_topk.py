@@ -59,4 +59,5 @@ def attn_topk(
     if not 1 <= topk <= MAX_TOPK:
         raise ValueError(f"topk must be 1 to {MAX_TOPK}, got {topk}")
     run = reference if q.dtype == torch.float64 else _op
+    starts = None if starts is None else starts.contiguous()
     return run(q, k, lse, topk, starts, scale, window, softcap)
