@@ -151,12 +151,14 @@ void pattern_entries_as(const EntriesArgs& a, const Parallel& parallel) {
 template <class E, class Src>
 void top_keys_as(const TopkArgs& a, int workers, const Parallel& parallel) {
   const int64_t group = a.group(), tiles = tiles_per_pair(a);
+  const TopkOps& ops = topk_ops();
   Pipeline pipeline(a.B * a.Hkv, key_blocks(a), tiles, workers);
   PackedKeys<E, Src> keys(a, pipeline.slots());
   const Engine<E>& e = keys.engine;
 
   const auto ranked_tile = [&](const Tile& tile, const E* packed, E* q, float* s, TopkRow* top) {
     int from[kTileRows], to[kTileRows];
+    int32_t columns[kBlockKeys + 15];
     load_tile<E, Src>(q, a, tile, keys.d_padded, e.vec);
     for (int r = 0; r < tile.rows; r++) top[r].reset(a.topk);
     const int64_t end = a.end_key((tile.r0 + tile.rows - 1) / group);
@@ -165,7 +167,7 @@ void top_keys_as(const TopkArgs& a, int workers, const Parallel& parallel) {
       const int64_t n = std::min(kBlockKeys, end - n0);
       score_tile(s, q, packed, a, tile.rows, n0, n, keys.d_padded, e);
       visible_columns(a, tile, n0, n, from, to);
-      for (int r = 0; r < tile.rows; r++) top[r].scan(s + r * kBlockKeys, from[r], to[r], static_cast<int32_t>(n0));
+      for (int r = 0; r < tile.rows; r++) top[r].scan(s + r * kBlockKeys, from[r], to[r], static_cast<int32_t>(n0), columns, ops);
     }
     for (int r = 0; r < tile.rows; r++) {
       const int64_t i = (tile.r0 + r) / group, h = tile.hk * group + (tile.r0 + r) % group;

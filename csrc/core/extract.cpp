@@ -5,8 +5,6 @@
 #include <limits>
 #include <vector>
 
-#include "core/topk_rows.h"
-
 namespace pcm {
 namespace {
 
@@ -152,7 +150,7 @@ class Extractor {
       const bool all = visible_columns(a, t, n0, n, from_, to_);
       if (a.topk > 0)
         for (int r = 0; r < t.rows; r++)
-          topk_scan(s + r * kBlockKeys, from_[r], to_[r], static_cast<int32_t>(n0), top_s_[r], top_i_[r], a.topk);
+          topk_.insert(s + r * kBlockKeys, from_[r], to_[r], static_cast<int32_t>(n0), top_s_[r], top_i_[r], a.topk);
       SoftmaxTile soft;
       soft.rows = t.rows;
       soft.cols = static_cast<int>(n);
@@ -236,6 +234,7 @@ class Extractor {
     }
 
     Extractor& x;
+    const TopkOps& topk_ = topk_ops();
     const ExtractArgs& a;
     GemmScope<E> scope_;
     GemmScope<float> scope_f32_;

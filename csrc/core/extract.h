@@ -2,10 +2,9 @@
 #pragma once
 
 #include "core/attn.h"
+#include "core/topk_rows.h"
 
 namespace pcm {
-
-constexpr int kInlineTopk = 8;
 
 struct ExtractArgs : Attn {
   Heads v;

@@ -11,7 +11,7 @@
 #if defined(__CUDACC__)
 #define PCM_HD __host__ __device__ __forceinline__
 #else
-#define PCM_HD inline
+#define PCM_HD static inline
 #endif
 
 namespace pcm {
@@ -55,9 +55,10 @@ PCM_HD void bitonic_step(uint64_t* slots, int n, int size, int stride, int lane,
   for (int i = lane; i < n / 2; i += lanes) {
     const int low = 2 * i - (i & (stride - 1)), high = low + stride;
     const uint64_t a = slots[low], b = slots[high];
-    const bool swap = (low & size) == 0 ? a < b : a > b;
-    slots[low] = swap ? b : a;
-    slots[high] = swap ? a : b;
+    const uint64_t more = a > b ? a : b, less = a > b ? b : a;
+    const bool descending = (low & size) == 0;
+    slots[low] = descending ? more : less;
+    slots[high] = descending ? less : more;
   }
 }
 
