@@ -46,8 +46,8 @@ struct Attn {
   float unit() const { return softcap > 0 ? 1.f : positive_scale(); }
 };
 
-// Query rows of one key-value head, r = i * group + (head within the group): so that a tile's rows share keys and values,
-// and a single query position of a whole group is still one product.
+// Query rows of one key-value head, r = i * group + (head within the group): so that a tile's rows share keys and
+// values, and a single query position of a whole group is still one product.
 constexpr int64_t kTileRows = 64;
 constexpr int64_t kBlockKeys = 128;
 
@@ -56,7 +56,9 @@ struct Tile {
   int rows;
 };
 
-inline int64_t tile_step(const Attn& a) { return a.group() < kTileRows ? kTileRows / a.group() * a.group() : kTileRows; }
+inline int64_t tile_step(const Attn& a) {
+  return a.group() < kTileRows ? kTileRows / a.group() * a.group() : kTileRows;
+}
 inline int64_t tiles_per_pair(const Attn& a) { return (a.T * a.group() + tile_step(a) - 1) / tile_step(a); }
 
 inline int64_t key_blocks(const Attn& a) { return (a.S + kBlockKeys - 1) / kBlockKeys; }
@@ -81,10 +83,10 @@ inline bool visible_columns(const Attn& a, const Tile& t, int64_t n0, int64_t n,
 // Runs its argument once on every worker thread; returns when all are done.
 using Parallel = std::function<void(const std::function<void()>&)>;
 
-// Packing and work, pair by pair (one sequence and key-value head), without a barrier in between: all threads take tasks
-// from one sequence, in which a pair's keys are packed a few pairs before they are used, into one of `slots` places.
-// A task waits only for earlier tasks, which other threads are at, so there is always one that moves. Every task writes its
-// own outputs: who takes it is immaterial to the result.
+// Packing and work, pair by pair (one sequence and key-value head), without a barrier in between: all threads take
+// tasks from one sequence, in which a pair's keys are packed a few pairs before they are used, into one of `slots`
+// places. A task waits only for earlier tasks, which other threads are at, so there is always one that moves. Every
+// task writes its own outputs: who takes it is immaterial to the result.
 class Pipeline {
  public:
   // `packs` and `tasks` of each pair.

@@ -167,7 +167,8 @@ void top_keys_as(const TopkArgs& a, int workers, const Parallel& parallel) {
       const int64_t n = std::min(kBlockKeys, end - n0);
       score_tile(s, q, packed, a, tile.rows, n0, n, keys.d_padded, e);
       visible_columns(a, tile, n0, n, from, to);
-      for (int r = 0; r < tile.rows; r++) top[r].scan(s + r * kBlockKeys, from[r], to[r], static_cast<int32_t>(n0), columns, ops);
+      for (int r = 0; r < tile.rows; r++)
+        top[r].scan(s + r * kBlockKeys, from[r], to[r], static_cast<int32_t>(n0), columns, ops);
     }
     for (int r = 0; r < tile.rows; r++) {
       const int64_t i = (tile.r0 + r) / group, h = tile.hk * group + (tile.r0 + r) % group;

@@ -62,7 +62,8 @@ inline float range_sum(const float* p, int64_t n) {
 template <class E, class Src>
 class Extractor {
  public:
-  Extractor(const ExtractArgs& args, int workers, const Parallel& parallel) : a(args), workers_(workers), parallel_(parallel) {
+  Extractor(const ExtractArgs& args, int workers, const Parallel& parallel)
+      : a(args), workers_(workers), parallel_(parallel) {
     const int64_t sequences = a.segments == nullptr ? 0 : a.segments_batch == 0 ? 1 : a.B;
     for (int64_t b = 0; b < sequences; b++) {
       runs_.emplace_back(a.segments + b * a.segments_batch, a.S, a.n_segments);
@@ -106,8 +107,8 @@ class Extractor {
       const int64_t b = pair / a.Hkv, hk = pair % a.Hkv, n = std::min(kBlockKeys, a.S - n0), C = x.columns_;
       const int64_t n_rows = round_up(n, kPanel), panel = x.s_padded_ * kPanel;
       pack_key_block<E, Src>(x.keys_.data() + slot * x.keys_size_, a, pair, n0, n, x.d_padded_);
-      pack_values(x.values_.data() + slot * x.values_size_ + n0 * kPanel, row_of<Src>(a.v, b, hk, n0), a.v.token, n, a.D,
-                  n_rows, panel);
+      E* values = x.values_.data() + slot * x.values_size_ + n0 * kPanel;
+      pack_values(values, row_of<Src>(a.v, b, hk, n0), a.v.token, n, a.D, n_rows, panel);
       for (int64_t g = 0; g < x.feature_heads_; g++) {
         for (int64_t j = 0; j < n; j++) {
           float* row = rows_.data() + j * C;
@@ -121,8 +122,8 @@ class Extractor {
             for (int64_t i = 0; i < a.n_segments; i++) row[a.C + i] = i == label ? 1.f : 0.f;
           }
         }
-        pack_values(x.features_.data() + (slot * x.feature_heads_ + g) * x.features_size() + n0 * kPanel, rows_.data(), C, n,
-                    C, n_rows, panel);
+        float* features = x.features_.data() + (slot * x.feature_heads_ + g) * x.features_size() + n0 * kPanel;
+        pack_values(features, rows_.data(), C, n, C, n_rows, panel);
       }
     }
 

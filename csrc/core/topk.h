@@ -1,9 +1,9 @@
 // The K largest scores of a stream of (score, key) pairs, ties to the lowest key, written once for host and device.
 //
-// A row keeps a sorted list and a buffer of the same size. Scores that beat the K-th best are put into the buffer; when it
-// is full it is sorted by a bitonic network and merged into the list. The lanes that share a row (one on the host, a warp
-// on the device) each take their part of every step of the network, with a barrier in between: the order of the steps, and
-// so the result, does not depend on their number.
+// A row keeps a sorted list and a buffer of the same size. Scores that beat the K-th best are put into the buffer; when
+// it is full it is sorted by a bitonic network and merged into the list. The lanes that share a row (one on the host, a
+// warp on the device) each take their part of every step of the network, with a barrier in between: the order of the
+// steps, and so the result, does not depend on their number.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +49,8 @@ PCM_HD float rank_score(uint64_t rank) {
   return score;
 }
 
-// Step (size, stride) of a bitonic network: this lane's pairs of n slots are put in order, descending where the block of
-// `size` slots they lie in is even, ascending where it is odd.
+// Step (size, stride) of a bitonic network: this lane's pairs of n slots are put in order, descending where the block
+// of `size` slots they lie in is even, ascending where it is odd.
 PCM_HD void bitonic_step(uint64_t* slots, int n, int size, int stride, int lane, int lanes) {
   for (int i = lane; i < n / 2; i += lanes) {
     const int low = 2 * i - (i & (stride - 1)), high = low + stride;
@@ -62,8 +62,8 @@ PCM_HD void bitonic_step(uint64_t* slots, int n, int size, int stride, int lane,
   }
 }
 
-// list (n slots, descending) becomes the n largest of list and buffer (any order, destroyed). `sync` is a barrier between
-// the lanes; the callers' writes to the buffer must be visible before.
+// list (n slots, descending) becomes the n largest of list and buffer (any order, destroyed). `sync` is a barrier
+// between the lanes; the callers' writes to the buffer must be visible before.
 template <class Sync>
 PCM_HD void topk_merge(uint64_t* list, uint64_t* buffer, int n, int lane, int lanes, Sync sync) {
   for (int size = 2; size < n; size *= 2)

@@ -14,13 +14,14 @@ PCM_INLINE __mmask16 lanes(int j, int to) {
   return to - j >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << (to - j)) - 1);
 }
 
-// A bound that at least k of the scores reach, the k-th largest of the 16 lanes' maxima, less one unit in the last place:
-// with it an empty list is not filled by what comes first but by what may stay.
+// A bound that at least k of the scores reach, the k-th largest of the 16 lanes' maxima, less one unit in the last
+// place: with it an empty list is not filled by what comes first but by what may stay.
 PCM_INLINE __m512 first_threshold(const float* s, int from, int to, int k) {
   const __m512 none = _mm512_set1_ps(-__builtin_inff());
   __m512 top = none;
   for (int j = from; j < to; j += 16)
-    top = _mm512_mask_max_ps(top, lanes(j, to), _mm512_maskz_loadu_ps(lanes(j, to), s + j), top);  // a NaN is passed over
+    // The order of the operands passes over a NaN.
+    top = _mm512_mask_max_ps(top, lanes(j, to), _mm512_maskz_loadu_ps(lanes(j, to), s + j), top);
   float kth = 0;
   for (int i = 0; i < k; i++) {
     kth = _mm512_reduce_max_ps(top);
@@ -67,10 +68,12 @@ void insert(const float* s, int from, int to, int32_t key0, float* score, int32_
 int above(const float* s, int from, int to, float threshold, int32_t* columns) {
   const __m512 t = _mm512_set1_ps(threshold);
   const __m512i step = _mm512_set1_epi32(16);
-  __m512i at = _mm512_add_epi32(_mm512_set1_epi32(from), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i at = _mm512_add_epi32(_mm512_set1_epi32(from), count);
   int n = 0;
   for (int j = from; j < to; j += 16, at = _mm512_add_epi32(at, step)) {
-    const __mmask16 hits = _mm512_mask_cmp_ps_mask(lanes(j, to), _mm512_maskz_loadu_ps(lanes(j, to), s + j), t, _CMP_GT_OQ);
+    const __m512 x = _mm512_maskz_loadu_ps(lanes(j, to), s + j);
+    const __mmask16 hits = _mm512_mask_cmp_ps_mask(lanes(j, to), x, t, _CMP_GT_OQ);
     _mm512_storeu_si512(columns + n, _mm512_maskz_compress_epi32(hits, at));
     n += __builtin_popcount(hits);
   }

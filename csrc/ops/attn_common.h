@@ -59,8 +59,8 @@ inline void fill_attn(Attn& a, const Tensor& q, const Tensor& k, const Maybe& st
 }
 
 inline void fill_lse(WeightsArgs& a, const Tensor& lse) {
-  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float && lse.dim() == 3 && lse.size(0) == a.B && lse.size(1) == a.H &&
-                      lse.size(2) == a.T,
+  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float && lse.dim() == 3 && lse.size(0) == a.B &&
+                      lse.size(1) == a.H && lse.size(2) == a.T,
                   "lse must be float32 [B, H, T]");
   a.lse = static_cast<const float*>(lse.const_data_ptr());
   a.lse_batch = lse.stride(0), a.lse_head = lse.stride(1), a.lse_row = lse.stride(2);

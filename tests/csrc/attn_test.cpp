@@ -124,7 +124,7 @@ struct Data {
             sums[(b * H + h) * S + j] += p[j] * weights[i];
           }
           const auto near = [&](double got, double want, double bound, const char* what) {
-            CHECK(std::abs(got - want) <= bound, "%s of row %d %d %d: %g, not %g", what, (int)b, (int)h, (int)i, got, want);
+            CHECK(std::abs(got - want) <= bound, "%s of row %d: %g, not %g", what, (int)row, got, want);
           };
           if (first > at)
             CHECK(lse[row] == -kInf && pmax[row] == 0 && entropy[row] == 0, "a row without keys");
@@ -148,7 +148,8 @@ struct Data {
           tops(top_p, top_i, K);
           tops(top16_p, top16_i, 16);
           for (int64_t r = 0; r < 3; r++)
-            for (int64_t j = 0; rows[r] == i && j < S; j++) near(rows_p[((b * H + h) * 3 + r) * S + j], p[j], tight, "rows");
+            for (int64_t j = 0; rows[r] == i && j < S; j++)
+              near(rows_p[((b * H + h) * 3 + r) * S + j], p[j], tight, "rows");
           for (int64_t e = 0; e < E; e++)
             if (qi[e] == i) near(entries_p[(b * H + h) * E + e], p[ki[e]], tight, "entry");
         }

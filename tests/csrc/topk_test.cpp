@@ -44,8 +44,8 @@ void ranks() {
   CHECK(rank_score(rank_of(-1.5f, 9)) == -1.5f && rank_key(rank_of(-1.5f, 9)) == 9, "round trip");
 }
 
-// The lanes of a warp, one after another within each step, as barriers would have them: they touch disjoint slots, so any
-// order gives what the device gives. The steps are those of topk_merge with one lane.
+// The lanes of a warp, one after another within each step, as barriers would have them: they touch disjoint slots, so
+// any order gives what the device gives. The steps are those of topk_merge with one lane.
 void lanes(Random& random) {
   for (int n : {8, 16, 32, 64})
     for (int lane_count : {1, 4, 32})
@@ -85,12 +85,13 @@ void streams(Random& random, Isa level) {
     for (int n : {1, 15, 16, 17, 63, 128, 300, 1000})
       for (int k : {1, 2, 4, 7, 8, 9, 16, 17, 31, 32, 64}) {
         const std::vector<float> s = scores(random, n, kind);
-        const int from = static_cast<int>(random.next() % (n / 3 + 1)), to = n - static_cast<int>(random.next() % (n / 3 + 1));
+        const int from = static_cast<int>(random.next() % (n / 3 + 1));
+        const int to = n - static_cast<int>(random.next() % (n / 3 + 1));
         const std::vector<int> want = ranked(s, from, to);
         const auto check = [&](int slot, int key, float score, const char* what) {
           if (slot < static_cast<int>(want.size()))
-            CHECK(key == want[slot] && score == s[key], "%s kind %d n %d k %d slot %d: %d, not %d", what, kind, n, k, slot, key,
-                  want[slot]);
+            CHECK(key == want[slot] && score == s[key], "%s kind %d n %d k %d slot %d: %d, not %d", what, kind, n, k, slot,
+                  key, want[slot]);
           else
             CHECK(key == -1, "%s kind %d n %d k %d slot %d: %d in an unused slot", what, kind, n, k, slot, key);
         };
@@ -102,7 +103,8 @@ void streams(Random& random, Isa level) {
         std::fill_n(list, kInlineTopk, -kInf);
         std::fill_n(keys, kInlineTopk, -1);
         for (int n0 = 0; n0 < n; n0 += 128) {
-          const int width = std::min(128, n - n0), a = std::clamp(from - n0, 0, width), b = std::clamp(to - n0, 0, width);
+          const int width = std::min(128, n - n0);
+          const int a = std::clamp(from - n0, 0, width), b = std::clamp(to - n0, 0, width);
           Exact<float> block(width);
           std::copy_n(s.data() + n0, width, block.data());
           std::vector<int32_t> columns(std::max(b - a, 0) + 15);
