@@ -60,8 +60,8 @@ class _Shape:
             chain += 1
             names = [f"x{c}.{chain}" for c in self.concepts()]
             ends = [*names[1:], f"xp.{chain}"]
-            whole: list[Premise] = [Rule(a, b, rng.random() < 0.5) for a, b in zip(names, ends, strict=True)][::-1]
-            whole.append(Membership(f"xE.{chain}", names[0]))
+            rules = [Rule(a, b, rng.random() < 0.5) for a, b in zip(names, ends, strict=True)]
+            whole: list[Premise] = [*rules[::-1], Membership(f"xE.{chain}", names[0])]
             out += whole[: self.distractors - len(out)]
         return out
 
@@ -156,7 +156,12 @@ def _draw(shape: _Shape, words: Pools, rng: random.Random, label: bool) -> _Prob
         pool = words[kind]
         taken: list[Word] = []
         for word in rng.sample(pool.items, len(pool.items)):
-            if len(taken) < len(keys) and not any(same_start(pool.cuts[word], pool.cuts[w]) for w in taken):
+            if len(taken) == len(keys):
+                break
+            # "is a" or "is an" must not give the concept away.
+            if kind == "concept" and taken and shape.style == "every" and word.article != taken[0].article:
+                continue
+            if not any(same_start(pool.cuts[word], pool.cuts[w]) for w in taken):
                 taken.append(word)
         if len(taken) < len(keys):
             raise _Failed(f"too few words of kind {kind!r} begin with different tokens")

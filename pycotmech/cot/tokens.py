@@ -76,7 +76,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, bos: bool | None):
-        if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
+        if not (callable(tokenizer) and hasattr(tokenizer, "bos_token_id")):
             raise TypeError(f"tokenizer must be a Hugging Face tokenizer, got {type(tokenizer).__name__}")
         if not getattr(tokenizer, "is_fast", False):
             raise TypeError(
@@ -84,15 +84,15 @@ class Encoder:
             )
         if bos not in (None, True, False):
             raise TypeError(f"bos must be None, True or False, got {bos!r}")
-        self.tokenizer = tokenizer
-        begin = tokenizer.bos_token_id
+        self.tokenizer: Any = tokenizer
+        begin: int | None = tokenizer.bos_token_id
         if bos and begin is None:
             raise ValueError("bos=True, but the tokenizer has no bos_token")
         if bos is None:
-            sample = tokenizer("x")["input_ids"]
+            sample = self.tokenizer("x")["input_ids"]
             bos = begin is not None and len(sample) > 0 and sample[0] == begin
         self.bos: bool = bool(bos)
-        self.front: list[int] = [begin] if bos else []
+        self.front: list[int] = [begin] if bos and begin is not None else []
         self.unknown: int | None = tokenizer.unk_token_id
 
     def __call__(self, text: str) -> Encoded:

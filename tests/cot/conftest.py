@@ -65,6 +65,14 @@ def byte_bpe():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+@pytest.fixture(scope="session")
+def trimmed_bpe(byte_bpe):
+    """byte_bpe, but a token's characters do not include the space in front of it."""
+    tokenizer = Tokenizer.from_str(byte_bpe.backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 @pytest.fixture(params=["tiny_cot", "smollm2", "sentencepiece_like", "byte_bpe"])
 def tokenizer(request):
     return request.getfixturevalue(request.param)

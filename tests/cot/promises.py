@@ -52,6 +52,7 @@ def check(examples: Examples, tokenizer) -> None:
         assert shot_words.isdisjoint(written_words(example.question + " " + example.query))
         assert [s.kind for s in example.steps] == [step_kind(i) for i in range(4 * hops + 2)]
         assert len(proof) == len(example.steps) == examples.n_steps
+        assert examples.style == "paper" or len(set(re.findall(r"is (an?) ", example.question))) <= 1
         assert list(example.segments) == ["few_shot", "question", "generated"]
         for i, step in enumerate(example.steps):
             assert step.index == i
