@@ -1,0 +1,5 @@
+"""`python -m pycotmech`."""
+
+from pycotmech.cli import main
+
+main()

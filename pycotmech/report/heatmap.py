@@ -1,0 +1,162 @@
+"""Heat maps: y = layer (upward), x = head, red and blue around 0."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from pycotmech.report.aggregate import head_name
+from pycotmech.report.words import METRIC_NAMES, step_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pycotmech.patching import Sweep
+
+_COLOURS = "RdBu"  # blue for what restores, red for what works against it
+_LABELLED = 3
+_DPI = 150
+
+
+def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | PathLike | None = None) -> Figure:
+    """One step of a run: the restoration of every head. sample: the step's words in an example."""
+    here = steps.sel(step=step)
+    about = steps.attrs["about"]
+    identity = steps.attrs["identity"]
+    title = step_title(step, str(here["kind"].values), sample)
+    lines = [f"{about['model']['name']}, {_counted(here)}, noise floor {float(here['noise_floor']):.1g}"]
+    lines += about["model"]["notes"]
+    grid = here["restoration"].transpose("layer", "head").values
+    return _single(grid, "head", title, lines, _bar_label(identity["metric"], identity["direction"], True), path)
+
+
+def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) -> Figure:
+    """All steps of a run beside each other, on one scale."""
+    about, identity = steps.attrs["about"], steps.attrs["identity"]
+    shown = [i for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]
+    grids = [steps["restoration"].isel(step=i).transpose("layer", "head").values for i in shown]
+    limit = _limit(grids)
+    columns = min(5, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    n_layers, n_heads = grids[0].shape
+    width = min(max(1.5, 0.16 * n_heads), 4.0)
+    height = min(max(1.4, 0.105 * n_layers), 5.0)
+    figure = Figure(figsize=(max(6.5, columns * (width + 0.45) + 1.2), rows * (height + 0.55) + 1.25), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    image: Any = None
+    for at, axis in enumerate(axes.ravel()):
+        if at >= len(shown):
+            axis.set_visible(False)
+            continue
+        here = steps.isel(step=shown[at])
+        image = _draw(axis, grids[at], limit)
+        axis.set_title(f"{int(here['step'])} {here['kind'].values}\nn = {int(here['n'])}", fontsize=9)
+        axis.label_outer()
+        if at % columns == 0:
+            axis.set_ylabel("layer")
+        if at + columns >= len(shown):
+            axis.set_xlabel("head")
+            axis.tick_params(labelbottom=True)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
+    bar.set_label(_bar_label(identity["metric"], identity["direction"], True))
+    lines = [f"{about['model']['name']}: what each head restores by itself, step by step", *about["model"]["notes"]]
+    _heading(figure, lines[0], lines[1:])
+    return _saved(figure, path)
+
+
+def sweep_figure(sweep: Sweep, *, title: str | None = None, path: str | PathLike | None = None) -> Figure:
+    """One `Sweep`: layer by head; by position layer by position, where each entry is the head with the largest effect."""
+    grid, across = np.asarray(sweep.effect, dtype=float), "head"
+    lines = [f"{sweep.model_name}, {len(sweep.clean_metric)} pair(s), noise floor {sweep.noise_floor:.1g}"]
+    if sweep.by_position:  # [L, T, H]
+        strongest = np.abs(np.nan_to_num(grid)).argmax(-1)[..., None]
+        grid, across = np.take_along_axis(grid, strongest, -1)[..., 0], "position"
+        lines.append("of each layer's heads, the one with the largest effect at the position")
+    label = _bar_label(sweep.metric, sweep.direction, sweep.normalized)
+    return _single(grid, across, title or f"{sweep.site} patched, one head at a time", lines, label, path)
+
+
+def _single(grid: NDArray, across: str, title: str, lines: list[str], label: str, path: str | PathLike | None) -> Figure:
+    n_layers, n_across = grid.shape
+    width = min(max(4.6, 0.27 * n_across + 2.2), 11.0)
+    height = min(max(3.2, 0.2 * n_layers + 1.5), 11.0)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    image = _draw(axis, grid, _limit([grid]))
+    axis.set_xlabel(across)
+    axis.set_ylabel("layer")
+    if across == "head":
+        _mark_strongest(axis, grid)
+    bar = figure.colorbar(image, ax=axis, pad=0.02)
+    bar.set_label(label)
+    _heading(figure, title, lines)
+    return _saved(figure, path)
+
+
+def _draw(axis: Axes, grid: NDArray, limit: float) -> Any:
+    image = axis.imshow(grid, cmap=_COLOURS, vmin=-limit, vmax=limit, origin="lower", aspect="auto", interpolation="nearest")
+    axis.set_facecolor("0.85")  # entries that were not measured
+    for which, n in ((axis.xaxis, grid.shape[1]), (axis.yaxis, grid.shape[0])):
+        step = next(s for s in (1, 2, 4, 5, 8, 10, 20, 50, 100, 200, 500, 1000, n) if n / s <= 17)
+        which.set_ticks(np.arange(0, n, step))
+    axis.tick_params(labelsize=8, length=2)
+    return image
+
+
+def _mark_strongest(axis: Axes, grid: NDArray) -> None:
+    """A frame and a name for the strongest heads."""
+    flat = np.abs(np.nan_to_num(grid)).ravel()
+    for at in np.argsort(-flat, kind="stable")[:_LABELLED]:
+        if flat[at] == 0:
+            continue
+        l, h = divmod(int(at), grid.shape[1])
+        axis.add_patch(Rectangle((h - 0.5, l - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.1))
+        left = h > grid.shape[1] * 0.7
+        axis.annotate(
+            f"{head_name(l, h)} {grid[l, h]:+.2f}", (h + (-0.6 if left else 0.6), l), fontsize=7, va="center",
+            ha="right" if left else "left", bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75},
+        )  # fmt: skip
+
+
+def _limit(grids: list[NDArray]) -> float:
+    """The end of a colour scale that is the same to both sides."""
+    largest = max((float(np.nanmax(np.abs(g))) for g in grids if np.isfinite(g).any()), default=0.0)
+    return largest or 1.0
+
+
+def _bar_label(metric: str, direction: str, normalised: bool) -> str:
+    name = METRIC_NAMES.get(metric, metric)
+    if not normalised:
+        return f"change of {name}"
+    return f"share of {name} {'restored' if direction == 'denoise' else 'destroyed'}"
+
+
+def _counted(here: xr.Dataset) -> str:
+    n = int(here["n"])
+    return f"{n} example{'s' if n != 1 else ''}"
+
+
+def _heading(figure: Figure, title: str, lines: list[str]) -> None:
+    """A title with smaller lines under it, wrapped to the figure's width."""
+    columns = int(figure.get_figwidth() * 13.5)
+    small = [part for line in lines for part in wrap(line, int(columns * 1.1))]
+    figure.suptitle("\n".join([*wrap(title, int(columns * 0.78)), *small]), fontsize=9, linespacing=1.35)
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, columns) or [""]
+
+
+def _saved(figure: Figure, path: str | PathLike | None) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=_DPI, metadata={"Software": "pycotmech"})
+    return figure

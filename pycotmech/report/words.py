@@ -1,0 +1,35 @@
+"""How things are called where a person reads them."""
+
+from __future__ import annotations
+
+METRIC_NAMES = {
+    "kl": "KL divergence from the clean run",
+    "logit_diff": "logit difference",
+    "prob": "probability of the answer",
+}
+
+
+def step_title(step: int, kind: str, sample: str = "") -> str:
+    """ "Step 5, induction: ... Max is a -> tumpus"; for pairs "Prompt pairs"."""
+    if kind == "pair":
+        return "Prompt pairs"
+    return f"Step {step}, {kind}" + (f": {sample}" if sample else "")
+
+
+def sample_of(record: dict | None, step: int) -> str:
+    """The words of a step in one example of examples.jsonl, the last few in front and the answer: "… Max is a → tumpus"."""
+    for found in (record or {}).get("steps", []):
+        if found["step"] == step:
+            words = found["prefix_text"].split()
+            front = " ".join(words[-4:])
+            return f"{'… ' if len(words) > 4 else ''}{front}{' ' if front else ''}→ {found['answer_word']}"
+    return ""
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def listed(parts: list[str]) -> str:
+    """a; a and b; a, b and c."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""

@@ -1,0 +1,100 @@
+"""Prompt pairs from a JSONL file, one object a line: {"clean", "corrupted", "answer", "wrong", "name"}."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+_FIELDS = ("clean", "corrupted", "answer", "wrong", "name")
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """One line of a pairs file.
+
+    clean, corrupted: text or token ids. answer, wrong: a word, a token id or None. name: for tables and figures; without
+    one in the file it is the line's number. where: "FILE, line N", for messages.
+    """
+
+    clean: str | list[int]
+    corrupted: str | list[int]
+    answer: str | int | None
+    wrong: str | int | None
+    name: str
+    where: str
+
+
+def read_pairs(path: str | PathLike, *, metric: str = "kl") -> list[PromptPair]:
+    """The pairs of a JSONL file, checked as far as that is possible without a model; empty lines are passed over.
+
+    metric: what they are for; "prob" needs an answer in each line, "logit_diff" an answer and a wrong one.
+    Raises FileNotFoundError, or ValueError naming the file, the line and the field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"pairs: there is no file {path} (seen from {Path.cwd()})")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"pairs: {path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    out: list[PromptPair] = []
+    # Not splitlines: it also cuts at characters that may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            out.append(_pair(line, f"{path}, line {number}", number, metric))
+    if not out:
+        raise ValueError(f"pairs: {path} holds no pair; expected a JSON object a line")
+    return out
+
+
+def _pair(line: str, where: str, number: int, metric: str) -> PromptPair:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected a JSON object with clean and corrupted, got {type(found).__name__}")
+    if unknown := sorted(set(found) - set(_FIELDS)):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(_FIELDS)}")
+    needed = ["clean", "corrupted"]
+    needed += ["answer"] if metric in ("prob", "logit_diff") else []
+    needed += ["wrong"] if metric == "logit_diff" else []
+    for field in needed:
+        if found.get(field) is None:
+            why = "" if field in ("clean", "corrupted") else f"; metric {metric!r} needs it"
+            raise ValueError(f"{where}: field {field!r} is missing{why}")
+    for field in ("clean", "corrupted"):
+        _check_prompt(found[field], f"{where}: field {field!r}")
+    for field in ("answer", "wrong"):
+        _check_answer(found.get(field), f"{where}: field {field!r}")
+    name = found.get("name")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"{where}: field 'name': expected a string, got {name!r}")
+    if found["clean"] == found["corrupted"]:
+        raise ValueError(f"{where}: fields 'clean' and 'corrupted' are the same; expected prompts that differ")
+    return PromptPair(
+        found["clean"], found["corrupted"], found.get("answer"), found.get("wrong"), name or f"line {number}", where
+    )
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_prompt(value: Any, where: str) -> None:
+    ids = isinstance(value, list) and all(_is_id(v) for v in value)
+    if not (ids or isinstance(value, str)):
+        raise ValueError(f"{where}: expected text or a list of token ids, got {value!r:.60}")
+    if not value:
+        raise ValueError(f"{where}: the prompt is empty")
+    if ids and min(value) < 0:
+        raise ValueError(f"{where}: token id {min(value)} is negative")
+
+
+def _check_answer(value: Any, where: str) -> None:
+    if value is None or (_is_id(value) and value >= 0) or (isinstance(value, str) and value.strip()):
+        return
+    raise ValueError(f"{where}: expected a word or a token id, got {value!r:.60}")
