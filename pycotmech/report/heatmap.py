@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) ->
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
     bar.set_label(_bar_label(identity["metric"], identity["direction"], True))
     lines = [f"{about['model']['name']}: what each head restores by itself, step by step", *about["model"]["notes"]]
-    _heading(figure, lines[0], lines[1:])
+    _frame(figure, lines[0], lines[1:])
     return _saved(figure, path)
 
 
@@ -96,7 +97,7 @@ def _single(grid: NDArray, across: str, title: str, lines: list[str], label: str
         _mark_strongest(axis, grid)
     bar = figure.colorbar(image, ax=axis, pad=0.02)
     bar.set_label(label)
-    _heading(figure, title, lines)
+    _frame(figure, title, lines)
     return _saved(figure, path)
 
 
@@ -143,16 +144,15 @@ def _counted(here: xr.Dataset) -> str:
     return f"{n} example{'s' if n != 1 else ''}"
 
 
-def _heading(figure: Figure, title: str, lines: list[str]) -> None:
-    """A title with smaller lines under it, wrapped to the figure's width."""
-    columns = int(figure.get_figwidth() * 13.5)
-    small = [part for line in lines for part in wrap(line, int(columns * 1.1))]
-    figure.suptitle("\n".join([*wrap(title, int(columns * 0.78)), *small]), fontsize=9, linespacing=1.35)
+def _frame(figure: Figure, title: str, lines: list[str]) -> None:
+    """The title above, and below in small print what it was made from; both wrapped to the figure's width."""
+    width = figure.get_figwidth()
+    figure.suptitle("\n".join(_wrap(title, int(width * 8.6))), fontsize=11, fontweight="bold")
+    small = [part for line in lines for part in _wrap(line, int(width * 14))]
+    figure.supxlabel("\n".join(small), fontsize=7.5, color="0.35", linespacing=1.3)
 
 
-def wrap(text: str, columns: int) -> list[str]:
-    import textwrap
-
+def _wrap(text: str, columns: int) -> list[str]:
     return textwrap.wrap(text, columns) or [""]
 
 

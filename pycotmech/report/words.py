@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 METRIC_NAMES = {
-    "kl": "KL divergence from the clean run",
+    "kl": "KL divergence",
     "logit_diff": "logit difference",
-    "prob": "probability of the answer",
+    "prob": "answer probability",
 }
 
 

