@@ -29,15 +29,15 @@ help:
 setup: $(BUILT) $(SMOLLM2)
 
 $(INSTALLED): constraints.txt pyproject.toml Makefile
-	@$(PYTHON) -c 'import sys; sys.exit("" if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing PyTorch and the other packages into $(VENV) (once; some minutes)"
 	$(INSTALL) torch==2.13.0 setuptools wheel pybind11 ninja
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL) triton==$(TRITON)
-	$(INSTALL) $$($(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; e = p["optional-dependencies"]; print(*(x.replace(" ", "") for x in p["dependencies"] + e["test"] + e["dev"]))')
-	@touch $@
+	$(INSTALL) --no-build-isolation -e '.[test,dev]'
+	@touch $@ $(BUILT)
 
-$(BUILT): $(INSTALLED) setup.py $(shell find csrc -type f 2>/dev/null)
+$(BUILT): setup.py $(shell find csrc -type f 2>/dev/null) | $(INSTALLED)
 	@echo "building the C++ kernels"
 	$(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
