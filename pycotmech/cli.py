@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -237,7 +236,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _register_others()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(prog_name="pycotmech", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:
@@ -268,11 +267,15 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def _register_others() -> None:
-    """Commands that live beside what they show."""
-    if importlib.util.find_spec("pycotmech.attention.command") is not None:
+    """Commands that live beside what they show. Their modules load PyTorch, so `--help` only gets their names."""
+    if not (Path(__file__).parent / "attention" / "command.py").is_file():
+        return
+    if sys.argv[1:2] == ["attention"]:
         from pycotmech.attention.command import register
 
         register(app)
+    else:
+        app.command("attention", help="Show where heads look: attention by segment, row and top key.")(lambda: None)
 
 
 def _numbers(text: str | None, name: str) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -268,7 +269,8 @@ def check_cells(model: Model, work: Work, settings: Settings) -> None:
                         "prompts first differ; patching there changes nothing"
                     )
         except ValueError as error:
-            raise ValueError(f"{cell.where}: {str(error).replace('[0]', '')}") from None
+            one = re.sub(r"\b(clean|corrupted|answer|wrong)\[0\]", r"\1", str(error))  # of one pair, not of a list
+            raise ValueError(f"{cell.where}: {one}") from None
 
 
 def fingerprint(model: Model) -> str:

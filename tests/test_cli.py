@@ -259,7 +259,7 @@ def test_sweep_of_one_pair(shell):
     [
         (("run",), "Missing option '--model'"),
         (("run", "--model", "tiny-cot", "--out", "x", "--exmples", "3"), "No such option"),
-        (("run", "--model", "tiny-cot", "--out", "x", "--examples", "many"), "many"),
+        (("run", "--model", "tiny-cot", "--out", "x", "--examples", "many"), "--examples"),
         (("fly",), "No such command 'fly'"),
     ],
 )
