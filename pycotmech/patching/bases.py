@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import KeyValues, Packed, forward_packed
+
+
+class Stage(IntEnum):
+    """Where in its layer a variant begins to differ: the residual stream before attention, before the MLP, after it."""
+
+    PRE = 0
+    MID = 1
+    POST = 2
+
+    @property
+    def site(self) -> str:
+        return ("resid_pre", "resid_mid", "resid_post")[self]
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,8 @@ class Bases:
 
 @dataclass(frozen=True)
 class PairRuns:
-    """What running B aligned pairs gives: the bases, and the final residual rows [B, d] of both runs where they are read."""
+    """What running B aligned pairs gives: the bases, and the final residual rows [B, d] of both runs where they are read
+    (none of source runs that were not asked for)."""
 
     bases: Bases
     base_final: Tensor
@@ -73,10 +87,12 @@ def run_pairs(
 ) -> PairRuns:
     """Runs aligned pairs from the end of their shared past, base and source together, and keeps what joins need.
 
+    source_prompts: none at all if the edits bring their own values.
     first, read: for each pair, the first position that can be edited and the position where the metric is read.
     """
     P, B = 0 if past is None else len(past), len(base_prompts)
-    suffixes = [p[P : r + 1] for p, r in zip([*base_prompts, *source_prompts], [*read, *read], strict=True)]
+    reads = [*read, *read] if source_prompts else [*read]
+    suffixes = [p[P : r + 1] for p, r in zip([*base_prompts, *source_prompts], reads, strict=True)]
     ends = torch.tensor([len(s) for s in suffixes]).cumsum(0) - 1
     needed = tuple(dict.fromkeys((*sites, *source_sites)))
     packed = forward_packed(family, suffixes, past, sites=needed, read=ends)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching.planner import Plan
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The result of patching heads one at a time. B examples, L layers, H heads, T positions.
+    """The result of patching one place at a time. B examples, L layers, H heads (Hkv for k and v), T positions.
 
     values [L, H] float32: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means),
-        else the raw metric's mean; [L, T, H] by position. NaN where a head was not asked for.
+        else the raw metric's mean; [L, T, H] by position; without H for residual sites. NaN where a head was not asked for.
     raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
     effect: the distance from the base run on the scale of `values`, 0 where nothing changes, positive towards the source;
         taken against the mean of the self-patches.
@@ -38,6 +39,7 @@ class Sweep:
     metric: str
     direction: str
     site: str
+    """Of a key-value site that was edited for each query head on its own: k_per_query, v_per_query."""
     normalized: bool
     by_position: bool
     plan: Plan
@@ -56,8 +58,14 @@ class Sweep:
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What the axes of `values` count: ("layer", "head"), ("layer", "position", "head"), ("layer", "position")."""
+        heads = () if self.site in RESIDUAL_SITES else ("head",)
+        return ("layer", "position", *heads) if self.by_position else ("layer", *heads)
+
     def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple[int, ...], float]]:
-        """The k entries with the largest |effect| (or |value|): [((layer, head), value), ...]; by position (layer, t, head)."""
+        """The k entries with the largest |effect| (or |value|): [((layer, head), value), ...], as in `axes`."""
         if by not in ("effect", "values"):
             raise ValueError(f"by: got {by!r}; expected 'effect' or 'values'")
         score = getattr(self, by)
@@ -66,10 +74,10 @@ class Sweep:
         return [(tuple(int(i) for i in np.unravel_index(o, score.shape)), float(score.ravel()[o])) for o in order]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per entry: layer, (position,) head, value, effect, above_floor."""
+        """One row per entry: its place as in `axes`, value, effect, above_floor."""
         import pandas as pd
 
-        names = ["layer", "position", "head"] if self.by_position else ["layer", "head"]
+        names = self.axes
         grid = np.indices(self.values.shape).reshape(len(names), -1)
         frame = pd.DataFrame(dict(zip(names, grid, strict=True)))
         frame["value"] = self.values.ravel()
@@ -84,14 +92,16 @@ class Sweep:
         return sweep_figure(self, title=title, path=path)
 
     def __str__(self) -> str:
-        axis = "layer x position x head" if self.by_position else "layer x head"
+        axis = " x ".join(self.axes)
         lines = [
             f"{self.model_name}: {self.site} patched, {self.direction}, metric {self.metric}, {axis} {list(self.shape)}",
             f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, "
             f"noise floor {self.noise_floor:.2g}",
         ]
         for where, value in self.top(10):
-            name = f"L{where[0]}H{where[-1]}" + (f" at position {where[1]}" if self.by_position else "")
+            place = dict(zip(self.axes, where, strict=True))
+            name = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
+            name += f" at position {place['position']}" if "position" in place else ""
             note = "" if abs(value) > self.noise_floor else "  (below the noise floor)"
             lines.append(f"  {name:<10} effect {value:+.4f}{note}")
         return "\n".join(lines)

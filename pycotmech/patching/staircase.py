@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -21,15 +20,8 @@ from torch import Tensor
 from pycotmech import ops
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import ROW_BLOCK, blocks
-from pycotmech.patching.bases import Bases
-
-
-class Stage(IntEnum):
-    """Where in its layer a variant begins to differ: the residual stream before attention, before the MLP, after it."""
-
-    PRE = 0
-    MID = 1
-    POST = 2
+from pycotmech.patching.bases import Bases, Stage
+from pycotmech.patching.late import LateEdits
 
 
 @dataclass(frozen=True)
@@ -65,12 +57,16 @@ class Joining:
 
 
 Join = Callable[[Joining], Tensor]
-"""Gives the residual rows [R, d] with which variants join."""
+"""Gives the residual rows [R, d] with which variants join, as a new tensor."""
 
 
 class Staircase:
     """One pass for one set of variants. Memory: a residual row of d values for each row of a variant, and the temporaries
-    of `ROW_BLOCK` rows."""
+    of `ROW_BLOCK` rows.
+
+    edits: what is changed in rows that have joined, wherever in a layer it is; a variant that joins with all of its edits
+        in its rows needs none.
+    """
 
     def __init__(
         self,
@@ -79,6 +75,7 @@ class Staircase:
         variants: Variants,
         join: Join,
         tick: Callable[[int], None] | None = None,
+        edits: LateEdits | None = None,
     ) -> None:
         self.family, self.bases, self.join, self.tick = family, bases, join, tick
         self.order = torch.argsort(variants.layer * len(Stage) + variants.stage, stable=True)
@@ -99,6 +96,7 @@ class Staircase:
         table = torch.stack((own, own + within + 1, shared, shared + v.first[owner]), 1)
         self.table = table.to(torch.int32).to(device)
         self.last_rows = (self.offsets[1:] - 1).to(device)
+        self.edits = (edits or LateEdits(family, bases)).on(self.order, self.offsets, v.first)
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -115,7 +113,7 @@ class Staircase:
             self._attention(l, x, done)
             done = self._admit(x, done, l, Stage.MID)
             for a, b in blocks(int(self.offsets[done])):
-                x[a:b] += family.mlp_out(l, x[a:b])
+                x[a:b] += self.edits.edit("mlp_out", l, slice(a, b), family.mlp_out(l, x[a:b]))
             done = self._admit(x, done, l, Stage.POST)
             if self.tick is not None:
                 self.tick(int(self.offsets[done]))
@@ -128,23 +126,28 @@ class Staircase:
             a, b = int(self.offsets[done]), int(self.offsets[upto])
             for c, d in blocks(b - a):
                 x[a + c : a + d] = self._joining(l, stage, slice(a + c, a + d))
+        self.edits.write(stage.site, l, x, int(self.offsets[upto]))
         return upto
 
     def _joining(self, l: int, stage: Stage, rows: slice | Tensor) -> Tensor:
         variant = self.order.to(self.owner.device)[self.owner[rows]]
-        return self.join(Joining(l, stage, variant, self.base[rows], self.position[rows], self.index[rows]))
+        joining = Joining(l, stage, variant, self.base[rows], self.position[rows], self.index[rows])
+        return self.edits.join(stage, l, rows, joining.index, self.join(joining))
 
     def _attention(self, l: int, x: Tensor, done: int) -> None:
         family = self.family
         for a, b in self._groups(done):
-            q, k, v = family.qkv(l, x[a:b])
+            rows = slice(a, b)
+            q, k, v = family.qkv(l, x[rows])
+            q = self.edits.edit("q", l, rows, q)
+            k, v = self.edits.keys(l, rows, k, v)
             cos, sin = self.bases.cos[self.position[a:b]], self.bases.sin[self.position[a:b]]
             ops.rope(q, cos, sin)
             ops.rope(k, cos, sin)
             table = self.table[a:b].clone()
             table[:, :2] -= a
-            z, _ = ops.prefix_attn(q, self.bases.k[l], self.bases.v[l], k, v, table, family.scale)
-            x[a:b] += family.attn_out(l, z)
+            z = self.edits.attend(l, rows, q, k, v, table)
+            x[rows] += self.edits.edit("attn_out", l, rows, family.attn_out(l, z))
 
     def _last_layer(self, x: Tensor, done: int) -> Tensor:
         family, l = self.family, self.family.cfg.n_layers - 1
@@ -155,22 +158,26 @@ class Staircase:
             n = int(torch.searchsorted(self.offsets, b)) - first
             read = self.last_rows[first : first + n]
             _, k, v = family.qkv(l, x[a:b])
+            k, v = self.edits.keys(l, slice(a, b), k, v)
             ops.rope(k, self.bases.cos[self.position[a:b]], self.bases.sin[self.position[a:b]])
             top = x[read]
             q, _, _ = family.qkv(l, top)
+            q = self.edits.edit("q", l, read, q)
             ops.rope(q, self.bases.cos[self.position[read]], self.bases.sin[self.position[read]])
             table = self.table[read].clone()
             table[:, :2] -= a
-            z, _ = ops.prefix_attn(q, self.bases.k[l], self.bases.v[l], k, v, table, family.scale)
-            out[first : first + n] = top + family.attn_out(l, z)
+            z = self.edits.attend(l, read, q, k, v, table)
+            out[first : first + n] = top + self.edits.edit("attn_out", l, read, family.attn_out(l, z))
             first += n
         mid = int(torch.searchsorted(self.key, l * len(Stage) + Stage.MID, right=True))
         for a, b in blocks(mid - done):
             out[done + a : done + b] = self._joining(l, Stage.MID, self.last_rows[done + a : done + b])
+        out[:mid] = self.edits.edit("resid_mid", l, self.last_rows[:mid], out[:mid])
         for a, b in blocks(mid):
-            out[a:b] += family.mlp_out(l, out[a:b])
+            out[a:b] += self.edits.edit("mlp_out", l, self.last_rows[a:b], family.mlp_out(l, out[a:b]))
         for a, b in blocks(len(self.variants) - mid):
             out[mid + a : mid + b] = self._joining(l, Stage.POST, self.last_rows[mid + a : mid + b])
+        out = self.edits.edit("resid_post", l, self.last_rows, out)
         if self.tick is not None:
             self.tick(len(self.variants))
         result = torch.empty_like(out)

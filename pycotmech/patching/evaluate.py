@@ -1,0 +1,191 @@
+"""Variants to numbers: how they join, self-patches for the noise floor, pieces that fit the budget, the metric of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.model.run import site_dtype, site_shape
+from pycotmech.patching import planner
+from pycotmech.patching.bases import Bases, Stage
+from pycotmech.patching.late import LateEdits
+from pycotmech.patching.metrics import ExampleMetric
+from pycotmech.patching.staircase import Joining, Staircase, Variants
+
+N_SELF_PATCHES = 8
+"""Self-patches per example from which the noise floor is read, spread over the layers."""
+
+SELF_PATCH_SITES = ("resid_mid", "z")
+"""What bases keep for them."""
+
+_LOGIT_ROWS = 256
+"""Rows of the unembedding's output that exist at once."""
+
+
+def self_patches(cfg: ModelConfig, seed: int, example: int) -> Tensor:
+    """(layer, head) of the self-patches [N_SELF_PATCHES, 2]: layers evenly spread, heads drawn by the seed."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + example)
+    layers = torch.linspace(0, cfg.n_layers - 1, N_SELF_PATCHES).round().long()
+    return torch.stack((layers, torch.randint(cfg.n_heads, (N_SELF_PATCHES,), generator=generator)), 1)
+
+
+def self_patch_signs(bases: Bases, seed: int, chunk: int) -> Tensor:
+    """Random directions of the self-patches' steps, +1 or -1, for each row, head and channel: [sum of rows, H, D]."""
+    generator = torch.Generator().manual_seed(seed * 7_919 + chunk)
+    return torch.randint(2, bases.sites["z"].shape[1:], generator=generator) * 2 - 1
+
+
+@dataclass(frozen=True)
+class HeadJoins:
+    """Gives the rows with which variants join: the base's, or moved by the difference in one head's z.
+
+    moves [N]: variants that join by a difference: z of `head` [N] becomes the source run's, or for those in `control` [N]
+        (self-patches) moves by one unit in the last place. At `position` [N], or everywhere (-1), where `editable`.
+    """
+
+    family: LlamaFamily
+    bases: Bases
+    control: Tensor  # [N] bool
+    moves: Tensor  # [N] bool
+    head: Tensor  # [N]
+    position: Tensor  # [N]
+    editable: Tensor  # [sum of rows] bool
+    signs: Tensor  # [sum of rows, H, D]
+
+    def of(self, first: int, end: int) -> Callable[[Joining], Tensor]:
+        """For the variants numbered first..end - 1, which are numbered from 0."""
+        return lambda joining: self.rows(joining, joining.variant + first)
+
+    def rows(self, joining: Joining, variant: Tensor) -> Tensor:
+        l, index = joining.layer, joining.index
+        if joining.stage != Stage.MID:
+            return self.bases.sites[joining.stage.site][l][index]
+        moving = self.moves[variant]
+        if bool(moving.all()):
+            return self._moved(l, index, variant, joining.position)
+        out = self.bases.sites["resid_mid"][l][index]
+        r = moving.nonzero().flatten()
+        if len(r):
+            out[r] = self._moved(l, index[r], variant[r], joining.position[r])
+        return out
+
+    def _moved(self, l: int, index: Tensor, variant: Tensor, position: Tensor) -> Tensor:
+        head, control = self.head[variant], self.control[variant]
+        z = self.bases.sites["z"][l][index]
+        r = torch.arange(len(index), device=index.device)
+        wide = self.family.resid_dtype
+        before = z[r, head].to(wide)
+        dz = self.signs[index, head] * ulp(before, z.dtype)
+        if not bool(control.all()):
+            source = self.bases.source["z"][l][index, head].to(wide)
+            dz = torch.where(control[:, None], dz, source - before)
+        only = self.position[variant]
+        dz = dz * (self.editable[index] & ((only < 0) | (only == position)))[:, None]
+        return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head)
+
+
+def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """One unit in the last place of x as a number of `dtype` (0 for 0)."""
+    exponent = torch.floor(torch.log2(x.abs().clamp_min(torch.finfo(dtype).tiny)))
+    return torch.where(x == 0, 0.0, torch.exp2(exponent) * torch.finfo(dtype).eps)
+
+
+@dataclass
+class Evaluator:
+    """Takes variants through the staircase in pieces that fit the budget, and measures what comes out.
+
+    progress: called with (token-forwards done, in all).
+    """
+
+    family: LlamaFamily
+    budget: int
+    keep_logits: bool
+    progress: Callable[[int, int], None] | None
+    done: int = field(default=0, init=False)  # layer-rows
+    total: int = field(default=1, init=False)
+
+    def base_bytes(self, length: int, rows: int, sites: Iterable[str]) -> int:
+        """What one base of `length` positions needs, with these sites kept for `rows` of them."""
+        kept = 0
+        for site in sites:
+            width = torch.Size(site_shape(self.family, site)).numel()
+            kept += width * site_dtype(self.family, site).itemsize // self.family.dtype.itemsize
+        return planner.base_bytes(self.family, length, rows, kept)
+
+    def pieces(self, lengths: Tensor) -> list[tuple[int, int]]:
+        """Ranges of variants, with `lengths` [N] rows each, that go through the staircase together."""
+        flight = max(1, self.budget // 2 - planner.block_bytes(self.family))
+        return planner.cut((lengths * planner.row_bytes(self.family)).tolist(), flight)
+
+    def plan(
+        self,
+        tables: Sequence[tuple[Variants, Tensor]],
+        pieces: Sequence[Sequence[tuple[int, int]]],
+        base_bytes: int,
+        examples: int,
+    ) -> planner.Plan:
+        """What is going to be done, for tables of variants and their lengths and the pieces of each."""
+        cfg = self.family.cfg
+        layer_rows = flop = rows = hooked = variants = 0.0
+        for v, lengths in tables:
+            above = cfg.n_layers - 1 - v.layer
+            layer_rows += float((lengths * above).sum()) + len(v)  # in the last layer one row of each variant
+            keys = (v.first + lengths / 2).double()
+            flop += float((lengths * above * planner.layer_flop(cfg, 0) + 4 * cfg.d_model * keys * lengths * above).sum())
+            rows += float(lengths.sum())
+            variants += len(v)
+            hooked += float((v.first + lengths).sum())
+        flight = max(int(lengths[c:d].sum()) for (_, lengths), cuts in zip(tables, pieces, strict=True) for c, d in cuts)
+        plan = planner.Plan(
+            examples=examples,
+            variants=int(variants),
+            chunks=sum(map(len, pieces)),
+            rows=int(rows),
+            token_forwards=layer_rows / cfg.n_layers,
+            hooked_token_forwards=hooked,
+            flop=flop,
+            bytes_in_flight=flight * planner.row_bytes(self.family) + planner.block_bytes(self.family) + base_bytes,
+            budget_bytes=self.budget,
+        )
+        self.done, self.total = 0, max(1, int(plan.token_forwards * cfg.n_layers))
+        return plan
+
+    def run(
+        self,
+        variants: Variants,
+        pieces: Sequence[tuple[int, int]],
+        joins: HeadJoins,
+        edits: LateEdits,
+        metrics: Sequence[ExampleMetric],
+    ) -> tuple[Tensor, Tensor | None]:
+        """The metric of each variant, float64 [N], and its logits [N, V] if they are kept. metrics: one for each base."""
+        bases = joins.bases
+        values = torch.empty(len(variants), dtype=torch.float64)
+        logits = torch.empty(len(variants), self.family.cfg.d_vocab) if self.keep_logits else None
+        for c, d in pieces:
+            some = variants[torch.arange(c, d)]
+            final = Staircase(self.family, bases, some, joins.of(c, d), self._tick, edits.of(c, d)).run()
+            for e in some.base.unique().tolist():
+                mine = (some.base == e).nonzero().flatten()
+                for rows in mine.split(_LOGIT_ROWS):
+                    out = self.logits(final[rows.to(final.device)], None if self.keep_logits else metrics[e].token_ids)
+                    values[c + rows] = metrics[e](out).cpu()
+                    if logits is not None:
+                        logits[c + rows] = out.float().cpu()
+        return values, logits
+
+    def logits(self, rows: Tensor, token_ids: Iterable[int | None] | None) -> Tensor:
+        """Final residual rows [N, d] -> logits [N, V], or [N, len(token_ids)]."""
+        tokens = None if token_ids is None else torch.tensor(list(token_ids), device=rows.device)
+        with torch.no_grad():
+            return self.family.logits(rows, tokens)
+
+    def _tick(self, layer_rows: int) -> None:
+        self.done += layer_rows
+        if self.progress is not None:
+            n_layers = self.family.cfg.n_layers
+            self.progress(min(self.done, self.total) // n_layers, self.total // n_layers)

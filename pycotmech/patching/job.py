@@ -1,0 +1,321 @@
+"""A sweep over aligned pairs: one place of the model at a time takes its value from the other run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycotmech.model.families import LlamaFamily
+from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.model.sites import RESIDUAL_SITES
+from pycotmech.patching import planner
+from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_pairs, run_prefix
+from pycotmech.patching.edits import JOINS_AT, heads_of, reaches
+from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
+from pycotmech.patching.late import PER_QUERY, Entries, LateEdits, SourceValues
+from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
+from pycotmech.patching.pairs import Pair, make_pairs
+from pycotmech.patching.results import Sweep
+from pycotmech.patching.staircase import Variants
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+
+def patch_pairs(
+    model: Model,
+    clean: Tokens | Sequence[Tokens],
+    corrupted: Tokens | Sequence[Tokens],
+    *,
+    site: str,
+    places: list[tuple[int, int]],
+    direction: str,
+    positions: Sequence[int] | None,
+    by_position: bool,
+    metric: Metric,
+    answer: int | str | Sequence[int | str] | None,
+    wrong: int | str | Sequence[int | str] | None,
+    normalize: bool,
+    read: int | Sequence[int],
+    memory_gb: float | None,
+    return_logits: bool,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> Sweep:
+    """`patch_heads` and `patch_residual`, for places (layer, head) that are already checked."""
+    if direction not in ("denoise", "noise"):
+        raise ValueError(f"direction: got {direction!r}; expected 'denoise' or 'noise'")
+    check_metric(metric, answer, wrong)
+    model.family.refuse_unsupported()
+    pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=read)
+    budget = planner.memory_budget(memory_gb, model.device)
+    targets = [_targets(pair, positions) for pair in pairs]
+    if by_position and len({len(p.clean) for p in pairs}) > 1:
+        raise ValueError(
+            "by_position: the prompts have different lengths, so positions do not correspond; expected equal lengths"
+        )
+    evaluator = Evaluator(model.family, budget, return_logits, progress)
+    job = PatchJob(model.family, pairs, targets, direction, metric, site, places, by_position, seed, evaluator)
+    for i in range(len(pairs)):
+        if not any(bool(job.reach(i)[l].any()) for l, _ in places):
+            raise ValueError(
+                f"positions: {site} at {targets[i]} in layers {sorted({l for l, _ in places})} reaches nothing that is read; "
+                f"the metric is read at position {pairs[i].read}, after the last layer"
+            )
+    return _result(model, job, job.run(), normalize, single)
+
+
+def _targets(pair: Pair, positions: Sequence[int] | None) -> list[int]:
+    """The positions at which an edit can change what is read: from the first difference to where the metric is read."""
+    if positions is None:
+        return list(range(pair.first, pair.read + 1))
+    wanted = sorted(set(resolve_positions(positions, len(pair.clean))))
+    useful = [p for p in wanted if pair.first <= p <= pair.read]
+    if not useful:
+        raise ValueError(
+            f"positions: {list(positions)} reach nothing that is read; the prompts first differ at position {pair.first} "
+            f"and the metric is read at {pair.read}"
+        )
+    return useful
+
+
+@dataclass
+class Outcome:
+    """Per example: raw float64 [L, T or 1, columns], NaN where not asked for; the self-patches [N_SELF_PATCHES]."""
+
+    raw: list[Tensor]
+    self_patches: list[Tensor]
+    clean: list[float]
+    corrupted: list[float]
+    logits: list[Tensor]  # [L, T or 1, columns, V]
+    plan: planner.Plan
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The variants of some examples: for each example its places (at each position), then its self-patches."""
+
+    variants: Variants
+    lengths: Tensor  # [N]
+    head: Tensor  # [N]; -1 where the site has none
+    position: Tensor  # [N]; -1: all targets
+    control: Tensor  # [N] bool
+    example: Tensor  # [N] number among these examples
+    tables: dict[tuple[str, int], Entries]
+
+
+@dataclass
+class PatchJob:
+    """One sweep over checked pairs: cut into chunks of examples that fit the budget, each chunk a few staircases.
+
+    site: as `LateEdits` names it. places: (layer, head) of what is patched, head 0 where the site has none.
+    targets: for each pair the positions that are patched, ascending.
+    """
+
+    family: LlamaFamily
+    pairs: list[Pair]
+    targets: list[list[int]]
+    direction: str
+    metric: Metric
+    site: str
+    places: list[tuple[int, int]]
+    by_position: bool
+    seed: int
+    evaluator: Evaluator
+
+    @cached_property
+    def stage(self) -> Stage:
+        return Stage.MID if self.site == "z" else JOINS_AT.get(self.site, Stage.PRE)
+
+    @cached_property
+    def source_sites(self) -> tuple[str, ...]:
+        if self.site == "pattern":
+            return ("q", "k")
+        return (self.site[0],) if self.site in PER_QUERY.values() else (self.site,)
+
+    @cached_property
+    def base_sites(self) -> tuple[str, ...]:
+        added_to = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}.get(self.site)
+        sites = (*SELF_PATCH_SITES, self.stage.site, *([added_to] if added_to else []))
+        return tuple(dict.fromkeys(sites))
+
+    def run(self) -> Outcome:
+        prompts = [t[: p.read + 1] for p in self.pairs for t in (p.clean, p.corrupted)]
+        past = run_prefix(self.family, prompts[0][: common_prefix(prompts)])
+        sizes = [
+            self.evaluator.base_bytes(p.read + 1, p.read + 1 - p.first, (*self.base_sites, *self.source_sites))
+            for p in self.pairs
+        ]
+        chunks = planner.cut(sizes, max(1, self.evaluator.budget // 3))
+        tables = [self._table(range(a, b)) for a, b in chunks]
+        pieces = [self.evaluator.pieces(t.lengths) for t in tables]
+        plan = self.evaluator.plan(
+            [(t.variants, t.lengths) for t in tables], pieces, max(sum(sizes[a:b]) for a, b in chunks), len(self.pairs)
+        )
+        out = Outcome([], [], [], [], [], plan)
+        for (a, b), table, cuts in zip(chunks, tables, pieces, strict=True):
+            runs = self._run_bases(a, b, past)
+            metrics = self._metrics(a, b, runs, out)
+            joins = self._joins(a, b, runs, table)
+            source = SourceValues(self.family, runs.bases)
+            edits = LateEdits(self.family, runs.bases, table.tables, source)
+            values, logits = self.evaluator.run(table.variants, cuts, joins, edits, metrics)
+            for e, i in enumerate(range(a, b)):
+                self._collect(e, i, table, values, logits, out)
+        return out
+
+    def reach(self, i: int) -> Tensor:
+        """Where an edit of example i can change what is read: bool [L, T]."""
+        pair, n = self.pairs[i], self.family.cfg.n_layers
+        positions = torch.arange(len(pair.clean))
+        target = torch.isin(positions, torch.tensor(self.targets[i]))
+        return torch.stack([target & reaches(self.site, l == n - 1, positions, pair.read) for l in range(n)])
+
+    # ---- what there is to do -----------------------------------------------------------------------------------------
+
+    def _table(self, examples: range) -> _Table:
+        places = torch.tensor(self.places)
+        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first, head, position, control
+        entries: list[tuple[Tensor, ...]] = []  # variant, layer, position, head, ref
+        count = rows = 0
+        for b, i in enumerate(examples):
+            place, where = self.reach(i)[places[:, 0]].nonzero().T  # ascending in both: place after place
+            if self.by_position:
+                variant, heads, position, first = torch.arange(len(place)), places[place], where, where
+            else:
+                kept, variant = place.unique(return_inverse=True)
+                heads, position = places[kept], torch.full((len(kept),), -1)
+                first = torch.full((len(kept),), len(self.pairs[i].clean)).scatter_reduce(0, variant, where, "amin")
+            if self.site != "z":
+                head = places[place, 1] if self._has_heads else torch.full_like(place, -1)
+                entries.append((count + variant, places[place, 0], where, head, rows + where - self.pairs[i].first))
+            controls = self_patches(self.family.cfg, self.seed, i)
+            n, c = len(heads), len(controls)
+            found.append(
+                (
+                    torch.full((n + c,), b),
+                    torch.cat((heads[:, 0], controls[:, 0])),
+                    torch.cat((torch.full((n,), int(self.stage)), torch.full((c,), int(Stage.MID)))),
+                    torch.cat((first, torch.full((c,), self.targets[i][0]))),
+                    torch.cat((heads[:, 1], controls[:, 1])),
+                    torch.cat((position, torch.full((c,), -1))),
+                    torch.arange(n + c) >= n,
+                )
+            )
+            count += n + c
+            rows += self.pairs[i].read + 1 - self.pairs[i].first
+        base, layer, stage, first, head, position, control = map(torch.cat, zip(*found, strict=True))
+        read = torch.tensor([self.pairs[i].read for i in examples])
+        tables = {}
+        if entries:
+            variant, at, where, heads, ref = map(torch.cat, zip(*entries, strict=True))
+            for l in at.unique().tolist():
+                mine = (at == l).nonzero().flatten()
+                tables[self.site, l] = Entries(variant[mine], where[mine], heads[mine], ref[mine])
+        variants = Variants(base, layer, stage, first)
+        return _Table(variants, read[base] - first + 1, head, position, control, base, tables)
+
+    @cached_property
+    def _has_heads(self) -> bool:
+        return heads_of(self.family.cfg, self.site) > 0
+
+    # ---- runs and measurements ---------------------------------------------------------------------------------------
+
+    def _run_bases(self, a: int, b: int, past) -> PairRuns:
+        pairs = self.pairs[a:b]
+        clean, corrupted = [p.clean for p in pairs], [p.corrupted for p in pairs]
+        base, source = (corrupted, clean) if self.direction == "denoise" else (clean, corrupted)
+        return run_pairs(
+            self.family, base, source, past=past, first=[p.first for p in pairs], read=[p.read for p in pairs],
+            sites=self.base_sites, source_sites=self.source_sites,
+        )  # fmt: skip
+
+    def _metrics(self, a: int, b: int, runs: PairRuns, out: Outcome) -> list[ExampleMetric]:
+        """Each example's metric; its value in the clean and in the corrupted run goes to `out`."""
+        clean_rows, corrupted_rows = runs.source_final, runs.base_final
+        if self.direction == "noise":
+            clean_rows, corrupted_rows = corrupted_rows, clean_rows
+        metrics = []
+        for e, pair in enumerate(self.pairs[a:b]):
+            ids = None if self.metric != "logit_diff" else [pair.answer, pair.wrong]
+            logits = self.evaluator.logits(torch.stack((clean_rows[e], corrupted_rows[e])), ids)
+            metric = ExampleMetric(self.metric, logits[0] if self.metric == "kl" else None, pair.answer, pair.wrong)
+            both = metric(logits).tolist()
+            out.clean.append(both[0])
+            out.corrupted.append(both[1])
+            metrics.append(metric)
+        return metrics
+
+    def _joins(self, a: int, b: int, runs: PairRuns, table: _Table) -> HeadJoins:
+        editable = [
+            torch.isin(torch.arange(pair.first, pair.read + 1), torch.tensor(target))
+            for pair, target in zip(self.pairs[a:b], self.targets[a:b], strict=True)
+        ]
+        device = self.family.device
+        moves = table.control if self.site != "z" else torch.ones_like(table.control)
+        signs = self_patch_signs(runs.bases, self.seed, a)
+        each = (table.control, moves, table.head, table.position, torch.cat(editable), signs)
+        return HeadJoins(self.family, runs.bases, *(t.to(device) for t in each))
+
+    def _collect(self, e: int, i: int, table: _Table, values: Tensor, logits: Tensor | None, out: Outcome) -> None:
+        cfg, pair = self.family.cfg, self.pairs[i]
+        columns = heads_of(cfg, self.site) or 1
+        shape = (cfg.n_layers, len(pair.clean) if self.by_position else 1, columns)
+        grid = torch.full(shape, float("nan"), dtype=torch.float64)
+        places = torch.tensor(self.places)
+        # Where no edit can reach what is read, the run is the base.
+        grid[places[:, 0], :, places[:, 1]] = out.corrupted[i] if self.direction == "denoise" else out.clean[i]
+        mine = ((table.example == e) & ~table.control).nonzero().flatten()
+        where = (table.variants.layer[mine], table.position[mine].clamp(min=0), table.head[mine])
+        grid[where] = values[mine]
+        out.raw.append(grid)
+        out.self_patches.append(values[(table.example == e) & table.control])
+        if logits is not None:
+            kept = torch.full((*shape, logits.shape[-1]), float("nan"))
+            kept[where] = logits[mine]
+            out.logits.append(kept)
+
+
+def _result(model: Model, job: PatchJob, out: Outcome, normalize: bool, single: bool) -> Sweep:
+    name = check_metric(job.metric, 0, 0)
+    raw, clean, corrupted = torch.stack(out.raw), torch.tensor(out.clean).double(), torch.tensor(out.corrupted).double()
+    controls = torch.stack(out.self_patches)  # [B, n]
+    to_scale = (lambda m: normalise(name, m, clean.mean(), corrupted.mean())) if normalize else (lambda m: m)
+    values = to_scale(raw.mean(0))
+    control = to_scale(controls.mean(0))
+    sign = 1.0 if job.direction == "denoise" or not normalize else -1.0
+    effect = sign * (values - control.mean())
+    reach = [job.reach(i) for i in range(len(job.pairs))]  # an edit that reaches nothing has no effect, not that of rounding
+    reach = torch.stack([r if job.by_position else r.any(1, keepdim=True) for r in reach]).any(0)
+    effect[~reach[..., None] & ~effect.isnan()] = 0.0
+
+    def shaped(x: Tensor, at: int) -> Tensor:
+        """Without the axes that this sweep does not have: positions at `at`, heads behind it."""
+        if job.site in RESIDUAL_SITES:
+            x = x.squeeze(at + 1)
+        return x if job.by_position else x.squeeze(at)
+
+    logits = None
+    if out.logits:
+        logits = shaped(out.logits[0], 1) if single else shaped(torch.stack(out.logits), 2)
+    return Sweep(
+        values=shaped(values, 1).float().numpy(),
+        raw=(shaped(raw[0], 1) if single else shaped(raw, 2)).numpy(),
+        effect=shaped(effect, 1).float().numpy(),
+        clean_metric=clean.numpy(),
+        corrupted_metric=corrupted.numpy(),
+        noise_floor=float((control - control.mean()).abs().max()),
+        metric=name,
+        direction=job.direction,
+        site=job.site,
+        normalized=normalize,
+        by_position=job.by_position,
+        plan=out.plan,
+        model_name=model.name,
+        logits=logits,
+    )
