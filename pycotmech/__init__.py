@@ -33,6 +33,7 @@ _EXPORTS = {
     "check_pair": "pycotmech.patching",
     "head_scores": "pycotmech.attention",
     "patch_heads": "pycotmech.patching",
+    "patch_residual": "pycotmech.patching",
     "register_attention": "pycotmech.attention",
     "repeated_tokens": "pycotmech.attention",
 }
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import Sweep as Sweep
     from pycotmech.patching import check_pair as check_pair
     from pycotmech.patching import patch_heads as patch_heads
+    from pycotmech.patching import patch_residual as patch_residual
 
 
 def __getattr__(name: str):

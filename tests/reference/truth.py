@@ -97,3 +97,115 @@ def kl(clean: Tensor, logits: Tensor) -> float:
     p = torch.log_softmax(clean.double(), -1)
     q = torch.log_softmax(logits.double(), -1)
     return float((p.exp() * (p - q)).sum())
+
+
+# ---- edits at any site ---------------------------------------------------------------------------------------------
+
+
+def ungrouped(hf: nn.Module) -> nn.Module:
+    """The same model with one key-value head for each query head: what one query head reads can then be told apart."""
+    config = copy.deepcopy(hf.config)
+    group = config.num_attention_heads // config.num_key_value_heads
+    config.num_key_value_heads = config.num_attention_heads
+    wide = type(hf)(config).to(hf.dtype).eval()
+    weights = dict(hf.state_dict())
+    for name, weight in weights.items():
+        if "k_proj" in name or "v_proj" in name:
+            weights[name] = weight.unflatten(0, (-1, config.head_dim)).repeat_interleave(group, 0).flatten(0, 1)
+    wide.load_state_dict(weights)
+    return double(wide)
+
+
+Replacement = tuple[str, int, int | None, Sequence[int] | None, object]
+"""(site, layer, head, positions, value); of an edge the value is the list of key positions that are cut."""
+
+
+@contextlib.contextmanager
+def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = None) -> Iterator[None]:
+    """The model with these replacements made in every forward pass; `record` gets what stood at (site, layer) before."""
+    D = hf.model.layers[0].self_attn.head_dim
+    handles = []
+
+    def change(site: str, l: int, x: Tensor) -> Tensor:
+        """x [T, heads * D] or [T, d] with the edits of this site and layer."""
+        x = x.clone()
+        if record is not None:
+            record[site, l] = x.unflatten(-1, (-1, D)).clone() if site in "qkvz" else x.clone()
+        for s, layer, head, positions, value in edits:
+            if (s, layer) == (site, l):
+                where = slice(None) if positions is None else list(positions)
+                columns = slice(None) if head is None else slice(head * D, (head + 1) * D)
+                x[where, columns] = torch.as_tensor(value, dtype=x.dtype)
+        return x
+
+    def inputs(site, l):
+        return lambda module, args: (change(site, l, args[0][0])[None], *args[1:])
+
+    def output(site, l):
+        def hook(module, args, out):
+            first = out[0] if isinstance(out, tuple) else out
+            new = change(site, l, first[0])[None]
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        return hook
+
+    def mid(l):
+        """resid_mid is no module's input alone: attn_out is set to what leads to it from resid_pre."""
+        before: list[Tensor] = []
+
+        def pre(module, args):
+            before[:] = [args[0][0]]
+
+        def hook(module, args, out):
+            return (change("resid_mid", l, before[0] + out[0][0])[None] - before[0], *out[1:])
+
+        return pre, hook
+
+    for l, layer in enumerate(hf.model.layers):
+        attn = layer.self_attn
+        pre, post = mid(l)
+        handles += [layer.register_forward_pre_hook(inputs("resid_pre", l)), layer.register_forward_pre_hook(pre)]
+        handles += [m.register_forward_hook(output(s, l)) for s, m in zip("qkv", (attn.q_proj, attn.k_proj, attn.v_proj))]
+        handles += [attn.o_proj.register_forward_pre_hook(inputs("z", l))]
+        handles += [attn.register_forward_hook(output("attn_out", l)), attn.register_forward_hook(post)]
+        handles += [layer.mlp.register_forward_hook(output("mlp_out", l))]
+        handles += [layer.register_forward_hook(output("resid_post", l))]
+
+    def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
+        T, l, group = query.shape[2], module.layer_idx, module.num_key_value_groups
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -torch.inf)
+        for s, layer, head, positions, keys in edits:
+            if (s, layer) == ("edge", l):
+                for h in range(scores.shape[1]) if head is None else [head]:
+                    for p in range(T) if positions is None else positions:
+                        scores[0, h, p, list(keys)] = -torch.inf
+        pattern = scores.softmax(-1)
+        if record is not None:
+            record["pattern", l] = pattern[0].clone()
+        for s, layer, head, positions, weights in edits:
+            if (s, layer) == ("pattern", l):
+                where = list(range(T)) if positions is None else list(positions)
+                pattern[0, head, where] = torch.as_tensor(weights, dtype=pattern.dtype)
+        return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+    plain, modeling_llama.eager_attention_forward = modeling_llama.eager_attention_forward, attention
+    try:
+        with hooked(*handles):
+            yield
+    finally:
+        modeling_llama.eager_attention_forward = plain
+
+
+def edited_logits(hf: nn.Module, tokens: Tensor, edits: Sequence[Replacement], read: int = -1) -> Tensor:
+    """Logits [V] at the position read, of one forward pass with these replacements."""
+    with edited(hf, edits):
+        return logits_of(hf, tokens)[read]
+
+
+def activations(hf: nn.Module, tokens: Tensor) -> dict[tuple[str, int], Tensor]:
+    """(site, layer) -> [T, d] or [T, heads, D], and the patterns [H, T, T], of a plain forward pass."""
+    found: dict[tuple[str, int], Tensor] = {}
+    with edited(hf, [], found):
+        logits_of(hf, tokens, keep=1)
+    return found
