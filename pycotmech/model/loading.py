@@ -21,12 +21,13 @@ import torch
 
 from pycotmech.model import _cache, _checkpoint
 from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
+from pycotmech.model.families import FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# `model_type` of the configurations that can be loaded.
-SUPPORTED = ("llama",)
+SUPPORTED = tuple(name for family in FAMILIES for name in family.model_types)
+"""`model_type` of the configurations that can be loaded."""
 
 _DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
