@@ -66,7 +66,9 @@ def _maps(maps: dict[str, NDArray], title: str, unit: str, path: str | None) -> 
     figure.supxlabel("head", fontsize=9)
     figure.supylabel("layer", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label=unit, shrink=0.9)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.set_label(unit, fontsize=9)
+    bar.ax.tick_params(labelsize=7)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

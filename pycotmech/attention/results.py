@@ -122,7 +122,7 @@ class AttentionSummary:
         found = {name: (dims, getattr(self, name)) for name, dims in axes.items() if getattr(self, name) is not None}
         return xr.Dataset(
             {name: pair for name, pair in found.items() if pair[1].size},
-            coords={"row": self.rows, "segment": list(self.segment_names)},
+            coords={"row": self.rows, "segment": np.array(self.segment_names, dtype=object)},
             attrs={"model": self.model_name},
         )
 
