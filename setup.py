@@ -1,10 +1,13 @@
 """Builds the two compiled modules. Both are optional: without a compiler the package runs on the PyTorch reference.
 
 pycotmech._C     the CPU kernels, bound to PyTorch through its stable C++ interface, so one build serves every torch >= 2.10
+pycotmech._cuda_topk.so  the one CUDA C++ kernel (csrc/cuda), where nvcc is found; plain pointers, loaded through ctypes
 pycotmech._core  the torch-free face of the same core: instruction set, build flags, the core on numpy arrays (tests)
 """
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,10 +22,46 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
 
+CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")  # those that this nvcc knows; other GPUs compile the PTX of the first
+
+
+def find_nvcc() -> str | None:
+    found = shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if found is None and home and (Path(home) / "bin" / "nvcc").is_file():
+        found = str(Path(home) / "bin" / "nvcc")
+    return found
+
+
+def build_cuda(nvcc: str, target: Path) -> None:
+    """Needs neither a GPU nor PyTorch's CUDA headers. A newer target is left as it is."""
+    newest = max(p.stat().st_mtime for p in [*(ROOT / "csrc/cuda").iterdir(), ROOT / "csrc/core/topk.h", Path(__file__)])
+    if target.is_file() and target.stat().st_mtime > newest:
+        return
+    known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
+    archs = [a for a in CUDA_ARCHS if f"sm_{a}" in known]
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    codes.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = target.with_suffix(".new")
+    command = [nvcc, "-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
+    subprocess.run([*command, *codes, f"-I{ROOT / 'csrc'}", "csrc/cuda/topk.cu", "-o", str(made)], check=True, cwd=ROOT)
+    made.replace(target)
+
+
 class OptionalBuild(BuildExtension):
     """A failed or impossible compilation costs speed, never the installation."""
 
     def run(self) -> None:
+        self.run_cpp()
+        nvcc = find_nvcc() if sys.platform == "linux" else None
+        if nvcc is not None:
+            try:
+                build_cuda(nvcc, (ROOT if self.inplace else Path(self.build_lib)) / "pycotmech" / "_cuda_topk.so")
+            except (OSError, subprocess.CalledProcessError, IndexError) as error:
+                print(f"pycotmech: no CUDA kernel for attn_topk ({error}); it runs on PyTorch there.", file=sys.stderr)
+
+    def run_cpp(self) -> None:
         try:
             super().run()
         except Exception as error:

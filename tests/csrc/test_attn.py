@@ -14,3 +14,7 @@ def test_topk_at_every_level(cpp_test):
 @pytest.mark.parametrize("level", levels_here())
 def test_attention(cpp_test, level):
     assert cpp_test("attn_test", env={**POISON, "PYCOTMECH_ISA": level}) == [level]
+
+
+def test_cuda_kernel_between_barriers(cpp_test):
+    assert cpp_test("topk_cuda_test") == ["ok"]

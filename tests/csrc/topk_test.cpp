@@ -90,8 +90,8 @@ void streams(Random& random, Isa level) {
         const std::vector<int> want = ranked(s, from, to);
         const auto check = [&](int slot, int key, float score, const char* what) {
           if (slot < static_cast<int>(want.size()))
-            CHECK(key == want[slot] && score == s[key], "%s kind %d n %d k %d slot %d: %d, not %d", what, kind, n, k, slot,
-                  key, want[slot]);
+            CHECK(key == want[slot] && score == s[key], "%s kind %d n %d k %d slot %d: %d, not %d", what, kind, n, k,
+                  slot, key, want[slot]);
           else
             CHECK(key == -1, "%s kind %d n %d k %d slot %d: %d in an unused slot", what, kind, n, k, slot, key);
         };
