@@ -81,8 +81,9 @@ class _Shape:
         return {kind: Need(item=len(keys) + 1, shot=len(keys)) for kind, keys in self.roles().items()}
 
     def told(self, rng: random.Random, rules: list[Rule], competing: list[Premise]) -> list[Premise]:
-        """The premises in the order in which they are told: the membership last, unless shuffled."""
-        premises: list[Premise] = [*(rules[::-1] if self.order == "backward" else rules), Membership("E", "C1")]
+        """The premises in the order in which they are told."""
+        premises: list[Premise] = [*(rules[::-1] if self.order == "backward" else rules)]
+        premises.insert(0 if self.order == "membership_first" else len(premises), Membership("E", "C1"))
         for premise in competing:
             premises.insert(rng.randrange(len(premises) + 1), premise)
         if self.order == "shuffled":
@@ -407,7 +408,8 @@ def make_examples(
         tumpus. ..."; one line per shot. "paper": the wording of arXiv 2402.18312, "Lempuses are tumpuses. ... Let us
         think step by step.", number varying by sentence, in "### Input:" and "### Response:" frames.
     order: of the premises, in shots and item alike. "forward": rules in order of use, then the membership. "backward":
-        rules in reverse order of use, then the membership (the paper's data). "shuffled". None: forward for style
+        rules in reverse order of use, then the membership (the paper's data). "membership_first": the membership, then
+        rules in order of use; SmolLM2-135M binds the first concept far better so. "shuffled". None: forward for style
         "every", backward for "paper".
     distractors: premises about other words, in shots and item alike, forming a chain that competes with the real one:
         its property rule, then its other rules, then its membership, then a second such chain.

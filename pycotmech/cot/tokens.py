@@ -116,7 +116,7 @@ def forms(kind: str, style: Style, order: Order, shots: int) -> tuple[Form, ...]
     if kind == "entity":
         if style == "paper":
             return (Form(), Form("line"))
-        if order == "shuffled":
+        if order in ("membership_first", "shuffled"):
             return (Form(), Form("line" if shots else "start"))
         return (Form(),)
     if style == "every":

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from pycotmech.cot.vocabulary import Word
 
 Style = Literal["every", "paper"]
-Order = Literal["forward", "backward", "shuffled"]
+Order = Literal["forward", "backward", "membership_first", "shuffled"]
 
 
 class Slot(NamedTuple):

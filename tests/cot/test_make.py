@@ -28,6 +28,7 @@ SETTINGS = [
     dict(order="backward", shots=2),
     dict(order="shuffled", shots=2),
     dict(order="shuffled", shots=0),
+    dict(order="membership_first", shots=2),
     dict(order="shuffled", shots=2, distractors=3),
     dict(shots=2, distractors=1),
     dict(shots=2, distractors=5),
@@ -88,7 +89,7 @@ def test_no_violation_in_hundreds(tiny_cot, smollm2, style):
     shots=st.integers(0, 5),
     distractors=st.integers(0, 6),
     style=st.sampled_from(["every", "paper"]),
-    order=st.sampled_from(["forward", "backward", "shuffled"]),
+    order=st.sampled_from(["forward", "backward", "membership_first", "shuffled"]),
     definition=st.sampled_from(["exact", "paper"]),
     bos=st.booleans(),
 )
@@ -173,6 +174,7 @@ def test_order_of_premises(tiny_cot, style):
 
     assert set(told("forward")) == {(1, 2, 3, 0)}
     assert set(told("backward")) == {(3, 2, 1, 0)}
+    assert set(told("membership_first")) == {(0, 1, 2, 3)}
     assert len(set(told("shuffled"))) > 10
     assert told(None) == told("forward" if style == "every" else "backward")
 
@@ -320,7 +322,7 @@ def test_errors_name_the_argument(tiny_cot):
     bad(ValueError, "distractors must be at least 0, got -1", distractors=-1)
     bad(ValueError, "ontology must be one of 'fictional', 'false', got 'true'", ontology="true")
     bad(ValueError, "style must be one of 'every', 'paper', got 'x'", style="x")
-    bad(ValueError, "order must be one of 'forward', 'backward', 'shuffled', got 'fwd'", order="fwd")
+    bad(ValueError, "order must be one of 'forward', 'backward', 'membership_first', 'shuffled', got 'fwd'", order="fwd")
     bad(ValueError, "definition must be one of", definition="x")
     bad(TypeError, "seed must be an int, got str", seed="0")
     bad(TypeError, "bos must be None, True or False, got 'yes'", bos="yes")
