@@ -39,19 +39,24 @@ def attention(
     top_k: Annotated[int, typer.Option(help="How many of the heaviest keys of each row to keep, 0 to 64.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch. Default: one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the folder already.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
 ) -> None:
     """Summarise the attention of every head over a text, in one pass and without the T x T patterns.
 
     Writes heads.csv (one line per head), summary.zarr (everything, by layer, head and row), tokens.csv (the tokens, their
     segments, the attention they receive), scores.png and mass.png, and prints which heads look where.
     """
-    try:
-        _run(text, out, model, segments, top_k, dtype, device, overwrite, quiet)
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
-        typer.echo(f"pycotmech attention: {error}", err=True)
-        raise typer.Exit(1) from error
+    # --debug is looked at by the shell's main(), which turns every other error into one line.
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: got {threads}; expected 1 or more")
+        import torch
+
+        torch.set_num_threads(threads)
+    _run(text, out, model, segments, top_k, dtype, device, overwrite, quiet)
 
 
 def _run(
@@ -82,7 +87,7 @@ def _run(
     rule = {n: where if isinstance(where, slice) else find_text(model, prompt, where, n) for n, where in named.items()}
     SegmentRule(rule).label(len(tokens))
     if not quiet:
-        typer.echo(f"{model}\n{len(tokens)} tokens")
+        typer.echo("\n".join([f"{model}, {len(tokens)} tokens", *(f"note: {note}" for note in model.notes)]))
     with tqdm(total=model.cfg.n_layers, unit="layer", disable=quiet, leave=False) as bar:
         summary = attention_summary(model, tokens, segments=rule, top_k=top_k, progress=lambda *_: bar.update())
     scores = head_scores(model, tokens)
@@ -157,7 +162,8 @@ def write(out: Path, model: Model, summary: AttentionSummary, scores: HeadScores
     heads = summary.per_head().merge(scores.to_dataframe(), on=["layer", "head"])
     heads.to_csv(out / "heads.csv", index=False, float_format="%.6g")
     token_table(model, summary).to_csv(out / "tokens.csv", index=False, float_format="%.6g")
-    summary.to_xarray().to_zarr(out / "summary.zarr", mode="w", consolidated=False)
+    data = summary.to_xarray().assign_attrs(notes=list(model.notes), dtype=str(model.cfg.dtype).removeprefix("torch."))
+    data.to_zarr(out / "summary.zarr", mode="w", consolidated=False)
     scores.plot(path=str(out / "scores.png"))
     summary.plot(path=str(out / "mass.png"))
 

@@ -30,6 +30,10 @@ SHAPES = {
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49152, tie_word_embeddings=True,
     ),
+    "narrow": dict(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8,
+        vocab_size=1000,
+    ),
     "llama2-2-layers": dict(
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=32,
         vocab_size=32000,

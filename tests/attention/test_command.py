@@ -73,7 +73,8 @@ def test_writes_the_values_of_the_summary(app, model, prompt, tmp_path):
     data = xr.open_zarr(out / "summary.zarr", consolidated=False)
     np.testing.assert_array_equal(data["mass"].sel(segment="question").values, want.segment("question"))
     np.testing.assert_array_equal(data["top_keys"].values, want.top_keys)
-    assert data.attrs["model"] == "tiny-cot"
+    assert data.attrs["model"] == "tiny-cot" and data.attrs["notes"] == list(model.notes)
+    assert f"note: {model.notes[0]}" in result.output
     assert all((out / name).stat().st_size > 1000 for name in ("scores.png", "mass.png"))
 
     (l, h), best = scores.top("previous", 1)[0]
@@ -93,7 +94,7 @@ def test_results_are_replaced_only_on_request(app, prompt, tmp_path):
     out = tmp_path / "out"
     (out / "summary.zarr").mkdir(parents=True)
     result = run(app, "--text", prompt, "--out", out)
-    assert result.exit_code == 1 and "--overwrite" in result.output
+    assert isinstance(result.exception, ValueError) and "--overwrite" in str(result.exception)
     assert run(app, "--text", prompt, "--out", out, "--overwrite", "-q").exit_code == 0
 
 
@@ -106,19 +107,32 @@ def test_results_are_replaced_only_on_request(app, prompt, tmp_path):
         (["--segments", "a=5:900"], "outside the"),
         (["--segments", "a=1:4,b=3"], "overlap at position 3"),
         (["--top-k", "65"], "top_k: got 65"),
+        (["--threads", "0"], "threads: got 0"),
         (["--model", "no-such-model-here"], "no-such-model-here"),
     ],
 )
-def test_errors_are_one_line_and_leave_nothing_behind(app, prompt, tmp_path, options, message):
+def test_wrong_options_are_named_and_leave_nothing_behind(app, prompt, tmp_path, options, message):
     result = run(app, "--text", prompt, "--out", tmp_path / "out", *options)
-    assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
+    assert isinstance(result.exception, (ValueError, OSError)) and message in str(result.exception)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_or_empty_text_is_said(app, tmp_path):
-    assert "nothing.txt" in run(app, "--text", tmp_path / "nothing.txt", "--out", tmp_path / "o").output
+    missing = run(app, "--text", tmp_path / "nothing.txt", "--out", tmp_path / "o").exception
+    assert isinstance(missing, FileNotFoundError) and "nothing.txt" in str(missing)
     (tmp_path / "empty.txt").write_text("\n")
-    assert "is empty" in run(app, "--text", tmp_path / "empty.txt", "--out", tmp_path / "o").output
+    assert "is empty" in str(run(app, "--text", tmp_path / "empty.txt", "--out", tmp_path / "o").exception)
+
+
+def test_the_shell_knows_the_command_and_says_errors_in_one_line(prompt, tmp_path, capsys, monkeypatch):
+    from pycotmech import cli
+
+    monkeypatch.setattr("sys.argv", ["pycotmech", "attention", "--text", str(prompt), "--out", str(tmp_path), "--top-k", "99"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines() == ["pycotmech: error: top_k: got 99; expected 0 to 64"]
 
 
 def test_segments_given_by_text(model, tmp_path):
