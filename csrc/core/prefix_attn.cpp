@@ -19,8 +19,10 @@ namespace pcm {
 namespace {
 
 constexpr int kTileRows = 128;  // rows x heads of a tile
-constexpr int kBlock = 128;     // keys of a step
+constexpr int kStepRows = 48;   // rows x heads of a step
+constexpr int kBlock = 256;     // keys of a step
 constexpr int kFew = 4;         // own keys up to which single dot products are cheaper than packing
+constexpr int kAhead = 8;       // rows whose memory is asked for in advance
 // Keys whose packs are held at once, at least: what is more is packed and used in several passes.
 constexpr int64_t kPackedKeys = 16384;
 
@@ -199,8 +201,19 @@ class Kernel {
     const Row& row(int64_t i) const { return k_.rows_[order_[i]]; }
     bool windowed() const { return a_.window > 0; }
 
+    // Rows lie far apart (all heads of a row lie between them), which the processor does not foresee.
+    void prefetch(const Heads& x, int64_t row) const {
+      const char* p = reinterpret_cast<const char*>(at(x, row, hk_));
+      for (int64_t b = 0; b < a_.D * static_cast<int64_t>(sizeof(S)); b += 64) __builtin_prefetch(p + b);
+    }
+
     void load_queries() {
-      for (int64_t i = 0; i < count_; i++)
+      for (int64_t i = 0; i < count_; i++) {
+        if (i + kAhead < count_) {
+          const S* p = at(a_.q, order_[i + kAhead], hk_ * k_.group_);
+          for (int64_t b = 0; b < a_.D * k_.group_; b += 64 / static_cast<int64_t>(sizeof(S)))
+            __builtin_prefetch(p + b);
+        }
         for (int64_t g = 0; g < k_.group_; g++) {
           E* to = q_.data() + (i * k_.group_ + g) * k_.dp_;
           const S* from = at(a_.q, order_[i], hk_ * k_.group_ + g);
@@ -208,8 +221,9 @@ class Kernel {
             std::memcpy(to, from, a_.D * sizeof(E));
           else
             k_.vec_.to_f32(to, from, a_.type, a_.D);
-          std::memset(to + a_.D, 0, (k_.dp_ - a_.D) * sizeof(E));
+          if (k_.dp_ > a_.D) std::memset(to + a_.D, 0, (k_.dp_ - a_.D) * sizeof(E));
         }
+      }
     }
 
     // Variants in the tile: runs of rows with the same begin of their own keys.
@@ -239,7 +253,7 @@ class Kernel {
           const int seen = row(i).n_own();
           range(i, windowed() ? seen - a_.window : 0, seen, k0, n);
         }
-        step(first, end, own_k_.data(), own_v_.data(), kBlock * kPanel, k0, n, true, true);
+        steps(first, end, own_k_.data(), own_v_.data(), kBlock * kPanel, k0, n, true, true);
       }
     }
 
@@ -271,12 +285,28 @@ class Kernel {
             const int64_t seen = row(i).n_shared();
             range(i, windowed() ? seen + row(i).n_own() - a_.window : 0, seen, k0, n);
           }
-        step(0, count_, k_.keys_of(base.pack + k0, hk_), k_.values_of(base.pack + k0, hk_), k_.value_panel(), k0, n,
-             ranges, false);
+        steps(0, count_, k_.keys_of(base.pack + k0, hk_), k_.values_of(base.pack + k0, hk_), k_.value_panel(), k0, n,
+              ranges, false);
       }
     }
 
-    // Scores, softmax and values of the rows [first, end) against n packed keys.
+    // The rows [first, end) against n packed keys, a few rows at a time: their scores stay in the first-level cache.
+    void steps(int64_t first, int64_t end, const E* keys, const E* values, int64_t panel, int64_t k0, int64_t n,
+               bool ranges, bool own) {
+      const int64_t parts = ((end - first) * k_.group_ + kStepRows - 1) / kStepRows;
+      for (int64_t p = 0, next; p < parts; p++, first = next) {
+        next = first + (end - first + parts - p - 1) / (parts - p);
+        int64_t seen = n;
+        if (own) {  // a causal variant: the first rows see the first keys only
+          seen = 0;
+          for (int64_t i = first; i < next; i++)
+            seen = std::max<int64_t>(seen, std::min<int64_t>(n, row(i).n_own() - k0));
+        }
+        if (next > first && seen > 0) step(first, next, keys, values, panel, k0, seen, ranges, own);
+      }
+    }
+
+    // Scores, softmax and values.
     void step(int64_t first, int64_t end, const E* keys, const E* values, int64_t panel, int64_t k0, int64_t n,
               bool ranges, bool own) {
       const int64_t r = first * k_.group_;
@@ -334,6 +364,10 @@ class Kernel {
       for (int64_t i = 0; i < count_; i++) {
         const int n = few_[i] ? row(i).n_own() : 0;
         range(i, windowed() ? n - a_.window : 0, n, 0, kFew);
+        if (i + kAhead < count_ && row(i + kAhead).n_own() > 0) {
+          prefetch(a_.k_own, row(i + kAhead).own_lo);
+          prefetch(a_.v_own, row(i + kAhead).own_lo);
+        }
         for (int j = 0; j < n; j++) {
           const float* kj = wide(k, at(a_.k_own, row(i).own_lo + j, hk_));
           for (int64_t g = 0; g < k_.group_; g++) {

@@ -5,20 +5,28 @@
 // (where the second operand is NaN: NaN), abs, copysign, round, times_pow2(x, n), select_lt(a, b, x, y) = a < b ? x :
 // y, sum, top (largest lane), first (lane 0), load_bf16, store_bf16, load_f16, store_f16.
 
-// 2^t for t <= 127: t = n + f with |f| <= 1/2; the polynomial is the relative minimax of 2^f (2e-9), so the error is
-// that of seven rounded operations. Below -160 the result is 0 (a NaN passes).
-template <class V>
+// 2^t for t <= 127: t = n + f with |f| <= 1/2; the polynomial is the relative minimax of 2^f, to 2e-9 (degree 6), so
+// that the error is that of seven rounded operations, or to 8e-8 (degree 5). Below -160 the result is 0 (a NaN passes).
+template <class V, bool kShort>
 PCM_INLINE typename V::R exp2_of(typename V::R t) {
   using R = typename V::R;
   t = V::max(V::set(-160.f), t);
   const R n = V::round(t), f = V::sub(t, n);
-  R y = V::set(0x1.41d334p-13f);
-  y = V::madd(y, f, V::set(0x1.5f456ap-10f));
-  y = V::madd(y, f, V::set(0x1.3b2dbcp-7f));
-  y = V::madd(y, f, V::set(0x1.c6aed4p-5f));
-  y = V::madd(y, f, V::set(0x1.ebfbdap-3f));
-  y = V::madd(y, f, V::set(0x1.62e430p-1f));
-  y = V::madd(y, f, V::set(1.f));
+  R y;
+  if constexpr (kShort) {
+    y = V::madd(V::set(0x1.5c08e6p-10f), f, V::set(0x1.3d0c52p-7f));
+    y = V::madd(y, f, V::set(0x1.c6b6e4p-5f));
+    y = V::madd(y, f, V::set(0x1.ebf918p-3f));
+    y = V::madd(y, f, V::set(0x1.62e428p-1f));
+    y = V::madd(y, f, V::set(0x1.000002p+0f));
+  } else {
+    y = V::madd(V::set(0x1.41d334p-13f), f, V::set(0x1.5f456ap-10f));
+    y = V::madd(y, f, V::set(0x1.3b2dbcp-7f));
+    y = V::madd(y, f, V::set(0x1.c6aed4p-5f));
+    y = V::madd(y, f, V::set(0x1.ebfbdap-3f));
+    y = V::madd(y, f, V::set(0x1.62e430p-1f));
+    y = V::madd(y, f, V::set(1.f));
+  }
   return V::times_pow2(y, n);
 }
 
@@ -75,61 +83,90 @@ PCM_INLINE void store_p(bf16* p, typename V::R x) {
   V::store_bf16(p, x);
 }
 
+// Columns of row r that are seen.
+PCM_INLINE void seen(const SoftmaxTile& t, int r, int* lo, int* hi) {
+  *lo = t.from != nullptr && t.from[r] > 0 ? t.from[r] : 0;
+  *hi = t.to != nullptr && t.to[r] < t.cols ? t.to[r] : t.cols;
+}
+
+// The new maximum of row r; what is not seen becomes -inf.
+template <class V>
+PCM_INLINE float new_max(const SoftmaxTile& t, int r, int width) {
+  using R = typename V::R;
+  const float minus_inf = -__builtin_inff();
+  float* s = t.s + r * t.lds;
+  int lo, hi;
+  seen(t, r, &lo, &hi);
+  if (lo >= hi) return t.m[r];
+  for (int i = 0; i < lo; i++) s[i] = minus_inf;
+  for (int i = hi; i < width; i++) s[i] = minus_inf;
+  R a = V::set(t.m[r]), b = a;
+  for (int i = 0; i < width; i += 2 * V::kLanes) {
+    a = V::max(a, V::load(s + i));
+    b = V::max(b, V::load(s + i + V::kLanes));
+  }
+  return V::top(V::max(a, b));
+}
+
+// p = exp((s - m) scale) of row r; sums of p and, for the entropy, of p log2 p.
+template <class V, class P, bool kEntropy>
+PCM_INLINE void weights_of(const SoftmaxTile& t, int r, int width, float max, P* p, float* sum, float* entropy) {
+  using R = typename V::R;
+  constexpr bool kShort = sizeof(P) == 2;  // rounded to 8 bits anyway
+  const float* s = t.s + r * t.lds;
+  int lo, hi;
+  seen(t, r, &lo, &hi);
+  if (lo >= hi) {
+    __builtin_memset(p, 0, width * sizeof(P));
+    *sum = *entropy = 0.f;
+    return;
+  }
+  const R m = V::set(max), c = V::set(t.scale * kLog2e);
+  R sum0 = V::set(0.f), sum1 = sum0, u0 = sum0, u1 = sum0;
+  for (int i = 0; i < width; i += 2 * V::kLanes) {
+    // (s - m) first: the rounding of a product of the score itself would grow with the score.
+    const R t0 = V::mul(V::sub(V::load(s + i), m), c), t1 = V::mul(V::sub(V::load(s + i + V::kLanes), m), c);
+    const R p0 = exp2_of<V, kShort>(t0), p1 = exp2_of<V, kShort>(t1);
+    sum0 = V::add(sum0, p0);
+    sum1 = V::add(sum1, p1);
+    if constexpr (kEntropy) {
+      u0 = V::madd(p0, V::max(V::set(-160.f), t0), u0);
+      u1 = V::madd(p1, V::max(V::set(-160.f), t1), u1);
+    }
+    store_p<V>(p + i, p0);
+    store_p<V>(p + i + V::kLanes, p1);
+  }
+  *sum = V::sum(V::add(sum0, sum1));
+  *entropy = kEntropy ? V::sum(V::add(u0, u1)) * 0x1.62e430p-1f : 0.f;
+}
+
+// Rows go by sixteens: first all maxima, then their factors in one register, then the weights. One row at a time would
+// wait for each factor.
 template <class V, class P, bool kEntropy>
 void softmax_rows(const SoftmaxTile& t, P* p, int64_t ldp) {
   using R = typename V::R;
+  constexpr int kRows = 16;
   const int width = (t.cols + 31) / 32 * 32;
-  const float minus_inf = -__builtin_inff();
-  const R c = V::set(t.scale * kLog2e);
-  for (int r = 0; r < t.rows; r++) {
-    float* s = t.s + r * t.lds;
-    P* out = p + r * ldp;
-    const int lo = t.from ? t.from[r] : 0, hi = t.to && t.to[r] < t.cols ? t.to[r] : t.cols;
-    if (lo >= hi) {
-      __builtin_memset(out, 0, width * sizeof(P));
-      continue;
+  for (int r0 = 0; r0 < t.rows; r0 += kRows) {
+    const int n = t.rows - r0 < kRows ? t.rows - r0 : kRows;
+    float now[kRows] = {}, shift[kRows] = {}, f[kRows], sum[kRows], u[kRows];
+    for (int i = 0; i < n; i++) {
+      now[i] = new_max<V>(t, r0 + i, width);
+      shift[i] = (t.m[r0 + i] - now[i]) * t.scale;
     }
-    for (int i = 0; i < lo; i++) s[i] = minus_inf;
-    for (int i = hi; i < width; i++) s[i] = minus_inf;
-    const float old = t.m[r];
-    R top0 = V::set(old), top1 = top0;
-    for (int i = 0; i < width; i += 2 * V::kLanes) {
-      top0 = V::max(top0, V::load(s + i));
-      top1 = V::max(top1, V::load(s + i + V::kLanes));
-    }
-    const float now = V::top(V::max(top0, top1));
-    const R m = V::set(now);
-    R sum0 = V::set(0.f), sum1 = sum0, u0 = sum0, u1 = sum0;
-    for (int i = 0; i < width; i += 2 * V::kLanes) {
-      // (s - m) first: the rounding of a product of the score itself would grow with the score.
-      R t0 = V::mul(V::sub(V::load(s + i), m), c), t1 = V::mul(V::sub(V::load(s + i + V::kLanes), m), c);
-      const R p0 = exp2_of<V>(t0), p1 = exp2_of<V>(t1);
-      sum0 = V::add(sum0, p0);
-      sum1 = V::add(sum1, p1);
-      if constexpr (kEntropy) {
-        u0 = V::madd(p0, V::max(V::set(-160.f), t0), u0);
-        u1 = V::madd(p1, V::max(V::set(-160.f), t1), u1);
-      }
-      store_p<V>(out + i, p0);
-      store_p<V>(out + i + V::kLanes, p1);
-    }
-    const float sum = V::sum(V::add(sum0, sum1));
-    if (now == old) {  // also: nothing seen yet and nothing now
-      t.l[r] += sum;
-      if constexpr (kEntropy) t.u[r] += V::sum(V::add(u0, u1)) * 0x1.62e430p-1f;
-      continue;
-    }
-    const float shift = (old - now) * t.scale, f = exp_one<V>(shift);
-    // Nothing seen before: l = 0, and the shift is as large as kNoScore.
-    if constexpr (kEntropy)
-      t.u[r] = (t.l[r] > 0 ? f * (t.u[r] + t.l[r] * shift) : 0.f) + V::sum(V::add(u0, u1)) * 0x1.62e430p-1f;
-    t.l[r] = f * t.l[r] + sum;
-    t.m[r] = now;
-    if (t.acc != nullptr) {
-      const R factor = V::set(f);
+    for (int i = 0; i < kRows; i += V::kLanes) V::store(f + i, exp_of<V>(V::load(shift + i)));
+    for (int i = 0; i < n; i++)
+      weights_of<V, P, kEntropy>(t, r0 + i, width, now[i], p + (r0 + i) * ldp, sum + i, u + i);
+    for (int i = 0; i < n; i++) {
+      const int r = r0 + i;
+      if constexpr (kEntropy) t.u[r] = f[i] * (t.u[r] + t.l[r] * shift[i]) + u[i];
+      t.l[r] = f[i] * t.l[r] + sum[i];
+      t.m[r] = now[i];
+      if (t.acc == nullptr || f[i] == 1.f) continue;
+      const R factor = V::set(f[i]);
       float* a = t.acc + r * t.ld_acc;
-      for (int i = 0; i < t.acc_cols; i += 16)
-        for (int v = 0; v < 16; v += V::kLanes) V::store(a + i + v, V::mul(factor, V::load(a + i + v)));
+      for (int j = 0; j < t.acc_cols; j += 16)
+        for (int v = 0; v < 16; v += V::kLanes) V::store(a + j + v, V::mul(factor, V::load(a + j + v)));
     }
   }
 }

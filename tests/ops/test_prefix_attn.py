@@ -260,3 +260,22 @@ def test_options_are_checked():
         ops.prefix_attn(*args, cuts=torch.tensor([(49, 0, 0, 1)], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"cuts\[:, 1\]"):
         ops.prefix_attn(*args, cuts=torch.tensor([(0, 4, 0, 1)], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window, softcap", [(0, 0.0), (300, 0.0), (35, 4.0)])
+def test_more_keys_than_a_block_and_more_rows_than_a_tile(window, softcap, dtype):
+    """Long shared ranges, a variant of 300 rows, cuts that cross the ends of blocks; compared on some of the rows."""
+    args = case(H=2, Hkv=1, own=(300, 2, 90), shared=(700, 290), dtype=DTYPES[dtype])
+    cuts = torch.tensor([(299, 0, 250, 520), (391, -1, 255, 257), (17, 1, 690, 710)], dtype=torch.int32)
+    options = dict(window=window, softcap=softcap)
+    z, lse = ops.prefix_attn(*args, 0.125, cuts=cuts, **options)
+    some = torch.tensor([0, 1, 17, 62, 63, 64, 127, 128, 255, 256, 257, 299, 300, 301, 302, 330, 391])
+    few = torch.tensor([(some.tolist().index(r), h, lo, hi) for r, h, lo, hi in cuts.tolist()], dtype=torch.int32)
+    part = [args[0][some], *args[1:5], args[5][some]]
+    want_z, want_lse = row_at_a_time(*part, 0.125, cuts=few, **options)
+    plain_z, _ = row_at_a_time(*part, 0.125, cuts=few, **options, dtype=DTYPES[dtype])
+    floor = want_z.norm() * torch.finfo(DTYPES[dtype]).eps / 8
+    assert (z[some].double() - want_z).norm() <= 2 * max((plain_z.double() - want_z).norm(), floor)
+    torch.testing.assert_close(lse[some].double(), want_lse, rtol=1e-6, atol=3e-6)
+    assert z.isfinite().all() and lse.isfinite().all()
