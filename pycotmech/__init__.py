@@ -20,14 +20,19 @@ from pycotmech import _layout as _layout  # gives pycotmech.kernels its place
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Ablation": "pycotmech.patching",
     "Activations": "pycotmech.model",
     "AttentionCapture": "pycotmech.attention",
     "AttentionSummary": "pycotmech.attention",
+    "Edit": "pycotmech.patching",
     "HeadScores": "pycotmech.attention",
     "Model": "pycotmech.model",
     "PairReport": "pycotmech.patching",
     "Plan": "pycotmech.patching",
     "Sweep": "pycotmech.patching",
+    "Variant": "pycotmech.patching",
+    "VariantSweep": "pycotmech.patching",
+    "ablate_heads": "pycotmech.patching",
     "attention_summary": "pycotmech.attention",
     "capture_attention": "pycotmech.attention",
     "check_pair": "pycotmech.patching",
@@ -36,6 +41,7 @@ _EXPORTS = {
     "patch_residual": "pycotmech.patching",
     "register_attention": "pycotmech.attention",
     "repeated_tokens": "pycotmech.attention",
+    "sweep": "pycotmech.patching",
 }
 _SUBPACKAGES = ("attention", "cot", "model", "ops", "patching", "report", "store")
 
@@ -59,12 +65,18 @@ if TYPE_CHECKING:
     from pycotmech.attention import repeated_tokens as repeated_tokens
     from pycotmech.model import Activations as Activations
     from pycotmech.model import Model as Model
+    from pycotmech.patching import Ablation as Ablation
+    from pycotmech.patching import Edit as Edit
     from pycotmech.patching import PairReport as PairReport
     from pycotmech.patching import Plan as Plan
     from pycotmech.patching import Sweep as Sweep
+    from pycotmech.patching import Variant as Variant
+    from pycotmech.patching import VariantSweep as VariantSweep
+    from pycotmech.patching import ablate_heads as ablate_heads
     from pycotmech.patching import check_pair as check_pair
     from pycotmech.patching import patch_heads as patch_heads
     from pycotmech.patching import patch_residual as patch_residual
+    from pycotmech.patching import sweep as sweep
 
 
 def __getattr__(name: str):

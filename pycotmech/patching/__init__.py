@@ -1,9 +1,25 @@
 """Activation patching: exact sweeps over heads, positions and examples."""
 
+from pycotmech.patching.ablate import ablate_heads
+from pycotmech.patching.edits import Edit, Variant
 from pycotmech.patching.heads import patch_heads
 from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.planner import Plan
 from pycotmech.patching.residual import patch_residual
-from pycotmech.patching.results import Sweep
+from pycotmech.patching.results import Ablation, Sweep, VariantSweep
+from pycotmech.patching.sweep import sweep
 
-__all__ = ["PairReport", "Plan", "Sweep", "check_pair", "patch_heads", "patch_residual"]
+__all__ = [
+    "Ablation",
+    "Edit",
+    "PairReport",
+    "Plan",
+    "Sweep",
+    "Variant",
+    "VariantSweep",
+    "ablate_heads",
+    "check_pair",
+    "patch_heads",
+    "patch_residual",
+    "sweep",
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
-from pycotmech.patching.edits import heads_of, parse_edit_site
+from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.job import patch_pairs
 from pycotmech.patching.late import PER_QUERY
 from pycotmech.patching.metrics import Metric
@@ -77,7 +77,7 @@ def patch_heads(
         clean,
         corrupted,
         site=name,
-        places=_check_heads(heads, layer, model.cfg.n_layers, heads_of(model.cfg, name)),
+        places=check_heads(heads, model.cfg.n_layers, heads_of(model.cfg, name), layer),
         direction=direction,
         positions=positions,
         by_position=by_position,
@@ -91,20 +91,3 @@ def patch_heads(
         seed=seed,
         progress=progress,
     )
-
-
-def _check_heads(
-    heads: Sequence[tuple[int, int]] | None, layer: int | None, n_layers: int, n_heads: int
-) -> list[tuple[int, int]]:
-    """(layer, head) to patch; `layer` where the site's name gave one."""
-    layers = range(n_layers) if layer is None else [layer]
-    if heads is None:
-        heads = [(l, h) for l in layers for h in range(n_heads)]
-    out = list(dict.fromkeys((int(l), int(h)) for l, h in heads))
-    if not out:
-        raise ValueError("heads: the list is empty; expected (layer, head) pairs, or None for all")
-    expected = f"layers 0..{n_layers - 1}" if layer is None else f"layer {layer}, which the site names"
-    for l, h in out:
-        if not (0 <= l < n_layers and l in layers and 0 <= h < n_heads):
-            raise ValueError(f"heads: ({l}, {h}) is out of range; expected {expected}, heads 0..{n_heads - 1}")
-    return out

@@ -105,3 +105,75 @@ class Sweep:
             note = "" if abs(value) > self.noise_floor else "  (below the noise floor)"
             lines.append(f"  {name:<10} effect {value:+.4f}{note}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class VariantSweep:
+    """The result of a sweep over N variants of one run.
+
+    raw [N]: the metric itself, float64. effect [N] float32: the change from the base run, taken against the mean of
+        self-patches. base_metric: of the run without edits.
+    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype.
+    """
+
+    raw: NDArray[np.float64]
+    effect: NDArray[np.float32]
+    base_metric: float
+    noise_floor: float
+    metric: str
+    names: tuple[str | None, ...]
+    plan: Plan
+    model_name: str
+    logits: Tensor | None = field(default=None, repr=False)
+    """[N, V] float32 if return_logits was asked for."""
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, index: Any):
+        """effect[index]."""
+        return self.effect[index]
+
+    def __array__(self, dtype=None, copy=None) -> NDArray:
+        return np.array(self.effect, dtype=dtype, copy=True if copy is None else copy)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per variant: name, raw, effect, above_floor."""
+        import pandas as pd
+
+        above = np.abs(self.effect) > self.noise_floor
+        return pd.DataFrame({"name": list(self.names), "raw": self.raw, "effect": self.effect, "above_floor": above})
+
+    def __str__(self) -> str:
+        lines = [f"{self.model_name}: {len(self)} variant(s), metric {self.metric}: base {self.base_metric:.4g}, "]
+        lines[0] += f"noise floor {self.noise_floor:.2g}"
+        for n in np.argsort(-np.abs(self.effect), kind="stable")[:10].tolist():
+            note = "" if abs(self.effect[n]) > self.noise_floor else "  (below the noise floor)"
+            lines.append(f"  {self.names[n] or f'variant {n}':<16} effect {self.effect[n]:+.4f}{note}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(VariantSweep):
+    """Heads taken out of a run: all at once (N = 1), or each on its own (N = len(heads)).
+
+    replaced_by: what stands in the heads' place, in words. n_averaged: the number of prompts in a mean, if it was taken here.
+    """
+
+    kind: str
+    heads: tuple[tuple[int, int], ...]
+    each: bool
+    replaced_by: str
+    n_averaged: int | None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """`VariantSweep.to_dataframe`, with layer and head if each head was ablated on its own."""
+        frame = super().to_dataframe()
+        if self.each:
+            frame.insert(0, "layer", [l for l, _ in self.heads])
+            frame.insert(1, "head", [h for _, h in self.heads])
+        return frame
+
+    def __str__(self) -> str:
+        what = "each head on its own" if self.each else f"{len(self.heads)} head(s) at once"
+        return f"{what} replaced by {self.replaced_by}\n{super().__str__()}"

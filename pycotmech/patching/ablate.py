@@ -1,0 +1,161 @@
+"""Take heads out of a run: their output z set to zero, to a mean, or to that of another prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.patching.edits import Edit, Variant, check_heads
+from pycotmech.patching.metrics import Metric, check_metric
+from pycotmech.patching.pairs import is_prompt
+from pycotmech.patching.results import Ablation
+from pycotmech.patching.sweep import sweep
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+AblationKind = Literal["zero", "mean", "resample"]
+
+
+def ablate_heads(
+    model: Model,
+    tokens: Tokens,
+    heads: Sequence[tuple[int, int]],
+    *,
+    kind: AblationKind = "zero",
+    mean: Tensor | Sequence[Tokens] | None = None,
+    roles: Sequence[int] | Tensor | None = None,
+    resample: Tokens | Sequence[Tokens] | None = None,
+    positions: Sequence[int] | None = None,
+    each: bool = False,
+    metric: Metric = "kl",
+    answer: int | str | None = None,
+    wrong: int | str | None = None,
+    clean: Tokens | None = None,
+    read: int = -1,
+    memory_gb: float | None = None,
+    return_logits: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ablation:
+    """Replaces z of a set of heads, all at once, and reads a metric against the untouched run.
+
+    tokens: token ids [T] or a string. heads: (layer, head). positions: where z is replaced; None: everywhere.
+    kind: "zero"; "mean"; "resample": z of another prompt of the same length.
+    mean: the means themselves, a tensor [L, H, D] or [L, T, H, D]; or a list of prompts (or token ids [B, T]), over whose
+        examples and positions z is averaged.
+    roles: with prompts that all have the length T, a label for each position [T]: z is averaged over the positions with
+        the same label only (a label of its own for each position gives means by position).
+    resample: the other prompt, or a list of prompts from which `seed` draws one.
+    each: every head on its own instead of all at once: one result for each, in one sweep.
+    metric, answer, wrong, clean, read, memory_gb, progress: as in `sweep`; "kl" is taken from the untouched run.
+
+    Returns an `Ablation`: .effect [1], or [len(heads)] with `each`; .replaced_by and .n_averaged say what was put in.
+    Raises ValueError naming the argument, before anything is run.
+    Cost: as `sweep`; a mean over prompts costs one forward pass of each.
+    """
+    if kind not in ("zero", "mean", "resample"):
+        raise ValueError(f"kind: got {kind!r}; expected 'zero', 'mean' or 'resample'")
+    for argument, given, of in (("mean", mean, "mean"), ("resample", resample, "resample")):
+        if (given is not None) != (kind == of):
+            need = "needs" if kind == of else "takes no"
+            raise ValueError(f"{argument}: kind {kind!r} {need} {argument}=")
+    check_metric(metric, answer, wrong)
+    cfg = model.cfg
+    chosen = check_heads(list(heads), cfg.n_layers, cfg.n_heads)
+    base = model.to_tokens(tokens)
+    where = list(range(len(base))) if positions is None else resolve_positions(positions, len(base))
+    if roles is not None and (kind != "mean" or (isinstance(mean, Tensor) and mean.is_floating_point())):
+        raise ValueError("roles: only a mean that is taken over prompts can be taken by role; expected None")
+    n_averaged = None
+    if kind == "zero":
+        z, words = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head), "zero"
+    elif kind == "resample":
+        z, where, words = _resampled(model, base, resample, where, seed)
+    elif isinstance(mean, Tensor) and mean.is_floating_point():
+        z, words = mean, f"a mean given as a tensor {list(mean.shape)}"
+        shapes = [[cfg.n_layers, *t, cfg.n_heads, cfg.d_head] for t in ([], [len(base)])]
+        if list(z.shape) not in shapes:
+            raise ValueError(f"mean: got a tensor of shape {list(z.shape)}; expected {shapes[0]} or {shapes[1]}")
+    else:
+        z, words, n_averaged = _mean(model, mean, roles, len(base))
+
+    def edit(l: int, h: int) -> Edit:
+        return Edit("z", l, h, where, z[l, h] if z.ndim == 3 else z[l, where, h])
+
+    if each:
+        variants = [Variant((edit(l, h),), name=f"L{l}H{h}") for l, h in chosen]
+    else:
+        variants = [Variant(tuple(edit(l, h) for l, h in chosen), name=f"{len(chosen)} head(s)")]
+    result = sweep(
+        model,
+        tokens,
+        variants,
+        metric=metric,
+        answer=answer,
+        wrong=wrong,
+        clean=clean,
+        read=read,
+        memory_gb=memory_gb,
+        return_logits=return_logits,
+        seed=seed,
+        progress=progress,
+    )
+    found = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    return Ablation(**found, kind=kind, heads=tuple(chosen), each=each, replaced_by=words, n_averaged=n_averaged)
+
+
+def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -> tuple[Tensor, list[int], str]:
+    """z [L, T, H, D] of another prompt; the positions where it can differ; which prompt it is, in words."""
+    prompts = [other] if is_prompt(other) else list(other)
+    if not prompts:
+        raise ValueError("resample: the list is empty; expected at least one prompt")
+    all_tokens = [model.to_tokens(p, argument=f"resample[{i}]") for i, p in enumerate(prompts)]
+    for i, t in enumerate(all_tokens):
+        if len(t) != len(base):
+            raise ValueError(f"resample[{i}] has {len(t)} tokens, tokens has {len(base)}; expected equal lengths")
+    i = int(torch.randint(len(prompts), (1,), generator=torch.Generator().manual_seed(seed)))
+    differs = (all_tokens[i] != base).nonzero().flatten().tolist()
+    useful = [p for p in where if differs and p >= differs[0]]  # in front of it both runs are the same
+    if not useful:
+        raise ValueError(f"resample[{i}] is the same prompt as tokens at and in front of the positions; nothing would change")
+    z = model.run(all_tokens[i], capture=("z",), positions=[-1])["z"]  # type: ignore[index]
+    return z, useful, f"z of resample[{i}] of {len(prompts)} prompt(s), seed {seed}"
+
+
+def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
+    """Mean z over prompts: [L, H, D], or by role [L, T, H, D]; in words; the number of prompts."""
+    if is_prompt(prompts):
+        raise ValueError("mean: got one prompt; expected a tensor of means, or a list of prompts")
+    if len(prompts) == 0:
+        raise ValueError("mean: the list of prompts is empty; expected at least one")
+    all_tokens = [model.to_tokens(p, argument=f"mean[{i}]") for i, p in enumerate(prompts)]
+    if roles is None:
+        labels, label = 1, None
+    else:
+        label = torch.as_tensor(roles)
+        if label.shape != (length,):
+            raise ValueError(f"roles: got shape {list(label.shape)}; expected one label for each of {length} positions")
+        for i, t in enumerate(all_tokens):
+            if len(t) != length:
+                raise ValueError(f"mean[{i}] has {len(t)} tokens, but roles are given for {length}; expected equal lengths")
+        label = label.unique(return_inverse=True)[1]
+        labels = int(label.max()) + 1
+    cfg = model.cfg
+    total = torch.zeros(labels, cfg.n_layers, cfg.n_heads, cfg.d_head, dtype=torch.float64)
+    count = torch.zeros(labels, dtype=torch.float64)
+    for t in all_tokens:
+        z = model.run(t, capture=("z",), positions=[-1])["z"].double().cpu().transpose(0, 1)  # type: ignore[index]
+        mine = torch.zeros(len(t), dtype=torch.long) if label is None else label
+        total.index_add_(0, mine, z)
+        count.index_add_(0, mine, torch.ones(len(t), dtype=torch.float64))
+    means = total / count[:, None, None, None]
+    over = f"the mean of z over {len(all_tokens)} prompt(s)"
+    if label is None:
+        return means[0], f"{over} and all their positions", len(all_tokens)
+    return means[label].transpose(0, 1), f"{over} and the positions of the same of {labels} role(s)", len(all_tokens)

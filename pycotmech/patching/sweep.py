@@ -1,0 +1,143 @@
+"""Any edits: one run, many variants of it, each with edits wherever it wants them, all evaluated at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.patching import planner
+from pycotmech.patching.bases import Bases, Stage, run_pairs, run_prefix
+from pycotmech.patching.edits import Layout, Variant, lay_out
+from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
+from pycotmech.patching.late import LateEdits
+from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric
+from pycotmech.patching.pairs import answer_token
+from pycotmech.patching.results import VariantSweep
+from pycotmech.patching.staircase import Variants
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+
+def sweep(
+    model: Model,
+    base: Tokens,
+    variants: Sequence[Variant],
+    *,
+    metric: Metric = "kl",
+    answer: int | str | None = None,
+    wrong: int | str | None = None,
+    clean: Tokens | None = None,
+    read: int = -1,
+    memory_gb: float | None = None,
+    return_logits: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> VariantSweep:
+    """Runs every variant of one prompt, exactly, and reads a metric.
+
+    base: token ids [T] or a string. variants: each a `Variant` with one or more `Edit`s, in any layers, at any sites.
+    metric: "kl", "logit_diff", "prob", or a callable on logits [N, V] -> [N]; answer, wrong: token id or string.
+    clean: of metric "kl", what the variants are compared with: another prompt (read at the same position, or from its
+        end for a negative `read`), or logits [V]; None: the base run itself.
+    read: the position where the metric is read. memory_gb, seed, progress: as in `patch_heads`.
+
+    Returns a `VariantSweep`: .raw [N], .effect [N], .base_metric.
+    Raises ValueError naming the argument, before anything is run; also for a variant whose edits reach nothing that is
+    read, for instance a query edited behind the position read, or z in the last layer in front of it.
+    Cost: the base once; for each variant its positions from the first edited one on, in the layers from the first edited
+    one on. Exact: one hooked forward per variant gives the same numbers.
+    """
+    name = check_metric(metric, answer, wrong)
+    tokens = model.to_tokens(base, argument="base")
+    where = resolve_positions(read, len(tokens), argument="read")[0]
+    ids = [answer_token(model, base, a, where, tokens, n) for a, n in ((answer, "answer"), (wrong, "wrong"))]
+    if ids[0] is not None and ids[0] == ids[1]:
+        raise ValueError(f"answer, wrong: {answer!r} and {wrong!r} begin with the same token {ids[0]}; expected two words")
+    variants = list(variants)
+    if not variants:
+        raise ValueError("variants: the list is empty; expected at least one")
+    layout = lay_out(variants, model.cfg, len(tokens), where)
+    reference = _check_clean(model, clean, metric, read)
+    budget = planner.memory_budget(memory_gb, model.device)
+    model.family.refuse_unsupported()
+    evaluator = Evaluator(model.family, budget, return_logits, progress)
+
+    first = int(layout.first.min())
+    sites = _kept_sites(layout)
+    past = run_prefix(model.family, tokens[:first])
+    runs = run_pairs(
+        model.family, [tokens], [], past=past, first=[first], read=[where], sites=sites, source_sites=()
+    )  # fmt: skip
+    table, joins = _with_self_patches(model, layout, runs.bases, first, seed)
+    lengths = where - table.first + 1
+    pieces = evaluator.pieces(lengths)
+    plan = evaluator.plan([(table, lengths)], [pieces], evaluator.base_bytes(where + 1, where + 1 - first, sites), 1)
+
+    base_logits = evaluator.logits(runs.base_final, None if metric != "logit_diff" else ids)
+    if metric == "kl" and reference is None:
+        reference = base_logits[0]
+    elif reference is not None and not reference.is_floating_point():
+        reference = model.run(reference, positions=[read]).logits[0]  # type: ignore[union-attr]
+    measure = ExampleMetric(metric, None if reference is None else reference.to(model.device), *ids)
+    stored = {key: v.to(model.device) for key, v in layout.values.items()}
+    edits = LateEdits(model.family, runs.bases, layout.tables, lambda site, l, ref, head: stored[site, l][ref])
+    values, logits = evaluator.run(table, pieces, joins, edits, [measure])
+
+    n = len(variants)
+    control = values[n:].mean()
+    return VariantSweep(
+        raw=values[:n].numpy(),
+        effect=(values[:n] - control).float().numpy(),
+        base_metric=float(measure(base_logits)),
+        noise_floor=float((values[n:] - control).abs().max()),
+        metric=name,
+        names=tuple(v.name for v in variants),
+        plan=plan,
+        model_name=model.name,
+        logits=None if logits is None else logits[:n],
+    )
+
+
+def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) -> Tensor | None:
+    """What KL is taken from: logits [V], or token ids that are still to be run."""
+    if clean is None:
+        return None
+    if metric != "kl":
+        raise ValueError(f"clean: only metric 'kl' compares with it, got metric {metric!r}; expected None")
+    if isinstance(clean, Tensor) and clean.is_floating_point():
+        if clean.shape != (model.cfg.d_vocab,):
+            raise ValueError(f"clean: got logits of shape {list(clean.shape)}; expected [{model.cfg.d_vocab}]")
+        return clean
+    tokens = model.to_tokens(clean, argument="clean")
+    resolve_positions(read, len(tokens), argument="read (in clean)")
+    return tokens
+
+
+def _kept_sites(layout: Layout) -> tuple[str, ...]:
+    """What the base run keeps: where variants join, and what an edited part is added to."""
+    joins = [Stage(s).site for s in layout.stage.unique().tolist()]
+    parts = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
+    added_to = [parts[site] for site, _ in layout.tables if site in parts]
+    return tuple(dict.fromkeys((*SELF_PATCH_SITES, *joins, *added_to)))
+
+
+def _with_self_patches(model: Model, layout: Layout, bases: Bases, first: int, seed: int) -> tuple[Variants, HeadJoins]:
+    """The variants with the self-patches behind them, and how they join."""
+    controls = self_patches(model.cfg, seed, 0)
+    n, c = len(layout.layer), len(controls)
+    control = torch.arange(n + c) >= n
+    table = Variants(
+        base=torch.zeros(n + c, dtype=torch.long),
+        layer=torch.cat((layout.layer, controls[:, 0])),
+        stage=torch.cat((layout.stage, torch.full((c,), int(Stage.MID)))),
+        first=torch.cat((layout.first, torch.full((c,), first))),
+    )
+    head = torch.cat((torch.full((n,), -1), controls[:, 1]))
+    everywhere, editable = torch.full_like(head, -1), torch.ones(len(bases.sites["z"][0]), dtype=torch.bool)
+    each = (control, control, head, everywhere, editable, self_patch_signs(bases, seed, 0))
+    return table, HeadJoins(model.family, bases, *(t.to(model.device) for t in each))
