@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
-from pycotmech.patching.metrics import Metric, check_metric
+from pycotmech.patching.metrics import Metric
 from pycotmech.patching.pairs import is_prompt
 from pycotmech.patching.results import Ablation
-from pycotmech.patching.sweep import sweep
+from pycotmech.patching.sweep import prepare, sweep
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -65,13 +65,14 @@ def ablate_heads(
         if (given is not None) != (kind == of):
             need = "needs" if kind == of else "takes no"
             raise ValueError(f"{argument}: kind {kind!r} {need} {argument}=")
-    check_metric(metric, answer, wrong)
     cfg = model.cfg
     chosen = check_heads(list(heads), cfg.n_layers, cfg.n_heads)
     base = model.to_tokens(tokens)
     where = list(range(len(base))) if positions is None else resolve_positions(positions, len(base))
     if roles is not None and (kind != "mean" or (isinstance(mean, Tensor) and mean.is_floating_point())):
         raise ValueError("roles: only a mean that is taken over prompts can be taken by role; expected None")
+    options = dict(metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
+    prepare(model, tokens, _variants(chosen, each, where, lambda l, h: 0.0), **options)  # before anything is run
     n_averaged = None
     if kind == "zero":
         z, words = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head), "zero"
@@ -84,37 +85,27 @@ def ablate_heads(
             raise ValueError(f"mean: got a tensor of shape {list(z.shape)}; expected {shapes[0]} or {shapes[1]}")
     else:
         z, words, n_averaged = _mean(model, mean, roles, len(base))
-
-    def edit(l: int, h: int) -> Edit:
-        return Edit("z", l, h, where, z[l, h] if z.ndim == 3 else z[l, where, h])
-
-    if each:
-        variants = [Variant((edit(l, h),), name=f"L{l}H{h}") for l, h in chosen]
-    else:
-        variants = [Variant(tuple(edit(l, h) for l, h in chosen), name=f"{len(chosen)} head(s)")]
-    result = sweep(
-        model,
-        tokens,
-        variants,
-        metric=metric,
-        answer=answer,
-        wrong=wrong,
-        clean=clean,
-        read=read,
-        memory_gb=memory_gb,
-        return_logits=return_logits,
-        seed=seed,
-        progress=progress,
-    )
+    variants = _variants(chosen, each, where, lambda l, h: z[l, h] if z.ndim == 3 else z[l, where, h])
+    more = dict(return_logits=return_logits, seed=seed, progress=progress)
+    result = sweep(model, tokens, variants, **options, **more)  # type: ignore[arg-type]
     found = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     return Ablation(**found, kind=kind, heads=tuple(chosen), each=each, replaced_by=words, n_averaged=n_averaged)
 
 
+def _variants(
+    heads: Sequence[tuple[int, int]], each: bool, positions: list[int], value: Callable[[int, int], Tensor | float]
+) -> list[Variant]:
+    edits = [Edit("z", l, h, positions, value(l, h)) for l, h in heads]
+    if each:
+        return [Variant((edit,), name=f"L{edit.layer}H{edit.head}") for edit in edits]
+    return [Variant(tuple(edits), name=f"{len(edits)} head(s)")]
+
+
 def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -> tuple[Tensor, list[int], str]:
     """z [L, T, H, D] of another prompt; the positions where it can differ; which prompt it is, in words."""
+    if len(other) == 0:
+        raise ValueError("resample: got nothing; expected a prompt, or a list with at least one")
     prompts = [other] if is_prompt(other) else list(other)
-    if not prompts:
-        raise ValueError("resample: the list is empty; expected at least one prompt")
     all_tokens = [model.to_tokens(p, argument=f"resample[{i}]") for i, p in enumerate(prompts)]
     for i, t in enumerate(all_tokens):
         if len(t) != len(base):
@@ -130,10 +121,9 @@ def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -
 
 def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
     """Mean z over prompts: [L, H, D], or by role [L, T, H, D]; in words; the number of prompts."""
-    if is_prompt(prompts):
-        raise ValueError("mean: got one prompt; expected a tensor of means, or a list of prompts")
-    if len(prompts) == 0:
-        raise ValueError("mean: the list of prompts is empty; expected at least one")
+    if len(prompts) == 0 or is_prompt(prompts):
+        got = "one prompt" if len(prompts) else "an empty list"
+        raise ValueError(f"mean: got {got}; expected a tensor of means, or a list of prompts")
     all_tokens = [model.to_tokens(p, argument=f"mean[{i}]") for i, p in enumerate(prompts)]
     if roles is None:
         labels, label = 1, None

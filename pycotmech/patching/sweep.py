@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,20 +53,9 @@ def sweep(
     Cost: the base once; for each variant its positions from the first edited one on, in the layers from the first edited
     one on. Exact: one hooked forward per variant gives the same numbers.
     """
-    name = check_metric(metric, answer, wrong)
-    tokens = model.to_tokens(base, argument="base")
-    where = resolve_positions(read, len(tokens), argument="read")[0]
-    ids = [answer_token(model, base, a, where, tokens, n) for a, n in ((answer, "answer"), (wrong, "wrong"))]
-    if ids[0] is not None and ids[0] == ids[1]:
-        raise ValueError(f"answer, wrong: {answer!r} and {wrong!r} begin with the same token {ids[0]}; expected two words")
-    variants = list(variants)
-    if not variants:
-        raise ValueError("variants: the list is empty; expected at least one")
-    layout = lay_out(variants, model.cfg, len(tokens), where)
-    reference = _check_clean(model, clean, metric, read)
-    budget = planner.memory_budget(memory_gb, model.device)
-    model.family.refuse_unsupported()
-    evaluator = Evaluator(model.family, budget, return_logits, progress)
+    job = prepare(model, base, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
+    tokens, where, ids, layout, reference = job.tokens, job.read, job.token_ids, job.layout, job.reference
+    evaluator = Evaluator(model.family, job.budget, return_logits, progress)
 
     first = int(layout.first.min())
     sites = _kept_sites(layout)
@@ -88,19 +78,62 @@ def sweep(
     edits = LateEdits(model.family, runs.bases, layout.tables, lambda site, l, ref, head: stored[site, l][ref])
     values, logits = evaluator.run(table, pieces, joins, edits, [measure])
 
-    n = len(variants)
+    n = len(job.names)
     control = values[n:].mean()
     return VariantSweep(
         raw=values[:n].numpy(),
         effect=(values[:n] - control).float().numpy(),
         base_metric=float(measure(base_logits)),
         noise_floor=float((values[n:] - control).abs().max()),
-        metric=name,
-        names=tuple(v.name for v in variants),
+        metric=job.metric,
+        names=job.names,
         plan=plan,
         model_name=model.name,
         logits=None if logits is None else logits[:n],
     )
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """The arguments of a sweep, checked; nothing has been run."""
+
+    tokens: Tensor
+    read: int
+    token_ids: list[int | None]
+    layout: Layout
+    names: tuple[str | None, ...]
+    reference: Tensor | None  # what KL is taken from: logits [V], or token ids that are still to be run
+    metric: str
+    budget: int
+
+
+def prepare(
+    model: Model,
+    base: Tokens,
+    variants: Sequence[Variant],
+    *,
+    metric: Metric,
+    answer: int | str | None,
+    wrong: int | str | None,
+    clean: Tokens | None,
+    read: int,
+    memory_gb: float | None,
+) -> _Sweep:
+    """Checks the arguments of `sweep`. Raises ValueError or TypeError naming the one that is wrong."""
+    name = check_metric(metric, answer, wrong)
+    tokens = model.to_tokens(base, argument="base")
+    where = resolve_positions(read, len(tokens), argument="read")[0]
+    ids = [answer_token(model, base, a, where, tokens, n) for a, n in ((answer, "answer"), (wrong, "wrong"))]
+    if ids[0] is not None and ids[0] == ids[1]:
+        raise ValueError(f"answer, wrong: {answer!r} and {wrong!r} begin with the same token {ids[0]}; expected two words")
+    if len(variants) == 0:
+        raise ValueError("variants: the list is empty; expected at least one")
+    layout = lay_out(variants, model.cfg, len(tokens), where)
+    reference = _check_clean(model, clean, metric, read)
+    budget = planner.memory_budget(memory_gb, model.device)
+    model.family.refuse_unsupported()
+    names = tuple(v.name for v in variants)
+    return _Sweep(tokens, where, ids, layout, names, reference, name, budget)
 
 
 def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) -> Tensor | None:
