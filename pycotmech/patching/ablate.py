@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def ablate_heads(
     where = list(range(len(base))) if positions is None else resolve_positions(positions, len(base))
     if roles is not None and (kind != "mean" or (isinstance(mean, Tensor) and mean.is_floating_point())):
         raise ValueError("roles: only a mean that is taken over prompts can be taken by role; expected None")
-    options = dict(metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
+    options: dict[str, Any] = dict(metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
     prepare(model, tokens, _variants(chosen, each, where, lambda l, h: 0.0), **options)  # before anything is run
     n_averaged = None
     if kind == "zero":
@@ -86,8 +86,8 @@ def ablate_heads(
     else:
         z, words, n_averaged = _mean(model, mean, roles, len(base))
     variants = _variants(chosen, each, where, lambda l, h: z[l, h] if z.ndim == 3 else z[l, where, h])
-    more = dict(return_logits=return_logits, seed=seed, progress=progress)
-    result = sweep(model, tokens, variants, **options, **more)  # type: ignore[arg-type]
+    more: dict[str, Any] = dict(return_logits=return_logits, seed=seed, progress=progress)
+    result = sweep(model, tokens, variants, **options, **more)
     found = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     return Ablation(**found, kind=kind, heads=tuple(chosen), each=each, replaced_by=words, n_averaged=n_averaged)
 

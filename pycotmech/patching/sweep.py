@@ -53,6 +53,7 @@ def sweep(
     Cost: the base once; for each variant its positions from the first edited one on, in the layers from the first edited
     one on. Exact: one hooked forward per variant gives the same numbers.
     """
+    variants = list(variants)
     job = prepare(model, base, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
     tokens, where, ids, layout, reference = job.tokens, job.read, job.token_ids, job.layout, job.reference
     evaluator = Evaluator(model.family, job.budget, return_logits, progress)
@@ -74,7 +75,8 @@ def sweep(
     elif reference is not None and not reference.is_floating_point():
         reference = model.run(reference, positions=[read]).logits[0]  # type: ignore[union-attr]
     measure = ExampleMetric(metric, None if reference is None else reference.to(model.device), *ids)
-    stored = {key: v.to(model.device) for key, v in layout.values.items()}
+    wide = model.family.resid_dtype
+    stored = {key: v.to(model.device, wide if v.is_floating_point() else v.dtype) for key, v in layout.values.items()}
     edits = LateEdits(model.family, runs.bases, layout.tables, lambda site, l, ref, head: stored[site, l][ref])
     values, logits = evaluator.run(table, pieces, joins, edits, [measure])
 
