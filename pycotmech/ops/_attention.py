@@ -78,6 +78,18 @@ def best(s: Tensor, lse: Tensor, seen: Tensor, topk: int) -> tuple[Tensor, Tenso
     return p, i
 
 
+def refuse_backward(name: str) -> None:
+    """Without this, PyTorch would warn and leave the gradients empty."""
+
+    def backward(ctx, *grads):
+        raise NotImplementedError(
+            f"{name} has no backward pass: take gradients through PyTorch's own attention, "
+            "or with float64 inputs, which run on the differentiable reference"
+        )
+
+    torch.library.register_autograd(f"pycotmech::{name}", backward)
+
+
 def has_values(x: Tensor) -> bool:
     """Whether the values can be looked at now without waiting for a device: not while tracing, not on a GPU."""
     return not (isinstance(x, FakeTensor) or torch.compiler.is_compiling()) and x.device.type == "cpu"

@@ -43,6 +43,7 @@ _op = define(
     fake,
     kernel="colsum:attn_colsum",
 )
+common.refuse_backward("attn_colsum")
 
 
 def attn_colsum(

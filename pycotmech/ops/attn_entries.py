@@ -54,6 +54,7 @@ _op = define(
     fake,
     kernel="rows_entries:attn_entries",
 )
+common.refuse_backward("attn_entries")
 
 
 def attn_entries(

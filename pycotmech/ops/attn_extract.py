@@ -99,6 +99,7 @@ _op = define(
     fake,
     kernel="extract:attn_extract",
 )
+common.refuse_backward("attn_extract")
 
 
 def attn_extract(

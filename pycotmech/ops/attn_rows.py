@@ -28,6 +28,7 @@ _op = define(
     fake,
     kernel="rows_entries:attn_rows",
 )
+common.refuse_backward("attn_rows")
 
 
 def attn_rows(

@@ -32,6 +32,7 @@ _op = define(
     fake,
     kernel="topk:attn_topk",
 )
+common.refuse_backward("attn_topk")
 
 
 def attn_topk(

@@ -118,3 +118,22 @@ def test_it_can_be_traced_without_values():
     got = torch.compile(attn_extract, backend="aot_eager", fullgraph=True)(**x)
     for a, b in zip(got, want):
         assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_gradients_are_refused_and_not_left_empty():
+    x = Case(T=4, S=6, D=8).inputs(torch.float32)
+    q = x["q"].requires_grad_()
+    out = attn_extract(q, x["k"], x["v"])
+    with pytest.raises(NotImplementedError, match="attn_extract has no backward pass"):
+        out.z.sum().backward()
+    with pytest.raises(NotImplementedError, match="attn_colsum has no backward pass"):
+        attn_colsum(q, x["k"], out.lse.detach()).sum().backward()
+    # The reference in float64, against finite differences.
+    x = Case(T=2, S=3, D=4, G=2).inputs(torch.float64)
+    names = ("q", "k", "v")
+
+    def function(q, k, v):
+        out = attn_extract(**{**x, "q": q, "k": k, "v": v})
+        return out.z, out.lse, out.entropy, out.mass
+
+    assert torch.autograd.gradcheck(function, [x[n].requires_grad_() for n in names])
