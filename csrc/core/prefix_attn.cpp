@@ -100,8 +100,8 @@ Plan make_plan(const PrefixAttn& a, const Row* rows) {
 template <class S, class E>
 class Kernel {
  public:
-  Kernel(const PrefixAttn& a, const TileGemm<E>& gemm)
-      : a_(a), rows_(reinterpret_cast<const Row*>(a.rows)), gemm_(gemm), vec_(vec_ops()), plan_(make_plan(a, rows_)) {
+  Kernel(const PrefixAttn& a, const TileGemm<E>& gemm, const VecOps& vec)
+      : a_(a), rows_(reinterpret_cast<const Row*>(a.rows)), gemm_(gemm), vec_(vec), plan_(make_plan(a, rows_)) {
     group_ = a.H / a.Hkv;
     dp_ = gemm.k_padded(a.D);
     value_panels_ = round_up(a.D, kPanel) / kPanel;
@@ -443,12 +443,14 @@ class Kernel {
 
 }  // namespace
 
-void prefix_attn(const PrefixAttn& a, const Parallel& parallel) {
+void prefix_attn(const PrefixAttn& a, const Parallel& parallel, Isa level) {
   if (a.R == 0) return;
-  if (a.type == Type::f32) return Kernel<float, float>(a, gemm_f32()).run(parallel);
-  if (a.type == Type::f16) return Kernel<f16, float>(a, gemm_f32()).run(parallel);
-  if (const TileGemm<bf16>* g = gemm_bf16()) return Kernel<bf16, bf16>(a, *g).run(parallel);
-  Kernel<bf16, float>(a, gemm_f32()).run(parallel);
+  // Emulated tiles (tests) run on processors whose row operations end below.
+  const VecOps& vec = vec_ops(std::min(level, isa()));
+  if (a.type == Type::f32) return Kernel<float, float>(a, gemm_f32(level), vec).run(parallel);
+  if (a.type == Type::f16) return Kernel<f16, float>(a, gemm_f32(level), vec).run(parallel);
+  if (const TileGemm<bf16>* g = gemm_bf16(level)) return Kernel<bf16, bf16>(a, *g, vec).run(parallel);
+  Kernel<bf16, float>(a, gemm_f32(level), vec).run(parallel);
 }
 
 }  // namespace pcm

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "core/cpu.h"
 #include "core/types.h"
 
 namespace pcm {
@@ -33,6 +34,7 @@ struct PrefixAttn {
 // cut.
 using Parallel = std::function<void(int64_t n, const std::function<void(int64_t, int64_t)>& body)>;
 
-void prefix_attn(const PrefixAttn& a, const Parallel& parallel);
+// level: the instruction set to use, for tests; no higher than isa().
+void prefix_attn(const PrefixAttn& a, const Parallel& parallel, Isa level = isa());
 
 }  // namespace pcm
