@@ -1,7 +1,7 @@
 """Builds the two compiled modules. Both are optional: without a compiler the package runs on the PyTorch reference.
 
 pycotmech._C     the CPU kernels, bound to PyTorch through its stable C++ interface, so one build serves every torch >= 2.10
-pycotmech._cuda_topk.so  the one CUDA C++ kernel (csrc/cuda), where nvcc is found; plain pointers, loaded through ctypes
+pycotmech/_cuda_topk.so  the one CUDA C++ kernel, where nvcc is found: plain pointers, loaded through ctypes
 pycotmech._core  the torch-free face of the same core: instruction set, build flags, the core on numpy arrays (tests)
 """
 
@@ -22,7 +22,8 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
 
-CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")  # those that this nvcc knows; other GPUs compile the PTX of the first
+# Those of them that this nvcc knows; other GPUs compile the PTX of the first.
+CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
 
 
 def find_nvcc() -> str | None:
@@ -35,7 +36,8 @@ def find_nvcc() -> str | None:
 
 def build_cuda(nvcc: str, target: Path) -> None:
     """Needs neither a GPU nor PyTorch's CUDA headers. A newer target is left as it is."""
-    newest = max(p.stat().st_mtime for p in [*(ROOT / "csrc/cuda").iterdir(), ROOT / "csrc/core/topk.h", Path(__file__)])
+    inputs = [*(ROOT / "csrc/cuda").iterdir(), ROOT / "csrc/core/topk.h", Path(__file__)]
+    newest = max(p.stat().st_mtime for p in inputs)
     if target.is_file() and target.stat().st_mtime > newest:
         return
     known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()

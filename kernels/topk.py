@@ -1,7 +1,7 @@
 """attn_topk on NVIDIA GPUs: CUDA C++ (csrc/cuda/topk.cu), since Triton has no sorted insertion without many shuffles.
 
-The library is built by setup.py where nvcc is found, and loaded at the first call. It takes raw pointers and a stream, so
-it needs neither PyTorch's headers nor a driver at build time. Without it the op runs on its PyTorch reference.
+The library is built by setup.py where nvcc is found, and loaded at the first call. It takes raw pointers and a stream,
+so it needs neither PyTorch's headers nor a driver at build time. Without it the op runs on its PyTorch reference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def library() -> ctypes.CDLL | None:
     path = _find()
     if path is None or torch.version.hip is not None:
         why = "AMD GPUs have none" if torch.version.hip is not None else "it is built where nvcc is found"
-        warnings.warn(f"pycotmech: no CUDA kernel for attn_topk ({why}); it runs on the PyTorch reference", stacklevel=2)
+        message = f"pycotmech: no CUDA kernel for attn_topk ({why}); it runs on the PyTorch reference"
+        warnings.warn(message, stacklevel=2)
         return None
     lib = ctypes.CDLL(str(path))
     pointer, i32, i64, f64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_double

@@ -1,5 +1,5 @@
-// The K heaviest keys of every query row: the kernel around core/topk.h. Included by topk.cu, and by a test that runs it
-// on the host with the threads of a block one after another between barriers.
+// The K heaviest keys of every query row: the kernel around core/topk.h. Included by topk.cu, and by a test that runs
+// it on the host with the threads of a block one after another between barriers.
 //
 // A block holds 32 query rows of one head, 8 to a warp; a tile of 32 keys is shared by all of them, one key to a lane.
 // Scores are exact float32 products (no tensor cores: the ranking is that of float32). Hits go into the row's buffer in
