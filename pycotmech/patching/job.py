@@ -246,7 +246,7 @@ class PatchJob:
             logits = self.evaluator.logits(torch.stack((clean_rows[e], corrupted_rows[e])), ids)
             metric = ExampleMetric(self.metric, logits[0] if self.metric == "kl" else None, pair.answer, pair.wrong)
             both = metric(logits).tolist()
-            out.clean.append(both[0])
+            out.clean.append(0.0 if self.metric == "kl" else both[0])  # KL(P || P), without the rounding of its sum
             out.corrupted.append(both[1])
             metrics.append(metric)
         return metrics
