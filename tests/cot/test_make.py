@@ -121,11 +121,24 @@ def test_vocabularies():
     assert words.truly_is("cat", "animal") and words.truly_is("moth", "arthropod") and not words.truly_is("cat", "dog")
 
 
-def test_words_of_an_item_begin_with_different_tokens(smollm2):
-    for example in make_examples(50, tokenizer=smollm2, distractors=3, shots=2):
-        concepts = [w for w in example.words.values() if KIND[w] == "concept"]
-        first = [smollm2(" " + w, add_special_tokens=False)["input_ids"][0] for w in concepts]
-        assert len(concepts) == 4 and len(set(first)) == 4
+def test_words_of_an_item_begin_with_different_tokens(smollm2, byte_bpe):
+    """Also the word that stands in: the first token tells it from every other of its kind, not from the answer alone."""
+    for tokenizer in (smollm2, byte_bpe):
+        for example in make_examples(30, tokenizer=tokenizer, distractors=3, shots=2):
+            concepts = [w for w in example.words.values() if KIND[w] == "concept"]
+            assert len(concepts) == 4
+            for new in {s.replaced[1] for s in example.steps if KIND[s.replaced[1]] == "concept"}:
+                first = [tokenizer(" " + w, add_special_tokens=False)["input_ids"][0] for w in [*concepts, new]]
+                assert len(set(first)) == 5
+
+
+@pytest.mark.parametrize("name", ["sentencepiece_like", "byte_bpe"])
+def test_no_violation_false_ontology_of_uneven_words(name, request):
+    """Where no class is large enough items draw from all words: of unequal lengths, but one article."""
+    tokenizer = request.getfixturevalue(name)
+    examples = make_examples(40, tokenizer=tokenizer, ontology="false", shots=0)
+    check(examples, tokenizer)
+    assert len({len(e.full_ids) for e in examples}) > 1
 
 
 def test_layout_of_style_every(tiny_cot):
