@@ -79,6 +79,7 @@ _op = define(
     fake,
     kernel="prefix_attn:prefix_attn",
 )
+common.refuse_backward("prefix_attn")
 
 
 def _check_table(name: str, x: Tensor, q: Tensor) -> None:

@@ -279,3 +279,12 @@ def test_more_keys_than_a_block_and_more_rows_than_a_tile(window, softcap, dtype
     assert (z[some].double() - want_z).norm() <= 2 * max((plain_z.double() - want_z).norm(), floor)
     torch.testing.assert_close(lse[some].double(), want_lse, rtol=1e-6, atol=3e-6)
     assert z.isfinite().all() and lse.isfinite().all()
+
+
+def test_gradients_are_refused_or_right():
+    args = case(own=(2, 3), shared=(5, 4), H=2, Hkv=1, D=4, spare=0)
+    z, _ = ops.prefix_attn(args[0].clone().requires_grad_(), *args[1:])
+    with pytest.raises(NotImplementedError, match="prefix_attn has no backward pass"):
+        z.sum().backward()
+    wide = [t.double().clone().requires_grad_() for t in args[:5]]  # the reference, against finite differences
+    assert torch.autograd.gradcheck(lambda *x: ops.prefix_attn(*x, args[5], 0.5, window=4), wide)
