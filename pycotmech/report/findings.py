@@ -42,8 +42,8 @@ def _about_step(steps: xr.Dataset, top: pd.DataFrame, step: int, direction: str)
         first = strong.iloc[0]
         text = f"{name} {verb} most on {_name(first)}, which {towards} {_percent(first)} by itself"
         if first["examples"] > 1:
-            agree = round(first["same_sign"] * first["examples"])
-            text += f" (in {agree} of {first['examples']} examples with this sign)"
+            n, agree = first["examples"], round(first["same_sign"] * first["examples"])
+            text += f" (in all {n} examples)" if agree == n else f" (in {agree} of {n} examples)"
         if len(strong) > 1:
             text += f"; then {listed([f'{_name(r)} ({_percent(r)})' for _, r in strong.iloc[1:4].iterrows()])}"
     if len(against):
@@ -67,18 +67,18 @@ def _recurring(top: pd.DataFrame, direction: str) -> str:
 
 
 def _depth(steps: xr.Dataset) -> str:
-    """Where in the model the restoring heads lie, by kind of step."""
+    """Up to which layer half of the positive effects lies, by kind of step."""
     positive = steps["restoration"].where(steps["n"] > 0).clip(min=0).sum("head")
     if steps.sizes["layer"] < 4:
         return ""
     parts = []
     for kind in dict.fromkeys(steps["kind"].values.tolist()):
-        mass = positive.where(steps["kind"] == kind, drop=True).sum("step").values
-        if mass.sum() > 0:
-            half = int(np.searchsorted(np.cumsum(mass), mass.sum() / 2))
-            parts.append(f"layer {half}" if kind == "pair" else f"layer {half} in {kind} steps")
+        by_layer = positive.where(steps["kind"] == kind, drop=True).sum("step").values
+        if by_layer.sum() > 0:
+            half = int(np.searchsorted(np.cumsum(by_layer), by_layer.sum() / 2))
+            parts.append(f"{half}" if kind == "pair" else f"{half} for {kind}")
     last = steps.sizes["layer"] - 1
-    return f"Half of all positive effects lies at or below {listed(parts)} (layers 0 to {last})." if parts else ""
+    return f"Depth: of layers 0 to {last}, half of all positive effects is reached at layer {listed(parts)}." if parts else ""
 
 
 def _floor(steps: xr.Dataset) -> str:
@@ -107,11 +107,14 @@ def _unused(steps: xr.Dataset) -> str:
 
 
 def _few(steps: xr.Dataset) -> str:
-    n = steps["n"].where(steps["n"] > 0)
-    least = int(n.min())
-    if least >= _FEW_EXAMPLES:
+    few = steps.where((steps["n"] > 0) & (steps["n"] < _FEW_EXAMPLES), drop=True)
+    if few.sizes["step"] == 0:
         return ""
-    return f"Some of this rests on {plural(least, 'example')} only: read it as a sketch, and give more examples for more."
+    least, most = int(few["n"].min()), int(few["n"].max())
+    n = plural(most, "example") if least == most else f"{least} to {most} examples"
+    all_of_it = few.sizes["step"] == int((steps["n"] > 0).sum())
+    where = "This" if all_of_it else f"Step {listed([str(int(s)) for s in few['step']])}"
+    return f"{where} rests on {n}: read it as a sketch. More examples (--examples) say more."
 
 
 def _name(row: pd.Series) -> str:

@@ -48,15 +48,16 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
     steps = by_step(data)
     heads = top_heads(steps, top)
     record = _first_record(folder / "examples.jsonl")
+    samples = {int(step): sample_of(record, int(step)) for step in steps["step"].values}
     identity, about = data.attrs["identity"], data.attrs["about"]
     report = Report(
-        folder, steps, heads, table.text(steps, heads), table.legend(identity["metric"], identity["direction"]),
+        folder, steps, heads, table.text(steps, heads, samples), table.legend(identity["metric"], identity["direction"]),
         _headline(data), list(about["model"]["notes"]), findings(steps, heads), [],
     )  # fmt: skip
     heads.to_csv(folder / "top_heads.csv", index=False, float_format="%.6g")
     report.files.append(folder / "top_heads.csv")
     if figures:
-        report.files.extend(_figures(folder, steps, record))
+        report.files.extend(_figures(folder, steps, samples))
     _write(folder / "summary.md", _markdown(report, record), report)
     _write(folder / "summary.json", json.dumps(_plain(report, data), indent=1, ensure_ascii=False) + "\n", report)
     return report
@@ -81,16 +82,16 @@ def _headline(data: xr.Dataset) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _figures(folder: Path, steps: xr.Dataset, record: dict | None) -> list[Path]:
+def _figures(folder: Path, steps: xr.Dataset, samples: dict[int, str]) -> list[Path]:
     made = []
     shown = [int(s) for s, n in zip(steps["step"].values, steps["n"].values, strict=True) if n]
     for step in shown:
         path = folder / ("pairs.png" if str(steps["kind"].sel(step=step).values) == "pair" else f"step_{step:02d}.png")
-        step_figure(steps, step, sample=sample_of(record, step), path=path)
+        step_figure(steps, step, sample=samples[step], path=path)
         made.append(path)
     if len(shown) > 1:
         overview_figure(steps, path=folder / "overview.png")
