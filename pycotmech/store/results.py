@@ -193,7 +193,7 @@ def uninterrupted() -> Iterator[None]:
         for s, handler in zip(signals, before, strict=True):
             signal.signal(s, handler)
     if caught:
-        os.kill(os.getpid(), caught[0])
+        signal.raise_signal(caught[0])
 
 
 def _layout(axes: Axes, identity: Mapping[str, Any], about: Mapping[str, Any]) -> xr.Dataset:
