@@ -83,7 +83,8 @@ def run(
     hops: Annotated[int | None, typer.Option(help="Rules in the chain. Default: 2.", rich_help_panel=_TASK)] = None,
     style: Annotated[str | None, typer.Option(help="Wording: every (default) or paper.", rich_help_panel=_TASK)] = None,
     order: Annotated[
-        str | None, typer.Option(help="Of the premises: forward, backward or shuffled.", rich_help_panel=_TASK)
+        str | None,
+        typer.Option(help="Of the premises: forward, backward, membership_first or shuffled.", rich_help_panel=_TASK),
     ] = None,
     ontology: Annotated[str | None, typer.Option(help="fictional (default) or false.", rich_help_panel=_TASK)] = None,
     distractors: Annotated[

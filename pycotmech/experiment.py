@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pycotmech import __version__
 from pycotmech.store import Axes, PromptPair, Results, State, read_pairs
@@ -30,14 +30,6 @@ DEFAULT_EXAMPLES = 10
 DEFAULT_SHOTS = {"tiny-cot": 4}
 """Demonstrations in front, by model, where 8 is not right: tiny-cot was trained with up to 4."""
 
-_CHOICES = {
-    "dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
-    "direction": ("denoise", "noise"),
-    "metric": ("kl", "logit_diff", "prob"),
-    "style": ("every", "paper"),
-    "order": ("forward", "backward", "shuffled"),
-    "ontology": ("fictional", "false"),
-}
 _TASK = ("examples", "steps", "shots", "hops", "style", "order", "ontology", "distractors")
 
 
@@ -70,7 +62,7 @@ class Settings:
 
     def check(self) -> None:
         """Raises ValueError, naming the setting, for what is wrong whatever the model may be."""
-        for name, allowed in _CHOICES.items():
+        for name, allowed in _choices().items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(allowed)}")
@@ -205,6 +197,18 @@ def run(settings: Settings, out: str | os.PathLike, *, progress: Progress | None
             return _sweep_all(model, work, results, settings, progress)
         finally:
             results.close()
+
+
+def _choices() -> dict[str, tuple[str, ...]]:
+    """The settings that are one of a few words."""
+    from pycotmech.cot.vocabulary import Ontology
+    from pycotmech.cot.wording import Order, Style
+    from pycotmech.patching.heads import Direction
+    from pycotmech.patching.metrics import MetricName
+
+    words = {"direction": Direction, "metric": MetricName, "style": Style, "order": Order, "ontology": Ontology}
+    dtypes = ("auto", "float32", "bfloat16", "float16", "float64")
+    return {"dtype": dtypes, **{name: get_args(literal) for name, literal in words.items()}}
 
 
 def writable(out: str | os.PathLike) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from pycotmech.report.aggregate import head_name
 from pycotmech.report.words import METRIC_NAMES, step_title
 
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from pycotmech.patching import Sweep
 
 _COLOURS = "RdBu"  # blue for what restores, red for what works against it
-_LABELLED = 3
+_NUMBERED = 10
+_SMALLEST_NUMBER = 0.05  # of the scale: below it a number would only repeat that there is nothing
 _DPI = 150
 
 
@@ -44,8 +44,8 @@ def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) ->
     shown = [i for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]
     grids = [steps["restoration"].isel(step=i).transpose("layer", "head").values for i in shown]
     limit = _limit(grids)
-    columns = min(5, len(shown))
-    rows = math.ceil(len(shown) / columns)
+    rows = math.ceil(len(shown) / 5)
+    columns = math.ceil(len(shown) / rows)
     n_layers, n_heads = grids[0].shape
     width = min(max(1.5, 0.16 * n_heads), 4.0)
     height = min(max(1.4, 0.105 * n_layers), 5.0)
@@ -94,7 +94,7 @@ def _single(grid: NDArray, across: str, title: str, lines: list[str], label: str
     axis.set_xlabel(across)
     axis.set_ylabel("layer")
     if across == "head":
-        _mark_strongest(axis, grid)
+        _write_strongest(axis, grid, _limit([grid]))
     bar = figure.colorbar(image, ax=axis, pad=0.02)
     bar.set_label(label)
     _frame(figure, title, lines)
@@ -111,19 +111,16 @@ def _draw(axis: Axes, grid: NDArray, limit: float) -> Any:
     return image
 
 
-def _mark_strongest(axis: Axes, grid: NDArray) -> None:
-    """A frame and a name for the strongest heads."""
+def _write_strongest(axis: Axes, grid: NDArray, limit: float) -> None:
+    """The numbers of the strongest heads, in their cells."""
     flat = np.abs(np.nan_to_num(grid)).ravel()
-    for at in np.argsort(-flat, kind="stable")[:_LABELLED]:
-        if flat[at] == 0:
-            continue
+    for at in np.argsort(-flat, kind="stable")[:_NUMBERED]:
+        if flat[at] < _SMALLEST_NUMBER * limit:
+            break
         l, h = divmod(int(at), grid.shape[1])
-        axis.add_patch(Rectangle((h - 0.5, l - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.1))
-        left = h > grid.shape[1] * 0.7
-        axis.annotate(
-            f"{head_name(l, h)} {grid[l, h]:+.2f}", (h + (-0.6 if left else 0.6), l), fontsize=7, va="center",
-            ha="right" if left else "left", bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75},
-        )  # fmt: skip
+        colour = "white" if flat[at] > 0.55 * limit else "black"
+        number = re.sub(r"^(-?)0\.", r"\1.", f"{grid[l, h]:.2f}").replace("-", "−")
+        axis.text(h, l, number, fontsize=6, color=colour, ha="center", va="center")
 
 
 def _limit(grids: list[NDArray]) -> float:
@@ -147,7 +144,8 @@ def _counted(here: xr.Dataset) -> str:
 def _frame(figure: Figure, title: str, lines: list[str]) -> None:
     """The title above, and below in small print what it was made from; both wrapped to the figure's width."""
     width = figure.get_figwidth()
-    figure.suptitle("\n".join(_wrap(title, int(width * 8.6))), fontsize=11, fontweight="bold")
+    big = [part for line in title.splitlines() for part in _wrap(line, int(width * 8.6))]
+    figure.suptitle("\n".join(big), fontsize=11, fontweight="bold")
     small = [part for line in lines for part in _wrap(line, int(width * 14))]
     figure.supxlabel("\n".join(small), fontsize=7.5, color="0.35", linespacing=1.3)
 

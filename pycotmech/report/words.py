@@ -10,10 +10,10 @@ METRIC_NAMES = {
 
 
 def step_title(step: int, kind: str, sample: str = "") -> str:
-    """ "Step 5, induction: “… Max is a → tumpus”"; for pairs "Prompt pairs"."""
+    """ "Step 5, induction" and under it its words in an example; for pairs "Prompt pairs"."""
     if kind == "pair":
         return "Prompt pairs"
-    return f"Step {step}, {kind}" + (f": “{sample}”" if sample else "")
+    return f"Step {step}, {kind}" + (f"\n“{sample}”" if sample else "")
 
 
 def sample_of(record: dict | None, step: int) -> str:

@@ -38,11 +38,12 @@ def test_a_step_is_drawn_layer_upward_centred_on_zero(steps, tmp_path):
     assert low == -high and high == pytest.approx(np.abs(grid).max())
     axis = figure.axes[0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("head", "layer")
-    assert "Step 1, induction: “Max is a → lempus”" in figure._suptitle.get_text().replace("\n", " ")
+    assert figure._suptitle.get_text() == "Step 1, induction\n“Max is a → lempus”"
     assert "tuned by an adapter" in figure._supxlabel.get_text() and "3 examples" in figure._supxlabel.get_text()
     assert figure.axes[-1].get_ylabel() == "share of KL divergence restored"
     strongest = np.unravel_index(np.abs(grid).argmax(), grid.shape)
-    assert axis.texts[0].get_text() == f"L{strongest[0]}H{strongest[1]} {grid[strongest]:+.2f}"
+    assert axis.texts[0].get_position() == strongest[::-1]
+    assert axis.texts[0].get_text() == f"{grid[strongest]:.2f}".replace("-0.", "−.").removeprefix("0")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -84,3 +85,11 @@ def test_entries_that_were_not_measured_are_left_out(tmp_path):
     figure = sweep.plot(path=str(tmp_path / "a.png"))
     assert np.ma.masked_invalid(image(figure).get_array()).count() == 1
     assert len(figure.axes[0].texts) == 1
+
+
+def test_numbers_above_ten_keep_their_digits():
+    effect = np.zeros((1, 1, 4, 3))
+    effect[0, 0, 1, 2] = -10.25
+    one = np.ones((1, 1))
+    figure = step_figure(by_step(dataset(effect, one, 0 * one, one)), 0)
+    assert [t.get_text() for t in figure.axes[0].texts] == ["−10.25"]
