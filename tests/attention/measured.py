@@ -174,19 +174,23 @@ def _eager(hf: nn.Module, ids: Tensor):
 
 
 def _transformer_lens(hf: nn.Module, ids: Tensor):
+    from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerFast
 
-    bridge = TransformerBridge.from_hf_model(hf) if hasattr(TransformerBridge, "from_hf_model") else None
-    if bridge is None:
-        raise RuntimeError("this version of transformer_lens cannot wrap a loaded Hugging Face model")
+    with tempfile.TemporaryDirectory() as folder:  # it reads the configuration by name, and wants a tokenizer of that name
+        hf.config.save_pretrained(folder)
+        words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+        PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        bridge = TransformerBridge.boot_transformers(folder, hf_model=hf, tokenizer=tokenizer, device="cpu", dtype=hf.dtype)
+    names = [f"blocks.{l}.attn.hook_pattern" for l in range(hf.config.num_hidden_layers)]
 
     def run():
-        return bridge.run_with_cache(ids, names_filter=lambda name: name.endswith("hook_pattern"))[1]
+        return bridge.run_with_cache(ids, names_filter=names)[1]
 
-    def look(cache):
-        return statistics(torch.stack([cache[f"blocks.{l}.attn.hook_pattern"][0, :, -ROWS:] for l in range(len(cache))]))
-
-    return run, look
+    return run, lambda cache: statistics(torch.stack([cache[name][0, :, -ROWS:] for name in names]))
 
 
 def _ours(hf: nn.Module, ids: Tensor):
