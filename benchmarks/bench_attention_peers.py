@@ -1,9 +1,10 @@
 """Attention of all heads over one prompt: the summary against keeping the patterns, and against a plain forward pass.
 
 Same weights, tokens, dtype and threads; every measurement in a process of its own, peak memory from the operating system,
-weights included. A plain SDPA forward (last logits only, no statistics at all) is the floor; the peers are timed for the
-patterns alone, without what a user would then compute from them. A line is printed only if what the kind found in the last
-rows (mass per segment, entropy) agrees with the patterns written out by hand from the plain forward's queries and keys.
+weights included. Processor time is printed beside wall time: on a busy machine only that one means something. A plain SDPA
+forward (last logits only, no statistics at all) is the floor; the peers are timed for the patterns alone, without what a user
+would then compute from them. A line is printed only if what the kind found in the last rows (mass per segment, entropy)
+agrees with the patterns written out by hand from the plain forward's queries and keys.
 
     python -m benchmarks.bench_attention_peers                       # SmolLM2-135M, 512 tokens, float32, one thread
     python -m benchmarks.bench_attention_peers --tokens 512 2048 8192 --skip eager transformer_lens --threads 2
@@ -62,9 +63,10 @@ def compare(model: str, tokens: int, dtype: str, threads: int, skip: list[str]) 
             lines.append(f"{tokens:>6}  {WHAT[kind]:<44} DISAGREES with the patterns; no figures")
     ours = found.get("ours")
     for kind, result in found.items():
-        line = f"{tokens:>6}  {WHAT[kind]:<44} {result.seconds:>8.2f} s {result.peak / 2**20:>8.0f} MiB"
+        line = f"{tokens:>6}  {WHAT[kind]:<44} {result.seconds:>8.2f} {result.cpu:>8.2f} {result.peak / 2**20:>9.0f}"
         if ours is not None and kind != "ours":
-            line += f"   ours: {result.seconds / ours.seconds:.2f}x its speed, {ours.peak / result.peak:.2f}x its memory"
+            wall, cpu, memory = (getattr(ours, n) / getattr(result, n) for n in ("seconds", "cpu", "peak"))
+            line += f"   ours takes {wall:.2f} of its time ({cpu:.2f} of its processor time), {memory:.2f} of its memory"
         lines.append(line)
     return lines
 
@@ -77,7 +79,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--skip", nargs="*", default=[], choices=KINDS[1:])
     args = parser.parse_args()
-    print(f"{args.model}, {args.dtype}, {args.threads} thread(s); best of two runs; peak memory of the process")
+    print(f"{args.model}, {args.dtype}, {args.threads} thread(s); best of two runs; memory: peak of the process")
+    print(f"{'tokens':>6}  {'what':<44} {'seconds':>8} {'cpu s':>8} {'MiB':>9}")
     for tokens in args.tokens:
         for line in compare(args.model, tokens, args.dtype, args.threads, args.skip):
             print(line, flush=True)
