@@ -19,6 +19,7 @@ import torch
 _library = torch.library.Library("pycotmech", "DEF")
 _names: list[str] = []
 _cuda_kernels: dict[str, str] = {}
+_REFERENCE = "PyTorch reference"
 
 
 def define(schema: str, reference: Callable, fake: Callable, *, kernel: str | None = None) -> Callable:
@@ -27,7 +28,7 @@ def define(schema: str, reference: Callable, fake: Callable, *, kernel: str | No
     schema: in PyTorch's schema language, "name(Tensor x, ...) -> Tensor".
     reference: the plain PyTorch implementation; the definition of the op.
     fake: output shapes and dtypes from input shapes and dtypes.
-    kernel: "module:function" below `pycotmech.kernels` that implements the op for CUDA tensors with Triton.
+    kernel: "module:function" below `pycotmech.kernels` that implements the op for CUDA tensors.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -47,11 +48,11 @@ def _first_cuda_call(kernel: str, reference: Callable) -> Callable:
 
     def call(*args, **kwargs):
         if not chosen:
-            if importlib.util.find_spec("triton") is None:
-                warnings.warn("pycotmech: triton is not installed; ops on CUDA run on the PyTorch reference", stacklevel=2)
-                chosen.append(reference)
-            else:
+            try:
                 chosen.append(getattr(importlib.import_module(f"pycotmech.kernels.{module}"), function))
+            except ImportError as error:
+                warnings.warn(f"pycotmech: {function} on CUDA runs on the PyTorch reference ({error})", stacklevel=2)
+                chosen.append(reference)
         return chosen[0](*args, **kwargs)
 
     return call
@@ -85,9 +86,16 @@ cpp_missing: str | None = _load_library()
 """None where the C++ kernels run the CPU ops; otherwise why they do not."""
 
 
-def _has_kernel(name: str) -> bool:
+def _cuda_kernel(name: str) -> str:
     module = _cuda_kernels.get(name, "").split(":")[0]
-    return bool(module) and all(importlib.util.find_spec(m) for m in ("triton", f"pycotmech.kernels.{module}"))
+    if module == "topk":  # the one kernel in CUDA C++, a library of its own
+        built = (Path(__file__).resolve().parent.parent / "_cuda_topk.so").is_file()
+        return "CUDA C++" if built else _REFERENCE
+    try:
+        found = module and all(importlib.util.find_spec(m) for m in ("triton", f"pycotmech.kernels.{module}"))
+    except ModuleNotFoundError:
+        found = False
+    return "Triton" if found else _REFERENCE
 
 
 def describe() -> dict[str, dict[str, str]]:
@@ -95,8 +103,5 @@ def describe() -> dict[str, dict[str, str]]:
     out = {}
     for name in sorted(_names):
         on_cpu = torch._C._dispatch_has_kernel_for_dispatch_key(f"pycotmech::{name}", "CPU")
-        out[name] = {
-            "cpu": "C++" if on_cpu else "PyTorch reference",
-            "cuda": "Triton" if _has_kernel(name) else "PyTorch reference",
-        }
+        out[name] = {"cpu": "C++" if on_cpu else _REFERENCE, "cuda": _cuda_kernel(name)}
     return out

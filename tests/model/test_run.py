@@ -133,9 +133,9 @@ def test_suffixes_of_a_shared_prefix_are_the_whole_runs():
         whole = torch.cat((prefix, end))
         theirs, logits = hf_activations(hf, whole)
         a, b = with_sites.offsets[i], with_sites.offsets[i + 1]
-        assert (with_sites.sites["z"][:, a:b] - theirs["z"][:, 33:]).abs().max() < 1e-5
+        assert (with_sites.sites["z"][:, a:b] - theirs["z"][:, 33:]).abs().max() < 4e-5
         for packed in (with_sites, read_only):
-            assert (family.logits(packed.resid_final[i : i + 1])[0] - logits[-1]).abs().max() < 1e-5
+            assert (family.logits(packed.resid_final[i : i + 1])[0] - logits[-1]).abs().max() < 4e-5
         k = with_sites.key_values(i, past).k
         assert k.shape == (3, len(whole), 2, 16)
 
