@@ -33,12 +33,12 @@ _ADDS = {Stage.MID: ("attn_out", "resid_pre"), Stage.POST: ("mlp_out", "resid_mi
 class Entries:
     """E replacements in one site of one layer, no two of the same place."""
 
-    variant: Tensor  # [E] number of the variant, in the caller's order
+    variant: Tensor  # [E] number of the variant, in the caller's order; ascending
     position: Tensor  # [E]
     head: Tensor  # [E]; -1 where the site has no heads (edge: all of them)
     ref: Tensor  # [E] by which the value is found
 
-    def __getitem__(self, which: Tensor) -> Entries:
+    def __getitem__(self, which: slice) -> Entries:
         return Entries(self.variant[which], self.position[which], self.head[which], self.ref[which])
 
     def __len__(self) -> int:
@@ -64,9 +64,9 @@ class LateEdits:
         """Those of the variants numbered first..end - 1, which are numbered from 0."""
         tables = {}
         for key, e in self.tables.items():
-            which = ((e.variant >= first) & (e.variant < end)).nonzero().flatten()
-            if len(which):
-                kept = e[which]
+            a, b = torch.searchsorted(e.variant, torch.tensor([first, end])).tolist()
+            if b > a:
+                kept = e[a:b]
                 tables[key] = Entries(kept.variant - first, kept.position, kept.head, kept.ref)
         return LateEdits(self.family, self.bases, tables, self.value)
 
