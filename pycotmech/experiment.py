@@ -98,13 +98,15 @@ class Settings:
 
     def task(self) -> dict[str, Any]:
         """Arguments of `cot.make_examples`, without n and the tokenizer."""
+        from pycotmech.cot.wording import DEFAULT_ORDER
+
         style = self.style or "every"
         return {
             "hops": self._hops,
             "shots": DEFAULT_SHOTS.get(self.model, 8) if self.shots is None else self.shots,
             "ontology": self.ontology or "fictional",
             "style": style,
-            "order": self.order or ("forward" if style == "every" else "backward"),
+            "order": self.order or DEFAULT_ORDER.get(style),
             "distractors": self.distractors or 0,
             "seed": self.seed,
         }

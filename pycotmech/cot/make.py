@@ -14,6 +14,7 @@ from pycotmech.cot.pools import Need, Pools, TooFewWords, pools
 from pycotmech.cot.tokens import Encoded, Encoder, Form, before, same_length, same_start
 from pycotmech.cot.vocabulary import Ontology, Word, truly_is
 from pycotmech.cot.wording import (
+    DEFAULT_ORDER,
     FRAMES,
     Membership,
     Occurrence,
@@ -409,8 +410,8 @@ def make_examples(
         think step by step.", number varying by sentence, in "### Input:" and "### Response:" frames.
     order: of the premises, in shots and item alike. "forward": rules in order of use, then the membership. "backward":
         rules in reverse order of use, then the membership (the paper's data). "membership_first": the membership, then
-        rules in order of use; SmolLM2-135M binds the first concept far better so. "shuffled". None: forward for style
-        "every", backward for "paper".
+        rules in order of use; SmolLM2-135M binds the first concept far better so. "shuffled". None: membership first
+        for style "every", backward for "paper".
     distractors: premises about other words, in shots and item alike, forming a chain that competes with the real one:
         its property rule, then its other rules, then its membership, then a second such chain.
     bos: whether a BOS stands in front. None: as `tokenizer("x")` does.
@@ -437,7 +438,7 @@ def make_examples(
     _choice("style", style, Style)
     _choice("definition", definition, Definition)
     if order is None:
-        order = "forward" if style == "every" else "backward"
+        order = DEFAULT_ORDER[style]
     _choice("order", order, Order)
     encoder = Encoder(tokenizer, bos)
     shape = _Shape(hops, distractors, ontology, style, order)

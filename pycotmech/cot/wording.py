@@ -15,6 +15,9 @@ from pycotmech.cot.vocabulary import Word
 Style = Literal["every", "paper"]
 Order = Literal["forward", "backward", "membership_first", "shuffled"]
 
+DEFAULT_ORDER: dict[str, Order] = {"every": "membership_first", "paper": "backward"}
+"""Style "every": the order in which the steps use the premises, in which small models bind the first concept best."""
+
 
 class Slot(NamedTuple):
     """A place for a word. `key` names the word's role: E, C1..Ch, p, q; those of distractors start with x."""

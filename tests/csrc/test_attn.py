@@ -1,6 +1,7 @@
 """The torch-free attention core and its top-k, as plain C++ programs under sanitizers; see the .cpp files."""
 
 import pytest
+
 from tests.csrc.test_core import levels_here
 
 # Fresh memory is all ones, a NaN: what is used before it is written shows in the results.

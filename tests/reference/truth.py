@@ -12,8 +12,13 @@ from transformers.models.llama import modeling_llama
 
 
 def double(hf: nn.Module) -> nn.Module:
-    """A float64 copy of a Hugging Face Llama. Its RMSNorm narrows to float32 whatever the dtype; the copy's does not."""
+    """A float64 copy of a Hugging Face Llama that stays in float64.
+
+    Hugging Face's RMSNorm, and the softmax of its eager attention, narrow to float32 whatever the dtype: the copy has a
+    norm of its own and PyTorch's attention.
+    """
     wide = copy.deepcopy(hf).double().eval()
+    wide.config._attn_implementation = "sdpa"
     for module in wide.modules():
         if isinstance(module, modeling_llama.LlamaRMSNorm):
             module.forward = _norm.__get__(module)
@@ -190,11 +195,13 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
         return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
     plain, modeling_llama.eager_attention_forward = modeling_llama.eager_attention_forward, attention
+    implementation, hf.config._attn_implementation = hf.config._attn_implementation, "eager"
     try:
         with hooked(*handles):
             yield
     finally:
         modeling_llama.eager_attention_forward = plain
+        hf.config._attn_implementation = implementation
 
 
 def edited_logits(hf: nn.Module, tokens: Tensor, edits: Sequence[Replacement], read: int = -1) -> Tensor:

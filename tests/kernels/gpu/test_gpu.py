@@ -6,7 +6,7 @@ import torch
 import pycotmech.ops  # noqa: F401  registers the ops
 
 pytest.importorskip("triton", reason="the kernels need triton")
-from tests.kernels import cases, poison  # noqa: E402
+from tests.kernels import cases, poison
 
 pytestmark = pytest.mark.gpu
 
