@@ -134,7 +134,7 @@ def _colsum(dtype, D, limits):
     colsum_module.attn_colsum(*_pattern(dtype, D), torch.empty(1, 1, 1000), starts, *tail)
 
 
-def _indices(n=70):
+def indices(n=70):
     return torch.empty(n, dtype=torch.int64)
 
 
@@ -154,8 +154,8 @@ LAUNCHES = {
     "extract_topk": (lambda t, D: _extract(t, D, topk=8), lambda t, D: _extract(t, D, topk=8, limits=True)),
     "extract_columns": (lambda t, D: _extract(t, D, C=3), lambda t, D: _extract(t, D, G=64, C=64, limits=True)),
     "colsum": (lambda t, D: _colsum(t, D, False), lambda t, D: _colsum(t, D, True)),
-    "rows": (lambda t, D: rows_entries.attn_rows(*_pattern(t, D), _indices(), None, D**-0.5, 0, 0.0),),
-    "entries": (lambda t, D: rows_entries.attn_entries(*_pattern(t, D), _indices(), _indices(), None, D**-0.5, 0, 0.0),),
+    "rows": (lambda t, D: rows_entries.attn_rows(*_pattern(t, D), indices(), None, D**-0.5, 0, 0.0),),
+    "entries": (lambda t, D: rows_entries.attn_entries(*_pattern(t, D), indices(), indices(), None, D**-0.5, 0, 0.0),),
     "prefix": (lambda t, D: _prefix(t, D), lambda t, D: _prefix(t, D, softcap=30.0)),
     "prefix_few": (lambda t, D: _prefix(t, D, R=300), lambda t, D: _prefix(t, D, R=300, softcap=30.0)),
     "prefix_cuts": (lambda t, D: _prefix(t, D, cuts=True), lambda t, D: _prefix(t, D, cuts=True, softcap=30.0)),

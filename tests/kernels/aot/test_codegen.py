@@ -1,0 +1,99 @@
+"""Every launch of the wrappers, compiled ahead of time: it fits, spills nothing, uses tensor cores, copies asynchronously."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("triton._compile_warmup", reason="launches without a GPU need triton's warm-up mode (3.9)")
+from pycotmech.kernels import configs, launch
+
+from tests.kernels import ahead
+
+DTYPES = {16: torch.bfloat16, 32: torch.float32}
+QUICK = [
+    configs.Key(kind, family, 16, 128)
+    for family in ("sm_80", "sm_90", "sm_100")
+    for kind in ("extract_segments", "extract_topk", "colsum", "rows", "prefix")
+]
+
+
+def name(key: configs.Key) -> str:
+    return f"{key.kind}-{key.family}-{key.bits}-{key.D}"
+
+
+def judge(arch: str, report: ahead.Report, *, mma: bool, pipelined: bool, descriptors: bool) -> None:
+    limit = configs.SHARED_MEMORY[configs.family(arch)]
+    assert report.shared <= limit, f"{report.kernel} asks for {report.shared} bytes of shared memory, {arch} has {limit}"
+    assert report.spilled == 0, f"{report.kernel} spills {report.spilled} on {arch}"
+    assert not mma or report.mma > 0, f"{report.kernel} has no {ahead.MMA[arch]} on {arch}"
+    assert not pipelined or report.async_loads > 0, f"{report.kernel} copies nothing asynchronously on {arch}"
+    assert not descriptors or report.opcodes["UTMALDG"] > 0, f"{report.kernel} does not use its descriptors on {arch}"
+
+
+def check(arch: str, key: configs.Key, launches) -> None:
+    dtype = DTYPES[key.bits]
+    config = configs.pick(key.kind, dtype, key.D, descriptors=True, arch=arch)
+    for call in launches:
+        *_, last = ahead.compile_for(arch, call, dtype, key.D)
+        judge(
+            arch,
+            last,
+            mma=key.kind != "entries",
+            # The loop over cuts inside the loop over keys leaves nothing to pipeline, and one stage means no pipeline.
+            pipelined=arch != "gfx942" and config.stages > 1 and key.kind != "prefix_cuts",
+            descriptors=config.tma,
+        )
+
+
+@pytest.mark.parametrize("key", QUICK, ids=name)
+def test_main_launches(key):
+    """The launch of each kernel that holds most, at the head size of the Llama models."""
+    check(key.family, key, ahead.LAUNCHES[key.kind][-1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [key for key in configs.keys() if key not in QUICK], ids=name)
+def test_every_entry_of_the_tables(key):
+    check(key.family, key, ahead.LAUNCHES[key.kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ahead.LAUNCHES)
+def test_blackwell_desktop(kind):
+    """sm_120 takes the entries of sm_86."""
+    check("sm_120", configs.Key(kind, "sm_86", 16, 128), ahead.LAUNCHES[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("D", [32, 40, 80, 96])
+@pytest.mark.parametrize("family", ["sm_80", "sm_90"])
+def test_heads_that_are_padded(family, D):
+    for kind in ("extract_segments", "colsum", "prefix"):
+        check(family, configs.Key(kind, family, 16, D), ahead.LAUNCHES[kind])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("op", ahead.ROW_LAUNCHES)
+def test_row_kernels(arch, op):
+    (report,) = ahead.compile_for(arch, ahead.ROW_LAUNCHES[op])
+    judge(arch, report, mma=False, pipelined=False, descriptors=False)
+
+
+def test_a_spill_is_seen(monkeypatch):
+    """128 x 128 tiles beside segment masses: too many registers on sm_90. The check must say so."""
+    config = dataclasses.replace(configs.pick("extract_segments", torch.bfloat16, 128, arch="sm_80"), block_n=128)
+    monkeypatch.setattr(configs, "pick", lambda *args, **kwargs: config)
+    (report,) = ahead.compile_for("sm_90", ahead.LAUNCHES["extract_segments"][-1], torch.bfloat16, 128)
+    with pytest.raises(AssertionError, match="spills"):
+        judge("sm_90", report, mma=True, pipelined=True, descriptors=False)
+
+
+def test_odd_strides_go_by_pointers():
+    """Rows of 129 elements are no multiple of 16 bytes: no descriptor may be made of them."""
+    q, k = torch.empty(1, 2, 100, 129).bfloat16()[..., :128], torch.empty(1, 2, 100, 128).bfloat16()
+    assert launch.describable(k, k[:, :1]) and not launch.describable(q, k)
+    with ahead.fake_gpu("sm_90") as compiled:
+        ahead.rows_entries.attn_entries(q, k, torch.empty(1, 2, 100), *[ahead.indices()] * 2, None, 0.1, 0, 0.0)
+        ahead.extract.attn_extract(q, k, k, None, 0, None, None, 0.1, False, 0, 0, 0.0)
+    assert ahead.read(compiled[-1], "sm_90").opcodes["UTMALDG"] == 0

@@ -1,0 +1,64 @@
+"""Writes the table in docs/kernels.md: `python -m tests.kernels.kernel_table [word ...]`.
+
+Compiles what the table lacks ahead of time, a few seconds an entry, no GPU needed. With words, the entries whose row has
+them all (`sm_90 16`) are compiled again; with the word `all`, every entry.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from pycotmech.kernels import configs
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+BEGIN, END = "<!-- table: generated -->\n", "<!-- end of the table -->"
+DTYPES = {16: torch.bfloat16, 32: torch.float32}
+HEAD = (
+    "| kernel | GPU | bits | head | tile | warps | stages | loads | registers | spilled | shared | tensor cores |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def label(key: configs.Key) -> str:
+    """The columns that come from the tile tables alone."""
+    c = configs.pick(key.kind, DTYPES[key.bits], key.D, descriptors=True, arch=key.family)
+    tile = f"{c.block_m}" if key.kind == "entries" else f"{c.block_m} x {c.block_n}"
+    loads = "descriptors" if c.tma else "pointers"
+    return f"| {key.kind} | {key.family} | {key.bits} | {key.D} | {tile} | {c.warps} | {c.stages} | {loads} |"
+
+
+def rows() -> list[str]:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    return re.findall(r"^\|.*\|$", text.split(BEGIN)[1].split(END)[0], re.M)[2:]
+
+
+def compiled(key: configs.Key) -> str:
+    from tests.kernels import ahead
+
+    *_, report = ahead.compile_for(key.family, ahead.LAUNCHES[key.kind][-1], DTYPES[key.bits], key.D)
+    mma = f"{report.mma} {ahead.MMA[key.family]}" if report.mma else "-"
+    return f"{label(key)} {report.registers} | {report.spilled} | {report.shared} | {mma} |"
+
+
+def write(known: dict[str, str]) -> None:
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+    table = HEAD + "".join(f"{known[name]}\n" for name in map(label, configs.keys()) if name in known)
+    DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+
+
+def main(words: list[str]) -> None:
+    known = {name: row for name in map(label, configs.keys()) for row in rows() if row.startswith(name)}
+    for key in configs.keys():
+        name = label(key)
+        if name not in known or words == ["all"] or (words and all(f" {w} " in name for w in words)):
+            known[name] = compiled(key)
+            print(known[name], flush=True)
+            write(known)
+    write(known)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
