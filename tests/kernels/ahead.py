@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SASS = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)[.\s;]", re.M)
 MMA = {"sm_80": "HMMA", "sm_86": "HMMA", "sm_120": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+"""The tensor-core instruction of each GPU; sm_90 and sm_100 fall back to HMMA for tiles of less than 64 rows."""
 
 
 class _StubDriver:
@@ -84,7 +85,8 @@ class Report:
     spilled: int
     """Bytes of stack on NVIDIA, spilled vector registers on AMD."""
     shared: int
-    mma: int
+    mma: Counter
+    """Tensor-core instructions by name."""
     async_loads: int
     """Asynchronous copies into shared memory: cp.async (LDGSTS) and TMA (UTMALDG)."""
     opcodes: Counter
@@ -96,7 +98,8 @@ def read(compiled, arch: str) -> Report:
         text = compiled.asm["amdgcn"]
         vgprs, spilled = (int(re.search(rf"\.{x}_count:?\s+(\d+)", text)[1]) for x in ("vgpr", "vgpr_spill"))
         ops = Counter(re.findall(r"^\s+([a-z]\w+)", text, re.M))
-        return Report(name, vgprs, spilled, shared, sum(n for op, n in ops.items() if op.startswith("v_mfma")), 0, ops)
+        mma = Counter({"v_mfma": sum(n for op, n in ops.items() if op.startswith("v_mfma"))})
+        return Report(name, vgprs, spilled, shared, +mma, 0, ops)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
@@ -105,7 +108,8 @@ def read(compiled, arch: str) -> Report:
     registers, stack = (int(x) for x in re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups())
     ops = Counter(_SASS.findall(sass.stdout))
     spilled = stack + ops["LDL"] + ops["STL"]
-    return Report(name, registers, spilled, shared, ops[MMA[arch]], ops["LDGSTS"] + ops["UTMALDG"], ops)
+    mma = Counter({op: ops[op] for op in set(MMA.values()) if ops[op]})
+    return Report(name, registers, spilled, shared, mma, ops["LDGSTS"] + ops["UTMALDG"], ops)
 
 
 def _attention(dtype, D, H=8, Hkv=8, T=1000):

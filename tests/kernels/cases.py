@@ -48,25 +48,26 @@ def close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
 ATTENTION = {
     # name: dtype, B, H, Hkv, T, S, D and what is asked; `scale` multiplies D ** -0.5; large scores round more: `slack`
     "plain": dict(dtype="bf16", H=2, Hkv=2, T=100, S=100, D=64),
-    "suffix_gqa": dict(dtype="bf16", B=2, H=4, Hkv=2, T=77, S=131, D=128, segments=5, entropy=True, topk=8),
+    "suffix_gqa": dict(dtype="bf16", B=2, H=2, Hkv=1, T=77, S=131, D=128, segments=5, entropy=True, topk=8),
     "one_row": dict(dtype="bf16", H=3, Hkv=1, T=1, S=131, D=64, segments=3, entropy=True, topk=3),
     "one_key": dict(dtype="fp16", H=2, Hkv=2, T=1, S=1, D=32, segments=1, entropy=True, topk=2, readout=1),
     "d80": dict(dtype="bf16", H=2, Hkv=1, T=77, S=131, D=80, segments=16, entropy=True),
     "d96_fp16": dict(dtype="fp16", H=2, Hkv=2, T=100, S=131, D=96, entropy=True, topk=1),
     "d256": dict(dtype="bf16", H=1, Hkv=1, T=77, S=77, D=256, segments=4, entropy=True),
     "d40": dict(dtype="bf16", H=2, Hkv=2, T=33, S=50, D=40, entropy=True),
-    "fp32": dict(dtype="fp32", B=2, H=2, Hkv=1, T=77, S=131, D=64, segments=7, entropy=True, topk=5, readout=3),
+    "fp32": dict(dtype="fp32", H=2, Hkv=1, T=77, S=131, D=64, segments=7, entropy=True, topk=5, readout=3),
     "fp32_d128": dict(dtype="fp32", H=1, Hkv=1, T=40, S=67, D=128, segments=2, entropy=True),
     "padded": dict(dtype="bf16", B=3, H=2, Hkv=1, T=131, S=131, D=64, starts=(0, 70, 131), segments=3, topk=4),
+    "padded_long": dict(dtype="bf16", B=2, H=1, Hkv=1, T=300, S=300, D=32, starts=(0, 170), entropy=True),
     "window": dict(dtype="bf16", H=2, Hkv=2, T=150, S=200, D=64, window=37, segments=3, entropy=True, topk=4),
     "window_1": dict(dtype="fp32", H=1, Hkv=1, T=70, S=70, D=32, window=1, entropy=True, topk=2),
     "softcap": dict(dtype="bf16", H=2, Hkv=1, T=77, S=77, D=64, softcap=3.0, scale=4.0, entropy=True, topk=3),
     "everything": dict(
-        dtype="bf16", B=2, H=6, Hkv=2, T=100, S=131, D=64, starts=(3, 60), window=50, softcap=5.0, segments=5,
+        dtype="bf16", B=2, H=3, Hkv=1, T=100, S=131, D=64, starts=(3, 60), window=50, softcap=5.0, segments=5,
         per_sequence=True, readout=3, entropy=True, topk=8, scale=2.0,
     ),
     "many_columns": dict(dtype="bf16", H=1, Hkv=1, T=40, S=150, D=32, segments=131, readout=70, topk=2),
-    "peaked": dict(dtype="fp32", H=2, Hkv=2, T=77, S=131, D=64, scale=40.0, slack=8.0, entropy=True, topk=8),
+    "peaked": dict(dtype="fp32", H=1, Hkv=1, T=77, S=131, D=64, scale=40.0, slack=8.0, entropy=True, topk=8),
     "negative_scale": dict(dtype="bf16", H=2, Hkv=2, T=40, S=40, D=64, scale=-1.0, entropy=True, topk=3),
     "scale_0": dict(dtype="bf16", H=2, Hkv=2, T=40, S=40, D=64, scale=0.0, segments=2, entropy=True, topk=3),
 }  # fmt: skip
@@ -209,9 +210,18 @@ def check_prefix(run: Run, name: str, slack: float = 1.0) -> None:
     rows = torch.tensor(case["rows"](), dtype=torch.int32)
     R = len(rows)
     cuts = None
-    if case["cuts"]:  # in no order, overlapping, whole rows and single heads
+    if case["cuts"]:  # in no order, overlapping, whole rows and single heads, shared and own keys
         cuts = torch.tensor(
-            [(60, -1, 0, 999), (3, -1, 5, 9), (17, 2, 0, 200), (17, 2, 30, 33), (1, 0, 0, 1), (R - 1, 1, 7, 280)],
+            [
+                (60, -1, 0, 999),
+                (3, -1, 5, 9),
+                (3, -1, 37, 39),
+                (20, 1, 135, 150),
+                (17, 2, 0, 200),
+                (17, 2, 30, 33),
+                (1, 0, 0, 1),
+                (R - 1, 1, 7, 280),
+            ],
             dtype=torch.int32,
         )
     q = normal(g, R, H, D, dtype=dtype)

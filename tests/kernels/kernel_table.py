@@ -39,19 +39,19 @@ def compiled(key: configs.Key) -> str:
     from tests.kernels import ahead
 
     *_, report = ahead.compile_for(key.family, ahead.LAUNCHES[key.kind][-1], DTYPES[key.bits], key.D)
-    mma = f"{report.mma} {ahead.MMA[key.family]}" if report.mma else "-"
+    mma = ", ".join(f"{n} {op}" for op, n in report.mma.items()) or "-"
     return f"{label(key)} {report.registers} | {report.spilled} | {report.shared} | {mma} |"
 
 
 def write(known: dict[str, str]) -> None:
     before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-    table = HEAD + "".join(f"{known[name]}\n" for name in map(label, configs.keys()) if name in known)
+    table = HEAD + "".join(f"{known[name]}\n" for name in map(label, configs.entries()) if name in known)
     DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
 
 
 def main(words: list[str]) -> None:
-    known = {name: row for name in map(label, configs.keys()) for row in rows() if row.startswith(name)}
-    for key in configs.keys():
+    known = {name: row for name in map(label, configs.entries()) for row in rows() if row.startswith(name)}
+    for key in configs.entries():
         name = label(key)
         if name not in known or words == ["all"] or (words and all(f" {w} " in name for w in words)):
             known[name] = compiled(key)

@@ -10,7 +10,7 @@ from tests.kernels import kernel_table
 
 def test_every_entry_is_in_the_document():
     rows = kernel_table.rows()
-    names = [kernel_table.label(key) for key in configs.keys()]
+    names = [kernel_table.label(key) for key in configs.entries()]
     stale = [name for name, row in zip(names, rows) if not row.startswith(name)]
     again = "run `python -m tests.kernels.kernel_table`"
     assert len(rows) == len(names), f"docs/kernels.md has {len(rows)} rows, the tables {len(names)} entries: {again}"
@@ -19,8 +19,8 @@ def test_every_entry_is_in_the_document():
 
 def test_figures_fit():
     for row in kernel_table.rows():
-        _, kernel, family, *_, spilled, shared, mma, _ = (cell.strip() for cell in row.split("|"))
-        assert int(spilled) == 0 and int(shared) <= configs.SHARED_MEMORY[family], row
+        _, kernel, family, bits, *_, spilled, shared, mma, _ = (cell.strip() for cell in row.split("|"))
+        assert int(spilled) == 0 and int(shared) <= configs.shared_limit(family, int(bits)), row
         assert kernel == "entries" or int(mma.split()[0]) > 0, row
 
 

@@ -14,7 +14,7 @@ def test_topk_ties(run):
     cases.check_ties(run)
 
 
-@pytest.mark.parametrize("name", ["suffix_gqa", "d80", "fp32", "padded", "window", "everything", "peaked", "scale_0"])
+@pytest.mark.parametrize("name", ["suffix_gqa", "d80", "fp32", "padded_long", "window", "everything", "peaked", "scale_0"])
 def test_colsum(run, name):
     cases.check_colsum(run, name)
 
