@@ -37,12 +37,13 @@ def judge(
 def check(arch: str, key: configs.Key, launches) -> None:
     dtype = DTYPES[key.bits]
     config = configs.pick(key.kind, dtype, key.D, descriptors=True, arch=arch)
+    rows = config.block_n if key.kind == "colsum" else config.block_m  # of the left factor; colsum's are keys
     for call in launches:
         *_, last = ahead.compile_for(arch, call, dtype, key.D)
         judge(
             arch,
             last,
-            mma="" if key.kind == "entries" else "full" if config.block_m >= 64 else "any",
+            mma="" if key.kind == "entries" else "full" if rows >= 64 else "any",
             # The loop over cuts inside the loop over keys leaves nothing to pipeline, and one stage means no pipeline.
             pipelined=arch != "gfx942" and config.stages > 1 and key.kind != "prefix_cuts",
             descriptors=config.tma,
