@@ -134,23 +134,23 @@ FLOAT32_TILES: dict[str, dict[str, tuple[_Tile, _Tile]]] = {
         "gfx942": ((16, 32, 4, 2), (16, 16, 4, 2)),
     },
     "extract_segments": {
-        "cuda": ((16, 32, 4, 2), (16, 16, 4, 2)),
+        "cuda": ((16, 32, 4, 2), (16, 16, 8, 1)),
         "gfx942": ((16, 32, 4, 2), (16, 16, 4, 2)),
     },
     "extract_columns": {
-        "cuda": ((16, 32, 4, 2), (16, 16, 4, 2)),
+        "cuda": ((16, 32, 4, 2), (16, 16, 8, 1)),
         "gfx942": ((16, 32, 4, 2), (16, 16, 4, 2)),
     },
     "extract_topk": {
-        "cuda": ((16, 32, 4, 2), (16, 16, 4, 2)),
+        "cuda": ((16, 32, 4, 2), (16, 32, 8, 1)),
         "gfx942": ((16, 32, 4, 2), (16, 16, 4, 2)),
     },
     "colsum": {
-        "cuda": ((16, 32, 4, 2), (16, 16, 4, 2)),
+        "cuda": ((16, 32, 4, 2), (16, 16, 4, 1)),
         "gfx942": ((16, 32, 4, 2), (16, 16, 4, 2)),
     },
     "rows": {
-        "cuda": ((16, 64, 4, 1), (16, 64, 4, 1)),
+        "cuda": ((16, 64, 4, 1), (16, 32, 8, 1)),
         "gfx942": ((16, 64, 4, 1), (16, 64, 4, 1)),
     },
     "entries": {
@@ -158,11 +158,11 @@ FLOAT32_TILES: dict[str, dict[str, tuple[_Tile, _Tile]]] = {
         "gfx942": ((32, 1, 4, 1), (16, 1, 4, 1)),
     },
     "prefix": {
-        "cuda": ((16, 32, 4, 2), (16, 16, 4, 2)),
+        "cuda": ((16, 32, 4, 2), (16, 16, 8, 1)),
         "gfx942": ((16, 32, 4, 2), (16, 16, 4, 2)),
     },
     "prefix_few": {
-        "cuda": ((16, 32, 4, 2), (16, 16, 4, 2)),
+        "cuda": ((16, 32, 4, 2), (16, 16, 8, 1)),
         "gfx942": ((16, 32, 4, 2), (16, 16, 4, 2)),
     },
     "prefix_cuts": {
@@ -171,6 +171,8 @@ FLOAT32_TILES: dict[str, dict[str, tuple[_Tile, _Tile]]] = {
     },
 }
 # end of the table
+SPILLING = {(kind, 32, 256) for kind in ("extract_segments", "extract_columns", "colsum", "rows", "prefix", "prefix_few")}
+"""NVIDIA entries (kind, bits, head) that keep a few values of each thread in local memory: right, but slower."""
 
 _DESCRIPTOR_FAMILIES = ("sm_90", "sm_100")
 WITHOUT_LOOP = ("rows", "entries")

@@ -8,6 +8,7 @@ executed.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import tempfile
@@ -59,6 +60,8 @@ def fake_gpu(arch: str):
     """Yields the list into which every launch in the block is compiled for `arch`."""
     from triton._compile_warmup import compile_warmup_only
 
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).resolve().parents[2] / ".triton"))
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     compiled = []
 
     class Dispatcher:

