@@ -11,6 +11,14 @@ from pycotmech.kernels import configs, launch
 from tests.kernels import ahead
 
 DTYPES = {16: torch.bfloat16, 32: torch.float32}
+KNOWN_SPILLS = {  # GPU, kernel, bits, head: outside of the table, small or off the main path (docs/kernels.md)
+    ("sm_120", "extract_columns", 16, 128),
+    ("sm_120", "colsum", 16, 128),
+    *((arch, f"extract_{kind}", 32, 128) for arch in ("sm_90", "sm_100") for kind in ("segments", "columns")),
+    *(("sm_80", "extract_columns", 16, D) for D in (40, 64)),
+    ("sm_80", "colsum", 16, 64),
+    ("sm_90", "prefix", 16, 40),
+}
 QUICK = [
     configs.Key(kind, family, 16, 128)
     for family in ("sm_80", "sm_90", "sm_100")
@@ -52,10 +60,12 @@ def check(arch: str, key: configs.Key, launches) -> None:
             last,
             mma="" if key.kind == "entries" else "full" if rows >= 64 else "any",
             # The loop over cuts inside the loop over keys leaves nothing to pipeline, and one stage means no pipeline.
-            pipelined=arch != "gfx942" and config.stages > 1 and key.kind != "prefix_cuts",
+            # Rows of D elements are known to be aligned if D is a multiple of 16; others are not copied asynchronously.
+            pipelined=arch != "gfx942" and (config.tma or key.D % 16 == 0) and config.stages > 1 and key.kind != "prefix_cuts",
             descriptors=config.tma,
             bits=key.bits,
-            spills=arch != "gfx942" and (key.kind, key.bits, key.D) in configs.SPILLING,
+            spills=(arch != "gfx942" and (key.kind, key.bits, key.D) in configs.SPILLING)
+            or (arch, key.kind, key.bits, key.D) in KNOWN_SPILLS,
         )
 
 
