@@ -62,7 +62,7 @@ bench: setup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --exclude '*.md' .
 
 clean:
 	rm -rf build dist *.egg-info demo-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
