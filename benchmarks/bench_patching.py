@@ -54,7 +54,7 @@ def cached_forward(hf, prefix_cache, suffix, source_z, l, h, positions, first):
     where = None if positions is None else [p - first for p in positions]
     with hooked(replace_z(hf, l, h, source_z[l][first:, h], where)):
         logits = hf(suffix[None], past_key_values=prefix_cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-    prefix_cache.crop(first)
+    prefix_cache.crop(-len(suffix))  # what this forward added
     return logits
 
 
