@@ -1,6 +1,6 @@
 # Everything sets itself up in .venv; nothing asks questions; only PyPI is needed.
 #
-#   make demo      the main job on a real model: which heads does each reasoning step depend on? (some minutes)
+#   make demo      the main job on a real model: which heads does each reasoning step depend on? (5 to 10 minutes)
 #   make test      the quick tests;  make test-all  also the slow ones
 #   make bench     speed, side by side with what hooks can do
 #   make lint      ruff
@@ -19,7 +19,7 @@ TRITON := 3.9.0
 BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py,$(wildcard benchmarks/bench_*.py))
 
 DEMO_OUT ?= demo-results
-DEMO_EXAMPLES ?= 3
+DEMO_EXAMPLES ?= 4
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help

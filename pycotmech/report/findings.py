@@ -61,7 +61,10 @@ def _recurring(top: pd.DataFrame, direction: str) -> str:
     again = sorted(((len(s), l, h, s) for (l, h), s in counts.items() if len(s) > 1), key=lambda x: (-x[0], x[1], x[2]))
     if not again:
         return "No head is among the strongest in more than one step."
-    named = [f"{head_name(l, h)} (steps {listed([str(x) for x in s])})" for _, l, h, s in again[:_SEVERAL]]
+    named = []
+    for n, l, h, found in again[:_SEVERAL]:
+        where = "all steps" if n == n_steps else f"steps {listed([str(step) for step in found])}"
+        named.append(f"{head_name(l, h)} ({where})")
     more = len(again) - len(named)
     return f"Among the strongest in several steps: {listed(named)}" + (f", and {more} more." if more else ".")
 

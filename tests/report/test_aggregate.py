@@ -106,7 +106,7 @@ def test_sentences_say_what_the_numbers_say():
     )
     assert said[0] == f"{first}; then L3H0 (15%)."
     assert said[1] == f"{second}; L1H2 (-30%) works against it."
-    assert "Among the strongest in several steps: L2H1 (steps 0 and 1)." in said
+    assert "Among the strongest in several steps: L2H1 (all steps)." in said
     assert any("half of all positive effects is reached at layer 2 for induction" in s for s in said)
     assert any(s.startswith("4 of 24 effects are larger than rounding alone") for s in said)
     assert not any("rests on" in s for s in said)
