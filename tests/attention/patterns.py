@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def patterns(hf: nn.Module, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention weights [B, L, H, T, T] of an eager model in its own dtype; a float64 model's softmax stays in float64."""
-    with mock.patch("torch.nn.functional.softmax", _softmax):
-        out = hf(ids, attention_mask=mask, output_attentions=True, use_cache=False)
+    """Eager attention weights [B, L, H, T, T] in the model's own dtype; a float64 model's softmax stays in float64."""
+    implementation, hf.config._attn_implementation = hf.config._attn_implementation, "eager"
+    try:
+        with mock.patch("torch.nn.functional.softmax", _softmax):
+            out = hf(ids, attention_mask=mask, output_attentions=True, use_cache=False)
+    finally:
+        hf.config._attn_implementation = implementation
     return torch.stack(out.attentions, 1)
 
 
