@@ -1,7 +1,8 @@
-"""Writes the table in docs/kernels.md: `python -m tests.kernels.kernel_table [word ...]`.
+"""Writes the tables in docs/kernels.md: `python -m tests.kernels.kernel_table [word ...]`.
 
 Compiles what the table lacks ahead of time, a few seconds an entry, no GPU needed. With words, the entries whose row has
-them all (`sm_90 16`) are compiled again; with the word `all`, every entry.
+them all (`sm_90 16`) are compiled again; with the word `all`, every entry. The second table, of the CUDA kernel, is written
+anew each time where nvcc is found.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from pycotmech.kernels import configs
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 BEGIN, END = "<!-- table: generated -->\n", "<!-- end of the table -->"
+CUDA_BEGIN, CUDA_END = "<!-- CUDA table: generated -->\n", "<!-- end of the CUDA table -->"
+CUDA_HEAD = (
+    "| kernel | GPU | dtype | registers | stack | spill stores | spill loads | shared (head 256) |\n"
+    "|---|---|---|---|---|---|---|---|\n"
+)
 DTYPES = {16: torch.bfloat16, 32: torch.float32}
 HEAD = (
     "| kernel | GPU | bits | head | tile | warps | stages | loads | registers | spilled | shared | tensor cores |\n"
@@ -49,6 +55,26 @@ def write(known: dict[str, str]) -> None:
     DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
 
 
+def cuda_rows() -> list[str]:
+    from tests.kernels import nvcc_report
+
+    return [
+        f"| {r.kernel} | {r.arch} | {r.dtype} | {r.registers} | {r.stack} | {r.spill_stores} | {r.spill_loads} | {r.shared} |"
+        for r in nvcc_report.rows()
+    ]
+
+
+def documented_cuda_rows() -> list[str]:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    return re.findall(r"^\|.*\|$", text.split(CUDA_BEGIN)[1].split(CUDA_END)[0], re.M)[2:]
+
+
+def write_cuda() -> None:
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(CUDA_BEGIN)
+    table = CUDA_HEAD + "".join(f"{row}\n" for row in cuda_rows())
+    DOCUMENT.write_text(before + CUDA_BEGIN + table + CUDA_END + rest.split(CUDA_END)[1], encoding="utf-8")
+
+
 def main(words: list[str]) -> None:
     known = {name: row for name in map(label, configs.entries()) for row in rows() if row.startswith(name)}
     for key in configs.entries():
@@ -58,6 +84,10 @@ def main(words: list[str]) -> None:
             print(known[name], flush=True)
             write(known)
     write(known)
+    from tests.kernels import nvcc_report
+
+    if nvcc_report.find_nvcc() is not None:
+        write_cuda()
 
 
 if __name__ == "__main__":

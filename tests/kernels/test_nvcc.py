@@ -28,6 +28,13 @@ def test_nothing_is_spilled_and_it_fits():
 
 
 @needs_nvcc
+def test_the_document_shows_the_report():
+    from tests.kernels import kernel_table
+
+    assert kernel_table.documented_cuda_rows() == kernel_table.cuda_rows(), "run `python -m tests.kernels.kernel_table`"
+
+
+@needs_nvcc
 def test_it_compiles_without_a_warning():
     assert "warning" not in nvcc_report.compile_for(nvcc_report.find_nvcc(), "sm_90a")
 
