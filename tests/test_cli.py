@@ -133,7 +133,7 @@ def test_other_weights_under_the_same_name_are_refused(finished, shell, monkeypa
     assert code == 2 and "weights was" in err and "now another" in err
 
 
-def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, shell):
+def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, shell, interruptible):
     out = tmp_path / "out"
     settings = ("--model", "tiny-cot", "--examples", "40", "--shots", "0", "--steps", "5,9", "--threads", "1")
     arguments = [sys.executable, "-m", "pycotmech", "run", *settings, "--out", str(out)]

@@ -132,7 +132,7 @@ def test_the_mark_comes_after_the_data(tmp_path, monkeypatch):
     assert (results.state() == State.PENDING).all()
 
 
-def test_ctrl_c_waits_for_a_write():
+def test_ctrl_c_waits_for_a_write(interruptible):
     reached = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():
         os.kill(os.getpid(), signal.SIGINT)
