@@ -1,0 +1,146 @@
+"""What an analysis costs: predicted before it runs, and counted while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pycotmech.cot.analyses.cells import Cells
+    from pycotmech.model import Model
+    from pycotmech.model.families import ModelConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work, additive.
+
+    forwards: passes of one whole prompt through the model, as a hook-based program would count them.
+    token_forwards: rows through all the layers: what is really computed. flop: of the matrix products of these rows and of
+        the unembedding. memory: bytes held at once beyond the model; the largest part, not the sum.
+    """
+
+    forwards: float = 0.0
+    token_forwards: float = 0.0
+    flop: float = 0.0
+    memory: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forwards + other.forwards,
+            self.token_forwards + other.token_forwards,
+            self.flop + other.flop,
+            max(self.memory, other.memory),
+        )
+
+    def __mul__(self, n: float) -> Cost:
+        """n times the same, one after another."""
+        return Cost(n * self.forwards, n * self.token_forwards, n * self.flop, self.memory)
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        return f"{self.forwards:,.0f} forwards, {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes on which costs depend: examples and steps that count, prompt lengths in tokens.
+
+    length: mean prompt length T; suffix: mean number of positions from the first one that differs between clean and
+    corrupted to the end; shared: tokens that every prompt begins with.
+    """
+
+    examples: int
+    cells: int
+    length: float
+    suffix: float
+    shared: int
+
+
+def workload(cells: Cells) -> Workload:
+    """Of the cells an analysis works on."""
+    steps = [cell.step for cell in cells]
+    lengths = [len(step.clean) for step in steps]
+    suffixes = [len(step.clean) - min(step.differs) for step in steps]
+    n = len(steps)
+    used = int(cells.right.any(1).sum())
+    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, len(cells.examples.shared_ids))
+
+
+def row_flop(cfg: ModelConfig) -> float:
+    """Floating-point operations of the matrix products of one row through all layers, attention's own not counted."""
+    heads = cfg.n_heads * cfg.d_head
+    per_layer = cfg.d_model * (2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head + 3 * cfg.d_mlp)
+    return 2.0 * cfg.n_layers * per_layer
+
+
+def rows_cost(cfg: ModelConfig, rows: float, *, forwards: float = 0.0, read: float = 0.0, memory: float = 0.0) -> Cost:
+    """Cost of `rows` rows through all layers, of which `read` go through the whole unembedding."""
+    return Cost(forwards, rows, rows * row_flop(cfg) + read * 2.0 * cfg.d_model * cfg.d_vocab, memory)
+
+
+class Meter:
+    """What was really computed while it was on: rows through the parts of the layers, rows through the unembedding."""
+
+    def __init__(self) -> None:
+        self.flop = 0.0
+        self.layer_rows = 0.0
+        self.seconds = 0.0
+        self._layers = 1
+
+    @property
+    def token_forwards(self) -> float:
+        return self.layer_rows / self._layers
+
+    def cost(self, forwards: float = 0.0) -> Cost:
+        return Cost(forwards, self.token_forwards, self.flop)
+
+
+@contextlib.contextmanager
+def metered(model: Model) -> Iterator[Meter]:
+    """Counts the rows that the engine takes through this model's stages. Attention's own products are not counted.
+
+    A row counts as a layer-row with its MLP, the largest part of a layer. What calls the Hugging Face model itself is not
+    seen: the engine does not. Meters may be nested; each sees everything within it.
+    """
+    family, cfg, meter = model.family, model.cfg, Meter()
+    meter._layers = cfg.n_layers
+    heads, kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
+
+    def counted(name: str, flop_per_row: float, layer_row: float) -> None:
+        before = getattr(family, name)
+
+        def call(l: int, x: Any, *args: Any, **kwargs: Any) -> Any:
+            meter.flop += len(x) * flop_per_row
+            meter.layer_rows += len(x) * layer_row
+            return before(l, x, *args, **kwargs)
+
+        setattr(family, name, call)
+
+    def counted_logits(before: Any) -> Any:
+        def call(x: Any, token_ids: Any = None) -> Any:
+            meter.flop += 2.0 * len(x) * cfg.d_model * (cfg.d_vocab if token_ids is None else len(token_ids))
+            return before(x, token_ids)
+
+        return call
+
+    names = ("qkv", "attn_out", "mlp_out", "logits")
+    own = {name: vars(family)[name] for name in names if name in vars(family)}
+    counted("qkv", 2.0 * cfg.d_model * (heads + 2 * kv), 0.0)
+    counted("attn_out", 2.0 * cfg.d_model * heads, 0.0)
+    counted("mlp_out", 6.0 * cfg.d_model * cfg.d_mlp, 1.0)
+    family.logits = counted_logits(family.logits)  # type: ignore[method-assign]
+    start = time.perf_counter()
+    try:
+        yield meter
+    finally:
+        meter.seconds = time.perf_counter() - start
+        for name in names:
+            if name in own:
+                setattr(family, name, own[name])
+            else:
+                delattr(family, name)

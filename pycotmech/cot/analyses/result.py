@@ -1,0 +1,137 @@
+"""What every analysis returns: labelled arrays with per-example values, intervals, a table, a plot, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import xarray as xr
+
+from pycotmech.cot.analyses import bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.analyses.cells import Cells
+    from pycotmech.cot.analyses.cost import Meter
+    from pycotmech.model import Model
+
+Progress = Callable[[float, float], None]
+"""Called with (done, in all)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A result. data: an xarray Dataset with labelled axes (example, step, layer, head, ...); NaN where a step of an example
+    does not count. about: model, definition, settings, source in the paper, cost.
+
+    Subclasses say what the variables are, and fill in `table`, `plot` and `findings`.
+    """
+
+    data: xr.Dataset
+    about: Mapping[str, Any] = field(repr=False)
+
+    name: ClassVar[str] = ""
+    """As the function is called; the file stem of a stored result."""
+    title: ClassVar[str] = ""
+
+    # ---- to read ---------------------------------------------------------------------------------------------------
+
+    def interval(self, variable: str, *, over: str = "example", level: float = bootstrap.LEVEL, seed: int = 0) -> xr.Dataset:
+        """Mean over examples of a variable, with its bootstrap interval: mean, low, high, n on the remaining axes."""
+        if variable not in self.data or over not in self.data[variable].dims:
+            known = [name for name, v in self.data.items() if over in v.dims]
+            raise ValueError(f"variable: got {variable!r}; expected one with the axis {over!r}: {', '.join(map(str, known))}")
+        values = self.data[variable].transpose(over, ...)
+        found = bootstrap.mean_interval(values.values, level=level, seed=seed)
+        first = values.isel({over: 0}, drop=True)
+        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def table(self) -> pd.DataFrame:
+        """The numbers one would want in a table, with their intervals."""
+        raise NotImplementedError
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """A matplotlib figure, saved to `path` if given."""
+        raise NotImplementedError
+
+    def findings(self) -> list[str]:
+        """What the numbers say, in sentences that hold only what they bear out."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        head = f"{self.title} ({self.about['model']}; {self.about['source']})"
+        return "\n".join([head, *(f"  {line}" for line in self.findings())])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>" + self.table().to_html()
+
+    # ---- to keep ---------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | PathLike) -> Path:
+        """Writes <folder>/<name>.zarr (replaced if it is there) and returns its path; `load` reads it back."""
+        path = Path(folder) / f"{self.name}.zarr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = json.dumps(self.about, default=_plain)
+        kept = self.data.assign_attrs(about=about)
+        words = {k: v.astype(object) for k, v in kept.variables.items() if v.dtype.kind == "U"}  # fixed widths are no standard
+        kept.assign({k: v for k, v in words.items() if k in kept.data_vars}).assign_coords(
+            {k: v for k, v in words.items() if k in kept.coords}
+        ).to_zarr(path, mode="w", consolidated=False, zarr_format=3)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | PathLike):
+        """What `save` wrote into the folder. Raises FileNotFoundError if it is not there."""
+        path = Path(folder) / f"{cls.name}.zarr"
+        if not path.is_dir():
+            raise FileNotFoundError(f"folder: {folder} holds no {cls.name}.zarr; expected one written by {cls.__name__}.save")
+        data = xr.load_dataset(path, engine="zarr", consolidated=False)
+        about = json.loads(data.attrs.pop("about"))
+        return cls(data, about)
+
+
+def about(
+    model: Model, cells: Cells, *, source: str, definition: str, settings: Mapping[str, Any], meter: Meter | None = None
+) -> dict[str, Any]:
+    """How a result was made. source: in the paper, as "E1, sections ..."; definition: in words; meter: what it cost."""
+    task = {k: getattr(cells.examples, k) for k in ("hops", "shots", "ontology", "style", "order", "distractors", "seed")}
+    out: dict[str, Any] = {
+        "model": model.name,
+        "notes": list(model.notes),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "source": source,
+        "definition": definition,
+        "settings": dict(settings),
+        "task": task,
+        "examples": len(cells.examples),
+        "cells": len(cells),
+    }
+    if meter is not None:
+        out["cost"] = {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds}
+    return out
+
+
+def top_cells(values: xr.DataArray, k: int, dims: Sequence[str] = ("layer", "head"), *, by_size: bool = False) -> list[tuple]:
+    """The k largest entries (by_size: largest |entries|) of values over `dims`: (*place, value); ties to the lower place."""
+    grid = values.transpose(*dims).values
+    score = np.abs(grid) if by_size else grid
+    flat = np.where(np.isnan(score), -np.inf, score).ravel()
+    order = np.argsort(-flat, kind="stable")[: min(k, int(np.isfinite(flat).sum()))]
+    places = (np.unravel_index(int(o), grid.shape) for o in order)
+    return [(*(values[d].values[i] for d, i in zip(dims, place)), float(grid[place])) for place in places]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as something it knows."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
