@@ -2,6 +2,7 @@
 
 from pycotmech.model.families import LlamaFamily, ModelConfig
 from pycotmech.model.model import Model, resolve_positions
+from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import Activations, KeyValues, Packed, forward_packed
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Packed",
+    "Prefixes",
     "forward_packed",
     "resolve_positions",
 ]

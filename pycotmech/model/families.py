@@ -93,6 +93,25 @@ class LlamaFamily:
                 f"model: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
             )
 
+    def is_plain(self) -> bool:
+        """Whether every module is exactly the library's own with nothing attached: its output follows from its weights."""
+        llama = modeling_llama
+        kinds: dict[str, tuple[type, ...]] = {
+            "input_layernorm": (llama.LlamaRMSNorm,),
+            "post_attention_layernorm": (llama.LlamaRMSNorm,),
+            "mlp": (llama.LlamaMLP,),
+            "mlp.act_fn": (SiLUActivation, nn.SiLU),
+            **{f"self_attn.{name}": (nn.Linear,) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+            **{f"mlp.{name}": (nn.Linear,) for name in ("gate_proj", "up_proj", "down_proj")},
+        }
+        around = _plain(self.base.embed_tokens, nn.Embedding) and _plain(self.base.rotary_emb, llama.LlamaRotaryEmbedding)
+        return around and all(_plain(layer.get_submodule(m), *kind) for layer in self.layers for m, kind in kinds.items())
+
+    def constants(self) -> tuple[float, ...]:
+        """Numbers besides the weights that its output follows from."""
+        norms = (norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+        return (self.scale, float(self.base.rotary_emb.attention_scaling), *(norm.variance_epsilon for norm in norms))
+
     def _never_called(self):
         yield "the model itself", self.hf
         yield "model", self.base

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pycotmech.model.check import check_against_hf
 from pycotmech.model.families import ModelConfig, family_of
+from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import Activations, run
 
 Tokens = Tensor | Sequence[int] | str
@@ -43,6 +44,8 @@ class Model:
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
         self.prepend_bos = prepend_bos
         self.notes = tuple(notes)
+        self.prefixes = Prefixes(self.family)
+        """What sweeps keep of the beginnings of prompts: `.clear()`, `.nbytes`, `.limit`."""
         if check:
             check_against_hf(self.family)
 

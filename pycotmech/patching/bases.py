@@ -69,11 +69,6 @@ def common_prefix(prompts: Sequence[Tensor]) -> int:
     return n if bool(same.all()) else int(same.int().argmin())
 
 
-def run_prefix(family: LlamaFamily, tokens: Tensor) -> KeyValues | None:
-    """Keys and values of a shared prefix; None for an empty one."""
-    return forward_packed(family, [tokens]).key_values(0, None) if len(tokens) else None
-
-
 def run_pairs(
     family: LlamaFamily,
     base_prompts: Sequence[Tensor],

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching import planner
-from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_pairs, run_prefix
+from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_pairs
 from pycotmech.patching.edits import JOINS_AT, heads_of, reaches
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.patching.late import PER_QUERY, Entries, LateEdits, SourceValues
@@ -60,7 +61,7 @@ def patch_pairs(
             "by_position: the prompts have different lengths, so positions do not correspond; expected equal lengths"
         )
     evaluator = Evaluator(model.family, budget, return_logits, progress)
-    job = PatchJob(model.family, pairs, targets, direction, metric, site, places, by_position, seed, evaluator)
+    job = PatchJob(model.family, model.prefixes, pairs, targets, direction, metric, site, places, by_position, seed, evaluator)
     for i in range(len(pairs)):
         if not any(bool(job.reach(i)[l].any()) for l, _ in places):
             raise ValueError(
@@ -118,6 +119,7 @@ class PatchJob:
     """
 
     family: LlamaFamily
+    prefixes: Prefixes
     pairs: list[Pair]
     targets: list[list[int]]
     direction: str
@@ -146,7 +148,7 @@ class PatchJob:
 
     def run(self) -> Outcome:
         prompts = [t[: p.read + 1] for p in self.pairs for t in (p.clean, p.corrupted)]
-        past = run_prefix(self.family, prompts[0][: common_prefix(prompts)])
+        past = self.prefixes.key_values(prompts[0][: common_prefix(prompts)], self.evaluator.budget)
         sizes = [
             self.evaluator.base_bytes(p.read + 1, p.read + 1 - p.first, (*self.base_sites, *self.source_sites))
             for p in self.pairs

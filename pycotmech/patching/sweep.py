@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching import planner
-from pycotmech.patching.bases import Bases, Stage, run_pairs, run_prefix
+from pycotmech.patching.bases import Bases, Stage, run_pairs
 from pycotmech.patching.edits import Layout, Variant, lay_out
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.patching.late import LateEdits
@@ -60,7 +60,7 @@ def sweep(
 
     first = int(layout.first.min())
     sites = _kept_sites(layout)
-    past = run_prefix(model.family, tokens[:first])
+    past = model.prefixes.key_values(tokens[:first], job.budget)
     runs = run_pairs(
         model.family, [tokens], [], past=past, first=[first], read=[where], sites=sites, source_sites=()
     )  # fmt: skip
