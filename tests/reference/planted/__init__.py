@@ -1,0 +1,35 @@
+"""Models whose circuits are known because they were written by hand.
+
+    from tests.reference import planted
+
+    p = planted.induction()
+    p.heads                       # {"previous": (0, 1), "writer": (1, 2)}
+    prompt = p.prompts(1)[0]      # tokens, corrupted, answer, wrong, positions, segments
+    pcm.patch_heads(p.model, prompt.tokens, prompt.corrupted)
+
+`ALL` maps each name to its function; `nothing` is the model in which nothing was planted.
+"""
+
+from tests.reference.planted.models import Planted, Prompt, bigram, copying, induction, nothing, parallel, relation
+from tests.reference.planted.words import BOS, CONCEPTS, CONTENT, ID, NAMES, PROPERTIES, WORDS
+
+ALL = {f.__name__: f for f in (induction, copying, bigram, parallel, relation)}
+
+__all__ = [
+    "ALL",
+    "BOS",
+    "CONCEPTS",
+    "CONTENT",
+    "ID",
+    "NAMES",
+    "PROPERTIES",
+    "WORDS",
+    "Planted",
+    "Prompt",
+    "bigram",
+    "copying",
+    "induction",
+    "nothing",
+    "parallel",
+    "relation",
+]
