@@ -6,7 +6,7 @@ rows of one matrix, on keys and values of the prefix that were computed once; an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,9 @@ from pycotmech.model.sites import QUERY_SITES, RESIDUAL_SITES, parse_site
 
 ROW_BLOCK = 2048
 """Rows that go through the stages of a layer together: bounds temporary memory, keeps matrix products large."""
+
+EditZ = Callable[[int, Tensor, Tensor | None], Tensor]
+"""(layer, z [n, H, D], packed row numbers [n], None: all rows) -> the z that goes on; it may be changed in place."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,15 @@ def forward_packed(
     *,
     sites: Sequence[str] = (),
     read: Tensor | None = None,
+    edit_z: EditZ | None = None,
 ) -> Packed:
     """Runs sequences that continue the same past (or start at position 0) through the model as packed rows.
 
     sequences: token ids, each [S_i]; sites: what to keep, for all rows and layers.
     read: packed row numbers whose final residual is wanted. Without sites, the last layer computes queries, attention and
     MLP for these rows only (none: only its keys and values).
+    edit_z: what every layer does to z in front of its output projection; layers above see its consequences. The past is
+    taken as it is: an edit that reaches it has to be made where the past is computed.
     """
     cfg = family.cfg
     lengths = [len(s) for s in sequences]
@@ -115,9 +121,11 @@ def forward_packed(
             q = family.qkv(l, x)[0]
             ops.rope(q, cos[read], sin[read])
             z = attend.rows(l, q, k_own, v_own, read)
+            z = z if edit_z is None else edit_z(l, z, read)
             x = x + family.attn_out(l, z)
             return Packed(offsets, own[0], own[1], kept, x + family.mlp_out(l, x))
         z = attend.all(l, q_all, k_own, v_own)
+        z = z if edit_z is None else edit_z(l, z, None)
         for a, b in blocks(R):
             keep("z", l, a, b, z[a:b])
             out = family.attn_out(l, z[a:b])
