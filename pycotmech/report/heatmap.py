@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +42,34 @@ def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | P
 def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) -> Figure:
     """All steps of a run beside each other, on one scale."""
     about, identity = steps.attrs["about"], steps.attrs["identity"]
-    shown = [i for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]
-    grids = [steps["restoration"].isel(step=i).transpose("layer", "head").values for i in shown]
-    limit = _limit(grids)
-    rows = math.ceil(len(shown) / 5)
-    columns = math.ceil(len(shown) / rows)
+    shown = [steps.isel(step=i) for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]
+    return maps_figure(
+        [here["restoration"].transpose("layer", "head").values for here in shown],
+        [f"{int(here['step'])} {here['kind'].values}\nn = {int(here['n'])}" for here in shown],
+        title=f"{about['model']['name']}: what each head restores by itself, step by step",
+        lines=list(about["model"]["notes"]),
+        label=_bar_label(identity["metric"], identity["direction"], True),
+        path=path,
+    )
+
+
+def maps_figure(
+    grids: Sequence[NDArray],
+    titles: Sequence[str],
+    *,
+    title: str,
+    lines: Sequence[str] = (),
+    label: str,
+    across: str = "head",
+    path: str | PathLike | None = None,
+) -> Figure:
+    """Heat maps [layer, head] beside each other, five in a row, on one scale that is the same to both sides of 0.
+
+    titles: of the maps; title and lines: of the figure; label: of the colour bar; across: what the x axis counts.
+    """
+    limit = _limit(list(grids))
+    rows = math.ceil(len(grids) / 5)
+    columns = math.ceil(len(grids) / rows)
     n_layers, n_heads = grids[0].shape
     width = min(max(1.5, 0.16 * n_heads), 4.0)
     height = min(max(1.4, 0.105 * n_layers), 5.0)
@@ -53,22 +77,20 @@ def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) ->
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     image: Any = None
     for at, axis in enumerate(axes.ravel()):
-        if at >= len(shown):
+        if at >= len(grids):
             axis.set_visible(False)
             continue
-        here = steps.isel(step=shown[at])
         image = _draw(axis, grids[at], limit)
-        axis.set_title(f"{int(here['step'])} {here['kind'].values}\nn = {int(here['n'])}", fontsize=9)
+        axis.set_title(titles[at], fontsize=9)
         axis.label_outer()
         if at % columns == 0:
             axis.set_ylabel("layer")
-        if at + columns >= len(shown):
-            axis.set_xlabel("head")
+        if at + columns >= len(grids):
+            axis.set_xlabel(across)
             axis.tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
-    bar.set_label(_bar_label(identity["metric"], identity["direction"], True))
-    lines = [f"{about['model']['name']}: what each head restores by itself, step by step", *about["model"]["notes"]]
-    _frame(figure, lines[0], lines[1:])
+    bar.set_label(label)
+    _frame(figure, title, list(lines))
     return _saved(figure, path)
 
 

@@ -12,16 +12,6 @@ from pycotmech.cot.analyses.result import Analysis, about, top_cells
 from tests.reference.tiny import tiny_llama
 
 
-@pytest.fixture(scope="module")
-def model():
-    return pcm.Model.from_pretrained("tiny-cot")
-
-
-@pytest.fixture(scope="module")
-def examples(model):
-    return pcm.cot.make_examples(3, shots=2, tokenizer=model.tokenizer, bos=model.prepend_bos, seed=4)
-
-
 def test_grade_is_teacher_forcing_with_the_model_itself(model, examples):
     graded = pcm.cot.grade(model, examples)
     for e, example in enumerate(examples):

@@ -1,0 +1,101 @@
+"""Results with one score for each head: how they are tabled and drawn."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import xarray as xr
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.result import Analysis, top_cells
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+class HeadAnalysis(Analysis):
+    """An analysis whose main variable is a score per head, [example, step, layer, head]."""
+
+    main: ClassVar[str] = ""
+    """The variable that is tabled and drawn."""
+    label: ClassVar[str] = ""
+    """What its numbers are, for the colour bar."""
+    by_size: ClassVar[bool] = True
+    """Whether heads rank by the size of their score, or by the score."""
+
+    def scores(self, variable: str | None = None) -> xr.Dataset:
+        """Mean over examples with its interval: mean, low, high, n [step, layer, head]."""
+        return self.interval(variable or self.main)
+
+    def top(self, step: int, k: int = 5) -> list[tuple[int, int, float]]:
+        """The k strongest heads of a step: [(layer, head, mean score), ...]."""
+        mean = self.scores()["mean"].sel(step=step)
+        return [(int(l), int(h), v) for l, h, v in top_cells(mean, k, by_size=self.by_size)]
+
+    def table(self, k: int = 5) -> pd.DataFrame:
+        """The k strongest heads of each step: step, kind, rank, layer, head, mean, low, high, n, clear (interval without 0)."""
+        import pandas as pd
+
+        found, rows = self.scores(), []
+        for i, step in enumerate(self.data["step"].values):
+            here = found.isel(step=i)
+            for rank, (l, h, value) in enumerate(top_cells(here["mean"], k, by_size=self.by_size), 1):
+                one = here.sel(layer=l, head=h)
+                low, high = float(one["low"]), float(one["high"])
+                rows.append(
+                    {
+                        "step": int(step),
+                        "kind": str(self.data["kind"].values[i]),
+                        "rank": rank,
+                        "layer": int(l),
+                        "head": int(h),
+                        "mean": value,
+                        "low": low,
+                        "high": high,
+                        "n": int(one["n"]),
+                        "clear": bool(low > 0 or high < 0),
+                    }
+                )
+        names = ("step", "kind", "rank", "layer", "head", "mean", "low", "high", "n", "clear")
+        return pd.DataFrame(rows, columns=list(names))
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Heat maps of the mean over examples, one for each step, layers upward."""
+        from pycotmech.report.heatmap import maps_figure
+
+        found = self.scores()
+        count = found["n"].max(("layer", "head")).values
+        shown = [i for i in range(len(count)) if count[i] > 0]
+        kinds, steps = self.data["kind"].values, self.data["step"].values
+        return maps_figure(
+            [found["mean"].isel(step=i).transpose("layer", "head").values for i in shown],
+            [f"{steps[i]} {kinds[i]}\nn = {count[i]}" for i in shown],
+            title=f"{self.about['model']}: {self.title}",
+            lines=[self.about["definition"], *self.about["notes"]],
+            label=self.label,
+            path=path,
+        )
+
+    def _strongest(self, number: str = "{:+.3f}") -> list[str]:
+        """For each step the strongest head with its interval, in words."""
+        out = []
+        for row in self.table(1).itertuples():
+            at = f"step {row.step} ({row.kind}, n = {row.n}): L{row.layer}H{row.head} {number.format(row.mean)}"
+            inside = f" [{number.format(row.low)}, {number.format(row.high)}]" if np.isfinite(row.low) else ""
+            out.append(at + inside)
+        return out
+
+
+def layer_share(score: xr.DataArray, first: int) -> bootstrap.Interval:
+    """Share of the positive score that lies in layers from `first` on, a ratio of means over examples with its interval.
+
+    score [example, ..., layer, head]; whatever stands between is summed with the heads.
+    """
+    positive = score.clip(min=0)
+    rest = [d for d in score.dims if d not in ("example", "layer")]
+    by_layer = positive.sum(rest, min_count=1)
+    above = by_layer.isel(layer=slice(first, None)).sum("layer", min_count=1)
+    return bootstrap.ratio_interval(above.values, by_layer.sum("layer", min_count=1).values)

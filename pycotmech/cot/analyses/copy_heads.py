@@ -1,0 +1,148 @@
+"""Heads that look at the answer where it stands in the prompt, and write it (PAPER: E4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pycotmech.cot.analyses.by_head import HeadAnalysis
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.result import Progress, about
+from pycotmech.cot.analyses.rows import ReadRow, head_outputs, read_rows, word_spans
+from pycotmech.cot.examples import Examples
+from pycotmech.cot.steps import Graded
+from pycotmech.model.families import LlamaFamily, ModelConfig
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+Definition = Literal["exact", "paper"]
+
+
+class CopyHeads(HeadAnalysis):
+    """Attention to the answer's word, and what is written of it.
+
+    data: `attention` [example, step, layer, head], of the position that predicts the answer to the last place where its word
+    stands, all its tokens; `attention_all` to all the places outside the shots; `written`, what the head adds to the
+    answer's logit; `copying` = attention * written where both are positive, else 0: it looks there and writes it.
+    NaN where the word stands nowhere in front.
+    """
+
+    name, title = "copy_heads", "Heads that look at the answer's word and write it"
+    main, label, by_size = "copying", "attention × logit written", False
+
+    def findings(self) -> list[str]:
+        """For each step the strongest copier with its attention and what it writes; how attention and writing agree."""
+        lines = []
+        for row in self.table(1).itertuples():
+            one = self.data.sel(step=row.step, layer=row.layer, head=row.head).mean("example")
+            lines.append(
+                f"step {row.step} ({row.kind}, n = {row.n}): L{row.layer}H{row.head} looks at the word with "
+                f"{float(one['attention']):.2f} of its attention and adds {float(one['written']):+.2f} to the answer's logit "
+                f"(product {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])"
+            )
+        mean = self.data.mean("example")
+        a, w = mean["attention"].values.ravel(), mean["written"].values.ravel()
+        fine = np.isfinite(a) & np.isfinite(w)
+        if fine.sum() > 2 and a[fine].std() > 0 and w[fine].std() > 0:
+            lines.append(
+                f"correlation of attention and writing over heads and steps: {np.corrcoef(a[fine], w[fine])[0, 1]:.2f}"
+            )
+        return lines
+
+
+def copy_heads(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    definition: Definition = "exact",
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> CopyHeads:
+    """Attention of every head from the position that predicts the answer to the answer's word, and its logit contribution.
+
+    definition "exact": the word's places are found by word (in any number and case, all its tokens, outside the shots), and
+        `written` is the head's direct contribution to the answer's logit with the true final norm of the run: summed over
+        heads, embedding and MLPs it is the logit itself.
+    definition "paper": the last place of the answer's first token by id, wherever it is (PAPER: F8), and `written` is the
+        plain product of the head's output with the answer's row of the unembedding, without the norm's weights (F13).
+    steps, right: as `cells.choose`.
+    Raises TypeError or ValueError naming the argument.
+    Cost: one forward pass per cell behind the shared prefix; the weights of one row, L H T numbers.
+    Source: PAPER E4.
+    """
+    if definition not in get_args(Definition):
+        raise ValueError(f"definition: got {definition!r}; expected 'exact' or 'paper'")
+    cells = choose(model, examples, steps=steps, right=right)
+    cfg = model.cfg
+    shape = (cfg.n_layers, cfg.n_heads)
+    found = {name: cells.empty(*shape) for name in ("attention", "attention_all", "written")}
+    with metered(model) as meter:
+        for i, row in enumerate(read_rows(model, cells, ("z",), attention=True, memory_gb=memory_gb)):
+            at = row.cell.e, row.cell.s
+            step = row.cell.step
+            spans = _by_id(step.clean, step.answer) if definition == "paper" else word_spans(step)
+            assert row.attention is not None
+            if spans:
+                weights = [row.attention[..., s].sum(-1).double() for s in spans]
+                found["attention"][at] = weights[-1].cpu().numpy()
+                found["attention_all"][at] = torch.stack(weights).sum(0).cpu().numpy()
+            found["written"][at] = written(model.family, row, step.answer, raw=definition == "paper").cpu().numpy()
+            if progress is not None:
+                progress(i + 1, len(cells))
+    found["copying"] = found["attention"].clip(min=0) * found["written"].clip(min=0)
+    dims = ("example", "step", "layer", "head")
+    where = "the last place of the answer's word" if definition == "exact" else "the last place of its first token's id"
+    facts = about(
+        model,
+        cells,
+        source="PAPER E4",
+        definition=f"attention of the last position to {where}; "
+        + ("direct logit contribution with the true final norm" if definition == "exact" else "product with W_U, no norm"),
+        settings={"definition": definition, "seed": seed},
+        meter=meter,
+    )
+    axes = {**cells.coords, "layer": np.arange(shape[0]), "head": np.arange(shape[1])}
+    return CopyHeads(xr.Dataset({k: (dims, v) for k, v in found.items()}, coords=axes), facts)
+
+
+def _by_id(tokens: Tensor, token: int) -> list[slice]:
+    return [slice(p, p + 1) for p in (tokens == token).nonzero().flatten().tolist()]
+
+
+def written(family: LlamaFamily, row: ReadRow, token: int, *, raw: bool = False) -> Tensor:
+    """What each head adds to a token's logit at the row that is read, float64 [L, H].
+
+    The final norm divides by the root mean square of the whole row, so the logit is a sum over what was added to the row
+    (raw: the plain product with the unembedding's row, neither divided nor weighted).
+    """
+    out = head_outputs(family, row.sites["z"]).double()
+    direction = family.hf.lm_head.weight[token].detach().double()
+    if not raw:
+        norm = family.base.norm
+        rms = (row.final.double().square().mean() + norm.variance_epsilon).sqrt()
+        direction = direction * norm.weight.detach().double() / rms
+    return out @ direction
+
+
+def cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Predicted: each prompt behind the shared prefix once."""
+    rows = workload.cells * (workload.length - workload.shared) + workload.shared * (cfg.n_layers - 1) / cfg.n_layers
+    held = 4.0 * cfg.n_layers * cfg.n_heads * workload.length
+    return rows_cost(cfg, rows, forwards=workload.cells, memory=held)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Theirs: one full forward per cell with all attention patterns kept (PAPER: section 3, E4)."""
+    rows = workload.cells * workload.length
+    patterns = 4.0 * cfg.n_layers * cfg.n_heads * workload.length**2 * workload.cells
+    return rows_cost(cfg, rows, forwards=workload.cells, read=rows, memory=patterns)

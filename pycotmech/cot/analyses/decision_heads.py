@@ -1,0 +1,134 @@
+"""How far each head alone takes the residual stream of its layer to the answer (PAPER: E3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.by_head import HeadAnalysis
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.result import Progress, about
+from pycotmech.cot.analyses.rows import head_outputs, read_rows
+from pycotmech.cot.examples import Examples
+from pycotmech.cot.steps import Graded
+from pycotmech.model.families import LlamaFamily, ModelConfig
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+_LOGIT_ROWS = 256
+
+
+class DecisionHeads(HeadAnalysis):
+    """The answer's probability by the logit lens, at the position that predicts it.
+
+    data: `p_mid` [example, step, layer] with the whole attention of the layer added, `p_pre` [example, step, layer] with
+    none of it, `p_head` [example, step, layer, head] with this head's output alone; `gain` = p_head - p_pre.
+    """
+
+    name, title = "decision_heads", "Answer probability that each head alone brings to its layer"
+    main, label, by_size = "gain", "change of the answer's probability", True
+
+    def relative(self) -> xr.Dataset:
+        """mu = (p_mid - p_head) / p_mid, means over examples first (PAPER: E3): mean, low, high, n [step, layer, head].
+
+        0: the head alone reaches its layer's probability; negative: it exceeds it, the rest of the layer works against it.
+        """
+        alone = self.data["p_head"].transpose("example", "step", "layer", "head")
+        whole = self.data["p_mid"].transpose("example", "step", "layer").values[..., None]
+        found = bootstrap.ratio_interval(whole - alone.values, whole)
+        first = alone.isel(example=0, drop=True)
+        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def findings(self) -> list[str]:
+        """For each step the head that brings most; where in the layers the answer appears."""
+        lines = self._strongest()
+        half = self.interval("p_mid")["mean"]
+        last = half.isel(layer=-1)
+        for i, step in enumerate(self.data["step"].values):
+            curve = half.isel(step=i).values
+            if np.isfinite(curve).any():
+                first = int(np.argmax(curve >= 0.5 * np.nanmax(curve)))
+                top = float(last.isel(step=i))
+                lines.append(
+                    f"step {step}: after the attention of layer {first} the lens gives half of its largest probability "
+                    f"of the answer ({np.nanmax(curve):.2f}; after the last attention {top:.2f})"
+                )
+        return lines
+
+
+def decision_heads(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> DecisionHeads:
+    """The answer's probability from the residual stream before a layer plus one head's output, for every head.
+
+    p_head[l, h] = U(resid_pre[l] + z[l, h] W_O[l, h])[answer], with U the final norm and the unembedding, at the position
+    that predicts the answer; its first token, as the model writes it there. Nothing is patched: the model runs once.
+    steps, right: as `cells.choose`. seed: of nothing here, kept in the result.
+    Raises TypeError or ValueError naming the argument.
+    Cost: one forward pass per cell behind the shared prefix, and L (H + 2) rows through the unembedding.
+    Source: PAPER E3.
+    """
+    cells = choose(model, examples, steps=steps, right=right)
+    cfg = model.cfg
+    L, H = cfg.n_layers, cfg.n_heads
+    p = {"p_pre": cells.empty(L), "p_mid": cells.empty(L), "p_head": cells.empty(L, H)}
+    with metered(model) as meter:
+        for i, row in enumerate(read_rows(model, cells, ("resid_pre", "resid_mid", "z"), memory_gb=memory_gb)):
+            pre, mid = row.sites["resid_pre"], row.sites["resid_mid"]
+            alone = pre[:, None] + head_outputs(model.family, row.sites["z"])
+            at = row.cell.e, row.cell.s
+            answer = row.cell.step.answer
+            for name, rows in (("p_pre", pre), ("p_mid", mid), ("p_head", alone.flatten(0, 1))):
+                p[name][at] = probability(model.family, rows, answer).view(p[name].shape[2:]).numpy()
+            if progress is not None:
+                progress(i + 1, len(cells))
+    dims = ("example", "step", "layer", "head")
+    data = {name: (dims[: value.ndim], value) for name, value in p.items()}
+    data["gain"] = (dims, p["p_head"] - p["p_pre"][..., None])
+    facts = about(
+        model,
+        cells,
+        source="PAPER E3",
+        definition="probability of the answer by the logit lens of resid_pre plus one head's output, at the last position",
+        settings={"seed": seed},
+        meter=meter,
+    )
+    return DecisionHeads(xr.Dataset(data, coords={**cells.coords, "layer": np.arange(L), "head": np.arange(H)}), facts)
+
+
+def probability(family: LlamaFamily, rows: Tensor, token: int) -> Tensor:
+    """Rows of the residual stream [R, d] -> the probability of a token by the final norm and the unembedding, float64 [R]."""
+    out = []
+    with torch.no_grad():
+        for some in rows.split(_LOGIT_ROWS):
+            logits = family.logits(some)
+            out.append(torch.exp(logits[:, token] - torch.logsumexp(logits, -1)).double().cpu())
+    return torch.cat(out)
+
+
+def cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Predicted: each prompt behind the shared prefix once, and the lens of L (H + 2) rows of each."""
+    rows = workload.cells * (workload.length - workload.shared) + workload.shared * (cfg.n_layers - 1) / cfg.n_layers
+    read = workload.cells * cfg.n_layers * (cfg.n_heads + 2)
+    return rows_cost(cfg, rows, forwards=workload.cells, read=read, memory=4.0 * _LOGIT_ROWS * cfg.d_vocab)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Theirs: one full forward per cell, and the unembedding of all its positions for every head (PAPER: section 3, E3)."""
+    rows = workload.cells * workload.length
+    return rows_cost(cfg, rows, forwards=workload.cells, read=rows * (1 + cfg.n_layers * cfg.n_heads))

@@ -1,0 +1,187 @@
+"""What each head restores at each step when it alone takes its clean value (PAPER: E1; restoration R, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.by_head import HeadAnalysis
+from pycotmech.cot.analyses.cells import Cell, choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.result import Progress, about
+from pycotmech.cot.examples import Examples
+from pycotmech.cot.steps import Graded
+from pycotmech.model.families import ModelConfig
+from pycotmech.model.run import KeyValues, forward_packed
+from pycotmech.patching import patch_heads
+from pycotmech.patching.bases import run_prefix
+from pycotmech.patching.evaluate import N_SELF_PATCHES
+from pycotmech.patching.heads import Direction
+from pycotmech.patching.metrics import ExampleMetric
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+METRICS = ("kl", "logit_diff", "prob")
+
+
+class PatchSteps(HeadAnalysis):
+    """Restoration by head.
+
+    data: for each metric m of kl, logit_diff, prob: `m` [example, step, layer, head], its value with that head patched;
+    `m_clean`, `m_corrupted` [example, step]; `effect` is the change of the main metric from the base run on the scale
+    corrupted 0, clean 1, against the mean of the self-patches; `noise_floor` [example, step] on the same scale.
+    """
+
+    name, title = "patch_steps", "What each head restores by itself"
+    main, label = "effect", "share of KL divergence restored"
+
+    def restoration(self, metric: str = "kl") -> xr.Dataset:
+        """The ratio of means over examples (PAPER: E1), with its bootstrap interval: mean, low, high, n [step, layer, head].
+
+        metric: "kl", "logit_diff" or "prob"; (m - m_corrupted) / (m_clean - m_corrupted), each mean over examples first.
+        """
+        if metric not in METRICS:
+            raise ValueError(f"metric: got {metric!r}; expected one of {', '.join(METRICS)}")
+        patched = self.data[metric].transpose("example", "step", "layer", "head")
+        clean, corrupted = (self.data[f"{metric}_{run}"].values[..., None, None] for run in ("clean", "corrupted"))
+        found = bootstrap.ratio_interval(patched.values - corrupted, clean - corrupted)
+        first = patched.isel(example=0, drop=True)
+        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def scores(self, variable: str | None = None) -> xr.Dataset:
+        """`restoration` of the KL divergence; for a variable its plain mean over examples."""
+        found = self.restoration() if variable is None else super().scores(variable)
+        if variable is None and self.about["settings"]["direction"] == "noise":  # from the base, which is the clean run
+            flipped = xr.Dataset({"mean": 1 - found["mean"], "low": 1 - found["high"], "high": 1 - found["low"]})
+            found = flipped.assign(n=found["n"])
+        return found
+
+    def findings(self) -> list[str]:
+        """For each step the strongest head; how many heads are clearly above the noise floor."""
+        found = self.scores()
+        floor = self.data["noise_floor"].max("example")
+        clear = ((found["low"] > floor) | (found["high"] < -floor)).sum(("layer", "head"))
+        lines = self._strongest()
+        counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values, clear.values)]
+        size = self.data.sizes["layer"] * self.data.sizes["head"]
+        lines.append(f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)}")
+        return lines
+
+
+def patch_steps(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    direction: Direction = "denoise",
+    site: str = "z",
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> PatchSteps:
+    """Patches every head of every layer by itself at every step that counts, exactly, and measures all three metrics.
+
+    steps, right: as `cells.choose`. direction, site, positions: as `pcm.patch_heads`; the default is the paper's: clean z
+    into the corrupted run, at all positions. All heads that the site has.
+    Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability.
+    Raises TypeError or ValueError naming the argument, before the first sweep.
+    Cost: one sweep per cell (see `pcm.patch_heads`); the logits of one cell's patched runs are held, L H V numbers.
+    Source: PAPER E1, and E2 for steps of kind "induction".
+    """
+    cells = choose(model, examples, steps=steps, right=right)
+    todo = list(cells)
+    found: dict[str, np.ndarray] = {}
+    with metered(model) as meter:
+        shared = examples.shared_ids
+        past = run_prefix(model.family, shared)
+        for i, cell in enumerate(todo):
+            if progress is not None:
+                progress(i, len(todo))
+            ends = _ends(model, [t[len(shared) :] for t in (cell.step.clean, cell.step.corrupted)], past)
+            one = _sweep(model, cell, ends, direction, site, positions, seed, memory_gb)
+            for name, value in one.items():
+                if name not in found:
+                    found[name] = cells.empty(*np.shape(value))
+                found[name][cell.e, cell.s] = value
+    if progress is not None:
+        progress(len(todo), len(todo))
+    heads = ("example", "step", "layer", "head")
+    data = {name: (heads[: value.ndim], value) for name, value in found.items()}
+    n_layers, n_heads = found["kl"].shape[2:]
+    axes = {**cells.coords, "layer": np.arange(n_layers), "head": np.arange(n_heads)}
+    where = "at all positions" if positions is None else f"at positions {list(positions)}"
+    into = "clean values into the corrupted run" if direction == "denoise" else "corrupted values into the clean run"
+    facts = about(
+        model,
+        cells,
+        source="PAPER E1",
+        definition=f"{site} of one head at a time, {into}, {where}; restoration is the ratio of means over examples",
+        settings={"direction": direction, "site": site, "positions": positions, "seed": seed},
+        meter=meter,
+    )
+    return PatchSteps(xr.Dataset(data, coords=axes), facts)
+
+
+def _sweep(
+    model: Model, cell: Cell, ends: Tensor, direction: Any, site: str, positions: Any, seed: int, memory_gb: float | None
+) -> dict[str, Any]:
+    """All metrics of one cell's sweep. ends [2, V]: logits of the clean and the corrupted run."""
+    step = cell.step
+    sweep = patch_heads(
+        model,
+        step.clean,
+        step.corrupted,
+        direction=direction,
+        site=site,
+        positions=positions,
+        metric="kl",
+        answer=step.answer,
+        wrong=step.wrong,
+        seed=seed,
+        memory_gb=memory_gb,
+        return_logits=True,
+    )
+    assert sweep.logits is not None
+    out: dict[str, Any] = {"effect": sweep.effect, "noise_floor": sweep.noise_floor}
+    for name in METRICS:
+        measure = ExampleMetric(name, ends[0], step.answer, step.wrong)
+        grid = torch.stack([measure(layer) for layer in sweep.logits])
+        out[name] = grid.numpy()
+        out[f"{name}_clean"], out[f"{name}_corrupted"] = measure(ends).tolist()
+    out["kl"] = sweep.raw  # measured against the clean run of the same sweep, so that identical runs give exactly 0
+    out["kl_clean"], out["kl_corrupted"] = float(sweep.clean_metric[0]), float(sweep.corrupted_metric[0])
+    return out
+
+
+def _ends(model: Model, suffixes: Sequence[Tensor], past: KeyValues | None) -> Tensor:
+    """Logits [n, V] behind the last token of each prompt that continues `past`."""
+    ends = torch.tensor([len(s) for s in suffixes]).cumsum(0) - 1
+    packed = forward_packed(model.family, suffixes, past, read=ends)
+    with torch.no_grad():
+        return model.family.logits(packed.resid_final).float().cpu()
+
+
+def cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Predicted: the pair's runs, and S rows of each of L H variants and of the self-patches through the layers above."""
+    variants, L = cfg.n_layers * cfg.n_heads, cfg.n_layers
+    rows = (variants + N_SELF_PATCHES) * (workload.suffix * (L - 1) / 2 + 1) / L
+    own = workload.length - workload.shared
+    once = 2 * own + (2 * own + workload.shared) * (L - 1) / L  # the pair, and again for what its metrics are taken from
+    held = 4.0 * variants * cfg.d_vocab
+    return workload.cells * rows_cost(cfg, rows + once, forwards=variants + 2, read=variants + 4, memory=held)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Theirs: one full forward per head, and the two runs (PAPER: section 3, E1)."""
+    forwards = workload.cells * (cfg.n_layers * cfg.n_heads + 2)
+    rows = forwards * workload.length
+    return rows_cost(cfg, rows, forwards=forwards, read=rows)

@@ -1,0 +1,97 @@
+"""The row that predicts the word, of every cell: activations, and what its heads look at, from packed forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycotmech import ops
+from pycotmech.cot.analyses.cells import Cell, Cells
+from pycotmech.model.families import LlamaFamily
+from pycotmech.model.run import KeyValues, forward_packed, site_dtype, site_shape
+from pycotmech.patching import planner
+from pycotmech.patching.bases import common_prefix, run_prefix
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """The last row of one cell's clean prompt. sites: name -> [L, ...]; final: resid_post of the last layer [d].
+
+    attention [L, H, T]: the weights of this row's heads over all the prompt's positions; None if not asked for.
+    """
+
+    cell: Cell
+    sites: dict[str, Tensor]
+    final: Tensor
+    attention: Tensor | None
+
+
+def read_rows(
+    model: Model, cells: Cells, sites: Sequence[str], *, attention: bool = False, memory_gb: float | None = None
+) -> Iterator[ReadRow]:
+    """Runs the clean prompt of every cell and gives its last row, cell by cell.
+
+    Cost: the tokens that all prompts share once, then each prompt's own; T weights for each head and layer if `attention`.
+    Memory: bounded by memory_gb (default: half of what is free), in batches of cells.
+    """
+    family = model.family
+    prompts = [cell.step.clean for cell in cells]
+    P = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    past = run_prefix(family, prompts[0][:P])
+    wanted = tuple(dict.fromkeys((*sites, "q") if attention else sites))
+    todo, budget = list(cells), planner.memory_budget(memory_gb, model.device) // 2
+    for a, b in planner.cut([_bytes(family, len(p), len(p) - P, wanted) for p in prompts], budget):
+        suffixes = [p[P:] for p in prompts[a:b]]
+        ends = torch.tensor([len(s) for s in suffixes]).cumsum(0) - 1
+        packed = forward_packed(family, suffixes, past, sites=wanted, read=ends)
+        for i, cell in enumerate(todo[a:b]):
+            row = packed.offsets[i + 1] - 1
+            here = {site: packed.sites[site][:, row] for site in wanted}
+            weights = _weights(family, here["q"], packed.key_values(i, past)) if attention else None
+            yield ReadRow(cell, {site: here[site] for site in sites}, packed.resid_final[i], weights)
+
+
+def _bytes(family: LlamaFamily, length: int, rows: int, sites: Sequence[str]) -> int:
+    kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
+    return planner.base_bytes(family, length, rows, kept // family.resid_dtype.itemsize)
+
+
+def _weights(family: LlamaFamily, q: Tensor, keys: KeyValues) -> Tensor:
+    """q [L, H, D] of the last position, before the rotary embedding -> attention weights [L, H, T]."""
+    L, H, D = q.shape
+    T = len(keys)
+    cos, sin = family.rotary(torch.full((L,), T - 1, device=q.device))
+    q = q.clone()
+    ops.rope(q, cos, sin)
+    k = keys.k.to(family.resid_dtype)  # [L, T, Hkv, D]
+    grouped = q.to(family.resid_dtype).view(L, k.shape[2], -1, D)  # [L, Hkv, group, D]
+    scores = torch.einsum("lkgd,ltkd->lkgt", grouped, k) * family.scale
+    return scores.softmax(-1).reshape(L, H, T)
+
+
+def head_outputs(family: LlamaFamily, z: Tensor) -> Tensor:
+    """What each head adds to the residual stream: z [L, H, D] -> z W_O by head [L, H, d], without the projection's bias.
+
+    Where something is attached to the output projection it is the projection's output with this head alone, less its
+    output at zero.
+    """
+    L, H, D = z.shape
+    heads = torch.arange(H, device=z.device)
+    out = []
+    for l in range(L):
+        nothing = torch.zeros(H, H, D, dtype=z.dtype, device=z.device)
+        x = torch.zeros(H, family.cfg.d_model, dtype=family.resid_dtype, device=z.device)
+        out.append(family.join(l, x, nothing, z[l].to(family.resid_dtype), heads))
+    return torch.stack(out)
+
+
+def word_spans(step) -> list[slice]:
+    """Where the answer's word stands in the clean prompt outside the shots, first to last (Step.occurrences)."""
+    return sorted(step.occurrences, key=lambda span: span.start)

@@ -1,0 +1,126 @@
+"""E3 and E4: what each head alone brings to its layer, where it looks, what it writes."""
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import copy_heads as copying
+from pycotmech.cot.analyses import decision_heads as decision
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.analyses.rows import read_rows
+from tests.reference.tiny import tiny_llama
+from tests.reference.truth import activations
+
+STEPS = [0, 5, 9]
+
+
+@pytest.fixture(scope="module")
+def decided(model, examples, every):
+    return pcm.cot.decision_heads(model, examples, steps=STEPS, right=every)
+
+
+@pytest.fixture(scope="module")
+def copied(model, examples, every):
+    return pcm.cot.copy_heads(model, examples, steps=STEPS, right=every)
+
+
+def lens(hf, rows):
+    return torch.softmax(hf.lm_head(hf.model.norm(rows)).double(), -1)
+
+
+@torch.no_grad()
+def test_decision_is_its_formula_on_a_plain_forward_pass(model, examples, decided):
+    hf = model.hf
+    for e, s in ((0, 0), (1, 1), (2, 2)):
+        step = examples[e].steps[STEPS[s]]
+        acts = activations(hf, step.clean)
+        for l in range(4):
+            pre, mid, z = acts["resid_pre", l][-1], acts["resid_mid", l][-1], acts["z", l][-1]
+            w = hf.model.layers[l].self_attn.o_proj.weight.unflatten(1, (8, -1))
+            alone = pre + torch.einsum("hd,mhd->hm", z, w)
+            want = lens(hf, alone)[:, step.answer].numpy()
+            np.testing.assert_allclose(decided.data["p_head"].values[e, s, l], want, atol=2e-6)
+            assert float(decided.data["p_mid"][e, s, l]) == pytest.approx(float(lens(hf, mid)[step.answer]), abs=2e-6)
+            assert float(decided.data["p_pre"][e, s, l]) == pytest.approx(float(lens(hf, pre)[step.answer]), abs=2e-6)
+
+
+def test_one_head_alone_is_its_layer():
+    """PAPER section 5: with H = 1 mu is 0, and all heads together give p_mid."""
+    torch.manual_seed(0)
+    one = pcm.Model(tiny_llama(n_heads=1, d_head=48, d_vocab=300), check=False)
+    cells = _fake_cells(one)
+    found = pcm.cot.decision_heads(one, *cells[:1], steps=[5], right=cells[1])
+    np.testing.assert_allclose(found.relative()["mean"].values, 0, atol=1e-5)
+    assert float(found.data["p_head"].std()) > 0
+    np.testing.assert_allclose(found.data["p_head"].values[..., 0], found.data["p_mid"].values, rtol=1e-4)
+
+
+def _fake_cells(model):
+    """Examples of tiny-cot's tokenizer for a random model: ids are just ids."""
+    tokenizer = pcm.Model.from_pretrained("tiny-cot").tokenizer
+    examples = pcm.cot.make_examples(2, shots=1, tokenizer=tokenizer, bos=False, seed=1)
+    return examples, torch.ones(2, examples.n_steps, dtype=torch.bool)
+
+
+@torch.no_grad()
+def test_attention_is_that_of_the_pattern(model, examples, copied):
+    for e, s in ((0, 1), (2, 2)):
+        step = examples[e].steps[STEPS[s]]
+        acts = activations(model.hf, step.clean)
+        spans = sorted(step.occurrences, key=lambda o: o.start)
+        for l in range(4):
+            pattern = acts["pattern", l][:, -1]
+            np.testing.assert_allclose(copied.data["attention"].values[e, s, l], pattern[:, spans[-1]].sum(-1), atol=1e-5)
+            want = sum(pattern[:, o].sum(-1) for o in spans)
+            np.testing.assert_allclose(copied.data["attention_all"].values[e, s, l], want, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_heads_write_adds_up_to_the_logit(model, examples, every):
+    """PAPER section 5: heads, embedding and MLPs together are the logit, with the true final norm."""
+    cells = choose(model, examples, steps=[5], right=every)
+    hf = model.hf
+    for row in read_rows(model, cells, ("z",), attention=True):
+        step = row.cell.step
+        np.testing.assert_allclose(row.attention.sum(-1), 1, atol=1e-5)
+        heads = copying.written(model.family, row, step.answer)
+        acts = activations(hf, step.clean)
+        rest = acts["resid_pre", 0][-1] + sum(acts["mlp_out", l][-1] for l in range(4))
+        rms = (row.final.double().square().mean() + hf.config.rms_norm_eps).sqrt()
+        direction = hf.lm_head.weight[step.answer].double() * hf.model.norm.weight.double() / rms
+        logit = float(hf(step.clean[None]).logits[0, -1, step.answer])
+        assert float(heads.sum() + rest.double() @ direction) == pytest.approx(logit, rel=1e-5)
+        assert abs(float(heads.sum())) > 0.01 * abs(logit)
+
+
+def test_the_papers_definition_is_by_token_and_without_the_norm(model, examples, every, copied):
+    theirs = pcm.cot.copy_heads(model, examples, steps=[5], right=every, definition="paper")
+    step = examples[0].steps[5]
+    last = int((step.clean == step.answer).nonzero()[-1])
+    pattern = activations(model.hf, step.clean)["pattern", 2][:, -1]
+    np.testing.assert_allclose(theirs.data["attention"].values[0, 0, 2], pattern[:, last], atol=1e-5)
+    z = activations(model.hf, step.clean)["z", 2][-1]
+    w = model.hf.model.layers[2].self_attn.o_proj.weight.unflatten(1, (8, -1))
+    raw = torch.einsum("hd,mhd,m->h", z, w, model.hf.lm_head.weight[step.answer])
+    np.testing.assert_allclose(theirs.data["written"].values[0, 0, 2], raw.detach(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(theirs.data["written"].values[0, 0], copied.data["written"].values[0, 1], rtol=0.05)
+    with pytest.raises(ValueError, match="definition: got 'right'"):
+        pcm.cot.copy_heads(model, examples, definition="right")
+
+
+@pytest.mark.parametrize(("name", "module"), [("decision_heads", decision), ("copy_heads", copying)])
+def test_cost_is_predicted(name, module, model, examples, every, request):
+    result = request.getfixturevalue({"decision_heads": "decided", "copy_heads": "copied"}[name])
+    size = workload(choose(model, examples, steps=STEPS, right=every))
+    assert module.cost(model.cfg, size).token_forwards == pytest.approx(result.about["cost"]["token_forwards"], rel=0.1)
+    assert module.authors_cost(model.cfg, size).forwards == 9
+
+
+def test_they_show_themselves(decided, copied, tmp_path):
+    for result in (decided, copied):
+        assert len(result.table(2)) == 6
+        assert f"{result.title} (tiny-cot; PAPER E" in str(result)
+        result.plot(path=tmp_path / f"{result.name}.png")
+        assert (tmp_path / f"{result.name}.png").stat().st_size > 5000

@@ -1,0 +1,93 @@
+"""E1: restoration by head, for three metrics from one sweep per cell."""
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import patch_steps as module
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import workload
+from tests.reference.truth import sweep_truth
+
+STEPS = [5, 7]
+
+
+@pytest.fixture(scope="module")
+def result(model, examples, every):
+    return pcm.cot.patch_steps(model, examples, steps=STEPS, right=every)
+
+
+def test_all_metrics_are_those_of_sweeps_of_their_own(model, examples, result):
+    for e, example in enumerate(examples):
+        for s, number in enumerate(STEPS):
+            step = example.steps[number]
+            for metric in ("kl", "logit_diff", "prob"):
+                sweep = pcm.patch_heads(
+                    model, step.clean, step.corrupted, metric=metric, answer=step.answer, wrong=step.wrong, normalize=False
+                )
+                found = result.data[metric].values[e, s]
+                scale = max(np.abs(sweep.raw).max(), abs(sweep.clean_metric[0]))
+                np.testing.assert_allclose(found, sweep.raw, atol=2e-5 * scale)
+                assert float(result.data[f"{metric}_clean"][e, s]) == pytest.approx(sweep.clean_metric[0], abs=2e-5 * scale)
+                assert float(result.data[f"{metric}_corrupted"][e, s]) == pytest.approx(
+                    sweep.corrupted_metric[0], abs=2e-5 * scale
+                )
+
+
+def test_values_are_those_of_one_hooked_forward_per_head(model, examples, result):
+    step = examples[1].steps[5]
+    heads = [(0, 7), (1, 2), (3, 5)]
+    truth = sweep_truth(
+        model.hf, step.corrupted, step.clean, lambda logits: torch.softmax(logits.double(), -1)[step.answer], heads=heads
+    )
+    for l, h in heads:
+        assert float(result.data["prob"][1, 0, l, h]) == pytest.approx(float(truth[l, h]), abs=1e-5)
+
+
+def test_restoration_is_the_ratio_of_means(result):
+    for metric in ("kl", "logit_diff", "prob"):
+        patched, clean, corrupted = (result.data[name].values for name in (metric, f"{metric}_clean", f"{metric}_corrupted"))
+        want = (patched.mean(0) - corrupted.mean(0)[:, None, None]) / (clean - corrupted).mean(0)[:, None, None]
+        np.testing.assert_allclose(result.restoration(metric)["mean"].values, want, rtol=1e-8, atol=1e-12)
+    found = result.restoration()
+    assert (found["low"] <= found["mean"] + 1e-12).all() and (found["mean"] <= found["high"] + 1e-12).all()
+    with pytest.raises(ValueError, match="metric: got 'loss'"):
+        result.restoration("loss")
+
+
+def test_noise_and_denoise_rank_from_their_base(model, examples, every):
+    noised = pcm.cot.patch_steps(model, examples, steps=[5], right=every, direction="noise")
+    mean = noised.restoration()["mean"]  # near 1: nothing was destroyed
+    np.testing.assert_allclose(noised.scores()["mean"].values, 1 - mean.values)
+    l, h, value = noised.top(5, 1)[0]
+    assert value == pytest.approx(float(1 - mean.sel(step=5, layer=l, head=h))) and value > 0.1
+    assert float(noised.data["effect"].sel(step=5, layer=l, head=h).mean()) == pytest.approx(value, rel=0.5)
+
+
+def test_cells_that_do_not_count_are_nan(model, examples, every):
+    right = every.clone()
+    right[1, 5] = False
+    found = pcm.cot.patch_steps(model, examples, steps=[5], right=right)
+    assert np.isnan(found.data["effect"].values[1]).all() and np.isfinite(found.data["effect"].values[[0, 2]]).all()
+    assert int(found.scores()["n"].max()) == 2
+
+
+def test_cost_is_predicted(model, examples, every, result):
+    size = workload(choose(model, examples, steps=STEPS, right=every))
+    predicted = module.cost(model.cfg, size)
+    assert predicted.token_forwards == pytest.approx(result.about["cost"]["token_forwards"], rel=0.15)
+    theirs = module.authors_cost(model.cfg, size)
+    assert theirs.forwards == 6 * (4 * 8 + 2) and theirs.token_forwards == pytest.approx(theirs.forwards * size.length)
+
+
+def test_it_shows_itself(result, tmp_path):
+    table = result.table(3)
+    assert len(table) == 6 and table["rank"].tolist() == [1, 2, 3] * 2
+    first = table.iloc[0]
+    assert result.top(5, 1) == [(first.layer, first["head"], first["mean"])]
+    assert "step 5 (induction, n = 3): L" in str(result)
+    result.plot(path=tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    again = type(result).load(result.save(tmp_path).parent)
+    np.testing.assert_array_equal(again.data["kl"].values, result.data["kl"].values)
