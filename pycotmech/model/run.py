@@ -42,7 +42,7 @@ class Packed:
     offsets: list[int]
     k: Tensor  # [L, R, Hkv, D], after the rotary embedding
     v: Tensor  # [L, R, Hkv, D]
-    sites: dict[str, Tensor]  # site -> [L, R, ...]
+    sites: dict[str, Tensor]  # site -> [L, R, ...], or the rows that were to be kept
     resid_final: Tensor  # [len(read), d], resid_post of the last layer at the rows read
 
     def key_values(self, i: int, past: KeyValues | None) -> KeyValues:
@@ -69,13 +69,17 @@ def forward_packed(
     sequences: Sequence[Tensor],
     past: KeyValues | None = None,
     *,
+    after: Sequence[tuple[int, int]] | None = None,
     sites: Sequence[str] = (),
+    keep: Tensor | None = None,
     read: Tensor | None = None,
     edit_z: EditZ | None = None,
 ) -> Packed:
-    """Runs sequences that continue the same past (or start at position 0) through the model as packed rows.
+    """Runs sequences that continue a past (or start at position 0) through the model as packed rows.
 
-    sequences: token ids, each [S_i]; sites: what to keep, for all rows and layers.
+    sequences: token ids, each [S_i]. after: for each sequence the range of the past's keys that it continues, whose first
+    one stands at position 0; None: all of them.
+    sites: what to keep, in all layers, for the packed row numbers `keep`, ascending; None: for all rows.
     read: packed row numbers whose final residual is wanted. Without sites, the last layer computes queries, attention and
     MLP for these rows only (none: only its keys and values).
     edit_z: what every layer does to z in front of its output projection; layers above see its consequences. The past is
@@ -84,21 +88,30 @@ def forward_packed(
     cfg = family.cfg
     lengths = [len(s) for s in sequences]
     offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    R, P, L, device = offsets[-1], 0 if past is None else len(past), cfg.n_layers, family.device
+    R, L, device = offsets[-1], cfg.n_layers, family.device
+    after = [(0, 0 if past is None else len(past))] * len(lengths) if after is None else after
     read = torch.empty(0, dtype=torch.long) if read is None else read
     read = read.to(device)
     tokens = torch.cat([s.to(device) for s in sequences])
-    positions = torch.cat([torch.arange(P, P + n, device=device) for n in lengths])
-    cos, sin = family.rotary(positions)
+    positions = torch.cat([torch.arange(hi - lo, hi - lo + n) for (lo, hi), n in zip(after, lengths, strict=True)])
+    cos, sin = family.rotary(positions.to(device))
+    n_kept = R if keep is None else len(keep)
     own = torch.empty(2, L, R, cfg.n_key_value_heads, cfg.d_head, dtype=family.dtype, device=device)
     kept = {
-        s: torch.empty(L, R, *site_shape(family, s), dtype=site_dtype(family, s), device=device) for s in dict.fromkeys(sites)
+        s: torch.empty(L, n_kept, *site_shape(family, s), dtype=site_dtype(family, s), device=device)
+        for s in dict.fromkeys(sites)
     }
-    attend = _Attention(family, lengths, offsets, past)
+    wanted = {} if keep is None else _of_blocks(keep, R, device)
+    attend = _Attention(family, lengths, offsets, past, after)
 
-    def keep(site: str, l: int, a: int, b: int, value: Tensor) -> None:
-        if site in kept:
+    def store(site: str, l: int, a: int, b: int, value: Tensor) -> None:
+        if site not in kept:
+            return
+        if keep is None:
             kept[site][l, a:b] = value
+        else:
+            to, rows = wanted[a]
+            kept[site][l, to] = value[rows]
 
     x = family.embed(tokens)
     for l in range(L):
@@ -106,9 +119,9 @@ def forward_packed(
         k_own, v_own = own[0, l], own[1, l]
         q_all = None if last else torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=device)
         for a, b in blocks(R):
-            keep("resid_pre", l, a, b, x[a:b])
+            store("resid_pre", l, a, b, x[a:b])
             q, k, v = family.qkv(l, x[a:b])
-            keep("q", l, a, b, q), keep("k", l, a, b, k), keep("v", l, a, b, v)
+            store("q", l, a, b, q), store("k", l, a, b, k), store("v", l, a, b, v)
             ops.rope(k, cos[a:b], sin[a:b])
             k_own[a:b], v_own[a:b] = k, v
             if q_all is not None:
@@ -127,27 +140,34 @@ def forward_packed(
         z = attend.all(l, q_all, k_own, v_own)
         z = z if edit_z is None else edit_z(l, z, None)
         for a, b in blocks(R):
-            keep("z", l, a, b, z[a:b])
+            store("z", l, a, b, z[a:b])
             out = family.attn_out(l, z[a:b])
-            keep("attn_out", l, a, b, out)
+            store("attn_out", l, a, b, out)
             x[a:b] += out
-            keep("resid_mid", l, a, b, x[a:b])
+            store("resid_mid", l, a, b, x[a:b])
             out = family.mlp_out(l, x[a:b])
-            keep("mlp_out", l, a, b, out)
+            store("mlp_out", l, a, b, out)
             x[a:b] += out
-            keep("resid_post", l, a, b, x[a:b])
+            store("resid_post", l, a, b, x[a:b])
     return Packed(offsets, own[0], own[1], kept, x[read])
 
 
 class _Attention:
     """Causal attention of the packed rows: over their own sequence, and over the shared past if there is one."""
 
-    def __init__(self, family: LlamaFamily, lengths: list[int], offsets: list[int], past: KeyValues | None) -> None:
+    def __init__(
+        self,
+        family: LlamaFamily,
+        lengths: list[int],
+        offsets: list[int],
+        past: KeyValues | None,
+        after: Sequence[tuple[int, int]],
+    ) -> None:
         self.family, self.lengths, self.offsets, self.past = family, lengths, offsets, past
-        P = 0 if past is None else len(past)
-        starts = torch.repeat_interleave(torch.tensor(offsets[:-1]), torch.tensor(lengths))
+        own = torch.repeat_interleave(torch.tensor(offsets[:-1]), torch.tensor(lengths))
+        shared = torch.repeat_interleave(torch.tensor(after), torch.tensor(lengths), dim=0)
         rows = torch.arange(offsets[-1])
-        table = torch.stack((starts, rows + 1, torch.zeros_like(rows), torch.full_like(rows, P)), 1)
+        table = torch.cat((torch.stack((own, rows + 1), 1), shared), 1)
         self.table = table.to(torch.int32).to(family.device)
 
     def all(self, l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -168,6 +188,15 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, batch: int, scale: float) -> Tensor
     q4, k4, v4 = (t.unflatten(0, (batch, -1)).transpose(1, 2) for t in (q, k, v))
     z = F.scaled_dot_product_attention(q4, k4, v4, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return z.transpose(1, 2).reshape(q.shape)
+
+
+def _of_blocks(rows: Tensor, n: int, device: torch.device) -> dict[int, tuple[slice, Tensor]]:
+    """For the block of rows that begins at a: where its rows among these are kept, and which of the block they are."""
+    out = {}
+    for a, b in blocks(n):
+        i, j = torch.searchsorted(rows, torch.tensor([a, b])).tolist()
+        out[a] = slice(i, j), (rows[i:j] - a).to(device)
+    return out
 
 
 def blocks(n: int, size: int = ROW_BLOCK) -> Iterator[tuple[int, int]]:

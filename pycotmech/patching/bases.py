@@ -13,6 +13,10 @@ from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import KeyValues, Packed, forward_packed
 
 
+_PASS = 128
+"""What a second pass through the model must save, in rows: about the rows that cost as much as reading the weights."""
+
+
 class Stage(IntEnum):
     """Where in its layer a variant begins to differ: the residual stream before attention, before the MLP, after it."""
 
@@ -80,38 +84,143 @@ def run_pairs(
     sites: Sequence[str],
     source_sites: Sequence[str],
 ) -> PairRuns:
-    """Runs aligned pairs from the end of their shared past, base and source together, and keeps what joins need.
+    """Runs aligned pairs from the end of their shared past, and keeps what joins need.
 
     source_prompts: none at all if the edits bring their own values.
-    first, read: for each pair, the first position that can be edited and the position where the metric is read.
+    first, read: for each pair, the first position whose activations are kept and the position where the metric is read.
+
+    A prompt that begins another one is not run on its own, and where it pays a pair is run in two passes: one of its
+    prompts, then the other from where it differs, on the first one's keys and values.
     """
     P, B = 0 if past is None else len(past), len(base_prompts)
-    reads = [*read, *read] if source_prompts else [*read]
-    suffixes = [p[P : r + 1] for p, r in zip([*base_prompts, *source_prompts], reads, strict=True)]
-    ends = torch.tensor([len(s) for s in suffixes]).cumsum(0) - 1
+    ends = [r + 1 for r in read]
+    bases = [p[:n] for p, n in zip(base_prompts, ends, strict=True)]
+    sources = [p[:n] for p, n in zip(source_prompts, ends, strict=True)] if source_prompts else []
+    k, v, key_offset = _key_buffers(family, past, ends)
     needed = tuple(dict.fromkeys((*sites, *source_sites)))
-    packed = forward_packed(family, suffixes, past, sites=needed, read=ends)
-    caches = [packed.key_values(b, past) for b in range(B)]
-    lengths = torch.tensor([len(c) for c in caches])
+
+    def run(prompts: Sequence[Tensor], starts: Sequence[int], after: Sequence[tuple[int, int]], store: KeyValues) -> list[_Run]:
+        """Runs prompts from `starts` on, each continuing these keys of the store, those once that hold others."""
+        chosen, of = _distinct(prompts, starts)
+        sequences = [prompts[i][starts[i] :] for i in chosen]
+        begins = torch.tensor([0, *map(len, sequences)]).cumsum(0)
+        at = [int(begins[of[i]]) - starts[i] for i in range(len(prompts))]  # packed row of position 0
+        which = [i % B for i in range(len(prompts))]
+        ranges = [torch.arange(o + first[i], o + ends[i]) for o, i in zip(at, which, strict=True)]
+        keep = torch.cat(ranges).unique()
+        packed = forward_packed(
+            family,
+            sequences,
+            store if len(store) else None,
+            after=[after[i] for i in chosen],
+            sites=needed,
+            keep=None if len(keep) == int(begins[-1]) else keep,
+            read=torch.tensor([o + ends[i] - 1 for o, i in zip(at, which, strict=True)]),
+        )
+        kept = [torch.searchsorted(keep, r[:1]).item() for r in ranges]
+        return [_Run(packed, n, start, o, int(i)) for n, (start, o, i) in enumerate(zip(starts, at, kept, strict=True))]
+
+    def fill(b: int, r: _Run, lo: int, hi: int) -> None:
+        """Positions lo..hi - 1 of base b get the keys and values of this run."""
+        to, rows = slice(key_offset[b] + lo, key_offset[b] + hi), slice(r.at + lo, r.at + hi)
+        k[:, to], v[:, to] = r.packed.k[:, rows], r.packed.v[:, rows]
+
+    shared = past if past is not None else KeyValues(k[:, :0], v[:, :0])
+    trunk = _trunk(bases, sources, P)
+    if trunk is None:
+        prompts = [*bases, *sources]
+        runs = run(prompts, [P] * len(prompts), [(0, P)] * len(prompts), shared)
+        for b in range(B):
+            fill(b, runs[b], P, ends[b])
+    else:
+        parts = [common_prefix(pair) for pair in zip(bases, sources, strict=True)]
+        trunks, branches = (bases, sources) if trunk == "base" else (sources, bases)
+        on_trunk = run(trunks, [P] * B, [(0, P)] * B, shared)
+        for b in range(B):
+            fill(b, on_trunk[b], P, ends[b] if trunk == "base" else parts[b])
+        after = [(key_offset[b], key_offset[b] + parts[b]) for b in range(B)]
+        on_branch = run(branches, parts, after, KeyValues(k, v))
+        if trunk == "source":
+            for b in range(B):
+                fill(b, on_branch[b], parts[b], ends[b])
+        runs = [*on_trunk, *on_branch] if trunk == "base" else [*on_branch, *on_trunk]
+
     first_, read_ = torch.tensor(first), torch.tensor(read)
     rows = read_ - first_ + 1
-    cos, sin = family.rotary(torch.arange(int(lengths.max()), device=family.device))
-    bases = Bases(
+    cos, sin = family.rotary(torch.arange(max(ends), device=family.device))
+    out = Bases(
         first=first_,
         read=read_,
-        key_offset=lengths.cumsum(0) - lengths,
+        key_offset=torch.tensor(key_offset),
         row_offset=rows.cumsum(0) - rows,
-        k=torch.cat([c.k for c in caches], 1) if B > 1 else caches[0].k,
-        v=torch.cat([c.v for c in caches], 1) if B > 1 else caches[0].v,
-        sites={s: _rows(packed, s, range(B), P, first) for s in sites},
-        source={s: _rows(packed, s, range(B, 2 * B), P, first) for s in source_sites},
+        k=k,
+        v=v,
+        sites={s: _rows(runs[:B], s, rows) for s in sites},
+        source={s: _rows(runs[B:], s, rows) for s in source_sites},
         cos=cos,
         sin=sin,
     )
-    return PairRuns(bases, packed.resid_final[:B], packed.resid_final[B:])
+    final = [r.packed.resid_final[r.number] for r in runs]
+    return PairRuns(out, torch.stack(final[:B]), torch.stack(final[B:]) if sources else final[0][None][:0])
 
 
-def _rows(packed: Packed, site: str, sequences: range, past: int, first: Sequence[int]) -> Tensor:
-    kept = packed.sites[site]
-    parts = [kept[:, packed.offsets[s] + f - past : packed.offsets[s + 1]] for s, f in zip(sequences, first, strict=True)]
+@dataclass(frozen=True)
+class _Run:
+    """Where one prompt is found in a packed pass."""
+
+    packed: Packed
+    number: int  # among the rows read
+    start: int  # the first position that was run
+    at: int  # the packed row of position 0 (those in front of `start` are not its own)
+    kept: int  # the first of its rows among those kept
+
+
+def _key_buffers(family: LlamaFamily, past: KeyValues | None, ends: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Room for the keys and the values of all bases [L, sum of ends, Hkv, D], with the past filled in; their offsets."""
+    cfg = family.cfg
+    offsets = (torch.tensor(ends).cumsum(0) - torch.tensor(ends)).tolist()
+    shape = (cfg.n_layers, sum(ends), cfg.n_key_value_heads, cfg.d_head)
+    k, v = (torch.empty(shape, dtype=family.dtype, device=family.device) for _ in range(2))
+    for o in offsets if past is not None else []:
+        k[:, o : o + len(past)], v[:, o : o + len(past)] = past.k, past.v
+    return k, v, offsets
+
+
+def _distinct(prompts: Sequence[Tensor], starts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Which prompts to run, so that each is the beginning of one of them that is run from the same position on: their
+    numbers, and for each prompt its place among these."""
+    ids = [(start, p.numpy().tobytes()) for start, p in zip(starts, prompts, strict=True)]
+    chosen: list[int] = []
+    place = [0] * len(prompts)
+    # In this order a prompt stands right behind those that it begins: from the back, only the last one chosen can hold it.
+    for i in sorted(range(len(prompts)), key=lambda i: ids[i], reverse=True):
+        held = chosen and ids[chosen[-1]][0] == ids[i][0] and ids[chosen[-1]][1].startswith(ids[i][1])
+        if not held:
+            chosen.append(i)
+        place[i] = len(chosen) - 1
+    return chosen, place
+
+
+def _trunk(bases: Sequence[Tensor], sources: Sequence[Tensor], past: int) -> str | None:
+    """Whose prompts are run first ("base", "source"), the others from where they differ; None: all in one pass."""
+    if len(bases) < 2 or not sources:
+        return None
+
+    def rows(prompts: Sequence[Tensor], starts: Sequence[int]) -> int:
+        return sum(len(prompts[i]) - starts[i] for i in _distinct(prompts, starts)[0])
+
+    front, B = [past] * len(bases), len(bases)
+    parts = [common_prefix(pair) for pair in zip(bases, sources, strict=True)]
+    costs = {
+        None: rows([*bases, *sources], [past] * 2 * B),
+        "base": rows(bases, front) + rows(sources, parts) + _PASS,
+        "source": rows(sources, front) + rows(bases, parts) + _PASS,
+    }
+    return min(costs, key=lambda trunk: costs[trunk])
+
+
+def _rows(runs: Sequence[_Run], site: str, counts: Tensor) -> Tensor:
+    """The kept rows of a site [L, sum of rows, ...], run after run."""
+    places = [(r.packed.sites[site], r.kept, int(n)) for r, n in zip(runs, counts, strict=True)]
+    parts = [kept[:, a : a + n] for kept, a, n in places]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -150,8 +150,8 @@ class PatchJob:
         prompts = [t[: p.read + 1] for p in self.pairs for t in (p.clean, p.corrupted)]
         past = self.prefixes.key_values(prompts[0][: common_prefix(prompts)], self.evaluator.budget)
         sizes = [
-            self.evaluator.base_bytes(p.read + 1, p.read + 1 - p.first, (*self.base_sites, *self.source_sites))
-            for p in self.pairs
+            self.evaluator.base_bytes(p.read + 1, p.read + 1 - self.kept_from(i), (*self.base_sites, *self.source_sites))
+            for i, p in enumerate(self.pairs)
         ]
         chunks = planner.cut(sizes, max(1, self.evaluator.budget // 3))
         tables = [self._table(range(a, b)) for a, b in chunks]
@@ -170,6 +170,10 @@ class PatchJob:
             for e, i in enumerate(range(a, b)):
                 self._collect(e, i, table, values, logits, out)
         return out
+
+    def kept_from(self, i: int) -> int:
+        """The first position of example i whose activations are needed: a pattern of the source run is made from its keys."""
+        return self.pairs[i].first if self.site == "pattern" else self.targets[i][0]
 
     def reach(self, i: int) -> Tensor:
         """Where an edit of example i can change what is read: bool [L, T]."""
@@ -195,7 +199,7 @@ class PatchJob:
                 first = torch.full((len(kept),), len(self.pairs[i].clean)).scatter_reduce(0, variant, where, "amin")
             if self.site != "z":
                 head = places[place, 1] if self._has_heads else torch.full_like(place, -1)
-                entries.append((count + variant, places[place, 0], where, head, rows + where - self.pairs[i].first))
+                entries.append((count + variant, places[place, 0], where, head, rows + where - self.kept_from(i)))
             controls = self_patches(self.family.cfg, self.seed, i)
             n, c = len(heads), len(controls)
             found.append(
@@ -210,7 +214,7 @@ class PatchJob:
                 )
             )
             count += n + c
-            rows += self.pairs[i].read + 1 - self.pairs[i].first
+            rows += self.pairs[i].read + 1 - self.kept_from(i)
         base, layer, stage, first, head, position, control = map(torch.cat, zip(*found, strict=True))
         read = torch.tensor([self.pairs[i].read for i in examples])
         tables = {}
@@ -233,7 +237,7 @@ class PatchJob:
         clean, corrupted = [p.clean for p in pairs], [p.corrupted for p in pairs]
         base, source = (corrupted, clean) if self.direction == "denoise" else (clean, corrupted)
         return run_pairs(
-            self.family, base, source, past=past, first=[p.first for p in pairs], read=[p.read for p in pairs],
+            self.family, base, source, past=past, first=[self.kept_from(i) for i in range(a, b)], read=[p.read for p in pairs],
             sites=self.base_sites, source_sites=self.source_sites,
         )  # fmt: skip
 
@@ -255,8 +259,8 @@ class PatchJob:
 
     def _joins(self, a: int, b: int, runs: PairRuns, table: _Table) -> HeadJoins:
         editable = [
-            torch.isin(torch.arange(pair.first, pair.read + 1), torch.tensor(target))
-            for pair, target in zip(self.pairs[a:b], self.targets[a:b], strict=True)
+            torch.isin(torch.arange(self.kept_from(i), self.pairs[i].read + 1), torch.tensor(self.targets[i]))
+            for i in range(a, b)
         ]
         device = self.family.device
         moves = table.control if self.site != "z" else torch.ones_like(table.control)

@@ -17,6 +17,9 @@ from torch import Tensor
 MetricName = Literal["kl", "logit_diff", "prob"]
 Metric = MetricName | Callable[[Tensor], Tensor]
 
+_KL_VALUES = (2**18, 2**24)
+"""Float64 values that exist at once in a KL, on CPU (2 MiB: they stay in the cache) and on CUDA."""
+
 _NAMES = ("kl", "logit_diff", "prob")
 
 
@@ -66,14 +69,14 @@ def kl_from(clean: Tensor, logits: Tensor) -> Tensor:
     With delta = logits - clean it is log(sum P_clean exp(delta)) - sum P_clean delta: two numbers of the size of the
     effect, so small effects keep their digits (the difference of two log-probabilities would not).
     """
-    log_p = torch.log_softmax(clean.double(), -1)
-    p = log_p.exp()
+    clean = clean.double()
+    p = torch.log_softmax(clean, -1).exp()
     out = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
-    rows = max(1, 2**21 // logits.shape[-1])  # 16 MiB of float64 at a time
+    rows = max(1, _KL_VALUES[logits.is_cuda] // logits.shape[-1])
     for a in range(0, len(logits), rows):
-        delta = logits[a : a + rows].double() - clean.double()
-        top = delta.amax(-1, keepdim=True)
-        out[a : a + rows] = torch.log(torch.exp(delta - top) @ p) + top[:, 0] - delta @ p
+        delta = logits[a : a + rows].double().sub_(clean)
+        mean, top = delta @ p, delta.amax(-1, keepdim=True)
+        out[a : a + rows] = delta.sub_(top).exp_().mv(p).log_() + top[:, 0] - mean
     return out.clamp_min_(0.0)
 
 
