@@ -12,7 +12,6 @@ from torch import Tensor
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import KeyValues, Packed, forward_packed
 
-
 _PASS = 128
 """What a second pass through the model must save, in rows: about the rows that cost as much as reading the weights."""
 

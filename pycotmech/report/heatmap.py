@@ -163,6 +163,12 @@ def _counted(here: xr.Dataset) -> str:
     return f"{n} example{'s' if n != 1 else ''}"
 
 
+def framed(figure: Figure, title: str, lines: Sequence[str], *, path: str | PathLike | None = None) -> Figure:
+    """A figure with its title above and in small print below it what it was made from; saved to `path` if given."""
+    _frame(figure, title, list(lines))
+    return _saved(figure, path)
+
+
 def _frame(figure: Figure, title: str, lines: list[str]) -> None:
     """The title above, and below in small print what it was made from; both wrapped to the figure's width."""
     width = figure.get_figwidth()

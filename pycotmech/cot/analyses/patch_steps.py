@@ -19,8 +19,7 @@ from pycotmech.cot.examples import Examples
 from pycotmech.cot.steps import Graded
 from pycotmech.model.families import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
-from pycotmech.patching import patch_heads
-from pycotmech.patching.bases import run_prefix
+from pycotmech.patching import patch_heads, planner
 from pycotmech.patching.evaluate import N_SELF_PATCHES
 from pycotmech.patching.heads import Direction
 from pycotmech.patching.metrics import ExampleMetric
@@ -102,7 +101,7 @@ def patch_steps(
     found: dict[str, np.ndarray] = {}
     with metered(model) as meter:
         shared = examples.shared_ids
-        past = run_prefix(model.family, shared)
+        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
         for i, cell in enumerate(todo):
             if progress is not None:
                 progress(i, len(todo))

@@ -14,7 +14,7 @@ from pycotmech.cot.analyses.cells import Cell, Cells
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import KeyValues, forward_packed, site_dtype, site_shape
 from pycotmech.patching import planner
-from pycotmech.patching.bases import common_prefix, run_prefix
+from pycotmech.patching.bases import common_prefix
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -44,9 +44,9 @@ def read_rows(
     family = model.family
     prompts = [cell.step.clean for cell in cells]
     P = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-    past = run_prefix(family, prompts[0][:P])
-    wanted = tuple(dict.fromkeys((*sites, "q") if attention else sites))
     todo, budget = list(cells), planner.memory_budget(memory_gb, model.device) // 2
+    past = model.prefixes.key_values(prompts[0][:P], budget)
+    wanted = tuple(dict.fromkeys((*sites, "q") if attention else sites))
     for a, b in planner.cut([_bytes(family, len(p), len(p) - P, wanted) for p in prompts], budget):
         suffixes = [p[P:] for p in prompts[a:b]]
         ends = torch.tensor([len(s) for s in suffixes]).cumsum(0) - 1

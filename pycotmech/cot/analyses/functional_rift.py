@@ -1,0 +1,356 @@
+"""Where along the layers the residual stream stops following what was learnt in pretraining and follows the prompt
+(PAPER: E11): the logit lens at every position, on the memorised next word and on the next words seen in the prompt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.result import Analysis, Progress, about
+from pycotmech.cot.examples import Examples
+from pycotmech.cot.steps import Graded
+from pycotmech.model.families import ModelConfig
+from pycotmech.model.run import KeyValues, forward_packed
+from pycotmech.patching import planner
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.model import Model
+
+CURVES = ("prior", "context", "prior_top1", "context_top1", "contextual")
+_LOGIT_ROWS = 256
+_AHEAD = 512
+"""Words whose memorised next word is looked up in one pass."""
+
+
+class FunctionalRift(Analysis):
+    """Curves over the depth 0 (embedding), 1 (after layer 0), ..., L.
+
+    data [example, step, depth], means over the positions of the question and the text up to the step: `prior`, the lens's
+    probability of the next word memorised in pretraining; `context`, of the likeliest of the words that followed the same
+    word earlier in the prompt; over positions where there is such a word and it is not the memorised one. `prior_top1`,
+    `context_top1`: how often these are the lens's first choice. `contextual`, over all positions: how often its first
+    choice is a word of the prompt so far. `positions` [example, step]: how many positions `prior` and `context` are over.
+    """
+
+    name, title = "functional_rift", "Pretraining prior against in-context prior, layer by layer"
+
+    def curves(self) -> xr.Dataset:
+        """Means over examples of the means over their steps, with intervals: <curve>, <curve>_low, <curve>_high [depth]."""
+        out = {}
+        for name in CURVES:
+            by_example = self.data[name].mean("step").transpose("example", "depth")
+            found = bootstrap.mean_interval(by_example.values)
+            for part, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
+                out[f"{name}{part}"] = ("depth", value)
+        return xr.Dataset(out, coords={"depth": self.data["depth"]})
+
+    def rift(self, *, step: int | None = None, draws: int = 500, seed: int = 0) -> Rift:
+        """Where context minus prior jumps, over examples drawn anew; of one step, or of all steps together."""
+        data = self.data if step is None else self.data.sel(step=[step])
+        d = (data["context"] - data["prior"]).mean("step").transpose("example", "depth").values
+        used = d[np.isfinite(d).all(1)]
+        if len(used) == 0:
+            return Rift(*([np.nan] * 3), *([None] * 2), np.nan, 0)
+        jump = bootstrap.statistic_interval(lambda i: change_point(used[i].mean(0)), len(used), draws=draws, seed=seed)
+        cross = bootstrap.statistic_interval(lambda i: crossing(used[i].mean(0)), len(used), draws=draws, seed=seed)
+        crossed = None if np.isnan(cross.mean) else (float(cross.mean), float(cross.low), float(cross.high))
+        mean = used.mean(0)
+        ends = bootstrap.mean_interval(used[:, [0, -1]], seed=seed)
+        turned = bool(ends.high[0] < 0 < ends.low[1]) if len(used) > 1 else None
+        return Rift(
+            float(jump.mean), float(jump.low), float(jump.high), crossed, turned, abruptness(mean, float(jump.mean)), len(used)
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row per step, and one for all: step, kind, n, change (depth), low, high, crossing, abruptness, turned."""
+        import pandas as pd
+
+        rows = []
+        for step, kind in [(None, "all"), *zip(self.data["step"].values.tolist(), self.data["kind"].values)]:
+            r = self.rift(step=step)
+            cross = r.crossing[0] if r.crossing else np.nan
+            rows.append(("all" if step is None else step, kind, r.n, r.change, r.low, r.high, cross, r.abruptness, r.turned))
+        names = ["step", "kind", "n", "change", "low", "high", "crossing", "abruptness", "turned"]
+        return pd.DataFrame(rows, columns=names)
+
+    def findings(self) -> list[str]:
+        """Where the change lies with its interval, whether the prompt takes over, how abrupt the change is."""
+        r, last = self.rift(), int(self.data["depth"].max())
+        if r.n == 0:
+            return ["no position has a memorised next word and another one in the prompt: nothing can be said"]
+        lines = [
+            f"context minus prior changes most at depth {r.change:.0f} of {last} [{r.low:.0f}, {r.high:.0f}] "
+            f"(n = {r.n}); {r.abruptness:.0%} of its rise lies within one layer of it"
+            if np.isfinite(r.change)
+            else f"context minus prior rises nowhere (n = {r.n})"
+        ]
+        if r.crossing:
+            lines.append(
+                "from depth {:.0f} [{:.0f}, {:.0f}] on the prompt's next word is ahead of the memorised one".format(*r.crossing)
+            )
+        else:
+            lines.append("the prompt's next word never stays ahead of the memorised one")
+        curves = self.curves()
+        ends = ", ".join(
+            f"{name} {c[0]:.3f} -> {c.max():.3f} (depth {c.argmax()}) -> {c[-1]:.3f}"
+            for name, c in ((name, curves[name].values) for name in ("prior", "context", "contextual"))
+        )
+        return [*lines, f"embedding -> largest -> last layer: {ends}"]
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Both curves over the layers with their intervals, the change and its interval; below, each step's difference."""
+        from matplotlib.figure import Figure
+
+        from pycotmech.report.heatmap import framed
+
+        curves, r = self.curves(), self.rift()
+        figure = Figure(figsize=(7.5, 5.6), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        depth = self.data["depth"].values
+        words = {
+            "prior": "memorised next word",
+            "context": "next word seen in the prompt",
+            "contextual": "any word of the prompt",
+        }
+        for name, colour in (("prior", "#b2182b"), ("context", "#2166ac"), ("contextual", "0.55")):
+            style = "--" if name == "contextual" else "-"
+            above.plot(depth, curves[name], style, color=colour, label=words[name])
+            if np.isfinite(curves[f"{name}_low"]).all():
+                above.fill_between(depth, curves[f"{name}_low"], curves[f"{name}_high"], color=colour, alpha=0.18, lw=0)
+        if np.isfinite(r.change):
+            above.axvspan(r.low - 0.5, r.high + 0.5, color="gold", alpha=0.3, lw=0, label="change, 95 % interval")
+        above.set_ylabel("lens: probability\n(dashed: share of first choices)")
+        above.legend(fontsize=8)
+        difference = (self.data["context"] - self.data["prior"]).mean("example")
+        for i, step in enumerate(self.data["step"].values):
+            below.plot(depth, difference.isel(step=i), lw=1, label=f"{step} {self.data['kind'].values[i]}")
+        below.axhline(0, color="0.4", lw=0.8)
+        below.set_ylabel("context − prior")
+        below.set_xlabel("depth (0: embedding)")
+        below.legend(fontsize=6.5, ncols=5)
+        return framed(
+            figure, f"{self.about['model']}: {self.title}", [self.about["definition"], *self.about["notes"]], path=path
+        )
+
+
+@dataclass(frozen=True)
+class Rift:
+    """change: depth of the best single step in context - prior, with its bootstrap interval low .. high. crossing: (depth,
+    low, high) from which context stays ahead of prior, None if it never does. turned: whether context - prior is below 0
+    at the embedding and above it at the end, beyond the interval. abruptness: share of the rise within one layer of the
+    change. n: examples."""
+
+    change: float
+    low: float
+    high: float
+    crossing: tuple[float, float, float] | None
+    turned: bool | None
+    abruptness: float
+    n: int
+
+
+def change_point(curve: NDArray) -> float:
+    """The first index of the second part, where a curve is best told by two levels (least squares), the second higher.
+
+    NaN if no split has a higher second level: nothing rises.
+    """
+    best, at = np.inf, np.nan
+    for j in range(1, len(curve)):
+        a, b = curve[:j], curve[j:]
+        error = float(((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum())
+        if b.mean() > a.mean() and error < best:
+            best, at = error, float(j)
+    return at
+
+
+def crossing(curve: NDArray) -> float:
+    """The first index from which the curve stays above 0; NaN if it does not end above 0 or never was at or below it."""
+    if not curve[-1] > 0 or (curve > 0).all():
+        return np.nan
+    return float(np.flatnonzero(curve <= 0)[-1] + 1)
+
+
+def abruptness(curve: NDArray, at: float) -> float:
+    """The share of a curve's total rise (from its lowest point to the highest behind it) within one step of `at`."""
+    if np.isnan(at):
+        return float("nan")
+    low = np.minimum.accumulate(curve)
+    rise = float((curve - low).max())
+    if rise <= 0:
+        return float("nan")
+    a, b = max(0, int(at) - 2), min(len(curve) - 1, int(at) + 1)
+    return float(np.clip((curve[b] - curve[a]) / rise, 0, 1))
+
+
+def functional_rift(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    start: int | None = None,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> FunctionalRift:
+    """The logit lens behind every layer, at every position of question and solution, on two kinds of next word.
+
+    b_i = argmax P(v | start, s_i), the model's own next word for s_i without a prompt; I_i = the words that followed s_i
+    earlier in the prompt. prior = mean of U(x_i)[b_i], context = mean of the largest U(x_i)[v] over v in I_i; over the
+    positions where I_i holds something and not b_i (PAPER: E11, an operational definition: the authors released none).
+    steps, right: as `cells.choose`; a step's positions are those of the item up to the word it predicts.
+    start: the token in front of s_i when b_i is looked up; None: the model's BOS if its prompts begin with one, else the
+        tokenizer's <|endoftext|>, BOS or EOS, whichever exists first.
+    Raises TypeError or ValueError naming the argument.
+    Cost: one pass of each example behind the shared prefix, a pass of 2 tokens for each different token, and L + 1 rows
+    of unembedding for each position. Memory: the suffix's residual stream of one example, 256 rows of logits.
+    """
+    cells = choose(model, examples, steps=steps, right=right)
+    cfg = model.cfg
+    first = _start(model, cells.examples.bos) if start is None else int(start)
+    if first is not None and not 0 <= first < cfg.d_vocab:
+        raise ValueError(f"start: got {first}; expected a token id in 0..{cfg.d_vocab - 1}")
+    found = {name: cells.empty(cfg.n_layers + 1) for name in CURVES}
+    count = cells.empty()
+    by_example: dict[int, list[Any]] = {}
+    for cell in cells:
+        by_example.setdefault(cell.e, []).append(cell)
+    with metered(model) as meter:
+        shared = examples.shared_ids
+        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
+        ends = {e: max(len(cell.step.clean) for cell in mine) for e, mine in by_example.items()}
+        seen = torch.cat([examples[e].full_ids[len(shared) : end] for e, end in ends.items()]).unique()
+        memorised = memorised_next(model, seen, first)
+        for done, (e, mine) in enumerate(by_example.items()):
+            at = position_curves(model, examples[e].full_ids[: ends[e]], past, memorised)
+            for cell in mine:
+                upto = at.upto(len(cell.step.clean))
+                for name, value in upto.items():
+                    found[name][cell.e, cell.s] = value
+                count[cell.e, cell.s] = int(at.used[: len(cell.step.clean) - at.first].sum())
+            if progress is not None:
+                progress(done + 1, len(by_example))
+    data = {name: (("example", "step", "depth"), value) for name, value in found.items()}
+    data["positions"] = (("example", "step"), count)
+    shown = "nothing" if first is None else f"token {first}"
+    facts = about(
+        model,
+        cells,
+        source="PAPER E11 (operational definition)",
+        definition=f"lens on the next word memorised behind {shown} and on those seen earlier in the prompt, where they differ",
+        settings={"start": first, "seed": seed},
+        meter=meter,
+    )
+    return FunctionalRift(xr.Dataset(data, coords={**cells.coords, "depth": np.arange(cfg.n_layers + 1)}), facts)
+
+
+def _start(model: Model, bos: bool) -> int | None:
+    tokenizer = model.tokenizer
+    if bos:
+        return tokenizer.bos_token_id
+    vocabulary = tokenizer.get_vocab()
+    known = [vocabulary.get("<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return next((i for i in known if i is not None), None)
+
+
+def memorised_next(model: Model, tokens: Tensor, start: int | None) -> dict[int, int]:
+    """token -> argmax P(v | start, token), for different tokens [n]: the bigram a model knows by itself."""
+    out: dict[int, int] = {}
+    front = torch.tensor([] if start is None else [start], dtype=torch.long)
+    for some in tokens.split(_AHEAD):
+        texts = [torch.cat((front, t[None])) for t in some]
+        ends = torch.tensor([len(t) for t in texts]).cumsum(0) - 1
+        final = forward_packed(model.family, texts, read=ends).resid_final
+        with torch.no_grad():
+            best = model.family.logits(final).argmax(-1)
+        out |= dict(zip(some.tolist(), best.tolist(), strict=True))
+    return out
+
+
+@dataclass(frozen=True)
+class PositionCurves:
+    """The lens at the positions of one prompt: each curve [positions, depth]; used [positions]: where prior and context
+    are defined. first: the first position."""
+
+    first: int
+    used: NDArray[np.bool_]
+    values: Mapping[str, NDArray]
+
+    def upto(self, end: int) -> dict[str, NDArray]:
+        """Means over the positions before `end`, [depth] each; NaN where none is used."""
+        n = end - self.first
+        used = self.used[:n]
+        out = {}
+        for name, value in self.values.items():
+            rows = value[:n] if name == "contextual" else value[:n][used]
+            out[name] = rows.mean(0) if len(rows) else np.full(value.shape[1], np.nan)
+        return out
+
+
+@torch.no_grad()
+def position_curves(model: Model, tokens: Tensor, past: KeyValues | None, memorised: Mapping[int, int]) -> PositionCurves:
+    """The curves at every position of a prompt [T] behind its computed beginning."""
+    family, P = model.family, 0 if past is None else len(past)
+    ids = tokens.tolist()
+    follows: dict[int, set[int]] = {}
+    for a, b in itertools.pairwise(ids[:P]):
+        follows.setdefault(a, set()).add(b)
+    if 0 < P < len(ids):
+        follows.setdefault(ids[P - 1], set()).add(ids[P])
+    context: list[list[int]] = []
+    for i in range(P, len(ids)):
+        context.append(sorted(follows.get(ids[i], ())))
+        if i + 1 < len(ids):
+            follows.setdefault(ids[i], set()).add(ids[i + 1])
+    prior = [memorised[ids[i]] for i in range(P, len(ids))]
+    used = np.array([bool(c) and b not in c for c, b in zip(context, prior)])
+    packed = forward_packed(family, [tokens[P:]], past, sites=("resid_post",))
+    streams = torch.cat((family.embed(tokens[P:].to(family.device))[None], packed.sites["resid_post"]))  # [depth, R, d]
+    values = {name: np.full((len(prior), len(streams)), np.nan) for name in CURVES}
+    for j, stream in enumerate(streams):
+        for a in range(0, len(prior), _LOGIT_ROWS):
+            logits = family.logits(stream[a : a + _LOGIT_ROWS])
+            best, sums = logits.argmax(-1).tolist(), torch.logsumexp(logits, -1)
+            for r in range(len(logits)):
+                i = a + r
+                values["contextual"][i, j] = best[r] in set(ids[: P + i + 1])
+                if used[i]:
+                    values["prior"][i, j] = torch.exp(logits[r, prior[i]] - sums[r])
+                    values["context"][i, j] = torch.exp(logits[r, context[i]].max() - sums[r])
+                    values["prior_top1"][i, j] = best[r] == prior[i]
+                    values["context_top1"][i, j] = best[r] in context[i]
+    return PositionCurves(P, used, values)
+
+
+def cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Predicted: each example behind the prefix, the lens of every position at every depth, some hundred short texts."""
+    own = workload.length - workload.shared
+    rows = workload.examples * own * 1.2 + workload.shared
+    return rows_cost(
+        cfg,
+        rows,
+        forwards=workload.examples,
+        read=workload.examples * own * 1.2 * (cfg.n_layers + 1),
+        memory=12.0 * _LOGIT_ROWS * cfg.d_vocab,
+    )
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """A forward and the lens of every position of the whole prompt, for each cell (the authors released no code)."""
+    rows = workload.cells * workload.length
+    return rows_cost(cfg, rows, forwards=workload.cells, read=rows * (cfg.n_layers + 1))

@@ -1,0 +1,129 @@
+"""E11: what was memorised against what stands in the prompt, layer by layer."""
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import functional_rift as rift
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import workload
+from tests.reference.planted import models as planted
+from tests.reference.planted.words import BOS
+
+
+@pytest.fixture(scope="module")
+def result(model, examples, every):
+    return pcm.cot.functional_rift(model, examples, steps=[1, 5, 9], right=every)
+
+
+@torch.no_grad()
+def test_curves_are_their_definition_at_every_position(model, examples, result):
+    """Written out with loops on a plain forward pass."""
+    hf, example = model.hf, examples[1]
+    end = example.steps[5].answer_span.start
+    ids = example.full_ids[:end].tolist()
+    first = len(examples.shared_ids)
+    states = []
+    hooks = [
+        layer.register_forward_hook(lambda m, a, out: states.append(out[0] if out.ndim == 3 else out))
+        for layer in hf.model.layers
+    ]
+    hf(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    streams = [hf.model.embed_tokens(torch.tensor(ids)), *states]
+    memorised = {t: int(hf(torch.tensor([[model.tokenizer.bos_token_id, t]])).logits[0, -1].argmax()) for t in set(ids)}
+    want = {name: [] for name in rift.CURVES}
+    for stream in streams:
+        p = torch.softmax(hf.lm_head(hf.model.norm(stream)).double(), -1)
+        rows = {name: [] for name in rift.CURVES}
+        for i in range(first, len(ids)):
+            best = int(p[i].argmax())
+            rows["contextual"].append(best in ids[: i + 1])
+            context = {ids[m + 1] for m in range(i) if ids[m] == ids[i]}
+            prior = memorised[ids[i]]
+            if context and prior not in context:
+                rows["prior"].append(float(p[i, prior]))
+                rows["context"].append(max(float(p[i, v]) for v in context))
+                rows["prior_top1"].append(best == prior)
+                rows["context_top1"].append(best in context)
+        for name, values in rows.items():
+            want[name].append(np.mean(values))
+    here = result.data.sel(example=example.index, step=5)
+    for name in rift.CURVES:
+        np.testing.assert_allclose(here[name].values, want[name], atol=2e-6, err_msg=name)
+    assert int(here["positions"]) == len(rows["prior"]) > 5
+
+
+def test_the_last_depth_is_the_model(model, examples, result):
+    step = examples[0].steps[9]
+    ids = step.clean.tolist()
+    p = torch.softmax(model.run(step.clean).logits.double(), -1)
+    first = len(examples.shared_ids)
+    share = np.mean([int(p[i].argmax()) in ids[: i + 1] for i in range(first, len(ids))])
+    assert float(result.data["contextual"].sel(step=9)[0, -1]) == pytest.approx(share)
+
+
+def test_depth_0_depends_on_the_word_alone(model, examples):
+    at = rift.position_curves(model, examples[0].full_ids, None, {int(t): 3 for t in examples[0].full_ids.unique()})
+    ids = examples[0].full_ids.tolist()
+    used = [i for i in range(len(ids)) if at.used[i]]
+    twice = [(i, j) for i in used for j in used if i < j and ids[i] == ids[j]]
+    assert len(twice) > 5
+    for i, j in twice:
+        assert at.values["prior"][i, 0] == pytest.approx(at.values["prior"][j, 0], rel=1e-5)
+
+
+def planted_curves(circuit, n=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(n):
+        tokens = circuit.make(g).tokens
+        known = rift.memorised_next(circuit.model, tokens.unique(), BOS)
+        at = rift.position_curves(circuit.model, tokens, None, known)
+        out.append(at.upto(len(tokens)))
+    return {name: np.stack([o[name] for o in out]) for name in rift.CURVES}, known
+
+
+@pytest.mark.parametrize(("table", "writer"), [(1, (4, 1)), (0, (2, 3))])
+def test_planted_rift_is_found_at_its_layer(table, writer):
+    circuit = planted.bigram(table=table, writer=writer)
+    curves, known = planted_curves(circuit)
+    assert all(circuit.table[w] == b for w, b in known.items() if w in circuit.table)
+    difference = (curves["context"] - curves["prior"]).mean(0)
+    depth = circuit.layers["rift"] + 1
+    assert rift.change_point(difference[table + 1 :]) + table + 1 == depth
+    assert rift.crossing(difference) == depth
+    assert curves["prior_top1"][:, table + 1 : depth].min() == 1 and curves["context_top1"][:, depth:].min() == 1
+    assert rift.abruptness(difference, depth) > 0.9
+
+
+def test_nothing_is_found_where_nothing_was_planted():
+    curves, _ = planted_curves(planted.nothing())
+    difference = np.nanmean(curves["context"] - curves["prior"], 0)
+    assert np.isnan(rift.crossing(difference)) or np.nanmax(np.abs(difference)) < 0.1
+
+
+def test_change_points_of_known_curves():
+    assert rift.change_point(np.array([0, 0, 0, 1, 1.0])) == 3
+    assert np.isnan(rift.change_point(np.array([1, 1, 0, 0.0])))
+    assert rift.crossing(np.array([-1, 1, -1, 1, 1.0])) == 3
+    assert np.isnan(rift.crossing(np.array([-1, 1, -1.0]))) and np.isnan(rift.crossing(np.array([1, 1.0])))
+    assert rift.abruptness(np.array([0, 0, 0, 1, 1.0]), 3) == 1
+    assert rift.abruptness(np.linspace(0, 1, 11), 5) == pytest.approx(0.3)
+    assert np.isnan(rift.abruptness(np.ones(4), np.nan))
+
+
+def test_it_shows_itself(model, examples, every, result, tmp_path):
+    table = result.table()
+    assert table["step"].tolist() == ["all", 1, 5, 9] and table["n"].tolist() == [3] * 4
+    r = result.rift()
+    assert r.low <= r.change <= r.high and r.n == 3
+    assert any("next word" in line for line in result.findings())
+    result.plot(path=tmp_path / "rift.png")
+    assert (tmp_path / "rift.png").stat().st_size > 10_000
+    predicted = rift.cost(model.cfg, workload(choose(model, examples, steps=[1, 5, 9], right=every)))
+    assert predicted.flop == pytest.approx(result.about["cost"]["flop"], rel=0.5)
+    with pytest.raises(ValueError, match="start: got 999"):
+        pcm.cot.functional_rift(model, examples, right=every, start=999)
