@@ -22,8 +22,10 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Ablation": "pycotmech.patching",
     "Activations": "pycotmech.model",
+    "Agreement": "pycotmech.patching",
     "AttentionCapture": "pycotmech.attention",
     "AttentionSummary": "pycotmech.attention",
+    "Attribution": "pycotmech.patching",
     "Edit": "pycotmech.patching",
     "HeadScores": "pycotmech.attention",
     "Model": "pycotmech.model",
@@ -34,6 +36,7 @@ _EXPORTS = {
     "VariantSweep": "pycotmech.patching",
     "ablate_heads": "pycotmech.patching",
     "attention_summary": "pycotmech.attention",
+    "attribute_heads": "pycotmech.patching",
     "capture_attention": "pycotmech.attention",
     "check_pair": "pycotmech.patching",
     "head_scores": "pycotmech.attention",
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
     from pycotmech.model import Activations as Activations
     from pycotmech.model import Model as Model
     from pycotmech.patching import Ablation as Ablation
+    from pycotmech.patching import Agreement as Agreement
+    from pycotmech.patching import Attribution as Attribution
     from pycotmech.patching import Edit as Edit
     from pycotmech.patching import PairReport as PairReport
     from pycotmech.patching import Plan as Plan
@@ -73,6 +78,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import Variant as Variant
     from pycotmech.patching import VariantSweep as VariantSweep
     from pycotmech.patching import ablate_heads as ablate_heads
+    from pycotmech.patching import attribute_heads as attribute_heads
     from pycotmech.patching import check_pair as check_pair
     from pycotmech.patching import patch_heads as patch_heads
     from pycotmech.patching import patch_residual as patch_residual

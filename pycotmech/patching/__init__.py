@@ -1,6 +1,7 @@
 """Activation patching: exact sweeps over heads, positions and examples."""
 
 from pycotmech.patching.ablate import ablate_heads
+from pycotmech.patching.attribution import Agreement, Attribution, attribute_heads
 from pycotmech.patching.edits import Edit, Variant
 from pycotmech.patching.heads import patch_heads
 from pycotmech.patching.pairs import PairReport, check_pair
@@ -11,6 +12,8 @@ from pycotmech.patching.sweep import sweep
 
 __all__ = [
     "Ablation",
+    "Agreement",
+    "Attribution",
     "Edit",
     "PairReport",
     "Plan",
@@ -18,6 +21,7 @@ __all__ = [
     "Variant",
     "VariantSweep",
     "ablate_heads",
+    "attribute_heads",
     "check_pair",
     "patch_heads",
     "patch_residual",

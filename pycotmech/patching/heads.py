@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
+from pycotmech.patching.attribution import attribute_job, check_screen
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
-from pycotmech.patching.job import patch_pairs
+from pycotmech.patching.job import finish_job, prepare_job
 from pycotmech.patching.late import PER_QUERY
 from pycotmech.patching.metrics import Metric
 from pycotmech.patching.results import Sweep
@@ -37,6 +39,7 @@ def patch_heads(
     normalize: bool = True,
     read: int | Sequence[int] = -1,
     heads: Sequence[tuple[int, int]] | None = None,
+    screen: int | None = None,
     memory_gb: float | None = None,
     return_logits: bool = False,
     seed: int = 0,
@@ -55,7 +58,11 @@ def patch_heads(
         a pattern these are the queries.
     metric: "kl" (KL(P_clean || P)), "logit_diff", "prob", or a callable on logits [N, V] of one example -> [N].
     answer, wrong: token id, string, or one per example. read: the position where the metric is read, or one per example.
-    heads: (layer, head) to patch; None: all. memory_gb: what the sweep may use; None: half of what is free.
+    heads: (layer, head) to patch; None: all.
+    screen: k, sweep only the k of these heads with the largest first-order estimates (`attribute_heads`; by position: at
+        their best position), exactly; the others are NaN, and `Sweep.estimate` has the estimates of all. For z, q, k and v,
+        and a metric with a slope at the base run.
+    memory_gb: what the sweep may use; None: half of what is free.
     seed: of the self-patches' directions. progress: called with (token-forwards done, in all).
 
     Returns a `Sweep`: .values [L, H] ([L, T, H] by position; 0 where nothing can change), corrupted 0 and clean 1; Hkv in
@@ -63,7 +70,8 @@ def patch_heads(
     Raises ValueError naming the argument, before anything is run.
     Cost: the shared prefix once, the rest of both prompts, and about (L - 1) / 2 of L layers for each variant's positions
     behind the first difference (for q, k, v and pattern also the attention of the layer where it joins); memory within
-    `memory_gb`. Exact: one hooked forward per head gives the same numbers.
+    `memory_gb`. Exact: one hooked forward per head gives the same numbers. A screen costs what
+        `attribute_heads` costs, and saves the variants it leaves out.
     """
     name, layer = parse_edit_site(site)
     if name not in ("z", "q", "k", "v", "pattern"):
@@ -72,22 +80,29 @@ def patch_heads(
         if name not in KEY_VALUE_SITES:
             raise ValueError(f"per_query_head: got True for site {site!r}; expected it for k and v only")
         name = PER_QUERY[name]
-    return patch_pairs(
+    places = check_heads(heads, model.cfg.n_layers, heads_of(model.cfg, name), layer)
+    if screen is not None:
+        check_screen(screen, name, site, len(places))
+    job, single = prepare_job(
         model,
         clean,
         corrupted,
         site=name,
-        places=check_heads(heads, model.cfg.n_layers, heads_of(model.cfg, name), layer),
+        places=places,
         direction=direction,
         positions=positions,
         by_position=by_position,
         metric=metric,
         answer=answer,
         wrong=wrong,
-        normalize=normalize,
         read=read,
         memory_gb=memory_gb,
         return_logits=return_logits,
         seed=seed,
         progress=progress,
     )
+    if screen is None:
+        return finish_job(model, job, normalize, single)
+    estimates = attribute_job(model, job, normalize, single)
+    job = replace(job, places=sorted(estimates.strongest(screen)))
+    return replace(finish_job(model, job, normalize, single), estimate=estimates.effect)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -33,42 +33,64 @@ def patch_pairs(
     clean: Tokens | Sequence[Tokens],
     corrupted: Tokens | Sequence[Tokens],
     *,
-    site: str,
-    places: list[tuple[int, int]],
-    direction: str,
-    positions: Sequence[int] | None,
-    by_position: bool,
-    metric: Metric,
-    answer: int | str | Sequence[int | str] | None,
-    wrong: int | str | Sequence[int | str] | None,
     normalize: bool,
-    read: int | Sequence[int],
-    memory_gb: float | None,
-    return_logits: bool,
-    seed: int,
-    progress: Callable[[int, int], None] | None,
+    **arguments: Unpack[JobArguments],
 ) -> Sweep:
     """`patch_heads` and `patch_residual`, for places (layer, head) that are already checked."""
+    job, single = prepare_job(model, clean, corrupted, **arguments)
+    return finish_job(model, job, normalize, single)
+
+
+class JobArguments(TypedDict):
+    """What `PatchJob`s are made from, as the arguments of `patch_heads`; places: as in `PatchJob`."""
+
+    site: str
+    places: list[tuple[int, int]]
+    direction: str
+    positions: Sequence[int] | None
+    by_position: bool
+    metric: Metric
+    answer: int | str | Sequence[int | str] | None
+    wrong: int | str | Sequence[int | str] | None
+    read: int | Sequence[int]
+    memory_gb: float | None
+    return_logits: bool
+    seed: int
+    progress: Callable[[int, int], None] | None
+
+
+def prepare_job(
+    model: Model,
+    clean: Tokens | Sequence[Tokens],
+    corrupted: Tokens | Sequence[Tokens],
+    **arguments: Unpack[JobArguments],
+) -> tuple[PatchJob, bool]:
+    """The job, checked, before anything is run; and whether one pair was given rather than a list."""
+    given = arguments
+    direction, metric, positions, by_position = given["direction"], given["metric"], given["positions"], given["by_position"]
+    site, places, answer, wrong = given["site"], given["places"], given["answer"], given["wrong"]
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction: got {direction!r}; expected 'denoise' or 'noise'")
     check_metric(metric, answer, wrong)
     model.family.refuse_unsupported()
-    pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=read)
-    budget = planner.memory_budget(memory_gb, model.device)
+    pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=given["read"])
+    budget = planner.memory_budget(given["memory_gb"], model.device)
     targets = [_targets(pair, positions) for pair in pairs]
     if by_position and len({len(p.clean) for p in pairs}) > 1:
         raise ValueError(
             "by_position: the prompts have different lengths, so positions do not correspond; expected equal lengths"
         )
-    evaluator = Evaluator(model.family, budget, return_logits, progress)
-    job = PatchJob(model.family, model.prefixes, pairs, targets, direction, metric, site, places, by_position, seed, evaluator)
+    evaluator = Evaluator(model.family, budget, given["return_logits"], given["progress"])
+    job = PatchJob(
+        model.family, model.prefixes, pairs, targets, direction, metric, site, places, by_position, given["seed"], evaluator
+    )  # fmt: skip
     for i in range(len(pairs)):
         if not any(bool(job.reach(i)[l].any()) for l, _ in places):
             raise ValueError(
                 f"positions: {site} at {targets[i]} in layers {sorted({l for l, _ in places})} reaches nothing that is read; "
                 f"the metric is read at position {pairs[i].read}, after the last layer"
             )
-    return _result(model, job, job.run(), normalize, single)
+    return job, single
 
 
 def _targets(pair: Pair, positions: Sequence[int] | None) -> list[int]:
@@ -182,6 +204,12 @@ class PatchJob:
         target = torch.isin(positions, torch.tensor(self.targets[i]))
         return torch.stack([target & reaches(self.site, l == n - 1, positions, pair.read) for l in range(n)])
 
+    def shaped(self, x: Tensor, at: int) -> Tensor:
+        """Without the axes that this job does not have: positions at `at`, heads behind it."""
+        if self.site in RESIDUAL_SITES:
+            x = x.squeeze(at + 1)
+        return x if self.by_position else x.squeeze(at)
+
     # ---- what there is to do -----------------------------------------------------------------------------------------
 
     def _table(self, examples: range) -> _Table:
@@ -287,7 +315,9 @@ class PatchJob:
             out.logits.append(kept)
 
 
-def _result(model: Model, job: PatchJob, out: Outcome, normalize: bool, single: bool) -> Sweep:
+def finish_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Sweep:
+    """Runs a job and puts its numbers on the scale of a `Sweep`."""
+    out = job.run()
     name = check_metric(job.metric, 0, 0)
     raw, clean, corrupted = torch.stack(out.raw), torch.tensor(out.clean).double(), torch.tensor(out.corrupted).double()
     controls = torch.stack(out.self_patches)  # [B, n]
@@ -300,19 +330,13 @@ def _result(model: Model, job: PatchJob, out: Outcome, normalize: bool, single: 
     reach = torch.stack([r if job.by_position else r.any(1, keepdim=True) for r in reach]).any(0)
     effect[~reach[..., None] & ~effect.isnan()] = 0.0
 
-    def shaped(x: Tensor, at: int) -> Tensor:
-        """Without the axes that this sweep does not have: positions at `at`, heads behind it."""
-        if job.site in RESIDUAL_SITES:
-            x = x.squeeze(at + 1)
-        return x if job.by_position else x.squeeze(at)
-
     logits = None
     if out.logits:
-        logits = shaped(out.logits[0], 1) if single else shaped(torch.stack(out.logits), 2)
+        logits = job.shaped(out.logits[0], 1) if single else job.shaped(torch.stack(out.logits), 2)
     return Sweep(
-        values=shaped(values, 1).float().numpy(),
-        raw=(shaped(raw[0], 1) if single else shaped(raw, 2)).numpy(),
-        effect=shaped(effect, 1).float().numpy(),
+        values=job.shaped(values, 1).float().numpy(),
+        raw=(job.shaped(raw[0], 1) if single else job.shaped(raw, 2)).numpy(),
+        effect=job.shaped(effect, 1).float().numpy(),
         clean_metric=clean.numpy(),
         corrupted_metric=corrupted.numpy(),
         noise_floor=float((control - control.mean()).abs().max()),

@@ -16,36 +16,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The result of patching one place at a time. B examples, L layers, H heads (Hkv for k and v), T positions.
-
-    values [L, H] float32: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means),
-        else the raw metric's mean; [L, T, H] by position; without H for residual sites. NaN where a head was not asked for.
-    raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
-    effect: the distance from the base run on the scale of `values`, 0 where nothing changes, positive towards the source;
-        taken against the mean of the self-patches.
-    clean_metric, corrupted_metric [B]: the metric of the two runs.
-    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; an
-        effect below it is rounding.
-    """
+class Grid:
+    """What results with one entry for each layer, head and position share: `values` and `effect`, indexed alike."""
 
     values: NDArray[np.float32]
-    raw: NDArray[np.float64]
     effect: NDArray[np.float32]
-    clean_metric: NDArray[np.float64]
-    corrupted_metric: NDArray[np.float64]
-    noise_floor: float
-    metric: str
-    direction: str
     site: str
-    """Of a key-value site that was edited for each query head on its own: k_per_query, v_per_query."""
-    normalized: bool
     by_position: bool
-    plan: Plan
-    model_name: str
-    logits: Tensor | None = field(default=None, repr=False)
-    """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
 
     def __getitem__(self, index: Any):
         """values[index]: sweep[l, h], sweep[l], sweep[l, t, h]."""
@@ -73,16 +50,72 @@ class Sweep:
         order = np.argsort(-flat, kind="stable")[: min(k, int((flat >= 0).sum()))]
         return [(tuple(int(i) for i in np.unravel_index(o, score.shape)), float(score.ravel()[o])) for o in order]
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per entry: its place as in `axes`, value, effect, above_floor."""
+    def _named(self, k: int) -> list[tuple[str, float]]:
+        """`top`, with the places' names: L2H5, L2H5 at position 7."""
+        out = []
+        for where, value in self.top(k):
+            place = dict(zip(self.axes, where, strict=True))
+            name = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
+            out.append((name + (f" at position {place['position']}" if "position" in place else ""), value))
+        return out
+
+    def _frame(self) -> pd.DataFrame:
+        """One row per entry: its place as in `axes`, value, effect."""
         import pandas as pd
 
-        names = self.axes
-        grid = np.indices(self.values.shape).reshape(len(names), -1)
-        frame = pd.DataFrame(dict(zip(names, grid, strict=True)))
+        grid = np.indices(self.values.shape).reshape(len(self.axes), -1)
+        frame = pd.DataFrame(dict(zip(self.axes, grid, strict=True)))
         frame["value"] = self.values.ravel()
         frame["effect"] = self.effect.ravel()
+        return frame
+
+
+@dataclass(frozen=True)
+class Sweep(Grid):
+    """The result of patching one place at a time. B examples, L layers, H heads (Hkv for k and v), T positions.
+
+    values [L, H] float32: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means),
+        else the raw metric's mean; [L, T, H] by position; without H for residual sites. NaN where a head was not asked for, or
+        was left out by a screen.
+    raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
+    effect: the distance from the base run on the scale of `values`, 0 where nothing changes, positive towards the source;
+        taken against the mean of the self-patches.
+    clean_metric, corrupted_metric [B]: the metric of the two runs.
+    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; an
+        effect below it is rounding.
+    """
+
+    values: NDArray[np.float32]
+    raw: NDArray[np.float64]
+    effect: NDArray[np.float32]
+    clean_metric: NDArray[np.float64]
+    corrupted_metric: NDArray[np.float64]
+    noise_floor: float
+    metric: str
+    direction: str
+    site: str
+    """Of a key-value site that was edited for each query head on its own: k_per_query, v_per_query."""
+    normalized: bool
+    by_position: bool
+    plan: Plan
+    model_name: str
+    logits: Tensor | None = field(default=None, repr=False)
+    """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
+    estimate: NDArray[np.float32] | None = field(default=None, repr=False)
+    """If screened: `Attribution.effect`, the first-order estimates of all heads, those that were swept among them."""
+
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """Which entries were swept: all, but for heads that were not asked for or that a screen left out."""
+        return ~np.isnan(self.values)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per entry: its place as in `axes`, value, effect, above_floor; if screened also estimate, exact."""
+        frame = self._frame()
         frame["above_floor"] = np.abs(frame["effect"]) > self.noise_floor
+        if self.estimate is not None:
+            frame["estimate"] = self.estimate.ravel()
+            frame["exact"] = self.exact.ravel()
         return frame
 
     def plot(self, *, title: str | None = None, path: str | None = None):
@@ -98,10 +131,15 @@ class Sweep:
             f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, "
             f"noise floor {self.noise_floor:.2g}",
         ]
-        for where, value in self.top(10):
-            place = dict(zip(self.axes, where, strict=True))
-            name = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
-            name += f" at position {place['position']}" if "position" in place else ""
+        if self.estimate is not None:
+            heads = self.exact.any(1) if self.by_position else self.exact
+            others = ~np.isnan(self.estimate) & ~self.exact
+            best = f", the largest {np.abs(self.estimate[others]).max():.2g}" if others.any() else ""
+            lines.append(
+                f"screened: only the {int(heads.sum())} heads with the largest first-order estimates were swept, exactly; "
+                f"the others have estimates alone{best}"
+            )
+        for name, value in self._named(10):
             note = "" if abs(value) > self.noise_floor else "  (below the noise floor)"
             lines.append(f"  {name:<10} effect {value:+.4f}{note}")
         return "\n".join(lines)

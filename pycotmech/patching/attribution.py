@@ -1,0 +1,374 @@
+"""Attribution patching: what every patch would do, to first order, from one backward pass. A screen for the exact sweep.
+
+A patch moves an activation a of the base run to that of the source run. To first order the metric changes by
+(a_source - a_base) . dm/da, with the slope taken at the base run, and one backward pass gives the slopes of all heads and
+positions at once (Nanda 2023, "Attribution Patching"; Syed, Rager and Conmy 2023, arXiv 2310.10348).
+
+It is an approximation. It is worst where the model bends most: a softmax that is nearly 0 or 1 between the two runs, a
+normalisation whose input is replaced as a whole, a probability near 0 or 1. It never stands in place of the exact sweep;
+`Attribution.agreement` says how far to trust it, and `patch_heads(screen=k)` uses it to choose what is swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from pycotmech.model.families import LlamaFamily
+from pycotmech.model.model import Tokens
+from pycotmech.patching.bases import common_prefix
+from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
+from pycotmech.patching.job import PatchJob, prepare_job
+from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
+from pycotmech.patching.results import Grid, Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pycotmech.model import Model
+
+SITES = ("z", "q", "k", "v")
+"""Where slopes are taken: tensors that the Hugging Face model itself passes on."""
+
+_OVERLAPS = (5, 10, 20)
+
+
+def attribute_heads(
+    model: Model,
+    clean: Tokens | Sequence[Tokens],
+    corrupted: Tokens | Sequence[Tokens],
+    *,
+    direction: Literal["denoise", "noise"] = "denoise",
+    site: Literal["z", "q", "k", "v"] | str = "z",
+    positions: Sequence[int] | None = None,
+    by_position: bool = False,
+    metric: Metric = "kl",
+    answer: int | str | Sequence[int | str] | None = None,
+    wrong: int | str | Sequence[int | str] | None = None,
+    normalize: bool = True,
+    read: int | Sequence[int] = -1,
+) -> Attribution:
+    """Estimates, to first order, what `patch_heads` measures for every head: (source - base) . slope at the base run.
+
+    Arguments as in `patch_heads`. site: "z", "q", "k", "v", or a TransformerLens hook name of one of them. With grouped
+        queries k and v have one entry for each key-value head.
+    metric: what it reads must have a slope at the base run. "kl" has none in direction "noise", where the base run is the
+        clean run and KL at its least. A callable must be differentiable by PyTorch.
+
+    Returns an `Attribution`: .values and .effect on the scale of `Sweep`'s, [L, H], or [L, T, H] by position; the positions
+        of a head add up to it.
+    Raises ValueError naming the argument, before anything is run; and afterwards if the slope is 0 at every head.
+    Cost: for each pair two forward passes and one backward, the Hugging Face model's own (with SDPA), over the positions
+        from the first difference to the one read; what stands in front runs once, without a slope, and what all prompts
+        share once for all. The number of heads and positions costs nothing. Memory: what a backward pass keeps, for each
+        of those positions and layers about 2 d_model + 2 n_heads d_head + 3 d_mlp + T numbers, and each layer's keys and
+        values of the whole prompt. The weights get no gradient; hooks are honoured, and flags left as found.
+    An approximation: see the module's text. Source: Nanda 2023; Syed et al. 2023, arXiv 2310.10348.
+    """
+    name, layer = parse_edit_site(site)
+    _check_site(name, site)
+    job, single = prepare_job(
+        model, clean, corrupted,
+        site=name, places=check_heads(None, model.cfg.n_layers, heads_of(model.cfg, name), layer),
+        direction=direction, positions=positions, by_position=by_position, metric=metric, answer=answer, wrong=wrong,
+        read=read, memory_gb=None, return_logits=False, seed=0, progress=None,
+    )  # fmt: skip
+    return attribute_job(model, job, normalize, single)
+
+
+def _check_site(name: str, site: str) -> None:
+    if name not in SITES:
+        raise ValueError(
+            f"site: got {site!r}; an attribution is taken at {', '.join(map(repr, SITES))} "
+            "(of one query head's keys or values, and of patterns, only the exact sweep is there)"
+        )
+
+
+def check_screen(screen: int, name: str, site: str, n_heads: int) -> None:
+    """Raises ValueError if `patch_heads` cannot sweep the best `screen` of its heads."""
+    if isinstance(screen, bool) or not isinstance(screen, int) or not 1 <= screen <= n_heads:
+        raise ValueError(
+            f"screen: got {screen!r}; expected how many of the {n_heads} heads to sweep, 1..{n_heads}, or None for all"
+        )
+    if name not in SITES:
+        raise ValueError(f"screen: got {screen} for site {site!r}; a screen is there for {', '.join(map(repr, SITES))}")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an attribution compares with the exact sweep, over its n entries above the noise floor.
+
+    spearman, pearson: correlation of ranks, and of the effects themselves; NaN for fewer than two entries.
+    top: k -> share of the k largest exact |effect|s that are among the k largest estimates of all entries that were swept;
+        NaN where fewer than k entries are above the floor.
+    sign: share of entries whose estimate has the right sign.
+    """
+
+    n: int
+    spearman: float
+    pearson: float
+    top: dict[int, float]
+    sign: float
+
+    def __str__(self) -> str:
+        overlaps = ", ".join(f"{share:.0%} of the top {k}" for k, share in self.top.items() if share == share)
+        return (
+            f"{self.n} entries above the noise floor: rank correlation {self.spearman:.3f}, Pearson {self.pearson:.3f}, "
+            f"right sign {self.sign:.0%}{'; found ' + overlaps if overlaps else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class Attribution(Grid):
+    """First-order estimates of what patching one head at a time does. B examples, L layers, H heads, T positions.
+
+    values [L, H] float32: estimate of `Sweep.values` (corrupted 0, clean 1 if normalised); [L, T, H] by position. NaN in
+        layers that were not asked for.
+    effect: estimate of `Sweep.effect`, the distance from the base run; 0 where nothing can change.
+    raw_change [L, H], or [B, L, H] for a list of pairs: the estimated change of the metric itself, float64.
+    clean_metric, corrupted_metric [B]: the metric of the two runs.
+    """
+
+    values: NDArray[np.float32]
+    effect: NDArray[np.float32]
+    raw_change: NDArray[np.float64]
+    clean_metric: NDArray[np.float64]
+    corrupted_metric: NDArray[np.float64]
+    metric: str
+    direction: str
+    site: str
+    normalized: bool
+    by_position: bool
+    model_name: str
+
+    def agreement(self, sweep: Sweep) -> Agreement:
+        """Compares with the exact sweep of the same prompts and arguments; of a screened one, where it is exact.
+
+        Raises ValueError if the sweep is of another model, site, direction, metric, scale or shape.
+        """
+        for name in ("model_name", "site", "direction", "metric", "normalized", "by_position", "shape"):
+            ours, theirs = getattr(self, name), getattr(sweep, name)
+            if ours != theirs:
+                raise ValueError(f"sweep: its {name} is {theirs!r}, the attribution's is {ours!r}; expected the same")
+        if len(self.clean_metric) != len(sweep.clean_metric):
+            raise ValueError(f"sweep: of {len(sweep.clean_metric)} pairs, the attribution of {len(self.clean_metric)}")
+        swept = ~(np.isnan(sweep.effect) | np.isnan(self.effect))
+        exact, estimate = sweep.effect[swept].astype(np.float64), self.effect[swept].astype(np.float64)
+        above = np.abs(exact) > sweep.noise_floor
+        n, a, b = int(above.sum()), exact[above], estimate[above]
+        order = [np.argsort(-np.where(use, np.abs(x), -1), kind="stable") for x, use in ((exact, above), (estimate, True))]
+        return Agreement(
+            n=n,
+            spearman=_correlation(_ranks(a), _ranks(b)),
+            pearson=_correlation(a, b),
+            top={k: len(set(order[0][:k]) & set(order[1][:k])) / k if n >= k else float("nan") for k in _OVERLAPS},
+            sign=float((np.sign(a) == np.sign(b)).mean()) if n else float("nan"),
+        )
+
+    def strongest(self, k: int) -> list[tuple[int, int]]:
+        """The k heads (layer, head) with the largest estimates, strongest first; by position: at their best position."""
+        score = np.where(np.isnan(self.effect), -1.0, np.abs(self.effect))
+        score = score.max(1) if self.by_position else score
+        order = np.argsort(-score.ravel(), kind="stable")[: min(k, int((score >= 0).sum()))]
+        return [(int(o) // score.shape[1], int(o) % score.shape[1]) for o in order]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per entry: its place as in `axes`, value, effect."""
+        return self._frame()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model_name}: {self.site}, attribution patching (first order), {self.direction}, metric {self.metric}, "
+            f"{' x '.join(self.axes)} {list(self.shape)}",
+            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}",
+        ]
+        return "\n".join(lines + [f"  {name:<10} estimate {value:+.4f}" for name, value in self._named(10)])
+
+
+def _ranks(x: NDArray) -> NDArray:
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+
+def _correlation(a: NDArray, b: NDArray) -> float:
+    a, b = a - a.mean() if len(a) else a, b - b.mean() if len(b) else b
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float("nan")
+
+
+# ---- slopes ----------------------------------------------------------------------------------------------------------
+
+
+def attribute_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Attribution:
+    """The attribution of a checked job's places; the same scale as the job's `Sweep`."""
+    if job.metric == "kl" and job.direction == "noise":
+        raise ValueError(
+            "metric: 'kl' has no slope in direction 'noise': the base run is the clean run, where KL(P_clean || P) is at its "
+            "least, so that to first order nothing changes; use metric 'logit_diff' or 'prob', or direction 'denoise'"
+        )
+    changes, clean, corrupted = [], [], []
+    with _as_found(job.family):
+        prompts = [t[: p.first] for p in job.pairs for t in (p.clean, p.corrupted)]
+        shared = common_prefix(prompts)
+        past = _extended(job.family, [], prompts[0][:shared])
+        for i in range(len(job.pairs)):
+            change, *both = _changes(job, i, past, shared)
+            changes.append(change)
+            clean.append(both[0])
+            corrupted.append(both[1])
+    change, clean, corrupted = torch.stack(changes), torch.tensor(clean).double(), torch.tensor(corrupted).double()
+    base = (corrupted if job.direction == "denoise" else clean).mean()
+    values = base + change.mean(0)
+    name = check_metric(job.metric, 0, 0)
+    effect = change.mean(0)
+    if normalize:
+        values = normalise(name, values, clean.mean(), corrupted.mean())
+        effect = (1.0 if job.direction == "denoise" else -1.0) * effect / (clean.mean() - corrupted.mean())
+    return Attribution(
+        values=job.shaped(values, 1).float().numpy(),
+        effect=job.shaped(effect, 1).float().numpy(),
+        raw_change=(job.shaped(change[0], 1) if single else job.shaped(change, 2)).numpy(),
+        clean_metric=clean.numpy(),
+        corrupted_metric=corrupted.numpy(),
+        metric=name,
+        direction=job.direction,
+        site=job.site,
+        normalized=normalize,
+        by_position=job.by_position,
+        model_name=model.name,
+    )
+
+
+def _changes(job: PatchJob, i: int, past: list[tuple[Tensor, Tensor]], shared: int) -> tuple[Tensor, float, float]:
+    """Example i: the first-order change of the metric, float64 [L, T or 1, columns]; the clean and the corrupted metric."""
+    family, pair, site = job.family, job.pairs[i], job.site
+    past = _extended(family, past, pair.clean[shared : pair.first])
+    base, source = (pair.corrupted, pair.clean) if job.direction == "denoise" else (pair.clean, pair.corrupted)
+    rows = slice(pair.first, pair.read + 1)
+    with torch.no_grad():
+        theirs, _, source_logits = _forward(family, site, base=False, tokens=source[rows], past=past)
+    ours, out, base_logits = _forward(family, site, base=True, tokens=base[rows], past=past)
+    clean_logits, corrupted_logits = (
+        (source_logits, base_logits) if job.direction == "denoise" else (base_logits, source_logits)
+    )
+    metric = ExampleMetric(job.metric, clean_logits[0] if job.metric == "kl" else None, pair.answer, pair.wrong)
+    with torch.no_grad():
+        clean, corrupted = (float(metric(x)[0]) for x in (clean_logits, corrupted_logits))
+    measured = metric(out.to(family.resid_dtype))[0]
+    if not measured.requires_grad:
+        raise ValueError(
+            "metric: the callable's result does not depend on the logits by operations that PyTorch can differentiate"
+        )
+    slopes = torch.autograd.grad(measured, ours, allow_unused=True)
+    if not any(slope is not None and bool(slope.any()) for slope in slopes):
+        raise ValueError(
+            f"metric: {check_metric(job.metric, 0, 0)} has slope 0 in the base run of pair {i}, so that to first order nothing "
+            "changes; use another metric, such as 'logit_diff', or the exact sweep"
+        )
+
+    cfg, T = family.cfg, len(pair.clean)
+    columns = heads_of(cfg, site)
+    change = torch.zeros(cfg.n_layers, T, columns, dtype=torch.float64)
+    for l, (a, b, slope) in enumerate(zip(ours, theirs, slopes, strict=True)):
+        if slope is not None:
+            moved = (b.double() - a.detach().double()) * slope.double()
+            change[l, rows] = moved[0].unflatten(-1, (columns, -1)).sum(-1).cpu()
+    change *= job.reach(i)[..., None]
+    wanted = torch.zeros(cfg.n_layers, columns, dtype=torch.bool)
+    wanted[tuple(torch.tensor(job.places).T)] = True
+    change = change if job.by_position else change.sum(1, keepdim=True)
+    change.masked_fill_(~wanted[:, None], float("nan"))
+    return change, 0.0 if job.metric == "kl" else clean, corrupted
+
+
+def _forward(
+    family: LlamaFamily, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The Hugging Face model's forward over tokens [S] behind the past. base: with what a backward pass needs.
+
+    What stands at the site, for each layer [1, S, heads * D]; the last position's logits [1, V] as the model gives them; and
+    once more in float32 without a slope, as sweeps read them.
+    """
+    found: dict[int | str, Tensor] = {}
+
+    def keep(name: int | str, x: Tensor) -> None:
+        found[name] = x
+
+    handles = [family.base.norm.register_forward_pre_hook(lambda module, args: keep("final", args[0]), prepend=True)]
+    for l, layer in enumerate(family.layers):
+        # What a sweep edits: z before, the projections behind whatever the user's own hooks on these modules do.
+        if site == "z":
+            hook = lambda module, args, l=l: keep(l, args[0])  # noqa: E731
+            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(hook, prepend=True))
+        else:
+            hook = lambda module, args, out, l=l: keep(l, out)  # noqa: E731
+            handles.append(getattr(layer.self_attn, f"{site}_proj").register_forward_hook(hook))
+    try:
+        embeds = family.base.embed_tokens(tokens[None].to(family.device)).detach().requires_grad_(base)
+        P = past[0][0].shape[2] if past else 0
+        positions = torch.arange(P, P + len(tokens), device=family.device)[None]
+        logits = family.hf(
+            inputs_embeds=embeds,
+            past_key_values=_cache(past) if past else None,
+            use_cache=bool(past),
+            position_ids=positions,
+            logits_to_keep=1,
+        ).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        wide = family.logits(found["final"][0, -1:].detach().to(family.resid_dtype))
+    return [found[l] for l in range(family.cfg.n_layers)], logits, wide
+
+
+def _extended(family: LlamaFamily, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer, [1, Hkv, P, D], of the past and of the tokens behind it; nothing else is kept."""
+    if not len(tokens):
+        return past
+    cache = _cache(past)
+    with torch.no_grad():
+        P = past[0][0].shape[2] if past else 0
+        positions = torch.arange(P, P + len(tokens), device=family.device)[None]
+        family.base(tokens[None].to(family.device), past_key_values=cache, use_cache=True, position_ids=positions)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache(past: list[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A new cache that holds the past, which itself stays as it is: a cache grows by concatenation."""
+    cache = DynamicCache()
+    for l, (k, v) in enumerate(past):
+        cache.update(k, v, l)
+    return cache
+
+
+@contextlib.contextmanager
+def _as_found(family: LlamaFamily) -> Iterator[None]:
+    """SDPA, and no recomputation of layers (it drops the cache); afterwards everything as it was, errors included.
+
+    The attention that the model came with may have no backward pass, or keep whole patterns for it.
+    """
+    configs = {id(c): c for c in (family.hf.config, *(layer.self_attn.config for layer in family.layers))}.values()
+    found = [(c, c._attn_implementation) for c in configs]
+    recomputing = [m for m in family.hf.modules() if getattr(m, "gradient_checkpointing", False)]
+    try:
+        for config in configs:
+            config._attn_implementation = "sdpa"
+        for module in recomputing:
+            module.gradient_checkpointing = False
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for config, implementation in found:
+            config._attn_implementation = implementation
+        for module in recomputing:
+            module.gradient_checkpointing = True
