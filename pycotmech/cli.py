@@ -144,6 +144,12 @@ def sweep(
     direction: DirectionOption = "denoise",
     metric: MetricOption = "kl",
     positions: PositionsOption = "all",
+    screen: Annotated[
+        int | None,
+        typer.Option(
+            help="Sweep only the K heads with the largest first-order estimates.", metavar="K", rich_help_panel=_PATCH
+        ),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write all heads to this CSV file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the heat map into this PNG file.")] = None,
     dtype: DtypeOption = "auto",
@@ -187,7 +193,7 @@ def sweep(
         shown.begin("patching", 1)
         result = pcm.patch_heads(
             loaded, given.pop("clean"), given.pop("corrupted"), **given, direction=direction, metric=metric,  # type: ignore[arg-type]
-            positions=settings.positions, memory_gb=memory_gb, seed=seed,
+            positions=settings.positions, screen=screen, memory_gb=memory_gb, seed=seed,
             progress=lambda done, total: shown.at(done / max(1, total), ""),
         )  # fmt: skip
         shown.end()

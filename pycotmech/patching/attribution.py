@@ -68,9 +68,10 @@ def attribute_heads(
     Raises ValueError naming the argument, before anything is run; and afterwards if the slope is 0 at every head.
     Cost: for each pair two forward passes and one backward, the Hugging Face model's own (with SDPA), over the positions
         from the first difference to the one read; what stands in front runs once, without a slope, and what all prompts
-        share once for all. The number of heads and positions costs nothing. Memory: what a backward pass keeps, for each
-        of those positions and layers about 2 d_model + 2 n_heads d_head + 3 d_mlp + T numbers, and each layer's keys and
-        values of the whole prompt. The weights get no gradient; hooks are honoured, and flags left as found.
+        share once per model, as in `patch_heads`. The number of heads and positions costs nothing. Memory: what a backward
+        pass keeps, for each of those positions and layers about 2 d_model + 2 n_heads d_head + 3 d_mlp + T numbers, and
+        each layer's keys and values of the whole prompt. The weights get no gradient; hooks are honoured, flags left as
+        found.
     An approximation: see the module's text. Source: Nanda 2023; Syed et al. 2023, arXiv 2310.10348.
     """
     name, layer = parse_edit_site(site)
@@ -219,7 +220,9 @@ def attribute_job(model: Model, job: PatchJob, normalize: bool, single: bool) ->
     with _as_found(job.family):
         prompts = [t[: p.first] for p in job.pairs for t in (p.clean, p.corrupted)]
         shared = common_prefix(prompts)
-        past = _extended(job.family, [], prompts[0][:shared])
+        kept = job.prefixes.key_values(prompts[0][:shared], job.evaluator.budget)  # the sweep's, if there is one
+        layers = () if kept is None else zip(kept.k, kept.v, strict=True)
+        past = [(k.transpose(0, 1)[None], v.transpose(0, 1)[None]) for k, v in layers]
         for i in range(len(job.pairs)):
             change, *both = _changes(job, i, past, shared)
             changes.append(change)

@@ -70,7 +70,7 @@ def test_slopes_are_those_of_finite_differences(shape, site, metric):
 def test_float32_agrees_with_float64():
     hf = tiny_llama(**SHAPES["gqa"], n_layers=L)
     clean, corrupted = prompts()
-    for metric in METRICS:
+    for metric in METRICS:  # the second time on keys and values that the first left behind
         arguments = dict(metric=metric, answer=7, wrong=11)
         narrow = pcm.attribute_heads(pcm.Model(hf), clean, corrupted, **arguments)
         wide = pcm.attribute_heads(pcm.Model(double(hf)), clean, corrupted, **arguments)
@@ -329,7 +329,9 @@ def test_the_model_is_left_as_found(training):
     assert np.abs(found.effect - plain.effect).max() < 1e-5 * np.abs(plain.effect).max()
     assert {1, 2} == set(calls) and state() == before and not torch.is_inference_mode_enabled()
     with torch.inference_mode():
-        pcm.patch_heads(model, *prompts(), screen=2, **DIFFERENCE)
+        pcm.patch_heads(model, *prompts(), **DIFFERENCE)
+        screened = pcm.patch_heads(model, *prompts(), screen=2, **DIFFERENCE)
+    assert np.array_equal(screened.estimate, found.effect)
     with pytest.raises(RuntimeError, match="stop"):
         pcm.attribute_heads(model, *prompts(), metric=lambda x: (_ for _ in ()).throw(RuntimeError("stop")))
     assert state() == before and before[-1] == "eager"
