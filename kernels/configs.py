@@ -171,7 +171,10 @@ FLOAT32_TILES: dict[str, dict[str, tuple[_Tile, _Tile]]] = {
     },
 }
 # end of the table
-SPILLING = {(kind, 32, 256) for kind in ("extract_segments", "extract_columns", "colsum", "rows", "prefix", "prefix_few")}
+SPILLING = {
+    (kind, 32, 256)
+    for kind in ("extract_plain", "extract_segments", "extract_columns", "colsum", "rows", "prefix", "prefix_few")
+}
 """NVIDIA entries (kind, bits, head) that keep a few values of each thread in local memory: right, but slower."""
 
 _DESCRIPTOR_FAMILIES = ("sm_90", "sm_100")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pycotmech.attention.hf import NAME, Keys, active_capture, compacted, register_attention
 from pycotmech.attention.results import AttentionSummary
@@ -52,6 +53,7 @@ def capture_attention(
     hf = getattr(model, "hf", model)
     before = None
     if hf is not None:
+        _check_model(hf)
         before = hf.config._attn_implementation
         hf.set_attn_implementation(NAME)
     token = active_capture.set(capture)
@@ -61,6 +63,16 @@ def capture_attention(
         active_capture.reset(token)
         if hf is not None:
             hf.set_attn_implementation(before)
+
+
+def _check_model(hf: object) -> None:
+    if not isinstance(hf, PreTrainedModel):
+        raise TypeError(f"model: got {type(hf).__name__}; expected a pycotmech or Hugging Face model, or None")
+    if not hf._can_set_attn_implementation():  # transformers would only log it, and run the model's own attention
+        raise ValueError(
+            f"model: the attention of {type(hf).__name__} is written into the model in transformers; expected one whose "
+            "attention implementation can be chosen"
+        )
 
 
 class AttentionCapture:

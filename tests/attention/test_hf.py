@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Qwen3Config,
+    StaticCache,
+)
 
 import pycotmech as pcm
 from pycotmech.attention import hf as interface
@@ -229,6 +240,74 @@ def test_generate_is_captured_row_by_row(hf):
     close(summary.segment("generated"), p[..., T:].sum(-1), 1e-10)
     close(summary.received, p.sum(-2), 1e-10)
     assert summary.per_head()["mass_generated"].iloc[5] == pytest.approx(p[:, 1, 1, :, T:].sum(-1).mean().item())
+
+
+TURNED = 2e-6
+"""Weights of a prompt whose positions count from its first real token: rotary angles are float32 in transformers."""
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_left_padding_is_left_out_while_generating(hf, cache):
+    """Generated rows too see no padding, and rows of padding see nothing."""
+    wide, tokens, mask = double(hf), ids(3, T), masks()["left"]
+    options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    options |= {} if cache is None else {"cache_implementation": cache, "disable_compile": True}
+    with pcm.capture_attention(wide, segments={"question": slice(2, 6), "generated": slice(T, None)}, top_k=3) as summary:
+        out = wide.generate(tokens, **options)
+    assert torch.equal(out, wide.generate(tokens, **options))
+    longer = torch.cat([mask, torch.ones(3, 3, dtype=torch.long)], 1)
+    p = patterns(wide, out[:, :-1], longer) * longer[:, None, None, :, None]
+    close(summary.segment("question"), p[..., 2:6].sum(-1), TURNED)
+    close(summary.segment("generated"), p[..., T:].sum(-1), TURNED)
+    close(summary.received, p.sum(-2), TURNED)
+    close(summary.entropy, entropy(p), TURNED)
+    first = longer.argmax(1)
+    alone = torch.stack([p[b, ..., first[b]] * (not 2 <= first[b] < 6) for b in range(3)])
+    close(summary.segment("first"), alone, TURNED)
+    assert (summary.top_keys[1, :, :, T:] >= int(first[1])).all(), "padding among the top keys of a generated row"
+
+
+SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+FAMILIES = {
+    "Qwen3": (Qwen3Config, SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 16}),
+    "Olmo2": (Olmo2Config, SIZES | {"intermediate_size": 48, "num_key_value_heads": 1}),
+    "GPT-NeoX": (GPTNeoXConfig, SIZES | {"intermediate_size": 48}),
+    "GPT-2": (GPT2Config, {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_with_left_padding(name):
+    kind, options = FAMILIES[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(**options)).eval().requires_grad_(False)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.mul_(5)  # peaked attention: at the usual scale every pattern is flat
+    tokens, mask = ids(3, T), masks()["left"]
+    p = torch.stack(eager_patterns(model, tokens, mask), 1).double()
+    options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    want = set_to(model, "sdpa").generate(tokens, **options)
+    with pcm.capture_attention(model, segments={"a": slice(3, 8)}) as summary:
+        got = model.generate(tokens, **options)
+    assert torch.equal(got, want) and model.config._attn_implementation == "sdpa"
+    real = mask.bool()
+    mass = torch.as_tensor(summary.forwards[0].segment("a")).movedim(3, 1)[real]
+    torch.testing.assert_close(mass.double(), p[..., 3:8].sum(-1).movedim(3, 1)[real], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def eager_patterns(model, tokens, mask):
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return set_to(model, "eager")(tokens, attention_mask=mask, position_ids=positions, output_attentions=True).attentions
+
+
+def test_a_model_whose_attention_cannot_be_chosen_is_refused(hf):
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4))
+    with pytest.raises(ValueError, match="attention of BloomForCausalLM"), pcm.capture_attention(bloom):
+        pytest.fail("the block ran")
+    with pytest.raises(TypeError, match="model: got Linear"), pcm.capture_attention(torch.nn.Linear(2, 2)):
+        pytest.fail("the block ran")
 
 
 def test_only_the_block_is_recorded(hf):
