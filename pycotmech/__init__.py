@@ -30,6 +30,7 @@ _EXPORTS = {
     "HeadScores": "pycotmech.attention",
     "Model": "pycotmech.model",
     "PairReport": "pycotmech.patching",
+    "PathSweep": "pycotmech.patching",
     "Plan": "pycotmech.patching",
     "Sweep": "pycotmech.patching",
     "Variant": "pycotmech.patching",
@@ -42,6 +43,9 @@ _EXPORTS = {
     "head_scores": "pycotmech.attention",
     "patch_heads": "pycotmech.patching",
     "patch_residual": "pycotmech.patching",
+    "path_patch": "pycotmech.patching",
+    "path_patch_all": "pycotmech.patching",
+    "plan_paths": "pycotmech.patching",
     "register_attention": "pycotmech.attention",
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import Attribution as Attribution
     from pycotmech.patching import Edit as Edit
     from pycotmech.patching import PairReport as PairReport
+    from pycotmech.patching import PathSweep as PathSweep
     from pycotmech.patching import Plan as Plan
     from pycotmech.patching import Sweep as Sweep
     from pycotmech.patching import Variant as Variant
@@ -82,6 +87,9 @@ if TYPE_CHECKING:
     from pycotmech.patching import check_pair as check_pair
     from pycotmech.patching import patch_heads as patch_heads
     from pycotmech.patching import patch_residual as patch_residual
+    from pycotmech.patching import path_patch as path_patch
+    from pycotmech.patching import path_patch_all as path_patch_all
+    from pycotmech.patching import plan_paths as plan_paths
     from pycotmech.patching import sweep as sweep
 
 

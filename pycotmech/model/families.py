@@ -147,12 +147,14 @@ class LlamaFamily:
     def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor) -> Tensor:
         """resid_mid of rows in which one head's z was changed, by the difference: x_mid + dz[r] W_O[heads[r]].
 
-        x_mid [R, d] and z [R, H, D] of the unedited run; dz [R, D] the change of z; heads [R] the head of each row. The
-        other heads' z does not change, so the rest of attention's output is the unedited run's. The product is one call
-        of the output projection on rows that are zero outside the edited head: W_O is read once and never copied.
+        x_mid [R, d] and z [R, H, D] of the unedited run; dz [R, D] the change of z; heads [R] the head of each row; or of
+        n heads in each row: dz [R, n, D], heads [R, n]. The other heads' z does not change, so the rest of attention's
+        output is the unedited run's. The product is one call of the output projection on rows that are zero outside the
+        edited heads: W_O is read once and never copied.
         """
         o_proj = self.layers[l].self_attn.o_proj
         r = torch.arange(len(dz), device=dz.device)
+        r = r if heads.ndim == 1 else r[:, None]
         if _plain(o_proj, nn.Linear):
             rows = torch.zeros_like(z)
             rows[r, heads] = dz.to(z.dtype)

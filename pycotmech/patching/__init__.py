@@ -5,6 +5,8 @@ from pycotmech.patching.attribution import Agreement, Attribution, attribute_hea
 from pycotmech.patching.edits import Edit, Variant
 from pycotmech.patching.heads import patch_heads
 from pycotmech.patching.pairs import PairReport, check_pair
+from pycotmech.patching.path_results import PathSweep
+from pycotmech.patching.paths import path_patch, path_patch_all, plan_paths
 from pycotmech.patching.planner import Plan
 from pycotmech.patching.residual import patch_residual
 from pycotmech.patching.results import Ablation, Sweep, VariantSweep
@@ -16,6 +18,7 @@ __all__ = [
     "Attribution",
     "Edit",
     "PairReport",
+    "PathSweep",
     "Plan",
     "Sweep",
     "Variant",
@@ -25,5 +28,8 @@ __all__ = [
     "check_pair",
     "patch_heads",
     "patch_residual",
+    "path_patch",
+    "path_patch_all",
+    "plan_paths",
     "sweep",
 ]

@@ -94,7 +94,12 @@ def heads_of(cfg: ModelConfig, site: str) -> int:
 
 
 def check_heads(
-    heads: Sequence[tuple[int, int]] | None, n_layers: int, n_heads: int, layer: int | None = None
+    heads: Sequence[tuple[int, int]] | None,
+    n_layers: int,
+    n_heads: int,
+    layer: int | None = None,
+    *,
+    argument: str = "heads",
 ) -> list[tuple[int, int]]:
     """(layer, head) to edit, each once; all if None. layer: where the site's name gave one."""
     layers = range(n_layers) if layer is None else [layer]
@@ -102,11 +107,11 @@ def check_heads(
         heads = [(l, h) for l in layers for h in range(n_heads)]
     out = list(dict.fromkeys((int(l), int(h)) for l, h in heads))
     if not out:
-        raise ValueError("heads: the list is empty; expected (layer, head) pairs, or None for all")
+        raise ValueError(f"{argument}: the list is empty; expected (layer, head) pairs, or None for all")
     expected = f"layers 0..{n_layers - 1}" if layer is None else f"layer {layer}, which the site names"
     for l, h in out:
         if not (0 <= l < n_layers and l in layers and 0 <= h < n_heads):
-            raise ValueError(f"heads: ({l}, {h}) is out of range; expected {expected}, heads 0..{n_heads - 1}")
+            raise ValueError(f"{argument}: ({l}, {h}) is out of range; expected {expected}, heads 0..{n_heads - 1}")
     return out
 
 

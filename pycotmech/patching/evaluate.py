@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,16 @@ def self_patch_signs(bases: Bases, seed: int, chunk: int) -> Tensor:
     """Random directions of the self-patches' steps, +1 or -1, for each row, head and channel: [sum of rows, H, D]."""
     generator = torch.Generator().manual_seed(seed * 7_919 + chunk)
     return torch.randint(2, bases.sites["z"].shape[1:], generator=generator) * 2 - 1
+
+
+class Joins(Protocol):
+    """How variants join, as `Evaluator.run` asks for it: `of` gives the rows of the variants numbered first..end - 1, which
+    are numbered from 0."""
+
+    @property
+    def bases(self) -> Bases: ...
+
+    def of(self, first: int, end: int) -> Callable[[Joining], Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -158,25 +169,30 @@ class Evaluator:
         self,
         variants: Variants,
         pieces: Sequence[tuple[int, int]],
-        joins: HeadJoins,
+        joins: Joins,
         edits: LateEdits,
         metrics: Sequence[ExampleMetric],
     ) -> tuple[Tensor, Tensor | None]:
         """The metric of each variant, float64 [N], and its logits [N, V] if they are kept. metrics: one for each base."""
-        bases = joins.bases
         values = torch.empty(len(variants), dtype=torch.float64)
         logits = torch.empty(len(variants), self.family.cfg.d_vocab) if self.keep_logits else None
         for c, d in pieces:
             some = variants[torch.arange(c, d)]
-            final = Staircase(self.family, bases, some, joins.of(c, d), self._tick, edits.of(c, d)).run()
-            for e in some.base.unique().tolist():
-                mine = (some.base == e).nonzero().flatten()
-                for rows in mine.split(_LOGIT_ROWS):
-                    out = self.logits(final[rows.to(final.device)], None if self.keep_logits else metrics[e].token_ids)
-                    values[c + rows] = metrics[e](out).cpu()
-                    if logits is not None:
-                        logits[c + rows] = out.float().cpu()
+            final = Staircase(self.family, joins.bases, some, joins.of(c, d), self.tick, edits.of(c, d)).run()
+            self.measure(final, some.base, metrics, values[c:d], None if logits is None else logits[c:d])
         return values, logits
+
+    def measure(
+        self, final: Tensor, base: Tensor, metrics: Sequence[ExampleMetric], values: Tensor, logits: Tensor | None = None
+    ) -> None:
+        """Writes the metric of final residual rows [N, d] of these bases [N] to values [N], and to logits [N, V] theirs."""
+        for e in base.unique().tolist():
+            mine = (base == e).nonzero().flatten()
+            for rows in mine.split(_LOGIT_ROWS):
+                out = self.logits(final[rows.to(final.device)], None if logits is not None else metrics[e].token_ids)
+                values[rows] = metrics[e](out).cpu()
+                if logits is not None:
+                    logits[rows] = out.float().cpu()
 
     def logits(self, rows: Tensor, token_ids: Iterable[int | None] | None) -> Tensor:
         """Final residual rows [N, d] -> logits [N, V], or [N, len(token_ids)]."""
@@ -184,7 +200,8 @@ class Evaluator:
         with torch.no_grad():
             return self.family.logits(rows, tokens)
 
-    def _tick(self, layer_rows: int) -> None:
+    def tick(self, layer_rows: int) -> None:
+        """That many rows have gone through one layer."""
         self.done += layer_rows
         if self.progress is not None:
             n_layers = self.family.cfg.n_layers

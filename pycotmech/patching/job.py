@@ -13,6 +13,7 @@ from torch import Tensor
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.model.prefixes import Prefixes
+from pycotmech.model.run import KeyValues
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching import planner
 from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_pairs
@@ -75,7 +76,7 @@ def prepare_job(
     model.family.refuse_unsupported()
     pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=given["read"])
     budget = planner.memory_budget(given["memory_gb"], model.device)
-    targets = [_targets(pair, positions) for pair in pairs]
+    targets = [targets_of(pair, positions) for pair in pairs]
     if by_position and len({len(p.clean) for p in pairs}) > 1:
         raise ValueError(
             "by_position: the prompts have different lengths, so positions do not correspond; expected equal lengths"
@@ -93,7 +94,7 @@ def prepare_job(
     return job, single
 
 
-def _targets(pair: Pair, positions: Sequence[int] | None) -> list[int]:
+def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
     """The positions at which an edit can change what is read: from the first difference to where the metric is read."""
     if positions is None:
         return list(range(pair.first, pair.read + 1))
@@ -260,29 +261,15 @@ class PatchJob:
 
     # ---- runs and measurements ---------------------------------------------------------------------------------------
 
-    def _run_bases(self, a: int, b: int, past) -> PairRuns:
-        pairs = self.pairs[a:b]
-        clean, corrupted = [p.clean for p in pairs], [p.corrupted for p in pairs]
-        base, source = (corrupted, clean) if self.direction == "denoise" else (clean, corrupted)
-        return run_pairs(
-            self.family, base, source, past=past, first=[self.kept_from(i) for i in range(a, b)], read=[p.read for p in pairs],
-            sites=self.base_sites, source_sites=self.source_sites,
-        )  # fmt: skip
+    def _run_bases(self, a: int, b: int, past: KeyValues | None) -> PairRuns:
+        first = [self.kept_from(i) for i in range(a, b)]
+        return run_examples(self.family, self.pairs[a:b], self.direction, past, first, self.base_sites, self.source_sites)
 
     def _metrics(self, a: int, b: int, runs: PairRuns, out: Outcome) -> list[ExampleMetric]:
         """Each example's metric; its value in the clean and in the corrupted run goes to `out`."""
-        clean_rows, corrupted_rows = runs.source_final, runs.base_final
-        if self.direction == "noise":
-            clean_rows, corrupted_rows = corrupted_rows, clean_rows
-        metrics = []
-        for e, pair in enumerate(self.pairs[a:b]):
-            ids = None if self.metric != "logit_diff" else [pair.answer, pair.wrong]
-            logits = self.evaluator.logits(torch.stack((clean_rows[e], corrupted_rows[e])), ids)
-            metric = ExampleMetric(self.metric, logits[0] if self.metric == "kl" else None, pair.answer, pair.wrong)
-            both = metric(logits).tolist()
-            out.clean.append(0.0 if self.metric == "kl" else both[0])  # KL(P || P), without the rounding of its sum
-            out.corrupted.append(both[1])
-            metrics.append(metric)
+        metrics, both = example_metrics(self.evaluator, self.metric, self.pairs[a:b], self.direction, runs)
+        out.clean += [clean for clean, _ in both]
+        out.corrupted += [corrupted for _, corrupted in both]
         return metrics
 
     def _joins(self, a: int, b: int, runs: PairRuns, table: _Table) -> HeadJoins:
@@ -313,6 +300,42 @@ class PatchJob:
             kept = torch.full((*shape, logits.shape[-1]), float("nan"))
             kept[where] = logits[mine]
             out.logits.append(kept)
+
+
+def run_examples(
+    family: LlamaFamily,
+    pairs: Sequence[Pair],
+    direction: str,
+    past: KeyValues | None,
+    first: Sequence[int],
+    sites: Sequence[str],
+    source_sites: Sequence[str],
+) -> PairRuns:
+    """Both runs of checked pairs, with what is kept of the base and of the source run in this direction, from `first` on."""
+    clean, corrupted = [p.clean for p in pairs], [p.corrupted for p in pairs]
+    base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    return run_pairs(
+        family, base, source, past=past, first=first, read=[p.read for p in pairs],
+        sites=sites, source_sites=source_sites,
+    )  # fmt: skip
+
+
+def example_metrics(
+    evaluator: Evaluator, metric: Metric, pairs: Sequence[Pair], direction: str, runs: PairRuns
+) -> tuple[list[ExampleMetric], list[tuple[float, float]]]:
+    """Each example's metric, and its value in the (clean, corrupted) run."""
+    clean_rows, corrupted_rows = runs.source_final, runs.base_final
+    if direction == "noise":
+        clean_rows, corrupted_rows = corrupted_rows, clean_rows
+    metrics, values = [], []
+    for e, pair in enumerate(pairs):
+        ids = None if metric != "logit_diff" else [pair.answer, pair.wrong]
+        logits = evaluator.logits(torch.stack((clean_rows[e], corrupted_rows[e])), ids)
+        measure = ExampleMetric(metric, logits[0] if metric == "kl" else None, pair.answer, pair.wrong)
+        clean, corrupted = measure(logits).tolist()
+        values.append((0.0 if metric == "kl" else clean, corrupted))  # KL(P || P), without the rounding of its sum
+        metrics.append(measure)
+    return metrics, values
 
 
 def finish_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Sweep:

@@ -106,6 +106,20 @@ def sweep_figure(sweep: Sweep, *, title: str | None = None, path: str | PathLike
     return _single(grid, across, title or f"{sweep.site} patched, one head at a time", lines, label, path)
 
 
+def head_figure(
+    grid: NDArray,
+    title: str,
+    lines: list[str],
+    *,
+    metric: str,
+    direction: str,
+    normalised: bool,
+    path: str | PathLike | None = None,
+) -> Figure:
+    """Effects [L, H] of heads under a title, with lines of small print below."""
+    return _single(np.asarray(grid, dtype=float), "head", title, lines, _bar_label(metric, direction, normalised), path)
+
+
 def _single(grid: NDArray, across: str, title: str, lines: list[str], label: str, path: str | PathLike | None) -> Figure:
     n_layers, n_across = grid.shape
     width = min(max(4.6, 0.27 * n_across + 2.2), 11.0)

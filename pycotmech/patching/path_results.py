@@ -1,0 +1,204 @@
+"""What path patching returns: an effect for each path, labelled by sender, input and receiver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pycotmech.patching.planner import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PathSweep:
+    """The result of patching one path at a time. B examples, S senders, I inputs, R receivers.
+
+    values float32: [S] if the receivers are the logits, else [I, S, R]; on the scale corrupted 0, clean 1 if normalised
+        (over several examples the ratio of means), else the raw metric's mean.
+    raw: the metric itself, float64, in the shape of values; of a list of pairs [B, ...].
+    effect: the distance from the base run on the scale of `values`, positive towards the source; taken against the mean of
+        the self-patches; 0 where the sender does not lie below the receiver.
+    senders, receivers: (layer, head) of the axes; receivers is "logits" if there is no such axis. inputs: "q", "k", "v".
+    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; those
+        of paths to the logits take the direct path, the others are patched as in `patch_heads`.
+    """
+
+    values: NDArray[np.float32]
+    raw: NDArray[np.float64] = field(repr=False)
+    effect: NDArray[np.float32] = field(repr=False)
+    senders: tuple[Head, ...] = field(repr=False)
+    receivers: tuple[Head, ...] | Literal["logits"] = field(repr=False)
+    inputs: tuple[str, ...]
+    clean_metric: NDArray[np.float64]
+    corrupted_metric: NDArray[np.float64]
+    noise_floor: float
+    metric: str
+    direction: str
+    normalized: bool
+    frozen_mlps: bool
+    per_query_head: bool
+    """Whether k and v were replaced as the receiver alone reads them, or for its whole group."""
+    n_layers: int
+    n_heads: int
+    plan: Plan
+    model_name: str
+
+    def __getitem__(self, index: Any):
+        """values[index]."""
+        return self.values[index]
+
+    def __array__(self, dtype=None, copy=None) -> NDArray:
+        return np.array(self.values, dtype=dtype, copy=True if copy is None else copy)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What the axes of `values` count: ("sender",) or ("input", "sender", "receiver")."""
+        return ("sender",) if self.receivers == "logits" else ("input", "sender", "receiver")
+
+    def path(self, sender: Head, receiver: Head | None = None, input: str | None = None, *, of: str = "effect") -> float:
+        """The effect (or value) of one path. Raises KeyError for one that was not measured."""
+        return float(self._grid(of)[self._index(sender, receiver, input)])
+
+    def from_senders(self, receiver: Head | None = None, input: str | None = None, *, of: str = "effect") -> NDArray:
+        """[L, H]: what each sender tells one receiver (the logits if there is no other); NaN for heads not asked for."""
+        index = self._index(None, receiver, input)
+        return self._map(self.senders, self._grid(of)[index])
+
+    def to_receivers(self, sender: Head, input: str, *, of: str = "effect") -> NDArray:
+        """[L, H]: what one sender tells each receiver by one input; NaN for heads not asked for."""
+        if self.receivers == "logits":
+            raise ValueError("to_receivers: the logits are the only receiver; from_senders() gives the senders' map")
+        i, s, _ = self._index(sender, None, input, any_receiver=True)
+        return self._map(self.receivers, self._grid(of)[i, s])
+
+    def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple, float]]:
+        """The k paths with the largest |effect| (or |value|): [((sender, input, receiver), value), ...], (sender,) for the
+        logits; sender and receiver are (layer, head). Paths that do not exist are left out."""
+        grid = self._grid(by)
+        score = np.where(self._exists(), np.abs(grid), -1.0).ravel()
+        order = np.argsort(-score, kind="stable")[: min(k, int((score >= 0).sum()))]
+        places = np.array(np.unravel_index(order, grid.shape)).T.tolist()
+        return [(self._name(place), float(grid.ravel()[o])) for place, o in zip(places, order, strict=True)]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per path from a lower to a higher layer: sender_layer, sender_head, (input, receiver_layer,
+        receiver_head,) value, effect, above_floor."""
+        import pandas as pd
+
+        where = np.nonzero(self._exists())
+        heads = np.array(self.senders)[where[-1 if self.receivers == "logits" else 1]]
+        columns: dict[str, Any] = {"sender_layer": heads[:, 0], "sender_head": heads[:, 1]}
+        if self.receivers != "logits":
+            to = np.array(self.receivers)[where[2]]
+            columns |= {"input": np.array(self.inputs)[where[0]], "receiver_layer": to[:, 0], "receiver_head": to[:, 1]}
+        effect = self.effect[where]
+        columns |= {"value": self.values[where], "effect": effect, "above_floor": np.abs(effect) > self.noise_floor}
+        return pd.DataFrame(columns)
+
+    def plot(
+        self,
+        *,
+        receiver: Head | None = None,
+        sender: Head | None = None,
+        input: str | None = None,
+        title: str | None = None,
+        path: str | None = None,
+    ):
+        """Heat map of effects, layers upward, heads to the right; a matplotlib figure, saved to `path` if given.
+
+        receiver: of the senders to this one (and `input`). sender: of its receivers. Neither: of the senders, each with
+        its strongest path, or its path to the logits.
+        """
+        from pycotmech.report.heatmap import head_figure
+
+        if receiver is not None and sender is not None:
+            raise ValueError("receiver, sender: both given; expected one of them, the other is what the map shows")
+        if sender is not None:
+            one = input or (self.inputs[0] if len(self.inputs) == 1 else "")
+            grid, what = self.to_receivers(sender, one), f"paths from {_label(sender)} to {one} of each head"
+        elif receiver is not None or self.receivers == "logits":
+            grid = self.from_senders(receiver, input)
+            to = "the logits" if receiver is None else f"{input or self.inputs[0]} of {_label(receiver)}"
+            what = f"paths from each head to {to}"
+        else:
+            of = np.abs(np.where(self._exists(), self.effect, 0)).transpose(1, 0, 2).reshape(len(self.senders), -1).argmax(1)
+            strongest = np.take_along_axis(self.effect.transpose(1, 0, 2).reshape(len(self.senders), -1), of[:, None], 1)[:, 0]
+            grid, what = self._map(self.senders, strongest), "paths between heads: of each sender the strongest"
+        lines = [f"{self.model_name}, {len(self.clean_metric)} pair(s), noise floor {self.noise_floor:.1g}"]
+        return head_figure(
+            grid, title or what, lines, metric=self.metric, direction=self.direction, normalised=self.normalized, path=path
+        )
+
+    def __str__(self) -> str:
+        frozen = "other heads and MLPs frozen" if self.frozen_mlps else "other heads frozen"
+        to = "the logits" if self.receivers == "logits" else f"{', '.join(self.inputs)} of {len(self.receivers)} head(s)"
+        lines = [
+            f"{self.model_name}: paths from {len(self.senders)} head(s) to {to}, {frozen}, {self.direction}, "
+            f"metric {self.metric}",
+            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, "
+            f"noise floor {self.noise_floor:.2g}",
+        ]
+        for place, value in self.top(10):
+            name = _label(place[0]) + (f" -> {place[1]} of {_label(place[2])}" if len(place) == 3 else " -> logits")
+            note = "" if abs(value) > self.noise_floor else "  (below the noise floor)"
+            lines.append(f"  {name:<24} effect {value:+.4f}{note}")
+        return "\n".join(lines)
+
+    # ---- places ------------------------------------------------------------------------------------------------------
+
+    def _grid(self, of: str) -> NDArray:
+        if of not in ("effect", "values"):
+            raise ValueError(f"of: got {of!r}; expected 'effect' or 'values'")
+        return getattr(self, of)
+
+    def _exists(self) -> NDArray:
+        """Whether the sender lies below the receiver, in the shape of values."""
+        if self.receivers == "logits":
+            return np.ones(self.shape, dtype=bool)
+        below = np.array([l for l, _ in self.senders])[:, None] < np.array([l for l, _ in self.receivers])
+        return np.broadcast_to(below, self.shape)
+
+    def _index(self, sender: Head | None, receiver: Head | None, input: str | None, *, any_receiver: bool = False) -> tuple:
+        """Where a path stands in values; a sender of None is all of them."""
+        s: Any = slice(None) if sender is None else _find(self.senders, sender, "sender")
+        if self.receivers == "logits":
+            if receiver is not None or input is not None:
+                raise KeyError("receiver, input: the logits are the only receiver of this sweep; expected None")
+            return (s,)
+        if not input and len(self.inputs) == 1:
+            input = self.inputs[0]
+        i = _find(self.inputs, input, "input")
+        return (i, s, None if any_receiver else _find(self.receivers, receiver, "receiver"))
+
+    def _name(self, place: list[int]) -> tuple:
+        if self.receivers == "logits":
+            return (self.senders[place[0]],)
+        return (self.senders[place[1]], self.inputs[place[0]], self.receivers[place[2]])
+
+    def _map(self, heads: tuple[Head, ...], values: NDArray) -> NDArray:
+        out = np.full((self.n_layers, self.n_heads), np.nan, dtype=np.float32)
+        where = np.array(heads)
+        out[where[:, 0], where[:, 1]] = values
+        return out
+
+
+def _find(among: tuple, what: Any, argument: str) -> int:
+    what = tuple(what) if isinstance(what, list) else what
+    if what not in among:
+        raise KeyError(f"{argument}: {what!r} is not in this sweep; it has {', '.join(map(str, among[:8]))}{', ...' if len(among) > 8 else ''}")
+    return among.index(what)
+
+
+def _label(head: Head) -> str:
+    return f"L{head[0]}H{head[1]}"
