@@ -138,7 +138,12 @@ class PathJob:
     @cached_property
     def sites(self) -> tuple[str, ...]:
         """What the base run keeps."""
-        return (*SELF_PATCH_SITES, "attn_out", *(["q"] if self.paths.layers else []), *(["mlp_out"] if self.paths.freeze_mlps else []))
+        return (
+            *SELF_PATCH_SITES,
+            "attn_out",
+            *(["q"] if self.paths.layers else []),
+            *(["mlp_out"] if self.paths.freeze_mlps else []),
+        )
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -183,14 +188,28 @@ class PathJob:
         return rows * (planner.row_bytes(self.family) + above * each)
 
     def _group(
-        self, a: int, spans: Sequence[Span], reach: list[Tensor], senders: Variants, head: Tensor, number: Tensor, c: int, d: int
+        self,
+        a: int,
+        spans: Sequence[Span],
+        reach: list[Tensor],
+        senders: Variants,
+        head: Tensor,
+        number: Tensor,
+        c: int,
+        d: int,
     ) -> Group:
         """The senders ranked c..d - 1 of a chunk that begins with example a."""
         which = torch.arange(c, d)
         senders, head, number = senders[which], head[which], number[which]
-        own = [self_patches(self.family.cfg, self.seed, a + e) for e in range(len(spans))] if self.paths.layers and c == 0 else []
+        own = (
+            [self_patches(self.family.cfg, self.seed, a + e) for e in range(len(spans))] if self.paths.layers and c == 0 else []
+        )
         n_own = sum(map(len, own))
-        at = [torch.cat((torch.cat(own), torch.tensor([[e, s.targets[0]] for e, s in enumerate(spans) for _ in own[e]])), 1)] if own else []
+        at = (
+            [torch.cat((torch.cat(own), torch.tensor([[e, s.targets[0]] for e, s in enumerate(spans) for _ in own[e]])), 1)]
+            if own
+            else []
+        )
         blocks = []
         for l in self.paths.layers:
             below = torch.arange(int(torch.searchsorted(senders.layer, l)))
@@ -282,9 +301,7 @@ class PathJob:
             out.self_patches += [values[base == e] for e in range(b - a)]
         return out
 
-    def _run_group(
-        self, a: int, b: int, runs: PairRuns, group: Group, metrics, raw: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _run_group(self, a: int, b: int, runs: PairRuns, group: Group, metrics, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the paths of one group to raw [examples, ...]; returns base and metric of its self-patches."""
         bases, paths, evaluator = runs.bases, self.paths, self.evaluator
         signs = self_patch_signs(bases, self.seed, a)

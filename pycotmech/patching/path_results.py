@@ -196,7 +196,8 @@ class PathSweep:
 def _find(among: tuple, what: Any, argument: str) -> int:
     what = tuple(what) if isinstance(what, list) else what
     if what not in among:
-        raise KeyError(f"{argument}: {what!r} is not in this sweep; it has {', '.join(map(str, among[:8]))}{', ...' if len(among) > 8 else ''}")
+        known = ", ".join(map(str, among[:8])) + (", ..." if len(among) > 8 else "")
+        raise KeyError(f"{argument}: {what!r} is not in this sweep; it has {known}")
     return among.index(what)
 
 

@@ -89,7 +89,9 @@ def path_patch(
     spans = [Span(pair.first, pair.read, _targets(pair, positions)) for pair in pairs]
     for span in spans:
         if not bool(paths.reach(model.cfg, span).any()):
-            where = "the logits" if paths.receivers is None else f"{', '.join(paths.inputs)} of receivers in layers {paths.layers}"
+            where = (
+                "the logits" if paths.receivers is None else f"{', '.join(paths.inputs)} of receivers in layers {paths.layers}"
+            )
             raise ValueError(
                 f"positions: senders replaced at {span.targets} reach nothing that is read by way of {where}; "
                 f"the metric is read at position {span.read}"
@@ -181,7 +183,9 @@ def check_paths(
         if receiver_input is not None:
             raise ValueError(f"receiver_input: got {receiver_input!r} for receivers 'logits', which have none; expected None")
         return Paths(chosen, None, (), per_query_head, freeze_mlps)
-    given = INPUTS if receiver_input is None else (receiver_input,) if isinstance(receiver_input, str) else tuple(receiver_input)
+    given = (
+        INPUTS if receiver_input is None else (receiver_input,) if isinstance(receiver_input, str) else tuple(receiver_input)
+    )
     if not given or any(i not in INPUTS for i in given) or len(set(given)) < len(given):
         raise ValueError(f"receiver_input: got {receiver_input!r}; expected 'q', 'k', 'v', or several of them, each once")
     lowest, highest = min(l for l, _ in chosen), max(l for l, _ in wanted)
