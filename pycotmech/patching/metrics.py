@@ -74,7 +74,7 @@ def kl_from(clean: Tensor, logits: Tensor) -> Tensor:
     out = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
     rows = max(1, _KL_VALUES[logits.is_cuda] // logits.shape[-1])
     for a in range(0, len(logits), rows):
-        delta = logits[a : a + rows].double().sub_(clean)
+        delta = logits[a : a + rows].to(torch.float64, copy=True).sub_(clean)
         mean, top = delta @ p, delta.amax(-1, keepdim=True)
         out[a : a + rows] = delta.sub_(top).exp_().mv(p).log_() + top[:, 0] - mean
     return out.clamp_min_(0.0)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.model.prefixes import Prefixes
 from pycotmech.patching import planner
-from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_prefix
+from pycotmech.patching.bases import PairRuns, Stage, common_prefix
 from pycotmech.patching.edits import reaches
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.patching.job import example_metrics, run_examples
@@ -68,9 +69,8 @@ class Paths:
 
 @dataclass(frozen=True)
 class Span:
-    """Of one example: where its prompts first differ, where the metric is read, where senders are replaced (ascending)."""
+    """Of one example: where the metric is read, and where senders are replaced (ascending)."""
 
-    first: int
     read: int
     targets: list[int]
 
@@ -128,6 +128,7 @@ class PathJob:
     """All paths of all examples: cut into chunks of examples, each into groups of senders, each into pieces of paths."""
 
     family: LlamaFamily
+    prefixes: Prefixes | None  # None: nothing will be run
     paths: Paths
     spans: list[Span]
     seed: int
@@ -148,7 +149,7 @@ class PathJob:
     @cached_property
     def sizes(self) -> list[int]:
         """Bytes of each example's base run."""
-        return [self.evaluator.base_bytes(s.read + 1, s.read + 1 - s.first, (*self.sites, "z")) for s in self.spans]
+        return [self.evaluator.base_bytes(s.read + 1, s.read + 1 - s.targets[0], (*self.sites, "z")) for s in self.spans]
 
     @cached_property
     def chunks(self) -> list[tuple[int, int]]:
@@ -168,8 +169,7 @@ class PathJob:
             if paths.receivers is None:
                 own = self_patches(self.family.cfg, self.seed, a + e)
                 asked = torch.cat((asked, torch.cat((own, torch.full((len(own), 1), -1)), 1)))
-            first = span.read if paths.receivers is None else span.targets[0]
-            found.append(torch.cat((asked, torch.tensor([e, first]).expand(len(asked), 2)), 1))
+            found.append(torch.cat((asked, torch.tensor([e, span.targets[0]]).expand(len(asked), 2)), 1))
         layer, head, number, base, first = torch.cat(found).T
         order = torch.argsort(layer, stable=True)
         layer, head, number, base, first = (t[order] for t in (layer, head, number, base, first))
@@ -286,9 +286,11 @@ class PathJob:
         if self.paths.receivers is not None:
             shape = [len(self.paths.inputs), *shape, len(self.paths.receivers)]
         out = PathOutcome(torch.empty(len(pairs), *shape, dtype=torch.float64), [], [], [], self.plan(read))
-        past = run_prefix(self.family, prompts[0][: common_prefix(prompts)])
+        assert self.prefixes is not None
+        past = self.prefixes.key_values(prompts[0][: common_prefix(prompts)], self.evaluator.budget)
         for (a, b), groups in zip(self.chunks, self.groups, strict=True):
-            runs = run_examples(self.family, pairs[a:b], direction, past, self.sites, ("z",))
+            first = [s.targets[0] for s in self.spans[a:b]]
+            runs = run_examples(self.family, pairs[a:b], direction, past, first, self.sites, ("z",))
             metrics, both = example_metrics(self.evaluator, metric, pairs[a:b], direction, runs)
             out.clean += [clean for clean, _ in both]
             out.corrupted += [corrupted for _, corrupted in both]
@@ -332,7 +334,7 @@ class PathJob:
 
     def _head_joins(self, bases, a: int, b: int, head: Tensor, control: Tensor, signs: Tensor) -> HeadJoins:
         """z of one head moves, at the positions asked for."""
-        editable = [torch.isin(torch.arange(s.first, s.read + 1), torch.tensor(s.targets)) for s in self.spans[a:b]]
+        editable = [torch.isin(torch.arange(s.targets[0], s.read + 1), torch.tensor(s.targets)) for s in self.spans[a:b]]
         everywhere, moves = torch.full_like(head, -1), torch.ones_like(control)
         each = (control, moves, head, everywhere, torch.cat(editable), signs)
         return HeadJoins(self.family, bases, *(t.to(self.family.device) for t in each))

@@ -86,7 +86,7 @@ def path_patch(
     model.family.refuse_unsupported()
     paths = check_paths(model.cfg, senders, receivers, receiver_input, per_query_head, freeze_mlps)
     pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=read)
-    spans = [Span(pair.first, pair.read, _targets(pair, positions)) for pair in pairs]
+    spans = [Span(pair.read, _targets(pair, positions)) for pair in pairs]
     for span in spans:
         if not bool(paths.reach(model.cfg, span).any()):
             where = (
@@ -96,8 +96,10 @@ def path_patch(
                 f"positions: senders replaced at {span.targets} reach nothing that is read by way of {where}; "
                 f"the metric is read at position {span.read}"
             )
+    if paths.receivers is None:  # no head hands on what a sender does elsewhere
+        spans = [Span(span.read, [span.read]) for span in spans]
     budget = planner.memory_budget(memory_gb, model.device)
-    job = PathJob(model.family, paths, spans, seed, Evaluator(model.family, budget, False, progress))
+    job = PathJob(model.family, model.prefixes, paths, spans, seed, Evaluator(model.family, budget, False, progress))
     outcome = job.run(pairs, direction, metric)
     return _result(model, job, outcome, metric, direction, normalize, single)
 
@@ -160,9 +162,9 @@ def plan_paths(
     paths = check_paths(family.cfg, senders, receivers, receiver_input, per_query_head, freeze_mlps)
     tokens = torch.zeros(n_tokens, dtype=torch.long)
     pair = Pair(tokens, tokens, n_tokens - n_differ, n_tokens - 1, None, None)
-    span = Span(pair.first, pair.read, _targets(pair, positions))
+    span = Span(pair.read, [pair.read] if paths.receivers is None else _targets(pair, positions))
     evaluator = Evaluator(family, planner.memory_budget(memory_gb, torch.device("cpu")), False, None)
-    return PathJob(family, paths, [span], 0, evaluator).plan(2 if metric == "logit_diff" else family.cfg.d_vocab)
+    return PathJob(family, None, paths, [span], 0, evaluator).plan(2 if metric == "logit_diff" else family.cfg.d_vocab)
 
 
 def check_paths(
