@@ -266,7 +266,7 @@ def _changes(job: PatchJob, i: int, past: list[tuple[Tensor, Tensor]], shared: i
     metric = ExampleMetric(job.metric, clean_logits[0] if job.metric == "kl" else None, pair.answer, pair.wrong)
     with torch.no_grad():
         clean, corrupted = (float(metric(x)[0]) for x in (clean_logits, corrupted_logits))
-    measured = metric(out.to(family.resid_dtype))[0]
+    measured = _differentiable(metric, out.to(family.resid_dtype))[0]
     if not measured.requires_grad:
         raise ValueError(
             "metric: the callable's result does not depend on the logits by operations that PyTorch can differentiate"
@@ -291,6 +291,14 @@ def _changes(job: PatchJob, i: int, past: list[tuple[Tensor, Tensor]], shared: i
     change = change if job.by_position else change.sum(1, keepdim=True)
     change.masked_fill_(~wanted[:, None], float("nan"))
     return change, 0.0 if job.metric == "kl" else clean, corrupted
+
+
+def _differentiable(metric: ExampleMetric, logits: Tensor) -> Tensor:
+    """The metric [N] by operations that have a slope; KL is the textbook's, for the engine's works in place."""
+    if metric.metric != "kl" or metric.clean is None:
+        return metric(logits)
+    log_p = torch.log_softmax(metric.clean.double(), -1)
+    return (log_p.exp() * (log_p - torch.log_softmax(logits.double(), -1))).sum(-1)
 
 
 def _forward(

@@ -281,3 +281,11 @@ def test_read_position_and_progress():
     cut = pcm.patch_heads(model, clean[:36], corrupted[:36])
     assert np.abs(early.raw - cut.raw).max() < 1e-6
     assert seen[-1][0] == seen[-1][1] > 0 and [d for d, _ in seen] == sorted(d for d, _ in seen)
+
+
+def test_kl_leaves_float64_logits_alone():
+    """Logits that are kept are those of the variant, also where the metric works in their own precision."""
+    hf = double(tiny_llama(**SHAPES["mha"]))
+    clean, corrupted = pair()
+    kept = pcm.patch_heads(pcm.Model(hf), clean, corrupted, heads=[(1, 2)], return_logits=True).logits[1, 2]
+    assert torch.allclose(kept.double(), patched_logits(hf, corrupted, z_of(hf, clean), 1, 2), atol=1e-5)
