@@ -17,8 +17,8 @@ Except TransformerLens, whose function leaves no choice, all compute the last po
 shared prefix, both runs, the sweep, the metric. The others run a few heads (in layers spread evenly, in each the head with
 the largest effect) and are scaled to all of them. A figure is printed only where the patched values agree: in float32 head by
 head within a thousandth of the largest effect; in bfloat16, which rounds a logit of 20 to 0.06, with those of hooks on the
-same weights in float32: neither ours nor theirs more than three times as far off as hooks in bfloat16. Processor time stands beside wall time; on a busy machine only
-that one means something.
+same weights in float32: neither ours nor theirs more than three times as far off as hooks in bfloat16. Processor time stands
+beside wall time; on a busy machine only that one means something.
 """
 
 from __future__ import annotations
