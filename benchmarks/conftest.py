@@ -18,6 +18,7 @@ _ROWS: list[dict] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pycotmech")
     group.addoption("--threads", type=int, default=None, help="threads for both sides (default: all cores)")
+    group.addoption("--layers", type=int, default=32, help="layers of the Llama-2 7B shape (fewer need less memory)")
     group.addoption("--results", default=None, help="also write the table to this JSON file")
 
 

@@ -149,13 +149,15 @@ class LlamaFamily:
 
         x_mid [R, d] and z [R, H, D] of the unedited run; dz [R, D] the change of z; heads [R] the head of each row; or of
         n heads in each row: dz [R, n, D], heads [R, n]. The other heads' z does not change, so the rest of attention's
-        output is the unedited run's. The product is one call of the output projection on rows that are zero outside the
-        edited heads: W_O is read once and never copied.
+        output is the unedited run's. W_O is never copied: one head reads its own columns, several are one call of the
+        output projection on rows that are zero outside them.
         """
         o_proj = self.layers[l].self_attn.o_proj
         r = torch.arange(len(dz), device=dz.device)
         r = r if heads.ndim == 1 else r[:, None]
-        if _plain(o_proj, nn.Linear):
+        if _plain(o_proj, nn.Linear) and heads.ndim == 1:
+            delta = ops.head_delta(dz.to(z.dtype), heads, o_proj.weight)
+        elif _plain(o_proj, nn.Linear):
             rows = torch.zeros_like(z)
             rows[r, heads] = dz.to(z.dtype)
             delta = ops.linear(rows.view(len(dz), -1), o_proj.weight, None)

@@ -171,16 +171,25 @@ class _Attention:
         self.table = table.to(torch.int32).to(family.device)
 
     def all(self, l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.past is not None:
-            return ops.prefix_attn(q, self.past.k[l], self.past.v[l], k, v, self.table, self.family.scale)[0]
+        if self.past is not None or _ours_is_fused(q):
+            past_k, past_v = self._past(l, k, v)
+            return ops.prefix_attn(q, past_k, past_v, k, v, self.table, self.family.scale)[0]
         if len(set(self.lengths)) == 1:
             return _causal(q, k, v, len(self.lengths), self.family.scale)
         parts = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         return torch.cat([_causal(q[a:b], k[a:b], v[a:b], 1, self.family.scale) for a, b in parts])
 
     def rows(self, l: int, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
-        past_k, past_v = (k[:0], v[:0]) if self.past is None else (self.past.k[l], self.past.v[l])
+        past_k, past_v = self._past(l, k, v)
         return ops.prefix_attn(q, past_k, past_v, k, v, self.table[rows].contiguous(), self.family.scale)[0]
+
+    def _past(self, l: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return (k[:0], v[:0]) if self.past is None else (self.past.k[l], self.past.v[l])
+
+
+def _ours_is_fused(q: Tensor) -> bool:
+    """Whether `ops.prefix_attn` runs q on the C++ kernel, which beats PyTorch's fused attention on CPU."""
+    return q.device.type == "cpu" and q.dtype != torch.float64 and ops.cpp_missing is None
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, batch: int, scale: float) -> Tensor:

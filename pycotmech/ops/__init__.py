@@ -10,6 +10,7 @@ from pycotmech.ops.attn_entries import attn_entries
 from pycotmech.ops.attn_extract import Extract, attn_extract
 from pycotmech.ops.attn_rows import attn_rows
 from pycotmech.ops.attn_topk import attn_topk
+from pycotmech.ops.head_delta import head_delta
 from pycotmech.ops.linear import linear
 from pycotmech.ops.prefix_attn import prefix_attn
 from pycotmech.ops.rope import rope
@@ -25,6 +26,7 @@ __all__ = [
     "attn_topk",
     "cpp_missing",
     "describe",
+    "head_delta",
     "linear",
     "prefix_attn",
     "rope",

@@ -1,0 +1,95 @@
+"""The all-heads sweep against the matrix products it is made of, run bare: how much of the machine it uses.
+
+The products of one sweep are recorded with their shapes (benchmarks/machine.py) and run again, each by the best library
+call, alternating with whole sweeps in the same process. The ratio is that of the medians; that of processor time stands
+beside it, which other load on the machine disturbs less. Correctness first: a few heads against one hooked forward each.
+
+    pytest benchmarks/bench_machine.py --benchmark-only -k smollm2 [--threads 1]
+    pytest benchmarks/bench_machine.py --benchmark-only -k llama --layers 4      # the whole model needs 20 GiB
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from benchmarks import bench_llama7b, bench_patching
+from benchmarks.machine import Bare, recorded
+from tests.reference.truth import patched_logits, z_of
+
+LIMITS = {("smollm2", torch.float32): 1.35, ("smollm2", torch.bfloat16): 1.6, ("llama", torch.bfloat16): 1.35}
+"""What the ratio may be; a busy machine exceeds them by chance, so they are printed and not asserted."""
+
+
+def measure(model: pcm.Model, clean, corrupted, name: str, kind: str, rounds: int, report, **arguments) -> None:
+    call = lambda: pcm.patch_heads(model, clean, corrupted, normalize=False, **arguments)  # noqa: E731
+    with recorded() as recording:
+        call()
+    bare = Bare(recording)
+    bare.run()  # buffers
+    wall: dict[str, list[float]] = {"sweep": [], "bare": []}
+    processor: dict[str, list[float]] = {"sweep": [], "bare": []}
+    spent: Counter = Counter()
+    for i in range(2 * rounds):
+        what, run = [("sweep", call), ("bare", bare.run)][i % 2]
+        start = time.perf_counter(), time.process_time()
+        result = run()
+        wall[what].append(time.perf_counter() - start[0])
+        processor[what].append(time.process_time() - start[1])
+        if what == "bare":
+            spent.update(result)
+    seconds, bare_seconds = (statistics.median(wall[w]) for w in ("sweep", "bare"))
+    ratio = statistics.median(processor["sweep"]) / statistics.median(processor["bare"])
+    with recorded() as timed:  # where the rest goes: the same calls in the sweep itself
+        call()
+    parts = ", ".join(f"{w} {timed.seconds[w]:.2f}/{spent[w] / rounds:.2f} s" for w in ("linear", "attention"))
+    dtype = model.cfg.dtype
+    note = (
+        f"sweep/bare {seconds / bare_seconds:.2f}, of processor time {ratio:.2f} (at most {LIMITS[kind, dtype]}); "
+        f"{parts}; {recording.flop / 1e12:.2f} TFLOP"
+    )
+    report(
+        f"{name}, {dtype}".replace("torch.", ""), seconds, baseline="bare products", baseline_seconds=bare_seconds, note=note
+    )
+
+
+def check(model: pcm.Model, clean, corrupted, where, answer, wrong, tolerance: float) -> None:
+    """Three heads against hooked forwards of the same weights in the same dtype."""
+    cfg, source = model.cfg, z_of(model.hf, clean)
+    heads = [(l, (5 * l + 1) % cfg.n_heads) for l in sorted({0, cfg.n_layers // 2, cfg.n_layers - 2})]
+    arguments = dict(positions=where, metric="logit_diff", answer=answer, wrong=wrong, normalize=False)
+    sweep = pcm.patch_heads(model, clean, corrupted, heads=heads, **arguments)
+    theirs = [patched_logits(model.hf, corrupted, source, l, h, where) for l, h in heads]
+    theirs = np.array([float(x[answer].double() - x[wrong].double()) for x in theirs])
+    ours = np.array([sweep.raw[l, h] for l, h in heads])
+    assert np.abs(ours - theirs).max() <= tolerance * (1 + np.abs(theirs).max()), (ours, theirs)
+
+
+@pytest.mark.parametrize("positions", ["suffix", "last"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_smollm2(dtype, positions, benchmark, report):
+    model, (clean, corrupted, answer, wrong) = bench_patching.load(dtype), bench_patching.prompt_pair()
+    where = None if positions == "suffix" else [len(clean) - 1]
+    check(model, clean, corrupted, where, answer, wrong, 1e-3 if dtype == "float32" else 0.05)
+    name = f"SmolLM2-135M, T = {len(clean)}, {positions}"
+    rounds = 3 if positions == "suffix" else 7
+    pair = dict(positions=where, metric="logit_diff", answer=answer, wrong=wrong)
+    benchmark.pedantic(lambda: measure(model, clean, corrupted, name, "smollm2", rounds, report, **pair), rounds=1)
+
+
+@pytest.mark.parametrize(("positions", "T"), [("last", 512), ("suffix", 640)])
+def test_llama(positions, T, benchmark, report, request):
+    layers = request.config.getoption("--layers")
+    model = bench_llama7b.model(layers)
+    clean, corrupted, where = bench_llama7b.prompts(positions, T)
+    pair = dict(positions=where, metric="logit_diff", answer=bench_llama7b.ANSWER, wrong=bench_llama7b.WRONG)
+    check(model, clean, corrupted, where, bench_llama7b.ANSWER, bench_llama7b.WRONG, 0.1)
+    name = f"Llama-2 7B shape, {layers} layers, T = {T}, {positions}"
+    rounds = 2 if positions == "suffix" else 3
+    benchmark.pedantic(lambda: measure(model, clean, corrupted, name, "llama", rounds, report, **pair), rounds=1)
