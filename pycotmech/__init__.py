@@ -27,7 +27,9 @@ _EXPORTS = {
     "AttentionSummary": "pycotmech.attention",
     "Attribution": "pycotmech.patching",
     "Edit": "pycotmech.patching",
+    "HeadLogits": "pycotmech.lens",
     "HeadScores": "pycotmech.attention",
+    "LogitLens": "pycotmech.lens",
     "Model": "pycotmech.model",
     "PairReport": "pycotmech.patching",
     "PathSweep": "pycotmech.patching",
@@ -40,7 +42,9 @@ _EXPORTS = {
     "attribute_heads": "pycotmech.patching",
     "capture_attention": "pycotmech.attention",
     "check_pair": "pycotmech.patching",
+    "head_logits": "pycotmech.lens",
     "head_scores": "pycotmech.attention",
+    "logit_lens": "pycotmech.lens",
     "patch_heads": "pycotmech.patching",
     "patch_residual": "pycotmech.patching",
     "path_patch": "pycotmech.patching",
@@ -50,13 +54,14 @@ _EXPORTS = {
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
 }
-_SUBPACKAGES = ("attention", "cot", "model", "ops", "patching", "report", "store")
+_SUBPACKAGES = ("attention", "cot", "lens", "model", "ops", "patching", "report", "store")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]
 
 if TYPE_CHECKING:
     from pycotmech import attention as attention
     from pycotmech import cot as cot
+    from pycotmech import lens as lens
     from pycotmech import model as model
     from pycotmech import ops as ops
     from pycotmech import patching as patching
@@ -70,6 +75,10 @@ if TYPE_CHECKING:
     from pycotmech.attention import head_scores as head_scores
     from pycotmech.attention import register_attention as register_attention
     from pycotmech.attention import repeated_tokens as repeated_tokens
+    from pycotmech.lens import HeadLogits as HeadLogits
+    from pycotmech.lens import LogitLens as LogitLens
+    from pycotmech.lens import head_logits as head_logits
+    from pycotmech.lens import logit_lens as logit_lens
     from pycotmech.model import Activations as Activations
     from pycotmech.model import Model as Model
     from pycotmech.patching import Ablation as Ablation

@@ -144,6 +144,33 @@ class LlamaFamily:
         """z [R, H, D] -> what attention adds to the residual stream, [R, d]."""
         return self._linear(self.layers[l].self_attn.o_proj, z.reshape(len(z), -1))
 
+    def head_out(self, l: int, z: Tensor) -> Tensor:
+        """z [R, H, D] -> what each head alone adds to the residual stream, [R, H, d] in its dtype, without `attn_bias`.
+
+        Of a projection that something is attached to: its output on one head's z and zeros, less its output on zeros.
+        """
+        o_proj, (R, H, D) = self.layers[l].self_attn.o_proj, z.shape
+        if _plain(o_proj, nn.Linear):
+            weight = o_proj.weight.to(self.resid_dtype).unflatten(1, (H, D))
+            return torch.einsum("rhd,ohd->rho", z.to(self.resid_dtype), weight)
+        alone = torch.zeros(R, H, H, D, dtype=z.dtype, device=z.device)
+        each = torch.arange(H, device=z.device)
+        alone[:, each, each] = z
+        out = self.attn_out(l, alone.flatten(0, 1)).to(self.resid_dtype) - self.attn_bias(l)
+        return out.unflatten(0, (R, H))
+
+    def attn_bias(self, l: int) -> Tensor:
+        """What attention of a layer adds where z is zero, [d] in the residual stream's dtype: zeros for most models."""
+        cfg, o_proj = self.cfg, self.layers[l].self_attn.o_proj
+        if _plain(o_proj, nn.Linear) and o_proj.bias is None:
+            return torch.zeros(cfg.d_model, dtype=self.resid_dtype, device=self.device)
+        nothing = torch.zeros(1, cfg.n_heads, cfg.d_head, dtype=self.dtype, device=self.device)
+        return self.attn_out(l, nothing)[0].to(self.resid_dtype)
+
+    def is_plain_projection(self, l: int) -> bool:
+        """Whether a layer's output projection is a matrix (and perhaps a bias) with nothing attached."""
+        return _plain(self.layers[l].self_attn.o_proj, nn.Linear)
+
     def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor) -> Tensor:
         """resid_mid of rows in which one head's z was changed, by the difference: x_mid + dz[r] W_O[heads[r]].
 
@@ -182,15 +209,24 @@ class LlamaFamily:
         Float32 (float64 for a float64 model) throughout: rounding logits to bfloat16 would cost more precision than all
         the layers below. Cost: the unembedding's weights are widened a slice of the vocabulary at a time.
         """
-        head, norm = self.hf.lm_head, self.base.norm
-        if not _plain(head, nn.Linear) or not _plain(norm, modeling_llama.LlamaRMSNorm):
-            n = self._norm(norm, x)
-            out = self._linear(head, n).to(self.resid_dtype)
+        return self.unembed(self.final_norm(x), token_ids)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """resid_post of the last layer [R, d] -> what the unembedding reads, [R, d]; as precise as `logits` needs it."""
+        norm = self.base.norm
+        if not self.plain_unembedding() or not _plain(norm, modeling_llama.LlamaRMSNorm):
+            return self._norm(norm, x)
+        return ops.add_rms_norm(x, None, norm.weight.to(x.dtype), norm.variance_epsilon)
+
+    def unembed(self, n: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """Normalised rows [R, d] -> logits [R, V] or [R, K], as `logits`."""
+        head = self.hf.lm_head
+        if not self.plain_unembedding():
+            out = self._linear(head, n.to(self.dtype)).to(self.resid_dtype)
             return out if token_ids is None else out[:, token_ids]
-        n = ops.add_rms_norm(x, None, norm.weight.to(x.dtype), norm.variance_epsilon)
         weight = head.weight if token_ids is None else head.weight[token_ids]
         if weight.dtype == n.dtype:
-            out = ops.linear(n, weight, None)
+            out = ops.linear(n, weight, None).to(self.resid_dtype)
         elif weight.is_cuda:
             out = torch.mm(n.to(weight.dtype), weight.T, out_dtype=self.resid_dtype)
         else:
@@ -201,6 +237,10 @@ class LlamaFamily:
         if head.bias is not None:
             out += head.bias if token_ids is None else head.bias[token_ids]
         return out
+
+    def plain_unembedding(self) -> bool:
+        """Whether the unembedding is a matrix (and perhaps a bias) with nothing attached."""
+        return _plain(self.hf.lm_head, nn.Linear)
 
     # ---- one module: fused when it is exactly the library's own, called otherwise ----------------------------------
 

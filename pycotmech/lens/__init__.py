@@ -1,0 +1,8 @@
+"""Reading the residual stream through the unembedding: direct contributions to logits, and the logit lens."""
+
+from pycotmech.lens.attribution import head_logits
+from pycotmech.lens.heads import HeadLogits
+from pycotmech.lens.logit_lens import logit_lens
+from pycotmech.lens.results import LogitLens
+
+__all__ = ["HeadLogits", "LogitLens", "head_logits", "logit_lens"]

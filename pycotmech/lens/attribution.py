@@ -1,0 +1,178 @@
+"""What each head, MLP and the embedding put into a logit: direct logit attribution (Elhage et al. 2021; PAPER: E4, E8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pycotmech.lens.heads import HeadLogits, Parts
+from pycotmech.lens.readout import VALUES, Readout
+from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
+from pycotmech.model.model import Tokens
+from pycotmech.patching import planner
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+    from pycotmech.model.families import LlamaFamily
+
+Normalization = Literal["final", "own", "none"]
+_NORMALIZATIONS = ("final", "own", "none")
+
+
+@torch.no_grad()
+def head_logits(
+    model: Model,
+    tokens: Tokens | Sequence[Tokens],
+    *,
+    positions: int | Sequence[int] | Tensor | None = -1,
+    answer: Any = None,
+    wrong: Any = None,
+    normalization: Normalization = "final",
+    memory_gb: float | None = None,
+) -> HeadLogits:
+    """The direct contribution of every head to the logits of some tokens.
+
+    A logit is W_U[v] . RMSNorm(x), and x is the sum of the embedding, of z W_O of every head and of every MLP's output:
+    with the root mean square of the run itself the norm is a fixed factor, and the logit the sum of what each part gives.
+
+    tokens: ids [T] or [B, T], a string, or a list of prompts (of unequal lengths only with `positions`).
+    positions: an int drops the axis; a list keeps it; None: every position. Negative ones count from each prompt's end.
+    answer: the tokens whose logits are taken apart, as in `logit_lens`; None: the token that the model says there.
+    wrong: one token to compare with; then `HeadLogits.difference` is the attribution of logit(answer) - logit(wrong).
+    normalization:
+        "final": the true final norm, root mean square of the run and weight: the parts add up to the logit.
+        "own": each part normalised by itself, W_U[v] . RMSNorm(z W_O) (PAPER: E8). It does not depend on the size of what a
+            head writes, and does not add up.
+        "none": <z W_O, W_U[v]> without norm and weight (PAPER: E4).
+    memory_gb: what may be used beyond the model; None: half of what is free.
+
+    Returns `HeadLogits`: .heads [.., L, H, K], .mlps [.., L, K], .embedding, .bias, .total [.., K]; in front the axes B (for
+    a batch or list) and R (for a list of positions).
+    Raises ValueError naming the argument before anything is run, and ValueError if something attached to an output
+    projection, the final norm or the unembedding makes it non-linear, so that it has no parts.
+    Cost: one forward pass; for each position the output projections of all layers once.
+    """
+    model.family.refuse_unsupported()
+    if normalization not in _NORMALIZATIONS:
+        raise ValueError(f"normalization: got {normalization!r}; expected one of {', '.join(_NORMALIZATIONS)}")
+    planner.memory_budget(memory_gb, model.device)
+    request = ask(model, tokens, positions, answer, wrong)
+    family, cfg = model.family, model.cfg
+    B, R = request.positions.shape
+    N, L, H = B * R, cfg.n_layers, cfg.n_heads
+    K = 1 if request.ids is None else request.ids.shape[-1]
+    wide = family.resid_dtype
+    parts = Parts(
+        z=torch.empty(L, N, H, cfg.d_head, dtype=family.dtype),
+        factor=torch.empty(N, 1, dtype=wide),
+        ids=torch.empty(N, K, dtype=torch.long) if request.ids is None else request.ids.flatten(0, 1),
+    )
+    heads, mlps = torch.empty(N, L, H, K, dtype=wide), torch.empty(N, L, K, dtype=wide)
+    embedding, bias, total = (torch.empty(N, K, dtype=wide) for _ in range(3))
+    readout = Readout(family)
+    for rows in rows_of(model, request, ("z", "mlp_out"), memory_gb):
+        for a, b in _blocks(rows, H * cfg.d_model):
+            here = slice(rows.first * R + a, rows.first * R + b)
+            final = rows.final[a:b].contiguous()
+            logits = family.logits(final)
+            if request.ids is None:
+                parts.ids[here] = logits.argmax(-1, keepdim=True).cpu()
+            ids = parts.ids[here]
+            total[here] = logits.gather(1, ids.clamp_min(0).to(logits.device)).cpu()
+            parts.z[:, here] = rows.sites["z"][:, a:b].cpu()
+            parts.factor[here] = readout.factor(final).cpu()
+            if normalization == "final":
+                readout.check_norm(final)
+            prepared = _Block(readout, normalization, parts.factor[here].to(family.device), ids)
+            constant = torch.zeros(cfg.d_model, dtype=wide, device=family.device)
+            for l in range(L):
+                z = rows.sites["z"][l, a:b]
+                out = family.head_out(l, z)
+                _check_linear(family, readout, l, z, out)
+                heads[here, l] = prepared(out)
+                mlps[here, l] = prepared(rows.sites["mlp_out"][l, a:b][:, None].to(wide))[:, 0]
+                constant += family.attn_bias(l)
+            embedding[here] = prepared(family.embed(rows.tokens[a:b].to(family.device))[:, None])[:, 0]
+            bias[here] = prepared(constant.expand(b - a, 1, -1))[:, 0]
+            added = readout.bias(ids)
+            if added is not None:
+                bias[here] += added.cpu()
+    missing = parts.ids == NO_TOKEN
+    for value in (heads, mlps, embedding, bias, total):
+        value.masked_fill_(missing.view(N, *[1] * (value.ndim - 2), K), torch.nan)
+    if normalization == "final":
+        _check_sum(readout, heads, mlps, embedding, bias, total)
+
+    def shaped(x: Tensor):
+        x = x.unflatten(0, request.shape) if request.shape else x[0]
+        return x.numpy()
+
+    return HeadLogits(
+        heads=shaped(heads),
+        mlps=shaped(mlps),
+        embedding=shaped(embedding),
+        bias=shaped(bias) if bool((bias != 0).any()) and normalization != "own" else None,
+        total=shaped(total),
+        tokens=shaped(parts.ids),
+        positions=request.where(),
+        axes=request.axes,
+        labels=request.labels,
+        normalization=normalization,
+        model_name=model.name,
+        compared=wrong is not None,
+        _model=model,
+        _parts=parts,
+    )
+
+
+class _Block:
+    """Parts of some rows [n, M, d] -> what they give to the rows' tokens, [n, M, K], on the CPU."""
+
+    def __init__(self, readout: Readout, normalization: Normalization, factor: Tensor, ids: Tensor) -> None:
+        self.readout, self.normalization, self.factor, self.ids = readout, normalization, factor, ids
+
+    def __call__(self, parts: Tensor) -> Tensor:
+        return self.readout.tokens(normalised(self.readout, self.normalization, parts, self.factor[:, None]), self.ids).cpu()
+
+
+def normalised(readout: Readout, normalization: str, parts: Tensor, factor: Tensor) -> Tensor:
+    """Parts [.., d] as the unembedding is to read them; factor [.., 1] of the run's final rows."""
+    if normalization == "none":
+        return parts
+    return parts * (readout.factor(parts) if normalization == "own" else factor) * readout.gamma
+
+
+def _blocks(rows: Rows, width: int):
+    """Ranges of rows whose head outputs fit in one temporary."""
+    step = max(1, VALUES // width)
+    return ((a, min(a + step, len(rows.final))) for a in range(0, len(rows.final), step))
+
+
+def _check_linear(family: LlamaFamily, readout: Readout, l: int, z: Tensor, out: Tensor) -> None:
+    """Raises ValueError if what the heads add alone is not what they add together."""
+    if family.is_plain_projection(l):
+        return
+    together = family.attn_out(l, z).to(out.dtype)
+    gap = out.sum(1) + family.attn_bias(l) - together
+    # With 16-bit or quantised weights every one of the H + 1 calls rounds.
+    if not gap.norm() <= 10 * readout.tolerance * (together.norm() + out.norm()):
+        raise ValueError(
+            f"model: what is attached to model.layers.{l}.self_attn.o_proj is not linear (the outputs of its heads alone miss "
+            f"the output of all by {float(gap.norm() / together.norm()):.2g} of it), so it has no attribution to heads"
+        )
+
+
+def _check_sum(readout: Readout, heads: Tensor, mlps: Tensor, embedding: Tensor, bias: Tensor, total: Tensor) -> None:
+    """Raises ValueError if the parts do not add up to the logits by far more than rounding."""
+    size = heads.abs().sum((1, 2)) + mlps.abs().sum(1) + embedding.abs() + bias.abs() + total.abs()
+    gap = (heads.sum((1, 2)) + mlps.sum(1) + embedding + bias - total).abs()
+    bad = gap > readout.tolerance * size
+    if bool(bad.any()):
+        raise ValueError(
+            f"model: the parts of a logit miss it by {gap[bad].max().item():.3g}, a head gives up to "
+            f"{heads.abs().max().item():.3g}; "
+            "what is attached to its unembedding is not linear, so logits are no sum over heads"
+        )

@@ -1,0 +1,136 @@
+"""The logit lens: what the model would say if it stopped behind a layer (nostalgebraist 2020; PAPER: E11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pycotmech.lens.readout import VALUES
+from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
+from pycotmech.lens.results import LogitLens
+from pycotmech.model.families import LlamaFamily
+from pycotmech.model.model import Tokens
+from pycotmech.patching import planner
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+LensSite = Literal["resid_post", "resid_pre", "resid_mid", "resid"]
+_SITES = ("resid_post", "resid_pre", "resid_mid", "resid")
+
+
+@torch.no_grad()
+def logit_lens(
+    model: Model,
+    tokens: Tokens | Sequence[Tokens],
+    *,
+    site: LensSite = "resid_post",
+    positions: int | Sequence[int] | Tensor | None = None,
+    answer: Any = None,
+    top_k: int = 5,
+    memory_gb: float | None = None,
+) -> LogitLens:
+    """Final norm and unembedding of the residual stream of every layer: U(x) = softmax(W_U RMSNorm(x)).
+
+    tokens: ids [T] or [B, T], a string, or a list of prompts (of unequal lengths only with `positions`).
+    site: "resid_post" behind each block, the last one being the model itself; "resid_pre" before it; "resid_mid" between
+        attention and MLP; "resid": the embedding and then behind each block, L + 1 entries (entry j has passed j blocks).
+    positions: an int drops the axis; a list keeps it; None: every position. Negative ones count from each prompt's end.
+    answer: the tokens to follow. A token id, a string (its first token behind the last position), or a sequence of them;
+        for several prompts one for all, or one (or a sequence) for each; or a table of ids [R, K] ([B, R, K] for several
+        prompts) with other tokens at each position, -1 where there is none. None: the token that the model says there.
+    top_k: how many of the likeliest tokens of each layer and position to keep.
+    memory_gb: what may be used beyond the model; None: half of what is free.
+
+    Returns `LogitLens`: .logits, .probabilities, .ranks [.., L, K], .entropy [.., L], .top_ids, .top_probabilities
+    [.., L, k]; in front the axes B (for a batch or list) and R (for a list of positions).
+    Raises ValueError naming the argument, before anything is run.
+    Cost: one forward pass, and L rows through the unembedding for each position. [L, T, V] is never held: the logits of
+    some rows at a time, 64 MiB.
+    """
+    model.family.refuse_unsupported()
+    if site not in _SITES:
+        raise ValueError(f"site: got {site!r}; expected one of {', '.join(_SITES)}")
+    if not 0 <= top_k <= model.cfg.d_vocab:
+        raise ValueError(f"top_k: got {top_k}; expected 0 to {model.cfg.d_vocab}")
+    planner.memory_budget(memory_gb, model.device)
+    request = ask(model, tokens, positions, answer)
+    B, R = request.positions.shape
+    L = model.cfg.n_layers + (site == "resid")
+    K = 1 if request.ids is None else request.ids.shape[-1]
+    wide = model.family.resid_dtype
+    out = {
+        "logits": torch.empty(B * R, L, K, dtype=wide),
+        "probabilities": torch.empty(B * R, L, K, dtype=wide),
+        "ranks": torch.empty(B * R, L, K, dtype=torch.int32),
+        "entropy": torch.empty(B * R, L, dtype=wide),
+        "top_ids": torch.empty(B * R, L, top_k, dtype=torch.int32),
+        "top_probabilities": torch.empty(B * R, L, top_k, dtype=wide),
+    }
+    ids = torch.empty(B * R, K, dtype=torch.long) if request.ids is None else request.ids.flatten(0, 1)
+    for rows in rows_of(model, request, ("resid_post" if site == "resid" else site,), memory_gb):
+        here = slice(rows.first * R, rows.end * R)
+        if request.ids is None:
+            ids[here] = _said(model.family, rows.final)[:, None].cpu()
+        for l, x in enumerate(_layers(model.family, rows, site)):
+            _look(model.family, x, ids[here], {name: value[here, l] for name, value in out.items()})
+    shaped = {name: value.unflatten(0, request.shape or (1,)).numpy() for name, value in out.items()}
+    if not request.shape:
+        shaped = {name: value[0] for name, value in shaped.items()}
+    return LogitLens(
+        **shaped,
+        tokens=ids.view(*request.shape, K).numpy(),
+        positions=request.where(),
+        axes=request.axes,
+        labels=request.labels,
+        site=site,
+        model_name=model.name,
+        tokenizer=model.tokenizer,
+        prompt=request.prompts[0].numpy() if B == 1 else None,
+    )
+
+
+def _layers(family: LlamaFamily, rows: Rows, site: str):
+    """The residual stream of one layer after another, [N, d]."""
+    if site == "resid":
+        yield family.embed(rows.tokens.to(family.device))
+        yield from rows.sites["resid_post"]
+    else:
+        yield from rows.sites[site]
+
+
+def _blocks(family: LlamaFamily, n: int):
+    step = max(1, VALUES // family.cfg.d_vocab)
+    return (slice(a, min(a + step, n)) for a in range(0, n, step))
+
+
+def _said(family: LlamaFamily, final: Tensor) -> Tensor:
+    """The model's own next token of each row, [N]."""
+    return torch.cat([family.logits(final[some].contiguous()).argmax(-1) for some in _blocks(family, len(final))])
+
+
+def _look(family: LlamaFamily, x: Tensor, ids: Tensor, out: dict[str, Tensor]) -> None:
+    """One layer: rows [N, d], tokens [N, K]; fills out's views of this layer, [N, ...]."""
+    k = out["top_ids"].shape[-1]
+    for some in _blocks(family, len(x)):
+        logits = family.logits(x[some].contiguous())
+        chosen = ids[some].to(logits.device)
+        log_z = logits.logsumexp(-1, keepdim=True)
+        found = logits.gather(1, chosen.clamp_min(0))
+        missing = chosen == NO_TOKEN
+        out["logits"][some] = found.masked_fill(missing, torch.nan).cpu()
+        out["probabilities"][some] = torch.exp(found - log_z).masked_fill(missing, 0.0).cpu()
+        ranks = torch.stack([(logits > found[:, [i]]).sum(-1) for i in range(found.shape[1])], -1)
+        out["ranks"][some] = ranks.masked_fill(missing, -1).int().cpu()
+        if k:
+            top = logits.topk(k)
+            out["top_ids"][some] = top.indices.int().cpu()
+            out["top_probabilities"][some] = torch.exp(top.values - log_z).cpu()
+        # log Z - sum p x: with the largest logit at 0, so that no digits are lost to its size.
+        shifted = logits - logits.amax(-1, keepdim=True)
+        p = torch.exp(shifted)
+        z = p.sum(-1)
+        out["entropy"][some] = (z.log() - (p * shifted).sum(-1) / z).clamp_min(0).cpu()

@@ -1,0 +1,193 @@
+"""What is asked of a lens, checked: prompts, positions, tokens; and the rows of the forward passes that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.model.families import LlamaFamily
+from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.model.run import forward_packed, site_dtype, site_shape
+from pycotmech.patching import planner
+from pycotmech.patching.bases import common_prefix
+from pycotmech.patching.pairs import answer_token, is_prompt
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+NO_TOKEN = -1
+"""Stands in a table of token ids where a row has fewer than the others."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """B prompts, R positions of each, and K tokens of each position.
+
+    ids [B, R, K] on the CPU; None: the model's own next token at each position.
+    batched, listed: whether the results keep the axes B and R.
+    """
+
+    raw: list[Tokens]
+    prompts: list[Tensor]
+    positions: Tensor  # [B, R]
+    ids: Tensor | None
+    labels: tuple[str, ...]
+    batched: bool
+    listed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes in front of every result."""
+        B, R = self.positions.shape
+        return (*((B,) if self.batched else ()), *((R,) if self.listed else ()))
+
+    def where(self) -> NDArray[np.int64]:
+        """The positions, with the axes that results have."""
+        where = self.positions.numpy() if self.batched else self.positions[0].numpy()
+        return where if self.listed else where[..., 0]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return (*(("example",) if self.batched else ()), *(("position",) if self.listed else ()))
+
+
+def ask(
+    model: Model,
+    tokens: Tokens | Sequence[Tokens],
+    positions: int | Sequence[int] | Tensor | None,
+    answer: Any,
+    wrong: Any = None,
+) -> Request:
+    """Checks what the user gave; ValueError names the argument."""
+    if isinstance(tokens, Tensor) and tokens.ndim == 2:
+        raw, batched = list(tokens), True
+    elif is_prompt(tokens):
+        raw, batched = [tokens], False
+    else:
+        raw, batched = list(tokens), True  # type: ignore[arg-type]
+    if not raw:
+        raise ValueError("tokens: there is no prompt; expected at least one")
+    prompts = [model.to_tokens(p, argument=f"tokens[{i}]" if batched else "tokens") for i, p in enumerate(raw)]
+    if positions is None and len({len(p) for p in prompts}) > 1:
+        raise ValueError("positions: all of them are asked of prompts of unequal lengths; expected positions, such as [-1]")
+    listed = not isinstance(positions, int)
+    chosen = positions.tolist() if isinstance(positions, Tensor) else positions
+    where = [resolve_positions(range(len(p)) if chosen is None else chosen, len(p)) for p in prompts]  # type: ignore[arg-type]
+    if not where[0]:
+        raise ValueError("positions: none is chosen; expected at least one, or None for all")
+    if wrong is not None and answer is None:
+        raise ValueError("answer: wrong is given without it; expected the token that it is compared with")
+    at = torch.tensor(where)
+    ids = None if answer is None else _ids(model, raw, prompts, at, answer, batched, "answer")
+    labels: tuple[str, ...] = ("next token",)
+    if ids is not None:
+        labels = _labels(model, ids, "answer")
+    if wrong is not None:
+        other = _ids(model, raw, prompts, at, wrong, batched, "wrong")
+        assert ids is not None
+        if ids.shape[-1] != 1 or other.shape[-1] != 1:
+            raise ValueError(f"answer, wrong: {ids.shape[-1]} and {other.shape[-1]} tokens; expected one of each to compare")
+        if bool(((ids == other) & (ids != NO_TOKEN)).any()):
+            raise ValueError(f"answer, wrong: {answer!r} and {wrong!r} begin with the same token; expected two that differ")
+        ids = torch.cat((ids, other), -1)
+        labels = (*labels, *_labels(model, other, "wrong"))
+        if bool((ids != ids[:1, :1]).any()):
+            labels = ("answer", "wrong")
+    return Request(raw, prompts, at, ids, labels, batched, listed)
+
+
+def _ids(model: Model, raw, prompts: list[Tensor], where: Tensor, answer: Any, batched: bool, argument: str) -> Tensor:
+    """Token ids [B, R, K]."""
+    B, R = where.shape
+    if isinstance(answer, Tensor) and answer.ndim == 2 + batched:  # a table: other tokens at each position
+        table = answer.long().cpu().view(B, -1, answer.shape[-1]) if answer.numel() else answer.view(B, 0, 0)
+        if answer.is_floating_point() or table.shape[1] != R or table.shape[2] == 0:
+            want = f"[{B}, {R}, K]" if batched else f"[{R}, K]"
+            raise ValueError(f"{argument}: got {answer.dtype} {list(answer.shape)}; expected integer token ids {want}")
+        if int(table.max()) >= model.cfg.d_vocab or int(table.min()) < NO_TOKEN:
+            raise ValueError(f"{argument}: a token id is outside the vocabulary of {model.cfg.d_vocab} tokens")
+        return table
+    if isinstance(answer, Tensor):
+        answer = answer.tolist()
+    shared = isinstance(answer, (int, str)) or not batched
+    each = [answer] * B if shared else list(answer)
+    if len(each) != B:
+        raise ValueError(f"{argument}: {len(each)} given for {B} prompts; expected one, or one (or a list) per prompt")
+    rows = []
+    for i, (mine, prompt, ids) in enumerate(zip(each, raw, prompts, strict=True)):
+        name = f"{argument}[{i}]" if batched else argument
+        many = [mine] if isinstance(mine, (int, str)) else list(mine)
+        if not many:
+            raise ValueError(f"{name}: no token is given; expected at least one")
+        last = int(where[i, -1])  # a word stands for its first token behind the last position
+        rows.append([answer_token(model, prompt, one, last, ids, name) for one in many])
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"{argument}: the prompts have {sorted({len(row) for row in rows})} tokens; expected equally many")
+    return torch.tensor(rows)[:, None].expand(B, R, -1).contiguous()
+
+
+def _labels(model: Model, ids: Tensor, role: str) -> tuple[str, ...]:
+    """A name for each of the K tokens: the token where it is the same everywhere."""
+    K = ids.shape[-1]
+    out = []
+    for k in range(K):
+        one = ids[..., k].unique().tolist()
+        out.append(token_text(model, one[0]) if len(one) == 1 else role if K == 1 else f"{role} {k}")
+    return tuple(out)
+
+
+def token_text(model: Model, token: int) -> str:
+    """The token as text; its number where there is no tokenizer."""
+    if token == NO_TOKEN:
+        return "-"
+    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of prompts first .. end - 1: sites [L, n * R, ...] and resid_post of the last layer [n * R, d]."""
+
+    first: int
+    end: int
+    tokens: Tensor  # [n * R]: the token ids that stand at the rows
+    sites: dict[str, Tensor]
+    final: Tensor
+
+
+def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: float | None) -> Iterator[Rows]:
+    """Runs the prompts and keeps what was asked for, in batches that fit the memory budget.
+
+    What all prompts share in front of their first position is computed once, or taken from what the model keeps.
+    """
+    family, budget = model.family, planner.memory_budget(memory_gb, model.device)
+    prompts, where = request.prompts, request.positions
+    R = where.shape[1]
+    P = min(common_prefix(prompts), int(where.min())) if len(prompts) > 1 else 0
+    past = model.prefixes.key_values(prompts[0][:P], budget)
+    ends = where.max(1).values + 1  # nothing behind the last position is needed
+    for a, b in planner.cut([_bytes(family, int(n), R, sites) for n in ends], budget // 2):
+        suffixes = [prompts[i][P : ends[i]] for i in range(a, b)]
+        starts = torch.tensor([0, *map(len, suffixes)]).cumsum(0)[:-1]
+        read = (starts[:, None] + where[a:b] - P).flatten()
+        keep, again = read.unique(return_inverse=True)
+        packed = forward_packed(family, suffixes, past, sites=sites, keep=keep, read=read)
+        kept = {site: packed.sites[site][:, again.to(family.device)] for site in sites}
+        tokens = torch.cat([prompts[i][where[i]] for i in range(a, b)])
+        final = packed.resid_final
+        del packed
+        yield Rows(a, b, tokens, kept, final)
+
+
+def _bytes(family: LlamaFamily, length: int, rows: int, sites: Sequence[str]) -> int:
+    """Of one prompt: keys and values of all its positions, and the sites of the rows that are kept."""
+    kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
+    return planner.base_bytes(family, length, rows, kept // family.resid_dtype.itemsize)
