@@ -76,7 +76,9 @@ def kl_from(clean: Tensor, logits: Tensor) -> Tensor:
     for a in range(0, len(logits), rows):
         delta = logits[a : a + rows].to(torch.float64, copy=True).sub_(clean)
         mean, top = delta @ p, delta.amax(-1, keepdim=True)
-        out[a : a + rows] = delta.sub_(top).exp_().mv(p).log_() + top[:, 0] - mean
+        # A gradient needs delta as it was; without one nothing is allocated.
+        ratio = (delta - top).exp() if delta.requires_grad else delta.sub_(top).exp_()
+        out[a : a + rows] = ratio.mv(p).log() + top[:, 0] - mean
     return out.clamp_min_(0.0)
 
 
