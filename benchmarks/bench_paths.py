@@ -20,10 +20,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
 
 import pycotmech as pcm
-from benchmarks.bench_patching import load, prompt_pair
+from benchmarks.bench_patching import load
+from benchmarks.by_hand import cache_of, logit_difference, prompt_pair
 from benchmarks.conftest import best_of
 from tests.reference.paths import PROJECTIONS
 from tests.reference.truth import hooked, kl, z_of
@@ -35,21 +35,15 @@ class HookedPaths:
     """Path patching at the last position by hooks; `cached`: on the last token alone, over kept keys and values."""
 
     def __init__(self, hf, base: torch.Tensor, source: torch.Tensor, *, cached: bool) -> None:
-        self.hf, self.base, self.cache = hf, base, None
+        self.hf, self.base = hf, base
         self.base_z, self.source_z = z_of(hf, base), z_of(hf, source)
-        if cached:
-            self.cache = DynamicCache()
-            self._forward(base[:-1])
+        self.cache = cache_of(hf, base[:-1]) if cached else None
 
     @torch.no_grad()
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        cache = {"use_cache": False} if self.cache is None else {"use_cache": True, "past_key_values": self.cache}
-        return self.hf(tokens[None], logits_to_keep=1, **cache).logits[0, -1]
-
     def _run(self) -> torch.Tensor:
         if self.cache is None:
-            return self._forward(self.base)
-        logits = self._forward(self.base[-1:])
+            return self.final(self.base)
+        logits = self.hf(self.base[None, -1:], use_cache=True, past_key_values=self.cache, logits_to_keep=1).logits[0, -1]
         self.cache.crop(-1)  # what this forward added
         return logits
 
@@ -109,7 +103,8 @@ def sampled_paths(sweep: pcm.PathSweep) -> list[tuple[tuple[int, int], tuple[int
 
 @pytest.mark.parametrize("metric", ["logit_diff", "kl"])
 def test_all_pairs(metric, benchmark, report):
-    model, (clean, corrupted, answer, wrong) = load("float32"), prompt_pair()
+    model = load("float32")
+    clean, corrupted, answer, wrong = prompt_pair(model.tokenizer)
     hf, cfg, T = model.hf, model.cfg, len(clean)
     n_layer_pairs = cfg.n_layers * (cfg.n_layers - 1) // 2
     n_paths, n_senders = 3 * n_layer_pairs * cfg.n_heads**2, (cfg.n_layers - 1) * cfg.n_heads
@@ -124,7 +119,7 @@ def test_all_pairs(metric, benchmark, report):
     # whole group, one by one.
     plain, cached = (HookedPaths(hf, corrupted, clean, cached=cached) for cached in (False, True))
     reference = plain.final(clean)
-    measure = {"kl": lambda x: kl(reference, x), "logit_diff": lambda x: float(x[answer].double() - x[wrong].double())}[metric]
+    measure = {"kl": lambda x: kl(reference, x), "logit_diff": lambda x: logit_difference(x, answer, wrong)}[metric]
     zero, sample = measure(plain.final(corrupted)), sampled_paths(sweep)
     options |= dict(metric=metric, per_query_head=False, positions="read")
     ours = [
