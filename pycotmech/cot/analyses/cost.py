@@ -51,7 +51,8 @@ class Workload:
     """The sizes on which costs depend: examples and steps that count, prompt lengths in tokens.
 
     length: mean prompt length T; suffix: mean number of positions from the first one that differs between clean and
-    corrupted to the end; shared: tokens that every prompt begins with.
+    corrupted to the end; shared: tokens that every prompt begins with; longest: mean over examples of the longest of its
+    prompts (0: not known, taken for `length`).
     """
 
     examples: int
@@ -59,6 +60,12 @@ class Workload:
     length: float
     suffix: float
     shared: int
+    longest: float = 0.0
+
+    @property
+    def texts(self) -> float:
+        """Positions of the examples' longest prompts behind the shared beginning."""
+        return self.examples * ((self.longest or self.length) - self.shared)
 
 
 def workload(cells: Cells) -> Workload:
@@ -68,7 +75,11 @@ def workload(cells: Cells) -> Workload:
     suffixes = [len(step.clean) - min(step.differs) for step in steps]
     n = len(steps)
     used = int(cells.right.any(1).sum())
-    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, len(cells.examples.shared_ids))
+    longest: dict[int, int] = {}
+    for cell in cells:
+        longest[cell.e] = max(longest.get(cell.e, 0), len(cell.step.clean))
+    mean = sum(longest.values()) / used
+    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, len(cells.examples.shared_ids), mean)
 
 
 def row_flop(cfg: ModelConfig) -> float:

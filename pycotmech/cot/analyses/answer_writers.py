@@ -1,0 +1,387 @@
+"""Which heads write the answer at the position that predicts it (PAPER: E8, stage I): by projection, and by direct attribution.
+
+The projection asks what a head's output says by itself, at any size: a head that writes almost nothing may say it with
+certainty. Direct attribution asks how much of the answer's logit the head brings, with the norm that the model really
+applied; it adds up over heads, and a head counts when it does so example after example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.result import Analysis, about, top_cells
+from pycotmech.cot.analyses.traces import (
+    Prompt,
+    Trace,
+    by_example,
+    direct_directions,
+    final_size,
+    head_mask,
+    head_outputs,
+    projected,
+    texts_of,
+    trace_cost,
+    traced,
+)
+from pycotmech.model.families import LlamaFamily, ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.examples import Examples
+    from pycotmech.cot.steps import Graded
+    from pycotmech.model import Model
+
+THRESHOLDS = (0.01, 0.1, 0.5)
+FLOOR, REACH = 0.25, 0.1
+COUNTS = ("writers", "projecting", "control_writers", "late", "sources", "segments")
+_SOURCE = "arXiv 2402.18312, answer-writing heads and parallel pathways (E8, stage I)"
+
+
+class Written(NamedTuple):
+    """What the heads write at the last position of one prompt; by head, [L, H]."""
+
+    projection: Tensor  # U(z W_O)[answer]
+    control: Tensor  # U(z W_O)[wrong]
+    top: Tensor  # the likeliest token of U(z W_O)
+    peak: Tensor  # its probability
+    direct: Tensor  # share of logit(answer) - mean logit
+    contrast: Tensor  # share of logit(answer) - logit(wrong)
+    mass: Tensor  # [L, H, K] attention to each occurrence of the answer's word
+    logits: Tensor  # [2] the model's logit(answer) - mean logit, logit(answer) - logit(wrong)
+
+
+@torch.no_grad()
+def written(family: LlamaFamily, trace: Trace, prompt: Prompt, *, projection: bool = True) -> Written:
+    """What each head writes where the prompt is read. The trace needs the sites z and q.
+
+    Cost: the unembedding of a row for each head, if the projection is wanted (NaN and -1 otherwise).
+    """
+    cfg, read = family.cfg, [prompt.read]
+    out = torch.stack([head_outputs(family, l, trace.at("z", l, read))[0] for l in range(cfg.n_layers)])
+    shape = out.shape[:2]
+    ids = [prompt.answer, prompt.wrong]
+    final = trace.final(read)
+    answer, wrong, mean = direct_directions(family, ids)
+    size = final_size(family, final)[0]
+    direct, contrast = out @ (answer - mean) / size, out @ (answer - wrong) / size
+    whole = torch.stack((final[0] @ (answer - mean), final[0] @ (answer - wrong))) / size
+    bias = family.hf.lm_head.bias
+    if bias is not None:
+        whole = whole + torch.stack((bias[ids[0]] - bias.mean(), bias[ids[0]] - bias[ids[1]])).to(whole.dtype)
+    if projection:
+        p, top, peak = projected(family, out.flatten(0, 1), ids)
+        p, top, peak = p.view(*shape, 2), top.view(shape), peak.view(shape)
+    else:
+        p, top, peak = out.new_full((*shape, 2), torch.nan), torch.full(shape, -1), out.new_full(shape, torch.nan)
+    mass = out.new_zeros(*shape, len(prompt.occurrences))
+    if prompt.occurrences:
+        for l in range(cfg.n_layers):
+            row = trace.pattern(l, read)[0]
+            mass[l] = torch.stack([row[:, span].sum(1) for span in prompt.occurrences], 1)
+    return Written(p[..., 0], p[..., 1], top, peak, direct, contrast, mass, whole)
+
+
+def significant(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool_]:
+    """Which entries are above 0 over examples: values [n, ...] -> bool [...].
+
+    One-sided t test of each entry over its examples, false discovery rate over all entries at most alpha (Benjamini and
+    Hochberg 1995). With fewer than 2 examples nothing is significant.
+    """
+    from scipy import stats
+
+    shape = values.shape[1:]
+    flat = values.reshape(len(values), -1)
+    counted = np.isfinite(flat).sum(0)
+    out = np.zeros(flat.shape[1], dtype=bool)
+    able = (counted > 1) & (np.nanstd(np.where(counted > 0, flat, 0.0), axis=0) > 0)
+    if able.any():
+        p = stats.ttest_1samp(flat[:, able], 0.0, alternative="greater", nan_policy="omit").pvalue
+        out[able] = stats.false_discovery_control(np.asarray(p, dtype=float)) <= alpha
+    return out.reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerWriters(Analysis):
+    """By example, step, layer and head: projection and control, the probability of the answer (and of the counterfactual's
+    word) in U(z W_O); direct and contrast, the head's share of logit(answer) - mean logit and of logit(answer) - logit(wrong);
+    answer_mass, attention to the answer's word in the prompt.
+
+    By example, step and threshold: writers, heads with projection >= threshold that bring the answer at least `floor` of
+    logit; projecting, the same without the floor (as the authors: a head that writes next to nothing may say the answer by
+    chance); control_writers, as writers for the counterfactual's word; late, the share of writers in the later
+    half of the layers (NaN without writers); sources and segments, distinct occurrences of the answer's word, and parts of
+    the prompt, that the writers look at.
+
+    significant [step, layer, head]: contrast above 0 over examples, false discovery rate at most alpha.
+    held_out_share [example, step]: share of logit(answer) - logit(wrong) that the heads chosen on the other half bring.
+    """
+
+    name = "answer_writers"
+    title = "Heads that write the answer"
+
+    def top(self, step: int, k: int = 5, *, by: str = "contrast") -> list[tuple[int, int, float]]:
+        """The k heads with the largest mean over examples: [(layer, head, mean), ...]. by: contrast, direct, projection."""
+        if by not in ("contrast", "direct", "projection"):
+            raise ValueError(f"by: got {by!r}; expected 'contrast', 'direct' or 'projection'")
+        return [(int(l), int(h), v) for l, h, v in top_cells(self.data[by].sel(step=step).mean("example"), k)]
+
+    def table(self, k: int = 5) -> pd.DataFrame:
+        """The k heads of each step with the largest contrast: step, kind, rank, layer, head, contrast with low and high,
+        projection, control, answer_mass, significant, n."""
+        import pandas as pd
+
+        found, rows = self.interval("contrast"), []
+        mean = self.data[["projection", "control", "answer_mass"]].mean("example")
+        for i, step in enumerate(self.data["step"].values):
+            for rank, (l, h, value) in enumerate(top_cells(found["mean"].isel(step=i), k), 1):
+                one, other = found.isel(step=i).sel(layer=l, head=h), mean.isel(step=i).sel(layer=l, head=h)
+                row = {
+                    "step": int(step),
+                    "kind": str(self.data["kind"].values[i]),
+                    "rank": rank,
+                    "layer": int(l),
+                    "head": int(h),
+                }
+                row |= {"contrast": value, "low": float(one["low"]), "high": float(one["high"])}
+                row |= {name: float(other[name]) for name in ("projection", "control", "answer_mass")}
+                row["significant"] = bool(self.data["significant"].isel(step=i).sel(layer=l, head=h))
+                rows.append(row | {"n": int(one["n"])})
+        return pd.DataFrame(rows)
+
+    def pathways(self) -> pd.DataFrame:
+        """Parallel pathways by step and threshold: `COUNTS`, each with low and high, and n."""
+        import pandas as pd
+
+        names = COUNTS
+        found = {name: self.interval(name) for name in names}
+        rows = []
+        for i, step in enumerate(self.data["step"].values):
+            for t, threshold in enumerate(self.data["threshold"].values):
+                row = {"step": int(step), "kind": str(self.data["kind"].values[i]), "threshold": float(threshold)}
+                for name in names:
+                    one = found[name].isel(step=i, threshold=t)
+                    row |= {name: float(one["mean"]), f"{name}_low": float(one["low"]), f"{name}_high": float(one["high"])}
+                rows.append(row | {"n": int(found["writers"]["n"].isel(step=i, threshold=t))})
+        return pd.DataFrame(rows)
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Writers by step and threshold; each layer's share of the answer's logit; the map of heads, over all steps."""
+        from pycotmech.report.figures import bars_with_intervals, framed, layer_line, map_of_heads, saved
+
+        steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
+        n = int(self.data["logit"].notnull().any("step").sum())
+        lines = [
+            f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}",
+            *self.about["notes"],
+        ]
+        figure, axes = framed(1, 3, f"{self.about['model']}: {self.title.lower()}", lines, width=4.0, height=3.2)
+        found = self.interval("writers")
+        names = [f"probability ≥ {t:g}" for t in self.data["threshold"].values]
+        grids = [found[x].transpose("threshold", "step").values for x in ("mean", "low", "high")]
+        bars_with_intervals(axes[0, 0], *grids, steps, names=names, title="heads whose output says the answer", across="step")
+        axes[0, 0].legend(fontsize=7, frameon=False)
+        by_layer = self.data["contrast"].sum("head", skipna=False).mean("step").transpose("example", "layer")
+        layer_line(
+            axes[0, 1], bootstrap.mean_interval(by_layer.values), title="logit of the answer written by each layer's heads"
+        )
+        grid = self.data["contrast"].mean(("example", "step")).transpose("layer", "head").values
+        map_of_heads(figure, axes[0, 2], grid, title="by head", label="share of logit(answer) − logit(wrong)")
+        return saved(figure, path)
+
+    def findings(self) -> list[str]:
+        """Parallel pathways, where the writers lie, and how much the heads chosen on one half bring on the other."""
+        out = []
+        mean = self.data[["writers", "control_writers", "sources", "late"]].mean("step").transpose("example", "threshold")
+        for t, threshold in enumerate(self.data["threshold"].values):
+            w, c, s = (bootstrap.mean_interval(mean[name].values[:, t]) for name in ("writers", "control_writers", "sources"))
+            if not w.n or not float(w.mean) > 0:
+                out.append(
+                    f"no head's output gives the answer a probability of {threshold:g} or more (n = {int(w.n)} examples)"
+                )
+                continue
+            late = bootstrap.mean_interval(mean["late"].values[:, t])
+            out.append(
+                f"{_number(w)} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples; "
+                f"for the counterfactual's word {_number(c)}), looking at {_number(s)} different occurrences of it; "
+                f"{_number(late, '{:.0%}')} of them lie in the later half of the layers"
+            )
+        held = bootstrap.mean_interval(self.data["held_out_share"].mean("step").values)
+        k = self.about["settings"]["chosen"]
+        if held.n:
+            out.append(
+                f"the {k} heads that write most in one half of the examples bring {_number(held, '{:.0%}')} of the answer's "
+                f"logit against the counterfactual's in the other half (n = {int(held.n)})"
+            )
+        count = self.data["significant"].sum(("layer", "head")).values
+        first = self.data["significant"].any("step")
+        layers = [int(l) for l, h in zip(*np.nonzero(first.transpose("layer", "head").values))]
+        late_half = sum(l >= first.sizes["layer"] / 2 for l in layers)
+        out.append(
+            f"heads that favour the answer over the counterfactual's word example after example: {int(count.min())} to "
+            f"{int(count.max())} at a step, {len(layers)} in all, {late_half} of them in the later half of the layers"
+        )
+        return out
+
+
+def _number(found: bootstrap.Interval, form: str = "{:.1f}") -> str:
+    if not np.isfinite(found.low):
+        return form.format(float(found.mean))
+    return f"{form.format(float(found.mean))} [{form.format(float(found.low))}, {form.format(float(found.high))}]"
+
+
+def count_writers(
+    found: Written,
+    prompt: Prompt,
+    thresholds: Sequence[float],
+    *,
+    allowed: Tensor | None = None,
+    floor: float = FLOOR,
+    reach: float = REACH,
+) -> dict[str, NDArray]:
+    """`COUNTS` of one prompt, each [thresholds]."""
+    L = found.projection.shape[0]
+    out = {name: np.full(len(thresholds), np.nan) for name in COUNTS}
+    allowed = torch.ones_like(found.projection, dtype=torch.bool) if allowed is None else allowed.to(found.projection.device)
+    for t, threshold in enumerate(thresholds):
+        says = (found.projection >= threshold) & allowed
+        mask = says & (found.direct >= floor)
+        layers = mask.nonzero()[:, 0]
+        out["projecting"][t], out["writers"][t] = int(says.sum()), len(layers)
+        out["control_writers"][t] = int(
+            ((found.control >= threshold) & allowed & (found.direct - found.contrast >= floor)).sum()
+        )
+        if len(layers):
+            out["late"][t] = float((2 * layers >= L).double().mean())
+        seen = (found.mass[mask] >= reach).any(0).tolist() if len(layers) else []
+        at = [span for span, hit in zip(prompt.occurrences, seen) if hit]
+        out["sources"][t], out["segments"][t] = len(at), len({prompt.segment_of(span.start) for span in at})
+    return out
+
+
+def answer_writers(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    heads: Sequence[tuple[int, int]] | Tensor | None = None,
+    alpha: float = 0.05,
+    chosen: int = 5,
+    floor: float = FLOOR,
+    reach: float = REACH,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> AnswerWriters:
+    """Finds the heads that write the answer where it is predicted.
+
+    steps, right: which cells, as in `cells.choose`. thresholds: of the projection's probability; the authors took the four
+    heads with the largest one whatever it was, so that their number said nothing.
+    heads: the only ones that may count as writers by projection, (layer, head) pairs or bool [L, H] (the authors: those a
+    knock-out had found important); None: all. alpha: false discovery rate of `significant`.
+    floor: what a writer must bring of logit(answer) - mean logit: 0.25 raises the odds of the answer by a quarter.
+    chosen: how many heads are chosen on one half of the examples for `held_out_share`. reach: attention to an occurrence of
+    the answer's word from which it counts as a source.
+    Returns `AnswerWriters`. Raises ValueError naming the argument.
+    Cost: the prompts once, and the unembedding of one row for each head, example and step.
+    """
+    thresholds = tuple(float(t) for t in thresholds)
+    if not thresholds or not all(0 < t < 1 for t in thresholds):
+        raise ValueError(f"thresholds: got {thresholds}; expected probabilities between 0 and 1")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: got {alpha}; expected a number between 0 and 1")
+    if chosen < 1:
+        raise ValueError(f"chosen: got {chosen}; expected at least 1")
+    allowed = None if heads is None else head_mask(model.cfg, heads, argument="heads")
+    cells = choose(model, examples, steps=steps, right=right)
+    L, H = model.cfg.n_layers, model.cfg.n_heads
+    by_head = ("projection", "control", "direct", "contrast", "answer_mass")
+    data = {name: cells.empty(L, H) for name in by_head} | {name: cells.empty(len(thresholds)) for name in COUNTS}
+    logits = cells.empty(2)
+    groups = by_example(cells, model.tokenizer)
+    texts, first = texts_of(groups)
+    done = 0
+    with metered(model) as meter:
+        for batch in traced(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
+            for i, trace in batch:
+                for cell, prompt in groups[i]:
+                    found = written(model.family, trace, prompt)
+                    at = (cell.e, cell.s)
+                    for name in by_head[:-1]:
+                        data[name][at] = getattr(found, name).cpu().numpy()
+                    data["answer_mass"][at] = found.mass.sum(-1).cpu().numpy()
+                    logits[at] = found.logits.cpu().numpy()
+                    for name, value in count_writers(
+                        found, prompt, thresholds, allowed=allowed, floor=floor, reach=reach
+                    ).items():
+                        data[name][at] = value
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(cells))
+    dims = ("example", "step", "layer", "head")
+    variables = {name: (dims, data[name]) for name in by_head}
+    variables |= {name: (("example", "step", "threshold"), data[name]) for name in COUNTS}
+    variables["logit"] = (("example", "step"), logits[..., 0])
+    variables["logit_difference"] = (("example", "step"), logits[..., 1])
+    passed = np.stack([significant(data["contrast"][:, s], alpha=alpha) for s in range(cells.shape[1])])
+    variables["significant"] = (("step", "layer", "head"), passed)
+    variables["held_out_share"] = (("example", "step"), held_out(data["contrast"], logits[..., 1], chosen, seed))
+    coords = {**cells.coords, "layer": range(L), "head": range(H), "threshold": list(thresholds)}
+    settings = {"steps": list(cells.steps), "alpha": alpha, "chosen": chosen, "floor": floor, "reach": reach, "seed": seed}
+    settings["heads"] = "all" if allowed is None else int(allowed.sum())
+    words = "projection of z W_O alone, and its share of the logits with the final norm as the model applied it"
+    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
+    return AnswerWriters(xr.Dataset(variables, coords=coords), facts)
+
+
+def held_out(contrast: NDArray, whole: NDArray, k: int, seed: int) -> NDArray:
+    """[example, step]: share of the logit difference brought by the k heads with the largest mean in the other half.
+
+    contrast [n, steps, L, H], whole [n, steps]. NaN where the other half has nothing to choose on.
+    """
+    n, S = whole.shape
+    out = np.full((n, S), np.nan)
+    if n < 2:
+        return out
+    a, b = bootstrap.halves(n, seed=seed)
+    flat = contrast.reshape(n, S, -1)
+    for choosing, reporting in ((a, b), (b, a)):
+        for s in range(S):
+            there = flat[choosing, s][np.isfinite(flat[choosing, s, 0])]
+            if len(there) == 0:
+                continue
+            best = np.argsort(-there.mean(0), kind="stable")[:k]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out[reporting, s] = flat[reporting, s][:, best].sum(1) / whole[reporting, s]
+    return out
+
+
+def cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
+    """Predicted: the prompts once, and the unembedding of a row for each head and cell."""
+    rows = workload.cells * cfg.n_layers * cfg.n_heads
+    held = 4.0 * 256 * cfg.d_vocab
+    return trace_cost(cfg, workload, 2, held=held) + rows_cost(cfg, 0, read=rows)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
+    """Three forwards for each example and step (two for means, one pruned), and stage I for every head on the full
+    sequence (PAPER: section 3)."""
+    forwards = 3.0 * workload.cells
+    rows = forwards * workload.length
+    read = workload.cells * cfg.n_layers * cfg.n_heads * workload.length
+    return rows_cost(cfg, rows, forwards=forwards, read=rows + read)

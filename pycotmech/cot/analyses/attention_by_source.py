@@ -1,0 +1,291 @@
+"""Where heads look from the position that is read: few-shot block, question, generated text (PAPER: E7), three ways.
+
+Plain attention says where a head looks, not what it takes from there: a head that rests on the first token gives it most of
+its weight and takes nothing. Beside it stand the value-weighted contribution of each source to what the head writes, and
+the decomposition of the whole layer (ALTI, Ferrando, Gallego and Costa-jussa 2022), in which the residual stream counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.cells import Cells, choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.result import Analysis, about, top_cells
+from pycotmech.cot.analyses.traces import (
+    SOURCES,
+    Prompt,
+    Trace,
+    by_example,
+    head_mask,
+    output_matrix,
+    texts_of,
+    trace_cost,
+    traced,
+)
+from pycotmech.model.families import LlamaFamily, ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.examples import Examples
+    from pycotmech.cot.steps import Graded
+    from pycotmech.model import Model
+
+Norm = Literal["l1", "l2"]
+_SOURCE = "arXiv 2402.18312, attention to few-shot, question and generated text (E7); ALTI: Ferrando et al. 2022"
+
+
+class Shares(NamedTuple):
+    """Of one trace, for n positions read; the last axis is `SOURCES`."""
+
+    mass: Tensor  # [n, L, H, G] attention weight
+    written: Tensor  # [n, L, H, G] size of the sum over a source of a_j v_j W_O
+    layer: Tensor  # [n, L, G] share of each source in attention's output plus the residual stream
+
+
+class Layer(NamedTuple):
+    """The transformed vectors of one layer at n positions: resid_mid less the output bias is the sum of `vectors` over T."""
+
+    vectors: Tensor  # [n, T, d]
+    contributions: Tensor  # [n, T], rows sum to 1
+
+
+def decompose(family: LlamaFamily, trace: Trace, l: int, reads: Sequence[int], *, norm: Norm = "l1") -> Layer:
+    """ALTI of one layer: what each token brings to the layer's attention block at the positions read.
+
+    vectors[j] = sum over heads of a_j v_j W_O, and the residual stream for the position itself. A contribution is how much
+    nearer the sum is to this vector than to nothing, max(0, |y| - |y - vector|), taken as a share (Ferrando et al. 2022,
+    equations 10 and 11, without the layer norm that a pre-norm model does not have there).
+    """
+    pattern = trace.pattern(l, reads)
+    transformed = _transformed(family, trace.values(l), output_matrix(family, l))
+    return _decompose(pattern, transformed, trace.at("resid_pre", l, reads), reads, norm)
+
+
+def shares(family: LlamaFamily, trace: Trace, prompts: Sequence[Prompt], *, norm: Norm = "l1") -> Shares:
+    """The shares of the sources at the last positions of prompts that begin the trace's text. Cost: attention of one row
+    for each, and W_O of every value once."""
+    cfg, G, T = family.cfg, len(SOURCES), len(trace)
+    reads = [p.read for p in prompts]
+    member = torch.zeros(len(prompts), T, G, dtype=family.resid_dtype)
+    for i, prompt in enumerate(prompts):
+        labels = torch.from_numpy(prompt.labels())
+        member[i, torch.arange(len(labels)), labels] = 1
+    member = member.to(family.device)
+    mass = torch.empty(len(prompts), cfg.n_layers, cfg.n_heads, G, dtype=family.resid_dtype, device=family.device)
+    written, layer = torch.empty_like(mass), torch.empty_like(mass[:, :, 0])
+    for l in range(cfg.n_layers):
+        pattern, values = trace.pattern(l, reads), trace.values(l).to(family.resid_dtype)
+        matrix = output_matrix(family, l)
+        mass[:, l] = torch.einsum("nht,ntg->nhg", pattern, member)
+        per_head = values.repeat_interleave(cfg.group, 1)
+        for g in range(G):
+            z = torch.einsum("nht,thd->nhd", pattern * member[:, None, :, g], per_head)
+            written[:, l, :, g] = torch.einsum("nhd,hde->nhe", z, matrix).norm(dim=-1)
+        found = _decompose(pattern, _transformed(family, values, matrix), trace.at("resid_pre", l, reads), reads, norm)
+        layer[:, l] = torch.einsum("nt,ntg->ng", found.contributions, member)
+    return Shares(mass, written, layer)
+
+
+def _transformed(family: LlamaFamily, values: Tensor, matrix: Tensor) -> Tensor:
+    """Values [T, Hkv, D] through W_O by query head: [T, H, d]."""
+    per_head = values.to(family.resid_dtype).repeat_interleave(family.cfg.group, 1)
+    return torch.einsum("thd,hde->the", per_head, matrix)
+
+
+def _decompose(pattern: Tensor, transformed: Tensor, resid: Tensor, reads: Sequence[int], norm: Norm) -> Layer:
+    vectors = torch.bmm(pattern.permute(2, 0, 1), transformed).transpose(0, 1).contiguous()  # [n, T, d]
+    at = torch.arange(len(reads), device=vectors.device)
+    vectors[at, torch.tensor(reads, device=vectors.device)] += resid.to(vectors.dtype)
+    whole = vectors.sum(1)
+    order = 1 if norm == "l1" else 2
+    left = (whole[:, None] - vectors).norm(p=order, dim=-1)
+    nearer = (whole.norm(p=order, dim=-1)[:, None] - left).clamp_min(0)
+    return Layer(vectors, nearer / nearer.sum(1, keepdim=True))
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBySource(Analysis):
+    """mass [example, step, layer, head, source]: attention weight of the position that is read; sums to 1 over sources.
+    written, same axes: size of what the head takes from the source and writes (the vectors add up, their sizes need not).
+    contribution [example, step, layer, source]: share in the layer's attention block, residual stream included; sums to 1.
+
+    Sources: few_shot, question, generated; "first" is the first token, "itself" the position that is read.
+    """
+
+    name = "attention_by_source"
+    title = "Attention of the position that is read, by source"
+
+    def by_step(self) -> xr.Dataset:
+        """Mean over layers and heads by step and source, over examples with intervals: mass and contribution, each with
+        mean, low, high, n [step, source]; written as its share among the sources."""
+        out = {}
+        sizes = self.data["written"]
+        for name, values in {
+            "mass": self.data["mass"].mean(("layer", "head")),
+            "written": (sizes / sizes.sum("source", skipna=False)).mean(("layer", "head")),
+            "contribution": self.data["contribution"].mean("layer"),
+        }.items():
+            found = bootstrap.mean_interval(values.transpose("example", "step", "source").values)
+            for key, value in found._asdict().items():
+                out[f"{name}_{key}"] = (("step", "source"), value)
+        return xr.Dataset(out, coords={k: self.data[k] for k in ("step", "kind", "source")})
+
+    def table(self) -> pd.DataFrame:
+        """One row per step and source: mass, written and contribution with low and high, and n."""
+        import pandas as pd
+
+        found, rows = self.by_step(), []
+        for i, step in enumerate(found["step"].values):
+            for g, source in enumerate(found["source"].values):
+                row = {"step": int(step), "kind": str(found["kind"].values[i]), "source": str(source)}
+                for name in ("mass", "written", "contribution"):
+                    row |= {name: float(found[f"{name}_mean"][i, g])}
+                    row |= {f"{name}_{k}": float(found[f"{name}_{k}"][i, g]) for k in ("low", "high")}
+                rows.append(row | {"n": int(found["mass_n"][i, g])})
+        return pd.DataFrame(rows)
+
+    def heads(self, source: str, *, step: int | None = None, k: int = 10) -> list[tuple[int, int, float]]:
+        """The heads that write most from a source: [(layer, head, mean size), ...]; step None: mean over all steps."""
+        if source not in SOURCES:
+            raise ValueError(f"source: got {source!r}; expected one of {', '.join(SOURCES)}")
+        sizes = self.data["written"].sel(source=source)
+        sizes = sizes.mean(("example", "step")) if step is None else sizes.sel(step=step).mean("example")
+        return [(int(l), int(h), v) for l, h, v in top_cells(sizes, k)]
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Above, by step: attention, what heads write, the layers' decomposition. Below, by layer, over all steps."""
+        from pycotmech.report.figures import framed, saved, stacked_bars, stacked_layers
+
+        found = self.by_step()
+        steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(found["step"].values, found["kind"].values)]
+        sizes = self.data["written"]
+        layers = {
+            "mass": self.data["mass"].mean(("example", "step", "head")),
+            "written": (sizes / sizes.sum("source", skipna=False)).mean(("example", "step", "head")),
+            "contribution": self.data["contribution"].mean(("example", "step")),
+        }
+        labels = {
+            "mass": "attention weight",
+            "written": "size of what is written",
+            "contribution": "layer, with residual (ALTI)",
+        }
+        n = int(self.data["mass"].isel(layer=0, head=0, source=0).notnull().any("step").sum())
+        lines = [
+            f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}",
+            *self.about["notes"],
+        ]
+        figure, axes = framed(2, 3, f"{self.about['model']}: {self.title.lower()}", lines, width=3.4, height=2.4)
+        for j, name in enumerate(labels):
+            stacked_bars(axes[0, j], found[f"{name}_mean"].values, steps, SOURCES, title=labels[name], across="step")
+            stacked_layers(axes[1, j], layers[name].transpose("layer", "source").values, SOURCES, across="layer")
+        axes[0, 0].set_ylabel("share"), axes[1, 0].set_ylabel("share")
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
+        return saved(figure, path)
+
+    def findings(self) -> list[str]:
+        """For each kind of step, how attention and the decomposition are shared out, and how far apart they are."""
+        out = []
+        for kind in dict.fromkeys(map(str, self.data["kind"].values)):
+            where = [i for i, k in enumerate(self.data["kind"].values) if str(k) == kind]
+            here = self.data.isel(step=where)
+            words = []
+            for name, values in (
+                ("attention", here["mass"].mean(("layer", "head"))),
+                ("ALTI", here["contribution"].mean("layer")),
+            ):
+                one = bootstrap.mean_interval(values.mean("step").transpose("example", "source").values)
+                parts = [
+                    f"{s.replace('_', '-')} {one.mean[g]:.0%}"
+                    + (f" [{one.low[g]:.0%}, {one.high[g]:.0%}]" if one.n[g] > 1 else "")
+                    for g, s in enumerate(SOURCES)
+                ]
+                words.append(f"{name}: {', '.join(parts)}")
+            n = int(here["mass"].isel(layer=0, head=0, source=0).notnull().any("step").sum())
+            out.append(f"{kind} steps (n = {n} examples): {'; '.join(words)}")
+        return out
+
+
+def attention_by_source(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    keep: Sequence[tuple[int, int]] | Tensor | None = None,
+    norm: Norm = "l1",
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> AttentionBySource:
+    """How much the position that predicts each word takes from the few-shot block, the question and the generated text.
+
+    steps, right: which cells, as in `cells.choose`. norm: of the distances in the decomposition, "l1" (as its authors) or
+    "l2".
+    keep: the only heads that are left in the run, (layer, head) pairs or bool [L, H]; None: all. The z of the others is
+    replaced by its mean over all positions of these prompts (the first token keeps its own), as the authors pruned the
+    model before they looked at plain attention, which they call ALTI.
+    Returns `AttentionBySource`. Raises ValueError naming the argument.
+    Cost: the few-shot block once, the text behind it once per example, W_O of every value once per example and layer.
+    """
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"norm: got {norm!r}; expected 'l1' or 'l2'")
+    kept = None if keep is None else head_mask(model.cfg, keep, argument="keep")
+    cells = choose(model, examples, steps=steps, right=right)
+    cfg, G = model.cfg, len(SOURCES)
+    data = {
+        "mass": cells.empty(cfg.n_layers, cfg.n_heads, G),
+        "written": cells.empty(cfg.n_layers, cfg.n_heads, G),
+        "contribution": cells.empty(cfg.n_layers, G),
+    }
+    groups = by_example(cells, model.tokenizer)
+    texts, first = texts_of(groups)
+    with metered(model) as meter:
+        for batch in traced(model, texts, ("q", "resid_pre"), first=first, keep=kept, memory_gb=memory_gb):
+            for i, trace in batch:
+                found = shares(model.family, trace, [p for _, p in groups[i]], norm=norm)
+                for j, (cell, _) in enumerate(groups[i]):
+                    for name, value in zip(data, found, strict=True):
+                        data[name][cell.e, cell.s] = value[j].cpu().numpy()
+                if progress is not None:
+                    progress(i + 1, len(groups))
+    return AttentionBySource(_dataset(cells, data, cfg), _about(model, cells, kept, norm, seed, meter))
+
+
+def _dataset(cells: Cells, data: dict, cfg) -> xr.Dataset:
+    heads = ("example", "step", "layer", "head", "source")
+    dims = {"mass": heads, "written": heads, "contribution": ("example", "step", "layer", "source")}
+    coords = {**cells.coords, "layer": range(cfg.n_layers), "head": range(cfg.n_heads), "source": list(SOURCES)}
+    return xr.Dataset({k: (dims[k], v) for k, v in data.items()}, coords=coords)
+
+
+def _about(model: Model, cells: Cells, kept: Tensor | None, norm: str, seed: int, meter) -> dict:
+    settings = {"steps": list(cells.steps), "norm": norm, "seed": seed}
+    run = "whole model" if kept is None else f"{int(kept.sum())} of {kept.numel()} heads left in the model"
+    words = f"{run}, read at the last position; ALTI by {norm.upper()} distance"
+    return about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
+
+
+def cost(cfg: ModelConfig, workload: Workload, *, keep: object = None, **options) -> Cost:
+    """Predicted: the shared beginning once, each example's own text once; twice if heads are pruned."""
+    held = 4.0 * workload.length * cfg.n_heads * cfg.d_model
+    return (1 if keep is None else 2) * trace_cost(cfg, workload, 2, held=held)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
+    """One pruned forward per example and step after two for the means, full patterns of all heads kept (PAPER: section 3)."""
+    forwards = 1.0 * workload.cells
+    patterns = 4.0 * workload.cells * cfg.n_layers * cfg.n_heads * workload.length**2
+    rows = forwards * workload.length
+    return rows_cost(cfg, rows, forwards=forwards, read=rows, memory=patterns)

@@ -1,0 +1,196 @@
+"""E8, stage I: projection and direct attribution against the model's own logits, planted writers, and nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import answer_writers as module
+from pycotmech.cot.analyses import cells as cells_module
+from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.analyses.traces import Prompt, direct_directions, final_size, head_outputs, projected
+from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
+from tests.reference import planted
+from tests.reference.tiny import tiny_llama
+from tests.reference.truth import double
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return pcm.Model(double(tiny_llama(n_layers=3, n_key_value_heads=2)), check=False)
+
+
+@pytest.fixture(scope="module")
+def result(model, examples, every):
+    return pcm.cot.answer_writers(model, examples, steps=[0, 5, 9], right=every)
+
+
+def asked(tokens, answer=7, wrong=11, spans=()):
+    return Prompt(tokens, answer, wrong, occurrences=tuple(spans))
+
+
+def test_direct_attribution_adds_up_to_the_models_logits(wide):
+    tokens = random_tokens(20)
+    (trace,) = traces_of(wide, [tokens])
+    found = module.written(wide.family, trace, asked(tokens))
+    acts = wide.run(tokens, capture=("resid_pre", "mlp_out"), positions=-1)
+    rest = acts["resid_pre"][0, -1] + acts["mlp_out"][:, -1].sum(0)  # embedding and MLPs
+    answer, wrong, mean = direct_directions(wide.family, [7, 11])
+    size = final_size(wide.family, trace.final([19]))[0]
+    logits = acts.logits[0]
+    for name, direction, whole in (
+        ("direct", answer - mean, logits[7] - logits.mean()),
+        ("contrast", answer - wrong, logits[7] - logits[11]),
+    ):
+        total = getattr(found, name).sum() + rest @ direction / size
+        torch.testing.assert_close(total, whole, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(
+        found.logits, torch.stack((logits[7] - logits.mean(), logits[7] - logits[11])), rtol=1e-10, atol=1e-11
+    )
+
+
+def test_projection_is_the_lens_of_a_heads_output(wide):
+    tokens = random_tokens(20)
+    (trace,) = traces_of(wide, [tokens])
+    found = module.written(wide.family, trace, asked(tokens))
+    z = wide.run(tokens, capture=("z",))["z"][:, -1]
+    norm, head = wide.hf.model.norm, wide.hf.lm_head
+    for l in range(3):
+        W = wide.hf.model.layers[l].self_attn.o_proj.weight.T.view(4, 16, -1)
+        for h in range(4):
+            p = head(norm(z[l, h] @ W[h])).softmax(-1)
+            assert float(p.sum()) == pytest.approx(1, abs=1e-12)
+            torch.testing.assert_close(
+                torch.stack((found.projection[l, h], found.control[l, h])), p[[7, 11]], rtol=1e-10, atol=1e-13
+            )
+            assert int(found.top[l, h]) == int(p.argmax()) and float(found.peak[l, h]) == pytest.approx(
+                float(p.max()), rel=1e-10
+            )
+
+
+def test_lens_of_the_last_layer_is_the_model_and_the_projection_knows_no_size(wide):
+    """The last documents a flaw: what a head says by projection does not depend on how loud it is (F13)."""
+    tokens = random_tokens(20)
+    (trace,) = traces_of(wide, [tokens])
+    everything = list(range(61))
+    p, top, peak = projected(wide.family, trace.final([19]), everything)
+    truth = wide.hf(tokens[None]).logits[0, -1].softmax(-1)
+    torch.testing.assert_close(p[0], truth, rtol=1e-9, atol=1e-12)
+    assert int(top) == int(truth.argmax()) and float(peak) == pytest.approx(float(truth.max()))
+    out = head_outputs(wide.family, 1, trace.at("z", 1, [19]))[0]
+    loud = projected(wide.family, 1000 * out, [7])[0]
+    torch.testing.assert_close(loud, projected(wide.family, out, [7])[0], rtol=1e-3, atol=0)  # but for the norm's epsilon
+    direction = direct_directions(wide.family, [7])[0]
+    torch.testing.assert_close((1000 * out) @ direction, 1000 * (out @ direction))
+
+
+def test_a_head_whose_output_is_the_answers_unembedding_ranks_first():
+    hf = double(tiny_llama(n_layers=3))
+    W = hf.model.layers[1].self_attn.o_proj.weight
+    W[:, 2 * 16 : 3 * 16] = 0.0
+    W[:, 2 * 16] = 4 * hf.lm_head.weight[7] / hf.model.norm.weight
+    model = pcm.Model(hf, check=False)
+    tokens = random_tokens(20)
+    (trace,) = traces_of(model, [tokens])
+    found = module.written(model.family, trace, asked(tokens))
+    z = float(trace.at("z", 1, [19])[0, 2, 0])
+    scores = found.projection if z > 0 else -found.direct.abs()
+    assert divmod(int(scores.argmax() if z > 0 else found.direct.abs().argmax()), 4) == (1, 2)
+
+
+def test_two_planted_writers_are_two_pathways_with_two_sources():
+    p = planted.parallel()
+    writers = {p.heads["question"], p.heads["generated"]}
+    contrasts = []
+    for prompt, trace, _ in planted_traces(p, 6):
+        found = module.written(p.model.family, trace, prompt)
+        at = {tuple(i) for i in ((found.projection >= 0.5) & (found.direct >= 0.25)).nonzero().tolist()}
+        assert at == writers
+        counts = module.count_writers(found, prompt, (0.5,))
+        assert counts["writers"] == 2 and counts["control_writers"] == 0
+        assert counts["sources"] == 2 and counts["segments"] == 2 and counts["late"] == 0.5
+        contrasts.append(found.contrast.numpy())
+    assert {tuple(i) for i in np.argwhere(module.significant(np.stack(contrasts), alpha=0.001))} == writers
+
+
+def test_in_a_model_with_nothing_planted_no_head_writes():
+    """By projection alone some do: noise that is made as loud as everything else says something, sometimes the answer."""
+    p = planted.nothing()
+    contrasts = []
+    for prompt, trace, _ in planted_traces(p, 12):
+        found = module.written(p.model.family, trace, prompt)
+        counts = module.count_writers(found, prompt, (0.1, 0.5))
+        assert counts["writers"].tolist() == [0, 0] and np.isnan(counts["late"]).all() and counts["sources"].tolist() == [0, 0]
+        contrasts.append(found.contrast.numpy())
+    assert module.significant(np.stack(contrasts), alpha=0.01).sum() == 0
+    assert np.abs(contrasts).max() < 0.25  # the planted writers bring about 12
+
+
+def test_false_discoveries_are_as_rare_as_asked():
+    noise = np.random.default_rng(0).normal(size=(200, 8, 30, 9))
+    found = np.array([module.significant(x).any() for x in noise])
+    assert found.mean() < 0.1  # at most 5 %, with nothing to find
+    noise[:, :, 3, 2] += 8
+    assert np.mean([module.significant(x)[3, 2] for x in noise]) > 0.95
+    assert not module.significant(noise[0, :1]).any()
+
+
+def test_heads_are_chosen_on_one_half_and_judged_on_the_other():
+    rng = np.random.default_rng(1)
+    contrast = rng.normal(size=(8, 1, 10, 6)) * 0.01
+    contrast[:, 0, 4, 3] = 2.0
+    share = module.held_out(contrast, np.full((8, 1), 4.0), 1, seed=0)
+    np.testing.assert_allclose(share[:, 0], 0.5)
+    noise = rng.normal(size=(200, 1, 10, 6))
+    inside = np.sort(noise.mean(0).ravel())[-5:].sum()
+    assert abs(np.nanmean(module.held_out(noise, np.ones((200, 1)), 5, seed=0))) < 0.5 * inside
+
+
+def test_result(model, examples, result, tmp_path):
+    data = result.data
+    assert data["projection"].dims == ("example", "step", "layer", "head") and bool((data["projection"] <= 1).all())
+    count = (data["projection"] >= 0.1).sum(("layer", "head"))
+    np.testing.assert_array_equal(count, data["projecting"].sel(threshold=0.1))
+    loud = ((data["projection"] >= 0.1) & (data["direct"] >= 0.25)).sum(("layer", "head"))
+    np.testing.assert_array_equal(loud, data["writers"].sel(threshold=0.1))
+    assert bool((data["writers"].sel(threshold=0.01) >= data["writers"].sel(threshold=0.5)).all())
+    for e, example in enumerate(examples):
+        logits = model.run(example.steps[5].clean, positions=-1).logits[0]
+        whole = float(logits[example.steps[5].answer] - logits[example.steps[5].wrong])
+        assert float(data["logit_difference"][e].sel(step=5)) == pytest.approx(whole, rel=1e-4)
+    assert len(result.table(3)) == 9 and len(result.pathways()) == 9
+    assert result.top(5)[0][2] == result.table(1).set_index("step").loc[5, "contrast"]
+    assert all("n = 3" in line for line in result.findings()[:3])
+    result.save(tmp_path)
+    again = module.AnswerWriters.load(tmp_path)
+    np.testing.assert_array_equal(again.data["significant"], data["significant"])
+    again.plot(path=tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_only_chosen_heads_count(model, examples, every, result):
+    only = pcm.cot.answer_writers(model, examples, steps=[5], right=every, heads=[(3, 5)])
+    expected = (result.data["projection"].sel(step=5, layer=3, head=5) >= 0.5).values
+    np.testing.assert_array_equal(only.data["projecting"].sel(step=5, threshold=0.5), expected)
+
+
+def test_cost_is_what_was_predicted(model, examples, every, result):
+    size = workload(cells_module.choose(model, examples, steps=[0, 5, 9], right=every))
+    predicted = module.cost(model.cfg, size)
+    assert result.about["cost"]["token_forwards"] == pytest.approx(predicted.token_forwards, rel=0.15)
+    assert result.about["cost"]["flop"] == pytest.approx(predicted.flop, rel=0.15)
+    assert module.authors_cost(model.cfg, size).flop > 20 * predicted.flop
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"thresholds": [0.1, 2]}, "thresholds: got"),
+        ({"alpha": 0}, "alpha: got 0"),
+        ({"chosen": 0}, "chosen: got 0"),
+        ({"heads": torch.ones(2, 2, dtype=torch.bool)}, r"heads: got bool \[2, 2\]"),
+    ],
+)
+def test_bad_input(model, examples, every, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        pcm.cot.answer_writers(model, examples, right=every, **arguments)
