@@ -9,6 +9,7 @@ from pycotmech.cot.steps import Graded, graded, select
 
 _ANALYSES = {
     "Analysis": "result",
+    "HeadSet": "head_sets",
     "answer_sources": "answer_sources",
     "answer_writers": "answer_writers",
     "attention_by_source": "attention_by_source",
@@ -18,6 +19,7 @@ _ANALYSES = {
     "decision_horizon": "decision_horizon",
     "functional_rift": "functional_rift",
     "grade": "cells",
+    "head_means": "means",
     "head_overlap": "head_overlap",
     "information_flow": "information_flow",
     "keep_only": "isolation",
@@ -27,6 +29,7 @@ _ANALYSES = {
     "relation_heads": "relation_heads",
     "remove": "isolation",
     "select_heads": "select_heads",
+    "set_combinations": "isolation",
 }
 """Public name -> file below pycotmech.cot.analyses. Loaded when first used: some need libraries that take a while."""
 

@@ -1,0 +1,225 @@
+"""How much sets of heads overlap, beside what sets of these sizes share by chance (PAPER: E6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from pycotmech.cot.analyses.cost import Cost, Workload
+from pycotmech.cot.analyses.head_sets import HeadSet
+from pycotmech.cot.analyses.result import Analysis
+from pycotmech.cot.analyses.select_heads import Selection
+from pycotmech.cot.analyses.significance import adjusted, hypergeometric
+from pycotmech.model.families import ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_STATISTICS = ("intersection", "union", "iou", "f1")
+
+
+class HeadOverlap(Analysis):
+    """Overlaps of every two of n sets.
+
+    data, over set and other: `intersection`, `union` (heads), `iou` |A & B| / |A | B|, `f1` 2 |A & B| / (|A| + |B|), each with
+    `_low` and `_high` where the sets were selected from scores per example (bootstrap over examples, selected anew each
+    time); `chance` the intersection expected of random sets of these sizes, |A| |B| / (L H), and `f1_chance` from it; `p` the
+    hypergeometric chance of so large an intersection or a larger one, `p_holm` corrected for the number of pairs. NaN
+    where a set is empty. `size` [set]. Coordinates `type` and `of_step` (-1: no step) of each set.
+    """
+
+    name, title = "head_overlap", "How much sets of heads overlap"
+
+    def table(self) -> pd.DataFrame:
+        """One row for each pair: a, b, size_a, size_b, intersection, chance, iou, f1, f1_low, f1_high, f1_chance, p, p_holm."""
+        import pandas as pd
+
+        d = self.data
+        names, size = d["set"].values, d["size"].values
+        keys = ("intersection", "chance", "iou", "f1", "f1_low", "f1_high", "f1_chance", "p", "p_holm")
+        rows = []
+        for i in range(len(names)):
+            for j in range(i + 1, len(names)):
+                row = {"a": names[i], "b": names[j], "size_a": int(size[i]), "size_b": int(size[j])}
+                rows.append(row | {k: float(d[k].values[i, j]) for k in keys})
+        return pd.DataFrame(rows, columns=["a", "b", "size_a", "size_b", *keys])
+
+    def by_type(self, statistic: str = "f1") -> xr.DataArray:
+        """Between types at the same step, mean over steps: [type, other type]. Only for sets that have steps."""
+        types = list(dict.fromkeys(self.data["type"].values.tolist()))
+        kind, step = self.data["type"].values, self.data["of_step"].values
+        grid = self.data[statistic].values
+        out = np.full((len(types), len(types)), np.nan)
+        for a, one in enumerate(types):
+            for b, two in enumerate(types):
+                pairs = [
+                    grid[i, j]
+                    for i in np.flatnonzero(kind == one)
+                    for j in np.flatnonzero((kind == two) & (step == step[i]) & (step[i] >= 0))
+                ]
+                if pairs and np.isfinite(pairs).any():
+                    out[a, b] = np.nanmean(pairs)
+        return xr.DataArray(out, dims=("type", "other_type"), coords={"type": types, "other_type": types}, name=statistic)
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """F1 of every two sets, and F1 above chance."""
+        from pycotmech.report.curves import overlap_figure
+
+        return overlap_figure(self, path=path)
+
+    def findings(self) -> list[str]:
+        """The pairs that share more heads than chance, and those of which that cannot be said."""
+        table = self.table()
+        known = table[table["p_holm"].notna()]
+        beyond = known[known["p_holm"] < 0.05]
+        lines = [f"{len(beyond)} of {len(known)} pairs of sets share more heads than random sets would (p < 0.05, Holm)"]
+        for row in known.sort_values("f1", ascending=False).head(5).itertuples():
+            inside = f" [{row.f1_low:.2f}, {row.f1_high:.2f}]" if np.isfinite(row.f1_low) else ""
+            lines.append(
+                f"{row.a} and {row.b}: {row.intersection:.0f} of {row.size_a} and {row.size_b} heads shared (by chance "
+                f"{row.chance:.1f}), F1 {row.f1:.2f}{inside}, by chance {row.f1_chance:.2f}, p = {row.p_holm:.2g}"
+            )
+        empty = [str(n) for n, k in zip(self.data["set"].values, self.data["size"].values) if k == 0]
+        if empty:
+            lines.append(f"empty: {', '.join(empty)}")
+        return lines
+
+
+def head_overlap(
+    sets: Mapping[str, Any] | None = None,
+    /,
+    *,
+    shape: tuple[int, int] | None = None,
+    model: str = "",
+    draws: int = 200,
+    seed: int = 0,
+    **named: Any,
+) -> HeadOverlap:
+    """Overlap of every two sets of heads.
+
+    sets (or sets as further keywords): name -> a `HeadSet`, a bool array [L, H], (layer, head) pairs with `shape`; or a
+        `Selection` of one set (select_heads(..., k=20)); or a mapping from step to such, for a type whose sets differ by step.
+    shape: (L, H), needed if all sets are pairs. model: its name, for the figures.
+    draws: of the bootstrap, for sets given as `Selection` from scores per example. Those with equally many examples are
+        resampled together.
+    Returns a `HeadOverlap`. Raises TypeError or ValueError naming the set.
+    Cost: no forward pass; with a bootstrap, `draws` selections of each set.
+    Source: PAPER E6, which reports intersections without the chance level.
+    """
+    given = {**(sets or {}), **named}
+    if len(given) < 1:
+        raise ValueError("sets: got none; expected a mapping from names to sets of heads")
+    flat: list[tuple[str, str, int, Any]] = []
+    for name, one in given.items():
+        if isinstance(one, Mapping):
+            flat += [(f"{name} {step}", str(name), int(step), s) for step, s in one.items()]
+        else:
+            flat.append((str(name), str(name), -1, one))
+    if len(flat) < 2:
+        raise ValueError(f"sets: got one set, {flat[0][0]!r}; expected at least two to compare")
+    shape = shape or next((_shape(s) for *_, s in flat if _shape(s)), None)
+    if shape is None:
+        raise ValueError("shape: every set is a list of pairs; expected shape=(layers, heads)")
+    found = [_the_set(s, shape, name) for name, _, _, s in flat]
+    masks = np.stack([s.mask for s in found]).reshape(len(found), -1)
+    data = _overlap(masks)
+    n = masks.shape[1]
+    sizes = masks.sum(1)
+    data["chance"] = np.outer(sizes, sizes) / n
+    with np.errstate(invalid="ignore", divide="ignore"):
+        data["f1_chance"] = 2 * data["chance"] / (sizes[:, None] + sizes[None])
+    p = np.full((len(found), len(found)), np.nan)
+    for i in range(len(found)):
+        for j in range(len(found)):
+            if sizes[i] and sizes[j]:
+                p[i, j] = hypergeometric(int(data["intersection"][i, j]), int(sizes[i]), int(sizes[j]), n)
+    upper = np.triu(np.isfinite(p), 1)
+    holm = np.full_like(p, np.nan)
+    if upper.any():
+        holm[upper] = adjusted(p[upper], "holm")
+        holm = np.where(np.isnan(holm), holm.T, holm)
+    data["p"], data["p_holm"] = p, holm
+    drawn = _drawn([s for *_, s in flat], masks, draws, seed)
+    for k in _STATISTICS:
+        ends = np.nanpercentile(drawn[k], [2.5, 97.5], axis=0) if drawn else np.full((2, *p.shape), np.nan)
+        data[f"{k}_low"], data[f"{k}_high"] = ends
+    names = [name for name, *_ in flat]
+    if len(set(names)) < len(names):
+        raise ValueError(f"sets: got two with the name {next(n for n in names if names.count(n) > 1)!r}; expected one each")
+    dataset = xr.Dataset(
+        {k: (("set", "other"), v) for k, v in data.items()} | {"size": ("set", sizes)},
+        coords={
+            "set": names,
+            "other": names,
+            "type": ("set", [kind for _, kind, _, _ in flat]),
+            "of_step": ("set", [step for *_, step, _ in flat]),
+        },
+    )
+    about = dict(
+        model=model, notes=[], source="PAPER E6", definition="intersections of sets of heads, beside those of random sets",
+        settings=dict(heads=n, draws=draws if drawn else 0, seed=seed),
+    )  # fmt: skip
+    return HeadOverlap(dataset, about)
+
+
+def _shape(given: Any) -> tuple[int, int] | None:
+    if isinstance(given, Selection):
+        return given.scores.shape  # type: ignore[return-value]
+    mask = given.mask if isinstance(given, HeadSet) else given
+    shape = tuple(getattr(mask, "shape", ()))
+    return shape if len(shape) == 2 and "bool" in str(mask.dtype) else None  # type: ignore[return-value]
+
+
+def _the_set(given: Any, shape: tuple[int, int], name: str) -> HeadSet:
+    if isinstance(given, Selection):
+        if len(given) != 1:
+            raise ValueError(f"sets[{name!r}]: got a selection of {len(given)} sets; expected one of them, or one with one set")
+        given = given[0]
+    return HeadSet.of(given, shape, argument=f"sets[{name!r}]")
+
+
+def _overlap(masks: NDArray) -> dict[str, NDArray[np.float64]]:
+    """Of sets [n, heads], every two: [n, n]."""
+    x = masks.astype(np.float64)
+    both, sizes = x @ x.T, x.sum(1)
+    total = sizes[:, None] + sizes[None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"intersection": both, "union": total - both, "iou": both / (total - both), "f1": 2 * both / total}
+
+
+def _drawn(given: list[Any], masks: NDArray, draws: int, seed: int) -> dict[str, NDArray] | None:
+    """Overlaps over resampled examples [draws, n, n]; NaN for pairs of which neither can be selected anew."""
+    again = [isinstance(s, Selection) and s.examples is not None and len(s.examples) > 1 for s in given]
+    if not any(again) or draws < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    sizes = {len(s.examples) for s, a in zip(given, again) if a}
+    found = []
+    for _ in range(draws):
+        rows = {n: rng.integers(n, size=n) for n in sorted(sizes)}
+        now = masks.copy()
+        for i, (s, a) in enumerate(zip(given, again)):
+            if a:
+                now[i] = s.again(rows[len(s.examples)])[0].mask.ravel()
+        found.append(_overlap(now))
+    stacked = {k: np.stack([f[k] for f in found]) for k in _STATISTICS}
+    fixed = ~(np.array(again)[:, None] & np.array(again)[None])
+    for v in stacked.values():
+        v[:, fixed] = np.nan
+    return stacked
+
+
+def cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Predicted: nothing is run."""
+    return Cost()
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Theirs: nothing is run either."""
+    return Cost()

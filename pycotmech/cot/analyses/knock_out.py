@@ -1,0 +1,387 @@
+"""Accuracy against the number of heads that are ablated, step by step (PAPER: E5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
+from pycotmech.cot.analyses.cells import Cells, choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.head_sets import scores_of
+from pycotmech.cot.analyses.means import N_PROMPTS
+from pycotmech.cot.analyses.result import Analysis, Progress, about
+from pycotmech.cot.analyses.select_heads import Selection, select_heads, spread
+from pycotmech.cot.examples import Examples
+from pycotmech.cot.steps import Graded
+from pycotmech.model.families import ModelConfig
+from pycotmech.report.words import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.model import Model
+
+Order = Literal["least", "most"]
+_VARIABLES = ("right", "agrees", "log_prob")
+
+
+class KnockOutCurve(Analysis):
+    """Curves of accuracy over sets of heads that are ablated, each set holding the one before it.
+
+    data, over order ("least": least important first; "most"; "random 0", ...), size, example and step: `right` 1 where every
+    token of the word is still the arg-max; `agrees` 1 where the first token is that of the untouched model; `log_prob` of the
+    whole word. `removed` [order, size] heads ablated and `ablated` [order, size, layer, head] which, with an axis step if each
+    step has a ranking of its own; `half` [example]: "select" or "report", or "both".
+    """
+
+    name, title = "knock_out_curve", "Accuracy against the number of heads ablated"
+
+    @property
+    def main(self) -> str:
+        """What is called accuracy: "right" (gold) or, by the paper's definition, "agrees" (with the model itself)."""
+        return self.about["settings"]["accuracy"]
+
+    def accuracy(self, variable: str | None = None, *, half: str | None = None) -> xr.Dataset:
+        """Mean over examples with its bootstrap interval: mean, low, high, n [order, size, step].
+
+        variable: "right", "agrees" or "log_prob". half: "select" or "report": only the examples of that half.
+        """
+        return self._half(half).interval(variable or self.main)
+
+    def overall(self, variable: str | None = None, *, half: str | None = None) -> xr.Dataset:
+        """The same over all steps: each example's mean over its steps, then over examples: [order, size]."""
+        data = self._half(half).data[[variable or self.main]].mean("step")
+        return KnockOutCurve(data, self.about).interval(variable or self.main)
+
+    def _half(self, half: str | None) -> KnockOutCurve:
+        if half is None:
+            return self
+        if half not in ("select", "report"):
+            raise ValueError(f"half: got {half!r}; expected 'select', 'report' or None")
+        keep = np.isin(self.data["half"].values, (half, "both"))
+        return KnockOutCurve(self.data.isel(example=keep), self.about)
+
+    def operating_points(self, *, order: str | None = None, target: float | None = None) -> pd.DataFrame:
+        """Where each curve is nearest to the target accuracy, chosen on one half of the examples and reported on the other.
+
+        At least one head is ablated; ties go to the larger number (PAPER: E5). One row for each step, and one for all steps
+        together: step, kind, size (along the axis), removed, kept, chosen_at (accuracy on the selecting half), accuracy,
+        low, high, n (on the reporting half), random (accuracy of the random order there with as many heads ablated).
+        """
+        import pandas as pd
+
+        order = order or str(self.data["order"].values[0])
+        target = self.about["settings"]["target"] if target is None else target
+        chosen_on, reported = ((self.accuracy(half=h), self.overall(half=h)) for h in ("select", "report"))
+        randoms = [str(o) for o in self.data["order"].values if str(o).startswith("random")]
+        rows = []
+        for i, step in enumerate([*self.data["step"].values.tolist(), "all"]):
+            by_step = step != "all"
+            pick, tell = (x[0].isel(step=i) if by_step else x[1] for x in (chosen_on, reported))
+            size = nearest(pick["mean"].sel(order=order).values, target)
+            if size is None:
+                continue
+            removed = self.data["removed"].sel(order=order).isel(size=size)
+            if "step" in removed.dims:
+                removed = removed.isel(step=i) if by_step else removed.mean("step").round()
+            at = tell.sel(order=order).isel(size=size)
+            row = {
+                "step": step,
+                "kind": str(self.data["kind"].values[i]) if by_step else "",
+                "size": size,
+                "removed": int(removed),
+                "kept": self.data.sizes["layer"] * self.data.sizes["head"] - int(removed),
+                "chosen_at": float(pick["mean"].sel(order=order).isel(size=size)),
+                "accuracy": float(at["mean"]),
+                "low": float(at["low"]),
+                "high": float(at["high"]),
+                "n": int(at["n"]),
+                "random": float(tell["mean"].sel(order=randoms).isel(size=size).mean()) if randoms else np.nan,
+            }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def table(self) -> pd.DataFrame:
+        """Accuracy of all examples: order, step, kind, removed, accuracy, low, high, n, agreement."""
+        import pandas as pd
+
+        found, agreed = self.accuracy(), self.accuracy("agrees")["mean"]
+        removed = self.data["removed"].broadcast_like(found["mean"]).transpose("order", "size", "step").values
+        rows = []
+        for o, order in enumerate(found["order"].values):
+            for s, step in enumerate(found["step"].values):
+                for k in range(found.sizes["size"]):
+                    here = found.isel(order=o, size=k, step=s)
+                    rows.append(
+                        {
+                            "order": str(order),
+                            "step": int(step),
+                            "kind": str(self.data["kind"].values[s]),
+                            "removed": int(removed[o, k, s]),
+                            "accuracy": float(here["mean"]),
+                            "low": float(here["low"]),
+                            "high": float(here["high"]),
+                            "n": int(here["n"]),
+                            "agreement": float(agreed.isel(order=o, size=k, step=s)),
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Curves with their intervals, a panel for each step, the operating point marked."""
+        from pycotmech.report.curves import knock_out_figure
+
+        return knock_out_figure(self, path=path)
+
+    def findings(self) -> list[str]:
+        """For each step: how many heads can go, and what is left of the accuracy on the examples not used to choose."""
+        lines = []
+        s = self.about["settings"]
+        n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
+        where = "held-out examples" if "report" in self.data["half"].values else "the same examples"
+        for row in self.operating_points().itertuples():
+            inside = f" [{row.low:.2f}, {row.high:.2f}]" if np.isfinite(row.low) else ""
+            what = f"step {row.step} ({row.kind})" if row.step != "all" else "all steps"
+            random = f"; in random order {row.random:.2f}" if np.isfinite(row.random) else ""
+            near = (
+                ""
+                if abs(row.chosen_at - s["target"]) <= 0.1
+                else f" (nearest to {s['target']:g} when chosen: {row.chosen_at:.2f})"
+            )
+            lines.append(
+                f"{what}: {row.removed} of {n_heads} heads ablated, accuracy {row.accuracy:.2f}{inside} on "
+                f"{plural(row.n, 'example')} ({where}){near}{random}"
+            )
+        lines.append(
+            f"accuracy is {'agreement with the untouched model' if self.main == 'agrees' else 'every token of the gold word'}"
+        )
+        lines.append(f"ablated heads are replaced by {s['replaced_by']}")
+        return lines
+
+
+def nearest(accuracy: NDArray, target: float) -> int | None:
+    """The index from 1 on whose accuracy is nearest to the target, ties to the larger index; None if none is known."""
+    off = np.abs(np.asarray(accuracy, float) - target)
+    off[0] = np.nan
+    if not np.isfinite(off).any():
+        return None
+    return int(np.flatnonzero(off <= np.nanmin(off) + 1e-9)[-1])
+
+
+def knock_out_curve(
+    model: Model,
+    examples: Examples,
+    scores: Any,
+    *,
+    variable: str | None = None,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    sizes: Sequence[int] | None = None,
+    order: Order | Sequence[Order] = "least",
+    ranking: Literal["pooled", "by_step"] = "pooled",
+    n_random: int = 1,
+    kind: Kind = "mean",
+    mean: Mean = None,
+    n_mean: int = N_PROMPTS,
+    positions: Positions = "all",
+    target: float = 0.9,
+    definition: Literal["exact", "paper"] = "exact",
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> KnockOutCurve:
+    """Ablates more and more heads, in the order of a score, and counts which steps stay right.
+
+    scores: what `select_heads` takes (then heads go by their value), or what it gives (then its sets are what stays).
+    variable: of an Analysis, which of its variables. steps, right: as `cells.choose`.
+    sizes: how many heads are ablated; None: about 12 numbers from none to all. With a `Selection` its own sets.
+    order: "least": the least important heads go first; "most": the most important; or both.
+    ranking: "pooled": one ranking for all steps, so that one pass answers all of them; "by_step": each step by its own scores.
+    n_random: curves in random orders beside it.
+    kind, mean, n_mean, positions: what heads are replaced by, and where; see `head_means`. The default is the mean over
+        other prompts of the same kind at the same word of the template, at all positions, few-shot block included.
+    target: the accuracy of the operating point.
+    definition: "exact": accuracy is every token of the gold word; ranking (where scores are per example) and operating
+        point come from one half of the examples, and the operating point is reported on the other. "paper": accuracy is
+        agreement with the untouched model's next token, and everything is chosen and reported on all examples.
+
+    Returns a `KnockOutCurve`. Raises TypeError or ValueError naming the argument, before anything is run.
+    Cost: for each set one pass of the shared block and of each example's solution ("by_step": for each step).
+    Source: PAPER E5; the mean as F7 asks, both orders as F12 asks, the halves as F14 asks.
+    """
+    orders = [order] if isinstance(order, str) else list(order)
+    if not orders or not all(o in ("least", "most") for o in orders) or len(set(orders)) < len(orders):
+        raise ValueError(f"order: got {order!r}; expected 'least', 'most' or both")
+    for argument, value, allowed in (
+        ("ranking", ranking, ("pooled", "by_step")),
+        ("definition", definition, ("exact", "paper")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    if not 0 <= target <= 1:
+        raise ValueError(f"target: got {target}; expected an accuracy, 0 to 1")
+    if n_random < 0:
+        raise ValueError(f"n_random: got {n_random}; expected 0 or more")
+    cfg = model.cfg
+    shape = (cfg.n_layers, cfg.n_heads)
+    selection = _selection(scores, variable, sizes, shape)
+    with metered(model) as meter:
+        cells = choose(model, examples, steps=steps, right=right)
+        half = _halves(len(examples), definition, seed)
+        selection, basis = _apart(selection, examples, half)
+        by_step = [_of_step(selection, s) for s in cells.steps] if ranking == "by_step" else [selection]
+        names = [*orders, *(f"random {i}" for i in range(n_random))]
+        masks = np.stack([np.stack([_masks(o, s, seed) for s in by_step], 1) for o in names])  # [order, size, step, L, H]
+        run = ablated_steps(
+            model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
+        )
+        found = _run(run.answer, masks, cells, progress)
+    axes = {**cells.coords, "order": names, "layer": np.arange(shape[0]), "head": np.arange(shape[1])}
+    data: dict[str, Any] = {v: (("order", "size", "example", "step"), found[v]) for v in _VARIABLES}
+    if ranking == "pooled":
+        masks = masks[:, :, 0]
+    ranked = ("order", "size", "step")[: masks.ndim - 2]
+    data["removed"] = (ranked, masks.sum((-2, -1)))
+    data["ablated"] = ((*ranked, "layer", "head"), masks)
+    data["half"] = ("example", half)
+    dataset = xr.Dataset(data, coords=axes)
+    settings = dict(
+        scores=selection.about, rule=selection.rule, ranked_on=basis, ranking=ranking, order=orders, n_random=n_random,
+        target=target, accuracy="agrees" if definition == "paper" else "right", seed=seed, **run.settings,
+    )  # fmt: skip
+    facts = about(model, cells, source="PAPER E5", definition=definition, settings=settings, meter=meter)
+    return KnockOutCurve(dataset, facts)
+
+
+def _selection(scores: Any, variable: str | None, sizes: Sequence[int] | None, shape: tuple[int, int]) -> Selection:
+    n = shape[0] * shape[1]
+    if isinstance(scores, Selection):
+        if sizes is not None:
+            raise ValueError("sizes: the scores are a Selection with its own sets; expected None")
+        selection = scores
+    else:
+        counts = spread(n) if sizes is None else sorted({0, *(int(s) for s in sizes)})
+        if not all(0 <= c <= n for c in counts) or len(counts) < 2:
+            raise ValueError(f"sizes: got {sizes}; expected numbers of heads in 1..{n}, at least one")
+        table = scores_of(scores, variable)
+        if table.shape != shape:
+            raise ValueError(f"scores: got heads {list(table.shape)}; the model has {list(shape)}")
+        missing = int(np.isnan(table.mean()).sum())
+        if missing:
+            raise ValueError(f"scores: {missing} of {n} heads have no score, so they have no place in the order")
+        selection = select_heads(table, k=[n - c for c in counts])
+    if selection.scores.shape != shape:
+        raise ValueError(f"scores: got heads {list(selection.scores.shape)}; the model has {list(shape)}")
+    return selection
+
+
+def _halves(n: int, definition: str, seed: int) -> NDArray:
+    """For each example the half it belongs to."""
+    if definition == "paper" or n < 2:
+        return np.full(n, "both", dtype="U6")
+    out = np.full(n, "report", dtype="U6")
+    out[bootstrap.halves(n, seed=seed)[0]] = "select"
+    return out
+
+
+def _apart(selection: Selection, examples: Examples, half: NDArray) -> tuple[Selection, str]:
+    """The selection made without the examples that the curve is reported on, where it is known which these are."""
+    source = selection._source
+    if selection.examples is None or source is None:
+        return selection, "averages as given; they may come from the examples that are reported on"
+    n = len(selection.examples)
+    numbers = [example.index for example in examples]
+    if not source.labelled and n != len(examples):
+        return selection, f"scores of {n} examples, not numbered"
+    reported = {e for e, h in zip(numbers if source.labelled else range(n), half) if h == "report"}
+    keep = [e for e in selection.examples if e not in reported]
+    if len(keep) == n:
+        return selection, f"scores of {n} examples" + (", none of them reported on" if reported else "")
+    if not keep:
+        return selection, f"scores of {n} examples, all of them reported on"
+    return selection.of(keep), f"scores of the {len(keep)} of {n} examples that are not reported on"
+
+
+def _of_step(selection: Selection, step: int) -> Selection:
+    if selection._source is None or selection._source.steps is None:
+        raise ValueError("ranking: 'by_step' needs scores with an axis step; expected 'pooled'")
+    return select_heads(selection._source, step=step, **selection._options)
+
+
+def _masks(order: str, selection: Selection, seed: int) -> NDArray[np.bool_]:
+    """What is ablated, [sizes, L, H]: nothing at first, then more and more."""
+    shape = selection.scores.shape
+    least = ~selection.masks
+    if least[0].any():
+        least = np.concatenate((np.zeros((1, *shape), bool), least))
+    if order == "least":
+        return least
+    if order == "most":
+        rest = [(int(l), int(h)) for l, h in np.argwhere(np.isnan(selection.scores))]
+        ranked = [l * shape[1] + h for l, h in [*selection.ranking, *rest]]
+    else:
+        ranked = np.random.default_rng([seed, int(order.split()[1])]).permutation(shape[0] * shape[1])
+    out = np.zeros((len(least), shape[0] * shape[1]), bool)
+    for mask, n in zip(out, least.sum((1, 2))):
+        mask[ranked[: int(n)]] = True
+    return out.reshape(least.shape)
+
+
+def _run(answer, masks: NDArray, cells: Cells, progress: Progress | None) -> dict[str, NDArray]:
+    """Answers [order, size, example, step] for masks [order, size, step (or 1), L, H]."""
+    n_orders, n_sizes = masks.shape[:2]
+    out = {v: np.full((n_orders, n_sizes, *cells.shape), np.nan) for v in _VARIABLES}
+    done = 0
+    for o in range(n_orders):
+        for k in range(n_sizes):
+            for group, mask in _groups(masks[o, k], len(cells.steps)):
+                found = answer(mask, group)
+                for v in _VARIABLES:
+                    out[v][o, k][:, group] = getattr(found, v)[:, group]
+            done += 1
+            if progress is not None:
+                progress(done, n_orders * n_sizes)
+    return out
+
+
+def _groups(masks: NDArray, n_steps: int) -> list[tuple[list[int], NDArray]]:
+    """Steps that share a mask, and the mask: masks [step (or 1 for all), L, H]."""
+    if len(masks) == 1:
+        return [(list(range(n_steps)), masks[0])]
+    groups: dict[bytes, list[int]] = {}
+    for s, mask in enumerate(masks):
+        groups.setdefault(mask.tobytes(), []).append(s)
+    return [(steps, masks[steps[0]]) for steps in groups.values()]
+
+
+def cost(
+    cfg: ModelConfig,
+    workload: Workload,
+    *,
+    sizes: int = 12,
+    orders: int = 1,
+    n_random: int = 1,
+    kind: Kind = "mean",
+    n_mean: int = N_PROMPTS,
+    steps: int = 1,
+) -> Cost:
+    """Predicted. sizes: sets per curve beyond the empty one. steps: how many steps have rankings of their own, 1 if pooled."""
+    ordered, random = orders * (sizes - 1), n_random * (sizes - 1)  # and all heads, one set for every order
+    if steps == 1:
+        return runs_cost(cfg, workload, ordered + random + 1, kind=kind, n_mean=n_mean)
+    return runs_cost(cfg, workload, random + 1, kind=kind, n_mean=n_mean, apart=ordered, parts=steps)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload, *, sizes: int = 24, orders: int = 1) -> Cost:
+    """Theirs: a full forward for each set, step and example, the clean run, and half as many prompts for the mean again."""
+    forwards = workload.cells * (sizes * orders + 1.5)
+    return rows_cost(cfg, forwards * workload.length, forwards=forwards, read=forwards * workload.length)

@@ -1,0 +1,238 @@
+"""Which heads count, from their scores: the k best, those outside a window of the histogram, those beyond chance (E5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pycotmech.cot.analyses import significance
+from pycotmech.cot.analyses.head_sets import Head, HeadSet, Scores, scores_of
+
+Rule = Literal["top_k", "window", "significant"]
+_WINDOWS = tuple(range(10))
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Sets of important heads, nested: the first is the largest. What is not in a set is what a curve ablates.
+
+    scores [L, H]: what the rule was applied to. ranking: all heads with a score, the most important first.
+    thresholds: for each set, k, t or alpha. bounds: for "window" the scores (low, high) within which heads are ablated.
+    p [L, H]: for "significant" the p-values after correction. rule: in words.
+    """
+
+    sets: tuple[HeadSet, ...]
+    scores: NDArray[np.float64] = field(repr=False)
+    ranking: tuple[Head, ...] = field(repr=False)
+    thresholds: tuple[float, ...]
+    rule: str
+    about: str
+    bounds: tuple[tuple[float, float], ...] = ()
+    p: NDArray[np.float64] | None = field(default=None, repr=False)
+    _source: Scores | None = field(default=None, repr=False)
+    _options: dict = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def __iter__(self) -> Iterator[HeadSet]:
+        return iter(self.sets)
+
+    def __getitem__(self, i: int) -> HeadSet:
+        return self.sets[i]
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """bool [sets, L, H]."""
+        return np.stack([s.mask for s in self.sets])
+
+    @property
+    def examples(self) -> tuple[int, ...] | None:
+        """The examples behind the scores, if they are known."""
+        return None if self._source is None else self._source.examples
+
+    def again(self, rows: Sequence[int] | NDArray) -> Selection:
+        """The same rule on the scores of these examples, by row of the scores, repeats counted: for a bootstrap."""
+        if self._source is None or self._source.examples is None:
+            raise ValueError("rows: the scores are averages; expected scores per example, to select again on some of them")
+        s = self._source
+        rows = np.asarray(rows)
+        drawn = Scores(s.values[rows], tuple(s.examples[i] for i in rows), s.steps, s.name, s.labelled)
+        return select_heads(drawn, **self._options)
+
+    def of(self, examples: Sequence[int]) -> Selection:
+        """The same rule on the scores of these examples only, by their numbers on the axis `example`."""
+        assert self._source is not None
+        return select_heads(self._source.of(examples), **self._options)
+
+    def __str__(self) -> str:
+        lines = [f"{self.rule}; {self.about}"]
+        lines += [f"  {self._options['name'] or 'set'} {t:g}: {len(s)} heads" for t, s in zip(self.thresholds, self.sets)]
+        return "\n".join(lines)
+
+
+def select_heads(
+    scores: Any,
+    *,
+    rule: Rule = "top_k",
+    variable: str | None = None,
+    step: int | None = None,
+    k: int | Sequence[int] | None = None,
+    t: int | Sequence[int] | None = None,
+    alpha: float | Sequence[float] = 0.05,
+    by: Literal["value", "size", "low"] = "value",
+    tails: Literal["upper", "both"] | None = None,
+    test: significance.Test = "sign_flip",
+    control: significance.Control | None = None,
+    definition: Literal["exact", "paper"] = "exact",
+    name: str = "",
+    seed: int = 0,
+) -> Selection:
+    """Sets of important heads from their scores (PAPER: E5).
+
+    scores: an `Analysis` (variable: which of its variables), a `Sweep`, or an array [L, H], [n, L, H] or [n, steps, L, H].
+    step: the scores of one step; None: the mean over steps of each step's mean over examples.
+    rule:
+      "top_k": the k best. k: how many, one or several; None: about 12 numbers from all heads down to none. by: the best are
+        those with the largest value, the largest |value| ("size"), or the smallest value ("low"). Ties to the lower head.
+      "window": those outside a window of t bins around the modal bin of a histogram with Freedman and Diaconis' bins.
+        t: one or several; None: 0 to 9. tails "upper" (default): only heads above the window count; "both": those below
+        it too. definition "paper": both tails, and the window ends at the left edge of its last bin, as in the authors'
+        code: from edge m - t to edge m + t, not m + t + 1.
+      "significant": those whose mean score is above 0 beyond chance (tails "both": differs from 0), from scores per
+        example, corrected for the number of heads. alpha: error rate, one or several. test "sign_flip": sign flips of
+        whole examples, the largest t statistic of all heads (Westfall and Young 1993; needs symmetry of the scores about
+        0 where nothing is there); "sign": exact sign test; "bootstrap": of the mean. control: "max" for sign flips;
+        "holm" (the chance of any false head) or "bh" (the share of false heads, Benjamini and Hochberg) for the others,
+        "holm" by default.
+    name: of the sets.
+
+    Returns a `Selection`: .sets (nested, the largest first), .ranking, .masks [sets, L, H]. Heads without a score (NaN) are
+    in no set, except in top_k's whole set.
+    Raises TypeError or ValueError naming the argument; for "significant" also if so few examples could never be significant.
+    """
+    table = scores_of(scores, variable).at(step)
+    options = dict(rule=rule, k=k, t=t, alpha=alpha, by=by, tails=tails, test=test, control=control)
+    options |= dict(definition=definition, name=name, seed=seed)
+    _one_of("rule", rule, ("top_k", "window", "significant"))
+    _one_of("by", by, ("value", "size", "low"))
+    _one_of("definition", definition, ("exact", "paper"))
+    _one_of("tails", tails, (None, "upper", "both"))
+    grid = table.mean()
+    if not np.isfinite(grid).any():
+        raise ValueError("scores: no head has a score")
+    bounds: tuple[tuple[float, float], ...] = ()
+    p = None
+    words = f"{table.name}, {_counted(table)}"
+    key = grid
+    if rule == "top_k":
+        key = {"value": grid, "size": np.abs(grid), "low": -grid}[by]
+        found = _top_k(key, k)
+        said = {"value": "the k largest scores", "size": "the k largest |scores|", "low": "the k smallest scores"}[by]
+    elif rule == "window":
+        both = (definition == "paper") if tails is None else tails == "both"
+        found, bounds, center = _window(grid, t, both=both, paper=definition == "paper")
+        key = np.abs(grid - center) if both else grid
+        said = f"outside a window of t bins about the modal bin, {'both tails' if both else 'upper tail'}"
+        said += ", left edge of the last bin (the authors')" if definition == "paper" else ""
+    else:
+        if table.examples is None:
+            raise ValueError("scores: got averages; rule 'significant' needs scores per example, [n, L, H]")
+        each = table.by_example()
+        p = significance.p_values(each, test=test, control=control, two_sided=tails == "both", alpha=_least(alpha), seed=seed)
+        found = [(float(a), p <= a) for a in sorted(_several("alpha", alpha, 0, 1, float), reverse=True)]
+        key = np.abs(grid) if tails == "both" else grid
+        said = f"beyond chance by {significance.words(test, control)}"
+    ranking = _ranked(key)
+    chosen_on = table.examples or () if table.labelled else ()
+    sets = []
+    for _, mask in found:
+        rest = [(int(l), int(h)) for l, h in np.argwhere(mask & np.isnan(key))]
+        sets.append(HeadSet(mask, name, tuple([*(head for head in ranking if mask[head]), *rest]), chosen_on))
+    thresholds = tuple(float(threshold) for threshold, _ in found)
+    return Selection(tuple(sets), grid, tuple(ranking), thresholds, said, words, bounds, p, table, options)
+
+
+def _top_k(key: NDArray, k: int | Sequence[int] | None) -> list[tuple[float, NDArray]]:
+    size, known = key.size, int(np.isfinite(key).sum())
+    asked = _several("k", k, 0, size, int) if k is not None else spread(size)
+    order = _ranked(key)
+    found = []
+    for n in sorted(set(asked), reverse=True):
+        if known < n < size:
+            raise ValueError(f"k: got {n}, but only {known} of {size} heads have a score")
+        mask = np.full(key.shape, n == size)
+        for head in order[:n]:
+            mask[head] = True
+        found.append((n, mask))
+    return found
+
+
+def spread(n: int, about: int = 12) -> list[int]:
+    """About 12 numbers from 0 to n, evenly spread, both ends in."""
+    return sorted({round(n * i / about) for i in range(about + 1)})
+
+
+def _window(grid: NDArray, t, *, both: bool, paper: bool) -> tuple[list[tuple[float, NDArray]], tuple, float]:
+    values = grid[np.isfinite(grid)]
+    edges = freedman_diaconis(values)
+    counts, _ = np.histogram(values, edges)
+    m = int(counts.argmax())
+    asked = _several("t", _WINDOWS if t is None else t, 0, math.inf, int)
+    found, bounds = [], []
+    for n in sorted(set(asked)):
+        low = edges[max(m - n, 0)]
+        high = edges[min(m + n + (0 if paper else 1), len(edges) - 1)]
+        bounds.append((float(low), float(high)))
+        found.append((n, (grid > high) | (grid < low) if both else grid > high))
+    return found, tuple(bounds), float((edges[m] + edges[m + 1]) / 2)
+
+
+def freedman_diaconis(values: NDArray) -> NDArray[np.float64]:
+    """Edges of equal bins from the least to the largest value, of width 2 IQR / n^(1/3) or a little less.
+
+    Raises ValueError if the quartiles are equal: the rule has no width then.
+    """
+    low, high = np.percentile(values, [25, 75])
+    width = 2 * (high - low) / len(values) ** (1 / 3)
+    if not width > 0:
+        raise ValueError(
+            f"scores: half of the {len(values)} scores or more are equal, so the histogram has no bin width; "
+            "expected rule='top_k' or 'significant' for such scores"
+        )
+    bins = max(math.ceil((values.max() - values.min()) / width), 1)
+    return np.linspace(values.min(), values.max(), bins + 1)
+
+
+def _ranked(key: NDArray) -> list[Head]:
+    """Heads with a score, the largest first, ties to the lower layer and head."""
+    flat = key.ravel()
+    order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind="stable")[: int(np.isfinite(flat).sum())]
+    return [(int(i) // key.shape[1], int(i) % key.shape[1]) for i in order]
+
+
+def _counted(table: Scores) -> str:
+    n = "averages as given" if table.examples is None else f"mean over {len(table.examples)} example(s)"
+    return n + ("" if table.steps is None or len(table.steps) == 1 else f" and {len(table.steps)} steps")
+
+
+def _least(alpha: float | Sequence[float]) -> float:
+    return max(_several("alpha", alpha, 0, 1, float))
+
+
+def _several(argument: str, given: Any, low: float, high: float, kind: type) -> list:
+    """One number or several, checked."""
+    many = [given] if isinstance(given, (int, float, np.number)) else list(given)
+    if not many or not all(low <= x <= high and kind(x) == x for x in many):
+        raise ValueError(f"{argument}: got {given}; expected {kind.__name__}s in {low}..{high}, at least one")
+    return [kind(x) for x in many]
+
+
+def _one_of(argument: str, value: Any, allowed: Sequence) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,140 @@
+"""Which means differ from 0 beyond chance, over few examples and many heads: tests, and control of false findings."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Test = Literal["sign_flip", "sign", "bootstrap"]
+Control = Literal["max", "holm", "bh"]
+_FLIPS = 4096
+_DRAWS = 50_000
+
+
+def words(test: Test, control: Control | None) -> str:
+    """A test and its control, in words."""
+    control = control or _default(test)
+    named = {"sign_flip": "sign flips of examples", "sign": "a sign test", "bootstrap": "a bootstrap of the mean"}[test]
+    said = {
+        "max": "the largest statistic of all heads (family-wise)",
+        "holm": "Holm's correction (family-wise)",
+        "bh": "Benjamini and Hochberg's (share of false heads)",
+    }
+    return f"{named}, {said[control]}"
+
+
+def _default(test: Test) -> Control:
+    return "max" if test == "sign_flip" else "holm"
+
+
+def p_values(
+    values: NDArray,
+    *,
+    test: Test = "sign_flip",
+    control: Control | None = None,
+    two_sided: bool = False,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Corrected p-values of "the mean is not above 0" (two_sided: "is 0") for each head: values [n, ...] -> [...].
+
+    NaN in values: an example that does not count for that head; heads without any value get NaN.
+    alpha: the error rate in mind, to refuse what could never reach it. Raises ValueError naming test, control or scores.
+    """
+    allowed = {"sign_flip": ("max",), "sign": ("holm", "bh"), "bootstrap": ("holm", "bh")}
+    if test not in allowed:
+        raise ValueError(f"test: got {test!r}; expected one of {', '.join(map(repr, allowed))}")
+    control = control or _default(test)
+    if control not in allowed[test]:
+        raise ValueError(f"control: got {control!r}; expected {' or '.join(map(repr, allowed[test]))} with test={test!r}")
+    n, shape = len(values), values.shape[1:]
+    x = np.asarray(values, np.float64).reshape(n, -1)
+    known = np.isfinite(x).any(0)
+    x = x[:, known]
+    least = 2.0**-n * (2 if two_sided else 1)
+    if test == "bootstrap":
+        least = 1 / (_DRAWS + 1)
+    worst = least * (x.shape[1] if control == "holm" else 1)
+    if n < 2 or worst > alpha:
+        raise ValueError(
+            f"scores: {n} example(s) can give no p-value below {min(worst, 1.0):.2g} here ({words(test, control)}, "
+            f"{x.shape[1]} heads), but alpha is {alpha:g}; expected more examples, or test='sign_flip'"
+        )
+    raw = {"sign_flip": _sign_flip, "sign": _sign, "bootstrap": _bootstrap}[test](x, two_sided, seed)
+    out = np.full(known.shape, np.nan)
+    out[known] = raw if control == "max" else adjusted(raw, control)
+    return out.reshape(shape)
+
+
+def _statistic(x: NDArray) -> NDArray:
+    """t statistics over the axis -2, of the values that are there; 0 where nothing varies about 0."""
+    n = np.isfinite(x).sum(-2)
+    filled = np.where(np.isfinite(x), x, 0.0)
+    mean = filled.sum(-2) / np.maximum(n, 1)
+    square = (filled**2).sum(-2) - n * mean**2
+    # Scores that are all equal have no spread of their own: a floor keeps their statistic finite and large.
+    floor = 1e-12 * (filled**2).sum(-2)
+    error = np.sqrt(np.maximum(square, floor) / np.maximum(n * (n - 1), 1))
+    return np.divide(mean, error, out=np.zeros_like(mean), where=error > 0)
+
+
+def _sign_flip(x: NDArray, two_sided: bool, seed: int) -> NDArray:
+    """Family-wise p-values: how often the largest statistic under flipped signs of whole examples reaches a head's own."""
+    n = len(x)
+    if 2**n <= _FLIPS:
+        flips = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    else:
+        flips = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_FLIPS, n))
+        flips[0] = 1.0
+    fold = np.abs if two_sided else lambda t: t
+    own = fold(_statistic(x))
+    largest = np.concatenate([fold(_statistic(part[:, :, None] * x)).max(-1) for part in np.array_split(flips, 16)])
+    return (largest[:, None] >= own * (1 - 1e-9) - 1e-300).mean(0)
+
+
+def _sign(x: NDArray, two_sided: bool, seed: int) -> NDArray:
+    """Exact sign test: values of 0 are left out."""
+    above, n = (x > 0).sum(0), (np.isfinite(x) & (x != 0)).sum(0)
+    out = np.ones(x.shape[1])
+    for i, (k, m) in enumerate(zip(above.tolist(), n.tolist())):
+        upper = sum(math.comb(m, j) for j in range(k, m + 1)) / 2**m
+        if two_sided:
+            lower = sum(math.comb(m, j) for j in range(k + 1)) / 2**m
+            upper = min(1.0, 2 * min(upper, lower))
+        out[i] = upper
+    return out
+
+
+def _bootstrap(x: NDArray, two_sided: bool, seed: int) -> NDArray:
+    """How often the mean of resampled examples is not above 0 (two-sided: twice the smaller side), never 0."""
+    n, rng, filled = len(x), np.random.default_rng(seed), np.where(np.isfinite(x), x, 0.0)
+    below, above = np.ones(x.shape[1]), np.ones(x.shape[1])
+    for _ in range(20):
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS // 20).astype(np.float64)
+        drawn = weights @ filled  # the sign of the mean is that of the sum
+        below += (drawn <= 0).sum(0)
+        above += (drawn >= 0).sum(0)
+    below, above = below / (_DRAWS + 1), above / (_DRAWS + 1)
+    return np.minimum(1.0, 2 * np.minimum(below, above)) if two_sided else below
+
+
+def adjusted(p: NDArray, control: Literal["holm", "bh"]) -> NDArray[np.float64]:
+    """p-values after Holm's (1979) or Benjamini and Hochberg's (1995) correction."""
+    m = len(p)
+    order = np.argsort(p, kind="stable")
+    if control == "holm":
+        climbed = np.maximum.accumulate(p[order] * (m - np.arange(m)))
+    else:
+        climbed = np.minimum.accumulate((p[order] * m / np.arange(1, m + 1))[::-1])[::-1]
+    out = np.empty(m)
+    out[order] = np.minimum(climbed, 1.0)
+    return out
+
+
+def hypergeometric(overlap: int, a: int, b: int, n: int) -> float:
+    """The chance that two random sets of a and b of n things share `overlap` or more."""
+    top = sum(math.comb(a, i) * math.comb(n - a, b - i) for i in range(overlap, min(a, b) + 1) if b - i <= n - a)
+    return top / math.comb(n, b)
