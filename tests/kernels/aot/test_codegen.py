@@ -14,7 +14,6 @@ DTYPES = {16: torch.bfloat16, 32: torch.float32}
 KNOWN_SPILLS = {  # GPU, kernel, bits, head: outside of the table, small or off the main path (docs/kernels.md)
     ("sm_120", "extract_columns", 16, 128),
     ("sm_120", "colsum", 16, 128),
-    *((arch, f"extract_{kind}", 32, 128) for arch in ("sm_90", "sm_100") for kind in ("segments", "columns")),
     *(("sm_80", "extract_columns", 16, D) for D in (40, 64)),
     ("sm_80", "colsum", 16, 64),
     ("sm_90", "prefix", 16, 40),
@@ -76,9 +75,11 @@ def test_main_launches(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", [key for key in configs.entries() if key not in QUICK], ids=name)
+@pytest.mark.parametrize("key", [k for k in configs.entries() if k not in QUICK or len(ahead.LAUNCHES[k.kind]) > 1], ids=name)
 def test_every_entry_of_the_tables(key):
-    check(key.family, key, ahead.LAUNCHES[key.kind])
+    """The launches that hold less too: they are programs of their own, and not always the better ones."""
+    launches = ahead.LAUNCHES[key.kind]
+    check(key.family, key, launches[:-1] if key in QUICK else launches)
 
 
 @pytest.mark.slow
