@@ -58,7 +58,8 @@ class Paths:
         positions = torch.tensor(span.targets)
         if self.receivers is None:
             return torch.full((len(self.senders),), span.read in span.targets)
-        below = torch.tensor([[ls < lr for lr, _ in self.receivers] for ls, _ in self.senders])
+        sender, receiver = (torch.tensor(heads)[:, 0] for heads in (self.senders, self.receivers))
+        below = sender[:, None] < receiver
         out = []
         for input in self.inputs:
             site = PER_QUERY.get(input, input)
@@ -163,21 +164,28 @@ class PathJob:
     def _groups(self, a: int, b: int) -> list[Group]:
         spans, paths, n_layers = self.spans[a:b], self.paths, self.family.cfg.n_layers
         top = max(paths.layers, default=n_layers)
-        found = []  # base, layer, head, first, number
+        found = []  # layer, head, base, first, number
         for e, span in enumerate(spans):
-            asked = torch.tensor([(l, h, i) for i, (l, h) in enumerate(paths.senders) if l < top])
-            if paths.receivers is None:
-                own = self_patches(self.family.cfg, self.seed, a + e)
-                asked = torch.cat((asked, torch.cat((own, torch.full((len(own), 1), -1)), 1)))
-            found.append(torch.cat((asked, torch.tensor([e, span.targets[0]]).expand(len(asked), 2)), 1))
-        layer, head, number, base, first = torch.cat(found).T
-        order = torch.argsort(layer, stable=True)
-        layer, head, number, base, first = (t[order] for t in (layer, head, number, base, first))
+            asked = [(l, h, e, span.targets[0], i) for i, (l, h) in enumerate(paths.senders) if l < top]
+            found.append(torch.tensor(asked))
+        if paths.receivers is None:
+            own = self._self_patches(a, spans)
+            found.append(torch.cat((own, torch.full((len(own), 1), -1)), 1))
+        found = torch.cat(found)
+        layer, head, base, first, number = found[torch.argsort(found[:, 0], stable=True)].T
         senders = Variants(base, layer, torch.full_like(layer, int(Stage.MID)), first)
         limit = max(1, self.evaluator.budget // 6)
         cuts = planner.cut(self._sender_bytes(senders, spans).tolist(), limit)
         reach = [paths.reach(self.family.cfg, span) for span in spans]
         return [self._group(a, spans, reach, senders, head, number, c, d) for c, d in cuts]
+
+    def _self_patches(self, a: int, spans: Sequence[Span]) -> Tensor:
+        """(layer, head, base, first position) of those of a chunk of examples that begins with a: [n, 4]."""
+        found = []
+        for e, span in enumerate(spans):
+            heads = self_patches(self.family.cfg, self.seed, a + e)
+            found.append(torch.cat((heads, torch.tensor([e, span.targets[0]]).expand(len(heads), 2)), 1))
+        return torch.cat(found)
 
     def _sender_bytes(self, senders: Variants, spans: Sequence[Span]) -> Tensor:
         """What each sender keeps on its way up: its residual rows, and z of all heads in the receivers' layers above."""
@@ -201,15 +209,7 @@ class PathJob:
         """The senders ranked c..d - 1 of a chunk that begins with example a."""
         which = torch.arange(c, d)
         senders, head, number = senders[which], head[which], number[which]
-        own = (
-            [self_patches(self.family.cfg, self.seed, a + e) for e in range(len(spans))] if self.paths.layers and c == 0 else []
-        )
-        n_own = sum(map(len, own))
-        at = (
-            [torch.cat((torch.cat(own), torch.tensor([[e, s.targets[0]] for e, s in enumerate(spans) for _ in own[e]])), 1)]
-            if own
-            else []
-        )
+        at = [self._self_patches(a, spans) if self.paths.layers and c == 0 else torch.zeros(0, 4, dtype=torch.long)]
         blocks = []
         for l in self.paths.layers:
             below = torch.arange(int(torch.searchsorted(senders.layer, l)))
@@ -221,9 +221,9 @@ class PathJob:
                     blocks.append(Block(l, i, u, heads, group, receivers, column))
                     part = (torch.full((), l), heads, senders.base[u, None], senders.first[u, None])
                     at.append(torch.stack([t.expand(len(u), len(heads)).flatten() for t in part], 1))
-        layer, path_head, base, first = (torch.cat(at) if at else torch.zeros(0, 4, dtype=torch.long)).T
+        layer, path_head, base, first = torch.cat(at).T
         paths = Variants(base, layer, torch.full_like(layer, int(Stage.MID)), first)
-        return Group(senders, head, number, blocks, paths, path_head, n_own)
+        return Group(senders, head, number, blocks, paths, path_head, len(at[0]))
 
     # ---- what it costs -----------------------------------------------------------------------------------------------
 

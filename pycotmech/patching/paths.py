@@ -1,5 +1,7 @@
-"""Path patching: what one head tells another, or the output, along the direct path between them (PAPER has no such
-experiment; Wang et al. 2022, section 3.1 and appendix B; Goldowsky-Dill et al. 2023)."""
+"""Path patching: what one head tells another, or the output, along the direct path between them.
+
+Wang et al. 2022 (arXiv 2211.00593), section 3.1 and appendix B; Goldowsky-Dill et al. 2023 (arXiv 2304.05969).
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,7 @@ def path_patch_all(
 
 
 def plan_paths(
-    model: Model | LlamaFamily | Any,
+    model: Model | Any,
     n_tokens: int,
     *,
     n_differ: int | None = None,
@@ -209,8 +211,6 @@ def _targets(pair: Pair, positions: Literal["read"] | Sequence[int] | None) -> l
 
 def _without_weights(config: Any) -> LlamaFamily:
     """A model of this configuration, for its sizes alone."""
-    if isinstance(config, LlamaFamily):
-        return config
     if isinstance(config, nn.Module) or not hasattr(config, "num_hidden_layers"):
         raise TypeError(f"model: got {type(config).__name__}; expected a pycotmech.Model or a transformers configuration")
     from transformers import AutoModelForCausalLM

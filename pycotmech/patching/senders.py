@@ -168,18 +168,13 @@ class PathJoins:
         index, path, group = joining.index, variant >= self.n_self_patches, self.group[variant]
         parts = [(n, path & (group == n)) for n in sorted({1, self.family.cfg.group})]
         parts += [(0, ~path)] if self_patches else []
-        out: Tensor | None = None
+        family = self.family
+        out = torch.empty(len(variant), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
         for n, mask in parts:
             r = mask.nonzero().flatten()
-            if len(r) == 0:
-                continue
-            part = Joining(joining.layer, joining.stage, variant[r], joining.base[r], joining.position[r], index[r])
-            moved = self._moved(part, n) if n else self.self_patches(part, part.variant)
-            if len(r) == len(variant):
-                return moved
-            out = torch.empty(len(variant), *moved.shape[1:], dtype=moved.dtype, device=moved.device) if out is None else out
-            out[r] = moved
-        assert out is not None
+            if len(r):
+                part = Joining(joining.layer, joining.stage, variant[r], joining.base[r], joining.position[r], index[r])
+                out[r] = self._moved(part, n) if n else self.self_patches(part, part.variant)
         return out
 
     def _moved(self, joining: Joining, n: int) -> Tensor:
