@@ -20,7 +20,7 @@ from transformers.models.llama import modeling_llama
 
 from pycotmech import ops
 
-_VOCAB_SLICE = 8192
+VOCAB_SLICE = 8192
 """Rows of the unembedding that are widened to float32 at a time: 128 MiB for Llama-2 7B."""
 
 
@@ -231,8 +231,8 @@ class LlamaFamily:
             out = torch.mm(n.to(weight.dtype), weight.T, out_dtype=self.resid_dtype)
         else:
             out = torch.empty(len(n), len(weight), dtype=n.dtype)
-            for a in range(0, len(weight), _VOCAB_SLICE):
-                b = min(a + _VOCAB_SLICE, len(weight))
+            for a in range(0, len(weight), VOCAB_SLICE):
+                b = min(a + VOCAB_SLICE, len(weight))
                 out[:, a:b] = ops.linear(n, weight[a:b].to(n.dtype), None)
         if head.bias is not None:
             out += head.bias if token_ids is None else head.bias[token_ids]

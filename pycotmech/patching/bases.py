@@ -125,7 +125,7 @@ def run_pairs(
         k[:, to], v[:, to] = r.packed.k[:, rows], r.packed.v[:, rows]
 
     shared = past if past is not None else KeyValues(k[:, :0], v[:, :0])
-    trunk = _trunk(bases, sources, P)
+    trunk, _ = sequences_run(bases, sources, P)
     if trunk is None:
         prompts = [*bases, *sources]
         runs = run(prompts, [P] * len(prompts), [(0, P)] * len(prompts), shared)
@@ -200,22 +200,26 @@ def _distinct(prompts: Sequence[Tensor], starts: Sequence[int]) -> tuple[list[in
     return chosen, place
 
 
-def _trunk(bases: Sequence[Tensor], sources: Sequence[Tensor], past: int) -> str | None:
-    """Whose prompts are run first ("base", "source"), the others from where they differ; None: all in one pass."""
-    if len(bases) < 2 or not sources:
-        return None
+def sequences_run(
+    bases: Sequence[Tensor], sources: Sequence[Tensor], past: int
+) -> tuple[str | None, list[list[tuple[int, int]]]]:
+    """How `run_pairs` runs prompts, each up to where it is read, behind `past` tokens that all share.
 
-    def rows(prompts: Sequence[Tensor], starts: Sequence[int]) -> int:
-        return sum(len(prompts[i]) - starts[i] for i in _distinct(prompts, starts)[0])
+    Returns whose prompts are run first ("base", "source"), the others from where they differ, or None for all in one pass;
+    and for each pass the first position and the end of each sequence in it.
+    """
+
+    def pass_over(prompts: Sequence[Tensor], starts: Sequence[int]) -> list[tuple[int, int]]:
+        return [(starts[i], len(prompts[i])) for i in _distinct(prompts, starts)[0]]
 
     front, B = [past] * len(bases), len(bases)
-    parts = [common_prefix(pair) for pair in zip(bases, sources, strict=True)]
-    costs = {
-        None: rows([*bases, *sources], [past] * 2 * B),
-        "base": rows(bases, front) + rows(sources, parts) + _PASS,
-        "source": rows(sources, front) + rows(bases, parts) + _PASS,
-    }
-    return min(costs, key=lambda trunk: costs[trunk])
+    found: dict[str | None, list[list[tuple[int, int]]]] = {None: [pass_over([*bases, *sources], [past] * (B + len(sources)))]}
+    if B > 1 and sources:
+        parts = [common_prefix(pair) for pair in zip(bases, sources, strict=True)]
+        found["base"] = [pass_over(bases, front), pass_over(sources, parts)]
+        found["source"] = [pass_over(sources, front), pass_over(bases, parts)]
+    trunk = min(found, key=lambda t: sum(b - a for passed in found[t] for a, b in passed) + _PASS * len(found[t]))
+    return trunk, found[trunk]
 
 
 def _rows(runs: Sequence[_Run], site: str, counts: Tensor) -> Tensor:

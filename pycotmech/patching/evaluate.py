@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.families import LlamaFamily, ModelConfig
-from pycotmech.model.run import site_dtype, site_shape
+from pycotmech.model.run import ROW_BLOCK, site_dtype, site_shape
 from pycotmech.patching import planner
 from pycotmech.patching.bases import Bases, Stage
 from pycotmech.patching.late import LateEdits
@@ -120,17 +121,51 @@ class Evaluator:
     total: int = field(default=1, init=False)
 
     def base_bytes(self, length: int, rows: int, sites: Iterable[str]) -> int:
-        """What one base of `length` positions needs, with these sites kept for `rows` of them."""
+        """What one base of `length` positions needs, with these sites kept for `rows` of them, and the directions of its
+        self-patches (8 bytes each, three times while they are drawn)."""
+        cfg, family = self.family.cfg, self.family
         kept = 0
         for site in sites:
-            width = torch.Size(site_shape(self.family, site)).numel()
-            kept += width * site_dtype(self.family, site).itemsize // self.family.dtype.itemsize
-        return planner.base_bytes(self.family, length, rows, kept)
+            kept += torch.Size(site_shape(family, site)).numel() * site_dtype(family, site).itemsize
+        keys = 2 * cfg.n_key_value_heads * cfg.d_head * family.dtype.itemsize
+        signs = 24 * cfg.n_heads * cfg.d_head
+        return cfg.n_layers * (length * keys + rows * kept) + rows * signs + length * 2 * cfg.d_head * 4
 
-    def pieces(self, lengths: Tensor) -> list[tuple[int, int]]:
-        """Ranges of variants, with `lengths` [N] rows each, that go through the staircase together."""
-        flight = max(1, self.budget // 2 - planner.block_bytes(self.family))
-        return planner.cut((lengths * planner.row_bytes(self.family)).tolist(), flight)
+    def pieces(self, lengths: Tensor, held: int | None = None, columns: int | None = None) -> list[tuple[int, int]]:
+        """Ranges of variants, with `lengths` [N] rows each, that go through the staircase together.
+
+        held: bytes in use besides (the bases and what is kept with them); None: half of the budget. columns: the logits
+        that are read, None: all. Raises ValueError if one variant does not fit in what is left.
+        """
+        family = self.family
+        row, block = planner.row_bytes(family), planner.block_bytes(family, 1)
+        if held is None:
+            flight = max(1, self.budget // 2 - planner.block_bytes(family))
+            return planner.cut((lengths * row).tolist(), flight)
+        held += self._logits_bytes(len(lengths), columns)
+        longest = int(lengths.max())
+        left = self.budget - held
+        whole = left - max(longest, ROW_BLOCK) * block  # what a full block of temporaries leaves for rows
+        flight = whole if whole >= ROW_BLOCK * row else left * row // (row + block)
+        if flight < longest * row:
+            least = held + longest * (row + block)
+            raise ValueError(
+                f"memory_gb: {self.budget / 2**30:.3g} GiB may be used, and one variant of {longest} rows needs "
+                f"{math.ceil(least / 2**20) / 2**10:.4g} (of these {held / 2**30:.3g} for the prompts' runs and the logits); expected "
+                "that much or more, or fewer positions, shorter prompts, or no logits returned"
+            )
+        return planner.cut((lengths * row).tolist(), flight)
+
+    def _logits_bytes(self, variants: int, columns: int | None) -> int:
+        kept = variants * self.family.cfg.d_vocab * 4 if self.keep_logits else 0
+        columns = None if self.keep_logits else columns
+        return kept + planner.logits_bytes(self.family, min(variants, _LOGIT_ROWS), columns)
+
+    def in_flight(self, lengths: Tensor, cuts: Sequence[tuple[int, int]], held: int, columns: int | None) -> int:
+        """Bytes of the largest of these pieces, with what is held."""
+        rows = max(int(lengths[c:d].sum()) for c, d in cuts)
+        block = planner.block_bytes(self.family, min(rows, max(ROW_BLOCK, int(lengths.max()))))
+        return held + rows * planner.row_bytes(self.family) + block + self._logits_bytes(len(lengths), columns)
 
     def plan(
         self,
@@ -138,31 +173,41 @@ class Evaluator:
         pieces: Sequence[Sequence[tuple[int, int]]],
         base_bytes: int,
         examples: int,
+        *,
+        moves: Sequence[Tensor] | None = None,
+        columns: int | None = None,
+        prompts: planner.Work | None = None,
     ) -> planner.Plan:
-        """What is going to be done, for tables of variants and their lengths and the pieces of each."""
-        cfg = self.family.cfg
-        layer_rows = flop = rows = hooked = variants = 0.0
-        for v, lengths in tables:
-            above = cfg.n_layers - 1 - v.layer
-            layer_rows += float((lengths * above).sum()) + len(v)  # in the last layer one row of each variant
-            keys = (v.first + lengths / 2).double()
-            flop += float((lengths * above * planner.layer_flop(cfg, 0) + 4 * cfg.d_model * keys * lengths * above).sum())
-            rows += float(lengths.sum())
-            variants += len(v)
-            hooked += float((v.first + lengths).sum())
-        flight = max(int(lengths[c:d].sum()) for (_, lengths), cuts in zip(tables, pieces, strict=True) for c, d in cuts)
+        """What is going to be done, for tables of variants and their lengths and the pieces of each.
+
+        base_bytes: held beside the variants. moves: for each table which variants join by a product with W_O [N]; None:
+        all. prompts: the work of the prompts' own runs.
+        """
+        n_layers = self.family.cfg.n_layers
+        work, rows, hooked, variants, flight = planner.Work(), 0, 0, 0, 0
+        for i, ((v, lengths), cuts) in enumerate(zip(tables, pieces, strict=True)):
+            moving = torch.ones_like(v.layer) if moves is None else moves[i]
+            for c, d in cuts:
+                parts = (t[c:d] for t in (v.layer, v.stage, v.first, lengths, moving))
+                work += planner.variant_work(self.family, *parts, None if self.keep_logits else columns)
+            rows, variants = rows + int(lengths.sum()), variants + len(v)
+            hooked += int((v.first + lengths).sum())
+            flight = max(flight, self.in_flight(lengths, cuts, base_bytes, columns))
+        prompts = prompts or planner.Work()
         plan = planner.Plan(
             examples=examples,
-            variants=int(variants),
+            variants=variants,
             chunks=sum(map(len, pieces)),
-            rows=int(rows),
-            token_forwards=layer_rows / cfg.n_layers,
-            hooked_token_forwards=hooked,
-            flop=flop,
-            bytes_in_flight=flight * planner.row_bytes(self.family) + planner.block_bytes(self.family) + base_bytes,
+            rows=rows,
+            token_forwards=work.layer_rows / n_layers,
+            hooked_token_forwards=float(hooked),
+            flop=work.flop + prompts.flop,
+            bytes_in_flight=flight,
             budget_bytes=self.budget,
+            base_token_forwards=prompts.layer_rows / n_layers,
+            weight_bytes=work.weight_bytes + prompts.weight_bytes,
         )
-        self.done, self.total = 0, max(1, int(plan.token_forwards * cfg.n_layers))
+        self.done, self.total = 0, max(1, round(work.layer_rows))
         return plan
 
     def run(

@@ -17,7 +17,7 @@ from torch import Tensor
 MetricName = Literal["kl", "logit_diff", "prob"]
 Metric = MetricName | Callable[[Tensor], Tensor]
 
-_KL_VALUES = (2**18, 2**24)
+KL_VALUES = (2**18, 2**24)
 """Float64 values that exist at once in a KL, on CPU (2 MiB: they stay in the cache) and on CUDA."""
 
 _NAMES = ("kl", "logit_diff", "prob")
@@ -72,7 +72,7 @@ def kl_from(clean: Tensor, logits: Tensor) -> Tensor:
     clean = clean.double()
     p = torch.log_softmax(clean, -1).exp()
     out = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
-    rows = max(1, _KL_VALUES[logits.is_cuda] // logits.shape[-1])
+    rows = max(1, KL_VALUES[logits.is_cuda] // logits.shape[-1])
     for a in range(0, len(logits), rows):
         delta = logits[a : a + rows].to(torch.float64, copy=True).sub_(clean)
         mean, top = delta @ p, delta.amax(-1, keepdim=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.model.families import VOCAB_SLICE, LlamaFamily, ModelConfig
 from pycotmech.model.run import ROW_BLOCK
+from pycotmech.patching.bases import Stage
+from pycotmech.patching.metrics import KL_VALUES
 
 _SHARE_OF_FREE = 0.5
 
@@ -17,8 +21,14 @@ _SHARE_OF_FREE = 0.5
 class Plan:
     """What a sweep did, or will do.
 
-    token_forwards: layer-rows divided by the number of layers: the work in whole forward passes of one token.
+    chunks: pieces of variants that go through the layers one after another; rows: residual rows of all variants.
+    token_forwards: rows through an MLP divided by the number of layers: the work in whole forward passes of one token.
+    base_token_forwards: the same of the prompts' own runs; what they share is counted even where it is kept from a call
+        before.
     hooked_token_forwards: the same for one hooked forward pass per variant.
+    flop: of the matrix products, attention and the unembedding, prompts and variants.
+    weight_bytes: weights read, once for each layer and block of rows that go through it together.
+    bytes_in_flight: memory beyond the model at the worst moment; budget_bytes: what is allowed.
     """
 
     examples: int
@@ -30,13 +40,30 @@ class Plan:
     flop: float
     bytes_in_flight: int
     budget_bytes: int
+    base_token_forwards: float = 0.0
+    weight_bytes: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.variants} variants of {self.examples} example(s) in {self.chunks} chunk(s), {self.rows} rows: "
-            f"{self.token_forwards:,.0f} token-forwards (one hooked forward per variant: {self.hooked_token_forwards:,.0f}), "
-            f"{self.flop / 1e12:.2f} TFLOP, {self.bytes_in_flight / 2**30:.2f} GiB in flight "
+            f"{self.token_forwards:,.0f} token-forwards and {self.base_token_forwards:,.0f} of the prompts "
+            f"(one hooked forward per variant: {self.hooked_token_forwards:,.0f}), {self.flop / 1e12:.2f} TFLOP, "
+            f"{self.weight_bytes / 2**30:.1f} GiB of weights read, {self.bytes_in_flight / 2**30:.2f} GiB in flight "
             f"of {self.budget_bytes / 2**30:.1f} GiB allowed"
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of some rows through the layers: `Plan` says what is counted. Additive."""
+
+    layer_rows: float = 0.0
+    flop: float = 0.0
+    weight_bytes: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.layer_rows + other.layer_rows, self.flop + other.flop, self.weight_bytes + other.weight_bytes
         )
 
 
@@ -66,11 +93,23 @@ def row_bytes(family: LlamaFamily) -> int:
     return family.cfg.d_model * family.resid_dtype.itemsize + 7 * 8
 
 
-def block_bytes(family: LlamaFamily) -> int:
-    """Temporaries of one block of rows: projections and the MLP's hidden layer."""
-    cfg = family.cfg
-    widest = 3 * cfg.d_mlp + 4 * cfg.d_model + (cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
-    return ROW_BLOCK * widest * family.dtype.itemsize
+def block_bytes(family: LlamaFamily, rows: int = ROW_BLOCK) -> int:
+    """Temporaries of one block of rows: projections and the MLP's hidden layer, or those of a join."""
+    cfg, wide = family.cfg, family.resid_dtype.itemsize
+    heads = cfg.n_heads * cfg.d_head
+    mlp = (3 * cfg.d_mlp + 2 * cfg.d_model) * family.dtype.itemsize
+    attention = (2 * cfg.d_model + 2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head) * family.dtype.itemsize
+    join = 3 * heads * family.dtype.itemsize + (2 * cfg.d_model + 6 * cfg.d_head) * wide
+    return rows * (max(mlp, attention, join) + 2 * cfg.d_head * wide + 100)
+
+
+def logits_bytes(family: LlamaFamily, rows: int, columns: int | None) -> int:
+    """Temporaries of the unembedding and the metric of `rows` rows, for all tokens (columns None) or for some."""
+    cfg, wide = family.cfg, family.resid_dtype.itemsize
+    if columns is not None:
+        return rows * (columns * 3 + cfg.d_model) * wide
+    widened = 0 if family.dtype == family.resid_dtype else VOCAB_SLICE * (cfg.d_model + rows) * wide
+    return rows * (cfg.d_vocab + cfg.d_model) * wide + widened + (3 * KL_VALUES[0] + 4 * cfg.d_vocab) * 8
 
 
 def base_bytes(family: LlamaFamily, length: int, rows: int, kept: int) -> int:
@@ -84,6 +123,46 @@ def layer_flop(cfg: ModelConfig, keys: float) -> float:
     heads = cfg.n_heads * cfg.d_head
     linear = cfg.d_model * (2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head + 3 * cfg.d_mlp)
     return 2 * linear + 4 * heads * keys
+
+
+def layer_bytes(family: LlamaFamily) -> int:
+    """The weights of one layer."""
+    return sum(w.numel() * w.element_size() for w in family.layers[0].parameters())
+
+
+def prompt_work(family: LlamaFamily, sequences: list[tuple[int, int]], *, keys_only: bool = False) -> Work:
+    """Of one pass over sequences (start, end) that are packed. keys_only: nothing is read, so the last layer ends at them."""
+    cfg, n = family.cfg, sum(b - a for a, b in sequences)
+    keys = sum((b - a) * (a + b + 1) / 2 for a, b in sequences)
+    layers = cfg.n_layers - keys_only
+    flop = n * layer_flop(cfg, 0) * layers + 4 * cfg.n_heads * cfg.d_head * keys * layers
+    return Work(n * layers, flop, layer_bytes(family) * layers * math.ceil(n / ROW_BLOCK))
+
+
+def variant_work(
+    family: LlamaFamily, layer: Tensor, stage: Tensor, first: Tensor, lengths: Tensor, moves: Tensor, columns: int | None
+) -> Work:
+    """Of one pass of the staircase: each [N] as in `Variants`; moves: joins by a product with W_O; columns: logits read."""
+    cfg, last = family.cfg, family.cfg.n_layers - 1
+    heads, kv = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
+    mlp, out, qkv = 6 * cfg.d_model * cfg.d_mlp, 2 * cfg.d_model * heads, 2 * cfg.d_model * (heads + kv)
+    above = last - layer
+    with_attention = (above - (stage > Stage.PRE)).clamp(min=0)  # whole layers below the last one
+    with_mlp = (above - (stage > Stage.MID)).clamp(min=0)
+    attend = (layer < last) | (stage == Stage.PRE)  # in the last layer: keys of all rows, the rest of the row read
+    top = ~((layer == last) & (stage == Stage.POST))
+    keys = (lengths * first + lengths * (lengths + 1) / 2).double()
+    joined = torch.where(layer < last, lengths, 1) * moves
+    flop = (lengths * with_mlp + top).double() * mlp + joined.double() * out
+    flop += lengths.double() * with_attention * (qkv + out) + 4 * heads * keys * with_attention
+    flop += attend * (lengths.double() * 2 * cfg.d_model * kv + 2 * out + 4 * heads * (first + lengths))
+    flop += 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)
+    rows = torch.bincount(layer, lengths.double(), cfg.n_layers).cumsum(0)[:last]
+    blocks = int((rows / ROW_BLOCK).ceil().sum()) + math.ceil(len(layer) / ROW_BLOCK)
+    unembedding = cfg.d_model * family.dtype.itemsize * (cfg.d_vocab if columns is None else columns)
+    return Work(
+        float((lengths * with_mlp + top).sum()), float(flop.sum()), blocks * layer_bytes(family) + unembedding
+    )
 
 
 def cut(sizes: list[int], limit: int) -> list[tuple[int, int]]:

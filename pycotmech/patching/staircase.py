@@ -114,9 +114,9 @@ class Staircase:
             done = self._admit(x, done, l, Stage.MID)
             for a, b in blocks(int(self.offsets[done])):
                 x[a:b] += self.edits.edit("mlp_out", l, slice(a, b), family.mlp_out(l, x[a:b]))
-            done = self._admit(x, done, l, Stage.POST)
             if self.tick is not None:
                 self.tick(int(self.offsets[done]))
+            done = self._admit(x, done, l, Stage.POST)
         return self._last_layer(x, done)
 
     def _admit(self, x: Tensor, done: int, l: int, stage: Stage) -> int:
@@ -179,7 +179,7 @@ class Staircase:
             out[mid + a : mid + b] = self._joining(l, Stage.POST, self.last_rows[mid + a : mid + b])
         out = self.edits.edit("resid_post", l, self.last_rows, out)
         if self.tick is not None:
-            self.tick(len(self.variants))
+            self.tick(mid)
         result = torch.empty_like(out)
         result[self.order.to(out.device)] = out
         return result

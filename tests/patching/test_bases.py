@@ -44,7 +44,7 @@ def test_runs_are_the_models(case, monkeypatch, trunk):
     model, hf64 = case
     family = model.family
     clean, corrupted = steps()
-    monkeypatch.setattr(bases, "_trunk", lambda *_: trunk)
+    monkeypatch.setattr(bases, "sequences_run", lambda *_: (trunk, []))
     first = [int((a != b).nonzero()[0]) for a, b in zip(clean, corrupted, strict=True)]
     read = [len(t) - 1 - i % 2 for i, t in enumerate(clean)]
     read = [max(r, f) for r, f in zip(read, first, strict=True)]
