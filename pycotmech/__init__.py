@@ -50,6 +50,7 @@ _EXPORTS = {
     "path_patch": "pycotmech.patching",
     "path_patch_all": "pycotmech.patching",
     "plan_paths": "pycotmech.patching",
+    "plan_heads": "pycotmech.patching",
     "register_attention": "pycotmech.attention",
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import patch_residual as patch_residual
     from pycotmech.patching import path_patch as path_patch
     from pycotmech.patching import path_patch_all as path_patch_all
+    from pycotmech.patching import plan_heads as plan_heads
     from pycotmech.patching import plan_paths as plan_paths
     from pycotmech.patching import sweep as sweep
 

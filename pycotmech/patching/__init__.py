@@ -3,7 +3,7 @@
 from pycotmech.patching.ablate import ablate_heads
 from pycotmech.patching.attribution import Agreement, Attribution, attribute_heads
 from pycotmech.patching.edits import Edit, Variant
-from pycotmech.patching.heads import patch_heads
+from pycotmech.patching.heads import patch_heads, plan_heads
 from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.path_results import PathSweep
 from pycotmech.patching.paths import path_patch, path_patch_all, plan_paths
@@ -30,6 +30,7 @@ __all__ = [
     "patch_residual",
     "path_patch",
     "path_patch_all",
+    "plan_heads",
     "plan_paths",
     "sweep",
 ]

@@ -72,7 +72,8 @@ def ablate_heads(
     if roles is not None and (kind != "mean" or (isinstance(mean, Tensor) and mean.is_floating_point())):
         raise ValueError("roles: only a mean that is taken over prompts can be taken by role; expected None")
     options: dict[str, Any] = dict(metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
-    prepare(model, tokens, _variants(chosen, each, where, lambda l, h: 0.0), **options)  # before anything is run
+    nothing = _variants(chosen, each, where, lambda l, h: 0.0)
+    prepare(model, tokens, nothing, return_logits=return_logits, seed=seed, **options)  # before anything is run
     n_averaged = None
     if kind == "zero":
         z, words = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head), "zero"

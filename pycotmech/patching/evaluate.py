@@ -56,7 +56,8 @@ class HeadJoins:
     """Gives the rows with which variants join: the base's, or moved by the difference in one head's z.
 
     moves [N]: variants that join by a difference: z of `head` [N] becomes the source run's, or for those in `control` [N]
-        (self-patches) moves by one unit in the last place. At `position` [N], or everywhere (-1), where `editable`.
+        (self-patches) moves by one unit in the last place. Where `editable`, everywhere (-1), or at the rows whose label, or
+        position where none are given, is `position` [N].
     """
 
     family: LlamaFamily
@@ -67,6 +68,7 @@ class HeadJoins:
     position: Tensor  # [N]
     editable: Tensor  # [sum of rows] bool
     signs: Tensor  # [sum of rows, H, D]
+    labels: Tensor | None = None  # [sum of rows]
 
     def of(self, first: int, end: int) -> Callable[[Joining], Tensor]:
         """For the variants numbered first..end - 1, which are numbered from 0."""
@@ -96,6 +98,7 @@ class HeadJoins:
             source = self.bases.source["z"][l][index, head].to(wide)
             dz = torch.where(control[:, None], dz, source - before)
         only = self.position[variant]
+        position = position if self.labels is None else self.labels[index]
         dz = dz * (self.editable[index] & ((only < 0) | (only == position)))[:, None]
         return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head)
 
@@ -151,8 +154,8 @@ class Evaluator:
             least = held + longest * (row + block)
             raise ValueError(
                 f"memory_gb: {self.budget / 2**30:.3g} GiB may be used, and one variant of {longest} rows needs "
-                f"{math.ceil(least / 2**20) / 2**10:.4g} (of these {held / 2**30:.3g} for the prompts' runs and the logits); expected "
-                "that much or more, or fewer positions, shorter prompts, or no logits returned"
+                f"{math.ceil(least / 2**20) / 2**10:.4g}, of these {held / 2**30:.3g} for the prompts' runs and the logits; "
+                "expected that much or more, or fewer positions, shorter prompts, or no logits returned"
             )
         return planner.cut((lengths * row).tolist(), flight)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
 from pycotmech.patching.attribution import attribute_job, check_screen
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
-from pycotmech.patching.job import finish_job, prepare_job
+from pycotmech.patching.groups import Groups
+from pycotmech.patching.job import PatchJob, finish_job, prepare_job
 from pycotmech.patching.late import PER_QUERY
 from pycotmech.patching.metrics import Metric
+from pycotmech.patching.planner import Plan
 from pycotmech.patching.results import Sweep
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ def patch_heads(
     site: HeadSite | str = "z",
     positions: Sequence[int] | None = None,
     by_position: bool = False,
+    groups: Groups | Sequence[Groups] | None = None,
     per_query_head: bool = False,
     metric: Metric = "kl",
     answer: int | str | Sequence[int | str] | None = None,
@@ -56,6 +60,9 @@ def patch_heads(
         query head reads, and there is one entry for each of those.
     positions: where it is replaced (negative from the end); None: everywhere. by_position: each position on its own. For
         a pattern these are the queries.
+    groups: {"question": slice(575, 610), ...}, or one such mapping per example with the same names: each group of positions
+        on its own. Groups share no position, and what lies in none is not patched. A group in which no example can change
+        anything gets a warning.
     metric: "kl" (KL(P_clean || P)), "logit_diff", "prob", or a callable on logits [N, V] of one example -> [N].
     answer, wrong: token id, string, or one per example. read: the position where the metric is read, or one per example.
     heads: (layer, head) to patch; None: all.
@@ -65,33 +72,26 @@ def patch_heads(
     memory_gb: what the sweep may use; None: half of what is free.
     seed: of the self-patches' directions. progress: called with (token-forwards done, in all).
 
-    Returns a `Sweep`: .values [L, H] ([L, T, H] by position; 0 where nothing can change), corrupted 0 and clean 1; Hkv in
-    place of H for k and v.
+    Returns a `Sweep`: .values [L, H] ([L, T, H] by position, [L, G, H] for groups; 0 where nothing can change), corrupted 0
+    and clean 1; Hkv in place of H for k and v.
     Raises ValueError naming the argument, before anything is run.
     Cost: the shared prefix once, the rest of both prompts, and about (L - 1) / 2 of L layers for each variant's positions
     behind the first difference (for q, k, v and pattern also the attention of the layer where it joins); memory within
     `memory_gb`. Exact: one hooked forward per head gives the same numbers. A screen costs what
         `attribute_heads` costs, and saves the variants it leaves out.
     """
-    name, layer = parse_edit_site(site)
-    if name not in ("z", "q", "k", "v", "pattern"):
-        raise ValueError(f"site: got {site!r}; heads are patched at 'z', 'q', 'k', 'v' or 'pattern'")
-    if per_query_head:
-        if name not in KEY_VALUE_SITES:
-            raise ValueError(f"per_query_head: got True for site {site!r}; expected it for k and v only")
-        name = PER_QUERY[name]
-    places = check_heads(heads, model.cfg.n_layers, heads_of(model.cfg, name), layer)
-    if screen is not None:
-        check_screen(screen, name, site, len(places))
-    job, single = prepare_job(
+    job, single = _job(
         model,
         clean,
         corrupted,
-        site=name,
-        places=places,
+        site=site,
+        heads=heads,
+        per_query_head=per_query_head,
+        screen=screen,
         direction=direction,
         positions=positions,
         by_position=by_position,
+        groups=groups,
         metric=metric,
         answer=answer,
         wrong=wrong,
@@ -106,3 +106,45 @@ def patch_heads(
     estimates = attribute_job(model, job, normalize, single)
     job = replace(job, places=sorted(estimates.strongest(screen)))
     return replace(finish_job(model, job, normalize, single), estimate=estimates.effect)
+
+
+def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens | Sequence[Tokens], **arguments: Any) -> Plan:
+    """What `patch_heads` would do with the same arguments: chunks, rows, work and memory. Nothing is run.
+
+    Raises what `patch_heads` raises before it runs anything, also for a budget that is too small; ValueError for a screen,
+    whose heads are known only when it has run.
+    """
+    given = inspect.signature(patch_heads).bind(model, clean, corrupted, **arguments)
+    given.apply_defaults()
+    options = dict(given.arguments)
+    if options["screen"] is not None:
+        raise ValueError(f"screen: got {options['screen']}; which heads it leaves is known only when it has run; expected None")
+    del options["normalize"]
+    return _job(**options)[0].cuts.plan
+
+
+def _job(
+    model: Model,
+    clean: Tokens | Sequence[Tokens],
+    corrupted: Tokens | Sequence[Tokens],
+    *,
+    site: str,
+    heads: Sequence[tuple[int, int]] | None,
+    per_query_head: bool,
+    screen: int | None,
+    **arguments: Any,
+) -> tuple[PatchJob, bool]:
+    """The job that these arguments of `patch_heads` ask for, checked; and whether one pair was given."""
+    name, layer = parse_edit_site(site)
+    if name not in ("z", "q", "k", "v", "pattern"):
+        raise ValueError(f"site: got {site!r}; heads are patched at 'z', 'q', 'k', 'v' or 'pattern'")
+    if per_query_head:
+        if name not in KEY_VALUE_SITES:
+            raise ValueError(f"per_query_head: got True for site {site!r}; expected it for k and v only")
+        name = PER_QUERY[name]
+    places = check_heads(heads, model.cfg.n_layers, heads_of(model.cfg, name), layer)
+    if screen is not None and arguments["groups"] is not None:
+        raise ValueError("screen: heads are screened over all positions or position by position; expected None with groups=")
+    if screen is not None:
+        check_screen(screen, name, site, len(places))
+    return prepare_job(model, clean, corrupted, site=name, places=places, **arguments)

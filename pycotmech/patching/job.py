@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import KeyValues
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching import planner
-from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_pairs
+from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_pairs, sequences_run
 from pycotmech.patching.edits import JOINS_AT, heads_of, reaches
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
+from pycotmech.patching.groups import Groups, each_labels
 from pycotmech.patching.late import PER_QUERY, Entries, LateEdits, SourceValues
 from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
 from pycotmech.patching.pairs import Pair, make_pairs
@@ -50,6 +52,7 @@ class JobArguments(TypedDict):
     direction: str
     positions: Sequence[int] | None
     by_position: bool
+    groups: NotRequired[Groups | Sequence[Groups] | None]
     metric: Metric
     answer: int | str | Sequence[int | str] | None
     wrong: int | str | Sequence[int | str] | None
@@ -76,15 +79,21 @@ def prepare_job(
     model.family.refuse_unsupported()
     pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=given["read"])
     budget = planner.memory_budget(given["memory_gb"], model.device)
-    targets = [targets_of(pair, positions) for pair in pairs]
+    groups = given.get("groups")
+    names, labels = _labels(pairs, groups, positions, by_position)
+    targets = [
+        targets_of(pair, positions) if groups is None else _grouped(pair, l) for pair, l in zip(pairs, labels, strict=True)
+    ]
     if by_position and len({len(p.clean) for p in pairs}) > 1:
         raise ValueError(
             "by_position: the prompts have different lengths, so positions do not correspond; expected equal lengths"
         )
     evaluator = Evaluator(model.family, budget, given["return_logits"], given["progress"])
     job = PatchJob(
-        model.family, model.prefixes, pairs, targets, direction, metric, site, places, by_position, given["seed"], evaluator
+        model.family, model.prefixes, pairs, targets, direction, metric, site, places, by_position, given["seed"], evaluator,
+        names, labels,
     )  # fmt: skip
+    job.warn_of_groups()
     for i in range(len(pairs)):
         if not any(bool(job.reach(i)[l].any()) for l, _ in places):
             raise ValueError(
@@ -92,6 +101,32 @@ def prepare_job(
                 f"the metric is read at position {pairs[i].read}, after the last layer"
             )
     return job, single
+
+
+def _labels(
+    pairs: list[Pair], groups: Groups | Sequence[Groups] | None, positions: Sequence[int] | None, by_position: bool
+) -> tuple[tuple[str, ...] | None, list[Tensor]]:
+    """Names of the groups of positions that are patched one at a time, None where the names are the positions or there is
+    one for all; and the number of the group of each position, -1 for none."""
+    lengths = [len(p.clean) for p in pairs]
+    if groups is not None:
+        if by_position:
+            raise ValueError("groups: got groups and by_position=True; expected one of them")
+        if positions is not None:
+            raise ValueError("positions: the groups say which; expected None with groups=")
+        return each_labels(groups, lengths)
+    return None, [torch.arange(n) if by_position else torch.zeros(n, dtype=torch.long) for n in lengths]
+
+
+def _grouped(pair: Pair, labels: Tensor) -> list[int]:
+    found = (labels >= 0).nonzero().flatten()
+    useful = found[(found >= pair.first) & (found <= pair.read)].tolist()
+    if not useful:
+        raise ValueError(
+            f"groups: none of them reaches what is read; the prompts first differ at position {pair.first} and the metric is "
+            f"read at {pair.read}"
+        )
+    return useful
 
 
 def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
@@ -127,10 +162,20 @@ class _Table:
     variants: Variants
     lengths: Tensor  # [N]
     head: Tensor  # [N]; -1 where the site has none
-    position: Tensor  # [N]; -1: all targets
+    group: Tensor  # [N] which positions, as `PatchJob.labels` numbers them; -1: all targets
     control: Tensor  # [N] bool
     example: Tensor  # [N] number among these examples
     tables: dict[tuple[str, int], Entries]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Ranges of examples that are run together; of each the variants, and the ranges of these that are."""
+
+    chunks: list[tuple[int, int]]
+    tables: list[_Table]
+    pieces: list[list[tuple[int, int]]]
+    plan: planner.Plan
 
 
 @dataclass
@@ -152,6 +197,22 @@ class PatchJob:
     by_position: bool
     seed: int
     evaluator: Evaluator
+    groups: tuple[str, ...] | None
+    labels: list[Tensor]
+
+    def warn_of_groups(self) -> None:
+        """Says which groups change nothing in any example, wherever they are patched."""
+        layers = sorted({l for l, _ in self.places})
+        reached = set()
+        for i, labels in enumerate(self.labels if self.groups else []):
+            reached |= set(labels[self.reach(i)[layers].any(0)].tolist())
+        for g, name in enumerate(self.groups or ()):
+            if g not in reached:
+                warnings.warn(
+                    f"groups: {name!r} reaches nothing that is read in any example, for the prompts do not differ there or the "
+                    "metric is read in front of it; its values are those of the untouched run",
+                    stacklevel=4,
+                )
 
     @cached_property
     def stage(self) -> Stage:
@@ -169,27 +230,49 @@ class PatchJob:
         sites = (*SELF_PATCH_SITES, self.stage.site, *([added_to] if added_to else []))
         return tuple(dict.fromkeys(sites))
 
-    def run(self) -> Outcome:
-        prompts = [t[: p.read + 1] for p in self.pairs for t in (p.clean, p.corrupted)]
-        past = self.prefixes.key_values(prompts[0][: common_prefix(prompts)], self.evaluator.budget)
+    @cached_property
+    def shared(self) -> int:
+        """How many tokens all prompts begin with."""
+        return common_prefix([t[: p.read + 1] for p in self.pairs for t in (p.clean, p.corrupted)])
+
+    @cached_property
+    def cuts(self) -> Cuts:
+        """How the sweep is cut to fit its budget. Raises ValueError if one example with one variant does not."""
+        evaluator, family = self.evaluator, self.family
+        columns = 2 if self.metric == "logit_diff" else None
+        needed = dict.fromkeys((*self.base_sites, *self.source_sites))  # a pass keeps them of both runs
         sizes = [
-            self.evaluator.base_bytes(p.read + 1, p.read + 1 - self.kept_from(i), (*self.base_sites, *self.source_sites))
-            for i, p in enumerate(self.pairs)
+            evaluator.base_bytes(p.read + 1, 2 * (p.read + 1 - self.kept_from(i)), needed) for i, p in enumerate(self.pairs)
         ]
-        chunks = planner.cut(sizes, max(1, self.evaluator.budget // 3))
+        chunks = planner.cut(sizes, max(1, evaluator.budget // 3))
+        shared = 2 * evaluator.base_bytes(self.shared, 0, ())  # once for the call, once kept for calls to come
         tables = [self._table(range(a, b)) for a, b in chunks]
-        pieces = [self.evaluator.pieces(t.lengths) for t in tables]
-        plan = self.evaluator.plan(
-            [(t.variants, t.lengths) for t in tables], pieces, max(sum(sizes[a:b]) for a, b in chunks), len(self.pairs)
-        )
-        out = Outcome([], [], [], [], [], plan)
-        for (a, b), table, cuts in zip(chunks, tables, pieces, strict=True):
+        held = [shared + sum(sizes[a:b]) for a, b in chunks]
+        pieces = [evaluator.pieces(t.lengths, h, columns) for t, h in zip(tables, held, strict=True)]
+        prompts, passing = planner.prefix_work(family, self.shared), 0
+        for (a, b), h in zip(chunks, held, strict=True):
+            _, passes = sequences_run(*prompts_of(self.pairs[a:b], self.direction), self.shared)
+            for sequences in passes:
+                prompts += planner.prompt_work(family, sequences)
+                passing = max(passing, h + planner.pass_bytes(family, sum(end - start for start, end in sequences)))
+        plan = evaluator.plan(
+            [(t.variants, t.lengths) for t in tables], pieces, max(held), len(self.pairs),
+            moves=[self._moves(t) for t in tables], columns=columns, prompts=prompts,
+        )  # fmt: skip
+        plan = replace(plan, bytes_in_flight=max(plan.bytes_in_flight, passing))
+        return Cuts(chunks, tables, pieces, plan)
+
+    def run(self) -> Outcome:
+        cuts = self.cuts
+        past = self.prefixes.key_values(self.pairs[0].clean[: self.shared], self.evaluator.budget)
+        out = Outcome([], [], [], [], [], cuts.plan)
+        for (a, b), table, pieces in zip(cuts.chunks, cuts.tables, cuts.pieces, strict=True):
             runs = self._run_bases(a, b, past)
             metrics = self._metrics(a, b, runs, out)
             joins = self._joins(a, b, runs, table)
             source = SourceValues(self.family, runs.bases)
             edits = LateEdits(self.family, runs.bases, table.tables, source)
-            values, logits = self.evaluator.run(table.variants, cuts, joins, edits, metrics)
+            values, logits = self.evaluator.run(table.variants, pieces, joins, edits, metrics)
             for e, i in enumerate(range(a, b)):
                 self._collect(e, i, table, values, logits, out)
         return out
@@ -209,26 +292,25 @@ class PatchJob:
         """Without the axes that this job does not have: positions at `at`, heads behind it."""
         if self.site in RESIDUAL_SITES:
             x = x.squeeze(at + 1)
-        return x if self.by_position else x.squeeze(at)
+        return x if self.by_position or self.groups else x.squeeze(at)
 
     # ---- what there is to do -----------------------------------------------------------------------------------------
 
     def _table(self, examples: range) -> _Table:
         places = torch.tensor(self.places)
-        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first, head, position, control
+        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first, head, group, control
         entries: list[tuple[Tensor, ...]] = []  # variant, layer, position, head, ref
         count = rows = 0
         for b, i in enumerate(examples):
             place, where = self.reach(i)[places[:, 0]].nonzero().T  # ascending in both: place after place
-            if self.by_position:
-                variant, heads, position, first = torch.arange(len(place)), places[place], where, where
-            else:
-                kept, variant = place.unique(return_inverse=True)
-                heads, position = places[kept], torch.full((len(kept),), -1)
-                first = torch.full((len(kept),), len(self.pairs[i].clean)).scatter_reduce(0, variant, where, "amin")
+            kept, variant = torch.stack((place, self.labels[i][where]), 1).unique(dim=0, return_inverse=True)
+            heads, group = places[kept[:, 0]], kept[:, 1]
+            first = torch.full((len(kept),), len(self.pairs[i].clean)).scatter_reduce(0, variant, where, "amin")
             if self.site != "z":
                 head = places[place, 1] if self._has_heads else torch.full_like(place, -1)
-                entries.append((count + variant, places[place, 0], where, head, rows + where - self.kept_from(i)))
+                order = torch.argsort(variant, stable=True)
+                entry = (count + variant, places[place, 0], where, head, rows + where - self.kept_from(i))
+                entries.append(tuple(t[order] for t in entry))
             controls = self_patches(self.family.cfg, self.seed, i)
             n, c = len(heads), len(controls)
             found.append(
@@ -238,13 +320,13 @@ class PatchJob:
                     torch.cat((torch.full((n,), int(self.stage)), torch.full((c,), int(Stage.MID)))),
                     torch.cat((first, torch.full((c,), self.targets[i][0]))),
                     torch.cat((heads[:, 1], controls[:, 1])),
-                    torch.cat((position, torch.full((c,), -1))),
+                    torch.cat((group, torch.full((c,), -1))),
                     torch.arange(n + c) >= n,
                 )
             )
             count += n + c
             rows += self.pairs[i].read + 1 - self.kept_from(i)
-        base, layer, stage, first, head, position, control = map(torch.cat, zip(*found, strict=True))
+        base, layer, stage, first, head, group, control = map(torch.cat, zip(*found, strict=True))
         read = torch.tensor([self.pairs[i].read for i in examples])
         tables = {}
         if entries:
@@ -253,7 +335,7 @@ class PatchJob:
                 mine = (at == l).nonzero().flatten()
                 tables[self.site, l] = Entries(variant[mine], where[mine], heads[mine], ref[mine])
         variants = Variants(base, layer, stage, first)
-        return _Table(variants, read[base] - first + 1, head, position, control, base, tables)
+        return _Table(variants, read[base] - first + 1, head, group, control, base, tables)
 
     @cached_property
     def _has_heads(self) -> bool:
@@ -273,26 +355,31 @@ class PatchJob:
         return metrics
 
     def _joins(self, a: int, b: int, runs: PairRuns, table: _Table) -> HeadJoins:
-        editable = [
-            torch.isin(torch.arange(self.kept_from(i), self.pairs[i].read + 1), torch.tensor(self.targets[i]))
-            for i in range(a, b)
-        ]
+        editable, labels = [], []
+        for i in range(a, b):
+            kept = torch.arange(self.kept_from(i), self.pairs[i].read + 1)
+            editable.append(torch.isin(kept, torch.tensor(self.targets[i])))
+            labels.append(self.labels[i][kept])
         device = self.family.device
-        moves = table.control if self.site != "z" else torch.ones_like(table.control)
         signs = self_patch_signs(runs.bases, self.seed, a)
-        each = (table.control, moves, table.head, table.position, torch.cat(editable), signs)
+        each = (table.control, self._moves(table), table.head, table.group, torch.cat(editable), signs, torch.cat(labels))
         return HeadJoins(self.family, runs.bases, *(t.to(device) for t in each))
+
+    def _moves(self, table: _Table) -> Tensor:
+        """Which variants join by a difference in z."""
+        return table.control if self.site != "z" else torch.ones_like(table.control)
 
     def _collect(self, e: int, i: int, table: _Table, values: Tensor, logits: Tensor | None, out: Outcome) -> None:
         cfg, pair = self.family.cfg, self.pairs[i]
         columns = heads_of(cfg, self.site) or 1
-        shape = (cfg.n_layers, len(pair.clean) if self.by_position else 1, columns)
+        parts = len(self.groups) if self.groups else len(pair.clean) if self.by_position else 1
+        shape = (cfg.n_layers, parts, columns)
         grid = torch.full(shape, float("nan"), dtype=torch.float64)
         places = torch.tensor(self.places)
         # Where no edit can reach what is read, the run is the base.
         grid[places[:, 0], :, places[:, 1]] = out.corrupted[i] if self.direction == "denoise" else out.clean[i]
         mine = ((table.example == e) & ~table.control).nonzero().flatten()
-        where = (table.variants.layer[mine], table.position[mine].clamp(min=0), table.head[mine])
+        where = (table.variants.layer[mine], table.group[mine], table.head[mine])
         grid[where] = values[mine]
         out.raw.append(grid)
         out.self_patches.append(values[(table.example == e) & table.control])
@@ -312,8 +399,7 @@ def run_examples(
     source_sites: Sequence[str],
 ) -> PairRuns:
     """Both runs of checked pairs, with what is kept of the base and of the source run in this direction, from `first` on."""
-    clean, corrupted = [p.clean for p in pairs], [p.corrupted for p in pairs]
-    base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    base, source = prompts_of(pairs, direction)
     return run_pairs(
         family, base, source, past=past, first=first, read=[p.read for p in pairs],
         sites=sites, source_sites=source_sites,
@@ -338,6 +424,18 @@ def example_metrics(
     return metrics, values
 
 
+def prompts_of(pairs: Sequence[Pair], direction: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Base and source prompts, up to where they are read."""
+    clean, corrupted = [p.clean[: p.read + 1] for p in pairs], [p.corrupted[: p.read + 1] for p in pairs]
+    return (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+
+
+def _by_group(job: PatchJob, reach: Tensor, labels: Tensor) -> Tensor:
+    """bool [L, T] -> whether any position of each group is among them [L, groups]."""
+    n = len(job.groups) if job.groups else len(labels) if job.by_position else 1
+    return torch.stack([reach[:, labels == g].any(1) for g in range(n)], 1)
+
+
 def finish_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Sweep:
     """Runs a job and puts its numbers on the scale of a `Sweep`."""
     out = job.run()
@@ -350,7 +448,7 @@ def finish_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Sw
     sign = 1.0 if job.direction == "denoise" or not normalize else -1.0
     effect = sign * (values - control.mean())
     reach = [job.reach(i) for i in range(len(job.pairs))]  # an edit that reaches nothing has no effect, not that of rounding
-    reach = torch.stack([r if job.by_position else r.any(1, keepdim=True) for r in reach]).any(0)
+    reach = torch.stack([_by_group(job, r, labels) for r, labels in zip(reach, job.labels, strict=True)]).any(0)
     effect[~reach[..., None] & ~effect.isnan()] = 0.0
 
     logits = None
@@ -368,6 +466,7 @@ def finish_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Sw
         site=job.site,
         normalized=normalize,
         by_position=job.by_position,
+        groups=job.groups,
         plan=out.plan,
         model_name=model.name,
         logits=logits,

@@ -246,9 +246,7 @@ class PathJob:
                 flop += float((rows * (heads + above.sum(1) * attend)).sum())
                 if not self.paths.freeze_mlps:
                     flop += mlp * float((rows * (top - g.senders.layer)).sum())
-                joining = torch.where(g.paths.layer == cfg.n_layers - 1, 1, g.lengths(read))
-                flop += float(joining.sum()) * (heads + mlp)
-                finals += len(g.paths) if self.paths.layers else len(g.senders)
+                finals += 0 if self.paths.layers else len(g.senders)  # what joins at receivers is in the staircase's plan
                 hooked += float((read[g.senders.base] + 1).sum())  # the run that captures what arrives
                 in_flight = max(in_flight, int(self._sender_bytes(g.senders, self.spans[a:b]).sum()))
         flop += finals * logits_read * 2 * cfg.d_model
@@ -260,7 +258,8 @@ class PathJob:
                 tables += [(g.paths, g.lengths(read)) for g in groups]
                 pieces += [evaluator.pieces(g.lengths(read)) for g in groups]
             tables, pieces = zip(*((t, p) for t, p in zip(tables, pieces, strict=True) if p), strict=True)
-            plan = evaluator.plan(tables, pieces, base, len(self.spans))
+            columns = None if logits_read == cfg.d_vocab else logits_read
+            plan = evaluator.plan(tables, pieces, base, len(self.spans), columns=columns)
         else:
             count = sum(len(g.senders) for groups in self.groups for g in groups)
             plan = planner.Plan(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.families import VOCAB_SLICE, LlamaFamily, ModelConfig
+from pycotmech.model.prefixes import SEGMENT
 from pycotmech.model.run import ROW_BLOCK
 from pycotmech.patching.bases import Stage
 from pycotmech.patching.metrics import KL_VALUES
@@ -62,9 +63,7 @@ class Work:
     weight_bytes: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.layer_rows + other.layer_rows, self.flop + other.flop, self.weight_bytes + other.weight_bytes
-        )
+        return Work(self.layer_rows + other.layer_rows, self.flop + other.flop, self.weight_bytes + other.weight_bytes)
 
 
 def memory_budget(memory_gb: float | None, device: torch.device) -> int:
@@ -108,8 +107,10 @@ def logits_bytes(family: LlamaFamily, rows: int, columns: int | None) -> int:
     cfg, wide = family.cfg, family.resid_dtype.itemsize
     if columns is not None:
         return rows * (columns * 3 + cfg.d_model) * wide
-    widened = 0 if family.dtype == family.resid_dtype else VOCAB_SLICE * (cfg.d_model + rows) * wide
-    return rows * (cfg.d_vocab + cfg.d_model) * wide + widened + (3 * KL_VALUES[0] + 4 * cfg.d_vocab) * 8
+    widened = 0 if family.dtype == family.resid_dtype else min(VOCAB_SLICE, cfg.d_vocab) * (cfg.d_model + rows) * wide
+    return (
+        rows * (cfg.d_vocab + cfg.d_model) * wide + widened + (3 * min(KL_VALUES[0], rows * cfg.d_vocab) + 4 * cfg.d_vocab) * 8
+    )
 
 
 def base_bytes(family: LlamaFamily, length: int, rows: int, kept: int) -> int:
@@ -130,6 +131,23 @@ def layer_bytes(family: LlamaFamily) -> int:
     return sum(w.numel() * w.element_size() for w in family.layers[0].parameters())
 
 
+def pass_bytes(family: LlamaFamily, rows: int) -> int:
+    """What a pass over packed prompts holds beside what is kept of it: its own keys and values, queries, attention's output,
+    and the temporaries of a block."""
+    cfg, heads = family.cfg, family.cfg.n_heads * family.cfg.d_head
+    keys = cfg.n_layers * 2 * cfg.n_key_value_heads * cfg.d_head * family.dtype.itemsize
+    row = keys + 2 * heads * family.dtype.itemsize + (cfg.d_model + 2 * cfg.d_head) * family.resid_dtype.itemsize
+    return rows * row + block_bytes(family, min(rows, ROW_BLOCK))
+
+
+def prefix_work(family: LlamaFamily, length: int) -> Work:
+    """Of the beginning that prompts share, computed anew."""
+    out = Work()
+    for a in range(0, length, SEGMENT):
+        out += prompt_work(family, [(a, min(a + SEGMENT, length))], keys_only=True)
+    return out
+
+
 def prompt_work(family: LlamaFamily, sequences: list[tuple[int, int]], *, keys_only: bool = False) -> Work:
     """Of one pass over sequences (start, end) that are packed. keys_only: nothing is read, so the last layer ends at them."""
     cfg, n = family.cfg, sum(b - a for a, b in sequences)
@@ -147,8 +165,8 @@ def variant_work(
     heads, kv = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
     mlp, out, qkv = 6 * cfg.d_model * cfg.d_mlp, 2 * cfg.d_model * heads, 2 * cfg.d_model * (heads + kv)
     above = last - layer
-    with_attention = (above - (stage > Stage.PRE)).clamp(min=0)  # whole layers below the last one
-    with_mlp = (above - (stage > Stage.MID)).clamp(min=0)
+    with_attention = (above - (stage > Stage.PRE).long()).clamp(min=0)  # whole layers below the last one
+    with_mlp = (above - (stage > Stage.MID).long()).clamp(min=0)
     attend = (layer < last) | (stage == Stage.PRE)  # in the last layer: keys of all rows, the rest of the row read
     top = ~((layer == last) & (stage == Stage.POST))
     keys = (lengths * first + lengths * (lengths + 1) / 2).double()
@@ -160,9 +178,7 @@ def variant_work(
     rows = torch.bincount(layer, lengths.double(), cfg.n_layers).cumsum(0)[:last]
     blocks = int((rows / ROW_BLOCK).ceil().sum()) + math.ceil(len(layer) / ROW_BLOCK)
     unembedding = cfg.d_model * family.dtype.itemsize * (cfg.d_vocab if columns is None else columns)
-    return Work(
-        float((lengths * with_mlp + top).sum()), float(flop.sum()), blocks * layer_bytes(family) + unembedding
-    )
+    return Work(float((lengths * with_mlp + top).sum()), float(flop.sum()), blocks * layer_bytes(family) + unembedding)
 
 
 def cut(sizes: list[int], limit: int) -> list[tuple[int, int]]:

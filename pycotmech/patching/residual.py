@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching.edits import parse_edit_site
+from pycotmech.patching.groups import Groups
 from pycotmech.patching.job import patch_pairs
 from pycotmech.patching.metrics import Metric
 from pycotmech.patching.results import Sweep
@@ -26,7 +27,8 @@ def patch_residual(
     direction: Literal["denoise", "noise"] = "denoise",
     site: ResidualSite | str = "resid_pre",
     positions: Sequence[int] | None = None,
-    by_position: bool = True,
+    by_position: bool | None = None,
+    groups: Groups | Sequence[Groups] | None = None,
     metric: Metric = "kl",
     answer: int | str | Sequence[int | str] | None = None,
     wrong: int | str | Sequence[int | str] | None = None,
@@ -41,9 +43,10 @@ def patch_residual(
 
     site: "resid_pre", "resid_mid", "resid_post" (the stream before the layer, between attention and MLP, after the layer),
         "attn_out", "mlp_out" (what they add); or a TransformerLens hook name, which stands for its layer alone.
-    by_position: each position on its own; otherwise all positions at once. Other arguments as in `patch_heads`.
+    by_position: each position on its own (None: unless there are groups); False: all positions at once. groups: each group
+        of positions on its own. Other arguments as in `patch_heads`.
 
-    Returns a `Sweep`: .values [L, T] (0 where nothing can change), or [L] if not by position; corrupted 0, clean 1.
+    Returns a `Sweep`: .values [L, T] (0 where nothing can change), [L, G] for groups, or [L] if neither; corrupted 0, clean 1.
     Raises ValueError naming the argument, before anything is run.
     Cost: as `patch_heads` with one head in each layer and position. Exact.
     """
@@ -58,7 +61,8 @@ def patch_residual(
         places=[(l, 0) for l in (range(model.cfg.n_layers) if layer is None else [layer])],
         direction=direction,
         positions=positions,
-        by_position=by_position,
+        by_position=groups is None if by_position is None else by_position,
+        groups=groups,
         metric=metric,
         answer=answer,
         wrong=wrong,

@@ -23,6 +23,7 @@ class Grid:
     effect: NDArray[np.float32]
     site: str
     by_position: bool
+    groups: tuple[str, ...] | None = None
 
     def __getitem__(self, index: Any):
         """values[index]: sweep[l, h], sweep[l], sweep[l, t, h]."""
@@ -37,9 +38,10 @@ class Grid:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """What the axes of `values` count: ("layer", "head"), ("layer", "position", "head"), ("layer", "position")."""
+        """What the axes of `values` count: ("layer", "head"), ("layer", "position", "head"), ("layer", "group")."""
         heads = () if self.site in RESIDUAL_SITES else ("head",)
-        return ("layer", "position", *heads) if self.by_position else ("layer", *heads)
+        parts = ("position",) if self.by_position else ("group",) if self.groups else ()
+        return ("layer", *parts, *heads)
 
     def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple[int, ...], float]]:
         """The k entries with the largest |effect| (or |value|): [((layer, head), value), ...], as in `axes`."""
@@ -56,6 +58,8 @@ class Grid:
         for where, value in self.top(k):
             place = dict(zip(self.axes, where, strict=True))
             name = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
+            if self.groups and "group" in place:
+                name += f" in {self.groups[place['group']]!r}"
             out.append((name + (f" at position {place['position']}" if "position" in place else ""), value))
         return out
 
@@ -65,6 +69,8 @@ class Grid:
 
         grid = np.indices(self.values.shape).reshape(len(self.axes), -1)
         frame = pd.DataFrame(dict(zip(self.axes, grid, strict=True)))
+        if self.groups:
+            frame["group"] = np.array(self.groups)[frame["group"]]
         frame["value"] = self.values.ravel()
         frame["effect"] = self.effect.ravel()
         return frame
@@ -75,8 +81,8 @@ class Sweep(Grid):
     """The result of patching one place at a time. B examples, L layers, H heads (Hkv for k and v), T positions.
 
     values [L, H] float32: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means),
-        else the raw metric's mean; [L, T, H] by position; without H for residual sites. NaN where a head was not asked for, or
-        was left out by a screen.
+        else the raw metric's mean; [L, T, H] by position, [L, G, H] for groups of positions; without H for residual sites.
+        NaN where a head was not asked for, or was left out by a screen.
     raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
     effect: the distance from the base run on the scale of `values`, 0 where nothing changes, positive towards the source;
         taken against the mean of the self-patches.
@@ -99,6 +105,8 @@ class Sweep(Grid):
     by_position: bool
     plan: Plan
     model_name: str
+    groups: tuple[str, ...] | None = None
+    """Names of the groups of positions that were patched one at a time."""
     logits: Tensor | None = field(default=None, repr=False)
     """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
     estimate: NDArray[np.float32] | None = field(default=None, repr=False)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pycotmech.model.families import ModelConfig
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching import planner
-from pycotmech.patching.bases import Bases, Stage, run_pairs
+from pycotmech.patching.bases import Stage, run_pairs
 from pycotmech.patching.edits import Layout, Variant, lay_out
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.patching.late import LateEdits
@@ -54,21 +55,23 @@ def sweep(
     one on. Exact: one hooked forward per variant gives the same numbers.
     """
     variants = list(variants)
-    job = prepare(model, base, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
+    job = prepare(
+        model, base, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb,
+        return_logits=return_logits, seed=seed,
+    )  # fmt: skip
     tokens, where, ids, layout, reference = job.tokens, job.read, job.token_ids, job.layout, job.reference
-    evaluator = Evaluator(model.family, job.budget, return_logits, progress)
+    evaluator, table = job.evaluator, job.table
+    evaluator.progress = progress
 
     first = int(layout.first.min())
     sites = _kept_sites(layout)
-    past = model.prefixes.key_values(tokens[:first], job.budget)
+    past = model.prefixes.key_values(tokens[:first], evaluator.budget)
     runs = run_pairs(
         model.family, [tokens], [], past=past, first=[first], read=[where], sites=sites, source_sites=()
     )  # fmt: skip
-    table, joins = _with_self_patches(model, layout, runs.bases, first, seed)
-    lengths = where - table.first + 1
-    pieces = evaluator.pieces(lengths)
-    plan = evaluator.plan([(table, lengths)], [pieces], evaluator.base_bytes(where + 1, where + 1 - first, sites), 1)
-
+    editable = torch.ones(len(runs.bases.sites["z"][0]), dtype=torch.bool)
+    each = (job.control, job.control, job.head, torch.full_like(job.head, -1), editable, self_patch_signs(runs.bases, seed, 0))
+    joins = HeadJoins(model.family, runs.bases, *(t.to(model.device) for t in each))
     base_logits = evaluator.logits(runs.base_final, None if metric != "logit_diff" else ids)
     if metric == "kl" and reference is None:
         reference = base_logits[0]
@@ -78,7 +81,7 @@ def sweep(
     wide = model.family.resid_dtype
     stored = {key: v.to(model.device, wide if v.is_floating_point() else v.dtype) for key, v in layout.values.items()}
     edits = LateEdits(model.family, runs.bases, layout.tables, lambda site, l, ref, head: stored[site, l][ref])
-    values, logits = evaluator.run(table, pieces, joins, edits, [measure])
+    values, logits = evaluator.run(table, job.pieces, joins, edits, [measure])
 
     n = len(job.names)
     control = values[n:].mean()
@@ -89,7 +92,7 @@ def sweep(
         noise_floor=float((values[n:] - control).abs().max()),
         metric=job.metric,
         names=job.names,
-        plan=plan,
+        plan=job.plan,
         model_name=model.name,
         logits=None if logits is None else logits[:n],
     )
@@ -106,7 +109,12 @@ class _Sweep:
     names: tuple[str | None, ...]
     reference: Tensor | None  # what KL is taken from: logits [V], or token ids that are still to be run
     metric: str
-    budget: int
+    evaluator: Evaluator
+    table: Variants  # the variants, with the self-patches behind them
+    control: Tensor  # [N] bool: which are self-patches
+    head: Tensor  # [N] of those; -1 for the others
+    pieces: list[tuple[int, int]]
+    plan: planner.Plan
 
 
 def prepare(
@@ -120,6 +128,8 @@ def prepare(
     clean: Tokens | None,
     read: int,
     memory_gb: float | None,
+    return_logits: bool,
+    seed: int,
 ) -> _Sweep:
     """Checks the arguments of `sweep`. Raises ValueError or TypeError naming the one that is wrong."""
     name = check_metric(metric, answer, wrong)
@@ -134,8 +144,19 @@ def prepare(
     reference = _check_clean(model, clean, metric, read)
     budget = planner.memory_budget(memory_gb, model.device)
     model.family.refuse_unsupported()
+    evaluator = Evaluator(model.family, budget, return_logits, None)
+    table, control, head = _with_self_patches(model.cfg, layout, seed)
+    lengths, first = where - table.first + 1, int(layout.first.min())
+    columns = 2 if metric == "logit_diff" else None
+    held = 2 * evaluator.base_bytes(first, 0, ()) + sum(v.numel() * 4 for v in layout.values.values())
+    held += evaluator.base_bytes(where + 1, where + 1 - first, _kept_sites(layout))
+    pieces = evaluator.pieces(lengths, held, columns)
+    prompt = planner.prefix_work(model.family, first) + planner.prompt_work(model.family, [(first, where + 1)])
+    plan = evaluator.plan(
+        [(table, lengths)], [pieces], held, 1, moves=[control], columns=columns, prompts=prompt
+    )  # fmt: skip
     names = tuple(v.name for v in variants)
-    return _Sweep(tokens, where, ids, layout, names, reference, name, budget)
+    return _Sweep(tokens, where, ids, layout, names, reference, name, evaluator, table, control, head, pieces, plan)
 
 
 def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) -> Tensor | None:
@@ -161,18 +182,14 @@ def _kept_sites(layout: Layout) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*SELF_PATCH_SITES, *joins, *added_to)))
 
 
-def _with_self_patches(model: Model, layout: Layout, bases: Bases, first: int, seed: int) -> tuple[Variants, HeadJoins]:
-    """The variants with the self-patches behind them, and how they join."""
-    controls = self_patches(model.cfg, seed, 0)
+def _with_self_patches(cfg: ModelConfig, layout: Layout, seed: int) -> tuple[Variants, Tensor, Tensor]:
+    """The variants with the self-patches behind them; which are self-patches; the heads of those, -1 for the others."""
+    controls = self_patches(cfg, seed, 0)
     n, c = len(layout.layer), len(controls)
-    control = torch.arange(n + c) >= n
     table = Variants(
         base=torch.zeros(n + c, dtype=torch.long),
         layer=torch.cat((layout.layer, controls[:, 0])),
         stage=torch.cat((layout.stage, torch.full((c,), int(Stage.MID)))),
-        first=torch.cat((layout.first, torch.full((c,), first))),
+        first=torch.cat((layout.first, torch.full((c,), int(layout.first.min())))),
     )
-    head = torch.cat((torch.full((n,), -1), controls[:, 1]))
-    everywhere, editable = torch.full_like(head, -1), torch.ones(len(bases.sites["z"][0]), dtype=torch.bool)
-    each = (control, control, head, everywhere, editable, self_patch_signs(bases, seed, 0))
-    return table, HeadJoins(model.family, bases, *(t.to(model.device) for t in each))
+    return table, torch.arange(n + c) >= n, torch.cat((torch.full((n,), -1), controls[:, 1]))

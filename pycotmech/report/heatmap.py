@@ -98,10 +98,13 @@ def sweep_figure(sweep: Sweep, *, title: str | None = None, path: str | PathLike
     """One `Sweep`: layer by head; by position layer by position, where each entry is the head with the largest effect."""
     grid, across = np.asarray(sweep.effect, dtype=float), "head"
     lines = [f"{sweep.model_name}, {len(sweep.clean_metric)} pair(s), noise floor {sweep.noise_floor:.1g}"]
-    if sweep.by_position:  # [L, T, H]
-        strongest = np.abs(np.nan_to_num(grid)).argmax(-1)[..., None]
-        grid, across = np.take_along_axis(grid, strongest, -1)[..., 0], "position"
-        lines.append("of each layer's heads, the one with the largest effect at the position")
+    if sweep.by_position or sweep.groups:  # [L, T, H]; of the residual stream [L, T]
+        across = "position" if sweep.by_position else f"group ({', '.join(sweep.groups or ())})"
+        if grid.ndim == 3:
+            strongest = np.abs(np.nan_to_num(grid)).argmax(-1)[..., None]
+            grid = np.take_along_axis(grid, strongest, -1)[..., 0]
+            where = "at the position" if sweep.by_position else "in the group"
+            lines.append(f"of each layer's heads, the one with the largest effect {where}")
     label = _bar_label(sweep.metric, sweep.direction, sweep.normalized)
     return _single(grid, across, title or f"{sweep.site} patched, one head at a time", lines, label, path)
 

@@ -126,6 +126,59 @@ def test_by_position():
         assert np.abs(sweep.effect[:, p] - truth.numpy()).max() < 1e-4 * np.abs(sweep.effect).max()
 
 
+@pytest.mark.parametrize("site", ["z", "k", "resid_mid"])
+def test_groups_of_positions(site):
+    """Each group at once, against sweeps over the group's positions alone; one in front of the difference gets a warning."""
+    model = pcm.Model(tiny_llama(**SHAPES["gqa"]))
+    clean, corrupted = pair()
+    patch = pcm.patch_residual if site == "resid_mid" else pcm.patch_heads
+    groups = {"shots": slice(0, 20), "word": slice(FIRST - 1, FIRST + 3), "rest": [33, 31, -8], "end": -1}
+    arguments = dict(site=site, metric="logit_diff", answer=7, wrong=11)
+    with pytest.warns(UserWarning, match="groups: 'shots' reaches nothing that is read in any example"):
+        sweep = patch(model, clean, corrupted, groups=groups, **arguments)
+    heads = () if site == "resid_mid" else (2,) if site == "k" else (6,)
+    assert sweep.shape == (4, 4, *heads) and sweep.axes == ("layer", "group", *(["head"] if heads else []))
+    assert sweep.groups == tuple(groups) and not sweep.by_position
+    assert (sweep.effect[:, 0] == 0).all() and np.allclose(sweep.raw[:, 0], sweep.corrupted_metric)
+    once = {} if site != "resid_mid" else dict(by_position=False)
+    for g, positions in ((1, [FIRST, FIRST + 1, FIRST + 2]), (2, [31, 32, 33]), (3, [39])):
+        alone = patch(model, clean, corrupted, positions=positions, **once, **arguments)
+        assert np.abs(sweep.raw[:, g] - alone.raw).max() < 2e-5 * np.abs(sweep.raw).max(), g
+    frame = sweep.to_dataframe()
+    assert set(frame["group"]) == set(groups) and " in '" in str(sweep)
+    sweep.plot()
+    longer = [torch.cat((t[:3], t)) for t in (clean, corrupted)]
+    named = dict(list(groups.items())[1:])
+    moved = {"word": slice(FIRST + 2, FIRST + 6), "rest": [36, 34, 35], "end": 42}
+    both = patch(model, [clean, longer[0]], [corrupted, longer[1]], groups=[named, moved], **arguments)
+    alone = patch(model, *longer, groups=moved, **arguments)
+    assert both.raw.shape == (2, 4, 3, *heads)
+    for together, expected in zip(both.raw, (sweep.raw[:, 1:], alone.raw), strict=True):
+        assert np.abs(together - expected).max() < 2e-5 * np.abs(sweep.raw).max()
+
+
+def test_groups_that_are_wrong():
+    model = pcm.Model(tiny_llama(**SHAPES["gqa"]))
+    clean, corrupted = pair()
+    bad = [
+        (dict(groups={"a": slice(20, 30), "b": [29, 35]}), ValueError, "'b' and 'a' overlap at position 29"),
+        (dict(groups={"a": slice(30, 30)}), ValueError, r"groups\['a'\]: slice.* holds no position"),
+        (dict(groups={"a": [40]}), ValueError, r"groups\['a'\]: 40 is outside a prompt of 40 tokens"),
+        (dict(groups={"a": slice(30, 41)}), ValueError, "reaches outside the prompt of 40 tokens"),
+        (dict(groups={"a": [3, 4]}), ValueError, "groups: none of them reaches what is read"),
+        (dict(groups={}), TypeError, "expected a mapping"),
+        (dict(groups=[{"a": [30]}, {"a": [30]}]), ValueError, "2 given for 1 examples"),
+        (dict(groups={"a": [30]}, by_position=True), ValueError, "groups and by_position"),
+        (dict(groups={"a": [30]}, positions=[30]), ValueError, "positions: the groups say which"),
+        (dict(groups={"a": [30]}, screen=2), ValueError, "screen: heads are screened"),
+    ]
+    for arguments, kind, message in bad:
+        with pytest.raises(kind, match=message):
+            pcm.patch_heads(model, clean, corrupted, **arguments)
+    with pytest.raises(ValueError, match=r"the names .* are not those of the first example"):
+        pcm.patch_heads(model, [clean] * 2, [corrupted] * 2, groups=[{"a": [30]}, {"b": [30]}])
+
+
 def test_all_heads_of_a_layer_are_attn_out():
     """Patching every head of a layer at once is patching what its attention adds; the heads' joins add up to it."""
     hf = tiny_llama(n_heads=4, n_layers=3)
@@ -186,7 +239,7 @@ def test_independent_of_chunks_blocks_and_threads(monkeypatch):
             assert np.array_equal(again.raw, pcm.patch_heads(model, clean, corrupted).raw)  # one plan, one result
     finally:
         torch.set_num_threads(threads)
-    small = pcm.patch_heads(model, clean, corrupted, memory_gb=0.008)
+    small = pcm.patch_heads(model, clean, corrupted, memory_gb=0.0008)
     assert small.plan.chunks > 1 and np.abs(small.raw - whole.raw).max() < 2e-5 * scale
     monkeypatch.setattr(staircase, "ROW_BLOCK", 17)  # blocks that fit one variant each
     assert np.abs(pcm.patch_heads(model, clean, corrupted).raw - whole.raw).max() < 2e-5 * scale
