@@ -128,7 +128,9 @@ def layer_flop(cfg: ModelConfig, keys: float) -> float:
 
 def layer_bytes(family: LlamaFamily) -> int:
     """The weights of one layer."""
-    return sum(w.numel() * w.element_size() for w in family.layers[0].parameters())
+    cfg = family.cfg
+    heads = (2 * cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
+    return cfg.d_model * (heads + 3 * cfg.d_mlp + 2) * family.dtype.itemsize
 
 
 def pass_bytes(family: LlamaFamily, rows: int) -> int:

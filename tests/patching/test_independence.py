@@ -100,7 +100,7 @@ def test_chunks_order_subsets_and_threads_change_nothing(model, site):
     def same(result, where=...):
         assert np.nanmax(np.abs(result.raw - whole.raw)[where]) <= ROUNDING * scale
 
-    small = run(model, clean, corrupted, memory_gb=0.0085, **arguments)
+    small = run(model, clean, corrupted, memory_gb=0.9 * whole.plan.bytes_in_flight / 2**30, **arguments)
     assert small.plan.chunks > 1
     same(small)
     threads = torch.get_num_threads()
