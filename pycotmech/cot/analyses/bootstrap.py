@@ -55,7 +55,7 @@ def ratio_interval(
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = top.sum(0) / np.where(counts.any(0), below.sum(0), np.nan)
         drawn = (weights @ top) / np.where(weights @ counts > 0, weights @ below, np.nan)
-    low, high = _percentiles(drawn, level)
+    low, high = percentiles(drawn, level)
     enough = counts.sum(0) > 1
     low, high = np.where(enough, low, np.nan), np.where(enough, high, np.nan)
     return Interval(*(x.reshape(shape) for x in (mean, low, high, counts.sum(0))))
@@ -71,7 +71,7 @@ def statistic_interval(
     whole = np.asarray(statistic(np.arange(n)), dtype=np.float64)
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.asarray(statistic(rng.integers(n, size=n)), dtype=np.float64) for _ in range(draws)])
-    low, high = _percentiles(drawn, level)
+    low, high = percentiles(drawn, level)
     if n < 2:
         low, high = np.full_like(whole, np.nan), np.full_like(whole, np.nan)
     return Interval(whole, low, high, np.full(whole.shape, n))
@@ -95,8 +95,8 @@ def halves(n: int, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int6
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
-def _percentiles(drawn: NDArray, level: float) -> tuple[NDArray, NDArray]:
-    """Percentiles over draws, of those draws in which the statistic is defined."""
+def percentiles(drawn: NDArray, level: float = LEVEL) -> tuple[NDArray, NDArray]:
+    """The ends of the interval from draws [draws, ...], of those draws in which the statistic is defined."""
     out = np.full((2, *drawn.shape[1:]), np.nan)
     some = np.isfinite(drawn).any(0)
     tail = 100 * (1 - level) / 2

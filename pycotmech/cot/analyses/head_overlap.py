@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.cost import Cost, Workload
 from pycotmech.cot.analyses.head_sets import HeadSet
 from pycotmech.cot.analyses.result import Analysis
@@ -28,7 +29,7 @@ class HeadOverlap(Analysis):
     """Overlaps of every two of n sets.
 
     data, over set and other: `intersection`, `union` (heads), `iou` |A & B| / |A | B|, `f1` 2 |A & B| / (|A| + |B|), each with
-    `_low` and `_high` where the sets were selected from scores per example (bootstrap over examples, selected anew each
+    `_low` and `_high` where both were selected from scores per example (bootstrap over examples, selected anew each
     time); `chance` the intersection expected of random sets of these sizes, |A| |B| / (L H), and `f1_chance` from it; `p` the
     hypergeometric chance of so large an intersection or a larger one, `p_holm` corrected for the number of pairs. NaN
     where a set is empty. `size` [set]. Coordinates `type` and `of_step` (-1: no step) of each set.
@@ -147,7 +148,7 @@ def head_overlap(
     data["p"], data["p_holm"] = p, holm
     drawn = _drawn([s for *_, s in flat], masks, draws, seed)
     for k in _STATISTICS:
-        ends = np.nanpercentile(drawn[k], [2.5, 97.5], axis=0) if drawn else np.full((2, *p.shape), np.nan)
+        ends = bootstrap.percentiles(drawn[k]) if drawn else np.full((2, *p.shape), np.nan)
         data[f"{k}_low"], data[f"{k}_high"] = ends
     names = [name for name, *_ in flat]
     if len(set(names)) < len(names):
@@ -194,7 +195,7 @@ def _overlap(masks: NDArray) -> dict[str, NDArray[np.float64]]:
 
 
 def _drawn(given: list[Any], masks: NDArray, draws: int, seed: int) -> dict[str, NDArray] | None:
-    """Overlaps over resampled examples [draws, n, n]; NaN for pairs of which neither can be selected anew."""
+    """Overlaps over resampled examples [draws, n, n]; NaN for pairs of which one cannot be selected anew."""
     again = [isinstance(s, Selection) and s.examples is not None and len(s.examples) > 1 for s in given]
     if not any(again) or draws < 2:
         return None

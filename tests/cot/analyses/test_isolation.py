@@ -1,0 +1,168 @@
+"""Sets kept alone and sets made smaller, against the runs they stand for."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import cells, cost, isolation
+from pycotmech.cot.analyses.ablation import ablated_steps
+from pycotmech.cot.analyses.head_sets import HeadSet
+from pycotmech.cot.analyses.isolation import intersection, keep_only, remove, set_combinations, union
+
+L, H = 4, 8
+
+
+@pytest.fixture(scope="module")
+def case():
+    model = pcm.Model.from_pretrained("tiny-cot")
+    examples = pcm.cot.make_examples(3, shots=2, tokenizer=model.tokenizer, bos=model.prepend_bos, seed=4)
+    graded = pcm.cot.grade(model, examples)
+    means = pcm.cot.head_means(model, examples, n=2)
+    run = ablated_steps(model, cells.choose(model, examples, right=graded), mean=means)
+    return model, examples, dict(right=graded, mean=means), run.answer
+
+
+def random_set(seed, share=0.5):
+    return np.random.default_rng(seed).random((L, H)) < share
+
+
+def test_the_papers_five_sets():
+    main, first, second = (HeadSet(random_set(i)) for i in range(3))
+    found = set_combinations(main, [first, second], shape=(L, H))
+    m, f, s = main.mask, first.mask, second.mask
+    expected = {
+        "common": m & f & s,
+        "only_main": m & ~f & ~s,
+        "only_other": (f | s) & ~m,
+        "other": f | s,
+        "common_only_main": (m & f & s) | (m & ~f & ~s),
+    }
+    assert list(found) == list(expected)
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(found[name].mask, mask)
+        assert found[name].name == name and mask.any()
+    # PAPER section 5, Overlap E6
+    assert all((found["common"] - x).mask.sum() == 0 for x in (main, first, second))
+    assert not (found["only_main"] & first).mask.any() and not (found["only_main"] & second).mask.any()
+    assert not (found["common_only_main"] - main).mask.any()
+    np.testing.assert_array_equal(union([main, first, second]).mask, m | f | s)
+    np.testing.assert_array_equal(intersection([main, first, second]).mask, m & f & s)
+    with pytest.raises(ValueError, match="others: got none"):
+        set_combinations(main, [], shape=(L, H))
+
+
+def test_what_is_kept_is_all_that_is_not_ablated(case):
+    model, examples, options, answer = case
+    some = random_set(0, 0.7)
+    pairs = [(int(l), int(h)) for l, h in np.argwhere(some)]
+    by_step = {s: random_set(10 + s % 2, 0.7) for s in range(10)}
+    sets = {"all": np.ones((L, H), bool), "some": some, "shuffled": pairs[::-1], "by step": by_step, "none": []}
+    found = keep_only(model, examples, sets, **options)
+    lp = found.data["log_prob"]
+    xr.testing.assert_equal(lp.sel(set="some", drop=True), lp.sel(set="shuffled", drop=True))  # a set has no order
+    np.testing.assert_allclose(lp.sel(set="all"), answer.untouched.log_prob)
+    np.testing.assert_allclose(lp.sel(set="some"), answer(~some).log_prob, atol=1e-4)
+    np.testing.assert_allclose(lp.sel(set="none"), answer(np.ones((L, H), bool)).log_prob, atol=1e-4)
+    for s in range(10):
+        np.testing.assert_allclose(lp.sel(set="by step").values[:, s], answer(~by_step[s]).log_prob[:, s], atol=1e-4)
+    counts = options["right"].right.numpy()
+    assert (found.data["right"].sel(set="all").values[counts] == 1).all()
+    assert found.data["kept"].sel(set="by step").values.tolist() == [by_step[s].sum() for s in range(10)]
+    table = found.table()
+    assert len(table) == 5 * 11 and table[table["set"] == "all"]["accuracy"].min() == 1
+    whole = table[(table["set"] == "some") & (table["step"] == "all")]["accuracy"].item()
+    assert whole == pytest.approx(np.nanmean(np.nanmean(found.data["right"].sel(set="some").values, 1)))
+
+
+def test_random_sets_have_the_same_sizes(case):
+    masks = np.stack([np.stack([random_set(0)] * 3), np.stack([random_set(1), random_set(2), random_set(1)])])
+    drawn = isolation._random_like(masks, np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn.sum((2, 3)), masks.sum((2, 3)))
+    assert (drawn[0, 0] == drawn[0, 1]).all() and (drawn[1, 0] == drawn[1, 2]).all() and (drawn[1, 0] != drawn[1, 1]).any()
+    model, examples, options, _ = case
+    found = keep_only(model, examples, {"all": np.ones((L, H), bool)}, n_random=2, **options)
+    np.testing.assert_array_equal(found.data["random"], found.data["right"])  # of all heads there is one set
+
+
+def test_removal_takes_the_best_of_the_set_and_stops(case):
+    model, examples, options, answer = case
+    within = random_set(0, 0.8)
+    scores = np.random.default_rng(5).normal(size=(L, H))
+    found = remove(model, examples, within, scores, sizes=[2, 5], stop=0.0, **options)
+    ranked = [divmod(int(i), H) for i in np.argsort(-scores.ravel()) if within.ravel()[i]]
+    for k, n in enumerate([0, 2, 5]):
+        mask = within.copy()
+        for head in ranked[:n]:
+            mask[head] = False
+        np.testing.assert_array_equal(found.data["mask"].values[k, 0], mask)
+        np.testing.assert_allclose(found.data["log_prob"].values[k], answer(~mask).log_prob, atol=1e-4)
+    assert found.data["removed"].values.tolist() == [0, 2, 5] and not found.about["settings"]["stopped"]
+    low = remove(model, examples, within, scores, sizes=[1], order="least", n_random=0, stop=0.0, **options)
+    assert not low.data["mask"].values[1, 0][ranked[-1]] and low.data["mask"].values[1, 0].sum() == within.sum() - 1
+    size = int(within.sum())
+    early = remove(model, examples, within, scores, sizes=range(0, size + 1, 4), stop=0.9, **options)
+    accuracy = early.accuracy()["mean"]
+    assert early.about["settings"]["stopped"] and (accuracy.isel(size=-1) < 0.9).all()
+    assert all(bool((accuracy.isel(size=k) >= 0.9).any()) for k in range(early.data.sizes["size"] - 1))
+    assert "stopped there" in str(early)
+
+
+def test_examples_that_chose_the_sets_are_said(case):
+    model, examples, options, _ = case
+    axes = ("example", "layer", "head")
+    scores = xr.DataArray(np.random.default_rng(0).normal(size=(2, L, H)), dims=axes, coords={"example": [0, 9]}, name="s")
+    chosen = pcm.cot.select_heads(scores, k=20)[0]
+    found = keep_only(model, examples, {"chosen": chosen, "less": chosen - chosen}, steps=[5], n_random=0, **options)
+    assert found.about["settings"]["reused"] == 1 and "1 example was also used to choose the sets" in str(found)
+
+
+@pytest.mark.parametrize("by_step", [False, True])
+def test_cost_is_what_was_predicted(case, by_step):
+    model, examples, options, _ = case
+    load = cost.workload(cells.choose(model, examples, right=options["right"]))
+    sets = {"a": {s: random_set(s) for s in range(10)} if by_step else random_set(3), "b": random_set(4)}
+    if by_step:
+        sets["b"] = {s: random_set(20 + s) for s in range(10)}
+    found = keep_only(model, examples, sets, right=options["right"], n_mean=2)
+    predicted = isolation.cost(model.cfg, load, sets=2, n_mean=2, steps=10 if by_step else 1)
+    assert found.about["cost"]["token_forwards"] == pytest.approx(predicted.token_forwards, rel=0.15)
+    assert isolation.authors_cost(model.cfg, load).forwards == load.cells * 19.5  # section 3: 19 500 for 1 000
+
+
+def test_results_are_kept_and_drawn(case, tmp_path):
+    model, examples, options, _ = case
+    kept = keep_only(model, examples, {"some": random_set(0), "none": []}, steps=[4, 5], **options)
+    gone = remove(model, examples, random_set(0), np.arange(32.0).reshape(L, H), sizes=[3], steps=[4, 5], **options)
+    for found in (kept, gone):
+        found.save(tmp_path)
+        again = type(found).load(tmp_path)
+        xr.testing.assert_equal(again.data, found.data)
+        assert again.findings() == found.findings()
+        found.plot(path=tmp_path / f"{found.name}.png")
+        assert (tmp_path / f"{found.name}.png").stat().st_size > 10_000
+
+
+def test_bad_input(case):
+    model, examples, options, _ = case
+    for call, words in [
+        (lambda: keep_only(model, examples, [], **options), "sets: got list"),
+        (lambda: keep_only(model, examples, {"a": np.ones((2, 2), bool)}, **options), r"sets\['a'\]: got a set of shape"),
+        (lambda: keep_only(model, examples, {"a": {0: []}}, **options), r"sets\['a'\]: has no set for step 1"),
+        (lambda: keep_only(model, examples, {"a": []}, n_random=-1, **options), "n_random: got -1"),
+        (lambda: keep_only(model, examples, {"a": []}, definition="x", **options), "definition: got 'x'"),
+        (lambda: remove(model, examples, [(0, 0)], np.zeros((L, H)), sizes=[2], **options), r"sizes: got \[2\]"),
+        (lambda: remove(model, examples, [(0, 0)], np.zeros((2, H)), **options), r"scores: got heads \[2, 8\]"),
+        (lambda: remove(model, examples, [(9, 0)], np.zeros((L, H)), **options), r"within: got \(9, 0\)"),
+        (lambda: remove(model, examples, [(0, 0)], np.zeros((L, H)), order="x", **options), "order: got 'x'"),
+        (lambda: remove(model, examples, [(0, 0)], np.zeros((L, H)), stop=50, **options), "stop: got 50"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=words):
+            call()
+
+
+def test_torch_masks_are_taken(case):
+    model, examples, options, _ = case
+    found = keep_only(model, examples, {"all": torch.ones(L, H, dtype=torch.bool)}, steps=[0], n_random=0, **options)
+    assert found.data["kept"].values.tolist() == [[32]]
