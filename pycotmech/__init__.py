@@ -30,6 +30,7 @@ _EXPORTS = {
     "HeadLogits": "pycotmech.lens",
     "HeadScores": "pycotmech.attention",
     "LogitLens": "pycotmech.lens",
+    "Knockout": "pycotmech.patching",
     "Model": "pycotmech.model",
     "PairReport": "pycotmech.patching",
     "PathSweep": "pycotmech.patching",
@@ -44,6 +45,7 @@ _EXPORTS = {
     "check_pair": "pycotmech.patching",
     "head_logits": "pycotmech.lens",
     "head_scores": "pycotmech.attention",
+    "knock_out_edges": "pycotmech.patching",
     "logit_lens": "pycotmech.lens",
     "patch_heads": "pycotmech.patching",
     "patch_residual": "pycotmech.patching",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import Agreement as Agreement
     from pycotmech.patching import Attribution as Attribution
     from pycotmech.patching import Edit as Edit
+    from pycotmech.patching import Knockout as Knockout
     from pycotmech.patching import PairReport as PairReport
     from pycotmech.patching import PathSweep as PathSweep
     from pycotmech.patching import Plan as Plan
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import ablate_heads as ablate_heads
     from pycotmech.patching import attribute_heads as attribute_heads
     from pycotmech.patching import check_pair as check_pair
+    from pycotmech.patching import knock_out_edges as knock_out_edges
     from pycotmech.patching import patch_heads as patch_heads
     from pycotmech.patching import patch_residual as patch_residual
     from pycotmech.patching import path_patch as path_patch

@@ -4,6 +4,7 @@ from pycotmech.patching.ablate import ablate_heads
 from pycotmech.patching.attribution import Agreement, Attribution, attribute_heads
 from pycotmech.patching.edits import Edit, Variant
 from pycotmech.patching.heads import patch_heads, plan_heads
+from pycotmech.patching.knockout import Knockout, knock_out_edges
 from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.path_results import PathSweep
 from pycotmech.patching.paths import path_patch, path_patch_all, plan_paths
@@ -17,6 +18,7 @@ __all__ = [
     "Agreement",
     "Attribution",
     "Edit",
+    "Knockout",
     "PairReport",
     "PathSweep",
     "Plan",
@@ -26,6 +28,7 @@ __all__ = [
     "ablate_heads",
     "attribute_heads",
     "check_pair",
+    "knock_out_edges",
     "patch_heads",
     "patch_residual",
     "path_patch",

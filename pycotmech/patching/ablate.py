@@ -19,13 +19,15 @@ from pycotmech.patching.sweep import prepare, sweep
 if TYPE_CHECKING:
     from pycotmech.model import Model
 
+Heads = tuple[tuple[int, int], ...]
+
 AblationKind = Literal["zero", "mean", "resample"]
 
 
 def ablate_heads(
     model: Model,
     tokens: Tokens,
-    heads: Sequence[tuple[int, int]],
+    heads: Sequence[tuple[int, int]] | Sequence[Sequence[tuple[int, int]]],
     *,
     kind: AblationKind = "zero",
     mean: Tensor | Sequence[Tokens] | None = None,
@@ -45,7 +47,8 @@ def ablate_heads(
 ) -> Ablation:
     """Replaces z of a set of heads, all at once, and reads a metric against the untouched run.
 
-    tokens: token ids [T] or a string. heads: (layer, head). positions: where z is replaced; None: everywhere.
+    tokens: token ids [T] or a string. heads: (layer, head); or a list of such sets, each a result of its own, all in one
+        sweep. positions: where z is replaced; None: everywhere.
     kind: "zero"; "mean"; "resample": z of another prompt of the same length.
     mean: the means themselves, a tensor [L, H, D] or [L, T, H, D]; or a list of prompts (or token ids [B, T]), over whose
         examples and positions z is averaged.
@@ -55,7 +58,8 @@ def ablate_heads(
     each: every head on its own instead of all at once: one result for each, in one sweep.
     metric, answer, wrong, clean, read, memory_gb, progress: as in `sweep`; "kl" is taken from the untouched run.
 
-    Returns an `Ablation`: .effect [1], or [len(heads)] with `each`; .replaced_by and .n_averaged say what was put in.
+    Returns an `Ablation`: .effect [1], [len(heads)] with `each`, or one for each set; .replaced_by and .n_averaged say what
+    was put in.
     Raises ValueError naming the argument, before anything is run.
     Cost: as `sweep`; a mean over prompts costs one forward pass of each.
     """
@@ -66,13 +70,14 @@ def ablate_heads(
             need = "needs" if kind == of else "takes no"
             raise ValueError(f"{argument}: kind {kind!r} {need} {argument}=")
     cfg = model.cfg
-    chosen = check_heads(list(heads), cfg.n_layers, cfg.n_heads)
+    sets = _sets(heads, cfg.n_layers, cfg.n_heads, each)
+    chosen = list(dict.fromkeys(head for one in sets for head in one))
     base = model.to_tokens(tokens)
     where = list(range(len(base))) if positions is None else resolve_positions(positions, len(base))
     if roles is not None and (kind != "mean" or (isinstance(mean, Tensor) and mean.is_floating_point())):
         raise ValueError("roles: only a mean that is taken over prompts can be taken by role; expected None")
     options: dict[str, Any] = dict(metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
-    nothing = _variants(chosen, each, where, lambda l, h: 0.0)
+    nothing = _variants(sets, each, where, lambda l, h: 0.0)
     prepare(model, tokens, nothing, return_logits=return_logits, seed=seed, **options)  # before anything is run
     n_averaged = None
     if kind == "zero":
@@ -86,20 +91,35 @@ def ablate_heads(
             raise ValueError(f"mean: got a tensor of shape {list(z.shape)}; expected {shapes[0]} or {shapes[1]}")
     else:
         z, words, n_averaged = _mean(model, mean, roles, len(base))
-    variants = _variants(chosen, each, where, lambda l, h: z[l, h] if z.ndim == 3 else z[l, where, h])
+    variants = _variants(sets, each, where, lambda l, h: z[l, h] if z.ndim == 3 else z[l, where, h])
     more: dict[str, Any] = dict(return_logits=return_logits, seed=seed, progress=progress)
     result = sweep(model, tokens, variants, **options, **more)
     found = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    return Ablation(**found, kind=kind, heads=tuple(chosen), each=each, replaced_by=words, n_averaged=n_averaged)
+    more = dict(kind=kind, heads=tuple(chosen), sets=tuple(sets), each=each, replaced_by=words, n_averaged=n_averaged)
+    return Ablation(**found, **more)
 
 
 def _variants(
-    heads: Sequence[tuple[int, int]], each: bool, positions: list[int], value: Callable[[int, int], Tensor | float]
+    sets: Sequence[Heads], each: bool, positions: list[int], value: Callable[[int, int], Tensor | float]
 ) -> list[Variant]:
-    edits = [Edit("z", l, h, positions, value(l, h)) for l, h in heads]
-    if each:
-        return [Variant((edit,), name=f"L{edit.layer}H{edit.head}") for edit in edits]
-    return [Variant(tuple(edits), name=f"{len(edits)} head(s)")]
+    return [
+        Variant(
+            tuple(Edit("z", l, h, positions, value(l, h)) for l, h in heads),
+            name="L{}H{}".format(*heads[0]) if each else f"{len(heads)} head(s)",
+        )
+        for heads in sets
+    ]
+
+
+def _sets(heads, n_layers: int, n_heads: int, each: bool) -> list[Heads]:
+    """The sets of heads that are replaced together, each checked: every head on its own with `each`."""
+    given = list(heads)
+    if given and all(isinstance(h, Sequence) and (len(h) == 0 or isinstance(h[0], Sequence)) for h in given):
+        if each:
+            raise ValueError("each: got True for a list of sets, each of which is a result of its own; expected one set")
+        return [tuple(check_heads(list(one), n_layers, n_heads, argument=f"heads[{i}]")) for i, one in enumerate(given)]
+    chosen = check_heads(given, n_layers, n_heads)
+    return [(head,) for head in chosen] if each else [tuple(chosen)]
 
 
 def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -> tuple[Tensor, list[int], str]:

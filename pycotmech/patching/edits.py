@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -211,7 +212,8 @@ class Layout:
 
 
 def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: int) -> Layout:
-    """Checks all edits and lays them out; edits that can change nothing that is read are left out.
+    """Checks all edits and lays them out; edits that can change nothing that is read are left out,
+    with a warning.
 
     Raises ValueError naming the variant if none of its edits reaches what is read, or two edits replace the same thing.
     """
@@ -219,6 +221,7 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
     parts: dict[tuple[str, int], list[Entries]] = {}
     values: dict[tuple[str, int], list[Tensor]] = {}
     counts: dict[tuple[str, int], int] = {}
+    idle: list[str] = []
     for n, variant in enumerate(variants):
         if not isinstance(variant, Variant):
             raise TypeError(f"variants[{n}]: expected a pycotmech.Variant, got {type(variant).__name__}")
@@ -230,6 +233,7 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
             if placed.site == "edge":
                 kept = kept & (placed.positions >= placed.values[:, 0, 0].min())
             if not bool(kept.any()):
+                idle.append(f"{name}.edits[{i}]")
                 continue
             key = (placed.site, placed.layer)
             entries, rows = _entries(n, placed, kept, counts.get(key, 0))
@@ -242,6 +246,13 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
                 f"{name}: none of its {len(variant.edits)} edit(s) reaches what is read, position {read} after the last layer"
             )
         joins.append((*min(r[:2] for r in reached), min(r[2] for r in reached)))
+    if idle:
+        which = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
+        warnings.warn(
+            f"{which}: reaches nothing that is read, position {read} after the last layer; left out of a variant whose other "
+            "edits do",
+            stacklevel=4,
+        )
     layer, stage, first = torch.tensor(joins).T
     tables = {
         key: Entries(*(torch.cat([getattr(e, field) for e in found]) for field in ("variant", "position", "head", "ref")))

@@ -93,7 +93,7 @@ def prepare_job(
         model.family, model.prefixes, pairs, targets, direction, metric, site, places, by_position, given["seed"], evaluator,
         names, labels,
     )  # fmt: skip
-    job.warn_of_groups()
+    job.warn()
     for i in range(len(pairs)):
         if not any(bool(job.reach(i)[l].any()) for l, _ in places):
             raise ValueError(
@@ -200,9 +200,17 @@ class PatchJob:
     groups: tuple[str, ...] | None
     labels: list[Tensor]
 
-    def warn_of_groups(self) -> None:
-        """Says which groups change nothing in any example, wherever they are patched."""
+    def warn(self) -> None:
+        """Says in which layers nothing can change in any example, and which groups change nothing wherever they are patched."""
         layers = sorted({l for l, _ in self.places})
+        reach = [self.reach(i).any(1) for i in range(len(self.pairs))]
+        idle = [l for l in layers if not any(r[l] for r in reach)]
+        if idle:
+            warnings.warn(
+                f"positions: in layer(s) {idle} {self.site} at these positions reaches nothing that is read in any example; "
+                "the values there are those of the untouched run",
+                stacklevel=4,
+            )
         reached = set()
         for i, labels in enumerate(self.labels if self.groups else []):
             reached |= set(labels[self.reach(i)[layers].any(0)].tolist())

@@ -201,13 +201,15 @@ class VariantSweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(VariantSweep):
-    """Heads taken out of a run: all at once (N = 1), or each on its own (N = len(heads)).
+    """Heads taken out of a run: all at once (N = 1), each on its own (N = len(heads)), or set by set (N = len(sets)).
 
+    heads: all of them, each once; sets: those replaced together, one for each result.
     replaced_by: what stands in the heads' place, in words. n_averaged: the number of prompts in a mean, if it was taken here.
     """
 
     kind: str
     heads: tuple[tuple[int, int], ...]
+    sets: tuple[tuple[tuple[int, int], ...], ...]
     each: bool
     replaced_by: str
     n_averaged: int | None
@@ -222,4 +224,5 @@ class Ablation(VariantSweep):
 
     def __str__(self) -> str:
         what = "each head on its own" if self.each else f"{len(self.heads)} head(s) at once"
+        what = f"{len(self.sets)} sets of heads" if len(self.sets) > 1 and not self.each else what
         return f"{what} replaced by {self.replaced_by}\n{super().__str__()}"

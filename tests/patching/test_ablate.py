@@ -127,3 +127,23 @@ def test_wrong_arguments(case, monkeypatch):
     for arguments, message in bad:
         with pytest.raises(ValueError, match=message):
             pcm.ablate_heads(model, tokens, **{"heads": HEADS, **arguments})
+
+
+def test_several_sets_in_one_sweep(case):
+    model, hf64, (tokens, other, *_) = case
+    sets = [HEADS[:2], HEADS, [(2, 0)]]
+    z = z_of(hf64, other)
+    for arguments, value in ((dict(), lambda l, h: 0.0), (dict(kind="resample", resample=other), lambda l, h: z[l, :, h])):
+        result = pcm.ablate_heads(model, tokens, sets, **arguments)
+        expected = [truth(hf64, tokens, {head: value(*head) for head in heads}) for heads in sets]
+        assert len(result) == 3 and np.abs(result.effect - expected).max() < 1e-4 * max(expected)
+    assert result.sets == tuple(map(tuple, sets)) and result.heads == tuple(HEADS) and result.plan.chunks == 1
+    assert result.names == ("2 head(s)", "4 head(s)", "1 head(s)") and str(result).startswith("3 sets of heads replaced by")
+    bad = [
+        (dict(heads=[[(0, 1)], []]), r"heads\[1\]: the list is empty"),
+        (dict(heads=[[(0, 1)], [(3, 0)]]), r"heads\[1\]: \(3, 0\) is out of range"),
+        (dict(heads=[[(0, 1)]], each=True), "each: got True for a list of sets"),
+    ]
+    for arguments, message in bad:
+        with pytest.raises(ValueError, match=message):
+            pcm.ablate_heads(model, tokens, **arguments)

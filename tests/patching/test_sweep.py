@@ -323,3 +323,23 @@ def test_what_hooks_keep_is_left_alone(grouped):
     assert len(kept) > 4 and all(torch.equal(out, copy) for out, copy in kept)
     again = pcm.sweep(pcm.Model(hf), tokens, [pcm.Variant(tuple(edits))], metric="prob", answer=7)
     assert plain.raw[0] == pytest.approx(again.raw[0], rel=1e-4)
+
+
+def test_an_edit_that_reaches_nothing_is_said(case):
+    """Never in silence: an error where it is all of a variant, a warning where other edits of the variant reach."""
+    model, _, tokens = case
+    idle, works = pcm.Edit("z", L - 1, 0, [3], 0.0), pcm.Edit("z", 0, 0, [3], 0.0)
+    with pytest.raises(ValueError, match=r"variants\[1\]: none of its 1 edit"):
+        pcm.sweep(model, tokens, [pcm.Variant((works,)), pcm.Variant((idle,))])
+    with pytest.warns(UserWarning, match=r"variants\[0\].edits\[1\]: reaches nothing that is read, position 11"):
+        both = pcm.sweep(model, tokens, [pcm.Variant((works, idle))])
+    assert both.raw[0] == pytest.approx(pcm.sweep(model, tokens, [pcm.Variant((works,))]).raw[0], rel=1e-5)
+    with pytest.warns(UserWarning, match=r"edits\[1\]: reaches nothing"):
+        pcm.ablate_heads(model, tokens, [(0, 0), (L - 1, 0)], positions=[3])
+    other = tokens.clone()
+    other[2] = (other[2] + 1) % 61
+    with pytest.warns(UserWarning, match=rf"in layer\(s\) \[{L - 1}\] z at these positions reaches nothing that is read"):
+        patched = pcm.patch_heads(model, tokens, other, positions=[3])
+    assert (patched.effect[L - 1] == 0).all() and (patched.effect[0] != 0).any()
+    with pytest.warns(UserWarning, match=rf"in layer\(s\) \[{L - 1}\] resid_post at these positions reaches nothing"):
+        pcm.patch_residual(model, tokens, other, site="resid_post", positions=[3])

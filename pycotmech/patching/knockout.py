@@ -1,0 +1,151 @@
+"""Cut attention between positions: what is lost when these positions no longer see those."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.patching.edits import Edit, Variant, check_heads
+from pycotmech.patching.groups import Groups, Positions, labels_of, positions_of
+from pycotmech.patching.metrics import Metric
+from pycotmech.patching.results import VariantSweep
+from pycotmech.patching.sweep import sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pycotmech.model import Model
+
+Where = str | Sequence[str] | Positions
+"""Names of segments, or positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knockout(VariantSweep):
+    """Edges cut in a run: in all places at once (N = 1), or in one after the other.
+
+    places: for each result the (layer, head) in which they were cut, head None for all heads of the layer. from_, to: the
+    positions that were no longer seen, and by which.
+    """
+
+    places: tuple[tuple[tuple[int, int | None], ...], ...]
+    from_: tuple[int, ...]
+    to: tuple[int, ...]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """`VariantSweep.to_dataframe`, with layer and head where each result has one of them."""
+        frame = super().to_dataframe()
+        layers = [{l for l, _ in p} for p in self.places]
+        heads = [{h for _, h in p} for p in self.places]
+        if all(len(h) == 1 and None not in h for h in heads) and all(len(l) == 1 for l in layers):
+            frame.insert(0, "head", [next(iter(h)) for h in heads])
+        if all(len(l) == 1 for l in layers):
+            frame.insert(0, "layer", [next(iter(l)) for l in layers])
+        return frame
+
+    def __str__(self) -> str:
+        return f"attention of {len(self.to)} position(s) to {len(self.from_)} cut\n{super().__str__()}"
+
+
+def knock_out_edges(
+    model: Model,
+    tokens: Tokens,
+    *,
+    from_: Where,
+    to: Where,
+    segments: Groups | None = None,
+    heads: Sequence[tuple[int, int]] | None = None,
+    layers: Sequence[int] | None = None,
+    each: Literal["layer", "head"] | None = None,
+    metric: Metric = "kl",
+    answer: int | str | None = None,
+    wrong: int | str | None = None,
+    clean: Tokens | None = None,
+    read: int = -1,
+    memory_gb: float | None = None,
+    return_logits: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Knockout:
+    """Cuts what flows from some positions to others: the queries at `to` do not see the keys at `from_`, and reads a metric.
+
+    Scores are set to -inf before the softmax, so the weights of the keys that are left grow to 1; a query that sees none
+    has z = 0. Keys behind a query are never seen, so nothing is cut there.
+
+    from_, to: positions (a slice, one or several, negative from the end), or the name of a segment, or several names.
+    segments: {"question": slice(575, 610), ...}: what the names stand for; they share no position.
+    heads: (layer, head) in which edges are cut; or layers, in all heads of which they are. None, None: in all layers where
+        a cut reaches what is read: in the last one only the query at `read` does.
+    each: None, all at once, one result; "layer": one result for each layer; "head": one for each head.
+    Other arguments as in `sweep`; "kl" is taken from the untouched run.
+
+    Returns a `Knockout`: .effect [1], [layers] or [heads], and .places.
+    Raises ValueError naming the argument, before anything is run.
+    Cost: as `sweep`: one variant for each result.
+    """
+    cfg, ids = model.cfg, model.to_tokens(tokens)
+    where = resolve_positions(read, len(ids), argument="read")[0]
+    if segments is not None:
+        labels_of(segments, len(ids), argument="segments")
+    keys = _positions(from_, segments, len(ids), "from_")
+    queries = _positions(to, segments, len(ids), "to")
+    if min(keys) > max(queries):
+        raise ValueError(
+            f"from_, to: the queries end at position {max(queries)}, in front of the first key {min(keys)}; they see none of it"
+        )
+    if each not in (None, "layer", "head"):
+        raise ValueError(f"each: got {each!r}; expected None, 'layer' or 'head'")
+    if heads is not None and layers is not None:
+        raise ValueError("heads, layers: got both; expected one of them, or none for all layers")
+    if heads is not None:
+        chosen: list[tuple[int, int | None]] = [*check_heads(list(heads), cfg.n_layers, cfg.n_heads)]
+    else:
+        reached = range(cfg.n_layers if where in queries and min(keys) <= where else cfg.n_layers - 1)
+        named = reached if layers is None else list(dict.fromkeys(int(l) for l in layers))
+        for l in named:
+            if not 0 <= l < cfg.n_layers:
+                raise ValueError(f"layers: {l} is out of range; expected 0..{cfg.n_layers - 1}")
+        if not named:
+            raise ValueError("layers: there is none in which the cut reaches what is read; expected at least one")
+        chosen = [(l, h) for l in named for h in (range(cfg.n_heads) if each == "head" else [None])]
+    if each is None:
+        places = [chosen]
+    elif each == "head":
+        places = [[place] for place in chosen]
+    else:
+        places = [[p for p in chosen if p[0] == l] for l in dict.fromkeys(l for l, _ in chosen)]
+    variants = [
+        Variant(tuple(Edit("edge", l, h, queries, keys=keys) for l, h in place), name=_name(place, each)) for place in places
+    ]
+    found = sweep(
+        model, tokens, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb,
+        return_logits=return_logits, seed=seed, progress=progress,
+    )  # fmt: skip
+    fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    return Knockout(**fields, places=tuple(map(tuple, places)), from_=tuple(keys), to=tuple(queries))
+
+
+def _name(place: list[tuple[int, int | None]], each: str | None) -> str:
+    (l, h), n = place[0], len(place)
+    if each is None:
+        return f"{n} {'layer' if h is None else 'head'}(s)"
+    return f"L{l}" if each == "layer" else f"L{l}H{h}"
+
+
+def _positions(where: Where, segments: Groups | None, length: int, argument: str) -> list[int]:
+    """Positions, ascending, of what was named."""
+    names = [where] if isinstance(where, str) else where
+    if not isinstance(names, (slice, int, torch.Tensor)) and any(isinstance(n, str) for n in names):
+        out: set[int] = set()
+        for name in names:
+            if segments is None or name not in segments:
+                known = "no segments were given" if segments is None else f"the segments are {', '.join(map(repr, segments))}"
+                raise ValueError(f"{argument}: got the name {name!r}; {known}")
+            out |= set(positions_of(segments[name], length, argument=f"segments[{name!r}]"))
+        return sorted(out)
+    return positions_of(where, length, argument=argument)  # type: ignore[arg-type]
