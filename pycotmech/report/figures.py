@@ -67,7 +67,15 @@ def _stack(axis: Axes, shares: NDArray, names: Sequence[str], width: float) -> N
 
 
 def bars_with_intervals(
-    axis: Axes, values: NDArray, low: NDArray, high: NDArray, ticks: Sequence[str], *, names: Sequence[str] = (), **words: str
+    axis: Axes,
+    values: NDArray,
+    low: NDArray,
+    high: NDArray,
+    ticks: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    colours: Sequence[str] = PALETTE[1:],
+    **words: str,
 ) -> None:
     """values, low, high [bars] or [groups, bars]: bars of each group beside each other, with their intervals."""
     values, low, high = (np.atleast_2d(np.asarray(a, dtype=float)) for a in (values, low, high))
@@ -92,6 +100,7 @@ def layer_line(axis: Axes, found: Any, **words: str) -> None:
     axis.plot(x, found.mean, color=PALETTE[1], linewidth=1.4)
     axis.axhline(0, color="0.6", linewidth=0.7)
     axis.axvline((len(x) - 1) / 2, color="0.6", linewidth=0.7, linestyle=":")
+    axis.set_xticks(range(0, len(x), max(1, len(x) // 8)))
     small(axis, **{"across": "layer", **words})
 
 
@@ -104,3 +113,5 @@ def map_of_heads(figure: Figure, axis: Axes, grid: NDArray, *, title: str = "", 
     bar = figure.colorbar(image, ax=axis, pad=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
+    if not np.nanmin(grid, initial=0.0) < 0:
+        bar.ax.set_ylim(0, None)

@@ -8,7 +8,7 @@ from pycotmech.cot.analyses.traces import Prompt, traced
 from tests.reference.planted import Planted
 from tests.reference.planted import Prompt as PlantedPrompt
 
-SITES = ("z", "q", "resid_pre")
+SITES = ("z", "q", "resid_pre", "resid_mid")
 
 
 def asked(prompt: PlantedPrompt) -> Prompt:

@@ -1,0 +1,296 @@
+"""Where each pathway takes the answer from: question, generated text or few-shot block (PAPER: E8, answer sources).
+
+A place counts because the answer's word stands there, in any number or case, not because its token id does: at the
+beginning of a line or a sentence the word has another id. A pathway is followed along values, by which content moves; what
+a head reads in queries and keys decides where it looks. Whether the places matter is then measured: heads are kept from
+looking at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap, information_flow
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.flow_graph import Graph
+from pycotmech.cot.analyses.result import Analysis, about
+from pycotmech.cot.analyses.traces import SEGMENTS, Prompt, by_example
+from pycotmech.model.families import ModelConfig
+from pycotmech.patching import Edit, Variant, sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.analyses.information_flow import InformationFlow
+    from pycotmech.cot.examples import Examples
+    from pycotmech.cot.steps import Graded
+    from pycotmech.model import Model
+
+NONE = "none"
+PLACES = (*SEGMENTS, NONE)
+SCOPES = ("writers", "read", "everywhere")
+_SOURCE = "arXiv 2402.18312, where answers are collected (E8, answer sources)"
+
+
+def pathway_source(graph: Graph, writer: int, prompt: Prompt) -> str:
+    """The part of the prompt from which a writer has most of the answer, by the weights of the edges that end where the
+    answer's word stands; "none" if its pathway reaches no such place or two parts tie.
+
+    Only this pathway's own edges count, those by queries and keys left out.
+    """
+    sums: dict[str, float] = {}
+    todo, seen = [writer], {writer}
+    while todo:
+        for edge in graph.of(todo.pop()):
+            if edge.input not in ("v", ""):
+                continue
+            if prompt.holds_answer(edge.position):
+                name = prompt.segment_of(edge.position)
+                weight = abs(edge.weight) if np.isfinite(edge.weight) else edge.attention
+                sums[name] = sums.get(name, 0.0) + weight
+            if edge.child >= 0 and edge.child not in seen:
+                seen.add(edge.child)
+                todo.append(edge.child)
+    best = sorted(sums.values(), reverse=True)
+    if not best or (len(best) > 1 and best[0] == best[1]):
+        return NONE
+    return max(sums, key=lambda name: sums[name])
+
+
+def cuts(
+    prompt: Prompt, writers: Sequence[tuple[int, int]], n_layers: int, *, seed: int = 0
+) -> list[tuple[str, str, str, Variant]]:
+    """Edits that keep heads from looking at the answer's word in one part of the prompt: [(scope, part, kind, variant), ...].
+
+    scope: "writers", these heads where the answer is predicted; "read", all heads there; "everywhere", all heads at all
+    positions behind each occurrence. kind: "answer", or "control": as many other positions of the same part, drawn with
+    the seed.
+    """
+    out = []
+    rng = np.random.default_rng(seed)
+    for name, where in prompt.segments.items():
+        at = [p for span in prompt.occurrences for p in range(span.start, span.stop) if prompt.segment_of(p) == name]
+        others = [p for p in range(where.start, where.stop) if not prompt.holds_answer(p) and 0 < p < prompt.read]
+        at = [p for p in at if p < prompt.read]
+        if not at:
+            continue
+        drawn = sorted(int(p) for p in rng.choice(others, size=min(len(at), len(others)), replace=False)) if others else []
+        for kind, keys in (("answer", at), ("control", drawn)):
+            if not keys:
+                continue
+            made: dict[str, list[Edit]] = {"writers": [], "read": [], "everywhere": []}
+            made["writers"] = [Edit("edge", l, head=h, positions=[prompt.read], keys=keys) for l, h in writers]
+            for l in range(n_layers):
+                made["read"].append(Edit("edge", l, positions=[prompt.read], keys=keys))
+                made["everywhere"] += [
+                    Edit("edge", l, positions=range(b, prompt.read + 1), keys=range(a, b)) for a, b in _runs(keys)
+                ]
+            out += [(scope, name, kind, Variant(tuple(e), f"{scope} {name} {kind}")) for scope, e in made.items() if e]
+    return out
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Consecutive positions as half-open ranges."""
+    runs: list[list[int]] = []
+    for p in sorted(positions):
+        if runs and runs[-1][1] == p:
+            runs[-1][1] = p + 1
+        else:
+            runs.append([p, p + 1])
+    return [(a, b) for a, b in runs]
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerSources(Analysis):
+    """pathways [example, step, place]: how many writers have the answer from few_shot, question, generated, or "none".
+    occurrences [example, step, segment]: how often the answer's word stands in each part.
+    drop, control_drop [example, step, scope, segment]: by how much the answer's probability falls when heads cannot look at
+    the word there, or at as many other positions of that part; NaN where the word does not stand there. scope: the writers
+    where the answer is predicted, all heads there, all heads anywhere behind. probability [example, step]: of the answer.
+    """
+
+    name = "answer_sources"
+    title = "Where the answer is taken from"
+
+    def shares(self) -> xr.Dataset:
+        """Share of pathways by place: mean, low, high, n [step, place], a ratio of means over examples."""
+        number = self.data["pathways"].transpose("example", "step", "place")
+        found = bootstrap.ratio_interval(number.values, number.sum("place", skipna=False).values[..., None] + 0 * number.values)
+        first = number.isel(example=0, drop=True)
+        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def table(self) -> pd.DataFrame:
+        """One row per step and part: pathways, share with low and high, occurrences, drop by scope with low and high,
+        control_drop by scope, n."""
+        import pandas as pd
+
+        share, drop, control = self.shares(), self.interval("drop"), self.data["control_drop"].mean("example")
+        number, stands = self.data["pathways"].mean("example"), self.data["occurrences"].mean("example")
+        rows = []
+        for i, step in enumerate(self.data["step"].values):
+            for name in PLACES:
+                one = share.isel(step=i).sel(place=name)
+                row: dict[str, Any] = {"step": int(step), "kind": str(self.data["kind"].values[i]), "place": name}
+                row |= {"pathways": float(number.isel(step=i).sel(place=name)), "share": float(one["mean"])}
+                row |= {"low": float(one["low"]), "high": float(one["high"])}
+                if name != NONE:
+                    row["occurrences"] = float(stands.isel(step=i).sel(segment=name))
+                    for scope in SCOPES:
+                        at = drop.isel(step=i).sel(scope=scope, segment=name)
+                        row |= {f"drop_{scope}": float(at["mean"])}
+                        row |= {f"drop_{scope}_low": float(at["low"]), f"drop_{scope}_high": float(at["high"])}
+                        row[f"control_{scope}"] = float(control.isel(step=i).sel(scope=scope, segment=name))
+                rows.append(row | {"n": int(one["n"])})
+        return pd.DataFrame(rows)
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Pathways by source at each step, and what cutting each part off costs the answer."""
+        from pycotmech.report.figures import PALETTE, bars_with_intervals, framed, saved, stacked_bars
+
+        steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
+        n = int(self.data["probability"].notnull().any("step").sum())
+        made = f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}"
+        figure, axes = framed(
+            1, 4, f"{self.about['model']}: {self.title.lower()}", [made, *self.about["notes"]], width=3.5, height=3.0
+        )
+        shares = self.shares()["mean"].transpose("step", "place").values
+        stacked_bars(axes[0, 0], shares, steps, PLACES, title="pathways by source", across="step", up="share of writers")
+        axes[0, 0].legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2)
+        found = self.interval("drop")
+        words = {
+            "writers": "writers cannot look there",
+            "read": "no head can, at the end",
+            "everywhere": "no head can, anywhere",
+        }
+        for j, scope in enumerate(SCOPES):
+            grids = [found[x].sel(scope=scope).transpose("segment", "step").values for x in ("mean", "low", "high")]
+            title = f"{words[scope]}:\nfall of the answer's probability"
+            bars_with_intervals(
+                axes[0, j + 1], *grids, steps, names=list(SEGMENTS), colours=PALETTE, title=title, across="step"
+            )
+            axes[0, j + 1].set_ylim(-0.1, 1.05)
+        handles, names = axes[0, 1].get_legend_handles_labels()
+        axes[0, 1].legend(handles, [x.replace("_", "-") for x in names], fontsize=7, frameon=False)
+        return saved(figure, path)
+
+    def findings(self) -> list[str]:
+        """For each kind of step, the sources of the pathways and what cutting them off costs."""
+        out = []
+        for kind in dict.fromkeys(map(str, self.data["kind"].values)):
+            here = self.data.isel(step=[i for i, k in enumerate(self.data["kind"].values) if str(k) == kind])
+            number = here["pathways"].sum("step", min_count=1).transpose("example", "place").values
+            share = bootstrap.ratio_interval(number, number.sum(-1, keepdims=True) + 0 * number)
+            words = [f"{p.replace('_', '-')} {_percent(share, i)}" for i, p in enumerate(PLACES)]
+            n = int(share.n.max())
+            line = f"{kind} steps (n = {n} examples): writers have the answer from {', '.join(words)}"
+            cut = here["drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values
+            other = here["control_drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values
+            fall, control = bootstrap.mean_interval(cut), bootstrap.mean_interval(other)
+            costs = [
+                f"{_percent(fall, i)} in the {s.replace('_', '-')} text (other words there: {_percent(control, i)})"
+                for i, s in enumerate(SEGMENTS)
+                if fall.n[i]
+            ]
+            out.append(
+                line + (f"; where no head can look at its word, its probability falls by {', '.join(costs)}" if costs else "")
+            )
+        return out
+
+
+def _percent(found: bootstrap.Interval, i: int) -> str:
+    if not np.isfinite(found.mean[i]):
+        return "-"
+    inside = f" [{found.low[i]:.0%}, {found.high[i]:.0%}]" if np.isfinite(found.low[i]) else ""
+    return f"{found.mean[i]:.0%}{inside}"
+
+
+def answer_sources(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    flow: InformationFlow | None = None,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Callable[[float, float], None] | None = None,
+    **options: Any,
+) -> AnswerSources:
+    """From which part of the prompt the writers have the answer, and what it costs to cut each part off.
+
+    steps, right: which cells, as in `cells.choose`. flow: graphs that `information_flow` made of the same examples; None:
+    they are made here, with `options`. seed: of the control positions.
+    Returns `AnswerSources`. Raises ValueError naming the argument.
+    Cost: that of the graphs, and for each cell up to 18 variants, half of them from the word's first occurrence on.
+    """
+    if flow is not None and options:
+        raise ValueError(f"{', '.join(options)}: only used without flow=; expected none of them")
+    cells = choose(model, examples, steps=steps, right=right)
+    if flow is not None:
+        have = set(flow.cells())
+        missing = [(c.example.index, c.step.index) for c in cells if (c.example.index, c.step.index) not in have]
+        if missing:
+            raise ValueError(
+                f"flow: holds no graph of (example, step) {missing[:3]}; expected graphs of these examples and steps"
+            )
+    S = len(SEGMENTS)
+    data = {"pathways": cells.empty(len(PLACES)), "occurrences": cells.empty(S), "probability": cells.empty()}
+    data |= {"drop": cells.empty(len(SCOPES), S), "control_drop": cells.empty(len(SCOPES), S)}
+    done = 0
+    with metered(model) as meter:
+        if flow is None:
+            flow = information_flow.information_flow(
+                model, examples, steps=steps, right=right, total=False, seed=seed, memory_gb=memory_gb, **options
+            )
+        for group in by_example(cells, model.tokenizer):
+            for cell, prompt in group:
+                graph, at = flow.graph(cell.example.index, cell.step.index), (cell.e, cell.s)
+                found = [pathway_source(graph, w, prompt) for w in graph.writers]
+                data["pathways"][at] = [found.count(name) for name in PLACES]
+                data["occurrences"][at] = [
+                    sum(prompt.segment_of(span.start) == name for span in prompt.occurrences) for name in SEGMENTS
+                ]
+                writers = [(graph.nodes[w].layer, graph.nodes[w].head) for w in graph.writers]
+                made = cuts(prompt, writers, model.cfg.n_layers, seed=seed + 1000 * cell.example.index + cell.step.index)
+                if made:
+                    variants = [variant for *_, variant in made]
+                    result = sweep(
+                        model, prompt.tokens, variants, metric="prob", answer=prompt.answer, memory_gb=memory_gb, seed=seed
+                    )
+                    data["probability"][at] = result.base_metric
+                    for (scope, name, kind, _), effect in zip(made, result.effect, strict=True):
+                        which = "drop" if kind == "answer" else "control_drop"
+                        data[which][(*at, SCOPES.index(scope), SEGMENTS.index(name))] = -effect
+                done += 1
+                if progress is not None:
+                    progress(done, len(cells))
+    dims = {"pathways": ("place",), "occurrences": ("segment",), "probability": ()}
+    dims |= dict.fromkeys(("drop", "control_drop"), ("scope", "segment"))
+    variables = {name: (("example", "step", *dims[name]), value) for name, value in data.items()}
+    coords = {**cells.coords, "place": list(PLACES), "segment": list(SEGMENTS), "scope": list(SCOPES)}
+    settings = {"steps": list(cells.steps), "flow": flow.about["settings"], "seed": seed}
+    words = f"graphs: {flow.about['definition']}; places by word"
+    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
+    return AnswerSources(xr.Dataset(variables, coords=coords), facts)
+
+
+def cost(cfg: ModelConfig, workload: Workload, *, flow: object = None, **options) -> Cost:
+    """Predicted: the graphs without their sweeps, and for two parts of the prompt the variants of each cell: those that
+    reach everywhere take rows from the first occurrence on."""
+    out = Cost() if flow is not None else information_flow.cost(cfg, workload, total=False, **options)
+    rows = workload.cells * (workload.suffix * (1 + 3.0 + 8 / 2) + 8)
+    return out + rows_cost(cfg, rows, read=workload.cells * 20)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
+    """The authors read sources off the graphs they have and cut nothing."""
+    return information_flow.authors_cost(cfg, workload, **options)

@@ -1,0 +1,273 @@
+"""Whether what heads write stands in the prompt, by layer (PAPER: E8, context-abidance).
+
+A head whose output says a word of the prompt works with the context; one that says another word works from memory, or says
+nothing in particular. The authors count this over the nodes of their graphs, as the token passed; it needs no graph: the
+likeliest token of each head's output where the answer is predicted is in the prompt or is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.analyses import answer_writers, bootstrap, information_flow
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered
+from pycotmech.cot.analyses.flow_graph import Graph
+from pycotmech.cot.analyses.result import Analysis, about
+from pycotmech.cot.analyses.traces import Prompt, by_example, texts_of, traced
+from pycotmech.model.families import ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.analyses.information_flow import InformationFlow
+    from pycotmech.cot.examples import Examples
+    from pycotmech.cot.steps import Graded
+    from pycotmech.model import Model
+
+Depth0 = Literal["context", "leave_out"]
+_SOURCE = "arXiv 2402.18312, context-abidance of heads (E8)"
+
+
+class Spelling:
+    """Tokens as written, without space and case, so that a word is itself at the beginning of a line too."""
+
+    def __init__(self, tokenizer, size: int) -> None:
+        self.tokenizer, self.size = tokenizer, size
+        self._written: dict[int, str] = {}
+        self._all: list[str] | None = None
+
+    def of(self, token: int) -> str:
+        if self.tokenizer is None:
+            return str(token)
+        if token not in self._written:
+            self._written[token] = self.tokenizer.decode([token]).strip().lower()
+        return self._written[token]
+
+    def context(self, tokens: Tensor) -> set[str]:
+        """What stands in a prompt."""
+        return {self.of(int(t)) for t in tokens} - {""}
+
+    def chance(self, context: set[str]) -> float:
+        """Share of the vocabulary that a context covers."""
+        if self._all is None:
+            self._all = [self.of(t) for t in range(self.size)]
+        return sum(word in context for word in self._all) / self.size
+
+
+def of_graph(graph: Graph, prompt: Prompt, spelling: Spelling, shape: tuple[int, int], depth0: Depth0) -> NDArray:
+    """[2, L, H]: how often each head occurs in a graph with a token that it hands over, and how often that token stands in
+    the prompt. A writer hands over the answer and counts as in context (as the authors count) or is left out."""
+    out = np.zeros((2, *shape))
+    context = spelling.context(prompt.tokens)
+    if depth0 == "context":
+        for w in graph.writers:
+            out[:, graph.nodes[w].layer, graph.nodes[w].head] += 1
+    for edge in graph.edges:
+        if edge.child >= 0:
+            child = graph.nodes[edge.child]
+            out[0, child.layer, child.head] += 1
+            out[1, child.layer, child.head] += spelling.of(edge.token) in context
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class ContextAbidance(Analysis):
+    """abides [example, step, layer, head]: 1 where the likeliest token of the head's output stands in the prompt, else 0.
+    peak, same axes: that token's probability. chance [example, step]: share of the vocabulary that stands in the prompt.
+    With graphs also occurs and in_context, same axes: how often the head is in the graph, and with a token of the prompt.
+    """
+
+    name = "context_abidance"
+    title = "Whether what heads write stands in the prompt"
+
+    @property
+    def of_graphs(self) -> bool:
+        return "occurs" in self.data
+
+    def by_layer(self) -> xr.Dataset:
+        """Share by layer with its interval: mean, low, high, n [layer]; graph_mean, ... where there are graphs."""
+        share = self.data["abides"].mean("head").mean("step").transpose("example", "layer")
+        found = bootstrap.mean_interval(share.values)
+        out: dict[str, Any] = {k: ("layer", v) for k, v in found._asdict().items()}
+        if self.of_graphs:
+            top, below = (
+                self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values
+                for k in ("in_context", "occurs")
+            )
+            ratio = bootstrap.ratio_interval(top, below)
+            out |= {f"graph_{k}": ("layer", v) for k, v in ratio._asdict().items()}
+        return xr.Dataset(out, coords={"layer": self.data["layer"]})
+
+    def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
+        """The layer at which the share rises most between the means of the layers below and from it on, over resampled
+        examples; by graphs where there are any."""
+        name = ("in_context", "occurs") if self.of_graphs else ("abides",)
+        parts = [self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values for k in name]
+        parts = parts if self.of_graphs else [parts[0], np.where(np.isfinite(parts[0]), 1.0, np.nan)]
+
+        def layer(index: NDArray) -> float:
+            top, below = (np.nansum(p[index], 0) for p in parts)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                share = top / np.where(below > 0, below, np.nan)
+            rises = [
+                np.nanmean(share[l:]) - np.nanmean(share[:l]) if _some(share, l) else -np.inf for l in range(1, len(share))
+            ]
+            return 1.0 + int(np.argmax(rises)) if np.isfinite(rises).any() else np.nan
+
+        return bootstrap.statistic_interval(layer, len(parts[0]), draws=draws, seed=seed)
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer: share with low, high and n, and by graphs where there are any."""
+        return self.by_layer().to_dataframe().reset_index()
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """By layer, and by head."""
+        from pycotmech.report.figures import PALETTE, framed, layer_line, map_of_heads, saved
+
+        found = self.by_layer()
+        n = int(self.data["chance"].notnull().any("step").sum())
+        made = f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}"
+        figure, axes = framed(
+            1, 2, f"{self.about['model']}: {self.title.lower()}", [made, *self.about["notes"]], width=4.6, height=3.3
+        )
+        prefix = "graph_" if self.of_graphs else ""
+        line = bootstrap.Interval(*(found[f"{prefix}{k}"].values for k in ("mean", "low", "high", "n")))
+        layer_line(axes[0, 0], line, title="share in the prompt, by layer", up="share")
+        axes[0, 0].axhline(float(self.data["chance"].mean()), color=PALETTE[0], linewidth=0.8, linestyle="--", label="chance")
+        axes[0, 0].set_ylim(-0.03, 1.03)
+        axes[0, 0].legend(fontsize=7, frameon=False)
+        if self.of_graphs:
+            total = self.data["occurs"].sum(("example", "step"))
+            grid = self.data["in_context"].sum(("example", "step")) / total.where(total > 0)
+        else:
+            grid = self.data["abides"].mean(("example", "step"))
+        map_of_heads(figure, axes[0, 1], grid.transpose("layer", "head").values, title="by head", label="share in the prompt")
+        return saved(figure, path)
+
+    def findings(self) -> list[str]:
+        """The share in the lower and in the upper half, and where it rises."""
+        found = self.by_layer()
+        L = found.sizes["layer"]
+        prefix = "graph_" if self.of_graphs else ""
+        share, n = found[f"{prefix}mean"].values, int(found[f"{prefix}n"].max())
+        halves = [np.nanmean(x) if np.isfinite(x).any() else np.nan for x in (share[: L // 2], share[L // 2 :])]
+        what = "tokens handed over in the graphs stand" if self.of_graphs else "likeliest tokens of heads' outputs stand"
+        jump = self.jump()
+        inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
+        where = f"; the rise is largest at layer {float(jump.mean):.0f}{inside} of {L}" if np.isfinite(jump.mean) else ""
+        chance = float(self.data["chance"].mean())
+        return [
+            f"{what} in the prompt in {halves[0]:.0%} of cases in the lower half of the layers, {halves[1]:.0%} in the upper "
+            f"(n = {n} examples; {chance:.1%} of the vocabulary stands there){where}"
+        ]
+
+
+def _some(share: NDArray, l: int) -> bool:
+    return bool(np.isfinite(share[:l]).any() and np.isfinite(share[l:]).any())
+
+
+def context_abidance(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    definition: Literal["heads", "graph", "paper"] = "heads",
+    flow: InformationFlow | None = None,
+    depth0: Depth0 | None = None,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> ContextAbidance:
+    """By layer and head, how often what is written stands in the prompt.
+
+    steps, right: which cells, as in `cells.choose`.
+    definition: "heads": the likeliest token of every head's output where the answer is predicted; needs no graph, and an
+        untouched majority of heads that write nothing in particular counts too. "paper": also over the occurrences of heads
+        in the authors' graphs. "graph": the same in graphs of definition "projection".
+    flow: graphs that `information_flow` made by "paper" or "projection" of the same examples; None: made here.
+    depth0: answer writers count as in "context" (the authors; default of "paper"), or are left out ("leave_out", default of
+        "graph"): their token is the answer because they were chosen for it.
+    Tokens are compared as written, without space and case.
+    Returns `ContextAbidance`. Raises ValueError naming the argument.
+    Cost: that of `answer_writers`; with graphs, theirs in addition.
+    """
+    if definition not in ("heads", "graph", "paper"):
+        raise ValueError(f"definition: got {definition!r}; expected 'heads', 'graph' or 'paper'")
+    if depth0 not in (None, "context", "leave_out"):
+        raise ValueError(f"depth0: got {depth0!r}; expected 'context' or 'leave_out'")
+    kind = {"heads": None, "graph": "projection", "paper": "paper"}[definition]
+    if flow is not None and flow.about["settings"]["definition"] != kind:
+        got = flow.about["settings"]["definition"]
+        raise ValueError(f"flow: got graphs of definition {got!r}; expected {kind!r} for definition={definition!r}")
+    rule: Depth0 = depth0 or ("context" if definition == "paper" else "leave_out")
+    cells = choose(model, examples, steps=steps, right=right)
+    L, H = model.cfg.n_layers, model.cfg.n_heads
+    spelling = Spelling(model.tokenizer, model.cfg.d_vocab)
+    data = {"abides": cells.empty(L, H), "peak": cells.empty(L, H)}
+    chance = cells.empty()
+    counted = cells.empty(2, L, H)
+    groups = by_example(cells, model.tokenizer)
+    texts, first = texts_of(groups)
+    done = 0
+    with metered(model) as meter:
+        if kind is not None and flow is None:
+            flow = information_flow.information_flow(
+                model, examples, steps=steps, right=right, definition=kind, memory_gb=memory_gb  # type: ignore[arg-type]
+            )  # fmt: skip
+        for batch in traced(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
+            for i, trace in batch:
+                for cell, prompt in groups[i]:
+                    found, at = answer_writers.written(model.family, trace, prompt), (cell.e, cell.s)
+                    context = spelling.context(prompt.tokens)
+                    data["abides"][at] = [[spelling.of(t) in context for t in row] for row in found.top.tolist()]
+                    data["peak"][at] = found.peak.cpu().numpy()
+                    chance[at] = spelling.chance(context)
+                    if flow is not None:
+                        graph = flow.graph(cell.example.index, cell.step.index)
+                        counted[at] = of_graph(graph, prompt, spelling, (L, H), rule)
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(cells))
+    if flow is not None:
+        data |= {"occurs": counted[:, :, 0], "in_context": counted[:, :, 1]}
+    variables: dict[str, Any] = {name: (("example", "step", "layer", "head"), value) for name, value in data.items()}
+    variables["chance"] = (("example", "step"), chance)
+    settings = {
+        "steps": list(cells.steps),
+        "definition": definition,
+        "depth0": rule if flow is not None else None,
+        "seed": seed,
+    }
+    words = {
+        "heads": "likeliest token of z W_O where the answer is predicted",
+        "graph": "tokens passed in graphs made by projection, writers " + ("counted" if rule == "context" else "left out"),
+        "paper": "tokens passed in the authors' graphs, writers "
+        + ("counted as in context" if rule == "context" else "left out"),
+    }[definition]
+    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
+    coords = {**cells.coords, "layer": range(L), "head": range(H)}
+    return ContextAbidance(xr.Dataset(variables, coords=coords), facts)
+
+
+def cost(cfg: ModelConfig, workload: Workload, *, definition: str = "heads", flow: object = None, **options) -> Cost:
+    """Predicted: as `answer_writers`, and the graphs where they are asked for and not given."""
+    out = answer_writers.cost(cfg, workload)
+    if definition != "heads" and flow is None:
+        out = out + information_flow.cost(cfg, workload, definition="paper")
+    return out
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
+    """The authors read it off the graphs."""
+    return information_flow.authors_cost(cfg, workload, **options)

@@ -1,0 +1,337 @@
+"""From the heads that write the answer back to the tokens it came from (PAPER: E8): the graph of every example and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap, flow_exact, flow_paper
+from pycotmech.cot.analyses.cells import Cells, choose
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node, sources
+from pycotmech.cot.analyses.result import Analysis, about
+from pycotmech.cot.analyses.traces import Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
+from pycotmech.model.families import ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.examples import Examples
+    from pycotmech.cot.steps import Graded
+    from pycotmech.model import Model
+
+Definition = Literal["exact", "projection", "paper"]
+_SOURCE = "arXiv 2402.18312, information-flow graphs (E8, stages I to III)"
+_WORDS = {
+    "exact": "edges are paths whose sender is replaced, heads off the path frozen",
+    "projection": "unembedded head outputs and residual streams, gold word, threshold, first token left out",
+    "paper": "the authors' construction: top 4 writers, top 1 position, top 1 token",
+}
+_COUNTS = ("writers", "nodes", "edges", "with_source", "sources", "segments", "first_token")
+_NODE = ("layer", "head", "position", "depth", "weight", "total")
+_EDGE = ("parent", "child", "position", "token", "input", "attention", "weight", "total")
+
+
+@dataclass(frozen=True, eq=False)
+class InformationFlow(Analysis):
+    """The graphs, and by example and step (NaN where a step does not count): writers, nodes, edges; with_source, the
+    writers from which an occurrence of the answer's word is reached; sources and segments, distinct occurrences, and parts
+    of the prompt that hold them, reached in all; first_token, mean attention of the nodes to the first token.
+    depth_map [example, step, depth, layer, head]: 1 where a head occurs at a depth.
+
+    node_* and edge_*: the graphs themselves, as tables; `graph(example, step)` puts one together.
+    """
+
+    name = "information_flow"
+    title = "Information flow from the tokens to the answer"
+
+    def graph(self, example: int, step: int) -> Graph:
+        """The graph of one cell, by the labels on the axes example and step; empty where the step does not count."""
+        d = self.data
+        e, s = (int(np.flatnonzero(d[k].values == v)[0]) for k, v in (("example", example), ("step", step)))
+        mine = (d["node_e"].values == e) & (d["node_s"].values == s)
+        at = np.flatnonzero(mine)
+        nodes = [Node(*(d[f"node_{k}"].values[i].item() for k in _NODE)) for i in at]
+        theirs = np.flatnonzero((d["edge_e"].values == e) & (d["edge_s"].values == s))
+        edges = [Edge(*(_plain(d[f"edge_{k}"].values[i]) for k in _EDGE)) for i in theirs]
+        return Graph(nodes, edges)
+
+    def cells(self) -> Iterator[tuple[int, int]]:
+        """The labels (example, step) of the cells that count."""
+        for e, example in enumerate(self.data["example"].values):
+            for s, step in enumerate(self.data["step"].values):
+                if np.isfinite(self.data["writers"].values[e, s]):
+                    yield int(example), int(step)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All edges, as in `Graph.to_dataframe`, with example and step in front."""
+        import pandas as pd
+
+        frames = []
+        for example, step in self.cells():
+            frame = self.graph(example, step).to_dataframe()
+            frame.insert(0, "example", example)
+            frame.insert(1, "step", step)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def table(self) -> pd.DataFrame:
+        """One row per step: each of writers, with_source, sources, segments, nodes, edges, first_token with low and high, n."""
+        import pandas as pd
+
+        found = {name: self.interval(name) for name in _COUNTS}
+        rows = []
+        for i, step in enumerate(self.data["step"].values):
+            row: dict[str, Any] = {"step": int(step), "kind": str(self.data["kind"].values[i])}
+            for name in _COUNTS:
+                one = found[name].isel(step=i)
+                row |= {name: float(one["mean"]), f"{name}_low": float(one["low"]), f"{name}_high": float(one["high"])}
+            rows.append(row | {"n": int(found["writers"]["n"].isel(step=i))})
+        return pd.DataFrame(rows)
+
+    def writers(self, step: int, k: int = 5) -> list[tuple[int, int, float]]:
+        """The heads that write the answer in most examples: [(layer, head, share of examples), ...]."""
+        from pycotmech.cot.analyses.result import top_cells
+
+        share = self.data["depth_map"].sel(step=step).isel(depth=0).mean("example")
+        return [(int(l), int(h), v) for l, h, v in top_cells(share, k) if v > 0]
+
+    def plot(self, *, example: int | None = None, step: int | None = None, path: str | PathLike | None = None) -> Figure:
+        """One graph, layer by position, and below it how often each head occurs at each depth, over all cells.
+
+        example, step: which; None: a cell with a middling number of edges.
+        """
+        from pycotmech.report.flow_figure import flow_figure
+
+        return flow_figure(self, example, step, path)
+
+    def findings(self) -> list[str]:
+        """Pathways, sources, depths, and how far effects with everything recomputed go with them."""
+        mean = {name: bootstrap.mean_interval(self.data[name].mean("step").values) for name in _COUNTS}
+        n = int(mean["writers"].n)
+        out = [
+            f"{_number(mean['writers'])} heads at a time write the answer (n = {n} examples), and from "
+            f"{_number(mean['with_source'])} of them a place is reached where its word stands: {_number(mean['sources'])} "
+            f"different places, in {_number(mean['segments'])} of the three parts of the prompt"
+        ]
+        layer, depth = self.data["node_layer"].values, self.data["node_depth"].values
+        if len(layer):
+            by_depth = [
+                f"{layer[depth == d].mean():.1f} at depth {d}" for d in range(int(depth.max()) + 1) if (depth == d).any()
+            ]
+            out.append(f"mean layer of the heads in all {len(list(self.cells()))} graphs: {', '.join(by_depth)}")
+        weight, total = self.data["edge_weight"].values, self.data["edge_total"].values
+        both = np.isfinite(weight) & np.isfinite(total)
+        if both.sum() > 2:
+            same = np.mean(np.sign(weight[both]) == np.sign(total[both]))
+            r = np.corrcoef(weight[both], total[both])[0, 1]
+            out.append(
+                f"of {int(both.sum())} edges {same:.0%} act in the same direction when everything above them is recomputed "
+                f"(correlation of the shares {r:.2f})"
+            )
+        return out
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _number(found: bootstrap.Interval) -> str:
+    inside = f" [{float(found.low):.1f}, {float(found.high):.1f}]" if np.isfinite(found.low) else ""
+    return f"{float(found.mean):.1f}{inside}"
+
+
+def information_flow(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    definition: Definition = "exact",
+    heads: Sequence[tuple[int, int]] | Tensor | None = None,
+    replaced_by: Literal["mean", "counterfactual"] = "mean",
+    limits: flow_exact.Limits | None = None,
+    rules: flow_paper.Rules | None = None,
+    total: bool = True,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> InformationFlow:
+    """The graph from the answer's writers back to the tokens, of every example and step.
+
+    steps, right: which cells, as in `cells.choose`.
+    definition: "exact": by intervention (see `flow_exact`). "paper": as the authors, by unembedding what heads write and
+        what residual streams say, always four writers; its links are likenesses. "projection": the same construction with
+        the gold word, a threshold instead of a number, the first token left out, and chains that end where the residual
+        stream says nothing in particular.
+    heads: the only heads that may be in the graph, (layer, head) pairs or bool [L, H]; None: all. The authors: those that
+        a knock-out had found important.
+    replaced_by: of "exact": what a sender's output is replaced by, its "mean" over the text, or what it is in the step's
+        "counterfactual" (what only routes, such as a previous-token head, is the same there and is not found).
+    limits: of "exact"; rules: of "paper" and "projection". None: their defaults.
+    total: of "exact": also measure every writer and edge with everything above it recomputed.
+    Returns `InformationFlow`. Raises ValueError naming the argument.
+    Cost: "exact": the prompts once; for each node a few hundred rows of one projection; with `total` one row or some tens
+    through the layers above, for each edge. "paper": the unembedding of a row for every head at every position visited.
+    """
+    if definition not in _WORDS:
+        raise ValueError(f"definition: got {definition!r}; expected 'exact', 'projection' or 'paper'")
+    if replaced_by not in ("mean", "counterfactual"):
+        raise ValueError(f"replaced_by: got {replaced_by!r}; expected 'mean' or 'counterfactual'")
+    unused = {"rules": rules} if definition == "exact" else {"limits": limits}
+    for name, value in unused.items():
+        if value is not None:
+            raise ValueError(f"{name}: not used with definition={definition!r}; expected None")
+    allowed = None if heads is None else head_mask(model.cfg, heads, argument="heads")
+    cells = choose(model, examples, steps=steps, right=right)
+    groups = by_example(cells, model.tokenizer)
+    texts, first = texts_of(groups)
+    rules = rules or (flow_paper.Rules.paper() if definition == "paper" else flow_paper.Rules())
+    grower = _Grower(model, definition, allowed, replaced_by, limits or flow_exact.Limits(), rules, total, memory_gb)
+    found: dict[tuple[int, int], tuple[Graph, Prompt, float]] = {}
+    with metered(model) as meter:
+        for batch in traced(model, texts, ("z", "q", "resid_pre", "resid_mid"), first=first, whole=True, memory_gb=memory_gb):
+            for i, trace in batch:
+                for (cell, prompt), graph in zip(groups[i], grower.graphs(trace, [p for _, p in groups[i]]), strict=True):
+                    found[cell.e, cell.s] = (graph, prompt, first_token(trace, graph))
+                    if progress is not None:
+                        progress(len(found), len(cells))
+    settings = {"steps": list(cells.steps), "definition": definition, "replaced_by": replaced_by, "total": total, "seed": seed}
+    settings["heads"] = "all" if allowed is None else int(allowed.sum())
+    settings |= vars(grower.limits if definition == "exact" else rules)
+    words = _WORDS[definition] + (f", by its {replaced_by}" if definition == "exact" else "")
+    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
+    return InformationFlow(dataset(cells, model.cfg, found, model.tokenizer), facts)
+
+
+@dataclass
+class _Grower:
+    """Makes the graphs of one text's prompts."""
+
+    model: Model
+    definition: str
+    allowed: Tensor | None
+    replaced_by: str
+    limits: flow_exact.Limits
+    rules: flow_paper.Rules
+    total: bool
+    memory_gb: float | None
+
+    def __post_init__(self) -> None:
+        self.shared: dict = {}  # what was seen at positions that all texts share
+
+    def graphs(self, trace: Trace, prompts: Sequence[Prompt]) -> Iterator[Graph]:
+        family = self.model.family
+        if self.definition != "exact":
+            lens = flow_paper.Lens(family, trace, self.shared)
+            for prompt in prompts:
+                yield flow_paper.grow(lens, prompt, self.rules, self.allowed)
+            return
+        others: list[Trace | None] = [None] * len(prompts)
+        if self.replaced_by == "counterfactual":
+            corrupted = [p.corrupted for p in prompts]
+            batches = traced(self.model, corrupted, ("z",), whole=True, memory_gb=self.memory_gb)  # type: ignore[arg-type]
+            others = [t for batch in batches for _, t in batch]
+        for prompt, other in zip(prompts, others, strict=True):
+            flow = flow_exact.Flow(family, trace, prompt, flow_exact.Sources(family, trace, other), self.limits.freeze_mlps)
+            graph, variants = flow_exact.grow(flow, self.limits, self.allowed)
+            yield self._measured(graph, variants, prompt) if self.total and variants else graph
+
+    def _measured(self, graph: Graph, variants: list, prompt: Prompt) -> Graph:
+        from pycotmech.patching import sweep
+
+        found = sweep(
+            self.model, prompt.tokens, variants, metric="logit_diff", answer=prompt.answer, wrong=prompt.wrong,
+            memory_gb=self.memory_gb,
+        )  # fmt: skip
+        share = -found.effect / found.base_metric
+        n = len(graph.writers)
+        nodes = [node._replace(total=float(share[i])) if i < n else node for i, node in enumerate(graph.nodes)]
+        edges = [edge._replace(total=float(s)) for edge, s in zip(graph.edges, share[n:], strict=True)]
+        return Graph(nodes, edges)
+
+
+def first_token(trace: Trace, graph: Graph) -> float:
+    """Mean attention of the graph's nodes to the first token; NaN without nodes."""
+    return float(np.mean([float(trace.pattern(n.layer, [n.position])[0, n.head, 0]) for n in graph.nodes] or [np.nan]))
+
+
+def counts(graph: Graph, prompt: Prompt) -> dict[str, float]:
+    """How many writers, nodes, edges; writers with a source, distinct sources, and segments they lie in."""
+    reached = [sources(graph, w, prompt.occurrences) for w in graph.writers]
+    spans = {i for r in reached for i in r}
+    segments = {prompt.segment_of(prompt.occurrences[i].start) for i in spans}
+    values = (len(reached), len(graph.nodes), len(graph.edges), sum(map(bool, reached)), len(spans), len(segments))
+    return dict(zip(_COUNTS, map(float, values)))
+
+
+def dataset(cells: Cells, cfg: ModelConfig, found: dict[tuple[int, int], tuple[Graph, Prompt, float]], tokenizer) -> xr.Dataset:
+    depths = max(4, *(1 + node.depth for graph, _, _ in found.values() for node in graph.nodes), 4)
+    data = {name: cells.empty() for name in _COUNTS}
+    maps = cells.empty(depths, cfg.n_layers, cfg.n_heads)
+    nodes: list[tuple] = []
+    edges: list[tuple] = []
+    for (e, s), (graph, prompt, first) in found.items():
+        for name, value in counts(graph, prompt).items():
+            data[name][e, s] = value
+        data["first_token"][e, s] = first
+        maps[e, s] = graph.depth_map(depths, cfg.n_layers, cfg.n_heads)
+        words = _words(prompt.tokens, tokenizer)
+        nodes += [(e, s, *node, words(node.position)) for node in graph.nodes]
+        edges += [
+            (e, s, *edge, words(edge.position), prompt.segment_of(edge.position), prompt.holds_answer(edge.position))
+            for edge in graph.edges
+        ]
+    variables: dict[str, Any] = {name: (("example", "step"), value) for name, value in data.items()}
+    variables["depth_map"] = (("example", "step", "depth", "layer", "head"), maps)
+    kinds = {"weight": float, "total": float, "attention": float, "input": str, "word": str, "segment": str, "answer": bool}
+    for name, rows, columns in (
+        ("node", nodes, ("e", "s", *_NODE, "word")),
+        ("edge", edges, ("e", "s", *_EDGE, "word", "segment", "answer")),
+    ):
+        for j, column in enumerate(columns):
+            variables[f"{name}_{column}"] = (name, _column([row[j] for row in rows], kinds.get(column, np.int64)))
+    coords = {**cells.coords, "depth": range(depths), "layer": range(cfg.n_layers), "head": range(cfg.n_heads)}
+    return xr.Dataset(variables, coords=coords)
+
+
+def _column(values: list, kind: Any) -> NDArray:
+    return np.array(values, dtype=kind) if values or kind is not str else np.array([], dtype="U1")
+
+
+def _words(tokens: Tensor, tokenizer) -> Callable[[int], str]:
+    if tokenizer is None:
+        return lambda position: str(int(tokens[position]))
+    return lambda position: tokenizer.decode([int(tokens[position])])
+
+
+def cost(cfg: ModelConfig, workload: Workload, *, definition: Definition = "exact", total: bool = True, **options) -> Cost:
+    """Predicted. "exact": the prompts once, projections of senders, and the sweeps of the edges found; the number of nodes
+    and edges is not known before: 8 and 20 for each cell, edges read from a third of the suffix on. "paper": 60 positions."""
+    whole = trace_cost(cfg, workload, 3, whole=True)
+    if definition != "exact":
+        visited = 60 * workload.cells
+        return whole + rows_cost(cfg, 0, read=visited * cfg.n_layers * cfg.n_heads)
+    projections = 2.0 * cfg.d_model * cfg.d_head * (cfg.n_heads + 2 * cfg.n_key_value_heads)
+    screened = workload.cells * 8 * 3 * cfg.n_layers * cfg.n_heads / 2 * projections
+    out = whole + Cost(flop=screened)
+    if total:
+        rows = workload.cells * (workload.suffix * 1.5 + 20 * workload.suffix / 3 / 2 + 8 * workload.suffix / 2)
+        out = out + rows_cost(cfg, rows)
+    return out
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
+    """Three forwards for each example and step, and on average 82 calls of stage I of which each projects every head below
+    through the unembedding at every position (PAPER: section 3: 21,355 of 1,024 heads for each example)."""
+    forwards = 3.0 * workload.cells
+    projections = 21355 / 1024 * cfg.n_layers * cfg.n_heads * workload.cells * workload.length
+    return rows_cost(cfg, forwards * workload.length, forwards=forwards, read=projections)
