@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pycotmech import ops
 from pycotmech.cot.analyses.cells import Cell, Cells
 from pycotmech.cot.analyses.cost import Cost, Workload, rows_cost
 from pycotmech.cot.tokens import Encoder
+from pycotmech.lens.readout import Readout
 from pycotmech.model.families import LlamaFamily, ModelConfig
 from pycotmech.model.run import Packed, forward_packed, site_dtype, site_shape
 from pycotmech.patching import planner
@@ -268,22 +269,22 @@ def head_mask(cfg: ModelConfig, heads: Sequence[tuple[int, int]] | Tensor, *, ar
 # ---- what heads write ----------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def output_matrix(family: LlamaFamily, l: int) -> Tensor:
     """W_O by head [H, D, d], wide; of an adapted or quantised projection the matrix that it amounts to."""
-    cfg, projection = family.cfg, family.layers[l].self_attn.o_proj
-    wide, n = family.resid_dtype, cfg.n_heads * cfg.d_head
-    if type(projection) is nn.Linear and not projection._forward_hooks and not projection._forward_pre_hooks:
-        matrix = projection.weight.detach().to(wide).T
+    cfg, wide, n = family.cfg, family.resid_dtype, family.cfg.n_heads * family.cfg.d_head
+    if family.is_plain_projection(l):
+        matrix = family.layers[l].self_attn.o_proj.weight.detach().to(wide).T
     else:
         unit = torch.eye(n, dtype=family.dtype, device=family.device).view(n, cfg.n_heads, cfg.d_head)
-        matrix = (family.attn_out(l, unit) - family.attn_out(l, torch.zeros_like(unit[:1]))).detach().to(wide)
+        matrix = (family.attn_out(l, unit) - family.attn_out(l, torch.zeros_like(unit[:1]))).to(wide)
     return matrix.reshape(cfg.n_heads, cfg.d_head, -1)
 
 
 @torch.no_grad()
 def head_outputs(family: LlamaFamily, l: int, z: Tensor) -> Tensor:
     """z [n, H, D] -> what each head adds to the residual stream [n, H, d], the projection's bias left out."""
-    return torch.einsum("nhd,hde->nhe", z.to(family.resid_dtype), output_matrix(family, l))
+    return family.head_out(l, z)
 
 
 def token_logits(family: LlamaFamily, x: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -295,25 +296,25 @@ def token_logits(family: LlamaFamily, x: Tensor, tokens: Sequence[int]) -> Tenso
 @torch.no_grad()
 def direct_directions(family: LlamaFamily, tokens: Sequence[int]) -> Tensor:
     """Directions [n + 1, d] whose product with a vector, divided by the final norm's size, is its share of the logits of
-    `tokens`; the last one is of the mean over the vocabulary."""
-    norm, head = family.base.norm, family.hf.lm_head
-    if type(head) is not nn.Linear or not hasattr(norm, "variance_epsilon"):
+    `tokens`; the last one is of the mean over the vocabulary. NotImplementedError if something is attached to the
+    unembedding."""
+    if not family.plain_unembedding():
         raise NotImplementedError(
-            "model: direct attribution needs the library's own final norm and unembedding; "
-            f"got {type(norm).__name__} and {type(head).__name__}"
+            "model: something is attached to its unembedding; the share of heads in logits needs the unembedding as it is"
         )
-    wide = family.resid_dtype
-    rows = head.weight[list(tokens)].to(wide)
-    mean = torch.zeros_like(rows[:1])
-    for a in range(0, len(head.weight), 8192):
-        mean += head.weight[a : a + 8192].to(wide).sum(0)
-    return torch.cat((rows, mean / len(head.weight))) * norm.weight.to(wide)
+    weight, gamma, wide = family.hf.lm_head.weight, Readout(family).gamma, family.resid_dtype
+    mean = torch.zeros(family.cfg.d_model, dtype=wide, device=weight.device)
+    for a in range(0, len(weight), 8192):
+        mean += weight[a : a + 8192].to(wide).sum(0)
+    return torch.cat((weight[list(tokens)].to(wide), (mean / len(weight))[None])) * gamma
 
 
+@torch.no_grad()
 def final_size(family: LlamaFamily, x: Tensor) -> Tensor:
-    """What the final norm divides residual rows [n, d] by: [n]."""
-    x = x.to(family.resid_dtype)
-    return (x.pow(2).mean(-1) + family.base.norm.variance_epsilon).sqrt()
+    """What the final norm divides residual rows [n, d] by: [n]. ValueError if what is attached to it does otherwise."""
+    readout = Readout(family)
+    readout.check_norm(x)
+    return 1 / readout.factor(x)[:, 0]
 
 
 @torch.no_grad()

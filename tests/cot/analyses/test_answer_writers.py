@@ -49,6 +49,14 @@ def test_direct_attribution_adds_up_to_the_models_logits(wide):
     )
 
 
+def test_direct_attribution_is_that_of_head_logits(wide):
+    tokens = random_tokens(20)
+    (trace,) = traces_of(wide, [tokens])
+    found = module.written(wide.family, trace, asked(tokens))
+    theirs = pcm.head_logits(wide, tokens, answer=7, wrong=11)
+    np.testing.assert_allclose(found.contrast.numpy(), theirs.heads[..., 0] - theirs.heads[..., 1], rtol=1e-10, atol=1e-12)
+
+
 def test_projection_is_the_lens_of_a_heads_output(wide):
     tokens = random_tokens(20)
     (trace,) = traces_of(wide, [tokens])
