@@ -2,7 +2,8 @@
 
 The products of one sweep are recorded with their shapes (benchmarks/machine.py) and run again, each by the best library
 call, alternating with whole sweeps in the same process. The ratio is that of the medians; that of processor time stands
-beside it, which other load on the machine disturbs less. Correctness first: a few heads against one hooked forward each.
+beside it, which other load on the machine disturbs less. Correctness first: a few heads against one hooked forward
+each.
 
     pytest benchmarks/bench_machine.py --benchmark-only -k smollm2 [--threads 1]
     pytest benchmarks/bench_machine.py --benchmark-only -k llama --layers 4      # the whole model needs 20 GiB
@@ -89,7 +90,7 @@ def test_llama(positions, T, benchmark, report, request):
     model = bench_llama7b.model(layers)
     clean, corrupted, where = bench_llama7b.prompts(positions, T)
     pair = dict(positions=where, metric="logit_diff", answer=bench_llama7b.ANSWER, wrong=bench_llama7b.WRONG)
-    check(model, clean, corrupted, where, bench_llama7b.ANSWER, bench_llama7b.WRONG, 0.1)
+    bench_llama7b.check(model, clean, corrupted, where, pcm.patch_heads(model, clean, corrupted, normalize=False, **pair))
     name = f"Llama-2 7B shape, {layers} layers, T = {T}, {positions}"
     rounds = 2 if positions == "suffix" else 3
     benchmark.pedantic(lambda: measure(model, clean, corrupted, name, "llama", rounds, report, **pair), rounds=1)

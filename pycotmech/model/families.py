@@ -23,6 +23,12 @@ from pycotmech import ops
 VOCAB_SLICE = 8192
 """Rows of the unembedding that are widened to float32 at a time: 128 MiB for Llama-2 7B."""
 
+_LARGEST_MAPPED = 31 * 2**20
+"""Bytes just below glibc's largest limit for mapped allocations (DEFAULT_MMAP_THRESHOLD_MAX)."""
+
+_MLP_BYTES = 48 * 2**20
+"""The MLP's hidden rows that exist at once on CPU: below twice _LARGEST_MAPPED, beyond which the heap is given back."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -71,7 +77,14 @@ class LlamaFamily:
             dtype=self.dtype,
         )
         self.scale = self.cfg.d_head**-0.5
+        self._mlp_rows = max(256, _MLP_BYTES // (3 * self.cfg.d_mlp * self.dtype.itemsize)) if self._on_cpu else 2**62
+        if self._on_cpu:
+            _keep_freed_memory()
         self.refuse_unsupported()
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.type == "cpu"
 
     # ---- what would be computed wrongly is refused -----------------------------------------------------------------
 
@@ -171,20 +184,21 @@ class LlamaFamily:
         """Whether a layer's output projection is a matrix (and perhaps a bias) with nothing attached."""
         return _plain(self.layers[l].self_attn.o_proj, nn.Linear)
 
-    def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor) -> Tensor:
+    def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor, index: Tensor | None = None) -> Tensor:
         """resid_mid of rows in which one head's z was changed, by the difference: x_mid + dz[r] W_O[heads[r]].
 
-        x_mid [R, d] and z [R, H, D] of the unedited run; dz [R, D] the change of z; heads [R] the head of each row; or of
-        n heads in each row: dz [R, n, D], heads [R, n]. The other heads' z does not change, so the rest of attention's
-        output is the unedited run's. W_O is never copied: one head reads its own columns, several are one call of the
-        output projection on rows that are zero outside them.
+        x_mid [R, d] and z [R, H, D] of the unedited run (with index [R]: z of more rows, and which they are); dz [R, D] the
+        change of z; heads [R] the head of each row; or of n heads in each row: dz [R, n, D], heads [R, n]. The other heads'
+        z does not change, so the rest of attention's output is the unedited run's. W_O is never copied: one head reads its
+        own columns, several are one call of the output projection on rows that are zero outside them.
         """
         o_proj = self.layers[l].self_attn.o_proj
         r = torch.arange(len(dz), device=dz.device)
         r = r if heads.ndim == 1 else r[:, None]
         if _plain(o_proj, nn.Linear) and heads.ndim == 1:
-            delta = ops.head_delta(dz.to(z.dtype), heads, o_proj.weight)
-        elif _plain(o_proj, nn.Linear):
+            return x_mid + ops.head_delta(dz.to(z.dtype), heads, o_proj.weight)
+        z = z if index is None else z[index]
+        if _plain(o_proj, nn.Linear):
             rows = torch.zeros_like(z)
             rows[r, heads] = dz.to(z.dtype)
             delta = ops.linear(rows.view(len(dz), -1), o_proj.weight, None)
@@ -201,7 +215,12 @@ class LlamaFamily:
         mlp = layer.mlp
         if not _plain(mlp, modeling_llama.LlamaMLP) or not _plain(mlp.act_fn, SiLUActivation, nn.SiLU):
             return mlp(n[None])[0]
-        return self._linear(mlp.down_proj, ops.swiglu(self._linear(mlp.gate_proj, n), self._linear(mlp.up_proj, n)))
+        parts = []
+        for some in n.split(self._mlp_rows):
+            hidden = ops.swiglu(self._linear(mlp.gate_proj, some), self._linear(mlp.up_proj, some))
+            parts.append(self._linear(mlp.down_proj, hidden))
+            del hidden
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def logits(self, x: Tensor, token_ids: Tensor | None = None) -> Tensor:
         """resid_post of the last layer [R, d] -> logits [R, V], or only those of `token_ids` [K]: [R, K].
@@ -253,6 +272,16 @@ class LlamaFamily:
         if _plain(module, nn.Linear):
             return ops.linear(x, module.weight, module.bias)
         return module(x[None])[0]
+
+
+def _keep_freed_memory() -> None:
+    """Lets the C library keep memory that a block of rows frees for the next block.
+
+    glibc maps every large allocation anew, or gives the freed end of the heap back to the system, and the system clears each
+    page when it is touched again: a tenth of a sweep of a small model. Both limits follow the largest allocation that was
+    ever mapped and freed, up to 32 MiB; this is one. The memory that is kept is at most twice that. Other C libraries: nothing.
+    """
+    torch.empty(_LARGEST_MAPPED, dtype=torch.uint8, device="cpu")
 
 
 def _tampered(module: nn.Module) -> str | None:

@@ -89,18 +89,19 @@ class HeadJoins:
 
     def _moved(self, l: int, index: Tensor, variant: Tensor, position: Tensor) -> Tensor:
         head, control = self.head[variant], self.control[variant]
-        z = self.bases.sites["z"][l][index]
-        r = torch.arange(len(index), device=index.device)
-        wide = self.family.resid_dtype
-        before = z[r, head].to(wide)
-        dz = self.signs[index, head] * ulp(before, z.dtype)
-        if not bool(control.all()):
-            source = self.bases.source["z"][l][index, head].to(wide)
-            dz = torch.where(control[:, None], dz, source - before)
+        wide, z = self.family.resid_dtype, self.bases.sites["z"][l]
+        before = z[index, head].to(wide)
+        mine = control.nonzero().flatten()
+        if len(mine) < len(index):
+            dz = self.bases.source["z"][l][index, head].to(wide).sub_(before)
+        else:
+            dz = torch.empty_like(before)
+        if len(mine):
+            dz[mine] = self.signs[index[mine], head[mine]] * ulp(before[mine], z.dtype)
         only = self.position[variant]
         position = position if self.labels is None else self.labels[index]
-        dz = dz * (self.editable[index] & ((only < 0) | (only == position)))[:, None]
-        return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head)
+        dz *= (self.editable[index] & ((only < 0) | (only == position)))[:, None]
+        return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head, index)
 
 
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -176,3 +176,13 @@ def test_bad_capture_and_positions():
         model.run([1, 2, 3], capture=("zz",))
     with pytest.raises(ValueError, match="positions: 3 is outside a prompt of 3 tokens"):
         model.run([1, 2, 3], positions=[3])
+
+
+def test_the_mlp_in_pieces_is_the_mlp():
+    family = pcm.Model(tiny_llama(**SHAPES["gqa"], dtype=torch.float64)).family
+    x = torch.randn(23, family.cfg.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = family.mlp_out(1, x)
+        for rows in (1, 5, 22, 23):
+            family._mlp_rows = rows
+            assert torch.allclose(family.mlp_out(1, x), whole, rtol=1e-12, atol=1e-14)

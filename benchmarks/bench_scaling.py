@@ -1,0 +1,153 @@
+"""How the time of a sweep grows: with the suffix, the prompt, the heads, the prompts in one call, and the threads.
+
+SmolLM2-135M in bfloat16 (or `--dtype`), random tokens, one thing varied at a time from a common point, all heads by default.
+Next to each time stand the token-forwards of its plan and the time of one: what is constant if time follows the work. A point
+is printed after one of its heads agreed with a hooked Hugging Face forward in the same dtype.
+
+    python -m benchmarks.bench_scaling                      # a few minutes
+    python -m benchmarks.bench_scaling --plot scaling.png --threads 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import pycotmech as pcm
+from tests.reference.truth import logits_of, patched_logits, z_of
+
+ANSWER, WRONG = 7, 11
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
+"""Of a logit difference, times the largest logit read: rounding of the dtype, below the effect of a typical head."""
+
+
+@dataclass(frozen=True)
+class Point:
+    tokens: int = 256
+    suffix: int = 16
+    every: int = 2  # each which head of a layer is patched
+    prompts: int = 1
+    threads: int = 1
+
+    def heads(self, cfg) -> list[tuple[int, int]]:
+        return [(l, h) for l in range(cfg.n_layers) for h in range(0, cfg.n_heads, self.every)]
+
+
+SERIES = {
+    "suffix": [Point(suffix=s) for s in (1, 4, 16, 64)],
+    "tokens": [Point(tokens=t) for t in (64, 256, 1024)],
+    "every": [Point(every=e) for e in (9, 4, 2, 1)],
+    "prompts": [Point(prompts=b, suffix=1) for b in (1, 4, 16)],
+}
+AXES = {
+    "suffix": "positions behind the first difference",
+    "tokens": "tokens of a prompt",
+    "every": "heads",
+    "prompts": "prompts in one call (suffix of one token)",
+    "threads": "threads",
+}
+
+
+def pairs(point: Point, vocabulary: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Clean and corrupted prompts that share all but the suffix."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *n: torch.randint(vocabulary, n, generator=generator)  # noqa: E731
+    prefix = draw(point.tokens - point.suffix)
+    clean = [torch.cat((prefix, tail)) for tail in draw(point.prompts, point.suffix)]
+    corrupted = []
+    for c in clean:
+        other = torch.cat((prefix, draw(point.suffix)))
+        first = point.tokens - point.suffix
+        other[first] = (c[first] + 1) % vocabulary  # they differ where the suffix begins
+        corrupted.append(other)
+    return clean, corrupted
+
+
+def check(model: pcm.Model, sweep: pcm.Sweep, clean, corrupted, head: tuple[int, int]) -> None:
+    """One head of the last prompt against one hooked forward."""
+    l, h = head
+    logits = patched_logits(model.hf, corrupted, z_of(model.hf, clean), l, h).float()
+    theirs, ours = float(logits[ANSWER] - logits[WRONG]), float(sweep.raw[-1, l, h])
+    limit = TOLERANCE[str(model.cfg.dtype).removeprefix("torch.")] * float(logits_of(model.hf, corrupted, keep=1).abs().max())
+    if not abs(theirs - ours) <= limit:
+        raise AssertionError(f"head {l}.{h}: {ours} here, {theirs} by a hook; they may differ by {limit:.2g}")
+
+
+def measure(model: pcm.Model, point: Point, rounds: int) -> tuple[float, float, float]:
+    """Best wall and processor seconds of a call, and its token-forwards."""
+    torch.set_num_threads(point.threads)
+    clean, corrupted = pairs(point, model.cfg.d_vocab)
+    heads = point.heads(model.cfg)
+    arguments = dict(heads=heads, metric="logit_diff", answer=ANSWER, wrong=WRONG, normalize=False)
+    best = [float("inf")] * 2
+    for _ in range(rounds):
+        start = time.perf_counter(), time.process_time()
+        sweep = pcm.patch_heads(model, clean, corrupted, **arguments)
+        best = [min(best[0], time.perf_counter() - start[0]), min(best[1], time.process_time() - start[1])]
+    check(model, sweep, clean[-1], corrupted[-1], heads[len(heads) // 2])
+    runs = point.tokens - point.suffix + 2 * point.suffix * point.prompts  # the prefix once, both suffixes of each prompt
+    return *best, sweep.plan.token_forwards + runs
+
+
+def series(threads: list[int]) -> Iterator[tuple[str, Point]]:
+    for name, points in SERIES.items():
+        for point in points:
+            yield name, replace(point, threads=threads[0])
+    for n in threads:
+        yield "threads", Point(threads=n)
+
+
+def plot(rows: list[tuple[str, Point, float]], path: str, cfg) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(name for name, *_ in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), layout="constrained")
+    for axis, name in zip(axes, names, strict=True):
+        mine = [(value_of(name, point, cfg), seconds) for n, point, seconds in rows if n == name]
+        axis.plot(*zip(*sorted(mine), strict=True), marker="o")
+        axis.set(xlabel=AXES[name], xscale="log", yscale="log")
+    axes[0].set_ylabel("seconds")
+    figure.savefig(path, dpi=120)
+
+
+def value_of(name: str, point: Point, cfg) -> int:
+    return len(point.heads(cfg)) if name == "every" else getattr(point, name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="bfloat16", choices=sorted(TOLERANCE))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="the first is that of all other points")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", nargs="*", choices=list(AXES), help="these series only")
+    parser.add_argument("--plot", metavar="PNG", help="also draw the table to this file")
+    args = parser.parse_args()
+    model = pcm.Model.from_pretrained(args.model, dtype=args.dtype)
+    print(f"{args.model}, {args.dtype}; best of {args.rounds}; {Point()} unless said otherwise")
+    print(f"{'what':<42} {'value':>6} {'seconds':>8} {'cpu s':>8} {'token-forwards':>15} {'ms each':>8}")
+    rows = []
+    for name, point in series(args.threads):
+        if args.only and name not in args.only:
+            continue
+        wall, processor, work = measure(model, point, args.rounds)
+        rows.append((name, point, wall))
+        value = value_of(name, point, model.cfg)
+        print(f"{AXES[name]:<42} {value:>6} {wall:>8.3f} {processor:>8.3f} {work:>15.0f} {1e3 * wall / work:>8.3f}", flush=True)
+    if args.plot:
+        plot(rows, args.plot, model.cfg)
+
+
+if __name__ == "__main__":
+    main()
