@@ -75,13 +75,15 @@ class KnockOutCurve(Analysis):
 
         At least one head is ablated; ties go to the larger number (PAPER: E5). One row for each step, and one for all steps
         together: step, kind, size (along the axis), removed, kept, chosen_at (accuracy on the selecting half), accuracy,
-        low, high, n (on the reporting half), random (accuracy of the random order there with as many heads ablated).
+        low, high, n (on the reporting half), random (accuracy of the random order there with as many heads ablated), floor
+        (accuracy there with every head ablated, NaN if the curve does not go so far: what the replacement alone gets right).
         """
         import pandas as pd
 
         order = order or str(self.data["order"].values[0])
         target = self.about["settings"]["target"] if target is None else target
         chosen_on, reported = ((self.accuracy(half=h), self.overall(half=h)) for h in ("select", "report"))
+        to_the_end = bool((self.data["ablated"].sel(order=order).isel(size=-1)).all())
         randoms = [str(o) for o in self.data["order"].values if str(o).startswith("random")]
         rows = []
         for i, step in enumerate([*self.data["step"].values.tolist(), "all"]):
@@ -105,6 +107,7 @@ class KnockOutCurve(Analysis):
                 "low": float(at["low"]),
                 "high": float(at["high"]),
                 "n": int(at["n"]),
+                "floor": float(tell["mean"].sel(order=order).isel(size=-1)) if to_the_end else np.nan,
                 "random": float(tell["mean"].sel(order=randoms).isel(size=size).mean()) if randoms else np.nan,
             }
             rows.append(row)
@@ -152,6 +155,7 @@ class KnockOutCurve(Analysis):
             inside = f" [{row.low:.2f}, {row.high:.2f}]" if np.isfinite(row.low) else ""
             what = f"step {row.step} ({row.kind})" if row.step != "all" else "all steps"
             random = f"; in random order {row.random:.2f}" if np.isfinite(row.random) else ""
+            floor = f"; with every head ablated {row.floor:.2f}" if np.isfinite(row.floor) else ""
             near = (
                 ""
                 if abs(row.chosen_at - s["target"]) <= 0.1
@@ -159,7 +163,7 @@ class KnockOutCurve(Analysis):
             )
             lines.append(
                 f"{what}: {row.removed} of {n_heads} heads ablated, accuracy {row.accuracy:.2f}{inside} on "
-                f"{plural(row.n, 'example')} ({where}){near}{random}"
+                f"{plural(row.n, 'example')} ({where}){near}{random}{floor}"
             )
         lines.append(
             f"accuracy is {'agreement with the untouched model' if self.main == 'agrees' else 'every token of the gold word'}"

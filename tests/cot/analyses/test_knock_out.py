@@ -146,6 +146,8 @@ def test_operating_point_is_nearest_with_ties_to_the_larger_and_told_on_the_othe
         told = values.sel(step=row.step).values[row.size, half == "report"]
         assert row.accuracy == pytest.approx(np.nanmean(told)) and row.n == np.isfinite(told).sum()
         assert row.removed + row.kept == 32
+        assert row.floor == pytest.approx(np.nanmean(values.sel(step=row.step).values[-1, half == "report"]))
+    assert "with every head ablated" in str(curve)
 
 
 def test_the_papers_definition_is_agreement_chosen_and_told_on_all(model, examples, graded, means, scores):
