@@ -156,20 +156,30 @@ class ContextAbidance(Analysis):
 
     def findings(self) -> list[str]:
         """The share in the lower and in the upper half, and where it rises."""
-        found = self.by_layer()
-        L = found.sizes["layer"]
-        prefix = "graph_" if self.of_graphs else ""
-        share, n = found[f"{prefix}mean"].values, int(found[f"{prefix}n"].max())
-        halves = [np.nanmean(x) if np.isfinite(x).any() else np.nan for x in (share[: L // 2], share[L // 2 :])]
+        L = self.data.sizes["layer"]
+        lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))
         what = "tokens handed over in the graphs stand" if self.of_graphs else "likeliest tokens of heads' outputs stand"
         jump = self.jump()
         inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
         where = f"; the rise is largest at layer {float(jump.mean):.0f}{inside} of {L}" if np.isfinite(jump.mean) else ""
         chance = float(self.data["chance"].mean())
         return [
-            f"{what} in the prompt in {halves[0]:.0%} of cases in the lower half of the layers, {halves[1]:.0%} in the upper "
-            f"(n = {n} examples; {chance:.1%} of the vocabulary stands there){where}"
+            f"{what} in the prompt in {_percent(lower)} of cases in the lower half of the layers, {_percent(upper)} in the "
+            f"upper (n = {int(max(lower.n, upper.n))} examples; {chance:.1%} of the vocabulary stands there){where}"
         ]
+
+    def _share(self, layers: slice) -> bootstrap.Interval:
+        """Share in the prompt over some layers, with its interval."""
+        here = self.data.isel(layer=layers)
+        if not self.of_graphs:
+            return bootstrap.mean_interval(here["abides"].mean(("layer", "head")).mean("step").values)
+        sums = [here[k].sum(("step", "layer", "head"), min_count=1).values for k in ("in_context", "occurs")]
+        return bootstrap.ratio_interval(*sums)
+
+
+def _percent(found: bootstrap.Interval) -> str:
+    inside = f" [{float(found.low):.0%}, {float(found.high):.0%}]" if np.isfinite(found.low) else ""
+    return f"{float(found.mean):.0%}{inside}"
 
 
 def _some(share: NDArray, l: int) -> bool:

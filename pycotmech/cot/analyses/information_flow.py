@@ -122,22 +122,31 @@ class InformationFlow(Analysis):
             f"{_number(mean['with_source'])} of them a place is reached where its word stands: {_number(mean['sources'])} "
             f"different places, in {_number(mean['segments'])} of the three parts of the prompt"
         ]
-        layer, depth = self.data["node_layer"].values, self.data["node_depth"].values
+        d, N = self.data, self.data.sizes["example"]
+        layer, depth, owner = (d[f"node_{k}"].values for k in ("layer", "depth", "e"))
         if len(layer):
-            by_depth = [
-                f"{layer[depth == d].mean():.1f} at depth {d}" for d in range(int(depth.max()) + 1) if (depth == d).any()
-            ]
-            out.append(f"mean layer of the heads in all {len(list(self.cells()))} graphs: {', '.join(by_depth)}")
-        weight, total = self.data["edge_weight"].values, self.data["edge_total"].values
+            words = []
+            for at in range(int(depth.max()) + 1):
+                each = [_mean(layer[(depth == at) & (owner == e)]) for e in range(N)]
+                words.append(f"{_number(bootstrap.mean_interval(each))} at depth {at}")
+            out.append(
+                f"mean layer of the heads in the {len(list(self.cells()))} graphs (n = {n} examples): {', '.join(words)}"
+            )
+        weight, total, owner = (d[f"edge_{k}"].values for k in ("weight", "total", "e"))
         both = np.isfinite(weight) & np.isfinite(total)
         if both.sum() > 2:
-            same = np.mean(np.sign(weight[both]) == np.sign(total[both]))
-            r = np.corrcoef(weight[both], total[both])[0, 1]
+            same = np.sign(weight) == np.sign(total)
+            share = bootstrap.mean_interval([_mean(same[both & (owner == e)]) for e in range(N)])
+            inside = f" [{float(share.low):.0%}, {float(share.high):.0%}]" if np.isfinite(share.low) else ""
             out.append(
-                f"of {int(both.sum())} edges {same:.0%} act in the same direction when everything above them is recomputed "
-                f"(correlation of the shares {r:.2f})"
+                f"{float(share.mean):.0%}{inside} of an example's edges act in the same direction when everything above is "
+                f"recomputed (n = {int(share.n)} examples, {int(both.sum())} edges)"
             )
         return out
+
+
+def _mean(values: NDArray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _plain(value: Any) -> Any:
