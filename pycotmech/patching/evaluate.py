@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -72,36 +73,42 @@ class HeadJoins:
 
     def of(self, first: int, end: int) -> Callable[[Joining], Tensor]:
         """For the variants numbered first..end - 1, which are numbered from 0."""
+        _ = self._only_controls  # asked of the device once, not while rows go through the layers
         return lambda joining: self.rows(joining, joining.variant + first)
+
+    @cached_property
+    def _only_controls(self) -> bool:
+        return not bool((self.moves & ~self.control).any())
 
     def rows(self, joining: Joining, variant: Tensor) -> Tensor:
         l, index = joining.layer, joining.index
         if joining.stage != Stage.MID:
             return self.bases.sites[joining.stage.site][l][index]
-        moving = self.moves[variant]
-        if bool(moving.all()):
-            return self._moved(l, index, variant, joining.position)
-        out = self.bases.sites["resid_mid"][l][index]
-        r = moving.nonzero().flatten()
-        if len(r):
-            out[r] = self._moved(l, index[r], variant[r], joining.position[r])
-        return out
+        return self._moved(l, index, variant, joining.position)
 
     def _moved(self, l: int, index: Tensor, variant: Tensor, position: Tensor) -> Tensor:
-        head, control = self.head[variant], self.control[variant]
+        head, control = self.head[variant].clamp(min=0), self.control[variant]
         wide, z = self.family.resid_dtype, self.bases.sites["z"][l]
         before = z[index, head].to(wide)
-        mine = control.nonzero().flatten()
-        if len(mine) < len(index):
-            dz = self.bases.source["z"][l][index, head].to(wide).sub_(before)
+        if self._only_controls:
+            dz = torch.zeros_like(before)
         else:
-            dz = torch.empty_like(before)
-        if len(mine):
+            dz = self.bases.source["z"][l][index, head].to(wide).sub_(before)
+        if self._picks(index):
+            mine = control.nonzero().flatten()
             dz[mine] = self.signs[index[mine], head[mine]] * ulp(before[mine], z.dtype)
+        else:
+            dz = torch.where(control[:, None], self.signs[index, head] * ulp(before, z.dtype), dz)
         only = self.position[variant]
         position = position if self.labels is None else self.labels[index]
-        dz *= (self.editable[index] & ((only < 0) | (only == position)))[:, None]
+        # Those that do not move get a difference of 0.
+        dz *= (self.moves[variant] & self.editable[index] & ((only < 0) | (only == position)))[:, None]
         return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head, index)
+
+    @staticmethod
+    def _picks(rows: Tensor) -> bool:
+        """Whether to compute for some rows only: a GPU would have to say how many there are, and the program to wait for it."""
+        return rows.device.type == "cpu"
 
 
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -209,7 +209,7 @@ class PatchJob:
             warnings.warn(
                 f"positions: in layer(s) {idle} {self.site} at these positions reaches nothing that is read in any example; "
                 "the values there are those of the untouched run",
-                stacklevel=4,
+                stacklevel=5,
             )
         reached = set()
         for i, labels in enumerate(self.labels if self.groups else []):
@@ -219,7 +219,7 @@ class PatchJob:
                 warnings.warn(
                     f"groups: {name!r} reaches nothing that is read in any example, for the prompts do not differ there or the "
                     "metric is read in front of it; its values are those of the untouched run",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,20 +81,51 @@ class LateEdits:
             packed = rank[e.variant]
             rows = offsets[packed] + e.position - first[packed]
             by_row = torch.argsort(rows, stable=True)
-            tables[key] = tuple(t[by_row].to(device) for t in (rows, e.head, e.ref))
+            rows, packed = rows[by_row], packed[by_row]
+            entries = (rows == offsets[packed + 1] - 1).nonzero().flatten()
+            tables[key] = _Table(
+                rows.numpy(), packed[entries].numpy(),
+                *(t.to(device) for t in (rows, e.head[by_row], e.ref[by_row], packed[entries], entries)),
+            )  # fmt: skip
         return RowEdits(self, tables)
 
 
+@dataclass(frozen=True)
+class ReadRows:
+    """The rows that are read of the variants first..end - 1, in the order in which they are packed: one for each."""
+
+    first: int
+    end: int
+
+
+Rows = slice | ReadRows
+"""A range of packed rows, or those that are read of a range of variants."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The entries of one site and layer, by row. What is looked up while rows go through the layers stands on the CPU too:
+    nothing waits for the device."""
+
+    places: np.ndarray  # [E] packed row of each entry, ascending
+    tops: np.ndarray  # [K] packed number of the variants whose row that is read has an entry
+    row: Tensor  # [E] as places, on the device; so are the others
+    head: Tensor
+    ref: Tensor
+    top: Tensor  # [K]
+    entry: Tensor  # [K] which entry it is
+
+
 class RowEdits:
-    """`LateEdits` bound to packed rows. `rows` below is a slice of them, or ascending row numbers [R].
+    """`LateEdits` bound to packed rows.
 
     Without an entry for its place each method gives back what it got, so a sweep without late edits pays nothing.
     """
 
-    def __init__(self, edits: LateEdits, tables: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]]) -> None:
+    def __init__(self, edits: LateEdits, tables: dict[tuple[str, int], _Table]) -> None:
         self.family, self.bases, self.value, self.tables = edits.family, edits.bases, edits.value, tables
 
-    def edit(self, site: str, l: int, rows: slice | Tensor, x: Tensor) -> Tensor:
+    def edit(self, site: str, l: int, rows: Rows, x: Tensor) -> Tensor:
         """x [R, ...], the site's values in these rows, with its edits: a new tensor if there are any."""
         found = self._find(site, l, rows)
         if found is None:
@@ -109,7 +141,7 @@ class RowEdits:
             i, head, ref = found
             x[i] = self._values(site, l, ref, head).to(x.dtype)
 
-    def join(self, stage: Stage, l: int, rows: slice | Tensor, index: Tensor, x: Tensor) -> Tensor:
+    def join(self, stage: Stage, l: int, rows: Rows, index: Tensor, x: Tensor) -> Tensor:
         """x [R, d], the residual rows with which variants join behind a part of the layer whose output they edit."""
         site, before = _ADDS.get(stage, ("", ""))
         found = self._find(site, l, rows)
@@ -126,7 +158,7 @@ class RowEdits:
             k, v = self.edit("k_per_query", l, rows, k), self.edit("v_per_query", l, rows, v)
         return k, v
 
-    def attend(self, l: int, rows: slice | Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+    def attend(self, l: int, rows: Rows, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
         """z [R, H, D] of these rows: q [R, H, D]; k, v from `keys`; the table of `ops.prefix_attn` [R, 4]."""
         k_shared, v_shared = self.bases.k[l], self.bases.v[l]
         if k.shape[1] != k_shared.shape[1]:
@@ -172,20 +204,19 @@ class RowEdits:
         assert self.value is not None
         return self.value(site, l, ref, head)
 
-    def _find(self, site: str, l: int, rows: slice | Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _find(self, site: str, l: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None:
         """Entries among these rows, if any: index into `rows`, head, ref, each [E]."""
         table = self.tables.get((site, l))
         if table is None:
             return None
-        row, head, ref = table
         if isinstance(rows, slice):
-            a, b = torch.searchsorted(row, torch.tensor([rows.start, rows.stop], device=row.device)).tolist()
-            return (row[a:b] - rows.start, head[a:b], ref[a:b]) if b > a else None
-        if len(rows) == 0:
+            a, b = np.searchsorted(table.places, (rows.start, rows.stop)).tolist()
+            return (table.row[a:b] - rows.start, table.head[a:b], table.ref[a:b]) if b > a else None
+        a, b = np.searchsorted(table.tops, (rows.first, rows.end)).tolist()
+        if b == a:
             return None
-        i = torch.searchsorted(rows, row).clamp(max=len(rows) - 1)
-        hit = (rows[i] == row).nonzero().flatten()
-        return (i[hit], head[hit], ref[hit]) if len(hit) else None
+        entry = table.entry[a:b]
+        return table.top[a:b] - rows.first, table.head[entry], table.ref[entry]
 
 
 class SourceValues:

@@ -11,6 +11,7 @@ and one MLP for each row that joins.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from pycotmech import ops
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import ROW_BLOCK, blocks
 from pycotmech.patching.bases import Bases, Stage
-from pycotmech.patching.late import LateEdits
+from pycotmech.patching.late import LateEdits, ReadRows, Rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class Staircase:
         owner = torch.repeat_interleave(torch.arange(len(v)), lengths)  # [R] variant (sorted) of each row
         within = torch.arange(len(owner)) - self.offsets[owner]
         device = family.device
-        self.owner = owner.to(device)
+        # What says where to cut stands in lists, what indexes rows on the device: `run` waits for nothing.
+        self.begins, self.keys = self.offsets.tolist(), self.key.tolist()
+        self.variant, self.to_caller = self.order[owner].to(device), self.order.to(device)
         self.position = (v.first[owner] + within).to(device)
         base = v.base[owner]
         self.base = base.to(device)
@@ -102,41 +105,48 @@ class Staircase:
     def run(self) -> Tensor:
         """Residual rows [N, d] after the last layer at each variant's read position, in the caller's order."""
         family, cfg = self.family, self.family.cfg
-        below_last = int((self.variants.layer < cfg.n_layers - 1).sum())
-        pre_last = int((self.key <= (cfg.n_layers - 1) * len(Stage) + Stage.PRE).sum())
-        x = torch.empty(
-            int(self.offsets[max(below_last, pre_last)]), cfg.d_model, dtype=family.resid_dtype, device=family.device
-        )
+        climbing = self._joined(cfg.n_layers - 1, Stage.PRE)
+        x = torch.empty(self.begins[climbing], cfg.d_model, dtype=family.resid_dtype, device=family.device)
         done = 0  # variants that have joined
         for l in range(cfg.n_layers - 1):
             done = self._admit(x, done, l, Stage.PRE)
             self._attention(l, x, done)
             done = self._admit(x, done, l, Stage.MID)
-            for a, b in blocks(int(self.offsets[done])):
+            for a, b in blocks(self.begins[done]):
                 x[a:b] += self.edits.edit("mlp_out", l, slice(a, b), family.mlp_out(l, x[a:b]))
             if self.tick is not None:
-                self.tick(int(self.offsets[done]))
+                self.tick(self.begins[done])
             done = self._admit(x, done, l, Stage.POST)
         return self._last_layer(x, done)
 
+    def _joined(self, l: int, stage: Stage) -> int:
+        """How many variants have joined at this layer and stage."""
+        return bisect_right(self.keys, l * len(Stage) + stage)
+
     def _admit(self, x: Tensor, done: int, l: int, stage: Stage) -> int:
         """Writes the rows of the variants that join here behind those already in x; returns how many have joined."""
-        upto = int(torch.searchsorted(self.key, l * len(Stage) + stage, right=True))
+        upto = self._joined(l, stage)
         if upto > done:
-            a, b = int(self.offsets[done]), int(self.offsets[upto])
+            a, b = self.begins[done], self.begins[upto]
             for c, d in blocks(b - a):
-                x[a + c : a + d] = self._joining(l, stage, slice(a + c, a + d))
-        self.edits.write(stage.site, l, x, int(self.offsets[upto]))
+                rows = slice(a + c, a + d)
+                x[rows] = self._joining(l, stage, rows, rows)
+        self.edits.write(stage.site, l, x, self.begins[upto])
         return upto
 
-    def _joining(self, l: int, stage: Stage, rows: slice | Tensor) -> Tensor:
-        variant = self.order.to(self.owner.device)[self.owner[rows]]
-        joining = Joining(l, stage, variant, self.base[rows], self.position[rows], self.index[rows])
+    def _joining(self, l: int, stage: Stage, rows: Rows, at: slice | Tensor) -> Tensor:
+        """at: the same rows, as an index."""
+        joining = Joining(l, stage, self.variant[at], self.base[at], self.position[at], self.index[at])
         return self.edits.join(stage, l, rows, joining.index, self.join(joining))
+
+    def _read(self, l: int, stage: Stage, first: int, end: int) -> Tensor:
+        """The rows that are read of the variants first..end - 1, which join here."""
+        return self._joining(l, stage, ReadRows(first, end), self.last_rows[first:end])
 
     def _attention(self, l: int, x: Tensor, done: int) -> None:
         family = self.family
-        for a, b in self._groups(done):
+        for first, end in self._groups(done):
+            a, b = self.begins[first], self.begins[end]
             rows = slice(a, b)
             q, k, v = family.qkv(l, x[rows])
             q = self.edits.edit("q", l, rows, q)
@@ -153,44 +163,40 @@ class Staircase:
         family, l = self.family, self.family.cfg.n_layers - 1
         done = self._admit(x, done, l, Stage.PRE)
         out = torch.empty(len(self.variants), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
-        first = 0  # the variants of one group, in order
-        for a, b in self._groups(done):
-            n = int(torch.searchsorted(self.offsets, b)) - first
-            read = self.last_rows[first : first + n]
+        for first, end in self._groups(done):
+            a, b = self.begins[first], self.begins[end]
+            rows, read = ReadRows(first, end), self.last_rows[first:end]
             _, k, v = family.qkv(l, x[a:b])
             k, v = self.edits.keys(l, slice(a, b), k, v)
             ops.rope(k, self.bases.cos[self.position[a:b]], self.bases.sin[self.position[a:b]])
             top = x[read]
             q, _, _ = family.qkv(l, top)
-            q = self.edits.edit("q", l, read, q)
+            q = self.edits.edit("q", l, rows, q)
             ops.rope(q, self.bases.cos[self.position[read]], self.bases.sin[self.position[read]])
             table = self.table[read].clone()
             table[:, :2] -= a
-            z = self.edits.attend(l, read, q, k, v, table)
-            out[first : first + n] = top + self.edits.edit("attn_out", l, read, family.attn_out(l, z))
-            first += n
-        mid = int(torch.searchsorted(self.key, l * len(Stage) + Stage.MID, right=True))
+            z = self.edits.attend(l, rows, q, k, v, table)
+            out[first:end] = top + self.edits.edit("attn_out", l, rows, family.attn_out(l, z))
+        mid = self._joined(l, Stage.MID)
         for a, b in blocks(mid - done):
-            out[done + a : done + b] = self._joining(l, Stage.MID, self.last_rows[done + a : done + b])
-        out[:mid] = self.edits.edit("resid_mid", l, self.last_rows[:mid], out[:mid])
+            out[done + a : done + b] = self._read(l, Stage.MID, done + a, done + b)
+        out[:mid] = self.edits.edit("resid_mid", l, ReadRows(0, mid), out[:mid])
         for a, b in blocks(mid):
-            out[a:b] += self.edits.edit("mlp_out", l, self.last_rows[a:b], family.mlp_out(l, out[a:b]))
+            out[a:b] += self.edits.edit("mlp_out", l, ReadRows(a, b), family.mlp_out(l, out[a:b]))
         for a, b in blocks(len(self.variants) - mid):
-            out[mid + a : mid + b] = self._joining(l, Stage.POST, self.last_rows[mid + a : mid + b])
-        out = self.edits.edit("resid_post", l, self.last_rows, out)
+            out[mid + a : mid + b] = self._read(l, Stage.POST, mid + a, mid + b)
+        out = self.edits.edit("resid_post", l, ReadRows(0, len(self.variants)), out)
         if self.tick is not None:
             self.tick(mid)
         result = torch.empty_like(out)
-        result[self.order.to(out.device)] = out
+        result[self.to_caller] = out
         return result
 
     def _groups(self, done: int):
-        """Row ranges of about ROW_BLOCK rows that hold whole variants: their own keys are then in the same block."""
-        offsets = self.offsets[: done + 1]
+        """Ranges of variants with about ROW_BLOCK rows: the own keys of a variant are then in the same block."""
         first = 0
         while first < done:
-            a = int(offsets[first])
-            upto = int(torch.searchsorted(offsets, a + ROW_BLOCK, right=True)) - 1
-            upto = max(upto, first + 1)
-            yield a, int(offsets[upto])
-            first = upto
+            end = bisect_right(self.begins, self.begins[first] + ROW_BLOCK, first, done + 1) - 1
+            end = max(end, first + 1)
+            yield first, end
+            first = end
