@@ -29,7 +29,10 @@ LIMITS = {("smollm2", torch.float32): 1.35, ("smollm2", torch.bfloat16): 1.6, ("
 
 
 def measure(model: pcm.Model, clean, corrupted, name: str, kind: str, rounds: int, report, **arguments) -> None:
-    call = lambda: pcm.patch_heads(model, clean, corrupted, normalize=False, **arguments)  # noqa: E731
+    def call() -> None:
+        model.prefixes.clear()  # the prompts' runs are part of every sweep, as of its products
+        pcm.patch_heads(model, clean, corrupted, normalize=False, **arguments)
+
     with recorded() as recording:
         call()
     bare = Bare(recording)

@@ -89,6 +89,7 @@ def measure(model: pcm.Model, point: Point, rounds: int) -> tuple[float, float, 
     arguments = dict(heads=heads, metric="logit_diff", answer=ANSWER, wrong=WRONG, normalize=False)
     best = [float("inf")] * 2
     for _ in range(rounds):
+        model.prefixes.clear()
         start = time.perf_counter(), time.process_time()
         sweep = pcm.patch_heads(model, clean, corrupted, **arguments)
         best = [min(best[0], time.perf_counter() - start[0]), min(best[1], time.process_time() - start[1])]
