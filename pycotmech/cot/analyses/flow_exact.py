@@ -103,20 +103,23 @@ class Flow:
         return self._deltas[position]
 
     @torch.no_grad()
-    def climb(self, position: int, change: Tensor, layers: list[int], to: int) -> Tensor:
-        """The residual stream in front of layer `to` (L: behind the last) at one position, when what a head of each of
-        `layers` [n], all below `to`, adds there changes by each row of change [n, d], and no other head changes."""
+    def climb(self, positions: int | list[int], change: Tensor, layers: list[int], to: int) -> Tensor:
+        """The residual stream in front of layer `to` (L: behind the last) at each of `positions` [n] (or one for all), when
+        what a head of each of `layers` [n], all below `to`, adds there changes by each row of change [n, d], and no other
+        head changes. Rows do not hear of one another. Cost: an MLP for each row and layer above its own."""
         family, trace = self.family, self.trace
+        many = [positions] * len(change) if isinstance(positions, int) else positions
+        places = sorted(set(many))
+        row = torch.tensor([places.index(p) for p in many], device=change.device)
         if self.freeze_mlps:
-            base = trace.final([position]) if to == family.cfg.n_layers else trace.at("resid_pre", to, [position])
-            return base + change
+            base = trace.final(places) if to == family.cfg.n_layers else trace.at("resid_pre", to, places)
+            return base[row] + change
         x, layer = torch.zeros_like(change), torch.tensor(layers, device=change.device)
         for l in range(int(layer.min()), to):
-            before, middle = (trace.at(site, l, [position]) for site in ("resid_pre", "resid_mid"))
-            x[layer < l] += middle - before
-            joins = layer == l
-            x[joins] = middle + change[joins]
-            going = layer <= l
+            before, middle = (trace.at(site, l, places) for site in ("resid_pre", "resid_mid"))
+            rises, joins, going = layer < l, layer == l, layer <= l
+            x[rises] += (middle - before)[row[rises]]
+            x[joins] = middle[row[joins]] + change[joins]
             x[going] += family.mlp_out(l, x[going])
         return x
 
@@ -254,17 +257,20 @@ def _senders(flow: Flow, chain: list[tuple[Place, int, str]], limits: Limits, al
     senders = torch.arange(l * H, device=row.device)
     if allowed is not None:
         senders = senders[allowed.flatten()[: l * H].to(row.device)]
-    found: list[tuple[int, int, str, Tensor]] = []
+    token = flow.family.cfg.n_layers * H
+    asked: list[tuple[int, str, list[int]]] = []
     for p in dict.fromkeys((*attended, at)):
         inputs = "kv" if p != at else "qkv" if p in attended else "q"
-        chosen = _screened(flow, place, p, inputs, senders, limits.screened)
-        layers = [i // H for i in chosen] + [0]
-        chosen = [*chosen, flow.family.cfg.n_layers * H]  # the token
-        x = (
-            flow.climb(p, flow.deltas(p)[chosen], layers, l)
-            if l
-            else flow.trace.at("resid_pre", 0, [p]) + flow.deltas(p)[chosen]
-        )
+        asked.append((p, inputs, [*_screened(flow, place, p, inputs, senders, limits.screened), token]))
+    positions = [p for p, _, chosen in asked for _ in chosen]
+    changes = torch.cat([flow.deltas(p)[chosen] for p, _, chosen in asked])
+    if l:
+        layers = [0 if i == token else i // H for _, _, chosen in asked for i in chosen]
+        rows = flow.climb(positions, changes, layers, l)
+    else:
+        rows = flow.trace.at("resid_pre", 0, positions) + changes
+    found: list[tuple[int, int, str, Tensor]] = []
+    for (p, inputs, chosen), x in zip(asked, rows.split([len(chosen) for *_, chosen in asked]), strict=True):
         for name, z in flow.received(place, p, x, inputs).items():
             found += [(sender, p, name, z[i]) for i, sender in enumerate(chosen)]
     z = torch.stack([f[3] for f in found])
