@@ -84,9 +84,7 @@ def bars_with_intervals(
     for g in range(groups):
         x = np.arange(n) + (g - (groups - 1) / 2) * width
         label = names[g] if names else None
-        axis.bar(
-            x, np.nan_to_num(values[g]), width, color=PALETTE[(g + 1) % len(PALETTE)] if groups > 1 else PALETTE[1], label=label
-        )
+        axis.bar(x, np.nan_to_num(values[g]), width, color=colours[g % len(colours)], label=label)
         reach = np.nan_to_num(np.stack((values[g] - low[g], high[g] - values[g]))).clip(min=0)
         axis.errorbar(x, np.nan_to_num(values[g]), reach, fmt="none", ecolor="0.25", elinewidth=0.8, capsize=1.5)
     axis.set_xticks(range(n), ticks)

@@ -109,8 +109,8 @@ class ContextAbidance(Analysis):
         return xr.Dataset(out, coords={"layer": self.data["layer"]})
 
     def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
-        """The layer at which the share rises most between the means of the layers below and from it on, over resampled
-        examples; by graphs where there are any."""
+        """The first layer of the upper part where the layers fall into a lower and a higher one best (the upward
+        least-squares change point), with its interval over resampled examples; by graphs where there are any."""
         name = ("in_context", "occurs") if self.of_graphs else ("abides",)
         parts = [self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values for k in name]
         parts = parts if self.of_graphs else [parts[0], np.where(np.isfinite(parts[0]), 1.0, np.nan)]
@@ -119,9 +119,7 @@ class ContextAbidance(Analysis):
             top, below = (np.nansum(p[index], 0) for p in parts)
             with np.errstate(invalid="ignore", divide="ignore"):
                 share = top / np.where(below > 0, below, np.nan)
-            rises = [
-                np.nanmean(share[l:]) - np.nanmean(share[:l]) if _some(share, l) else -np.inf for l in range(1, len(share))
-            ]
+            rises = [_rise(share[:l], share[l:]) for l in range(1, len(share))]
             return 1.0 + int(np.argmax(rises)) if np.isfinite(rises).any() else np.nan
 
         return bootstrap.statistic_interval(layer, len(parts[0]), draws=draws, seed=seed)
@@ -161,7 +159,7 @@ class ContextAbidance(Analysis):
         what = "tokens handed over in the graphs stand" if self.of_graphs else "likeliest tokens of heads' outputs stand"
         jump = self.jump()
         inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
-        where = f"; the rise is largest at layer {float(jump.mean):.0f}{inside} of {L}" if np.isfinite(jump.mean) else ""
+        where = f"; the layers part best at layer {float(jump.mean):.0f}{inside} of {L}" if np.isfinite(jump.mean) else ""
         chance = float(self.data["chance"].mean())
         return [
             f"{what} in the prompt in {_percent(lower)} of cases in the lower half of the layers, {_percent(upper)} in the "
@@ -182,8 +180,10 @@ def _percent(found: bootstrap.Interval) -> str:
     return f"{float(found.mean):.0%}{inside}"
 
 
-def _some(share: NDArray, l: int) -> bool:
-    return bool(np.isfinite(share[:l]).any() and np.isfinite(share[l:]).any())
+def _rise(below: NDArray, above: NDArray) -> float:
+    """By how much the squared error falls, as a root and with the sign of the rise, when two parts have means of their own."""
+    n, m = np.isfinite(below).sum(), np.isfinite(above).sum()
+    return float((np.nanmean(above) - np.nanmean(below)) * np.sqrt(n * m / (n + m))) if n and m else -np.inf
 
 
 def context_abidance(
