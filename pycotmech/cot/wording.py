@@ -41,11 +41,13 @@ class Occurrence(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Every a is b: b is a concept, or the property that ends a chain. `plural` is the number, used by style "paper"."""
+    """Every a is b: b is a concept, or the property that ends a chain. `plural` is the number, used by style "paper".
+    negated: every a is not b."""
 
     a: str
     b: str
     plural: bool
+    negated: bool = False
 
 
 class Membership(NamedTuple):
@@ -101,12 +103,13 @@ def _is_property(words: Words, key: str) -> bool:
 
 
 def _rule(style: Style, words: Words, rule: Rule, *, inner: bool = False) -> Pieces:
-    a, b, plural = rule
+    a, b, plural, negated = rule
+    no = "not " if negated else ""
     if style == "every":
         article = "" if _is_property(words, b) else words[b].article + " "
-        return ["every " if inner else "Every ", Slot(a), f" is {article}", Slot(b)]
+        return ["every " if inner else "Every ", Slot(a), f" is {no}{article}", Slot(b)]
     many = plural and not _is_property(words, b)
-    return [Slot(a, plural, True), " are " if plural else " is ", Slot(b, many)]
+    return [Slot(a, plural, True), f" are {no}" if plural else f" is {no}", Slot(b, many)]
 
 
 def _is(style: Style, words: Words, entity: str, what: str) -> Pieces:
@@ -114,7 +117,8 @@ def _is(style: Style, words: Words, entity: str, what: str) -> Pieces:
     return [Slot(entity), f" is {article}", Slot(what)]
 
 
-def _premise(style: Style, words: Words, premise: Premise) -> Pieces:
+def sentence(style: Style, words: Words, premise: Premise) -> Pieces:
+    """One premise without its full stop; its slots are the subject and what is said of it."""
     if isinstance(premise, Membership):
         return _is(style, words, premise.entity, premise.concept)
     return _rule(style, words, premise)
@@ -128,7 +132,7 @@ def write(style: Style, words: Words, premises: Sequence[Premise], rules: Sequen
     """
     question: Pieces = []
     for premise in premises:
-        question += [*([" "] if question else []), *_premise(style, words, premise), "."]
+        question += [*([" "] if question else []), *sentence(style, words, premise), "."]
     asked: Pieces = ["True or false: ", *_is(style, words, "E", query), "."]
     chain: Pieces = [*_is(style, words, "E", rules[0].a), "."]
     for rule in rules:

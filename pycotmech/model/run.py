@@ -74,6 +74,7 @@ def forward_packed(
     keep: Tensor | None = None,
     read: Tensor | None = None,
     edit_z: EditZ | None = None,
+    upto: int | None = None,
 ) -> Packed:
     """Runs sequences that continue a past (or start at position 0) through the model as packed rows.
 
@@ -84,11 +85,12 @@ def forward_packed(
     MLP for these rows only (none: only its keys and values).
     edit_z: what every layer does to z in front of its output projection; layers above see its consequences. The past is
     taken as it is: an edit that reaches it has to be made where the past is computed.
+    upto: only the first so many layers, 1 .. n_layers; what is said of the last layer then holds for the last of these.
     """
     cfg = family.cfg
     lengths = [len(s) for s in sequences]
     offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    R, L, device = offsets[-1], cfg.n_layers, family.device
+    R, L, device = offsets[-1], cfg.n_layers if upto is None else upto, family.device
     after = [(0, 0 if past is None else len(past))] * len(lengths) if after is None else after
     read = torch.empty(0, dtype=torch.long) if read is None else read
     read = read.to(device)

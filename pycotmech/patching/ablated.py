@@ -28,6 +28,7 @@ class AblatedRuns:
         same roles in all prompts. None only without fill.
     everywhere: whether heads are ablated in the shared prefix too, or only behind it.
     memory_gb: what may be used beyond the model, None: half of what is free; prompts are taken in groups that fit.
+    upto: only the first so many layers are run, and "the last layer" is the last of these; None: all.
 
     Raises ValueError naming the argument. Memory: keys and values of the shared prefix and of one group of prompts.
     """
@@ -43,8 +44,12 @@ class AblatedRuns:
         roles: Sequence[Tensor] | None = None,
         everywhere: bool = True,
         memory_gb: float | None = None,
+        upto: int | None = None,
     ) -> None:
         cfg = family.cfg
+        self.upto = cfg.n_layers if upto is None else upto
+        if not 1 <= self.upto <= cfg.n_layers:
+            raise ValueError(f"upto: got {upto}; expected a number of layers in 1..{cfg.n_layers}, or None for all")
         self.family, self.shared, self.everywhere = family, shared, everywhere
         self.prompts = [torch.as_tensor(p)[: max(r) + 1] for p, r in zip(prompts, reads, strict=True)]
         self.reads = [list(r) for r in reads]
@@ -116,7 +121,7 @@ class AblatedRuns:
             read = torch.tensor([at + r - P for at, i in zip(starts, group) for r in self.reads[i]])
             roles = torch.cat([self.roles[i][P:] for i in group]) if self.roles else None
             edit = replacing(heads, self.fill, roles)
-            out.append(forward_packed(self.family, suffixes, past, read=read, edit_z=edit).resid_final)
+            out.append(forward_packed(self.family, suffixes, past, read=read, edit_z=edit, upto=self.upto).resid_final)
         return torch.cat(out)
 
     def _past(self, heads: Tensor) -> KeyValues | None:
@@ -127,7 +132,7 @@ class AblatedRuns:
             return self._clean
         roles = self.roles[0][: self.shared] if self.roles else None
         edit = replacing(heads, self.fill, roles) if ablated else None
-        found = forward_packed(self.family, [self.prompts[0][: self.shared]], edit_z=edit).key_values(0, None)
+        found = forward_packed(self.family, [self.prompts[0][: self.shared]], edit_z=edit, upto=self.upto).key_values(0, None)
         if not ablated:
             self._clean = found
         return found

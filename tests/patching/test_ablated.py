@@ -135,3 +135,23 @@ def test_final_refuses_what_is_no_mask(case):
     runs = AblatedRuns(pcm.Model(case[0], check=False).family, [torch.arange(5)], [[4]])
     with pytest.raises(ValueError, match=r"heads: got torch.int64 \[3, 4\]; expected a bool tensor \[3, 4\]"):
         runs.final(torch.zeros(L, H, dtype=torch.long))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("upto", [1, 2])
+def test_a_run_can_end_below_the_top(case, upto):
+    hf, _, prompts, reads, roles, fill = case
+    model = pcm.Model(hf, check=False)
+    runs = AblatedRuns(model.family, prompts, reads, shared=P, fill=fill, roles=roles, upto=upto)
+    whole = torch.zeros(L, H, dtype=torch.bool)
+    expected = [model.run(p, capture=("resid_post",))["resid_post"][upto - 1][r] for p, r in zip(prompts, reads, strict=True)]
+    torch.testing.assert_close(runs.final(whole), torch.cat(expected), atol=2e-5, rtol=1e-5)
+    some = sets()["some"]
+    above = some.clone()
+    above[upto:] = True
+    assert torch.equal(runs.final(some), runs.final(above))
+    assert not torch.allclose(runs.final(some), runs.final(whole), atol=1e-3)
+    packed = forward_packed(model.family, prompts, sites=("resid_post",), upto=upto)
+    assert packed.sites["resid_post"].shape[0] == packed.k.shape[0] == upto
+    with pytest.raises(ValueError, match="upto: got 0"):
+        AblatedRuns(model.family, prompts, reads, shared=P, upto=0)

@@ -1,0 +1,144 @@
+"""E9: probes on pairs of words, on planted models and on questions of the task."""
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import pair_probes as probing
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.relations import make_questions
+from tests.cot.analyses.relation_cases import said
+from tests.reference.planted import models as planted
+from tests.reference.truth import activations
+
+
+@pytest.fixture(scope="module")
+def result(model, examples):
+    return pcm.cot.pair_probes(model, examples, questions=30, depths=[0, 2, 4])
+
+
+@torch.no_grad()
+def test_features_are_the_residual_streams_of_both_words(model, examples):
+    """PAPER F1, F2: the vectors at the words' own tokens (a BOS in front), one beside the other."""
+    questions = make_questions(3, tokenizer=model.tokenizer, examples=examples, shots=2, seed=1)
+    samples = [(q, p) for q in (2, 0) for p in questions[q].pairs]
+    for piece in ("last", "first"):
+        x = probing.Features(model, questions, samples, [0, 1, 4], piece)
+        for i, (q, p) in enumerate(samples):
+            acts = activations(model.hf, questions[q].tokens)
+            at = [p.first.stop - 1, p.second.stop - 1] if piece == "last" else [p.first.start, p.second.start]
+            for word, position in zip(p.words, at, strict=True):
+                assert model.tokenizer.decode(questions[q].tokens[position]).strip() == word
+            for j, site in enumerate((("resid_pre", 0), ("resid_pre", 1), ("resid_post", 3))):
+                want = torch.cat([acts[site][k] for k in at])
+                np.testing.assert_allclose(x[j][i], want, atol=5e-4, rtol=1e-3)
+
+
+def silenced(p):
+    """Heads that were not planted write nothing."""
+    D = p.model.cfg.d_head
+    for l, h in p.noise_heads:
+        p.model.hf.model.layers[l].self_attn.o_proj.weight[:, h * D : (h + 1) * D] = 0
+    return p
+
+
+def test_a_planted_relation_is_read_from_its_layer_on():
+    p = silenced(planted.relation(previous=(2, 0), relate=(3, 1), writer=(4, 1), n_layers=5))
+    depths = [0, 2, 3, 5]
+    found = pcm.cot.pair_probes(p.model, questions=said(48), depths=depths)
+    mean = found.accuracy()["mean"]
+    for probe in ("linear", "mlp"):
+        curve = mean.sel(probe=probe).values
+        assert (np.abs(curve[:2] - 1 / 3) < 0.12).all(), curve
+        assert (curve[2:] > 0.9).all(), curve
+        assert found.best(probe) >= 3
+    low = found.accuracy()["low"].sel(probe="linear").values
+    assert low[2:].min() > found.accuracy()["high"].sel(probe="linear").values[0]
+    assert (found.selectivity()["low"].values[2:] > 0.2).all()
+    assert "at depth" in found.findings()[1]
+
+
+def test_where_attention_writes_nothing_there_is_chance():
+    p = planted.nothing(silent=True)
+    found = pcm.cot.pair_probes(p.model, questions=said(48), depths=[0, 1, 4])
+    assert (np.abs(found.accuracy()["mean"].values - 1 / 3) < 0.12).all()
+    assert any("no change beyond the interval" in line for line in found.findings())
+
+
+def test_shuffled_labels_leave_chance():
+    """PAPER section 5."""
+    p = planted.relation()
+    found = pcm.cot.pair_probes(p.model, questions=said(48), depths=[0, 1, 4], shuffled=True)
+    assert (np.abs(found.accuracy()["mean"].values - 1 / 3) < 0.14).all()
+
+
+def test_no_question_is_in_two_parts_and_classes_are_equal(result):
+    """PAPER F3, F4."""
+    part = result.data["part"].values
+    assert set(result.data["example"].values) == set(np.flatnonzero(part == "test"))
+    assert (part == "test").sum() == 10 and 0 < (part == "held").sum() < 10
+    by_class = result.data["confusion"].sum(("example", "predicted")).isel(depth=0, probe=0).values
+    assert len(set(by_class)) == 1 and by_class[0] > 10
+    samples = probing._samples(make_questions(8, tokenizer=pcm.Model.from_pretrained("tiny-cot").tokenizer), np.arange(8), 0)
+    assert len({repr(sample) for sample in samples}) == len(samples)  # nothing twice
+
+
+def test_numbers_are_those_of_the_counts(result):
+    confusion = result.data["confusion"].sel(probe="linear", depth=4).sum("example").values
+    at = {"probe": "linear", "depth": 4}
+    assert float(result.accuracy()["mean"].sel(at)) == pytest.approx(np.trace(confusion) / confusion.sum())
+    f1 = [2 * confusion[c, c] / (confusion[c].sum() + confusion[:, c].sum()) for c in range(3)]
+    assert float(result.f1()["mean"].sel(at)) == pytest.approx(np.mean(f1))
+    assert float(result.f1()["low"].sel(at)) < np.mean(f1) < float(result.f1()["high"].sel(at))
+
+
+def test_roles_give_distance_matched_pairs_away(model):
+    """Told from unrelated words at the same distance, pairs are told by their roles, and the result says so."""
+    found = pcm.cot.pair_probes(model, questions=36, unrelated="matched", depths=[0, 4], probe="linear")
+    assert float(found.accuracy()["mean"].sel(depth=4, probe="linear")) > 0.8
+    assert any("roles rather than their relation" in line for line in found.findings())
+    assert float(found.data["neighbours"].mean()) > 0.95  # so do the tokens in front, without any model
+    roles = pcm.cot.pair_probes(model, questions=36, unrelated="roles", depths=[0], probe="linear")
+    assert float(roles.data["neighbours"].mean()) == pytest.approx(2 / 3, abs=0.12)
+
+
+def test_cost_is_predicted(model, examples, every, result):
+    size = workload(choose(model, examples, right=every))
+    predicted = probing.cost(model.cfg, size, questions=30)
+    assert predicted.token_forwards == pytest.approx(result.about["cost"]["token_forwards"], rel=0.15)
+    theirs = probing.authors_cost(model.cfg, size, questions=30, shots=2)
+    assert theirs.forwards == 30 and theirs.token_forwards > predicted.token_forwards
+
+
+def test_it_shows_and_keeps_itself(result, tmp_path):
+    assert len(result.table()) == 6 and result.table()["n"].eq(10).all()
+    assert "How two words are related" in str(result)
+    result.plot(path=tmp_path / "probes.png")
+    assert (tmp_path / "probes.png").stat().st_size > 5000
+    result.save(tmp_path)
+    assert str(type(result).load(tmp_path)) == str(result)
+
+
+def test_the_papers_pairs(model, every, examples):
+    found = pcm.cot.pair_probes(model, examples, questions=6, definition="paper", right=every, depths=[0], probe="linear")
+    assert found.about["settings"]["piece"] == "first" and found.about["settings"]["unrelated"] == "next"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"questions": 3}, "questions: got 3"),
+        ({"depths": [9]}, r"depths: got \[9\]"),
+        ({"probe": "svm"}, "probe: got 'svm'"),
+        ({"piece": "middle"}, "piece: got 'middle'"),
+        ({"definition": "theirs"}, "definition: got 'theirs'"),
+        ({"components": 0}, "components: got 0"),
+    ],
+)
+def test_what_cannot_be_is_said(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pcm.cot.pair_probes(model, **arguments)
+    with pytest.raises(TypeError, match="examples: got list"):
+        pcm.cot.pair_probes(model, [])

@@ -1,0 +1,131 @@
+"""E10: heads that look along relations, on planted models and against plain attention patterns."""
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import relation_heads as relating
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.analyses.head_probe import head_sets
+from pycotmech.cot.relations import make_questions
+from tests.cot.analyses.relation_cases import said
+from tests.reference.planted import models as planted
+from tests.reference.truth import activations
+
+
+@pytest.fixture(scope="module")
+def result(model, examples, every):
+    return pcm.cot.relation_heads(model, examples, questions=12, right=every, depth=4, least=0.0, level=0.95, random_sets=2)
+
+
+@torch.no_grad()
+def test_scores_are_their_definition_on_plain_patterns(model, examples, result):
+    questions = make_questions(12, tokenizer=model.tokenizer, examples=examples)
+    for e in (0, 7):
+        acts = activations(model.hf, questions[e].tokens)
+        pairs = questions[e].pairs
+        for l in range(4):
+            looked = np.array([acts["pattern", l][:, p.second.stop - 1, p.first].sum(-1).numpy() for p in pairs])
+            even = np.array([(p.first.stop - p.first.start) / p.second.stop for p in pairs])[:, None]
+            for relation in (0, 1):
+                mine = [i for i, p in enumerate(pairs) if p.label == relation]
+                others = [i for i, p in enumerate(pairs) if p.label == 2 and p.matched == relation]
+                assert len(mine) == len(others) == 3
+                here = result.data.isel(example=e, relation=relation, layer=l)
+                want = looked[mine].mean(0) - looked[others].mean(0)
+                np.testing.assert_allclose(here["score"].values, want, atol=1e-5)
+                lift = looked / even
+                wins = [(lift[i] > lift[j]) + 0.5 * (lift[i] == lift[j]) for i in mine for j in others]
+                np.testing.assert_allclose(here["auroc"].values, np.mean(wins, 0), atol=0.12)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_planted_head_is_found_and_no_other(moved):
+    p = planted.relation(previous=(0, 1), relate=(2, 0), writer=(3, 1), seed=7) if moved else planted.relation()
+    found = pcm.cot.relation_heads(p.model, questions=said(32), heads=1, random_sets=3, depth=3)
+    assert found.heads("related") == [p.heads["relate"]] and found.heads("negated") == []
+    row = found.table().iloc[0]
+    assert row["score"] > 0.9 and row["auroc"] > 0.99 and row["p"] < 0.01 and row["n"] == 16
+    share = 0.0 if moved else 1.0
+    assert float(found.first_half().mean) == share
+    gone, other = found.ablation()["margin"]
+    assert gone < -0.02 and gone < 3 * other
+    assert "the probe loses more by them than by others" in found.findings()[-1]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_nothing_is_found_where_nothing_was_planted(seed):
+    p = planted.nothing(seed=seed)
+    found = pcm.cot.relation_heads(p.model, questions=said(32, seed=seed))
+    assert found.heads("related") == found.heads("negated") == []
+    assert len(found.ablation()) == 0 and "nothing was ablated" in found.findings()[-1]
+    assert np.isnan(found.first_half().mean)
+
+
+def test_the_permutation_test_holds_its_level_over_all_heads():
+    rng = np.random.default_rng(0)
+    smallest = [relating._adjusted_p(rng.normal(size=(20, 4, 8)), 200, rng).min() for _ in range(200)]
+    assert 0.01 < np.mean(np.array(smallest) < 0.05) < 0.1
+    one = rng.normal(size=(20, 4, 8))
+    one[:, 2, 3] += 2
+    p = relating._adjusted_p(one, 500, rng)
+    assert p[2, 3] < 0.01 and (p < 0.05).sum() == 1
+    assert (relating._adjusted_p(np.zeros((5, 2, 2)), 50, rng) == 1).all()
+
+
+def test_random_sets_are_as_large_in_the_same_layers(model):
+    chosen = [(0, 1), (0, 2), (1, 7), (2, 0)]
+    sets = head_sets(chosen, model.cfg, 3, 20, np.random.default_rng(0))
+    want = sets.pop("selected")
+    assert sorted(map(tuple, want.nonzero().tolist())) == chosen and len(sets) == 20
+    for mask in sets.values():
+        assert mask.sum(1).tolist() == want.sum(1).tolist() and not (mask & want).any()
+    full = head_sets([(0, h) for h in range(8)], model.cfg, 2, 1, np.random.default_rng(0))
+    assert full["random 1"].sum() == 8 and full["random 1"][1].all()
+
+
+def test_choosing_and_reporting_are_kept_apart(result):
+    half = result.data["half"].values
+    assert (half == "choose").sum() == 6 and (half == "report").sum() == 6
+    assert np.isnan(result.data["accuracy"].values[half == "choose"]).all()
+    assert np.isfinite(result.data["accuracy"].values[half == "report"]).all()
+    assert result.data["run"].values.tolist() == ["whole", "selected", "random 1", "random 2"]
+    assert int(result.scores()["n"].max()) == 6
+
+
+def test_cost_is_predicted(model, examples, every, result):
+    size = workload(choose(model, examples, right=every))
+    predicted = relating.cost(model.cfg, size, questions=12, depth=4, random_sets=2)
+    assert predicted.token_forwards == pytest.approx(result.about["cost"]["token_forwards"], rel=0.15)
+    assert relating.authors_cost(model.cfg, size, questions=12).forwards == 12
+
+
+def test_demonstrations_in_front_change_no_position(model, examples):
+    found = pcm.cot.relation_heads(model, examples, questions=8, shots=2, random_sets=1, level=0.5, least=0.0, depth=4)
+    assert found.data["attention"].notnull().all() and float(found.data["attention"].max()) <= 1 + 1e-5
+    assert len(found.ablation()) == 2
+
+
+def test_it_shows_and_keeps_itself(result, tmp_path):
+    assert {"related", "negated"} >= set(result.table(3)["relation"])
+    result.plot(path=tmp_path / "heads.png")
+    assert (tmp_path / "heads.png").stat().st_size > 5000
+    result.save(tmp_path)
+    assert str(type(result).load(tmp_path)) == str(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"questions": 5}, "questions: got 5"),
+        ({"depth": 0}, "depth: got 0"),
+        ({"kind": "resample"}, "kind: got 'resample'"),
+        ({"heads": 0}, "heads: got 0"),
+        ({"level": 1.5}, "level: got 1.5"),
+    ],
+)
+def test_what_cannot_be_is_said(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pcm.cot.relation_heads(model, **arguments)
