@@ -1,4 +1,4 @@
-"""The shell: `pycotmech run`, `sweep`, `attention`, `report`, `info`. PyTorch is loaded by what needs it, not by `--help`."""
+"""The shell: `pycotmech run`, `paper`, `sweep`, `attention`, `report`, `info`. PyTorch comes with what needs it."""
 
 from __future__ import annotations
 
@@ -209,6 +209,69 @@ def sweep(
         for path in (csv, png):
             if path is not None:
                 typer.echo(f"written: {path}")
+
+
+@app.command()
+def paper(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="Results folder. An interrupted run in it is gone on with.")],
+    examples: Annotated[int | None, typer.Option(help="How many problems. Default: 8.", rich_help_panel=_TASK)] = None,
+    only: Annotated[str | None, typer.Option(help="Some analyses and what they need, as patch_steps,E8. Default: all.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Demonstrations in front. Default: 8 (tiny-cot: 4).", rich_help_panel=_TASK)
+    ] = None,
+    style: Annotated[str | None, typer.Option(help="Wording: every (default) or paper.", rich_help_panel=_TASK)] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="Of the premises: forward, backward, membership_first or shuffled.", rich_help_panel=_TASK),
+    ] = None,
+    ontology: Annotated[str | None, typer.Option(help="fictional (default) or false.", rich_help_panel=_TASK)] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will cost.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
+    memory_gb: MemoryOption = None,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run all analyses of the paper, and hold each of its claims against what this model shows.
+
+    Says first what it will cost. Every analysis that is finished is kept in OUT: stop it with Ctrl-C, and the same command
+    goes on from there.
+    """
+    from pycotmech import experiment
+    from pycotmech import paper as analyses
+
+    settings = experiment.Settings(
+        model=model, examples=examples, shots=shots, style=style, order=order, ontology=ontology, dtype=dtype, device=device,
+        seed=seed, memory_gb=memory_gb, threads=threads,
+    )  # fmt: skip
+    names = None if only is None else tuple(part.strip() for part in only.split(",") if part.strip())
+    shown = _Bars(quiet)
+    try:
+        outcome = analyses.run(
+            settings, out, only=names, progress=shown, plan_only=plan,
+            say=None if quiet else lambda text: typer.echo(f"{text}\n"),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        shown.end()
+        if not quiet:
+            typer.echo(f"\nstopped; what is finished is kept in {out}. The same command goes on from there.", err=True)
+        raise
+    if plan:
+        return
+    if not quiet:
+        if outcome.resumed:
+            typer.echo(f"finished before: {', '.join(outcome.resumed)}")
+        for claim in analyses.CLAIMS:
+            verdict = claim.verdict(outcome.results)
+            typer.echo(f"* {claim.text}\n  {verdict.word}: {verdict.evidence}")
+        typer.echo(f"\nfigures, tables and data are in {out}; begin with {out / 'summary.md'}")
+    for name, why in outcome.failures.items():
+        typer.echo(f"pycotmech: not done: {name}: {why}", err=True)
+    if outcome.failures:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,0 +1,13 @@
+"""All analyses of arXiv 2402.18312 on one model: what they will cost, the results, and which of the paper's claims hold.
+
+from pycotmech import experiment, paper
+
+settings = experiment.Settings(model="smollm2-135m", examples=8)
+outcome = paper.run(settings, "paper-results")
+"""
+
+from pycotmech.paper.claims import CLAIMS, Claim, Verdict
+from pycotmech.paper.entries import ENTRIES, Entry
+from pycotmech.paper.run import Outcome, run
+
+__all__ = ["CLAIMS", "ENTRIES", "Claim", "Entry", "Outcome", "Verdict", "run"]

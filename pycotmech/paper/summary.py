@@ -1,0 +1,73 @@
+"""The page a person reads: each claim beside what this model shows, every analysis with its figure, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pycotmech.paper.claims import CLAIMS
+from pycotmech.paper.plan import Plan, shown_time
+
+if TYPE_CHECKING:
+    from pycotmech.cot import Graded
+    from pycotmech.cot.analyses.result import Analysis
+    from pycotmech.model import Model
+
+
+def write_summary(
+    folder: Path,
+    *,
+    model: Model,
+    right: Graded,
+    plan: Plan,
+    results: Mapping[str, Analysis],
+    costs: Mapping[str, Any],
+    failures: Mapping[str, str],
+) -> Path:
+    """Writes summary.md into the folder."""
+    lines = [
+        f"# {model.name} beside “How to think step-by-step” (arXiv 2402.18312)",
+        "",
+        f"{model!r}. The paper's figures are for Llama-2 7B; another model need not agree.",
+        *(f"Note: {note}." for note in model.notes),
+        "",
+        "## The paper's claims, and what this model shows",
+        "",
+        "| claim | here | evidence |",
+        "|---|---|---|",
+    ]
+    for claim in CLAIMS:
+        verdict = claim.verdict(results)
+        lines.append(f"| {claim.text} ({claim.source}) | **{verdict.word}** | {verdict.evidence} |")
+    lines += ["", "## Which steps it gets right", "", "```", str(right), "```", ""]
+    for name, result in results.items():
+        lines += [f"## {result.title} ({result.about['source']})", "", f"{result.about['definition']}.", ""]
+        lines += [f"* {line}" for line in result.findings()]
+        lines += ["", f"![{result.title}](figures/{name}.png)", "", f"All numbers: tables/{name}.csv, data/{name}.zarr", ""]
+    if failures:
+        lines += ["## Not done", "", *(f"* {name}: {why}" for name, why in failures.items()), ""]
+    lines += ["## What it cost", "", *cost_table(plan, costs), ""]
+    path = folder / "summary.md"
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def cost_table(plan: Plan, costs: Mapping[str, Any]) -> list[str]:
+    """Ours, predicted and counted, beside the authors' loops for the same examples and steps (PAPER: section 3)."""
+    lines = [
+        "| analysis | paper | token-forwards | predicted | TFLOP | time | authors' forwards | token-forwards | TFLOP |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for line in plan.lines:
+        counted = costs.get(line.name, {})
+        ours = [
+            f"{counted['token_forwards']:,.0f}" if "token_forwards" in counted else "",
+            f"{line.ours.token_forwards:,.0f}",
+            f"{counted['flop'] / 1e12:,.2f}" if "flop" in counted else "",
+            shown_time(counted["seconds"]) if "seconds" in counted else "",
+        ]
+        theirs = [f"{line.authors.forwards:,.0f}", f"{line.authors.token_forwards:,.0f}", f"{line.authors.flop / 1e12:,.1f}"]
+        lines.append(f"| {line.name} | {line.source} | {' | '.join([*ours, *theirs])} |")
+    lines += ["", "FLOP of matrix products with weights; attention's own products are not counted on either side."]
+    return lines
