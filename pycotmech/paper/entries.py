@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pycotmech import cot
-from pycotmech.cot.analyses import copy_heads, decision_heads, decision_horizon, functional_rift, patch_steps
+from pycotmech.cot.analyses import (
+    answer_sources,
+    answer_writers,
+    attention_by_source,
+    context_abidance,
+    copy_heads,
+    decision_heads,
+    decision_horizon,
+    functional_rift,
+    head_overlap,
+    information_flow,
+    isolation,
+    knock_out,
+    pair_probes,
+    patch_steps,
+    relation_heads,
+)
 from pycotmech.cot.analyses.cost import Cost, Workload
 from pycotmech.cot.analyses.result import Analysis, Progress
+from pycotmech.cot.analyses.select_heads import select_heads
 
 if TYPE_CHECKING:
     from pycotmech.cot import Examples, Graded
@@ -17,6 +35,9 @@ if TYPE_CHECKING:
     from pycotmech.model.families import ModelConfig
 
 CostOf = Callable[["ModelConfig", Workload], Cost]
+
+_SCORES = {"patch_steps": "effect", "decision_heads": "gain", "copy_heads": "copying"}
+"""Whose heads are compared: the variable by which each ranks them."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +47,27 @@ class Given:
     model: Model
     examples: Examples
     right: Graded
+    steps: tuple[int, ...]
     seed: int
     memory_gb: float | None
     done: Mapping[str, Analysis]
 
-    def call(self, function: Callable[..., Any], progress: Progress | None, **more: Any) -> Any:
-        """An analysis with what all of them take."""
+    def call(
+        self, function: Callable[..., Any], progress: Progress | None, *first: Any, steps: bool = True, **more: Any
+    ) -> Any:
+        """An analysis with what all of them take. steps: whether it is made on steps at all."""
         common = {"right": self.right, "seed": self.seed, "memory_gb": self.memory_gb, "progress": progress}
-        return function(self.model, self.examples, **common, **more)
+        if steps:
+            common["steps"] = self.steps
+        return function(self.model, self.examples, *first, **common, **more)
+
+    def sets(self) -> dict[str, Any]:
+        """The third of all heads that each score puts first, all steps pooled, by the score's name."""
+        k = max(1, self.model.cfg.n_layers * self.model.cfg.n_heads // 3)
+        return {
+            name: select_heads(self.done[name], variable=variable, k=k, name=name, seed=self.seed)
+            for name, variable in _SCORES.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -53,24 +87,98 @@ class Entry:
     needs: tuple[str, ...] = field(default=())
 
 
-def _simple(name: str, source: str, function_name: str, module: Any, result: type[Analysis]) -> Entry:
+def _plain(source: str, module: ModuleType, load: type[Analysis], *, steps: bool = True) -> Entry:
     """An analysis that needs no other and no options of its own."""
+    name = load.name
     return Entry(
         name,
         source,
-        lambda given, progress: given.call(getattr(cot, function_name), progress),
-        result,
+        lambda given, progress: given.call(getattr(cot, name), progress, steps=steps),
+        load,
         module.cost,
         module.authors_cost,
     )
 
 
+def _knock_out(given: Given, progress: Progress | None) -> Analysis:
+    scores = given.done["patch_steps"]
+    return given.call(cot.knock_out_curve, progress, scores, variable="effect", order=("least", "most"))
+
+
+def _overlap(given: Given, progress: Progress | None) -> Analysis:
+    return head_overlap.head_overlap(given.sets(), model=given.model.name, seed=given.seed)
+
+
+def _keep_only(given: Given, progress: Progress | None) -> Analysis:
+    sets = {name: selection[0] for name, selection in given.sets().items()}
+    main, *others = sets.values()
+    shape = (given.model.cfg.n_layers, given.model.cfg.n_heads)
+    combined = isolation.set_combinations(main, others, shape=shape)
+    kept = {name: s for name, s in (sets | combined).items() if len(s)}
+    return given.call(cot.keep_only, progress, kept)
+
+
+def _remove(given: Given, progress: Progress | None) -> Analysis:
+    within = given.sets()["patch_steps"][0]
+    scores = given.done["copy_heads"]
+    return given.call(cot.remove, progress, within, scores, variable="copying", name="the heads that patching puts first")
+
+
+def _sources(given: Given, progress: Progress | None) -> Analysis:
+    return given.call(cot.answer_sources, progress, flow=given.done["information_flow"])
+
+
+_SWEPT = tuple(_SCORES)
+
 ENTRIES: tuple[Entry, ...] = (
-    _simple("patch_steps", "E1", "patch_steps", patch_steps, patch_steps.PatchSteps),
-    _simple("decision_heads", "E3", "decision_heads", decision_heads, decision_heads.DecisionHeads),
-    _simple("copy_heads", "E4", "copy_heads", copy_heads, copy_heads.CopyHeads),
-    _simple("functional_rift", "E11", "functional_rift", functional_rift, functional_rift.FunctionalRift),
-    _simple("decision_horizon", "E12", "decision_horizon", decision_horizon, decision_horizon.DecisionHorizon),
+    _plain("E1", patch_steps, patch_steps.PatchSteps),
+    _plain("E3", decision_heads, decision_heads.DecisionHeads),
+    _plain("E4", copy_heads, copy_heads.CopyHeads),
+    Entry(
+        "knock_out_curve",
+        "E5",
+        _knock_out,
+        knock_out.KnockOutCurve,
+        lambda cfg, w: knock_out.cost(cfg, w, orders=2),
+        lambda cfg, w: knock_out.authors_cost(cfg, w, orders=2),
+        ("patch_steps",),
+    ),
+    Entry("head_overlap", "E6", _overlap, head_overlap.HeadOverlap, head_overlap.cost, head_overlap.authors_cost, _SWEPT),
+    Entry(
+        "keep_only",
+        "E6",
+        _keep_only,
+        isolation.Isolation,
+        lambda cfg, w: isolation.cost(cfg, w, sets=8),
+        isolation.authors_cost,
+        _SWEPT,
+    ),
+    Entry(
+        "remove",
+        "E6",
+        _remove,
+        isolation.Removal,
+        lambda cfg, w: isolation.cost(cfg, w, sets=11),
+        lambda cfg, w: isolation.authors_cost(cfg, w, sets=11, mains=1),
+        ("patch_steps", "copy_heads"),
+    ),
+    _plain("E7", attention_by_source, attention_by_source.AttentionBySource),
+    _plain("E8", answer_writers, answer_writers.AnswerWriters),
+    _plain("E8", information_flow, information_flow.InformationFlow),
+    Entry(
+        "answer_sources",
+        "E8",
+        _sources,
+        answer_sources.AnswerSources,
+        lambda cfg, w: answer_sources.cost(cfg, w, flow=True),
+        answer_sources.authors_cost,
+        ("information_flow",),
+    ),
+    _plain("E8", context_abidance, context_abidance.ContextAbidance),
+    _plain("E9", pair_probes, pair_probes.PairProbes, steps=False),
+    _plain("E10", relation_heads, relation_heads.RelationHeads, steps=False),
+    _plain("E11", functional_rift, functional_rift.FunctionalRift),
+    _plain("E12", decision_horizon, decision_horizon.DecisionHorizon),
 )
 
 
@@ -84,10 +192,12 @@ def chosen(only: tuple[str, ...] | None) -> list[Entry]:
     known = {e.name: e for e in ENTRIES}
     names: set[str] = set()
     for word in only:
-        found = [e.name for e in ENTRIES if word == e.name or word.upper() in e.source.replace(",", " ").split()]
+        found = [e.name for e in ENTRIES if word == e.name or word.upper() == e.source]
         if not found:
-            raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1 to E12")
+            raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1, E3 to E12")
         names |= set(found)
+    if not names:
+        raise ValueError(f"only: got none; expected some of {', '.join(known)}")
     while more := {n for name in names for n in known[name].needs} - names:
         names |= more
     return [e for e in ENTRIES if e.name in names]

@@ -88,7 +88,7 @@ def run(
             if missing:
                 failures[entry.name] = f"needs {', '.join(missing)}"
                 continue
-            given = Given(model, examples, right, settings.seed, settings.memory_gb, done)
+            given = Given(model, examples, right, cells.steps, settings.seed, settings.memory_gb, done)
             start = time.perf_counter()
             progress.begin(entry.name, 1)
             try:

@@ -1,0 +1,103 @@
+"""The command as a whole: files, resuming, other settings, analyses that fail."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pycotmech import experiment, paper
+from pycotmech.paper import runner
+from pycotmech.paper.entries import ENTRIES
+
+SETTINGS = experiment.Settings(model="tiny-cot", examples=2, shots=2, steps=(2, 5))
+ONLY = ("decision_heads", "copy_heads")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("paper") / "out"
+
+
+@pytest.fixture(scope="module")
+def first(folder):
+    said = []
+    outcome = paper.run(SETTINGS, folder, only=ONLY, say=said.append)
+    return outcome, said
+
+
+def test_everything_is_there(first, folder):
+    outcome, said = first
+    assert list(outcome.results) == list(ONLY) and not outcome.failures and not outcome.resumed
+    for name in ONLY:
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+        assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) > 0
+        again = outcome.results[name].load(folder / "data")
+        main = outcome.results[name].main
+        np.testing.assert_array_equal(again.data[main].values, outcome.results[name].data[main].values)
+    summary = (folder / "summary.md").read_text("utf-8")
+    assert all(claim.text in summary for claim in paper.CLAIMS)
+    assert "needs functional_rift, which was not run" in summary
+    assert outcome.results["copy_heads"].findings()[0] in summary
+    about = json.loads((folder / "paper.json").read_text("utf-8"))
+    assert set(about["costs"]) == set(ONLY) and about["costs"]["copy_heads"]["token_forwards"] > 10
+    assert "about" in said[1] and "copy_heads" in said[1]  # the plan, before the first result
+    assert said[2].startswith("Answer probability")
+
+
+def test_the_same_command_goes_on(first, folder):
+    more = paper.run(SETTINGS, folder, only=(*ONLY, "attention_by_source"))
+    assert more.resumed == list(ONLY) and list(more.results) == [*ONLY, "attention_by_source"]
+    about = json.loads((folder / "paper.json").read_text("utf-8"))
+    assert set(about["costs"]) == {*ONLY, "attention_by_source"}  # costs of what was done before are kept
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(first, folder):
+    before = (folder / "paper.json").read_text("utf-8")
+    with pytest.raises(ValueError, match="holds results of other settings: seed was 0, now 3"):
+        paper.run(dataclasses.replace(SETTINGS, seed=3), folder, only=ONLY)
+    assert (folder / "paper.json").read_text("utf-8") == before
+
+
+def test_the_plan_alone_runs_nothing(tmp_path):
+    said = []
+    outcome = paper.run(SETTINGS, tmp_path, plan_only=True, say=said.append)
+    assert len(outcome.plan.lines) == len(ENTRIES) and not outcome.results and not list(tmp_path.iterdir())
+    assert "information_flow" in said[-1]
+
+
+def test_an_analysis_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    def broken(given, progress):
+        raise ValueError("steps: nothing to see")
+
+    entries = tuple(dataclasses.replace(e, run=broken) if e.name == "patch_steps" else e for e in ENTRIES)
+    monkeypatch.setattr(
+        running, "chosen", lambda only: [e for e in entries if e.name in ("patch_steps", "copy_heads", "remove")]
+    )
+    outcome = paper.run(SETTINGS, tmp_path)
+    assert outcome.failures == {"patch_steps": "steps: nothing to see", "remove": "needs patch_steps"}
+    assert list(outcome.results) == ["copy_heads"]
+    assert "steps: nothing to see" in (tmp_path / "summary.md").read_text("utf-8")
+
+
+def test_what_was_cut_off_while_being_written_is_made_again(first, folder, tmp_path):
+    out = tmp_path / "out"
+    (out / "data" / ".unfinished" / "copy_heads.zarr").mkdir(parents=True)
+    outcome = paper.run(SETTINGS, out, only=("copy_heads",))
+    assert outcome.resumed == [] and not (out / "data" / ".unfinished").exists()
+
+
+def test_bad_input_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="pairs: the paper's analyses need the task"):
+        paper.run(experiment.Settings(model="tiny-cot", pairs=tmp_path / "x.jsonl"), tmp_path)
+    with pytest.raises(ValueError, match="only: got 'E99'"):
+        paper.run(SETTINGS, tmp_path, only=("E99",))
+
+
+@pytest.mark.slow
+def test_the_whole_of_it(tmp_path):
+    outcome = paper.run(experiment.Settings(model="tiny-cot", examples=4, shots=2), tmp_path)
+    assert not outcome.failures and list(outcome.results) == [e.name for e in ENTRIES]
+    for claim in paper.CLAIMS:
+        assert claim.verdict(outcome.results).evidence
