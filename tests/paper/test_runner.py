@@ -73,7 +73,7 @@ def test_an_analysis_that_fails_leaves_the_others(tmp_path, monkeypatch):
 
     entries = tuple(dataclasses.replace(e, run=broken) if e.name == "patch_steps" else e for e in ENTRIES)
     monkeypatch.setattr(
-        running, "chosen", lambda only: [e for e in entries if e.name in ("patch_steps", "copy_heads", "remove")]
+        runner, "chosen", lambda only: [e for e in entries if e.name in ("patch_steps", "copy_heads", "remove")]
     )
     outcome = paper.run(SETTINGS, tmp_path)
     assert outcome.failures == {"patch_steps": "steps: nothing to see", "remove": "needs patch_steps"}
