@@ -18,11 +18,13 @@ STEPS = [0, 5, 9]
 
 @pytest.fixture(scope="module")
 def decided(model, examples, every):
+    model.prefixes.clear()  # the cost is that of a cold call
     return pcm.cot.decision_heads(model, examples, steps=STEPS, right=every)
 
 
 @pytest.fixture(scope="module")
 def copied(model, examples, every):
+    model.prefixes.clear()  # the cost is that of a cold call
     return pcm.cot.copy_heads(model, examples, steps=STEPS, right=every)
 
 
