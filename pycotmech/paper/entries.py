@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 CostOf = Callable[["ModelConfig", Workload], Cost]
 
-_SCORES = {"patch_steps": "effect", "decision_heads": "gain", "copy_heads": "copying"}
-"""Whose heads are compared: the variable by which each ranks them."""
+_SCORES = {"patch_steps": ("effect", "size"), "decision_heads": ("gain", "size"), "copy_heads": ("copying", "value")}
+"""Whose heads are compared: the variable by which each ranks them, and whether by its size or its value. A head whose
+restoration is strongly negative works against the step, and a run without it is no longer the model's."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,13 @@ class Given:
 
     def sets(self) -> dict[str, Any]:
         """The third of all heads that each score puts first, all steps pooled, by the score's name."""
-        k = max(1, self.model.cfg.n_layers * self.model.cfg.n_heads // 3)
-        return {
-            name: select_heads(self.done[name], variable=variable, k=k, name=name, seed=self.seed)
-            for name, variable in _SCORES.items()
-        }
+        third = max(1, self.model.cfg.n_layers * self.model.cfg.n_heads // 3)
+        return {name: self.selection(name, third) for name in _SCORES}
+
+    def selection(self, name: str, k: int | None) -> Any:
+        """The k heads that a result puts first; None: nested sets, about 12 from none to all."""
+        variable, by = _SCORES[name]
+        return select_heads(self.done[name], variable=variable, k=k, by=by, name=name, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,7 @@ def _plain(source: str, module: ModuleType, load: type[Analysis], *, steps: bool
 
 
 def _knock_out(given: Given, progress: Progress | None) -> Analysis:
-    scores = given.done["patch_steps"]
-    return given.call(cot.knock_out_curve, progress, scores, variable="effect", order=("least", "most"))
+    return given.call(cot.knock_out_curve, progress, given.selection("patch_steps", None), order=("least", "most"))
 
 
 def _overlap(given: Given, progress: Progress | None) -> Analysis:

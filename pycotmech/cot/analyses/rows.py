@@ -77,19 +77,8 @@ def _weights(family: LlamaFamily, q: Tensor, keys: KeyValues) -> Tensor:
 
 
 def head_outputs(family: LlamaFamily, z: Tensor) -> Tensor:
-    """What each head adds to the residual stream: z [L, H, D] -> z W_O by head [L, H, d], without the projection's bias.
-
-    Where something is attached to the output projection it is the projection's output with this head alone, less its
-    output at zero.
-    """
-    L, H, D = z.shape
-    heads = torch.arange(H, device=z.device)
-    out = []
-    for l in range(L):
-        nothing = torch.zeros(H, H, D, dtype=z.dtype, device=z.device)
-        x = torch.zeros(H, family.cfg.d_model, dtype=family.resid_dtype, device=z.device)
-        out.append(family.join(l, x, nothing, z[l].to(family.resid_dtype), heads))
-    return torch.stack(out)
+    """What each head adds to the residual stream: z [L, H, D] of one row -> z W_O by head [L, H, d], without the bias."""
+    return torch.stack([family.head_out(l, z[l][None])[0] for l in range(len(z))])
 
 
 def word_spans(step) -> list[slice]:
