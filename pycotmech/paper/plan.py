@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 _ROWS = 512
-_OVERHEAD = 1.6
+_OVERHEAD = 1.25
 """Time of a sweep over time of its matrix products: attention, norms, the joining of rows, the metric."""
 
 
