@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.by_head import HeadAnalysis
 from pycotmech.cot.analyses.cells import Cell, choose
+from pycotmech.cot.analyses.corruptions import Corruption, corrupted_prompt
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.result import Progress, about
 from pycotmech.cot.examples import Examples
@@ -35,7 +36,8 @@ class PatchSteps(HeadAnalysis):
 
     data: for each metric m of kl, logit_diff, prob: `m` [example, step, layer, head], its value with that head patched;
     `m_clean`, `m_corrupted` [example, step]; `effect` is the change of the main metric from the base run on the scale
-    corrupted 0, clean 1, against the mean of the self-patches; `noise_floor` [example, step] on the same scale.
+    corrupted 0, clean 1, against the mean of the self-patches; `noise_floor` [example, step] on the same scale; `changed`
+    [example, step], whether the corruption changes the model's first choice.
     """
 
     name, title = "patch_steps", "What each head restores by itself"
@@ -83,6 +85,7 @@ def patch_steps(
     direction: Direction = "denoise",
     site: str = "z",
     positions: Sequence[int] | None = None,
+    corruption: Corruption = "answer",
     seed: int = 0,
     memory_gb: float | None = None,
     progress: Progress | None = None,
@@ -91,13 +94,22 @@ def patch_steps(
 
     steps, right: as `cells.choose`. direction, site, positions: as `pcm.patch_heads`; the default is the paper's: clean z
     into the corrupted run, at all positions. All heads that the site has.
+    corruption: "answer": the step's counterfactual (E1; E2's third kind at inductive steps). "premise", "rule": E2's other
+        two, at inductive steps only (the default then): the concept is replaced in the premise, or in the rule, alone;
+        `wrong` is then the word that the corrupted run likes best beside the answer, which may still be its first choice
+        (`changed` says whether it is not).
     Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability.
     Raises TypeError or ValueError naming the argument, before the first sweep.
     Cost: one sweep per cell (see `pcm.patch_heads`); the logits of one cell's patched runs are held, L H V numbers.
     Source: PAPER E1, and E2 for steps of kind "induction".
     """
+    if corruption not in get_args(Corruption):
+        raise ValueError(f"corruption: got {corruption!r}; expected one of {', '.join(get_args(Corruption))}")
+    if corruption != "answer" and steps is None:
+        steps = [i for i, kind in enumerate(examples.kinds) if kind == "induction"]
     cells = choose(model, examples, steps=steps, right=right)
     todo = list(cells)
+    prompts = [corrupted_prompt(cell.example, cell.step, corruption, model.tokenizer) for cell in todo]
     found: dict[str, np.ndarray] = {}
     with metered(model) as meter:
         shared = examples.shared_ids
@@ -105,8 +117,9 @@ def patch_steps(
         for i, cell in enumerate(todo):
             if progress is not None:
                 progress(i, len(todo))
-            ends = _ends(model, [t[len(shared) :] for t in (cell.step.clean, cell.step.corrupted)], past)
-            one = _sweep(model, cell, ends, direction, site, positions, seed, memory_gb)
+            ends = _ends(model, [t[len(shared) :] for t in (cell.step.clean, prompts[i])], past)
+            wrong = cell.step.wrong if corruption == "answer" else _runner_up(ends[1], cell.step.answer)
+            one = _sweep(model, cell, prompts[i], wrong, ends, direction, site, positions, seed, memory_gb)
             for name, value in one.items():
                 if name not in found:
                     found[name] = cells.empty(*np.shape(value))
@@ -122,29 +135,44 @@ def patch_steps(
     facts = about(
         model,
         cells,
-        source="PAPER E1",
-        definition=f"{site} of one head at a time, {into}, {where}; restoration is the ratio of means over examples",
-        settings={"direction": direction, "site": site, "positions": positions, "seed": seed},
+        source="PAPER E1" if corruption == "answer" else "PAPER E2",
+        definition=f"{site} of one head at a time, {into}, {where}; restoration is the ratio of means over examples"
+        + ("" if corruption == "answer" else f"; corrupted in the {corruption} alone"),
+        settings={"direction": direction, "site": site, "positions": positions, "corruption": corruption, "seed": seed},
         meter=meter,
     )
     return PatchSteps(xr.Dataset(data, coords=axes), facts)
 
 
+def _runner_up(logits: Tensor, answer: int) -> int:
+    """The likeliest token beside the answer."""
+    return next(t for t in logits.topk(2).indices.tolist() if t != answer)
+
+
 def _sweep(
-    model: Model, cell: Cell, ends: Tensor, direction: Any, site: str, positions: Any, seed: int, memory_gb: float | None
+    model: Model,
+    cell: Cell,
+    corrupted: Tensor,
+    wrong: int,
+    ends: Tensor,
+    direction: Any,
+    site: str,
+    positions: Any,
+    seed: int,
+    memory_gb: float | None,
 ) -> dict[str, Any]:
     """All metrics of one cell's sweep. ends [2, V]: logits of the clean and the corrupted run."""
     step = cell.step
     sweep = patch_heads(
         model,
         step.clean,
-        step.corrupted,
+        corrupted,
         direction=direction,
         site=site,
         positions=positions,
         metric="kl",
         answer=step.answer,
-        wrong=step.wrong,
+        wrong=wrong,
         seed=seed,
         memory_gb=memory_gb,
         return_logits=True,
@@ -152,13 +180,25 @@ def _sweep(
     assert sweep.logits is not None
     out: dict[str, Any] = {"effect": sweep.effect, "noise_floor": sweep.noise_floor}
     for name in METRICS:
-        measure = ExampleMetric(name, ends[0], step.answer, step.wrong)
+        measure = ExampleMetric(name, ends[0], step.answer, wrong)
         grid = torch.stack([measure(layer) for layer in sweep.logits])
         out[name] = grid.numpy()
         out[f"{name}_clean"], out[f"{name}_corrupted"] = measure(ends).tolist()
+    out["changed"] = float(int(ends[1].argmax()) != step.answer)
     out["kl"] = sweep.raw  # measured against the clean run of the same sweep, so that identical runs give exactly 0
     out["kl_clean"], out["kl_corrupted"] = float(sweep.clean_metric[0]), float(sweep.corrupted_metric[0])
     return out
+
+
+def induction_score(results: Sequence[PatchSteps]) -> xr.DataArray:
+    """The mean restoration of the KL divergence over kinds of corruption (PAPER: E2): [example, step, layer, head], NaN where
+    one of them does not count. results: of `patch_steps` on the same examples and steps."""
+    if not results or len({r.about["settings"]["corruption"] for r in results}) < len(results):
+        raise ValueError("results: expected results of different corruptions, at least one")
+    kinds = [r.about["settings"]["corruption"] for r in results]
+    return xr.concat([r.data["effect"] for r in results], xr.DataArray(kinds, dims="corruption")).mean(
+        "corruption", skipna=False
+    )
 
 
 def _ends(model: Model, suffixes: Sequence[Tensor], past: KeyValues | None) -> Tensor:
