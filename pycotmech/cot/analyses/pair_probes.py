@@ -157,11 +157,11 @@ class PairProbes(Analysis):
             if np.isfinite(across.mean):
                 told = f"{float(across.mean):.2f} [{float(across.low):.2f}, {float(across.high):.2f}]"
                 verdict = (
-                    "it tells relations and not only roles"
+                    "it goes by more than roles, be it the relation or the distance, which is larger in these"
                     if across.low > CHANCE
                     else "it tells the words' roles rather than their relation"
                     if across.high < 0.5
-                    else "whether it tells relations or roles is open"
+                    else "whether it goes by more than roles is open"
                 )
                 lines.append(
                     f"{probe}: calls {told} of unrelated subjects and objects of different sentences unrelated: {verdict}"
@@ -317,7 +317,7 @@ def pair_probes(
     source = {
         "both": "unrelated pairs half at the distances and half in the roles of related ones",
         "matched": "unrelated pairs at the distances of related ones",
-        "roles": "unrelated pairs of one sentence's subject and another's object",
+        "roles": "unrelated pairs of one sentence's subject and another's object, which stand further apart",
         "next": "unrelated pairs the next ones, as the authors chose them",
         "own": "pairs as given",
     }[chosen if isinstance(questions, int) else "own"]
