@@ -21,6 +21,7 @@ _ANALYSES = {
     "grade": "cells",
     "head_means": "means",
     "head_overlap": "head_overlap",
+    "induction_heads": "induction_heads",
     "induction_score": "patch_steps",
     "information_flow": "information_flow",
     "keep_only": "isolation",

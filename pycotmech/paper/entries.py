@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from pycotmech.cot.analyses import (
     decision_horizon,
     functional_rift,
     head_overlap,
+    induction_heads,
     information_flow,
     isolation,
     knock_out,
@@ -54,12 +55,17 @@ class Given:
     done: Mapping[str, Analysis]
 
     def call(
-        self, function: Callable[..., Any], progress: Progress | None, *first: Any, steps: bool = True, **more: Any
+        self,
+        function: Callable[..., Any],
+        progress: Progress | None,
+        *first: Any,
+        steps: Sequence[int] | bool = True,
+        **more: Any,
     ) -> Any:
-        """An analysis with what all of them take. steps: whether it is made on steps at all."""
+        """An analysis with what all of them take. steps: some of the steps; or whether it is made on steps at all."""
         common = {"right": self.right, "seed": self.seed, "memory_gb": self.memory_gb, "progress": progress}
-        if steps:
-            common["steps"] = self.steps
+        if steps is not False:
+            common["steps"] = self.steps if steps is True else tuple(steps)
         return function(self.model, self.examples, *first, **common, **more)
 
     def sets(self) -> dict[str, Any]:
@@ -103,6 +109,14 @@ def _plain(source: str, module: ModuleType, load: type[Analysis], *, steps: bool
     )
 
 
+def _induction(given: Given, progress: Progress | None) -> Analysis:
+    kinds = given.examples.kinds
+    steps = [i for i in given.steps if kinds[i] == "induction"]
+    if not steps:
+        raise ValueError(f"steps: none of {list(given.steps)} is a step of induction, which is what E2 looks at")
+    return given.call(cot.induction_heads, progress, steps=steps, answer=given.done["patch_steps"])
+
+
 def _knock_out(given: Given, progress: Progress | None) -> Analysis:
     return given.call(cot.knock_out_curve, progress, given.selection("patch_steps", None), order=("least", "most"))
 
@@ -134,6 +148,15 @@ _SWEPT = tuple(_SCORES)
 
 ENTRIES: tuple[Entry, ...] = (
     _plain("E1", patch_steps, patch_steps.PatchSteps),
+    Entry(
+        "induction_heads",
+        "E2",
+        _induction,
+        induction_heads.InductionHeads,
+        lambda cfg, w: induction_heads.cost(cfg, w, answer=True),
+        induction_heads.authors_cost,
+        ("patch_steps",),
+    ),
     _plain("E3", decision_heads, decision_heads.DecisionHeads),
     _plain("E4", copy_heads, copy_heads.CopyHeads),
     Entry(
@@ -196,7 +219,7 @@ def chosen(only: tuple[str, ...] | None) -> list[Entry]:
     for word in only:
         found = [e.name for e in ENTRIES if word == e.name or word.upper() == e.source]
         if not found:
-            raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1, E3 to E12")
+            raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1 to E12")
         names |= set(found)
     if not names:
         raise ValueError(f"only: got none; expected some of {', '.join(known)}")

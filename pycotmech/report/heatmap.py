@@ -61,15 +61,17 @@ def maps_figure(
     lines: Sequence[str] = (),
     label: str,
     across: str = "head",
+    columns: int | None = None,
     path: str | PathLike | None = None,
 ) -> Figure:
-    """Heat maps [layer, head] beside each other, five in a row, on one scale that is the same to both sides of 0.
+    """Heat maps [layer, head] beside each other, on one scale that is the same to both sides of 0.
 
-    titles: of the maps; title and lines: of the figure; label: of the colour bar; across: what the x axis counts.
+    titles: of the maps; title and lines: of the figure; label: of the colour bar; across: what the x axis counts; columns:
+    maps in a row, None: five at most.
     """
     limit = _limit(list(grids))
-    rows = math.ceil(len(grids) / 5)
-    columns = math.ceil(len(grids) / rows)
+    rows = math.ceil(len(grids) / (columns or 5))
+    columns = columns or math.ceil(len(grids) / rows)
     n_layers, n_heads = grids[0].shape
     width = min(max(1.5, 0.16 * n_heads), 4.0)
     height = min(max(1.4, 0.105 * n_layers), 5.0)

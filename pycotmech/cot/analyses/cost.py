@@ -52,7 +52,7 @@ class Workload:
 
     length: mean prompt length T; suffix: mean number of positions from the first one that differs between clean and
     corrupted to the end; shared: tokens that every prompt begins with; longest: mean over examples of the longest of its
-    prompts (0: not known, taken for `length`).
+    prompts (0: not known, taken for `length`); inductive: how many of the cells are steps of induction.
     """
 
     examples: int
@@ -61,6 +61,7 @@ class Workload:
     suffix: float
     shared: int
     longest: float = 0.0
+    inductive: int = 0
 
     @property
     def texts(self) -> float:
@@ -79,7 +80,8 @@ def workload(cells: Cells) -> Workload:
     for cell in cells:
         longest[cell.e] = max(longest.get(cell.e, 0), len(cell.step.clean))
     mean = sum(longest.values()) / used
-    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, len(cells.examples.shared_ids), mean)
+    inductive = sum(step.kind == "induction" for step in steps)
+    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, len(cells.examples.shared_ids), mean, inductive)
 
 
 def row_flop(cfg: ModelConfig) -> float:

@@ -1,0 +1,321 @@
+"""Heads of inductive reasoning: what each restores however the step is broken, and how far the breaks agree (PAPER: E2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import combinations
+from os import PathLike
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.analyses import bootstrap
+from pycotmech.cot.analyses.by_head import HeadAnalysis
+from pycotmech.cot.analyses.cells import Cells, choose, grade
+from pycotmech.cot.analyses.corruptions import Corruption
+from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.analyses.patch_steps import PatchSteps, induction_score, patch_steps
+from pycotmech.cot.analyses.patch_steps import cost as sweeps_cost
+from pycotmech.cot.analyses.result import Progress, about
+from pycotmech.cot.examples import Examples
+from pycotmech.cot.steps import Graded
+from pycotmech.model.families import ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.model import Model
+
+KINDS: tuple[Corruption, ...] = get_args(Corruption)
+_WORDS = {"answer": "answer replaced", "premise": "premise broken", "rule": "rule broken"}
+_CELL = ("kl", "kl_corrupted", "noise_floor", "changed")
+_DRAWS = 1000
+
+
+class Agreement(NamedTuple):
+    """How alike two corruptions rank a step's heads: Spearman's rank correlation over heads, its interval over examples."""
+
+    step: int
+    kinds: tuple[str, str]
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class InductionHeads(HeadAnalysis):
+    """Restoration by head under each corruption, and their mean.
+
+    data, over corruption ("answer", "premise", "rule") and example, step: `effect` [.., layer, head], the share of the KL
+    divergence that the head restores by itself; `kl` [.., layer, head] with that head patched and `kl_corrupted`;
+    `noise_floor`; `changed`, whether the corruption changes the model's first choice. `score` [example, step, layer, head]
+    is the mean of `effect` over corruptions (`induction_score`).
+    """
+
+    name, title = "induction_heads", "What each head restores at inductive steps, however they are broken"
+    main, label = "score", "share of KL divergence restored"
+
+    @property
+    def kinds(self) -> list[str]:
+        return [str(k) for k in self.data["corruption"].values]
+
+    @cached_property
+    def _ratios(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Ratios of means over examples [C, S, L, H], the same of each resample [draws, C, S, L, H]; examples [S]."""
+        order = ("corruption", "example", "step", "layer", "head")
+        patched = self.data["kl"].transpose(*order).values
+        broken = self.data["kl_corrupted"].transpose(*order[:3]).values[..., None, None]
+        restored = np.where(np.isfinite(patched), broken - patched, 0.0)
+        whole = np.where(np.isfinite(broken), broken, 0.0)
+        weights = bootstrap.resampled(patched.shape[1], draws=_DRAWS)
+        below = (whole.sum(1), np.einsum("dn,cn...->dc...", weights, whole))
+        found, drawn = (  # NaN where nothing was broken, so that there is nothing to restore
+            top / np.where(w > 0, w, np.nan)
+            for top, w in zip((restored.sum(1), np.einsum("dn,cn...->dc...", weights, restored)), below, strict=True)
+        )
+        return found, drawn, np.isfinite(broken[0, :, :, 0, 0]).sum(0)
+
+    def restoration(self) -> xr.Dataset:
+        """The ratio of means over examples under each corruption, with its interval: mean, low, high, n [corruption, step,
+        layer, head]."""
+        found, drawn, n = self._ratios
+        return self._interval(found, drawn, n, ("corruption", "step", "layer", "head"))
+
+    def scores(self, variable: str | None = None) -> xr.Dataset:
+        """The mean over corruptions of `restoration`; for a variable its plain mean over examples."""
+        if variable is not None:
+            return super().scores(variable)
+        found, drawn, n = self._ratios
+        return self._interval(found.mean(0), drawn.mean(1), n, ("step", "layer", "head"))
+
+    def _interval(self, found: NDArray, drawn: NDArray, n: NDArray, dims: tuple[str, ...]) -> xr.Dataset:
+        number = np.broadcast_to(n[:, None, None], found.shape)
+        low, high = (np.where(number > 1, end, np.nan) for end in bootstrap.percentiles(drawn))
+        values = {"mean": found, "low": low, "high": high, "n": number}
+        coords = {d: self.data[d] for d in dims} | {"kind": self.data["kind"]}
+        return xr.Dataset({k: (dims, v) for k, v in values.items()}, coords=coords)
+
+    def clear(self) -> xr.DataArray:
+        """1 where the interval of a head lies above the noise floor, -1 where it lies below its negative, else 0:
+        [corruption, step, layer, head]."""
+        found, floor = self.restoration(), self.data["noise_floor"].max("example")
+        above, below = found["low"] > floor, found["high"] < -floor
+        return (above.astype(int) - below.astype(int)).transpose("corruption", "step", "layer", "head")
+
+    def common(self, step: int) -> list[tuple[int, int, float]]:
+        """The heads beyond the noise floor under every corruption, to the same side, the strongest first: [(layer, head,
+        score), ...]."""
+        each, score = self.clear().sel(step=step), self.scores()["mean"].sel(step=step)
+        same = (np.abs(each.sum("corruption")) == len(self.kinds)).transpose("layer", "head").values
+        heads = [(int(l), int(h), float(score[l, h])) for l, h in np.argwhere(same)]
+        return sorted(heads, key=lambda head: -abs(head[2]))
+
+    def by_chance(self, step: int) -> float:
+        """How many heads would be in `common` if those that are clear under each corruption were drawn at random."""
+        each = self.clear().sel(step=step)
+        n = each.sizes["layer"] * each.sizes["head"]
+        shares = [(each == sign).mean(("layer", "head")).values for sign in (1, -1)]
+        return float(sum(n * s.prod() for s in shares))
+
+    def agreement(self) -> list[Agreement]:
+        """Of every two corruptions at every step. NaN where a corruption moves nothing."""
+        found, drawn, n = self._ratios
+        whole, again = (_ranks(x.reshape(*x.shape[:-2], -1)) for x in (found, drawn))
+        out = []
+        for s, step in enumerate(self.data["step"].values.tolist()):
+            for a, b in combinations(range(len(self.kinds)), 2):
+                mean = float(_correlation(whole[a, s], whole[b, s]))
+                low, high = bootstrap.percentiles(_correlation(again[:, a, s], again[:, b, s])[:, None])
+                ends = (float(low[0]), float(high[0])) if n[s] > 1 else (np.nan, np.nan)
+                out.append(Agreement(step, (self.kinds[a], self.kinds[b]), mean, *ends, int(n[s])))
+        return out
+
+    def table(self, k: int = 5) -> pd.DataFrame:
+        """The k strongest heads of each step as in `HeadAnalysis.table`, with what each restores under every corruption, and
+        whether it is clear under all, to the same side."""
+        frame, each = super().table(k), self.restoration()["mean"]
+        for kind in self.kinds:
+            one = each.sel(corruption=kind)
+            frame[kind] = [float(one.sel(step=r.step, layer=r.layer, head=r.head)) for r in frame.itertuples()]
+        common = {int(step): {head[:2] for head in self.common(int(step))} for step in self.data["step"].values}
+        frame["common"] = [(r.layer, r.head) in common[r.step] for r in frame.itertuples()]
+        return frame
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Heat maps of each step: the mean over corruptions, and each by itself; layers upward."""
+        from pycotmech.report.heatmap import maps_figure
+
+        mean, each = self.scores()["mean"], self.restoration()["mean"]
+        grids, titles = [], []
+        for i, step in enumerate(self.data["step"].values):
+            n = int(self._ratios[2][i])
+            if n == 0:
+                continue
+            grids.append(mean.isel(step=i).values)
+            titles.append(f"step {step}, n = {n}\nmean of {len(self.kinds)}")
+            for kind in self.kinds:
+                grids.append(each.sel(corruption=kind).isel(step=i).values)
+                titles.append(f"step {step}\n{_WORDS[kind]}")
+        return maps_figure(
+            grids,
+            titles,
+            title=f"{self.about['model']}: heads at inductive steps, by corruption",
+            lines=[self.about["definition"], *self.about["notes"]],
+            label=self.label,
+            columns=1 + len(self.kinds),
+            path=path,
+        )
+
+    def findings(self) -> list[str]:
+        """For each step the strongest head; what the corruptions change; how far they agree; heads clear under all."""
+        lines = self._strongest()
+        changed, moved = (self.data[name].mean("step") for name in ("changed", "kl_corrupted"))
+        words = []
+        for kind in self.kinds:
+            one, kl = (bootstrap.mean_interval(x.sel(corruption=kind).values) for x in (changed, moved))
+            ends = (one.low, one.high, kl.low, kl.high)
+            share, size = (f" [{ends[0]:.0%}, {ends[1]:.0%}]", f" [{ends[2]:.2g}, {ends[3]:.2g}]") if one.n > 1 else ("", "")
+            words.append(f"{_WORDS[kind]} {float(one.mean):.0%}{share} (KL divergence {float(kl.mean):.2g}{size})")
+        n = int(np.isfinite(changed.values).all(0).sum())
+        lines.append(f"the model's first choice changes with the {', with the '.join(words)}; n = {n} examples")
+        for step in self.data["step"].values.tolist():
+            pairs = [
+                f"{a} and {b} {mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
+                for at, (a, b), mean, low, high, _ in self.agreement()
+                if at == step
+            ]
+            number = int(self._ratios[2][self.data["step"].values.tolist().index(step)])
+            lines.append(f"step {step}: rank correlation over heads (n = {number}): {', '.join(pairs)}")
+            if number < 2:
+                lines.append(f"step {step}: one example has no interval, so no head can be called clear of the noise")
+                continue
+            heads, size = self.common(step), self.data.sizes["layer"] * self.data.sizes["head"]
+            named = ", ".join(f"L{l}H{h} {score:+.2f}" for l, h, score in heads[:5])
+            lines.append(
+                f"step {step}: {len(heads)} of {size} heads lie beyond the noise floor to the same side under all "
+                f"{len(self.kinds)} corruptions (by chance {self.by_chance(step):.1f}, n = {number})"
+                + (f"; the strongest: {named}" if heads else "")
+            )
+        return lines
+
+
+def _ranks(x: NDArray) -> NDArray:
+    from scipy.stats import rankdata
+
+    return rankdata(x, axis=-1, nan_policy="propagate")
+
+
+def _correlation(a: NDArray, b: NDArray) -> NDArray:
+    """Of the last axes; NaN where one of them does not vary."""
+    a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+
+def combined(parts: Mapping[str, PatchSteps]) -> xr.Dataset:
+    """The data of `InductionHeads` from a result of `patch_steps` for each corruption, on the same examples and steps."""
+    kinds = xr.DataArray(list(parts), dims="corruption", name="corruption")
+    names = (*_CELL, "effect")
+    each = [xr.Dataset({k: r.data[k] for k in names}) for r in parts.values()]
+    data = xr.concat(each, kinds, join="exact", combine_attrs="drop")
+    return data.assign(score=induction_score(list(parts.values())))
+
+
+def induction_heads(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    answer: PatchSteps | None = None,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> InductionHeads:
+    """Patches every head at every inductive step under three corruptions: the answer replaced, the premise broken, the rule
+    broken. A head that serves the inference, and not one of its words, restores the step under each of them.
+
+    steps, right: as `cells.choose`; steps None: all inductive ones, and no others are taken.
+    answer: a result of `patch_steps` on these examples that holds these steps, of clean z at all positions, by which the
+        first of the three need not be run again.
+    Returns `InductionHeads`. Raises TypeError or ValueError naming the argument, before the first sweep.
+    Cost: as `patch_steps` on these steps, for each corruption that is run.
+    Source: PAPER E2. The authors' prompts have one hop and other words; the normalised KL is theirs, read at the last
+        position, as logit differences are here too (F11). A step counts if the model is right on its clean prompt; `changed`
+        says whether the corruption then leads it elsewhere (the authors keep those examples only).
+    """
+    if isinstance(examples, Examples):
+        inductive = [i for i, kind in enumerate(examples.kinds) if kind == "induction"]
+        steps = inductive if steps is None else list(steps)
+        if not steps or not set(steps) <= set(inductive):
+            raise ValueError(f"steps: got {list(steps)}; expected some of the inductive steps {inductive}")
+        right = grade(model, examples) if right is None else right
+    cells = choose(model, examples, steps=steps, right=right)
+    given = {} if answer is None else {"answer": _answer(answer, model, cells)}
+    todo = [kind for kind in KINDS if kind not in given]
+    parts: dict[str, PatchSteps] = {}
+    with metered(model) as meter:
+        for kind in KINDS:
+            if kind in given:
+                parts[kind] = given[kind]
+                continue
+            told = None if progress is None else _part(progress, todo.index(kind), len(todo))
+            parts[kind] = patch_steps(
+                model, examples, steps=cells.steps, right=right, corruption=kind, seed=seed, memory_gb=memory_gb, progress=told
+            )
+    facts = about(
+        model,
+        cells,
+        source="PAPER E2",
+        definition="z of one head at a time, clean values into the corrupted run, at all positions; the mean over corruptions "
+        "(answer, premise, rule) of ratios of means over examples",
+        settings={"corruptions": list(KINDS), "run": todo, "seed": seed},
+        meter=meter,
+    )
+    return InductionHeads(combined(parts), facts)
+
+
+def _answer(given: PatchSteps, model: Model, cells: Cells) -> PatchSteps:
+    """The part of a result that holds these cells, after it was checked that it is of the same kind."""
+    if not isinstance(given, PatchSteps):
+        raise TypeError(f"answer: got {type(given).__name__}; expected a result of patch_steps")
+    s = given.about["settings"]
+    asked = {"corruption": "answer", "direction": "denoise", "site": "z", "positions": None}
+    for name, value in asked.items():
+        if s[name] != value:
+            raise ValueError(f"answer: a result with {name}={s[name]!r}; expected {value!r}")
+    if given.about["model"] != model.name:
+        raise ValueError(f"answer: a result of {given.about['model']}; expected one of {model.name}")
+    numbers, steps = list(cells.coords["example"]), list(cells.steps)  # type: ignore[call-overload]
+    have = {k: given.data[k].values.tolist() for k in ("example", "step")}
+    if have["example"] != numbers or not set(steps) <= set(have["step"]):
+        raise ValueError(
+            f"answer: a result of examples {have['example']} and steps {have['step']}; expected examples {numbers} and steps "
+            f"{steps} among them"
+        )
+    data = given.data.sel(step=steps)
+    if not np.array_equal(np.isfinite(data["kl_corrupted"].values), cells.right.numpy()):
+        raise ValueError("answer: a result in which other steps of the examples count; expected one made with the same right=")
+    return PatchSteps(data, given.about)
+
+
+def _part(progress: Progress, number: int, of: int) -> Progress:
+    return lambda done, total: progress(number + done / max(total, 1), of)
+
+
+def cost(cfg: ModelConfig, workload: Workload, *, answer: bool = False) -> Cost:
+    """Predicted: a sweep for each inductive cell and corruption. answer: whether a result for the first of them is there."""
+    return (2 if answer else 3) * sweeps_cost(cfg, replace(workload, cells=workload.inductive))
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Theirs: for each corruption one full forward per head, the two runs, and two to filter (PAPER: section 3, E2)."""
+    forwards = 3.0 * workload.inductive * (cfg.n_layers * cfg.n_heads + 4)
+    rows = forwards * workload.length
+    return rows_cost(cfg, rows, forwards=forwards, read=rows)

@@ -1,0 +1,165 @@
+"""E2: the heads that restore an inductive step however it is broken, planted and in a model that reasons."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import pycotmech as pcm
+from pycotmech.cot.analyses import induction_heads as module
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.analyses.induction_heads import InductionHeads, combined
+from pycotmech.cot.analyses.patch_steps import PatchSteps
+from tests.reference import planted
+
+KINDS = ("answer", "premise", "rule")
+_PLACE = {"answer": "answer", "premise": "last", "rule": "earlier"}
+"""Of "... A B ... A" -> B: B is the answer, the last A the premise, the earlier one the rule's subject."""
+
+
+def broken(prompt, kind, generator):
+    """The prompt with one word replaced by one that stands nowhere in it."""
+    free = [w for w in planted.CONTENT if w not in prompt.tokens.tolist()]
+    out = prompt.tokens.clone()
+    out[prompt.positions[_PLACE[kind]]] = free[int(torch.randint(len(free), (1,), generator=generator))]
+    return out
+
+
+def by_hand(p, prompts):
+    """An InductionHeads of prompts that are no examples of the task: one step, `len(prompts)` examples."""
+    g, parts = torch.Generator().manual_seed(3), {}
+    for kind in KINDS:
+        rows = []
+        for q in prompts:
+            ids = broken(q, kind, g)
+            sweep = pcm.patch_heads(p.model, q.tokens, ids, metric="kl", answer=q.answer, normalize=False)
+            whole = float(sweep.corrupted_metric[0])
+            scale = whole or np.nan
+            last = p.model.run(ids).logits[-1]
+            row = (sweep.raw, whole, (whole - sweep.raw) / scale, sweep.noise_floor / scale, int(last.argmax()) != q.answer)
+            rows.append(row)
+        names = ("kl", "kl_corrupted", "effect", "noise_floor", "changed")
+        dims = ("example", "step", "layer", "head")
+        values = {name: np.array([r[i] for r in rows], float)[:, None] for i, name in enumerate(names)}
+        coords = {"example": range(len(prompts)), "step": [5], "kind": ("step", ["induction"])}
+        data = xr.Dataset({k: (dims[: v.ndim], v) for k, v in values.items()}, coords=coords)
+        shape = data.sizes["layer"], data.sizes["head"]
+        data = data.assign_coords(layer=np.arange(shape[0]), head=np.arange(shape[1]))
+        parts[kind] = PatchSteps(data, {"settings": {"corruption": kind}})
+    return InductionHeads(combined(parts), {"model": p.model.name, "source": "PAPER E2", "notes": [], "definition": ""})
+
+
+@pytest.mark.parametrize("moved", [{}, {"previous": (0, 7), "writer": (3, 0), "n_layers": 5, "n_heads": 8, "seed": 3}])
+def test_the_planted_head_restores_under_each_and_the_one_below_it_under_one(moved):
+    p = planted.induction(**moved)
+    found = by_hand(p, p.prompts(3))
+    score, each = found.scores()["mean"][0].values, found.restoration()["mean"][:, 0].values
+    writer, previous = p.heads["writer"], p.heads["previous"]
+    assert found.common(5)[0][:2] == writer and score[writer] == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(each[:, *previous], [0, 0, 1], atol=0.02)  # it looks at the rule's subject, at nothing else
+    assert score[previous] == pytest.approx(1 / 3, abs=0.01) and previous not in [head[:2] for head in found.common(5)]
+    for head in p.noise_heads:
+        assert abs(score[head]) < 0.02
+    low, high = (found.scores()[k][0].values[writer] for k in ("low", "high"))
+    assert 0.99 < low <= high < 1.01
+
+
+def test_in_a_model_with_nothing_planted_no_head_stands_out():
+    p = planted.nothing()
+    found = by_hand(p, planted.induction().prompts(4))
+    assert np.abs(found.scores()["mean"].values).max() < 0.3  # of 1, where something was planted
+    silent = planted.nothing(silent=True)
+    still = by_hand(silent, planted.induction().prompts(2))
+    assert still.common(5) == [] and not still.clear().values.any()
+    assert float(still.data["kl_corrupted"].sel(corruption="premise").min()) > 1e-3  # by the last word itself, no head
+    assert np.isnan(still.restoration()["mean"].sel(corruption="answer").values).all()
+    assert all(np.isnan(a.mean) for a in still.agreement())
+
+
+def test_noise_agrees_in_nothing():
+    """Effects drawn at random for each corruption, against a floor of a third of their size."""
+    rng = np.random.default_rng(0)
+    shape = (3, 8, 1, 30, 9)
+    kl = 1 - 0.03 * rng.normal(size=shape)
+    cell = ("corruption", "example", "step")
+    data = {"kl": ((*cell, "layer", "head"), kl), "kl_corrupted": (cell, np.ones(shape[:3]))}
+    data |= {"noise_floor": (cell, np.full(shape[:3], 0.01)), "changed": (cell, np.ones(shape[:3]))}
+    coords = {"corruption": list(KINDS), "example": range(8), "step": [5], "layer": range(30), "head": range(9)}
+    found = InductionHeads(xr.Dataset(data, coords={**coords, "kind": ("step", ["induction"])}), {})
+    assert len(found.common(5)) <= 1 and found.by_chance(5) < 0.5
+    for a in found.agreement():
+        assert abs(a.mean) < 0.15 and a.low < 0.1 and a.high > -0.1
+
+
+@pytest.fixture(scope="module")
+def result(model, examples, every):
+    model.prefixes.clear()  # the cost is that of a cold call
+    return pcm.cot.induction_heads(model, examples, right=every)
+
+
+def test_each_part_is_the_sweep_of_its_corruption(model, examples, every, result):
+    assert result.data["step"].values.tolist() == [5, 9] and result.kinds == list(KINDS)
+    for kind in ("answer", "premise"):
+        alone = pcm.cot.patch_steps(model, examples, steps=[5, 9], right=every, corruption=kind)
+        mine = result.restoration().sel(corruption=kind)
+        np.testing.assert_allclose(mine["mean"].values, alone.restoration()["mean"].values, rtol=1e-6, atol=1e-9)
+        np.testing.assert_array_equal(result.data["changed"].sel(corruption=kind).values, alone.data["changed"].values)
+    np.testing.assert_allclose(result.data["score"], result.data["effect"].mean("corruption"))
+    np.testing.assert_allclose(result.scores()["mean"], result.restoration()["mean"].mean("corruption"))
+
+
+def test_a_result_of_patch_steps_is_taken_and_nothing_changes(model, examples, every, result):
+    answer = pcm.cot.patch_steps(model, examples, steps=[2, 5, 9], right=every)
+    reused = pcm.cot.induction_heads(model, examples, right=every, answer=answer)
+    np.testing.assert_allclose(reused.data["score"], result.data["score"], rtol=1e-5, atol=1e-7)
+    assert reused.about["settings"]["run"] == ["premise", "rule"]
+    assert reused.about["cost"]["token_forwards"] < 0.75 * result.about["cost"]["token_forwards"]
+    other = every.clone()
+    other[0, 5] = False
+
+    def with_setting(**change):
+        return PatchSteps(answer.data, answer.about | {"settings": answer.about["settings"] | change})
+
+    for options, words in (
+        ({"answer": PatchSteps(answer.data.sel(step=[5]), answer.about)}, "answer: a result of examples .* steps"),
+        ({"answer": answer, "right": other}, "answer: a result in which other steps"),
+        ({"answer": with_setting(corruption="rule")}, "answer: a result with corruption='rule'; expected 'answer'"),
+        ({"answer": with_setting(direction="noise")}, "direction='noise'"),
+        ({"answer": PatchSteps(answer.data, answer.about | {"model": "x"})}, "answer: a result of x"),
+        ({"answer": result}, "answer: got InductionHeads"),
+        ({"steps": [3]}, r"steps: got \[3\]; expected some of the inductive steps \[5, 9\]"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            pcm.cot.induction_heads(model, examples, **({"right": every} | options))
+
+
+def test_intervals_are_over_examples_and_hold_the_mean_of_like_ones(result):
+    found = result.scores()
+    assert int(found["n"].max()) == 3 and (found["low"] <= found["high"]).all()
+    one = InductionHeads(result.data.isel(example=[1, 1, 1]), result.about)
+    xr.testing.assert_allclose(one.scores()["low"], one.scores()["mean"])
+    xr.testing.assert_allclose(one.scores()["high"], one.scores()["mean"])
+    alone = InductionHeads(result.data.isel(example=[1]), result.about)
+    assert np.isnan(alone.scores()["low"]).all() and not alone.common(5)
+    assert "one example has no interval" in str(alone)
+
+
+def test_cost_is_predicted(model, examples, every, result):
+    size = workload(choose(model, examples, right=every))
+    assert size.inductive == 6
+    counted = result.about["cost"]["token_forwards"]
+    assert module.cost(model.cfg, size).token_forwards == pytest.approx(counted, rel=0.15)
+    assert module.authors_cost(model.cfg, size).forwards == 3 * 6 * (4 * 8 + 4)
+
+
+def test_it_shows_itself(result, tmp_path):
+    table = result.table(3)
+    assert len(table) == 6 and {"answer", "premise", "rule", "common"} <= set(table)
+    np.testing.assert_allclose(table[list(KINDS)].mean(axis=1), table["mean"], rtol=1e-6)
+    text = str(result)
+    assert "rank correlation over heads (n = 3)" in text and "beyond the noise floor to the same side under all 3" in text
+    result.plot(path=tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    again = InductionHeads.load(result.save(tmp_path).parent)
+    assert again.findings() == result.findings()
