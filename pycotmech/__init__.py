@@ -48,6 +48,7 @@ _EXPORTS = {
     "knock_out_edges": "pycotmech.patching",
     "logit_lens": "pycotmech.lens",
     "patch_heads": "pycotmech.patching",
+    "patch_heads_each": "pycotmech.patching",
     "patch_residual": "pycotmech.patching",
     "path_patch": "pycotmech.patching",
     "path_patch_all": "pycotmech.patching",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import check_pair as check_pair
     from pycotmech.patching import knock_out_edges as knock_out_edges
     from pycotmech.patching import patch_heads as patch_heads
+    from pycotmech.patching import patch_heads_each as patch_heads_each
     from pycotmech.patching import patch_residual as patch_residual
     from pycotmech.patching import path_patch as path_patch
     from pycotmech.patching import path_patch_all as path_patch_all

@@ -177,7 +177,8 @@ def run(settings: Settings, out: str | os.PathLike, *, progress: Progress | None
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the model is loaded where possible
     and before the first sweep otherwise. KeyboardInterrupt (also from SIGTERM if the caller arranges it) leaves everything
     finished in place.
-    Cost: one forward pass per example, then one sweep (`patch_heads`) for each step that is right.
+    Cost: one forward pass per example, then one sweep (`patch_heads_each`) for the steps of an example that are right and have
+    the same word replaced.
     """
     progress = progress or Progress()
     settings.check()
@@ -331,8 +332,6 @@ def _open(folder: Path, work: Work, model: Model, identity: dict[str, Any], sett
 
 
 def _sweep_all(model: Model, work: Work, results: Results, settings: Settings, progress: Progress) -> Outcome:
-    from pycotmech.patching import patch_heads
-
     _grade(model, work, results, progress)
     state, graded = results.state(), results.graded()
     resumed = int((state == State.FINISHED).sum())
@@ -349,26 +348,58 @@ def _sweep_all(model: Model, work: Work, results: Results, settings: Settings, p
         progress.note(f"{resumed} sweeps are finished already; {len(todo)} to do")
     done, failures = 0, []
     progress.begin("patching", len(todo))
-    for i, (e, s, cell) in enumerate(todo):
-        progress.at(i, cell.where)
+    queue = _together(model, todo, settings)
+    while queue:
+        some = queue.pop(0)
+        cells, finished = [cell for _, _, cell in some], done + len(failures)
+        progress.at(finished, cells[-1].where)
         start = time.perf_counter()
         try:
-            sweep = patch_heads(
-                model, cell.clean, cell.corrupted, direction=settings.direction, positions=settings.positions,
-                metric=settings.metric, answer=cell.answer, wrong=cell.wrong, memory_gb=settings.memory_gb,
-                seed=settings.seed, progress=_part(progress, i, cell.where),
-            )  # fmt: skip
-        except ValueError as error:  # of this pair, as a metric that is equal in both runs: the others can be done
-            failures.append(f"{cell.where}: {error}")
+            sweeps = _sweep(model, cells, settings, _part(progress, finished, len(cells), cells[-1].where))
+        except ValueError as error:  # of one pair, as a metric that is equal in both runs: the others can be done
+            if len(some) > 1:
+                queue = [[one] for one in some] + queue
+            else:
+                failures.append(f"{cells[0].where}: {error}")
             continue
-        results.finish(e, s, sweep, time.perf_counter() - start)
-        done += 1
+        seconds = (time.perf_counter() - start) / len(some)
+        for (e, s, _), sweep in zip(some, sweeps, strict=True):
+            results.finish(e, s, sweep, seconds)
+        done += len(some)
     progress.end()
     return Outcome(results.folder, done, resumed, failures)
 
 
-def _part(progress: Progress, finished: int, where: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress.at(finished + done / max(1, total), where)
+def _together(model: Model, todo: Sequence[Any], settings: Settings) -> list[list[Any]]:
+    """What is swept together: cells of one example that one run answers. todo: (example, step, cell)."""
+    from pycotmech.patching.pairs import make_pairs, targets_of
+    from pycotmech.patching.shared_runs import shared_runs
+
+    out = []
+    for e in dict.fromkeys(e for e, _, _ in todo):
+        mine = [entry for entry in todo if entry[0] == e]
+        pairs = [
+            make_pairs(model, cell.clean, cell.corrupted, answer=cell.answer, wrong=cell.wrong, read=-1)[0][0]
+            for _, _, cell in mine
+        ]
+        runs = shared_runs(pairs, [targets_of(pair, settings.positions) for pair in pairs])
+        out += [[mine[i] for i in run.readers] for run in runs]
+    return out
+
+
+def _sweep(model: Model, cells: Sequence[Cell], settings: Settings, progress: Callable[[int, int], None]) -> list[Any]:
+    from pycotmech.patching import patch_heads_each
+
+    return patch_heads_each(
+        model, [cell.clean for cell in cells], [cell.corrupted for cell in cells],
+        direction=settings.direction, positions=settings.positions, metric=settings.metric,
+        answer=[cell.answer for cell in cells], wrong=[cell.wrong for cell in cells],  # None where the metric needs none
+        memory_gb=settings.memory_gb, seed=settings.seed, progress=progress,
+    )  # fmt: skip
+
+
+def _part(progress: Progress, finished: int, n: int, where: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress.at(finished + n * done / max(1, total), where)
 
 
 def _grade(model: Model, work: Work, results: Results, progress: Progress) -> None:

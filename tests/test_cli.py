@@ -228,18 +228,39 @@ def test_a_pair_that_cannot_be_swept_is_named_before_the_first_sweep(tmp_path, s
 def test_a_pair_without_a_difference_in_the_metric_does_not_stop_the_others(tmp_path, shell, monkeypatch):
     from pycotmech import patching
 
-    honest = patching.patch_heads
+    honest = patching.patch_heads_each
 
     def patch(model, clean, corrupted, **options):
-        if len(clean) == 2:
+        if any(len(tokens) == 2 for tokens in clean):
             raise ValueError("metric: kl is the same in the clean and the corrupted run")
         return honest(model, clean, corrupted, **options)
 
-    monkeypatch.setattr(patching, "patch_heads", patch)
+    monkeypatch.setattr(patching, "patch_heads_each", patch)
     path = pairs_file(tmp_path, {"clean": [1, 8], "corrupted": [1, 9]}, {"clean": CLEAN, "corrupted": CORRUPTED})
     code, out, err = shell("run", "--model", "tiny-cot", "--pairs", path, "--out", tmp_path / "out")
     assert code == 1 and "not done" in err and "line 1: metric: kl is the same" in err
     assert read(tmp_path / "out")["state"].values.tolist() == [[0], [1]] and "1 still to do" in out
+
+
+def test_steps_that_share_a_sweep_fail_one_by_one(tmp_path, shell, monkeypatch):
+    """A step that cannot be done takes none of those with it that would have been read off the same run."""
+    from pycotmech import patching
+
+    honest, calls, bad = patching.patch_heads_each, [], []
+
+    def patch(model, clean, corrupted, **options):
+        calls.append(len(clean))
+        if len(clean) > 1 and not bad:
+            bad.append(clean[0].tolist())
+        if any(tokens.tolist() in bad for tokens in clean):
+            raise ValueError("metric: kl is the same in the clean and the corrupted run")
+        return honest(model, clean, corrupted, **options)
+
+    monkeypatch.setattr(patching, "patch_heads_each", patch)
+    code, _, err = shell("run", "--model", "tiny-cot", "--examples", "1", "--shots", "3", "--out", tmp_path / "out")
+    state = read(tmp_path / "out")["state"].values
+    assert code == 1 and max(calls) > 1 and err.count("metric: kl is the same") == 1
+    assert (state == 0).sum() == 1 and (state == 1).sum() >= 5
 
 
 def test_sweep_of_one_pair(shell):

@@ -3,7 +3,7 @@
 from pycotmech.patching.ablate import ablate_heads
 from pycotmech.patching.attribution import Agreement, Attribution, attribute_heads
 from pycotmech.patching.edits import Edit, Variant
-from pycotmech.patching.heads import patch_heads, plan_heads
+from pycotmech.patching.heads import patch_heads, patch_heads_each, plan_heads
 from pycotmech.patching.knockout import Knockout, knock_out_edges
 from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.path_results import PathSweep
@@ -30,6 +30,7 @@ __all__ = [
     "check_pair",
     "knock_out_edges",
     "patch_heads",
+    "patch_heads_each",
     "patch_residual",
     "path_patch",
     "path_patch_all",

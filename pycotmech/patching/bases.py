@@ -33,11 +33,11 @@ class Bases:
     """Base runs of B prompts. Their keys and values stand one after another; so do the rows kept for joins.
 
     Kept rows of base b are its positions first[b]..read[b]; nothing in front of first[b] is ever edited, nothing behind
-    read[b] is ever read.
+    read[b] is ever read. A base may be read at several positions, each variant of it then at all of them.
     """
 
     first: Tensor  # [B] first position whose activations are kept
-    read: Tensor  # [B] position where the metric is read
+    read: Tensor  # [B] the last position that is read
     key_offset: Tensor  # [B] where the base's positions 0.. begin among the shared keys
     row_offset: Tensor  # [B] where its kept rows begin
     k: Tensor  # [L, sum of positions, Hkv, D], after the rotary embedding
@@ -46,6 +46,17 @@ class Bases:
     source: dict[str, Tensor]  # the same sites and rows of the runs that patches come from
     cos: Tensor  # [positions, D]
     sin: Tensor
+    reads: tuple[tuple[int, ...], ...]  # for each base the positions that are read, ascending; the last is read[b]
+
+    def readings(self, base: Tensor) -> Readings:
+        """What is read of variants of these bases [N], variant after variant."""
+        counts = torch.tensor([len(r) for r in self.reads])
+        flat = torch.tensor([position for r in self.reads for position in r])
+        n = counts[base]
+        variant = torch.repeat_interleave(torch.arange(len(base)), n)
+        within = torch.arange(len(variant)) - (n.cumsum(0) - n)[variant]
+        number = (counts.cumsum(0) - counts)[base][variant] + within
+        return Readings(variant, number, flat[number], torch.cat((torch.zeros(1, dtype=torch.long), n.cumsum(0))))
 
     @property
     def nbytes(self) -> int:
@@ -54,9 +65,19 @@ class Bases:
 
 
 @dataclass(frozen=True)
+class Readings:
+    """The rows that are read of N variants, M in all, variant after variant."""
+
+    variant: Tensor  # [M] whose row it is
+    number: Tensor  # [M] which of the positions that are read, those of all bases counted one after another
+    position: Tensor  # [M]
+    begins: Tensor  # [N + 1] where each variant's begin
+
+
+@dataclass(frozen=True)
 class PairRuns:
-    """What running B aligned pairs gives: the bases, and the final residual rows [B, d] of both runs where they are read
-    (none of source runs that were not asked for)."""
+    """What running B aligned pairs gives: the bases, and the final residual rows of both runs where they are read, pair after
+    pair [sum of reads, d] (none of source runs that were not asked for)."""
 
     bases: Bases
     base_final: Tensor
@@ -79,20 +100,20 @@ def run_pairs(
     *,
     past: KeyValues | None,
     first: Sequence[int],
-    read: Sequence[int],
+    reads: Sequence[Sequence[int]],
     sites: Sequence[str],
     source_sites: Sequence[str],
 ) -> PairRuns:
     """Runs aligned pairs from the end of their shared past, and keeps what joins need.
 
     source_prompts: none at all if the edits bring their own values.
-    first, read: for each pair, the first position whose activations are kept and the position where the metric is read.
+    first, reads: for each pair, the first position whose activations are kept and the positions that are read, ascending.
 
     A prompt that begins another one is not run on its own, and where it pays a pair is run in two passes: one of its
     prompts, then the other from where it differs, on the first one's keys and values.
     """
     P, B = 0 if past is None else len(past), len(base_prompts)
-    ends = [r + 1 for r in read]
+    ends = [r[-1] + 1 for r in reads]
     bases = [p[:n] for p, n in zip(base_prompts, ends, strict=True)]
     sources = [p[:n] for p, n in zip(source_prompts, ends, strict=True)] if source_prompts else []
     k, v, key_offset = _key_buffers(family, past, ends)
@@ -114,10 +135,12 @@ def run_pairs(
             after=[after[i] for i in chosen],
             sites=needed,
             keep=None if len(keep) == int(begins[-1]) else keep,
-            read=torch.tensor([o + ends[i] - 1 for o, i in zip(at, which, strict=True)]),
+            read=torch.tensor([o + position for o, i in zip(at, which, strict=True) for position in reads[i]]),
         )
         kept = [torch.searchsorted(keep, r[:1]).item() for r in ranges]
-        return [_Run(packed, n, start, o, int(i)) for n, (start, o, i) in enumerate(zip(starts, at, kept, strict=True))]
+        upto = torch.tensor([len(reads[i]) for i in which]).cumsum(0).tolist()
+        final = [packed.resid_final[b - len(reads[i]) : b] for b, i in zip(upto, which, strict=True)]
+        return [_Run(packed, f, start, o, int(i)) for f, start, o, i in zip(final, starts, at, kept, strict=True)]
 
     def fill(b: int, r: _Run, lo: int, hi: int) -> None:
         """Positions lo..hi - 1 of base b get the keys and values of this run."""
@@ -144,7 +167,7 @@ def run_pairs(
                 fill(b, on_branch[b], parts[b], ends[b])
         runs = [*on_trunk, *on_branch] if trunk == "base" else [*on_branch, *on_trunk]
 
-    first_, read_ = torch.tensor(first), torch.tensor(read)
+    first_, read_ = torch.tensor(first), torch.tensor([n - 1 for n in ends])
     rows = read_ - first_ + 1
     cos, sin = family.rotary(torch.arange(max(ends), device=family.device))
     out = Bases(
@@ -158,9 +181,10 @@ def run_pairs(
         source={s: _rows(runs[B:], s, rows) for s in source_sites},
         cos=cos,
         sin=sin,
+        reads=tuple(map(tuple, reads)),
     )
-    final = [r.packed.resid_final[r.number] for r in runs]
-    return PairRuns(out, torch.stack(final[:B]), torch.stack(final[B:]) if sources else final[0][None][:0])
+    final = [r.final for r in runs]
+    return PairRuns(out, torch.cat(final[:B]), torch.cat(final[B:]) if sources else final[0][:0])
 
 
 @dataclass(frozen=True)
@@ -168,7 +192,7 @@ class _Run:
     """Where one prompt is found in a packed pass."""
 
     packed: Packed
-    number: int  # among the rows read
+    final: Tensor  # [reads, d] its rows that are read, after the last layer
     start: int  # the first position that was run
     at: int  # the packed row of position 0 (those in front of `start` are not its own)
     kept: int  # the first of its rows among those kept

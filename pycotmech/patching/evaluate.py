@@ -142,18 +142,21 @@ class Evaluator:
         signs = 24 * cfg.n_heads * cfg.d_head
         return cfg.n_layers * (length * keys + rows * kept) + rows * signs + length * 2 * cfg.d_head * 4
 
-    def pieces(self, lengths: Tensor, held: int | None = None, columns: int | None = None) -> list[tuple[int, int]]:
+    def pieces(
+        self, lengths: Tensor, held: int | None = None, columns: int | None = None, read: int | None = None
+    ) -> list[tuple[int, int]]:
         """Ranges of variants, with `lengths` [N] rows each, that go through the staircase together.
 
         held: bytes in use besides (the bases and what is kept with them); None: half of the budget. columns: the logits
-        that are read, None: all. Raises ValueError if one variant does not fit in what is left.
+        that are read, None: all. read: how many rows are read; None: one of each variant. Raises ValueError if one variant
+        does not fit in what is left.
         """
         family = self.family
         row, block = planner.row_bytes(family), planner.block_bytes(family, 1)
         if held is None:
             flight = max(1, self.budget // 2 - planner.block_bytes(family))
             return planner.cut((lengths * row).tolist(), flight)
-        held += self._logits_bytes(len(lengths), columns)
+        held += self._logits_bytes(len(lengths) if read is None else read, columns)
         longest = int(lengths.max())
         left = self.budget - held
         whole = left - max(longest, ROW_BLOCK) * block  # what a full block of temporaries leaves for rows
@@ -167,16 +170,16 @@ class Evaluator:
             )
         return planner.cut((lengths * row).tolist(), flight)
 
-    def _logits_bytes(self, variants: int, columns: int | None) -> int:
-        kept = variants * self.family.cfg.d_vocab * 4 if self.keep_logits else 0
+    def _logits_bytes(self, read: int, columns: int | None) -> int:
+        kept = read * self.family.cfg.d_vocab * 4 if self.keep_logits else 0
         columns = None if self.keep_logits else columns
-        return kept + planner.logits_bytes(self.family, min(variants, _LOGIT_ROWS), columns)
+        return kept + planner.logits_bytes(self.family, min(read, _LOGIT_ROWS), columns)
 
-    def in_flight(self, lengths: Tensor, cuts: Sequence[tuple[int, int]], held: int, columns: int | None) -> int:
-        """Bytes of the largest of these pieces, with what is held."""
+    def in_flight(self, lengths: Tensor, cuts: Sequence[tuple[int, int]], held: int, columns: int | None, read: int) -> int:
+        """Bytes of the largest of these pieces, with what is held and the logits of the rows that are read."""
         rows = max(int(lengths[c:d].sum()) for c, d in cuts)
         block = planner.block_bytes(self.family, min(rows, max(ROW_BLOCK, int(lengths.max()))))
-        return held + rows * planner.row_bytes(self.family) + block + self._logits_bytes(len(lengths), columns)
+        return held + rows * planner.row_bytes(self.family) + block + self._logits_bytes(read, columns)
 
     def plan(
         self,
@@ -186,24 +189,30 @@ class Evaluator:
         examples: int,
         *,
         moves: Sequence[Tensor] | None = None,
+        reads: Sequence[Sequence[Sequence[int]]] | None = None,
         columns: int | None = None,
         prompts: planner.Work | None = None,
     ) -> planner.Plan:
         """What is going to be done, for tables of variants and their lengths and the pieces of each.
 
         base_bytes: held beside the variants. moves: for each table which variants join by a product with W_O [N]; None:
-        all. prompts: the work of the prompts' own runs.
+        all. reads: for each table the positions at which each base is read; None: the last of its variants' rows.
+        prompts: the work of the prompts' own runs.
         """
         n_layers = self.family.cfg.n_layers
         work, rows, hooked, variants, flight = planner.Work(), 0, 0, 0, 0
         for i, ((v, lengths), cuts) in enumerate(zip(tables, pieces, strict=True)):
             moving = torch.ones_like(v.layer) if moves is None else moves[i]
+            read, upto = torch.ones_like(v.layer), v.first + lengths
+            if reads is not None:
+                read = torch.tensor([len(at) for at in reads[i]])[v.base]
+                upto = torch.tensor([sum(at) + len(at) for at in reads[i]])[v.base]
             for c, d in cuts:
-                parts = (t[c:d] for t in (v.layer, v.stage, v.first, lengths, moving))
+                parts = (t[c:d] for t in (v.layer, v.stage, v.first, lengths, moving, read))
                 work += planner.variant_work(self.family, *parts, None if self.keep_logits else columns)
             rows, variants = rows + int(lengths.sum()), variants + len(v)
-            hooked += int((v.first + lengths).sum())
-            flight = max(flight, self.in_flight(lengths, cuts, base_bytes, columns))
+            hooked += int(upto.sum())
+            flight = max(flight, self.in_flight(lengths, cuts, base_bytes, columns, int(read.sum())))
         prompts = prompts or planner.Work()
         plan = planner.Plan(
             examples=examples,
@@ -229,21 +238,24 @@ class Evaluator:
         edits: LateEdits,
         metrics: Sequence[ExampleMetric],
     ) -> tuple[Tensor, Tensor | None]:
-        """The metric of each variant, float64 [N], and its logits [N, V] if they are kept. metrics: one for each base."""
-        values = torch.empty(len(variants), dtype=torch.float64)
-        logits = torch.empty(len(variants), self.family.cfg.d_vocab) if self.keep_logits else None
+        """The metric of each variant where it is read, float64 [N] or as many as `Bases.readings` has, and its logits [..., V]
+        if they are kept. metrics: one for each position at which a base is read, base after base."""
+        read = joins.bases.readings(variants.base)
+        values = torch.empty(len(read.number), dtype=torch.float64)
+        logits = torch.empty(len(values), self.family.cfg.d_vocab) if self.keep_logits else None
         for c, d in pieces:
-            some = variants[torch.arange(c, d)]
+            some, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
             final = Staircase(self.family, joins.bases, some, joins.of(c, d), self.tick, edits.of(c, d)).run()
-            self.measure(final, some.base, metrics, values[c:d], None if logits is None else logits[c:d])
+            self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
         return values, logits
 
     def measure(
-        self, final: Tensor, base: Tensor, metrics: Sequence[ExampleMetric], values: Tensor, logits: Tensor | None = None
+        self, final: Tensor, which: Tensor, metrics: Sequence[ExampleMetric], values: Tensor, logits: Tensor | None = None
     ) -> None:
-        """Writes the metric of final residual rows [N, d] of these bases [N] to values [N], and to logits [N, V] theirs."""
-        for e in base.unique().tolist():
-            mine = (base == e).nonzero().flatten()
+        """Writes to values [N] what the metric numbered `which` [N] gives for final residual rows [N, d], and to logits [N, V]
+        theirs."""
+        for e in which.unique().tolist():
+            mine = (which == e).nonzero().flatten()
             for rows in mine.split(_LOGIT_ROWS):
                 out = self.logits(final[rows.to(final.device)], None if logits is not None else metrics[e].token_ids)
                 values[rows] = metrics[e](out).cpu()

@@ -12,7 +12,7 @@ from pycotmech.model.sites import KEY_VALUE_SITES
 from pycotmech.patching.attribution import attribute_job, check_screen
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.groups import Groups
-from pycotmech.patching.job import PatchJob, finish_job, prepare_job
+from pycotmech.patching.job import PatchJob, finish_each, finish_job, prepare_job
 from pycotmech.patching.late import PER_QUERY
 from pycotmech.patching.metrics import Metric
 from pycotmech.patching.planner import Plan
@@ -75,7 +75,8 @@ def patch_heads(
     Returns a `Sweep`: .values [L, H] ([L, T, H] by position, [L, G, H] for groups; 0 where nothing can change), corrupted 0
     and clean 1; Hkv in place of H for k and v.
     Raises ValueError naming the argument, before anything is run.
-    Cost: the shared prefix once, the rest of both prompts, and about (L - 1) / 2 of L layers for each variant's positions
+    Cost: the shared prefix once, the rest of both prompts (of a list: once for pairs that begin another one; for z at all
+    positions their sweep too), and about (L - 1) / 2 of L layers for each variant's positions
     behind the first difference (for q, k, v and pattern also the attention of the layer where it joins); memory within
     `memory_gb`. Exact: one hooked forward per head gives the same numbers. A screen costs what
         `attribute_heads` costs, and saves the variants it leaves out.
@@ -108,15 +109,37 @@ def patch_heads(
     return replace(finish_job(model, job, normalize, single), estimate=estimates.effect)
 
 
+def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[Tokens], **arguments: Any) -> list[Sweep]:
+    """`patch_heads` of a list of pairs, with a `Sweep` for each of them in place of one over all; the same arguments.
+
+    Pairs whose prompts begin those of another one, such as the steps of one chain of thought under the same replacement, are
+    read off the other's runs: for z at all positions they cost no sweep of their own. Each `Sweep.plan` is that of the call.
+    Raises what `patch_heads` raises; ValueError for a single pair or a screen, which is made over all pairs.
+    """
+    options = _bound(patch_heads, model, clean, corrupted, arguments)
+    if options.pop("screen") is not None:
+        raise ValueError(f"screen: got {arguments['screen']}; heads are screened over all pairs at once; expected None")
+    normalize = options.pop("normalize")
+    job, single = _job(**options, screen=None)
+    if single:
+        raise ValueError("clean, corrupted: got one pair; expected two lists (patch_heads gives one pair's sweep)")
+    return finish_each(model, job, normalize)
+
+
+def _bound(function: Callable, model: Model, clean: Any, corrupted: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, with defaults."""
+    given = inspect.signature(function).bind(model, clean, corrupted, **arguments)
+    given.apply_defaults()
+    return dict(given.arguments)
+
+
 def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens | Sequence[Tokens], **arguments: Any) -> Plan:
     """What `patch_heads` would do with the same arguments: chunks, rows, work and memory. Nothing is run.
 
     Raises what `patch_heads` raises before it runs anything, also for a budget that is too small; ValueError for a screen,
     whose heads are known only when it has run.
     """
-    given = inspect.signature(patch_heads).bind(model, clean, corrupted, **arguments)
-    given.apply_defaults()
-    options = dict(given.arguments)
+    options = _bound(patch_heads, model, clean, corrupted, arguments)
     if options["screen"] is not None:
         raise ValueError(f"screen: got {options['screen']}; which heads it leaves is known only when it has run; expected None")
     del options["normalize"]

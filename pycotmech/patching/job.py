@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.families import LlamaFamily
-from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.model.model import Tokens
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import KeyValues
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching import planner
-from pycotmech.patching.bases import PairRuns, Stage, common_prefix, run_pairs, sequences_run
+from pycotmech.patching.bases import PairRuns, Readings, Stage, common_prefix, sequences_run
 from pycotmech.patching.edits import JOINS_AT, heads_of, reaches
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.patching.groups import Groups, each_labels
 from pycotmech.patching.late import PER_QUERY, Entries, LateEdits, SourceValues
 from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
-from pycotmech.patching.pairs import Pair, make_pairs
+from pycotmech.patching.pairs import Pair, make_pairs, targets_of
 from pycotmech.patching.results import Sweep
+from pycotmech.patching.shared_runs import SharedRun, each_alone, example_metrics, prompts_of, run_hosts, shared_runs
 from pycotmech.patching.staircase import Variants
 
 if TYPE_CHECKING:
@@ -129,48 +130,33 @@ def _grouped(pair: Pair, labels: Tensor) -> list[int]:
     return useful
 
 
-def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
-    """The positions at which an edit can change what is read: from the first difference to where the metric is read."""
-    if positions is None:
-        return list(range(pair.first, pair.read + 1))
-    wanted = sorted(set(resolve_positions(positions, len(pair.clean))))
-    useful = [p for p in wanted if pair.first <= p <= pair.read]
-    if not useful:
-        raise ValueError(
-            f"positions: {list(positions)} reach nothing that is read; the prompts first differ at position {pair.first} "
-            f"and the metric is read at {pair.read}"
-        )
-    return useful
-
-
 @dataclass
 class Outcome:
-    """Per example: raw float64 [L, T or 1, columns], NaN where not asked for; the self-patches [N_SELF_PATCHES]."""
+    """By number of the example: raw float64 [L, T or 1, columns], NaN where not asked for; self-patches [N_SELF_PATCHES]."""
 
-    raw: list[Tensor]
-    self_patches: list[Tensor]
-    clean: list[float]
-    corrupted: list[float]
-    logits: list[Tensor]  # [L, T or 1, columns, V]
+    raw: dict[int, Tensor]
+    self_patches: dict[int, Tensor]
+    clean: dict[int, float]
+    corrupted: dict[int, float]
+    logits: dict[int, Tensor]  # [L, T or 1, columns, V]
     plan: planner.Plan
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The variants of some examples: for each example its places (at each position), then its self-patches."""
+    """The variants of some runs: for each run its places (at each position), then its self-patches."""
 
     variants: Variants
     lengths: Tensor  # [N]
     head: Tensor  # [N]; -1 where the site has none
     group: Tensor  # [N] which positions, as `PatchJob.labels` numbers them; -1: all targets
     control: Tensor  # [N] bool
-    example: Tensor  # [N] number among these examples
     tables: dict[tuple[str, int], Entries]
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """Ranges of examples that are run together; of each the variants, and the ranges of these that are."""
+    """Ranges of runs (`PatchJob.runs`) that are made together; of each the variants, and the ranges of these that are."""
 
     chunks: list[tuple[int, int]]
     tables: list[_Table]
@@ -249,23 +235,24 @@ class PatchJob:
         evaluator, family = self.evaluator, self.family
         columns = 2 if self.metric == "logit_diff" else None
         needed = dict.fromkeys((*self.base_sites, *self.source_sites))  # a pass keeps them of both runs
-        sizes = [
-            evaluator.base_bytes(p.read + 1, 2 * (p.read + 1 - self.kept_from(i)), needed) for i, p in enumerate(self.pairs)
-        ]
+        hosts = [(run.host, self.pairs[run.host]) for run in self.runs]
+        sizes = [evaluator.base_bytes(p.read + 1, 2 * (p.read + 1 - self.kept_from(i)), needed) for i, p in hosts]
         chunks = planner.cut(sizes, max(1, evaluator.budget // 3))
         shared = 2 * evaluator.base_bytes(self.shared, 0, ())  # once for the call, once kept for calls to come
-        tables = [self._table(range(a, b)) for a, b in chunks]
+        tables = [self._table(self.runs[a:b]) for a, b in chunks]
         held = [shared + sum(sizes[a:b]) for a, b in chunks]
-        pieces = [evaluator.pieces(t.lengths, h, columns) for t, h in zip(tables, held, strict=True)]
+        reads = [[[self.pairs[i].read for i in run.readers] for run in self.runs[a:b]] for a, b in chunks]
+        count = [int(torch.tensor([len(r) for r in at])[t.variants.base].sum()) for t, at in zip(tables, reads, strict=True)]
+        pieces = [evaluator.pieces(t.lengths, h, columns, n) for t, h, n in zip(tables, held, count, strict=True)]
         prompts, passing = planner.prefix_work(family, self.shared), 0
         for (a, b), h in zip(chunks, held, strict=True):
-            _, passes = sequences_run(*prompts_of(self.pairs[a:b], self.direction), self.shared)
+            _, passes = sequences_run(*prompts_of([p for _, p in hosts[a:b]], self.direction), self.shared)
             for sequences in passes:
                 prompts += planner.prompt_work(family, sequences)
                 passing = max(passing, h + planner.pass_bytes(family, sum(end - start for start, end in sequences)))
         plan = evaluator.plan(
             [(t.variants, t.lengths) for t in tables], pieces, max(held), len(self.pairs),
-            moves=[self._moves(t) for t in tables], columns=columns, prompts=prompts,
+            moves=[self._moves(t) for t in tables], reads=reads, columns=columns, prompts=prompts,
         )  # fmt: skip
         plan = replace(plan, bytes_in_flight=max(plan.bytes_in_flight, passing))
         return Cuts(chunks, tables, pieces, plan)
@@ -273,17 +260,25 @@ class PatchJob:
     def run(self) -> Outcome:
         cuts = self.cuts
         past = self.prefixes.key_values(self.pairs[0].clean[: self.shared], self.evaluator.budget)
-        out = Outcome([], [], [], [], [], cuts.plan)
+        out = Outcome({}, {}, {}, {}, {}, cuts.plan)
         for (a, b), table, pieces in zip(cuts.chunks, cuts.tables, cuts.pieces, strict=True):
-            runs = self._run_bases(a, b, past)
-            metrics = self._metrics(a, b, runs, out)
-            joins = self._joins(a, b, runs, table)
+            some = self.runs[a:b]
+            runs = self._run_bases(some, past)
+            readers = [i for run in some for i in run.readers]
+            metrics = self._metrics(readers, runs, out)
+            joins = self._joins(some, a, runs, table)
             source = SourceValues(self.family, runs.bases)
             edits = LateEdits(self.family, runs.bases, table.tables, source)
             values, logits = self.evaluator.run(table.variants, pieces, joins, edits, metrics)
-            for e, i in enumerate(range(a, b)):
-                self._collect(e, i, table, values, logits, out)
+            self._collect(readers, runs.bases.readings(table.variants.base), table, values, logits, out)
         return out
+
+    @cached_property
+    def runs(self) -> list[SharedRun]:
+        """What is run: pairs that begin another one are read off it where one position after another is not asked for."""
+        if self.site != "z" or self.by_position or self.groups:
+            return each_alone(len(self.pairs))
+        return shared_runs(self.pairs, self.targets)
 
     def kept_from(self, i: int) -> int:
         """The first position of example i whose activations are needed: a pattern of the source run is made from its keys."""
@@ -304,13 +299,17 @@ class PatchJob:
 
     # ---- what there is to do -----------------------------------------------------------------------------------------
 
-    def _table(self, examples: range) -> _Table:
+    def _table(self, runs: Sequence[SharedRun]) -> _Table:
         places = torch.tensor(self.places)
         found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first, head, group, control
         entries: list[tuple[Tensor, ...]] = []  # variant, layer, position, head, ref
         count = rows = 0
-        for b, i in enumerate(examples):
-            place, where = self.reach(i)[places[:, 0]].nonzero().T  # ascending in both: place after place
+        for b, run in enumerate(runs):
+            i = run.host
+            reach = self.reach(i)
+            for reader in run.readers[:-1]:  # in the last layer an edit reaches the position itself alone
+                reach = reach | torch.nn.functional.pad(self.reach(reader), (0, reach.shape[1] - len(self.pairs[reader].clean)))
+            place, where = reach[places[:, 0]].nonzero().T  # ascending in both: place after place
             kept, variant = torch.stack((place, self.labels[i][where]), 1).unique(dim=0, return_inverse=True)
             heads, group = places[kept[:, 0]], kept[:, 1]
             first = torch.full((len(kept),), len(self.pairs[i].clean)).scatter_reduce(0, variant, where, "amin")
@@ -335,7 +334,7 @@ class PatchJob:
             count += n + c
             rows += self.pairs[i].read + 1 - self.kept_from(i)
         base, layer, stage, first, head, group, control = map(torch.cat, zip(*found, strict=True))
-        read = torch.tensor([self.pairs[i].read for i in examples])
+        read = torch.tensor([self.pairs[run.host].read for run in runs])
         tables = {}
         if entries:
             variant, at, where, heads, ref = map(torch.cat, zip(*entries, strict=True))
@@ -343,7 +342,7 @@ class PatchJob:
                 mine = (at == l).nonzero().flatten()
                 tables[self.site, l] = Entries(variant[mine], where[mine], heads[mine], ref[mine])
         variants = Variants(base, layer, stage, first)
-        return _Table(variants, read[base] - first + 1, head, group, control, base, tables)
+        return _Table(variants, read[base] - first + 1, head, group, control, tables)
 
     @cached_property
     def _has_heads(self) -> bool:
@@ -351,20 +350,24 @@ class PatchJob:
 
     # ---- runs and measurements ---------------------------------------------------------------------------------------
 
-    def _run_bases(self, a: int, b: int, past: KeyValues | None) -> PairRuns:
-        first = [self.kept_from(i) for i in range(a, b)]
-        return run_examples(self.family, self.pairs[a:b], self.direction, past, first, self.base_sites, self.source_sites)
+    def _run_bases(self, some: Sequence[SharedRun], past: KeyValues | None) -> PairRuns:
+        first = [self.kept_from(run.host) for run in some]
+        return run_hosts(
+            self.family, self.pairs, some, self.direction, past, first, self.base_sites, self.source_sites
+        )  # fmt: skip
 
-    def _metrics(self, a: int, b: int, runs: PairRuns, out: Outcome) -> list[ExampleMetric]:
+    def _metrics(self, readers: Sequence[int], runs: PairRuns, out: Outcome) -> list[ExampleMetric]:
         """Each example's metric; its value in the clean and in the corrupted run goes to `out`."""
-        metrics, both = example_metrics(self.evaluator, self.metric, self.pairs[a:b], self.direction, runs)
-        out.clean += [clean for clean, _ in both]
-        out.corrupted += [corrupted for _, corrupted in both]
+        pairs = [self.pairs[i] for i in readers]
+        metrics, both = example_metrics(self.evaluator, self.metric, pairs, self.direction, runs)
+        out.clean |= {i: clean for i, (clean, _) in zip(readers, both, strict=True)}
+        out.corrupted |= {i: corrupted for i, (_, corrupted) in zip(readers, both, strict=True)}
         return metrics
 
-    def _joins(self, a: int, b: int, runs: PairRuns, table: _Table) -> HeadJoins:
+    def _joins(self, some: Sequence[SharedRun], a: int, runs: PairRuns, table: _Table) -> HeadJoins:
+        """a: the number of the first of these runs."""
         editable, labels = [], []
-        for i in range(a, b):
+        for i in (run.host for run in some):
             kept = torch.arange(self.kept_from(i), self.pairs[i].read + 1)
             editable.append(torch.isin(kept, torch.tensor(self.targets[i])))
             labels.append(self.labels[i][kept])
@@ -377,65 +380,29 @@ class PatchJob:
         """Which variants join by a difference in z."""
         return table.control if self.site != "z" else torch.ones_like(table.control)
 
-    def _collect(self, e: int, i: int, table: _Table, values: Tensor, logits: Tensor | None, out: Outcome) -> None:
-        cfg, pair = self.family.cfg, self.pairs[i]
-        columns = heads_of(cfg, self.site) or 1
-        parts = len(self.groups) if self.groups else len(pair.clean) if self.by_position else 1
-        shape = (cfg.n_layers, parts, columns)
-        grid = torch.full(shape, float("nan"), dtype=torch.float64)
-        places = torch.tensor(self.places)
-        # Where no edit can reach what is read, the run is the base.
-        grid[places[:, 0], :, places[:, 1]] = out.corrupted[i] if self.direction == "denoise" else out.clean[i]
-        mine = ((table.example == e) & ~table.control).nonzero().flatten()
-        where = (table.variants.layer[mine], table.group[mine], table.head[mine])
-        grid[where] = values[mine]
-        out.raw.append(grid)
-        out.self_patches.append(values[(table.example == e) & table.control])
-        if logits is not None:
-            kept = torch.full((*shape, logits.shape[-1]), float("nan"))
-            kept[where] = logits[mine]
-            out.logits.append(kept)
-
-
-def run_examples(
-    family: LlamaFamily,
-    pairs: Sequence[Pair],
-    direction: str,
-    past: KeyValues | None,
-    first: Sequence[int],
-    sites: Sequence[str],
-    source_sites: Sequence[str],
-) -> PairRuns:
-    """Both runs of checked pairs, with what is kept of the base and of the source run in this direction, from `first` on."""
-    base, source = prompts_of(pairs, direction)
-    return run_pairs(
-        family, base, source, past=past, first=first, read=[p.read for p in pairs],
-        sites=sites, source_sites=source_sites,
-    )  # fmt: skip
-
-
-def example_metrics(
-    evaluator: Evaluator, metric: Metric, pairs: Sequence[Pair], direction: str, runs: PairRuns
-) -> tuple[list[ExampleMetric], list[tuple[float, float]]]:
-    """Each example's metric, and its value in the (clean, corrupted) run."""
-    clean_rows, corrupted_rows = runs.source_final, runs.base_final
-    if direction == "noise":
-        clean_rows, corrupted_rows = corrupted_rows, clean_rows
-    metrics, values = [], []
-    for e, pair in enumerate(pairs):
-        ids = None if metric != "logit_diff" else [pair.answer, pair.wrong]
-        logits = evaluator.logits(torch.stack((clean_rows[e], corrupted_rows[e])), ids)
-        measure = ExampleMetric(metric, logits[0] if metric == "kl" else None, pair.answer, pair.wrong)
-        clean, corrupted = measure(logits).tolist()
-        values.append((0.0 if metric == "kl" else clean, corrupted))  # KL(P || P), without the rounding of its sum
-        metrics.append(measure)
-    return metrics, values
-
-
-def prompts_of(pairs: Sequence[Pair], direction: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Base and source prompts, up to where they are read."""
-    clean, corrupted = [p.clean[: p.read + 1] for p in pairs], [p.corrupted[: p.read + 1] for p in pairs]
-    return (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    def _collect(
+        self, readers: Sequence[int], read: Readings, table: _Table, values: Tensor, logits: Tensor | None, out: Outcome
+    ) -> None:
+        """To each of these examples, in the order in which the runs are read, its values."""
+        cfg, places = self.family.cfg, torch.tensor(self.places)
+        control = table.control[read.variant]
+        for number, i in enumerate(readers):
+            columns = heads_of(cfg, self.site) or 1
+            parts = len(self.groups) if self.groups else len(self.pairs[i].clean) if self.by_position else 1
+            shape = (cfg.n_layers, parts, columns)
+            grid = torch.full(shape, float("nan"), dtype=torch.float64)
+            # Where no edit can reach what is read, the run is the base.
+            grid[places[:, 0], :, places[:, 1]] = out.corrupted[i] if self.direction == "denoise" else out.clean[i]
+            mine = ((read.number == number) & ~control).nonzero().flatten()
+            variant = read.variant[mine]
+            where = (table.variants.layer[variant], table.group[variant], table.head[variant])
+            grid[where] = values[mine]
+            out.raw[i] = grid
+            out.self_patches[i] = values[(read.number == number) & control]
+            if logits is not None:
+                kept = torch.full((*shape, logits.shape[-1]), float("nan"))
+                kept[where] = logits[mine]
+                out.logits[i] = kept
 
 
 def _by_group(job: PatchJob, reach: Tensor, labels: Tensor) -> Tensor:
@@ -446,22 +413,32 @@ def _by_group(job: PatchJob, reach: Tensor, labels: Tensor) -> Tensor:
 
 def finish_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Sweep:
     """Runs a job and puts its numbers on the scale of a `Sweep`."""
+    return _scaled(model, job, job.run(), range(len(job.pairs)), normalize, single)
+
+
+def finish_each(model: Model, job: PatchJob, normalize: bool) -> list[Sweep]:
+    """Runs a job and gives each of its pairs a `Sweep` of its own."""
     out = job.run()
+    return [_scaled(model, job, out, [i], normalize, True) for i in range(len(job.pairs))]
+
+
+def _scaled(model: Model, job: PatchJob, out: Outcome, which: Sequence[int], normalize: bool, single: bool) -> Sweep:
+    """What was found for these pairs, on the scale of a `Sweep`."""
     name = check_metric(job.metric, 0, 0)
-    raw, clean, corrupted = torch.stack(out.raw), torch.tensor(out.clean).double(), torch.tensor(out.corrupted).double()
-    controls = torch.stack(out.self_patches)  # [B, n]
+    clean, corrupted = (torch.tensor([of[i] for i in which]).double() for of in (out.clean, out.corrupted))
+    raw, controls = (torch.stack([of[i] for i in which]) for of in (out.raw, out.self_patches))  # controls [B, n]
     to_scale = (lambda m: normalise(name, m, clean.mean(), corrupted.mean())) if normalize else (lambda m: m)
     values = to_scale(raw.mean(0))
     control = to_scale(controls.mean(0))
     sign = 1.0 if job.direction == "denoise" or not normalize else -1.0
     effect = sign * (values - control.mean())
-    reach = [job.reach(i) for i in range(len(job.pairs))]  # an edit that reaches nothing has no effect, not that of rounding
-    reach = torch.stack([_by_group(job, r, labels) for r, labels in zip(reach, job.labels, strict=True)]).any(0)
+    # An edit that reaches nothing has no effect, not that of rounding.
+    reach = torch.stack([_by_group(job, job.reach(i), job.labels[i]) for i in which]).any(0)
     effect[~reach[..., None] & ~effect.isnan()] = 0.0
 
     logits = None
     if out.logits:
-        logits = job.shaped(out.logits[0], 1) if single else job.shaped(torch.stack(out.logits), 2)
+        logits = job.shaped(out.logits[which[0]], 1) if single else job.shaped(torch.stack([out.logits[i] for i in which]), 2)
     return Sweep(
         values=job.shaped(values, 1).float().numpy(),
         raw=(job.shaped(raw[0], 1) if single else job.shaped(raw, 2)).numpy(),

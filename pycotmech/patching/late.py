@@ -92,14 +92,15 @@ class LateEdits:
 
 @dataclass(frozen=True)
 class ReadRows:
-    """The rows that are read of the variants first..end - 1, in the order in which they are packed: one for each."""
+    """The rows first..end - 1 of those that are read, in the order in which variants are packed. Where rows are edited that
+    is one of each variant, so that they have the variants' numbers."""
 
     first: int
     end: int
 
 
 Rows = slice | ReadRows
-"""A range of packed rows, or those that are read of a range of variants."""
+"""A range of packed rows, or of those that are read."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class PairReport:
         return self.text
 
 
+def aligned(clean: Tensor, corrupted: Tensor) -> Pair:
+    """A pair of token ids [T] that are known to be aligned and to differ, read at their end."""
+    return Pair(clean, corrupted, int((clean != corrupted).nonzero()[0]), len(clean) - 1, None, None)
+
+
 def check_pair(clean: Tokens, corrupted: Tokens, *, model: Model | None = None, tokenizer=None) -> PairReport:
     """Shows where two prompts differ and whether they align token for token.
 
@@ -98,6 +103,20 @@ def make_pairs(
     n = len(cleans)
     answers, wrongs, reads = _each(answer, n, "answer"), _each(wrong, n, "wrong"), _each(read, n, "read")
     return [_pair(model, *parts) for parts in zip(cleans, corrupteds, answers, wrongs, reads, range(n), strict=True)], single
+
+
+def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
+    """The positions at which an edit can change what is read: from the first difference to where the metric is read."""
+    if positions is None:
+        return list(range(pair.first, pair.read + 1))
+    wanted = sorted(set(resolve_positions(positions, len(pair.clean))))
+    useful = [p for p in wanted if pair.first <= p <= pair.read]
+    if not useful:
+        raise ValueError(
+            f"positions: {list(positions)} reach nothing that is read; the prompts first differ at position {pair.first} "
+            f"and the metric is read at {pair.read}"
+        )
+    return useful
 
 
 def is_prompt(value: object) -> bool:

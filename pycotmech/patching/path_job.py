@@ -16,11 +16,11 @@ from pycotmech.patching import planner
 from pycotmech.patching.bases import PairRuns, Stage, common_prefix
 from pycotmech.patching.edits import reaches
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
-from pycotmech.patching.job import example_metrics, run_examples
 from pycotmech.patching.late import PER_QUERY, LateEdits
 from pycotmech.patching.metrics import Metric
 from pycotmech.patching.pairs import Pair
 from pycotmech.patching.senders import Climbed, PathJoins, climb
+from pycotmech.patching.shared_runs import each_alone, example_metrics, run_hosts
 from pycotmech.patching.staircase import Variants
 
 
@@ -289,7 +289,9 @@ class PathJob:
         past = self.prefixes.key_values(prompts[0][: common_prefix(prompts)], self.evaluator.budget)
         for (a, b), groups in zip(self.chunks, self.groups, strict=True):
             first = [s.targets[0] for s in self.spans[a:b]]
-            runs = run_examples(self.family, pairs[a:b], direction, past, first, self.sites, ("z",))
+            runs = run_hosts(
+                self.family, pairs[a:b], each_alone(b - a), direction, past, first, self.sites, ("z",)
+            )  # fmt: skip
             metrics, both = example_metrics(self.evaluator, metric, pairs[a:b], direction, runs)
             out.clean += [clean for clean, _ in both]
             out.corrupted += [corrupted for _, corrupted in both]

@@ -17,9 +17,8 @@ from pycotmech.patching import planner
 from pycotmech.patching.edits import check_heads
 from pycotmech.patching.evaluate import Evaluator
 from pycotmech.patching.heads import Direction
-from pycotmech.patching.job import targets_of
 from pycotmech.patching.metrics import Metric, check_metric, normalise
-from pycotmech.patching.pairs import Pair, make_pairs
+from pycotmech.patching.pairs import Pair, make_pairs, targets_of
 from pycotmech.patching.path_job import PathJob, PathOutcome, Paths, Span
 from pycotmech.patching.path_results import PathSweep
 from pycotmech.patching.planner import Plan

@@ -26,7 +26,7 @@ class Plan:
     token_forwards: rows through an MLP divided by the number of layers: the work in whole forward passes of one token.
     base_token_forwards: the same of the prompts' own runs; what they share is counted even where it is kept from a call
         before.
-    hooked_token_forwards: the same for one hooked forward pass per variant.
+    hooked_token_forwards: the same for one hooked forward pass per variant, and position at which it is read.
     flop: of the matrix products, attention and the unembedding, prompts and variants.
     weight_bytes: weights read, once for each layer and block of rows that go through it together.
     bytes_in_flight: memory beyond the model at the worst moment; budget_bytes: what is allowed.
@@ -160,9 +160,17 @@ def prompt_work(family: LlamaFamily, sequences: list[tuple[int, int]], *, keys_o
 
 
 def variant_work(
-    family: LlamaFamily, layer: Tensor, stage: Tensor, first: Tensor, lengths: Tensor, moves: Tensor, columns: int | None
+    family: LlamaFamily,
+    layer: Tensor,
+    stage: Tensor,
+    first: Tensor,
+    lengths: Tensor,
+    moves: Tensor,
+    reads: Tensor,
+    columns: int | None,
 ) -> Work:
-    """Of one pass of the staircase: each [N] as in `Variants`; moves: joins by a product with W_O; columns: logits read."""
+    """Of one pass of the staircase: each [N] as in `Variants`; moves: joins by a product with W_O; reads: rows that are read;
+    columns: logits of them."""
     cfg, last = family.cfg, family.cfg.n_layers - 1
     heads, kv = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
     mlp, out, qkv = 6 * cfg.d_model * cfg.d_mlp, 2 * cfg.d_model * heads, 2 * cfg.d_model * (heads + kv)
@@ -170,13 +178,13 @@ def variant_work(
     with_attention = (above - (stage > Stage.PRE).long()).clamp(min=0)  # whole layers below the last one
     with_mlp = (above - (stage > Stage.MID).long()).clamp(min=0)
     attend = (layer < last) | (stage == Stage.PRE)  # in the last layer: keys of all rows, the rest of the row read
-    top = ~((layer == last) & (stage == Stage.POST))
+    top = ~((layer == last) & (stage == Stage.POST)) * reads  # rows through the last MLP
     keys = (lengths * first + lengths * (lengths + 1) / 2).double()
-    joined = torch.where(layer < last, lengths, 1) * moves
+    joined = torch.where(layer < last, lengths, reads) * moves
     flop = (lengths * with_mlp + top).double() * mlp + joined.double() * out
     flop += lengths.double() * with_attention * (qkv + out) + 4 * heads * keys * with_attention
-    flop += attend * (lengths.double() * 2 * cfg.d_model * kv + 2 * out + 4 * heads * (first + lengths))
-    flop += 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)
+    flop += attend * (lengths.double() * 2 * cfg.d_model * kv + reads * (2 * out + 4 * heads * (first + lengths)))
+    flop += reads * 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)
     rows = torch.bincount(layer, lengths.double(), cfg.n_layers).cumsum(0)[:last]
     blocks = int((rows / ROW_BLOCK).ceil().sum()) + math.ceil(len(layer) / ROW_BLOCK)
     unembedding = cfg.d_model * family.dtype.itemsize * (cfg.d_vocab if columns is None else columns)

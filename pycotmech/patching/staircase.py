@@ -66,7 +66,7 @@ class Staircase:
     of `ROW_BLOCK` rows.
 
     edits: what is changed in rows that have joined, wherever in a layer it is; a variant that joins with all of its edits
-        in its rows needs none.
+        in its rows needs none. With such edits each base is read at one position.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Staircase:
         device = family.device
         # What says where to cut stands in lists, what indexes rows on the device: `run` waits for nothing.
         self.begins, self.keys = self.offsets.tolist(), self.key.tolist()
-        self.variant, self.to_caller = self.order[owner].to(device), self.order.to(device)
+        self.variant = self.order[owner].to(device)
         self.position = (v.first[owner] + within).to(device)
         base = v.base[owner]
         self.base = base.to(device)
@@ -98,12 +98,20 @@ class Staircase:
         own = self.offsets[owner]
         table = torch.stack((own, own + within + 1, shared, shared + v.first[owner]), 1)
         self.table = table.to(torch.int32).to(device)
-        self.last_rows = (self.offsets[1:] - 1).to(device)
+        read = bases.readings(v.base)
+        self.read_begins = read.begins.tolist()
+        self.read_rows = (self.offsets[read.variant] + read.position - v.first[read.variant]).to(device)
+        of_caller = bases.readings(variants.base)
+        begins = of_caller.begins[self.order]  # of each variant as it is packed
+        self.to_caller = (begins[read.variant] + read.number - of_caller.number[begins][read.variant]).to(device)
+        if edits is not None and edits.tables and len(read.variant) > len(v):
+            raise ValueError("edits: rows that have joined are edited in variants that are read at one position each")
         self.edits = (edits or LateEdits(family, bases)).on(self.order, self.offsets, v.first)
 
     @torch.no_grad()
     def run(self) -> Tensor:
-        """Residual rows [N, d] after the last layer at each variant's read position, in the caller's order."""
+        """Residual rows after the last layer where variants are read, variant after variant in the caller's order: [N, d], or
+        as many as `Bases.readings` has."""
         family, cfg = self.family, self.family.cfg
         climbing = self._joined(cfg.n_layers - 1, Stage.PRE)
         x = torch.empty(self.begins[climbing], cfg.d_model, dtype=family.resid_dtype, device=family.device)
@@ -139,9 +147,9 @@ class Staircase:
         joining = Joining(l, stage, self.variant[at], self.base[at], self.position[at], self.index[at])
         return self.edits.join(stage, l, rows, joining.index, self.join(joining))
 
-    def _read(self, l: int, stage: Stage, first: int, end: int) -> Tensor:
-        """The rows that are read of the variants first..end - 1, which join here."""
-        return self._joining(l, stage, ReadRows(first, end), self.last_rows[first:end])
+    def _read(self, l: int, stage: Stage, a: int, b: int) -> Tensor:
+        """The rows numbered a..b - 1 of those that are read, whose variants join here."""
+        return self._joining(l, stage, ReadRows(a, b), self.read_rows[a:b])
 
     def _attention(self, l: int, x: Tensor, done: int) -> None:
         family = self.family
@@ -162,10 +170,12 @@ class Staircase:
     def _last_layer(self, x: Tensor, done: int) -> Tensor:
         family, l = self.family, self.family.cfg.n_layers - 1
         done = self._admit(x, done, l, Stage.PRE)
-        out = torch.empty(len(self.variants), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
+        out = torch.empty(len(self.read_rows), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
+        begins = self.read_begins
         for first, end in self._groups(done):
             a, b = self.begins[first], self.begins[end]
-            rows, read = ReadRows(first, end), self.last_rows[first:end]
+            c, d = begins[first], begins[end]
+            rows, read = ReadRows(c, d), self.read_rows[c:d]
             _, k, v = family.qkv(l, x[a:b])
             k, v = self.edits.keys(l, slice(a, b), k, v)
             ops.rope(k, self.bases.cos[self.position[a:b]], self.bases.sin[self.position[a:b]])
@@ -176,16 +186,16 @@ class Staircase:
             table = self.table[read].clone()
             table[:, :2] -= a
             z = self.edits.attend(l, rows, q, k, v, table)
-            out[first:end] = top + self.edits.edit("attn_out", l, rows, family.attn_out(l, z))
-        mid = self._joined(l, Stage.MID)
-        for a, b in blocks(mid - done):
-            out[done + a : done + b] = self._read(l, Stage.MID, done + a, done + b)
+            out[c:d] = top + self.edits.edit("attn_out", l, rows, family.attn_out(l, z))
+        pre, mid = begins[done], begins[self._joined(l, Stage.MID)]
+        for a, b in blocks(mid - pre):
+            out[pre + a : pre + b] = self._read(l, Stage.MID, pre + a, pre + b)
         out[:mid] = self.edits.edit("resid_mid", l, ReadRows(0, mid), out[:mid])
         for a, b in blocks(mid):
             out[a:b] += self.edits.edit("mlp_out", l, ReadRows(a, b), family.mlp_out(l, out[a:b]))
-        for a, b in blocks(len(self.variants) - mid):
+        for a, b in blocks(len(out) - mid):
             out[mid + a : mid + b] = self._read(l, Stage.POST, mid + a, mid + b)
-        out = self.edits.edit("resid_post", l, ReadRows(0, len(self.variants)), out)
+        out = self.edits.edit("resid_post", l, ReadRows(0, len(out)), out)
         if self.tick is not None:
             self.tick(mid)
         result = torch.empty_like(out)

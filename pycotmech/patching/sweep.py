@@ -67,7 +67,7 @@ def sweep(
     sites = _kept_sites(layout)
     past = model.prefixes.key_values(tokens[:first], evaluator.budget)
     runs = run_pairs(
-        model.family, [tokens], [], past=past, first=[first], read=[where], sites=sites, source_sites=()
+        model.family, [tokens], [], past=past, first=[first], reads=[[where]], sites=sites, source_sites=()
     )  # fmt: skip
     editable = torch.ones(len(runs.bases.sites["z"][0]), dtype=torch.bool)
     each = (job.control, job.control, job.head, torch.full_like(job.head, -1), editable, self_patch_signs(runs.bases, seed, 0))

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pycotmech.patching.pairs import aligned, targets_of
+from pycotmech.patching.shared_runs import shared_runs
+
 if TYPE_CHECKING:
     from pycotmech.cot.analyses.cells import Cells
     from pycotmech.model import Model
@@ -53,6 +56,8 @@ class Workload:
     length: mean prompt length T; suffix: mean number of positions from the first one that differs between clean and
     corrupted to the end; shared: tokens that every prompt begins with; longest: mean over examples of the longest of its
     prompts (0: not known, taken for `length`); inductive: how many of the cells are steps of induction.
+    swept: positions from the first one that differs to the end, of the sweeps that all cells need (steps of an example under
+    one replacement need one; 0: not known, one for each cell); together: the most cells that one of them answers.
     """
 
     examples: int
@@ -62,6 +67,8 @@ class Workload:
     shared: int
     longest: float = 0.0
     inductive: int = 0
+    swept: float = 0.0
+    together: int = 0
 
     @property
     def texts(self) -> float:
@@ -81,7 +88,14 @@ def workload(cells: Cells) -> Workload:
         longest[cell.e] = max(longest.get(cell.e, 0), len(cell.step.clean))
     mean = sum(longest.values()) / used
     inductive = sum(step.kind == "induction" for step in steps)
-    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, len(cells.examples.shared_ids), mean, inductive)
+    swept, together = 0, 0
+    for e in longest:
+        pairs = [aligned(cell.step.clean, cell.step.corrupted) for cell in cells if cell.e == e]
+        runs = shared_runs(pairs, [targets_of(pair, None) for pair in pairs])
+        swept += sum(pairs[run.host].read + 1 - pairs[run.host].first for run in runs)
+        together = max(together, *(len(run.readers) for run in runs))
+    shared = len(cells.examples.shared_ids)
+    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, shared, mean, inductive, float(swept), together)
 
 
 def row_flop(cfg: ModelConfig) -> float:

@@ -16,14 +16,16 @@ from pycotmech.cot.analyses.cells import Cell, choose
 from pycotmech.cot.analyses.corruptions import Corruption, corrupted_prompt
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.result import Progress, about
-from pycotmech.cot.examples import Examples
+from pycotmech.cot.examples import Examples, Step
 from pycotmech.cot.steps import Graded
 from pycotmech.model.families import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
-from pycotmech.patching import patch_heads, planner
+from pycotmech.patching import Sweep, patch_heads_each, planner
 from pycotmech.patching.evaluate import N_SELF_PATCHES
 from pycotmech.patching.heads import Direction
 from pycotmech.patching.metrics import ExampleMetric
+from pycotmech.patching.pairs import aligned, targets_of
+from pycotmech.patching.shared_runs import shared_runs
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -100,7 +102,8 @@ def patch_steps(
         (`changed` says whether it is not).
     Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability.
     Raises TypeError or ValueError naming the argument, before the first sweep.
-    Cost: one sweep per cell (see `pcm.patch_heads`); the logits of one cell's patched runs are held, L H V numbers.
+    Cost: one sweep (see `pcm.patch_heads`) for all steps of an example that have the same word replaced, at the last of them;
+        with explicit positions one per cell. The logits of one sweep's patched runs are held, L H V numbers for each step.
     Source: PAPER E1, and E2 for steps of kind "induction".
     """
     if corruption not in get_args(Corruption):
@@ -111,19 +114,26 @@ def patch_steps(
     todo = list(cells)
     prompts = [corrupted_prompt(cell.example, cell.step, corruption, model.tokenizer) for cell in todo]
     found: dict[str, np.ndarray] = {}
+    done = 0
     with metered(model) as meter:
         shared = examples.shared_ids
         past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
-        for i, cell in enumerate(todo):
+        for some in _together(todo, prompts):
             if progress is not None:
-                progress(i, len(todo))
-            ends = _ends(model, [t[len(shared) :] for t in (cell.step.clean, prompts[i])], past)
-            wrong = cell.step.wrong if corruption == "answer" else _runner_up(ends[1], cell.step.answer)
-            one = _sweep(model, cell, prompts[i], wrong, ends, direction, site, positions, seed, memory_gb)
-            for name, value in one.items():
-                if name not in found:
-                    found[name] = cells.empty(*np.shape(value))
-                found[name][cell.e, cell.s] = value
+                progress(done, len(todo))
+            swept = [(todo[i], prompts[i]) for i in some]
+            ends = [_ends(model, [t[len(shared) :] for t in (cell.step.clean, prompt)], past) for cell, prompt in swept]
+            wrong = [
+                cell.step.wrong if corruption == "answer" else _runner_up(end[1], cell.step.answer)
+                for (cell, _), end in zip(swept, ends, strict=True)
+            ]
+            each = _sweeps(model, swept, wrong, ends, direction, site, positions, seed, memory_gb)
+            for (cell, _), one in zip(swept, each, strict=True):
+                for name, value in one.items():
+                    if name not in found:
+                        found[name] = cells.empty(*np.shape(value))
+                    found[name][cell.e, cell.s] = value
+            done += len(some)
     if progress is not None:
         progress(len(todo), len(todo))
     heads = ("example", "step", "layer", "head")
@@ -149,34 +159,49 @@ def _runner_up(logits: Tensor, answer: int) -> int:
     return next(t for t in logits.topk(2).indices.tolist() if t != answer)
 
 
-def _sweep(
+def _together(cells: Sequence[Cell], prompts: Sequence[Tensor]) -> list[list[int]]:
+    """Numbers of cells that are swept together: of one example, with prompts that begin one another."""
+    pairs = [aligned(cell.step.clean, prompt) for cell, prompt in zip(cells, prompts, strict=True)]
+    out = []
+    for e in dict.fromkeys(cell.e for cell in cells):
+        mine = [i for i, cell in enumerate(cells) if cell.e == e]
+        runs = shared_runs([pairs[i] for i in mine], [targets_of(pairs[i], None) for i in mine])
+        out += [[mine[r] for r in run.readers] for run in runs]
+    return out
+
+
+def _sweeps(
     model: Model,
-    cell: Cell,
-    corrupted: Tensor,
-    wrong: int,
-    ends: Tensor,
+    swept: Sequence[tuple[Cell, Tensor]],
+    wrong: Sequence[int],
+    ends: Sequence[Tensor],
     direction: Any,
     site: str,
     positions: Any,
     seed: int,
     memory_gb: float | None,
-) -> dict[str, Any]:
-    """All metrics of one cell's sweep. ends [2, V]: logits of the clean and the corrupted run."""
-    step = cell.step
-    sweep = patch_heads(
+) -> list[dict[str, Any]]:
+    """All metrics of each cell's sweep. swept: cells and their corrupted prompts. ends [2, V]: logits of each cell's clean and
+    corrupted run."""
+    steps = [cell.step for cell, _ in swept]
+    sweeps = patch_heads_each(
         model,
-        step.clean,
-        corrupted,
+        [step.clean for step in steps],
+        [corrupted for _, corrupted in swept],
         direction=direction,
         site=site,
         positions=positions,
         metric="kl",
-        answer=step.answer,
-        wrong=wrong,
+        answer=[step.answer for step in steps],
+        wrong=list(wrong),
         seed=seed,
         memory_gb=memory_gb,
         return_logits=True,
     )
+    return [_measured(*parts) for parts in zip(sweeps, steps, wrong, ends, strict=True)]
+
+
+def _measured(sweep: Sweep, step: Step, wrong: int, ends: Tensor) -> dict[str, Any]:
     assert sweep.logits is not None
     out: dict[str, Any] = {"effect": sweep.effect, "noise_floor": sweep.noise_floor}
     for name in METRICS:
@@ -210,13 +235,16 @@ def _ends(model: Model, suffixes: Sequence[Tensor], past: KeyValues | None) -> T
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Predicted: the pair's runs, and S rows of each of L H variants and of the self-patches through the layers above."""
+    """Predicted: the pairs' runs, and S rows of each of L H variants and of the self-patches through the layers above, for each
+    sweep."""
     variants, L = cfg.n_layers * cfg.n_heads, cfg.n_layers
-    rows = (variants + N_SELF_PATCHES) * (workload.suffix * (L - 1) / 2 + 1) / L
+    swept = workload.swept or workload.cells * workload.suffix
+    rows = (variants + N_SELF_PATCHES) * (swept * (L - 1) / 2 + workload.cells) / L
     own = workload.length - workload.shared
     once = 2 * own + (2 * own + workload.shared) * (L - 1) / L  # the pair, and again for what its metrics are taken from
-    held = 4.0 * variants * cfg.d_vocab
-    return workload.cells * rows_cost(cfg, rows + once, forwards=variants + 2, read=variants + 4, memory=held)
+    held = 4.0 * variants * cfg.d_vocab * (workload.together or 1)
+    cells = workload.cells
+    return rows_cost(cfg, rows + cells * once, forwards=cells * (variants + 2), read=cells * (variants + 4), memory=held)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
