@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 KINDS: tuple[Corruption, ...] = get_args(Corruption)
 _WORDS = {"answer": "answer replaced", "premise": "premise broken", "rule": "rule broken"}
-_CELL = ("kl", "kl_corrupted", "noise_floor", "changed")
+_PARTS = ("effect", "kl", "kl_corrupted", "noise_floor", "changed")
 _DRAWS = 1000
 
 
@@ -69,11 +69,11 @@ class InductionHeads(HeadAnalysis):
     def _ratios(self) -> tuple[NDArray, NDArray, NDArray]:
         """Ratios of means over examples [C, S, L, H], the same of each resample [draws, C, S, L, H]; examples [S]."""
         order = ("corruption", "example", "step", "layer", "head")
-        patched = self.data["kl"].transpose(*order).values
+        effect = self.data["effect"].transpose(*order).values  # against self-patches, whose rounding the raw KL still holds
         broken = self.data["kl_corrupted"].transpose(*order[:3]).values[..., None, None]
-        restored = np.where(np.isfinite(patched), broken - patched, 0.0)
         whole = np.where(np.isfinite(broken), broken, 0.0)
-        weights = bootstrap.resampled(patched.shape[1], draws=_DRAWS)
+        restored = np.where(whole > 0, np.nan_to_num(effect) * whole, 0.0)
+        weights = bootstrap.resampled(effect.shape[1], draws=_DRAWS)
         below = (whole.sum(1), np.einsum("dn,cn...->dc...", weights, whole))
         found, drawn = (  # NaN where nothing was broken, so that there is nothing to restore
             top / np.where(w > 0, w, np.nan)
@@ -221,8 +221,7 @@ def _correlation(a: NDArray, b: NDArray) -> NDArray:
 def combined(parts: Mapping[str, PatchSteps]) -> xr.Dataset:
     """The data of `InductionHeads` from a result of `patch_steps` for each corruption, on the same examples and steps."""
     kinds = xr.DataArray(list(parts), dims="corruption", name="corruption")
-    names = (*_CELL, "effect")
-    each = [xr.Dataset({k: r.data[k] for k in names}) for r in parts.values()]
+    each = [xr.Dataset({k: r.data[k] for k in _PARTS}) for r in parts.values()]
     data = xr.concat(each, kinds, join="exact", combine_attrs="drop")
     return data.assign(score=induction_score(list(parts.values())))
 
