@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from benchmarks import bench_llama7b, bench_patching
+from benchmarks import bench_patching, llama7b
 from benchmarks.machine import Bare, recorded
 from tests.reference.truth import patched_logits, z_of
 
@@ -90,10 +90,13 @@ def test_smollm2(dtype, positions, benchmark, report):
 @pytest.mark.parametrize(("positions", "T"), [("last", 512), ("suffix", 640)])
 def test_llama(positions, T, benchmark, report, request):
     layers = request.config.getoption("--layers")
-    model = bench_llama7b.model(layers)
-    clean, corrupted, where = bench_llama7b.prompts(positions, T)
-    pair = dict(positions=where, metric="logit_diff", answer=bench_llama7b.ANSWER, wrong=bench_llama7b.WRONG)
-    bench_llama7b.check(model, clean, corrupted, where, pcm.patch_heads(model, clean, corrupted, normalize=False, **pair))
+    model = llama7b.model(layers)
+    clean, corrupted, where = llama7b.prompts(positions, T)
+    given = llama7b.arguments(where)
+    found = pcm.patch_heads(model, clean, corrupted, **given)
+    hand = llama7b.by_hand(model, clean, corrupted, where, llama7b.sampled_heads(model.cfg))
+    llama7b.check_rounding(model, clean, corrupted, where, found, hand)
+    del given["normalize"]  # `measure` says so itself
     name = f"Llama-2 7B shape, {layers} layers, T = {T}, {positions}"
     rounds = 2 if positions == "suffix" else 3
-    benchmark.pedantic(lambda: measure(model, clean, corrupted, name, "llama", rounds, report, **pair), rounds=1)
+    benchmark.pedantic(lambda: measure(model, clean, corrupted, name, "llama", rounds, report, **given), rounds=1)

@@ -19,6 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pycotmech")
     group.addoption("--threads", type=int, default=None, help="threads for both sides (default: all cores)")
     group.addoption("--layers", type=int, default=32, help="layers of the Llama-2 7B shape (fewer need less memory)")
+    group.addoption("--heads", type=int, default=None, help="only so many heads of the Llama-2 7B shape, spread evenly")
+    group.addoption("--no-bare", dest="bare", action="store_false", help="Llama-2 7B shape: do not run the bare products")
     group.addoption("--results", default=None, help="also write the table to this JSON file")
 
 
@@ -49,6 +51,19 @@ def report() -> Callable[..., None]:
         )
 
     return add
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """say(line): printed at once, whatever pytest captures, with the time since the test began."""
+    start, terminal = time.perf_counter(), request.config.pluginmanager.get_plugin("terminalreporter")
+    terminal.ensure_newline()
+
+    def line(text: str) -> None:
+        terminal.write_line(f"[{time.perf_counter() - start:6.0f} s] {text}")
+        terminal.flush()
+
+    return line
 
 
 def best_of(times: int, call: Callable[[], object]) -> float:

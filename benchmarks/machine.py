@@ -131,6 +131,10 @@ class Bare:
         self._buffers: dict[tuple, Tensor] = {}
         self._best: dict[tuple, Callable[[], None]] = {}
         self.steps: list[tuple[str, Callable[[], None]]] = []
+        for rows, w in recording.linears:  # at their full size, so that no run makes them
+            self._buffer("x", (rows, w.shape[1]), w.dtype), self._buffer("y", (rows, w.shape[0]), w.dtype)
+        for product in recording.attention:
+            self._attention_buffers(*product)
         linears, attention = iter(recording.linears), iter(recording.attention)
         for kind, n in recording.calls:
             for _ in range(n):
@@ -153,6 +157,10 @@ class Bare:
         if key not in self._buffers or self._buffers[key].numel() < n:
             self._buffers[key] = torch.empty(n, dtype=dtype).normal_()
         return self._buffers[key][:n].view(shape)
+
+    def _attention_buffers(self, batch: int, m: int, d: int, n: int, dtype: torch.dtype) -> list[Tensor]:
+        shapes = {"q": (batch, m, d), "k": (batch, n, d), "s": (batch, m, n), "z": (batch, m, d)}
+        return [self._buffer(name, shape, dtype) for name, shape in shapes.items()]
 
     @torch.no_grad()
     def _fastest(self, key: tuple, candidates: list[Callable[[], object]]) -> Callable[[], object]:
@@ -178,8 +186,7 @@ class Bare:
 
     def _attention(self, batch: int, m: int, d: int, n: int, dtype: torch.dtype) -> Callable[[], object]:
         def buffers():
-            shapes = {"q": (batch, m, d), "k": (batch, n, d), "s": (batch, m, n), "z": (batch, m, d)}
-            return (self._buffer(name, shape, dtype) for name, shape in shapes.items())
+            return self._attention_buffers(batch, m, d, n, dtype)
 
         def batched():
             q, k, s, z = buffers()
