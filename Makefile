@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 SMOLLM2 := $(VENV)/.smollm2
 TRITON := 3.9.0
-# The one at the size of Llama-2 7B needs 20 GiB: pytest benchmarks/bench_llama7b.py --benchmark-only
+# The one at the size of Llama-2 7B needs 16 GiB and an hour: pytest benchmarks/bench_llama7b.py --benchmark-only
 BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py,$(wildcard benchmarks/bench_*.py))
 
 DEMO_OUT ?= demo-results

@@ -6,7 +6,7 @@ beside it, which other load on the machine disturbs less. Correctness first: a f
 each.
 
     pytest benchmarks/bench_machine.py --benchmark-only -k smollm2 [--threads 1]
-    pytest benchmarks/bench_machine.py --benchmark-only -k llama --layers 4      # the whole model needs 20 GiB
+    pytest benchmarks/bench_machine.py --benchmark-only -k llama --layers 4      # the whole model: bench_llama7b.py
 """
 
 from __future__ import annotations

@@ -56,12 +56,14 @@ def report() -> Callable[..., None]:
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """say(line): printed at once, whatever pytest captures, with the time since the test began."""
-    start, terminal = time.perf_counter(), request.config.pluginmanager.get_plugin("terminalreporter")
-    terminal.ensure_newline()
+    start, plugins = time.perf_counter(), request.config.pluginmanager
+    terminal, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
 
     def line(text: str) -> None:
-        terminal.write_line(f"[{time.perf_counter() - start:6.0f} s] {text}")
-        terminal.flush()
+        with capture.global_and_fixture_disabled():
+            terminal.ensure_newline()
+            terminal.write_line(f"[{time.perf_counter() - start:6.0f} s] {text}")
+            terminal.flush()
 
     return line
 
