@@ -57,7 +57,8 @@ class Workload:
     corrupted to the end; shared: tokens that every prompt begins with; longest: mean over examples of the longest of its
     prompts (0: not known, taken for `length`); inductive: how many of the cells are steps of induction.
     swept: positions from the first one that differs to the end, of the sweeps that all cells need (steps of an example under
-    one replacement need one; 0: not known, one for each cell); together: the most cells that one of them answers.
+    one replacement need one; 0: not known, one for each cell); sweeps: how many these are (0: not known); together: the most
+    cells that one of them answers.
     """
 
     examples: int
@@ -68,6 +69,7 @@ class Workload:
     longest: float = 0.0
     inductive: int = 0
     swept: float = 0.0
+    sweeps: int = 0
     together: int = 0
 
     @property
@@ -88,14 +90,15 @@ def workload(cells: Cells) -> Workload:
         longest[cell.e] = max(longest.get(cell.e, 0), len(cell.step.clean))
     mean = sum(longest.values()) / used
     inductive = sum(step.kind == "induction" for step in steps)
-    swept, together = 0, 0
+    swept, sweeps, together = 0, 0, 0
     for e in longest:
         pairs = [aligned(cell.step.clean, cell.step.corrupted) for cell in cells if cell.e == e]
         runs = shared_runs(pairs, [targets_of(pair, None) for pair in pairs])
         swept += sum(pairs[run.host].read + 1 - pairs[run.host].first for run in runs)
+        sweeps += len(runs)
         together = max(together, *(len(run.readers) for run in runs))
     shared = len(cells.examples.shared_ids)
-    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, shared, mean, inductive, float(swept), together)
+    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, shared, mean, inductive, float(swept), sweeps, together)
 
 
 def row_flop(cfg: ModelConfig) -> float:

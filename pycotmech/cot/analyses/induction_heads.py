@@ -310,7 +310,7 @@ def _part(progress: Progress, number: int, of: int) -> Progress:
 
 def cost(cfg: ModelConfig, workload: Workload, *, answer: bool = False) -> Cost:
     """Predicted: a sweep for each inductive cell and corruption. answer: whether a result for the first of them is there."""
-    return (2 if answer else 3) * sweeps_cost(cfg, replace(workload, cells=workload.inductive))
+    return (2 if answer else 3) * sweeps_cost(cfg, replace(workload, cells=workload.inductive, swept=0.0, sweeps=0, together=1))
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:

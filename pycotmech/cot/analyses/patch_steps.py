@@ -122,7 +122,7 @@ def patch_steps(
             if progress is not None:
                 progress(done, len(todo))
             swept = [(todo[i], prompts[i]) for i in some]
-            ends = [_ends(model, [t[len(shared) :] for t in (cell.step.clean, prompt)], past) for cell, prompt in swept]
+            ends = _ends(model, swept, len(shared), past)
             wrong = [
                 cell.step.wrong if corruption == "answer" else _runner_up(end[1], cell.step.answer)
                 for (cell, _), end in zip(swept, ends, strict=True)
@@ -174,15 +174,15 @@ def _sweeps(
     model: Model,
     swept: Sequence[tuple[Cell, Tensor]],
     wrong: Sequence[int],
-    ends: Sequence[Tensor],
+    ends: Tensor,
     direction: Any,
     site: str,
     positions: Any,
     seed: int,
     memory_gb: float | None,
 ) -> list[dict[str, Any]]:
-    """All metrics of each cell's sweep. swept: cells and their corrupted prompts. ends [2, V]: logits of each cell's clean and
-    corrupted run."""
+    """All metrics of each cell's sweep. swept: cells and their corrupted prompts. ends [n, 2, V]: logits of each cell's clean
+    and corrupted run."""
     steps = [cell.step for cell, _ in swept]
     sweeps = patch_heads_each(
         model,
@@ -226,12 +226,14 @@ def induction_score(results: Sequence[PatchSteps]) -> xr.DataArray:
     )
 
 
-def _ends(model: Model, suffixes: Sequence[Tensor], past: KeyValues | None) -> Tensor:
-    """Logits [n, V] behind the last token of each prompt that continues `past`."""
-    ends = torch.tensor([len(s) for s in suffixes]).cumsum(0) - 1
-    packed = forward_packed(model.family, suffixes, past, read=ends)
+def _ends(model: Model, swept: Sequence[tuple[Cell, Tensor]], shared: int, past: KeyValues | None) -> Tensor:
+    """Logits [n, 2, V] behind the last token of each cell's clean and corrupted prompt, which the last cell's begin with."""
+    (host, corrupted), n = swept[-1], len(swept[-1][1]) - shared
+    at = torch.tensor([len(prompt) - 1 - shared for _, prompt in swept])
+    suffixes = [host.step.clean[shared:], corrupted[shared:]]
+    packed = forward_packed(model.family, suffixes, past, read=torch.cat((at, n + at)))
     with torch.no_grad():
-        return model.family.logits(packed.resid_final).float().cpu()
+        return model.family.logits(packed.resid_final).float().cpu().unflatten(0, (2, -1)).transpose(0, 1)
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
@@ -242,9 +244,10 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
     rows = (variants + N_SELF_PATCHES) * (swept * (L - 1) / 2 + workload.cells) / L
     own = workload.length - workload.shared
     once = 2 * own + (2 * own + workload.shared) * (L - 1) / L  # the pair, and again for what its metrics are taken from
+    sweeps = workload.sweeps or workload.cells
     held = 4.0 * variants * cfg.d_vocab * (workload.together or 1)
     cells = workload.cells
-    return rows_cost(cfg, rows + cells * once, forwards=cells * (variants + 2), read=cells * (variants + 4), memory=held)
+    return rows_cost(cfg, rows + sweeps * once, forwards=cells * (variants + 2), read=cells * (variants + 4), memory=held)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
