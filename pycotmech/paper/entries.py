@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pycotmech import cot
 from pycotmech.cot.analyses import (
     answer_sources,
     answer_writers,
     attention_by_source,
+    bootstrap,
     context_abidance,
     copy_heads,
     decision_heads,
@@ -27,8 +32,9 @@ from pycotmech.cot.analyses import (
     relation_heads,
 )
 from pycotmech.cot.analyses.cost import Cost, Workload
+from pycotmech.cot.analyses.head_sets import scores_of
 from pycotmech.cot.analyses.result import Analysis, Progress
-from pycotmech.cot.analyses.select_heads import select_heads
+from pycotmech.cot.analyses.select_heads import Selection, select_heads
 
 if TYPE_CHECKING:
     from pycotmech.cot import Examples, Graded
@@ -41,6 +47,9 @@ _SCORES = {"patch_steps": ("effect", "size"), "decision_heads": ("gain", "size")
 """Whose heads are compared: the variable by which each ranks them, and whether by its size or its value. A head whose
 restoration is strongly negative works against the step, and a run without it is no longer the model's."""
 
+_LEAST = 4
+"""Examples from which on there are two halves of at least two: one to choose sets of heads on, one to report them on."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -48,7 +57,7 @@ class Given:
 
     model: Model
     examples: Examples
-    right: Graded
+    right: Graded | Tensor
     steps: tuple[int, ...]
     seed: int
     memory_gb: float | None
@@ -68,15 +77,34 @@ class Given:
             common["steps"] = self.steps if steps is True else tuple(steps)
         return function(self.model, self.examples, *first, **common, **more)
 
-    def sets(self) -> dict[str, Any]:
-        """The third of all heads that each score puts first, all steps pooled, by the score's name."""
+    def sets(self, *, choosing: bool = False) -> dict[str, Selection]:
+        """The third of all heads that each score puts first, all steps pooled, by the score's name. choosing: by the scores
+        of the choosing half alone."""
         third = max(1, self.model.cfg.n_layers * self.model.cfg.n_heads // 3)
-        return {name: self.selection(name, third) for name in _SCORES}
+        found = {name: self.selection(name, third) for name in _SCORES}
+        return {name: s.of(self.choosing) for name, s in found.items()} if choosing else found
 
-    def selection(self, name: str, k: int | None) -> Any:
+    def selection(self, name: str, k: int | None) -> Selection:
         """The k heads that a result puts first; None: nested sets, about 12 from none to all."""
         variable, by = _SCORES[name]
         return select_heads(self.done[name], variable=variable, k=k, by=by, name=name, seed=self.seed)
+
+    @property
+    def halves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Examples, by place, to choose sets on and to report on: the halves of `knock_out_curve`; all and all if few."""
+        n = len(self.examples)
+        return bootstrap.halves(n, seed=self.seed) if n >= _LEAST else (np.arange(n), np.arange(n))
+
+    @property
+    def choosing(self) -> tuple[int, ...]:
+        """The numbers of the examples to choose on."""
+        return tuple(self.examples[int(i)].index for i in self.halves[0])
+
+    def reporting(self) -> Given:
+        """The same with the examples to report on only."""
+        rows = [int(i) for i in self.halves[1]]
+        items = [self.examples[i] for i in rows]
+        return replace(self, examples=self.examples.only(items), right=_table(self.right)[rows])
 
 
 @dataclass(frozen=True)
@@ -126,18 +154,28 @@ def _overlap(given: Given, progress: Progress | None) -> Analysis:
 
 
 def _keep_only(given: Given, progress: Progress | None) -> Analysis:
-    sets = {name: selection[0] for name, selection in given.sets().items()}
+    sets = {name: selection[0] for name, selection in given.sets(choosing=True).items()}
     main, *others = sets.values()
     shape = (given.model.cfg.n_layers, given.model.cfg.n_heads)
     combined = isolation.set_combinations(main, others, shape=shape)
     kept = {name: s for name, s in (sets | combined).items() if len(s)}
-    return given.call(cot.keep_only, progress, kept)
+    return given.reporting().call(cot.keep_only, progress, kept)
 
 
 def _remove(given: Given, progress: Progress | None) -> Analysis:
-    within = given.sets()["patch_steps"][0]
-    scores = given.done["copy_heads"]
-    return given.call(cot.remove, progress, within, scores, variable="copying", name="the heads that patching puts first")
+    within = given.sets(choosing=True)["patch_steps"][0]
+    scores = scores_of(given.done["copy_heads"], "copying").of(given.choosing)
+    return given.reporting().call(cot.remove, progress, within, scores, name="the heads that patching puts first")
+
+
+def _table(right: Graded | Tensor) -> Tensor:
+    return right if isinstance(right, Tensor) else right.right
+
+
+def _half(w: Workload) -> Workload:
+    """Of the examples that are reported on."""
+    part = w.examples if w.examples < _LEAST else w.examples - w.examples // 2
+    return replace(w, examples=part, cells=round(w.cells * part / w.examples), inductive=round(w.inductive * part / w.examples))
 
 
 def _sources(given: Given, progress: Progress | None) -> Analysis:
@@ -174,8 +212,8 @@ ENTRIES: tuple[Entry, ...] = (
         "E6",
         _keep_only,
         isolation.Isolation,
-        lambda cfg, w: isolation.cost(cfg, w, sets=8),
-        isolation.authors_cost,
+        lambda cfg, w: isolation.cost(cfg, _half(w), sets=8),
+        lambda cfg, w: isolation.authors_cost(cfg, _half(w)),
         _SWEPT,
     ),
     Entry(
@@ -183,8 +221,8 @@ ENTRIES: tuple[Entry, ...] = (
         "E6",
         _remove,
         isolation.Removal,
-        lambda cfg, w: isolation.cost(cfg, w, sets=11),
-        lambda cfg, w: isolation.authors_cost(cfg, w, sets=11, mains=1),
+        lambda cfg, w: isolation.cost(cfg, _half(w), sets=11),
+        lambda cfg, w: isolation.authors_cost(cfg, _half(w), sets=11, mains=1),
         ("patch_steps", "copy_heads"),
     ),
     _plain("E7", attention_by_source, attention_by_source.AttentionBySource),

@@ -1,12 +1,18 @@
 """Which analyses run, in which order, and what the plan says of them."""
 
+import dataclasses
+
+import numpy as np
 import pytest
+import torch
+import xarray as xr
 
 import pycotmech as pcm
 from pycotmech import cot
+from pycotmech.cot.analyses import knock_out
 from pycotmech.cot.analyses.cost import Cost, Workload, row_flop
-from pycotmech.paper import CLAIMS, ENTRIES
-from pycotmech.paper.entries import chosen
+from pycotmech.paper import CLAIMS, ENTRIES, entries
+from pycotmech.paper.entries import Given, chosen
 from pycotmech.paper.plan import Line, Plan, make, measured_speed, shown_time
 
 WORK = Workload(examples=8, cells=78, length=650.0, suffix=44.0, shared=613, longest=670.0, inductive=16)
@@ -49,6 +55,58 @@ def test_every_cost_is_below_the_authors(model):
         assert ours.flop >= 0 and ours.forwards >= 0 and ours.memory >= 0, entry.name
         if entry.name not in ("pair_probes", "relation_heads", "head_overlap"):
             assert ours.token_forwards < authors.token_forwards, entry.name
+
+
+def _given(model, n):
+    """n examples, and scores in which heads 0 .. 9 lead in the first examples and heads 20 .. 29 in the last."""
+    examples = cot.make_examples(n, shots=1, tokenizer=model.tokenizer, bos=model.prepend_bos, seed=4)
+    every = torch.ones(n, examples.n_steps, dtype=torch.bool)
+    given = Given(model, examples, every, (2, 5), 3, None, {})
+    choosing = given.halves[0]
+    flat = np.random.default_rng(0).normal(size=(n, 2, 32))
+    flat[choosing, :, :10] += 50
+    flat[np.setdiff1d(np.arange(n), choosing), :, 20:30] += 100
+    dims, coords = ("example", "step", "layer", "head"), {"example": [e.index for e in examples], "step": [2, 5]}
+    done = {}
+    for name, (variable, _) in entries._SCORES.items():
+        done[name] = entries.Analysis(xr.Dataset({variable: (dims, flat.reshape(n, 2, 4, 8))}, coords=coords), {})
+    return dataclasses.replace(given, done=done)
+
+
+@pytest.mark.parametrize("n", [3, 4, 7])
+def test_sets_are_chosen_on_one_half_and_reported_on_the_other(model, monkeypatch, n):
+    calls = {}
+    for name in ("keep_only", "remove"):
+        monkeypatch.setattr(cot, name, lambda *args, _name=name, **kw: calls.update({_name: (args, kw)}))
+    given = _given(model, n)
+    by_name = {e.name: e for e in ENTRIES}
+    by_name["keep_only"].run(given, None), by_name["remove"].run(given, None)
+    whole = {e.index for e in given.examples}
+    for name in ("keep_only", "remove"):
+        args, options = calls[name]
+        chosen = args[2]["patch_steps"] if name == "keep_only" else args[2]
+        reported = {e.index for e in args[1]}
+        assert options["right"].shape == (len(reported), 10) and options["steps"] == (2, 5)
+        heads = np.flatnonzero(chosen.mask.ravel())
+        assert len(heads) == 10
+        if n < 4:
+            assert reported == set(chosen.chosen_on) == whole
+        else:
+            assert len(reported) == n - n // 2 and reported | set(chosen.chosen_on) == whole
+            assert not reported & set(chosen.chosen_on) and heads.tolist() == list(range(10))
+    ranking = calls["remove"][0][3]
+    assert set(ranking.examples) == set(calls["remove"][0][2].chosen_on) and ranking.labelled
+    split = knock_out._halves(n, "exact", 3)
+    assert n < 4 or [given.examples[i].index for i in np.flatnonzero(split == "report")] == sorted(reported)
+    assert set(given.sets()["patch_steps"].examples) == whole  # of which head_overlap tells
+
+
+def test_what_is_kept_alone_is_told_of_other_examples(model):
+    found = next(e for e in ENTRIES if e.name == "keep_only").run(_given(model, 4), None)
+    assert found.about["settings"]["reused"] == 0 and found.data.sizes["example"] == 2
+    assert "the sets were chosen on 2 other examples, none of these" in found.findings()
+    few = next(e for e in ENTRIES if e.name == "keep_only").run(_given(model, 2), None)
+    assert "2 examples were also used to choose the sets" in str(few)
 
 
 def test_the_plan_adds_up(model):

@@ -17,6 +17,7 @@ from pycotmech.cot.analyses.result import Analysis
 from pycotmech.cot.analyses.select_heads import Selection
 from pycotmech.cot.analyses.significance import adjusted, hypergeometric
 from pycotmech.model.families import ModelConfig
+from pycotmech.report.words import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,6 +90,11 @@ class HeadOverlap(Analysis):
         empty = [str(n) for n, k in zip(self.data["set"].values, self.data["size"].values) if k == 0]
         if empty:
             lines.append(f"empty: {', '.join(empty)}")
+        if n := self.about["settings"].get("chosen_on"):
+            lines.append(
+                f"the sets were chosen by scores of {plural(n, 'example')}, anew on each resample for the intervals; what "
+                "these examples have of their own may make sets alike, which the chance level does not hold"
+            )
         return lines
 
 
@@ -162,9 +168,10 @@ def head_overlap(
             "of_step": ("set", [step for *_, step, _ in flat]),
         },
     )
+    behind = {e for *_, s in flat if isinstance(s, Selection) for e in s.examples or ()}
     about = dict(
         model=model, notes=[], source="PAPER E6", definition="intersections of sets of heads, beside those of random sets",
-        settings=dict(heads=n, draws=draws if drawn else 0, seed=seed),
+        settings=dict(heads=n, draws=draws if drawn else 0, chosen_on=len(behind) if drawn else 0, seed=seed),
     )  # fmt: skip
     return HeadOverlap(dataset, about)
 

@@ -15,7 +15,7 @@ from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
 from pycotmech.cot.analyses.cells import Cells, choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.head_sets import HeadSet, scores_of
+from pycotmech.cot.analyses.head_sets import HeadSet, Scores, scores_of
 from pycotmech.cot.analyses.means import N_PROMPTS
 from pycotmech.cot.analyses.result import Analysis, Progress, about
 from pycotmech.cot.analyses.select_heads import select_heads
@@ -143,9 +143,10 @@ class Removal(Isolation):
 def _closing(result: Isolation) -> list[str]:
     s = result.about["settings"]
     agreement = s["accuracy"] == "agrees"
-    reused = plural(s["reused"], "example was", "examples were")
+    reused, others = plural(s["reused"], "example was", "examples were"), plural(s.get("others", 0), "other example")
     return [
         *([f"{reused} also used to choose the sets: the accuracies are optimistic"] if s["reused"] else []),
+        *([f"the sets were chosen on {others}, none of these"] if s.get("others") and not s["reused"] else []),
         f"accuracy is {'agreement with the untouched model' if agreement else 'every token of the gold word'}",
         f"all other heads are replaced by {s['replaced_by']}",
     ]
@@ -229,7 +230,7 @@ def keep_only(
         found = _keep(run.answer, kept, cells, tell)
         others = [_keep(run.answer, masks, cells, tell) for masks in chance]
     main = "agrees" if definition == "paper" else "right"
-    settings = dict(accuracy=main, n_random=n_random, seed=seed, reused=_reused(given.values(), cells), **run.settings)
+    settings = dict(accuracy=main, n_random=n_random, seed=seed, **_chosen_on(given.values(), cells), **run.settings)
     facts = about(model, cells, source="PAPER E6", definition=definition, settings=settings, meter=meter)
     return Isolation(_dataset("set", list(given), kept, found, [o[main] for o in others], cells, shape), facts)
 
@@ -304,7 +305,7 @@ def remove(
     words = f"with the {'highest' if order == 'most' else 'lowest'} scores ({table.name})"
     settings = dict(
         within=name, scores=table.name, order=order, words=words, stop=stop, stopped=stopped, accuracy=main, n_random=n_random,
-        seed=seed, reused=_reused([given], cells), **run.settings,
+        seed=seed, **_chosen_on([given], cells, table), **run.settings,
     )  # fmt: skip
     return Removal(data, about(model, cells, source="PAPER E6", definition=definition, settings=settings, meter=meter))
 
@@ -322,10 +323,14 @@ def _by_step(given: Any, shape: tuple[int, int], argument: str) -> HeadSet | dic
     return HeadSet.of(given, shape, argument=argument)
 
 
-def _reused(given: Iterable[HeadSet | dict[int, HeadSet]], cells: Cells) -> int:
-    """How many of the examples were used to choose the sets, as far as is known."""
+def _chosen_on(given: Iterable[HeadSet | dict[int, HeadSet]], cells: Cells, scores: Scores | None = None) -> dict[str, int]:
+    """How many of the examples were used to choose the sets, or are behind the scores by which heads are taken out of them,
+    and how many others were; as far as is known."""
     chosen = {e for g in given for s in (g.values() if isinstance(g, dict) else [g]) for e in s.chosen_on}
-    return sum(example.index in chosen for example in cells.examples)
+    if scores is not None and scores.labelled:
+        chosen |= set(scores.examples or ())
+    reused = sum(example.index in chosen for example in cells.examples)
+    return {"reused": reused, "others": len(chosen) - reused}
 
 
 def _stacked(given: HeadSet | dict[int, HeadSet], steps: Sequence[int], argument: str) -> NDArray[np.bool_]:

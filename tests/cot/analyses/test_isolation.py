@@ -116,6 +116,12 @@ def test_examples_that_chose_the_sets_are_said(case):
     chosen = pcm.cot.select_heads(scores, k=20)[0]
     found = keep_only(model, examples, {"chosen": chosen, "less": chosen - chosen}, steps=[5], n_random=0, **options)
     assert found.about["settings"]["reused"] == 1 and "1 example was also used to choose the sets" in str(found)
+    other = pcm.cot.select_heads(scores.sel(example=[9]), k=20)[0]
+    apart = keep_only(model, examples, {"chosen": other}, steps=[5], n_random=0, **options)
+    assert "the sets were chosen on 1 other example, none of these" in str(apart) and "optimistic" not in str(apart)
+    few = dict(sizes=[1], steps=[5], n_random=0, **options)
+    for ranking, reused in ((scores, 1), (scores.sel(example=[9]), 0), (scores.mean("example"), 0)):
+        assert remove(model, examples, other, ranking, **few).about["settings"]["reused"] == reused
 
 
 @pytest.mark.parametrize("by_step", [False, True])
