@@ -21,7 +21,8 @@ SCREEN = 20
 @pytest.mark.parametrize("site", ["z", "q", "k", "v"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_screen(dtype, site, benchmark, report):
-    model, (clean, corrupted, answer, wrong) = load(dtype), prompt_pair()
+    model = load(dtype)
+    clean, corrupted, answer, wrong = prompt_pair(model.tokenizer)
     arguments = dict(site=site, metric="logit_diff", answer=answer, wrong=wrong)
 
     def cold(call, **more):

@@ -78,7 +78,8 @@ def check(model: pcm.Model, clean, corrupted, where, answer, wrong, tolerance: f
 @pytest.mark.parametrize("positions", ["suffix", "last"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_smollm2(dtype, positions, benchmark, report):
-    model, (clean, corrupted, answer, wrong) = bench_patching.load(dtype), bench_patching.prompt_pair()
+    model = bench_patching.load(dtype)
+    clean, corrupted, answer, wrong = bench_patching.prompt_pair(model.tokenizer)
     where = None if positions == "suffix" else [len(clean) - 1]
     check(model, clean, corrupted, where, answer, wrong, 1e-3 if dtype == "float32" else 0.05)
     name = f"SmolLM2-135M, T = {len(clean)}, {positions}"
