@@ -1,12 +1,14 @@
 """The checks of the Llama-2 7B benchmark fail for sweeps that are wrong: on a small model, the code of the large one."""
 
 import dataclasses
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import pycotmech as pcm
-from benchmarks import llama7b
+from benchmarks import bench_llama7b, llama7b
 
 SIZES = dict(vocab_size=100, hidden_size=128, intermediate_size=160, num_attention_heads=8)
 T = 64
@@ -125,3 +127,44 @@ def test_peak_memory_counts_from_where_it_is_forgotten():
     del block
     llama7b.forget_peak()
     assert llama7b.peak_gib() - before < 0.1
+
+
+class Timer:
+    """What pytest-benchmark's fixture does for the benchmark."""
+
+    name = "timed"
+
+    def pedantic(self, call, rounds):
+        assert rounds == 1
+        start = time.perf_counter()
+        result = call()
+        self.stats = SimpleNamespace(stats=SimpleNamespace(min=time.perf_counter() - start))
+        return result
+
+
+@pytest.mark.parametrize(("positions", "n_heads", "bare"), [("last", None, False), ("suffix", 24, True)])
+def test_whole_benchmark(small, deep, positions, n_heads, bare, monkeypatch):
+    """Every step says its figures as it ends; a part of the heads is called one wherever a figure of it stands."""
+    monkeypatch.setattr(llama7b, "cut", lambda layers: small)
+    monkeypatch.setattr(llama7b, "model", lambda layers: deep)
+    monkeypatch.setattr(llama7b, "check_exactly", lambda model, positions: check_exactly(model, positions, T))
+    monkeypatch.setattr(llama7b, "prompts", lambda positions, T, d_vocab=100: prompts(positions, T, d_vocab))
+    options = {"--layers": 12, "--heads": n_heads, "--no-bare": bare}
+    request = SimpleNamespace(config=SimpleNamespace(getoption=options.get))
+    timer, said, rows = Timer(), [], []
+    bench_llama7b.test_all_heads(
+        positions, T, timer, lambda what, seconds, **more: rows.append((what, seconds, more)), said.append, request
+    )
+    what, seconds, more = rows[0]
+    starts = [next(i for i, line in enumerate(said) if part in line) for part in STEPS if bare or part != "sweep/bare"]
+    assert starts == sorted(starts) and seconds == timer.stats.stats.min and more["baseline_seconds"] > 0
+    if n_heads is None:
+        assert "all 96 heads" in what and "EXTRAPOLATED" not in more["note"] and "sweep/bare" not in more["note"]
+        return
+    assert "PART: 24 of 96 heads" in what and "PART" in timer.name and "sweep/bare" in more["note"]
+    in_full = float(more["note"].split("all heads EXTRAPOLATED: ")[1].split(" s")[0])
+    assert seconds < in_full + 0.5 < 6 * seconds + 0.5  # four times the heads, and the runs of the prompts
+
+
+STEPS = ("exact: ", "of weights after", "token-forwards", "peak memory", "sweep/bare", "hooked forwards of", "rounding: ")
+check_exactly, prompts = llama7b.check_exactly, llama7b.prompts
