@@ -203,8 +203,8 @@ def traced(
     beginning too.
     keep: bool [L, H], the only heads left in the run: z of the others is its mean over all positions of all texts, but for
     the first token, which keeps its own.
-    Cost: the tokens that all texts begin with once, then each text's own; twice with keep. memory_gb: default half of what
-    is free.
+    Cost: the tokens that all texts begin with once, if the model does not hold their keys and values (`model.prefixes`; not
+    used with whole or keep), then each text's own; twice with keep. memory_gb: default half of what is free.
     """
     family = model.family
     P = min(common_prefix(texts), min(map(len, texts)) - 1) if len(texts) > 1 or first is not None else 0
@@ -217,9 +217,16 @@ def traced(
         roles = torch.cat([(torch.arange(start, start + n) > 0).long() for n in lengths]).to(family.device)
         return replacing(~keep, fill, roles)  # type: ignore[operator]
 
-    past = forward_packed(family, [texts[0][:P]], sites=sites if whole else (), edit_z=edit([P], 0)) if P else None
+    room = planner.memory_budget(memory_gb, model.device)
+    past = None
+    if P and (whole or fill is not None):
+        past = forward_packed(family, [texts[0][:P]], sites=sites if whole else (), edit_z=edit([P], 0))
+    elif P:
+        kept_keys = model.prefixes.key_values(texts[0][:P], room)
+        assert kept_keys is not None
+        past = Packed([0, P], kept_keys.k, kept_keys.v, {}, kept_keys.k.new_empty(0))
     keys = None if past is None else past.key_values(0, None)
-    budget = planner.memory_budget(memory_gb, model.device) // 2
+    budget = room // 2
     kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
     sizes = [planner.base_bytes(family, len(t), len(t) - P, kept // family.resid_dtype.itemsize) for t in texts]
     for a, b in planner.cut(sizes, budget):

@@ -8,6 +8,7 @@ import pycotmech as pcm
 from pycotmech.cot.analyses import answer_sources as module
 from pycotmech.cot.analyses import context_abidance as abidance
 from pycotmech.cot.analyses import flow_exact
+from pycotmech.cot.analyses.cost import metered
 from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node
 from pycotmech.cot.analyses.traces import Prompt, Shots, traced
 from tests.cot.analyses.flow_cases import planted_traces
@@ -224,3 +225,33 @@ def test_traces_of_prompts_agree_with_runs_of_their_own(model, examples):
                 logits = model.family.logits(trace.final([read]))[0]
                 torch.testing.assert_close(logits, alone.logits[0], rtol=1e-3, atol=1e-3)
                 torch.testing.assert_close(trace.at("z", 2, [read])[0], alone["z"][2, -1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_shared_beginning_that_is_kept_is_not_computed_again(model, examples):
+    texts = [example.full_ids for example in examples]
+    first = len(examples.shared_ids)  # behind it, each text's own
+
+    def run(**options):
+        with metered(model) as meter:
+            found = [t for batch in traced(model, texts, ("z", "q"), first=first, **options) for _, t in batch]
+        return found, meter.token_forwards
+
+    model.prefixes.clear()
+    (cold, rows), (warm, fewer), (whole, all_rows) = run(), run(), run(whole=True)
+    own = sum(len(t) - first for t in texts)
+    assert fewer == own and own + 0.7 * first < rows < own + first and all_rows == own + first
+    for a, b, c, text in zip(cold, warm, whole, texts, strict=True):
+        at = [first, len(text) - 1]
+        for l in range(model.cfg.n_layers):
+            assert torch.equal(a.keys(l), b.keys(l)) and torch.equal(a.values(l), b.values(l))
+            assert torch.equal(a.at("z", l, at), b.at("z", l, at))  # found or computed: the same to the last bit
+            torch.testing.assert_close(a.pattern(l, at), c.pattern(l, at), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(a.values(l), c.values(l), rtol=1e-4, atol=1e-5)
+        assert torch.equal(a.final(at), b.final(at))
+    limited = model.prefixes.limit
+    try:
+        model.prefixes.limit = 0  # nothing is kept: nothing else changes
+        none, again = run()
+        assert again == rows and torch.equal(none[0].keys(3), cold[0].keys(3))
+    finally:
+        model.prefixes.limit = limited

@@ -22,6 +22,7 @@ def wide():
 
 @pytest.fixture(scope="module")
 def result(model, examples, every):
+    model.prefixes.clear()  # the cost is that of a cold call
     return pcm.cot.answer_writers(model, examples, steps=[0, 5, 9], right=every)
 
 
