@@ -106,19 +106,29 @@ def series(threads: list[int]) -> Iterator[tuple[str, Point]]:
         yield "threads", Point(threads=n)
 
 
-def plot(rows: list[tuple[str, Point, float]], path: str, cfg) -> None:
-    import matplotlib
+def plot(rows: list[tuple[str, Point, float, float]], path: str, cfg, title: str) -> None:
+    """A panel for each thing varied: seconds, and as a dashed line what they would be if time followed the work planned, from
+    the largest point on (for threads: if two took half the time of one)."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plain = FuncFormatter(lambda x, _: f"{x:g}")
     names = list(dict.fromkeys(name for name, *_ in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), layout="constrained")
-    for axis, name in zip(axes, names, strict=True):
-        mine = [(value_of(name, point, cfg), seconds) for n, point, seconds in rows if n == name]
-        axis.plot(*zip(*sorted(mine), strict=True), marker="o")
-        axis.set(xlabel=AXES[name], xscale="log", yscale="log")
-    axes[0].set_ylabel("seconds")
+    figure = Figure(figsize=(2.9 * len(names), 3.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+        mine = sorted((value_of(name, point, cfg), seconds, work) for n, point, seconds, work in rows if n == name)
+        x, seconds, work = (list(column) for column in zip(*mine, strict=True))
+        follows = [seconds[0] * x[0] / v for v in x] if name == "threads" else [seconds[-1] * w / work[-1] for w in work]
+        axis.plot(x, seconds, marker="o", label="measured")
+        axis.plot(x, follows, color="0.5", ls="--", lw=1, label="as the work" if name != "threads" else "as the threads")
+        axis.set(xlabel=AXES[name].replace(" (", "\n("), xscale="log", yscale="log")
+        axis.xaxis.set(major_locator=FixedLocator(x), minor_locator=NullLocator(), major_formatter=plain)
+        axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=plain)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel("seconds")
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
 
 
@@ -143,14 +153,14 @@ def main() -> None:
         if args.only and name not in args.only:
             continue
         wall, processor, work = measure(model, point, args.rounds)
-        rows.append((name, point, wall))
+        rows.append((name, point, wall, work))
         value = value_of(name, point, model.cfg)
         print(
             f"{AXES[name]:<42} {value:>6} {wall:>8.3f} {processor:>8.3f} {work:>15.0f} {1e3 * processor / work:>8.3f}",
             flush=True,
         )
     if args.plot:
-        plot(rows, args.plot, model.cfg)
+        plot(rows, args.plot, model.cfg, f"Time of one sweep: {args.model}, {args.dtype}")
 
 
 if __name__ == "__main__":
