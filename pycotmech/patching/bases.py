@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Bases:
         within = torch.arange(len(variant)) - (n.cumsum(0) - n)[variant]
         number = (counts.cumsum(0) - counts)[base][variant] + within
         return Readings(variant, number, flat[number], torch.cat((torch.zeros(1, dtype=torch.long), n.cumsum(0))))
+
+    on_device: ClassVar[tuple[str, ...]] = ("k", "v", "sites", "source", "cos", "sin")
 
     @property
     def nbytes(self) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from pycotmech.model.families import LlamaFamily, ModelConfig
 from pycotmech.model.run import ROW_BLOCK, site_dtype, site_shape
 from pycotmech.patching import planner
 from pycotmech.patching.bases import Bases, Stage
+from pycotmech.patching.graphs import graphs_of, reserved
 from pycotmech.patching.late import LateEdits
 from pycotmech.patching.metrics import ExampleMetric
 from pycotmech.patching.staircase import Joining, Staircase, Variants
@@ -71,20 +72,26 @@ class HeadJoins:
     signs: Tensor  # [sum of rows, H, D]
     labels: Tensor | None = None  # [sum of rows]
 
-    def of(self, first: int, end: int) -> Callable[[Joining], Tensor]:
+    on_device: ClassVar[tuple[str, ...]] = (
+        "bases", "control", "moves", "head", "position", "editable", "signs", "labels",
+    )  # fmt: skip
+
+    def of(self, first: int, end: int) -> HeadJoins:
         """For the variants numbered first..end - 1, which are numbered from 0."""
-        _ = self._only_controls  # asked of the device once, not while rows go through the layers
-        return lambda joining: self.rows(joining, joining.variant + first)
+        each = {name: getattr(self, name)[first:end] for name in ("control", "moves", "head", "position")}
+        piece = replace(self, **each)
+        vars(piece)["_only_controls"] = self._only_controls  # asked of the device once, not while rows go through the layers
+        return piece
 
     @cached_property
     def _only_controls(self) -> bool:
         return not bool((self.moves & ~self.control).any())
 
-    def rows(self, joining: Joining, variant: Tensor) -> Tensor:
+    def __call__(self, joining: Joining) -> Tensor:
         l, index = joining.layer, joining.index
         if joining.stage != Stage.MID:
             return self.bases.sites[joining.stage.site][l][index]
-        return self._moved(l, index, variant, joining.position)
+        return self._moved(l, index, joining.variant, joining.position)
 
     def _moved(self, l: int, index: Tensor, variant: Tensor, position: Tensor) -> Tensor:
         head, control = self.head[variant].clamp(min=0), self.control[variant]
@@ -114,7 +121,7 @@ class HeadJoins:
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
     """One unit in the last place of x as a number of `dtype` (0 for 0)."""
     exponent = torch.floor(torch.log2(x.abs().clamp_min(torch.finfo(dtype).tiny)))
-    return torch.where(x == 0, 0.0, torch.exp2(exponent) * torch.finfo(dtype).eps)
+    return (torch.exp2(exponent) * torch.finfo(dtype).eps).masked_fill(x == 0, 0)
 
 
 @dataclass
@@ -153,16 +160,17 @@ class Evaluator:
         """
         family = self.family
         row, block = planner.row_bytes(family), planner.block_bytes(family, 1)
+        budget = self.budget - reserved(family, self.budget)
         if held is None:
-            flight = max(1, self.budget // 2 - planner.block_bytes(family))
+            flight = max(1, budget - self.budget // 2 - planner.block_bytes(family))
             return planner.cut((lengths * row).tolist(), flight)
         held += self._logits_bytes(len(lengths) if read is None else read, columns)
         longest = int(lengths.max())
-        left = self.budget - held
+        left = budget - held
         whole = left - max(longest, ROW_BLOCK) * block  # what a full block of temporaries leaves for rows
         flight = whole if whole >= ROW_BLOCK * row else left * row // (row + block)
         if flight < longest * row:
-            least = held + longest * (row + block)
+            least = (held + longest * (row + block)) * self.budget / budget
             raise ValueError(
                 f"memory_gb: {self.budget / 2**30:.3g} GiB may be used, and one variant of {longest} rows needs "
                 f"{math.ceil(least / 2**20) / 2**10:.4g}, of these {held / 2**30:.3g} for the prompts' runs and the logits; "
@@ -179,7 +187,8 @@ class Evaluator:
         """Bytes of the largest of these pieces, with what is held and the logits of the rows that are read."""
         rows = max(int(lengths[c:d].sum()) for c, d in cuts)
         block = planner.block_bytes(self.family, min(rows, max(ROW_BLOCK, int(lengths.max()))))
-        return held + rows * planner.row_bytes(self.family) + block + self._logits_bytes(read, columns)
+        held += self._logits_bytes(read, columns) + reserved(self.family, self.budget)
+        return held + rows * planner.row_bytes(self.family) + block
 
     def plan(
         self,
@@ -243,9 +252,11 @@ class Evaluator:
         read = joins.bases.readings(variants.base)
         values = torch.empty(len(read.number), dtype=torch.float64)
         logits = torch.empty(len(values), self.family.cfg.d_vocab) if self.keep_logits else None
+        graphs = graphs_of(self.family)
         for c, d in pieces:
             some, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
-            final = Staircase(self.family, joins.bases, some, joins.of(c, d), self.tick, edits.of(c, d)).run()
+            staircase = Staircase(self.family, joins.bases, some, joins.of(c, d), self.tick, edits.of(c, d))
+            final = staircase.run() if graphs is None else graphs.run(staircase, self.budget)
             self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
         return values, logits
 

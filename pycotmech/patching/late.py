@@ -6,8 +6,11 @@ value is found. The staircase asks at each stage for the entries among the rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +20,19 @@ from pycotmech import ops
 from pycotmech.model.families import LlamaFamily
 from pycotmech.patching.bases import Bases, Stage
 
-ValueOf = Callable[[str, int, Tensor, Tensor], Tensor]
-"""(site, layer, ref [E], head [E]) -> values [E, width]: of a pattern one weight for each key from position 0 on."""
+
+class Values(Protocol):
+    """What replacements are replaced with. Both are called while rows go through the layers: neither may read a number back
+    from the device."""
+
+    def __call__(self, site: str, l: int, ref: Tensor, head: Tensor) -> Tensor:
+        """ref [E], head [E] -> values [E, width] of any site but "pattern"."""
+        ...
+
+    def pattern(self, l: int, ref: Tensor, base: int, head: int) -> Tensor:
+        """ref [E] -> the attention weights of rows of one base in one head: [E, keys from position 0 on]."""
+        ...
+
 
 PER_QUERY = {"k": "k_per_query", "v": "v_per_query"}
 """Keys and values as one query head alone reads them: sites of their own, with one head for each query head."""
@@ -57,7 +71,7 @@ class LateEdits:
         family: LlamaFamily,
         bases: Bases,
         tables: Mapping[tuple[str, int], Entries] | None = None,
-        value: ValueOf | None = None,
+        value: Values | None = None,
     ) -> None:
         self.family, self.bases, self.tables, self.value = family, bases, dict(tables or {}), value
 
@@ -71,15 +85,24 @@ class LateEdits:
                 tables[key] = Entries(kept.variant - first, kept.position, kept.head, kept.ref)
         return LateEdits(self.family, self.bases, tables, self.value)
 
-    def on(self, order: Tensor, offsets: Tensor, first: Tensor) -> RowEdits:
-        """The same for packed rows: order [N] the variants as they are packed; offsets [N + 1], first [N] in that order."""
+    def on(self, order: Tensor, offsets: Tensor, first: Tensor, base: Tensor) -> RowEdits:
+        """The same for packed rows: order [N] the variants as they are packed; offsets [N + 1], first, base [N] in that
+        order."""
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
         device = self.family.device
-        tables = {}
+        tables, patterns = {}, {}
         for key, e in self.tables.items():
             packed = rank[e.variant]
             rows = offsets[packed] + e.position - first[packed]
+            if key[0] == "pattern":
+                places = (packed, rows, e.head, e.ref, offsets[packed], first[packed], base[packed])
+                of_base = self.bases.key_offset[base[packed]]
+                patterns[key[1]] = tuple(
+                    _Patterns.of(*(t[some] for t in (*places, of_base)), device, read=read)
+                    for read, some in ((False, slice(None)), (True, rows == offsets[packed + 1] - 1))
+                )
+                continue
             by_row = torch.argsort(rows, stable=True)
             rows, packed = rows[by_row], packed[by_row]
             entries = (rows == offsets[packed + 1] - 1).nonzero().flatten()
@@ -87,7 +110,7 @@ class LateEdits:
                 rows.numpy(), packed[entries].numpy(),
                 *(t.to(device) for t in (rows, e.head[by_row], e.ref[by_row], packed[entries], entries)),
             )  # fmt: skip
-        return RowEdits(self, tables)
+        return RowEdits(self, tables, patterns, offsets.tolist())
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,53 @@ class _Table:
     top: Tensor  # [K]
     entry: Tensor  # [K] which entry it is
 
+    on_device: ClassVar[tuple[str, ...]] = ("row", "head", "ref", "top", "entry")
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    """E replaced patterns of one layer, ordered by variant, head and row, so that most of those of one base and head, which
+    read the same shared values, stand together. What decides shapes and places of products stands on the CPU."""
+
+    packed: np.ndarray  # [E] packed number of the variant, ascending
+    base: np.ndarray  # [E]
+    head: np.ndarray  # [E]
+    shared: np.ndarray  # [E] where the base's keys begin among the shared ones
+    n_shared: np.ndarray  # [E] how many of these the row sees
+    n_own: np.ndarray  # [E] how many of its own
+    row: Tensor  # [E] packed row, or packed number of the variant where only rows that are read are held; on the device
+    own: Tensor  # [E] packed row of the first of its own keys
+    see: Tensor  # [E, 2] n_shared, n_own
+    ref: Tensor  # [E]
+
+    on_device: ClassVar[tuple[str, ...]] = ("row", "own", "see", "ref")
+
+    @staticmethod
+    def of(
+        packed: Tensor, row: Tensor, head: Tensor, ref: Tensor, own: Tensor, first: Tensor, base: Tensor, shared: Tensor,
+        device: torch.device, *, read: bool,
+    ) -> _Patterns:  # fmt: skip
+        order = torch.from_numpy(np.lexsort((row.numpy(), head.numpy(), packed.numpy())))
+        packed, row, head, ref, own, first, base, shared = (
+            t[order] for t in (packed, row, head, ref, own, first, base, shared)
+        )
+        n_own = row - own + 1
+        held = (t.numpy() for t in (packed, base, head, shared, first, n_own))
+        see = torch.stack((first, n_own), 1)
+        return _Patterns(*held, *(t.to(device) for t in (packed if read else row, own, see, ref)))
+
+    def runs(self, first: int, end: int, width: int) -> Iterator[slice]:
+        """The entries of the variants packed as first..end - 1, cut where the base or the head changes, and so that at most
+        `_PATTERN_ENTRIES` values of `width` numbers for each own key are gathered at once."""
+        a, b = np.searchsorted(self.packed, (first, end)).tolist()
+        if a == b:
+            return
+        changes = (np.diff(self.base[a:b]) != 0) | (np.diff(self.head[a:b]) != 0)
+        for c, d in pairwise([a, *(np.flatnonzero(changes) + a + 1).tolist(), b]):
+            step = max(1, _PATTERN_ENTRIES // (int(self.n_own[c:d].max()) * width))
+            for i in range(c, d, step):
+                yield slice(i, min(i + step, d))
+
 
 class RowEdits:
     """`LateEdits` bound to packed rows.
@@ -123,8 +193,18 @@ class RowEdits:
     Without an entry for its place each method gives back what it got, so a sweep without late edits pays nothing.
     """
 
-    def __init__(self, edits: LateEdits, tables: dict[tuple[str, int], _Table]) -> None:
-        self.family, self.bases, self.value, self.tables = edits.family, edits.bases, edits.value, tables
+    on_device: ClassVar[tuple[str, ...]] = ("bases", "value", "tables", "patterns")
+
+    def __init__(
+        self,
+        edits: LateEdits,
+        tables: dict[tuple[str, int], _Table],
+        patterns: dict[int, tuple[_Patterns, ...]],
+        begins: list[int],
+    ) -> None:
+        """patterns: of all rows, and of those that are read; begins [N + 1]: where each variant's rows begin."""
+        self.family, self.bases, self.value = edits.family, edits.bases, edits.value
+        self.tables, self.patterns, self.begins = tables, patterns, begins
 
     def edit(self, site: str, l: int, rows: Rows, x: Tensor) -> Tensor:
         """x [R, ...], the site's values in these rows, with its edits: a new tensor if there are any."""
@@ -170,33 +250,34 @@ class RowEdits:
             i, head, ref = found
             cuts = torch.cat((torch.stack((i, head), 1), self._values("edge", l, ref, head)), 1).to(torch.int32)
         z, _ = ops.prefix_attn(q, k_shared, v_shared, k, v, table, self.family.scale, cuts=cuts)
-        found = self._find("pattern", l, rows)
-        if found is not None:
-            self._patterns(l, *found, z, v_shared, v, table.long())
+        if l in self.patterns:
+            self._write_patterns(l, rows, z, v_shared, v)
         return self.edit("z", l, rows, z)
 
-    def _patterns(
-        self, l: int, row: Tensor, head: Tensor, ref: Tensor, z: Tensor, v_shared: Tensor, v: Tensor, table: Tensor
-    ) -> None:
-        """z of these rows and heads as values weighted by the edit's own weights."""
+    def _write_patterns(self, l: int, rows: Rows, z: Tensor, v_shared: Tensor, v: Tensor) -> None:
+        """z of the rows and heads with replaced patterns: values weighted by the pattern's own weights."""
+        assert self.value is not None
         wide, group = self.family.resid_dtype, z.shape[1] // v.shape[1]
-        of_base = table[row, 2] * z.shape[1] + head  # entries of one base and head read the same shared values
-        for key in of_base.unique().tolist():
-            mine = (of_base == key).nonzero().flatten()
-            longest = int((table[row[mine], 1] - table[row[mine], 0]).max())
-            for some in mine.split(max(1, _PATTERN_ENTRIES // (longest * z.shape[2]))):
-                own_lo, own_hi, lo, hi = table[row[some]].T
-                h = key % z.shape[1]
-                n_shared, n_own = (hi - lo)[:, None], (own_hi - own_lo)[:, None]
-                weights = self._values("pattern", l, ref[some], head[some]).to(wide)
-                at = torch.arange(int(n_shared.max()), device=z.device)
-                w = weights[:, : len(at)].masked_fill(at >= n_shared, 0)
-                out = w @ v_shared[int(lo[0]) : int(lo[0]) + len(at), h // group].to(wide)
-                at = torch.arange(int(n_own.max()), device=z.device)
-                seen = at < n_own
-                w = weights.gather(1, (n_shared + at).clamp(max=weights.shape[1] - 1)).masked_fill(~seen, 0)
-                own = v[torch.where(seen, own_lo[:, None] + at, own_lo[:, None]), h // group].to(wide)
-                z[row[some], h] = (out + torch.einsum("es,esd->ed", w, own)).to(z.dtype)
+        if isinstance(rows, slice):
+            first, end = (bisect_left(self.begins, row) for row in (rows.start, rows.stop))
+            table, start, at_row = self.patterns[l][0], rows.start, rows.start
+        else:
+            first, end = rows.first, rows.end
+            table, start, at_row = self.patterns[l][1], self.begins[first], first
+        for some in table.runs(first, end, z.shape[2]):
+            head, shared = int(table.head[some.start]), int(table.shared[some.start])
+            longest, keys = int(table.n_own[some].max()), int(table.n_shared[some].max())
+            n_shared, n_own = table.see[some].split(1, 1)
+            own_lo = table.own[some][:, None] - start
+            weights = self.value.pattern(l, table.ref[some], int(table.base[some.start]), head).to(wide)
+            at = torch.arange(keys, device=z.device)
+            w = weights[:, :keys].masked_fill(at >= n_shared, 0)
+            out = w @ v_shared[shared : shared + keys, head // group].to(wide)
+            at = torch.arange(longest, device=z.device)
+            seen = at < n_own
+            w = weights.gather(1, (n_shared + at).clamp(max=weights.shape[1] - 1)).masked_fill(~seen, 0)
+            own = v[own_lo + torch.where(seen, at, 0), head // group].to(wide)
+            z[table.row[some] - at_row, head] = (out + torch.einsum("es,esd->ed", w, own)).to(z.dtype)
 
     def _each_query(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.family.cfg.group, 1)
@@ -220,30 +301,46 @@ class RowEdits:
         return table.top[a:b] - rows.first, table.head[entry], table.ref[entry]
 
 
+class GivenValues:
+    """Values that were given: of each site and layer a table [rows, width], of which ref is the row."""
+
+    on_device: ClassVar[tuple[str, ...]] = ("stored",)
+
+    def __init__(self, stored: dict[tuple[str, int], Tensor]) -> None:
+        self.stored = stored
+
+    def __call__(self, site: str, l: int, ref: Tensor, head: Tensor) -> Tensor:
+        return self.stored[site, l][ref]
+
+    def pattern(self, l: int, ref: Tensor, base: int, head: int) -> Tensor:
+        return self.stored["pattern", l][ref]
+
+
 class SourceValues:
     """Values from the source run of each base; ref is the row among the bases' kept rows."""
 
+    on_device: ClassVar[tuple[str, ...]] = ("bases",)
+
     def __init__(self, family: LlamaFamily, bases: Bases) -> None:
-        self.family, self.bases, self.source = family, bases, bases.source
+        self.family, self.bases = family, bases
+        self.places = torch.stack((bases.first, bases.read, bases.row_offset, bases.key_offset), 1).tolist()
 
     def __call__(self, site: str, l: int, ref: Tensor, head: Tensor) -> Tensor:
-        if site == "pattern":
-            return self._pattern(l, ref, int(head[0]))
+        source = self.bases.source
         if site in PER_QUERY.values():
-            return self.source[site[0]][l][ref, head // self.family.cfg.group]
-        kept = self.source[site][l]
+            return source[site[0]][l][ref, head // self.family.cfg.group]
+        kept = source[site][l]
         return kept[ref] if kept.ndim == 2 else kept[ref, head]
 
-    def _pattern(self, l: int, ref: Tensor, head: int) -> Tensor:
-        """The source run's attention weights [E, T] of rows of one base in one head: never a pattern of all rows or heads."""
+    def pattern(self, l: int, ref: Tensor, base: int, head: int) -> Tensor:
+        """The source run's attention weights [E, T] of these rows: never a pattern of all rows or heads."""
         bases, family = self.bases, self.family
-        b = int(torch.searchsorted(bases.row_offset, ref[:1].cpu(), right=True)) - 1
-        first, read, offset, keys = (int(t[b]) for t in (bases.first, bases.read, bases.row_offset, bases.key_offset))
-        q = self.source["q"][l][ref, head][:, None].clone()
+        first, read, offset, keys = self.places[base]
+        q = bases.source["q"][l][ref, head][:, None].clone()
         position = ref - offset + first
         ops.rope(q, bases.cos[position], bases.sin[position])
         kv = head // family.cfg.group
-        k = self.source["k"][l][offset : offset + read - first + 1, kv][:, None].clone()
+        k = bases.source["k"][l][offset : offset + read - first + 1, kv][:, None].clone()
         ops.rope(k, bases.cos[first : read + 1], bases.sin[first : read + 1])
         wide = family.resid_dtype  # in front of `first` the source run is the base run
         k_all = torch.cat((bases.k[l][keys : keys + first, kv], k[:, 0])).to(wide)

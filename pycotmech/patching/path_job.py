@@ -345,8 +345,7 @@ class PathJob:
             group.of_blocks(lambda b: b.senders[:, None]),
             group.of_blocks(lambda b: b.input),
             group.path_head,
-            group.of_blocks(lambda b: b.group),
             group.paths.first,
         )
-        device = self.family.device
-        return PathJoins(self.family, bases, climbed, controls.rows, group.n_self_patches, *(t.to(device) for t in each))
+        moved = group.of_blocks(lambda b: b.group).numpy()
+        return PathJoins(self.family, bases, climbed, controls, moved, *(t.to(self.family.device) for t in each))

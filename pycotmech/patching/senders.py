@@ -11,9 +11,13 @@ Cost: an MLP for each row and layer, and the attention of the layers in which th
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +25,7 @@ from pycotmech import ops
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import ROW_BLOCK, blocks
 from pycotmech.patching.bases import Bases, Stage
+from pycotmech.patching.evaluate import HeadJoins
 from pycotmech.patching.staircase import Join, Joining, Variants
 
 INPUTS = ("q", "k", "v")
@@ -35,6 +40,8 @@ class Climbed:
     offsets: Tensor  # [U + 1]
     z: dict[int, Tensor]  # layer -> [inputs, rows of the senders below it, H, D], z of each head with one input replaced
     final: Tensor  # [R, d] residual rows after the last layer reached
+
+    on_device: ClassVar[tuple[str, ...]] = ("offsets", "z", "final")
 
 
 @torch.no_grad()
@@ -57,26 +64,27 @@ def climb(
     editable [sum of kept rows] bool: the base's rows at which senders are replaced; the others stay the base's own.
     """
     rows = _Rows(family, bases, senders, editable)
-    cfg = family.cfg
+    # Asked before rows go up: nothing is looked for or read back while they do.
+    cfg, at_layer = family.cfg, senders.layer.tolist()
     x = torch.empty(len(rows.owner), cfg.d_model, dtype=family.resid_dtype, device=family.device)
     found: dict[int, Tensor] = {}
     top = max(layers) if layers else cfg.n_layers
     for l in range(top):
-        below, here = (int(torch.searchsorted(senders.layer, l, right=right)) for right in (False, True))
+        below, here = bisect_left(at_layer, l), bisect_right(at_layer, l)
         if l in layers and below:
             found[l] = rows.z(l, x, below, inputs)
-        n, m = int(rows.offsets[below]), int(rows.offsets[here])
+        n, m = rows.begins[below], rows.begins[here]
         for a, b in blocks(n):
             x[a:b] += bases.sites["attn_out"][l][rows.index[a:b]]
         for a, b in blocks(m - n):
             a, b = a + n, b + n
-            joining = Joining(l, Stage.MID, rows.owner[a:b], rows.base[a:b], rows.position[a:b], rows.index[a:b])
-            x[a:b] = join(joining)
+            each = (rows.owner[a:b], rows.base[a:b], rows.position[a:b], rows.index[a:b], rows.numbers[a:b])
+            x[a:b] = join(Joining(l, Stage.MID, *each))
         for a, b in blocks(m):
             x[a:b] += bases.sites["mlp_out"][l][rows.index[a:b]] if freeze_mlps else family.mlp_out(l, x[a:b])
         if tick is not None:
             tick(m)
-    if layers and (below := int(torch.searchsorted(senders.layer, top))):
+    if layers and (below := bisect_left(at_layer, top)):
         found[top] = rows.z(top, x, below, inputs)
     return Climbed(rows.offsets.to(family.device), found, x)
 
@@ -88,7 +96,9 @@ class _Rows:
         self.family, self.bases = family, bases
         lengths = bases.read[senders.base] - senders.first + 1
         self.offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
+        self.begins = self.offsets.tolist()
         owner = torch.repeat_interleave(torch.arange(len(senders)), lengths)
+        self.numbers = owner.numpy()
         within = torch.arange(len(owner)) - self.offsets[owner]
         base, first = senders.base[owner], senders.first[owner]
         position, device = first + within, family.device
@@ -103,7 +113,7 @@ class _Rows:
     def z(self, l: int, x: Tensor, n_senders: int, inputs: Sequence[str]) -> Tensor:
         """z [inputs, R, H, D] of the rows of the first senders: in each head q, or k, or v as seen from x [R, d]."""
         cfg, family = self.family.cfg, self.family
-        shape = (len(inputs), int(self.offsets[n_senders]), cfg.n_heads, cfg.d_head)
+        shape = (len(inputs), self.begins[n_senders], cfg.n_heads, cfg.d_head)
         out = torch.empty(shape, dtype=family.dtype, device=family.device)
         for a, b in self._groups(n_senders):
             out[:, a:b] = self._attend(l, x, a, b, inputs)
@@ -131,12 +141,11 @@ class _Rows:
 
     def _groups(self, n_senders: int):
         """Row ranges of about ROW_BLOCK rows that hold whole senders: their own keys are then in the same block."""
-        offsets = self.offsets[: n_senders + 1]
         first = 0
         while first < n_senders:
-            a = int(offsets[first])
-            upto = max(int(torch.searchsorted(offsets, a + ROW_BLOCK, right=True)) - 1, first + 1)
-            yield a, int(offsets[upto])
+            a = self.begins[first]
+            upto = max(bisect_right(self.begins, a + ROW_BLOCK, first, n_senders + 1) - 1, first + 1)
+            yield a, self.begins[upto]
             first = upto
 
 
@@ -144,37 +153,36 @@ class _Rows:
 class PathJoins:
     """How paths join: in the layer of the receiver, by the difference that its new q, k or v makes to z of its head.
 
-    N variants: the self-patches, then the paths. For each path: sender [N] among `climbed`; input [N] number among those
-    replaced; head [N] the query head whose z changes, or the first of a group of `group` [N] heads that read one key or
-    value head; first [N] the first position.
+    N variants: the self-patches, whose joins are `controls`, then the paths. moved [N], on the CPU: how many query heads a
+    path moves, those of a group that read one key or value head or one alone; 0 for a self-patch. For each path: sender [N]
+    among `climbed`; input [N] number among those replaced; head [N] the first query head whose z changes; first [N] the
+    first position.
     """
 
     family: LlamaFamily
     bases: Bases
     climbed: Climbed
-    self_patches: Callable[[Joining, Tensor], Tensor]  # rows of the first n_self_patches variants
-    n_self_patches: int
+    controls: HeadJoins
+    moved: np.ndarray
     sender: Tensor
     input: Tensor
     head: Tensor
-    group: Tensor
     first: Tensor
 
-    def of(self, first: int, end: int) -> Join:
-        """For the variants numbered first..end - 1, which are numbered from 0."""
-        return lambda joining: self._rows(joining, joining.variant + first, first < self.n_self_patches)
+    on_device: ClassVar[tuple[str, ...]] = ("bases", "climbed", "controls", "sender", "input", "head", "first")
 
-    def _rows(self, joining: Joining, variant: Tensor, self_patches: bool) -> Tensor:
-        index, path, group = joining.index, variant >= self.n_self_patches, self.group[variant]
-        parts = [(n, path & (group == n)) for n in sorted({1, self.family.cfg.group})]
-        parts += [(0, ~path)] if self_patches else []
-        family = self.family
-        out = torch.empty(len(variant), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
-        for n, mask in parts:
-            r = mask.nonzero().flatten()
-            if len(r):
-                part = Joining(joining.layer, joining.stage, variant[r], joining.base[r], joining.position[r], index[r])
-                out[r] = self._moved(part, n) if n else self.self_patches(part, part.variant)
+    def of(self, first: int, end: int) -> PathJoins:
+        """For the variants numbered first..end - 1, which are numbered from 0."""
+        each = {name: getattr(self, name)[first:end] for name in ("moved", "sender", "input", "head", "first")}
+        return replace(self, controls=self.controls.of(first, end), **each)
+
+    def __call__(self, joining: Joining) -> Tensor:
+        family, moved = self.family, self.moved[joining.numbers]
+        out = torch.empty(len(moved), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
+        # Paths of one input follow one another, so that what joins alike is a few ranges of rows, known on the CPU.
+        for a, b in pairwise([0, *(np.flatnonzero(np.diff(moved)) + 1).tolist(), len(moved)]):
+            part, n = joining[a:b], int(moved[a])
+            out[a:b] = self._moved(part, n) if n else self.controls(part)
         return out
 
     def _moved(self, joining: Joining, n: int) -> Tensor:

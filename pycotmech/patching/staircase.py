@@ -14,7 +14,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +36,8 @@ class Variants:
     stage: Tensor  # [N] Stage
     first: Tensor  # [N] first position that differs from the base
 
+    on_device: ClassVar[tuple[str, ...]] = ()
+
     def __len__(self) -> int:
         return len(self.base)
 
@@ -45,8 +49,8 @@ class Variants:
 class Joining:
     """Variants that join at one layer and stage, as packed rows: what `Join` gets.
 
-    variant [R]: number of the variant (in the caller's order) of each row; base, position [R]; index [R]: the row of the
-    base's kept activations (`Bases.sites[...][layer]`) at that position.
+    variant [R]: number of the variant (in the caller's order) of each row, and the same on the CPU as `numbers`; base,
+    position [R]; index [R]: the row of the base's kept activations (`Bases.sites[...][layer]`) at that position.
     """
 
     layer: int
@@ -55,6 +59,11 @@ class Joining:
     base: Tensor
     position: Tensor
     index: Tensor
+    numbers: np.ndarray
+
+    def __getitem__(self, rows: slice) -> Joining:
+        each = (t[rows] for t in (self.variant, self.base, self.position, self.index, self.numbers))
+        return Joining(self.layer, self.stage, *each)
 
 
 Join = Callable[[Joining], Tensor]
@@ -68,6 +77,12 @@ class Staircase:
     edits: what is changed in rows that have joined, wherever in a layer it is; a variant that joins with all of its edits
         in its rows needs none. With such edits each base is read at one position.
     """
+
+    on_device: ClassVar[tuple[str, ...]] = (
+        "bases", "join", "edits", "variant", "to_caller", "position", "base", "index", "table", "read_rows",
+    )  # fmt: skip
+    """Attributes that stand on the device, and objects that hold such, each of which has this list too. All others are on
+    the CPU and decide what is launched (`graphs`)."""
 
     def __init__(
         self,
@@ -89,7 +104,8 @@ class Staircase:
         device = family.device
         # What says where to cut stands in lists, what indexes rows on the device: `run` waits for nothing.
         self.begins, self.keys = self.offsets.tolist(), self.key.tolist()
-        self.variant = self.order[owner].to(device)
+        numbers = self.order[owner]
+        self.variant, self.numbers = numbers.to(device), numbers.numpy()
         self.position = (v.first[owner] + within).to(device)
         base = v.base[owner]
         self.base = base.to(device)
@@ -101,12 +117,13 @@ class Staircase:
         read = bases.readings(v.base)
         self.read_begins = read.begins.tolist()
         self.read_rows = (self.offsets[read.variant] + read.position - v.first[read.variant]).to(device)
+        self.read_numbers = self.order[read.variant].numpy()
         of_caller = bases.readings(variants.base)
         begins = of_caller.begins[self.order]  # of each variant as it is packed
         self.to_caller = (begins[read.variant] + read.number - of_caller.number[begins][read.variant]).to(device)
         if edits is not None and edits.tables and len(read.variant) > len(v):
             raise ValueError("edits: rows that have joined are edited in variants that are read at one position each")
-        self.edits = (edits or LateEdits(family, bases)).on(self.order, self.offsets, v.first)
+        self.edits = (edits or LateEdits(family, bases)).on(self.order, self.offsets, v.first, v.base)
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -144,7 +161,8 @@ class Staircase:
 
     def _joining(self, l: int, stage: Stage, rows: Rows, at: slice | Tensor) -> Tensor:
         """at: the same rows, as an index."""
-        joining = Joining(l, stage, self.variant[at], self.base[at], self.position[at], self.index[at])
+        numbers = self.numbers[rows] if isinstance(rows, slice) else self.read_numbers[rows.first : rows.end]
+        joining = Joining(l, stage, self.variant[at], self.base[at], self.position[at], self.index[at], numbers)
         return self.edits.join(stage, l, rows, joining.index, self.join(joining))
 
     def _read(self, l: int, stage: Stage, a: int, b: int) -> Tensor:

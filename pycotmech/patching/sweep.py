@@ -15,7 +15,7 @@ from pycotmech.patching import planner
 from pycotmech.patching.bases import Stage, run_pairs
 from pycotmech.patching.edits import Layout, Variant, lay_out
 from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
-from pycotmech.patching.late import LateEdits
+from pycotmech.patching.late import GivenValues, LateEdits
 from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.patching.pairs import answer_token
 from pycotmech.patching.results import VariantSweep
@@ -80,7 +80,7 @@ def sweep(
     measure = ExampleMetric(metric, None if reference is None else reference.to(model.device), *ids)
     wide = model.family.resid_dtype
     stored = {key: v.to(model.device, wide if v.is_floating_point() else v.dtype) for key, v in layout.values.items()}
-    edits = LateEdits(model.family, runs.bases, layout.tables, lambda site, l, ref, head: stored[site, l][ref])
+    edits = LateEdits(model.family, runs.bases, layout.tables, GivenValues(stored))
     values, logits = evaluator.run(table, job.pieces, joins, edits, [measure])
 
     n = len(job.names)
