@@ -52,9 +52,18 @@ class ModelConfig:
 
 
 class LlamaFamily:
-    """Llama and models of its shape: pre-norm, rotary positions, SwiGLU, MHA or GQA, tied or untied unembedding."""
+    """Llama and models of its shape: pre-norm, rotary positions, SwiGLU, MHA or GQA, tied or untied unembedding.
+
+    Where another family would differ, it overrides a method and the engine stays as it is: `join`, how a variant whose z
+    changed comes back into the residual stream (a norm behind attention, parallel blocks); `row_table`, which keys a packed
+    row sees (here: causal, what variants share in front of its own); `attend`, what a row makes of these keys in a given
+    layer (a window, a soft cap, another scale). Keys are rotated before they are kept: `rotary` gives the angles.
+    """
 
     model_types = ("llama",)
+
+    plain_attention = True
+    """Whether `attend` is a softmax over all keys in front and nothing else, which PyTorch's own attention computes as well."""
 
     def __init__(self, hf: nn.Module) -> None:
         config = hf.config
@@ -152,6 +161,23 @@ class LlamaFamily:
         q, k, v = (self._linear(p, n).view(len(x), -1, D) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
         # Queries and keys are rotated in place by the caller; what a hook on a projection kept must not change under it.
         return q if _plain(attn.q_proj, nn.Linear) else q.clone(), k if _plain(attn.k_proj, nn.Linear) else k.clone(), v
+
+    def row_table(self, own: Tensor, within: Tensor, shared: Tensor, front: Tensor) -> Tensor:
+        """Which keys each of R packed rows sees, as `ops.prefix_attn` takes it: int32 [R, 4] on the model's device.
+
+        own [R]: where the own keys of the row's variant (or sequence) begin; within [R]: the row's own key among these;
+        shared [R]: where the keys begin that it shares with others; front [R]: how many of them stand in front of its own.
+        Rows are causal: all of the front, and its own keys up to itself.
+        """
+        return torch.stack((own, own + within + 1, shared, shared + front), 1).to(torch.int32).to(self.device)
+
+    def attend(
+        self, l: int, q: Tensor, k_shared: Tensor, v_shared: Tensor, k_own: Tensor, v_own: Tensor, table: Tensor,
+        cuts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """z [R, H, D] of rows q [R, H, D] over the keys that `row_table` gives them, all after the rotary embedding; arguments
+        as in `ops.prefix_attn`. On a GPU it asks nothing of the device."""
+        return ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, self.scale, cuts=cuts)[0]
 
     def attn_out(self, l: int, z: Tensor) -> Tensor:
         """z [R, H, D] -> what attention adds to the residual stream, [R, d]."""

@@ -168,14 +168,13 @@ class _Attention:
         self.family, self.lengths, self.offsets, self.past = family, lengths, offsets, past
         own = torch.repeat_interleave(torch.tensor(offsets[:-1]), torch.tensor(lengths))
         shared = torch.repeat_interleave(torch.tensor(after), torch.tensor(lengths), dim=0)
-        rows = torch.arange(offsets[-1])
-        table = torch.cat((torch.stack((own, rows + 1), 1), shared), 1)
-        self.table = table.to(torch.int32).to(family.device)
+        within = torch.arange(offsets[-1]) - own
+        self.table = family.row_table(own, within, shared[:, 0], shared[:, 1] - shared[:, 0])
 
     def all(self, l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.past is not None or _ours_is_fused(q):
+        if self.past is not None or _ours_is_fused(q) or not self.family.plain_attention:
             past_k, past_v = self._past(l, k, v)
-            return ops.prefix_attn(q, past_k, past_v, k, v, self.table, self.family.scale)[0]
+            return self.family.attend(l, q, past_k, past_v, k, v, self.table)
         if len(set(self.lengths)) == 1:
             return _causal(q, k, v, len(self.lengths), self.family.scale)
         parts = zip(self.offsets[:-1], self.offsets[1:], strict=True)
@@ -183,7 +182,7 @@ class _Attention:
 
     def rows(self, l: int, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
         past_k, past_v = self._past(l, k, v)
-        return ops.prefix_attn(q, past_k, past_v, k, v, self.table[rows].contiguous(), self.family.scale)[0]
+        return self.family.attend(l, q, past_k, past_v, k, v, self.table[rows].contiguous())
 
     def _past(self, l: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return (k[:0], v[:0]) if self.past is None else (self.past.k[l], self.past.v[l])

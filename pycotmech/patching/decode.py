@@ -65,8 +65,7 @@ class Runs:
         run = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         at = torch.cat([torch.arange(have, have + more) for have, more in zip(self.length, counts)])
         slot = (run * self.room + at).to(device)
-        table = torch.stack((run * self.room, run * self.room + at + 1, torch.zeros_like(at), torch.full_like(at, P)), 1)
-        table = table.to(torch.int32).to(device)
+        table = family.row_table(run * self.room, at, torch.zeros_like(at), torch.full_like(at, P))
         cos, sin = family.rotary((at + P).to(device))
         x = family.embed(torch.cat([t.to(device) for t in tokens]))
         for l in range(cfg.n_layers):
@@ -81,7 +80,7 @@ class Runs:
                 ops.rope(k_new, cos[a:b], sin[a:b])
                 k[slot[a:b]] = k_new
             for a, b in blocks(R):
-                z[a:b], _ = ops.prefix_attn(q[a:b], past_k, past_v, k, v, table[a:b], family.scale)
+                z[a:b] = family.attend(l, q[a:b], past_k, past_v, k, v, table[a:b])
             for to, giver in self.takes.get(l, ()):
                 z[offsets[to] : offsets[to + 1]] = z[offsets[giver] : offsets[giver + 1]]
             for a, b in blocks(R):

@@ -249,7 +249,7 @@ class RowEdits:
         if found is not None:
             i, head, ref = found
             cuts = torch.cat((torch.stack((i, head), 1), self._values("edge", l, ref, head)), 1).to(torch.int32)
-        z, _ = ops.prefix_attn(q, k_shared, v_shared, k, v, table, self.family.scale, cuts=cuts)
+        z = self.family.attend(l, q, k_shared, v_shared, k, v, table, cuts)
         if l in self.patterns:
             self._write_patterns(l, rows, z, v_shared, v)
         return self.edit("z", l, rows, z)

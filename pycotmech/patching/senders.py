@@ -103,11 +103,10 @@ class _Rows:
         base, first = senders.base[owner], senders.first[owner]
         position, device = first + within, family.device
         own, shared = self.offsets[owner], bases.key_offset[base]
-        table = torch.stack((own, own + within + 1, shared, shared + first), 1)
         self.owner, self.base, self.position = owner.to(device), base.to(device), position.to(device)
         self.index = (bases.row_offset[base] + position - bases.first[base]).to(device)
         self.key = (shared + position).to(device)
-        self.table = table.to(torch.int32).to(device)
+        self.table = family.row_table(own, within, shared, first)
         self.edited = editable.to(device)[self.index][:, None, None]
 
     def z(self, l: int, x: Tensor, n_senders: int, inputs: Sequence[str]) -> Tensor:
@@ -132,7 +131,7 @@ class _Rows:
         table = self.table[a:b].repeat(len(inputs), 1)
         at = torch.arange(len(inputs), device=table.device).repeat_interleave(b - a) * (b - a) - a
         table[:, :2] += at[:, None].to(table.dtype)
-        z, _ = ops.prefix_attn(many_q, bases.k[l], bases.v[l], many_k, many_v, table, self.family.scale)
+        z = self.family.attend(l, many_q, bases.k[l], bases.v[l], many_k, many_v, table)
         z = z.unflatten(0, (len(inputs), -1))
         if "q" in inputs:  # a query moves z of its own row and no other
             i = inputs.index("q")

@@ -112,8 +112,7 @@ class Staircase:
         self.index = (bases.row_offset[base] + v.first[owner] + within - bases.first[base]).to(device)
         shared = bases.key_offset[base]
         own = self.offsets[owner]
-        table = torch.stack((own, own + within + 1, shared, shared + v.first[owner]), 1)
-        self.table = table.to(torch.int32).to(device)
+        self.table = family.row_table(own, within, shared, v.first[owner])
         read = bases.readings(v.base)
         self.read_begins = read.begins.tolist()
         self.read_rows = (self.offsets[read.variant] + read.position - v.first[read.variant]).to(device)

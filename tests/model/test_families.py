@@ -1,0 +1,64 @@
+"""What a family may do otherwise: one with a sliding window fits by an adapter of a few lines, and is swept exactly."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import pycotmech as pcm
+from pycotmech import ops
+from pycotmech.model import families
+from tests.reference.tiny import tiny_llama
+from tests.reference.truth import logits_of, patched_logits, z_of
+
+WINDOW, T, FIRST = 6, 20, 13
+
+
+class Windowed(families.LlamaFamily):
+    model_types = ("mistral",)
+    plain_attention = False
+
+    def attend(self, l, q, k_shared, v_shared, k_own, v_own, table, cuts=None):
+        return ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, self.scale, window=WINDOW, cuts=cuts)[0]
+
+
+def mistral(window):
+    llama = tiny_llama(n_layers=3, n_heads=4, n_key_value_heads=2)
+    config = transformers.MistralConfig(
+        **{k: v for k, v in llama.config.to_dict().items() if k not in ("model_type", "architectures")}, sliding_window=window
+    )
+    config._attn_implementation = "eager"
+    hf = transformers.MistralForCausalLM(config).eval().requires_grad_(False)
+    hf.load_state_dict(llama.state_dict())
+    return hf
+
+
+@pytest.mark.parametrize("positions", [None, [-1, -3]])
+def test_a_window_is_one_method(monkeypatch, positions):
+    monkeypatch.setattr(families, "FAMILIES", (families.LlamaFamily, Windowed))
+    hf = mistral(WINDOW)
+    model = pcm.Model(hf)
+    clean = torch.randint(61, (T,), generator=torch.Generator().manual_seed(0))
+    corrupted = clean.clone()
+    corrupted[FIRST] = (corrupted[FIRST] + 7) % 61
+    for precise in (False, True):  # in float64 prompts do not go through the C++ kernel
+        if precise:
+            model = pcm.Model(hf.double())
+        source = z_of(hf, clean)
+        found = pcm.patch_heads(
+            model, clean, corrupted, positions=positions, metric="logit_diff", answer=7, wrong=11, normalize=False
+        )
+        each = [[patched_logits(hf, corrupted, source, l, h, positions) for h in range(4)] for l in range(3)]
+        truth = np.array([[float(x[7] - x[11]) for x in row] for row in each])
+        base = logits_of(hf, corrupted)[-1]
+        effect = truth - float(base[7] - base[11])
+        assert np.abs(effect).max() > 0.2
+        assert np.abs(found.effect - effect).max() <= 1e-4 * np.abs(effect).max()
+
+
+def test_the_window_matters(monkeypatch):
+    """Without the method the check at load says so."""
+    monkeypatch.setattr(families, "FAMILIES", (Windowed,))
+    monkeypatch.setattr(Windowed, "attend", families.LlamaFamily.attend)
+    with pytest.raises(ValueError):
+        pcm.Model(mistral(WINDOW))
