@@ -309,6 +309,7 @@ class Graphs:
 
     def _ready(self, staircase: Staircase, signature: Signature, key: tuple, limit: int) -> _Graph | None:
         """The graph of this signature with the pass's tensors in its buffers; None if the pass is to be run as it is."""
+        self._keep_to(limit)
         if key in self._graphs:
             self._graphs.move_to_end(key)
             self._fill(self._graphs[key].buffers, signature)
@@ -327,8 +328,7 @@ class Graphs:
             return None
         self._graphs[key] = graph
         self.captures += 1
-        while self.nbytes > limit and self._graphs:
-            self._drop(1)
+        self._keep_to(limit)
         self._seen[key] = key in self._graphs  # too large on its own
         return self._graphs.get(key)
 
@@ -356,8 +356,10 @@ class Graphs:
 
                 self._fill(taken, signature)
                 return _Graph(self.backend.capture(run), taken, out, sum(ticks))
-        except RuntimeError as error:
+        except BaseException as error:
             self._release(taken)
+            if not isinstance(error, RuntimeError):
+                raise
             self._failed = True
             warnings.warn(
                 f"pycotmech: a pass could not be captured as a CUDA graph ({error}); passes run kernel by kernel from now on, "
@@ -371,6 +373,10 @@ class Graphs:
             self.backend.after(self._last)
         for key, t in zip(buffers, signature.tensors, strict=True):
             self._buffers[key].fill(t)
+
+    def _keep_to(self, limit: int) -> None:
+        while self.nbytes > limit and self._graphs:
+            self._drop(1)
 
     def _drop(self, n: int) -> None:
         """Lets go of the n graphs that were used longest ago."""

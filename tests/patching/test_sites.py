@@ -206,3 +206,16 @@ def test_wrong_arguments():
     for run, arguments, message in bad:
         with pytest.raises(ValueError, match=message):
             run(case.model, case.clean, case.corrupted, **arguments)
+
+
+def test_patterns_of_one_head_in_prompts_of_several_lengths():
+    """Variants that stand side by side have the head in common and not the base: each reads the keys of its own."""
+    case = Case("gqa")
+    pairs = [(case.clean[:n], case.corrupted[:n]) for n in (T, T - 1, T)]
+    pairs[2] = (pairs[2][0].flip(0), pairs[2][0].flip(0).index_fill(0, torch.tensor([3]), 5))
+    options = dict(site="pattern", heads=[(1, 2)], metric="logit_diff", answer=7, wrong=11, normalize=False)
+    together = pcm.patch_heads(case.model, *([p[i] for p in pairs] for i in (0, 1)), **options)
+    for e, (clean, corrupted) in enumerate(pairs):
+        alone = pcm.patch_heads(case.model, clean, corrupted, **options)
+        assert abs(alone.raw[1, 2] - alone.corrupted_metric) > 1e-3
+        assert together.raw[e, 1, 2] == pytest.approx(alone.raw[1, 2], abs=1e-5)
