@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import pycotmech as pcm
-from benchmarks.bench_patching import load, prompt_pair
+from benchmarks.bench_patching import load
+from benchmarks.by_hand import prompt_pair
 from benchmarks.conftest import best_of
 
 SCREEN = 20

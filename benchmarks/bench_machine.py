@@ -15,14 +15,13 @@ import statistics
 import time
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
 import pycotmech as pcm
 from benchmarks import bench_patching, llama7b
+from benchmarks.by_hand import check_heads, prompt_pair, strongest_heads
 from benchmarks.machine import Bare, recorded
-from tests.reference.truth import patched_logits, z_of
 
 LIMITS = {("smollm2", torch.float32): 1.35, ("smollm2", torch.bfloat16): 1.6, ("llama", torch.bfloat16): 1.35}
 """What the ratio may be; a busy machine exceeds them by chance, so they are printed and not asserted."""
@@ -63,28 +62,17 @@ def measure(model: pcm.Model, clean, corrupted, name: str, kind: str, rounds: in
     )
 
 
-def check(model: pcm.Model, clean, corrupted, where, answer, wrong, tolerance: float) -> None:
-    """Three heads against hooked forwards of the same weights in the same dtype."""
-    cfg, source = model.cfg, z_of(model.hf, clean)
-    heads = [(l, (5 * l + 1) % cfg.n_heads) for l in sorted({0, cfg.n_layers // 2, cfg.n_layers - 2})]
-    arguments = dict(positions=where, metric="logit_diff", answer=answer, wrong=wrong, normalize=False)
-    sweep = pcm.patch_heads(model, clean, corrupted, heads=heads, **arguments)
-    theirs = [patched_logits(model.hf, corrupted, source, l, h, where) for l, h in heads]
-    theirs = np.array([float(x[answer].double() - x[wrong].double()) for x in theirs])
-    ours = np.array([sweep.raw[l, h] for l, h in heads])
-    assert np.abs(ours - theirs).max() <= tolerance * (1 + np.abs(theirs).max()), (ours, theirs)
-
-
 @pytest.mark.parametrize("positions", ["suffix", "last"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_smollm2(dtype, positions, benchmark, report):
     model = bench_patching.load(dtype)
-    clean, corrupted, answer, wrong = bench_patching.prompt_pair(model.tokenizer)
+    clean, corrupted, answer, wrong = prompt_pair(model.tokenizer)
     where = None if positions == "suffix" else [len(clean) - 1]
-    check(model, clean, corrupted, where, answer, wrong, 1e-3 if dtype == "float32" else 0.05)
+    pair = dict(positions=where, metric="logit_diff", answer=answer, wrong=wrong)
+    effects = pcm.patch_heads(model, clean, corrupted, normalize=False, **pair).effect
+    check_heads(model.hf, clean, corrupted, strongest_heads(effects, 5), effects, positions=where, answer=answer, wrong=wrong)
     name = f"SmolLM2-135M, T = {len(clean)}, {positions}"
     rounds = 3 if positions == "suffix" else 7
-    pair = dict(positions=where, metric="logit_diff", answer=answer, wrong=wrong)
     benchmark.pedantic(lambda: measure(model, clean, corrupted, name, "smollm2", rounds, report, **pair), rounds=1)
 
 

@@ -1,8 +1,9 @@
 """How the time of a sweep grows: with the suffix, the prompt, the heads, the prompts in one call, and the threads.
 
 SmolLM2-135M in bfloat16 (or `--dtype`), random tokens, one thing varied at a time from a common point, every other head.
-Next to each time stand the token-forwards of its plan and the processor time of one: constant where time follows the work.
-A point is printed after one of its heads agreed with a hooked Hugging Face forward in the same dtype.
+Next to each time stand the token-forwards of its plan, the prompts' own among them, and the processor time of one: constant
+where time follows the work.
+A point is printed after its strongest heads agreed with hooked Hugging Face forwards (`by_hand.check_heads`).
 
     python -m benchmarks.bench_scaling                      # a few minutes
     python -m benchmarks.bench_scaling --plot scaling.png --threads 1 2
@@ -22,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import pycotmech as pcm
-from tests.reference.truth import logits_of, patched_logits, z_of
+from benchmarks.by_hand import check_heads, strongest_heads
 
-ANSWER, WRONG = 7, 11
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
-"""Of a logit difference, times the largest logit read: rounding of the dtype, below the effect of a typical head."""
+CHECKED = 4
+"""Heads of a point that are held against hooks: the strongest, in different layers."""
 
 
 @dataclass(frozen=True)
@@ -71,31 +71,29 @@ def pairs(point: Point, vocabulary: int) -> tuple[list[torch.Tensor], list[torch
     return clean, corrupted
 
 
-def check(model: pcm.Model, sweep: pcm.Sweep, clean, corrupted, head: tuple[int, int]) -> None:
-    """One head of the last prompt against one hooked forward."""
-    l, h = head
-    logits = patched_logits(model.hf, corrupted, z_of(model.hf, clean), l, h).float()
-    theirs, ours = float(logits[ANSWER] - logits[WRONG]), float(sweep.raw[-1, l, h])
-    limit = TOLERANCE[str(model.cfg.dtype).removeprefix("torch.")] * float(logits_of(model.hf, corrupted, keep=1).abs().max())
-    if not abs(theirs - ours) <= limit:
-        raise AssertionError(f"head {l}.{h}: {ours} here, {theirs} by a hook; they may differ by {limit:.2g}")
+def separating(model: pcm.Model, clean, corrupted) -> tuple[int, int]:
+    """The tokens whose logits the two runs part most, in either direction: on these a patch has an effect to be checked."""
+    a, b = (model.run(t, positions=[-1]).logits[0] for t in (clean, corrupted))
+    return int((a - b).argmax()), int((b - a).argmax())
 
 
 def measure(model: pcm.Model, point: Point, rounds: int) -> tuple[float, float, float]:
-    """Best wall and processor seconds of a call, and its token-forwards."""
+    """Best wall and processor seconds of a call, and its token-forwards, those of the prompts among them."""
     torch.set_num_threads(point.threads)
     clean, corrupted = pairs(point, model.cfg.d_vocab)
     heads = point.heads(model.cfg)
-    arguments = dict(heads=heads, metric="logit_diff", answer=ANSWER, wrong=WRONG, normalize=False)
+    answer, wrong = separating(model, clean[-1], corrupted[-1])
+    arguments = dict(heads=heads, metric="logit_diff", answer=answer, wrong=wrong, normalize=False)
     best = [float("inf")] * 2
     for _ in range(rounds):
         model.prefixes.clear()
         start = time.perf_counter(), time.process_time()
         sweep = pcm.patch_heads(model, clean, corrupted, **arguments)
         best = [min(best[0], time.perf_counter() - start[0]), min(best[1], time.process_time() - start[1])]
-    check(model, sweep, clean[-1], corrupted[-1], heads[len(heads) // 2])
-    runs = point.tokens - point.suffix + 2 * point.suffix * point.prompts  # the prefix once, both suffixes of each prompt
-    return *best, sweep.plan.token_forwards + runs
+    effects = sweep.raw[-1] - sweep.corrupted_metric[-1]
+    checked = sorted(strongest_heads(effects, len(effects)), key=lambda head: -abs(effects[head]))[:CHECKED]
+    check_heads(model.hf, clean[-1], corrupted[-1], checked, effects, answer=answer, wrong=wrong)
+    return *best, sweep.plan.token_forwards + sweep.plan.base_token_forwards
 
 
 def series(threads: list[int]) -> Iterator[tuple[str, Point]]:
@@ -139,7 +137,7 @@ def value_of(name: str, point: Point, cfg) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dtype", default="bfloat16", choices=sorted(TOLERANCE))
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="the first is that of all other points")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=list(AXES), help="these series only")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 import pycotmech as pcm
-from tests.reference.truth import hooked, replace_z
+from tests.reference.truth import hooked, logits_of, replace_z, z_of
+
+ROUNDINGS = 2
+"""How many times the error of hooks in 16 bit a sweep in 16 bit may have: two estimates of rounding over a few heads."""
 
 
 def prompt_pair(tokenizer) -> tuple[Tensor, Tensor, int, int]:
@@ -45,3 +53,50 @@ def cached_forward(
         logits = hf(base[None, first:], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
     cache.crop(first - len(base))  # what this forward added
     return logits
+
+
+def strongest_heads(effects: np.ndarray, layers: int) -> list[tuple[int, int]]:
+    """In each of so many layers, spread evenly, the head with the largest effect: there a wrong value shows. effects [L, H]."""
+    chosen = np.linspace(0, len(effects) - 1, layers).round().astype(int)
+    return [(int(l), int(np.nanargmax(np.abs(effects[l])))) for l in chosen]
+
+
+@cache
+def widened(hf: nn.Module) -> nn.Module:
+    """The same weights in float32: a copy, if they are not."""
+    return hf if hf.dtype == torch.float32 else copy.deepcopy(hf).float()
+
+
+def check_heads(
+    hf: nn.Module,
+    clean: Tensor,
+    corrupted: Tensor,
+    heads: Sequence[tuple[int, int]],
+    effects: np.ndarray,
+    *,
+    answer: int,
+    wrong: int,
+    positions: list[int] | None = None,
+) -> None:
+    """Raises AssertionError unless the effects [L, H] of patching z on the logit difference are, at these heads, those of
+    hooked forwards: in float32 within a thousandth of the largest; in 16 bit their root-mean-square error against hooks on
+    the same weights in float32 at most `ROUNDINGS` times that of hooks in 16 bit. Also if effects of 0 would pass.
+    """
+
+    def by_hooks(hf: nn.Module) -> np.ndarray:
+        source = z_of(hf, clean)
+        zero = logit_difference(logits_of(hf, corrupted, keep=1)[0], answer, wrong)
+        patched = [hooked_forward(hf, corrupted, source, l, h, positions) for l, h in heads]
+        return np.array([logit_difference(x, answer, wrong) for x in patched]) - zero
+
+    ours, truth = np.array([effects[head] for head in heads]), by_hooks(widened(hf))
+    if hf.dtype == torch.float32:
+        limit, error, signal = 1e-3 * np.abs(truth).max(), np.abs(ours - truth).max(), np.abs(truth).max()
+        floor = 1e-4  # of a logit difference: what float32 leaves of it
+    else:
+        limit, error, signal = (np.linalg.norm(x) for x in (ROUNDINGS * (by_hooks(hf) - truth), ours - truth, truth))
+        floor = limit
+    if not signal > floor:
+        raise AssertionError(f"heads {heads}: effects {truth} are not above rounding, {floor:.2g}; they check nothing")
+    if not error <= limit:
+        raise AssertionError(f"heads {heads}: effects {ours} here, {truth} by hooks; error {error:.3g}, at most {limit:.3g}")

@@ -84,7 +84,8 @@ def _cut(product: tuple[int, int, int, int, torch.dtype]) -> Iterator[tuple[int,
 
 @contextmanager
 def recorded() -> Iterator[Recording]:
-    """Records the products of what runs inside: `ops.linear`, `ops.prefix_attn`, PyTorch's fused attention."""
+    """Records the products of what runs inside: `ops.linear`, `ops.head_delta` (one for each head that occurs),
+    `ops.prefix_attn`, PyTorch's fused attention."""
     out = Recording()
     linear, prefix_attn, sdpa, head_delta = ops.linear, ops.prefix_attn, F.scaled_dot_product_attention, ops.head_delta
 
@@ -109,11 +110,12 @@ def recorded() -> Iterator[Recording]:
             out._groups(q[0].transpose(0, 1), k[0].transpose(0, 1), rows)
         return timed("attention", sdpa, q, k, v, *args, **kwargs)
 
-    def record_delta(dz, weight, *args, **kwargs):
-        rows = dz.shape[:-1].numel()
-        out.linears.append((rows, torch.empty(weight.shape[0], dz.shape[-1], dtype=dz.dtype).normal_()))
-        out.calls.append(("linear", 1))
-        return timed("linear", head_delta, dz, weight, *args, **kwargs)
+    def record_delta(dz, heads, w_o):
+        D = dz.shape[1]
+        for h, rows in enumerate(torch.bincount(heads).tolist()):
+            if rows:
+                out._linear(dz[:rows], w_o[:, h * D : (h + 1) * D])
+        return timed("linear", head_delta, dz, heads, w_o)
 
     ops.linear, ops.prefix_attn, ops.head_delta = record_linear, record_prefix, record_delta
     F.scaled_dot_product_attention = record_sdpa
