@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pycotmech.model.model import Tokens
+from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def is_list_of_prompts(tokens: Tokens | Sequence[Tokens]) -> bool:
     """Whether these are several prompts of any lengths, each with a result of its own."""
-    return isinstance(tokens, (list, tuple)) and (not tokens or not isinstance(tokens[0], int))
+    return isinstance(tokens, (list, tuple)) and (not tokens or not is_prompt(tokens))
 
 
 def checked(model: Model, tokens: Tokens) -> tuple[Tensor, bool]:
@@ -30,13 +30,11 @@ def checked(model: Model, tokens: Tokens) -> tuple[Tensor, bool]:
 
 def chosen_rows(rows: slice | range | int | Sequence[int] | Tensor | None, T: int) -> list[int] | None:
     """Row positions counted from the front, in the order given; None: every row. ValueError names `rows`."""
-    from pycotmech.model.model import resolve_positions
-
     if rows is None:
         return None
     if isinstance(rows, slice):
         rows = range(*rows.indices(T))
-    found = resolve_positions(rows.tolist() if isinstance(rows, Tensor) else rows, T, argument="rows")
+    found = resolve_positions(rows, T, argument="rows")
     if not found:
         raise ValueError("rows: no row is chosen; expected positions, or None for all")
     return found

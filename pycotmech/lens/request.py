@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.model.families import LlamaFamily
-from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 from pycotmech.model.run import forward_packed, site_dtype, site_shape
 from pycotmech.patching import planner
 from pycotmech.patching.bases import common_prefix
-from pycotmech.patching.pairs import answer_token, is_prompt
+from pycotmech.patching.pairs import answer_token
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class Model:
         norms or MLPs (adapters, quantisation, hooks) is honoured by calling them; what would be ignored is refused.
     tokenizer: its tokenizer, or None if prompts are always given as token ids.
     check: run a short prompt at once and compare with the Hugging Face model's own logits; a mismatch is an error that
-        names the first layer and stage that differ. Costs a forward pass of 12 tokens (three for 16-bit models).
+        names the first layer and stage that differ. Costs a forward pass of 32 tokens on both sides (three for 16-bit models).
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class Model:
             if not len(tokens):
                 raise ValueError(f"tokens: the batch is empty, got shape {list(tokens.shape)}; expected [B, T]")
             return run(self.family, batch, sites, self._positions(positions, batch.shape[1]))
-        if isinstance(tokens, (list, tuple)) and (not tokens or not isinstance(tokens[0], int)):
+        if isinstance(tokens, (list, tuple)) and (not tokens or not is_prompt(tokens)):
             if not tokens:
                 raise ValueError("tokens: the list of prompts is empty; expected at least one")
             return [self.run(prompt, capture=sites, positions=positions) for prompt in tokens]  # type: ignore[misc]
@@ -170,10 +172,25 @@ class Model:
         return None if positions is None else resolve_positions(positions, T)
 
 
-def resolve_positions(positions: int | Sequence[int], T: int, *, argument: str = "positions") -> list[int]:
-    """Positions counted from the front; negative ones count from the end. ValueError if one is outside the prompt."""
+def is_prompt(value: object) -> bool:
+    """Whether this is one prompt, not several: a string, ids [T] as a tensor, an array or a list of integers."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim <= 1
+    return isinstance(value, Sequence) and (len(value) == 0 or isinstance(value[0], Integral))
+
+
+def resolve_positions(positions: int | Sequence[int] | Tensor, T: int, *, argument: str = "positions") -> list[int]:
+    """Positions counted from the front; negative ones count from the end.
+
+    ValueError if one is outside the prompt or no integer (a mask of booleans names no positions).
+    """
+    given = positions.tolist() if isinstance(positions, (Tensor, np.ndarray)) else positions
     out = []
-    for p in [positions] if isinstance(positions, int) else list(positions):
+    for p in given if isinstance(given, Iterable) else [given]:
+        if isinstance(p, bool | np.bool_) or not hasattr(p, "__index__"):
+            raise ValueError(f"{argument}: got {p!r} of type {type(p).__name__}; expected integers, negative from the end")
         if not -T <= p < T:
             raise ValueError(f"{argument}: {p} is outside a prompt of {T} tokens; expected {-T}..{T - 1}")
         out.append(int(p) % T)

@@ -32,9 +32,11 @@ class Prefixes:
 
     They are dropped when a weight is replaced or changed in place (by its version counter, or at one of 256 places spread
     over it: an edit through `.data` that misses all of them is not seen, `clear()` after one). Nothing is kept for a model
-    that carries hooks, adapters or other projections than the library's own, for they may change unseen.
+    that carries hooks, adapters or other projections than the library's own, or whose weights were made in inference mode,
+    for they may change unseen.
 
-    limit: bytes; None: an eighth of what the call that asks may use; 0: nothing is kept.
+    limit: bytes; None: an eighth of what the call that asks may use; 0: nothing is kept. Threads may share one; a copy, as
+    of a model that is copied or sent to another process, begins with nothing kept.
     """
 
     def __init__(self, family: LlamaFamily) -> None:
@@ -48,7 +50,8 @@ class Prefixes:
     @property
     def nbytes(self) -> int:
         """What is kept, in bytes."""
-        return sum(s.numel() * s.element_size() for s in self._segments.values())
+        with self._lock:
+            return sum(s.numel() * s.element_size() for s in self._segments.values())
 
     def __len__(self) -> int:
         """How many segments are kept."""
@@ -56,6 +59,9 @@ class Prefixes:
 
     def __repr__(self) -> str:
         return f"Prefixes({len(self)} segments, {self.nbytes / 2**20:.1f} MiB)"
+
+    def __reduce__(self):
+        return Prefixes, (self.family,), {"limit": self.limit}
 
     def clear(self) -> None:
         """Forgets everything; the next call computes its prefix anew."""
@@ -101,6 +107,9 @@ class Prefixes:
             self.clear()
             return False
         tensors = [*self.family.hf.parameters(), *self.family.hf.buffers()]
+        if any(t.is_inference() for t in tensors):  # these count no versions
+            self.clear()
+            return False
         weights = (*((t.data_ptr(), t._version, t.shape) for t in tensors), *self.family.constants())
         sample = torch.cat([_sampled(t) for t in tensors])
         if weights != self._weights or self._sample is None or not torch.equal(sample, self._sample):

@@ -86,7 +86,9 @@ def forward_packed(
     edit_z: what every layer does to z in front of its output projection; layers above see its consequences. The past is
     taken as it is: an edit that reaches it has to be made where the past is computed.
     upto: only the first so many layers, 1 .. n_layers; what is said of the last layer then holds for the last of these.
+    Raises what `refuse_unsupported` raises: every run begins here, and one that would be wrong does not begin.
     """
+    family.refuse_unsupported()
     cfg = family.cfg
     lengths = [len(s) for s in sequences]
     offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]

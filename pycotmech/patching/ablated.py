@@ -51,7 +51,7 @@ class AblatedRuns:
         if not 1 <= self.upto <= cfg.n_layers:
             raise ValueError(f"upto: got {upto}; expected a number of layers in 1..{cfg.n_layers}, or None for all")
         self.family, self.shared, self.everywhere = family, shared, everywhere
-        self.prompts = [torch.as_tensor(p)[: max(r) + 1] for p, r in zip(prompts, reads, strict=True)]
+        self.prompts = [torch.as_tensor(p)[: max(r, default=-1) + 1] for p, r in zip(prompts, reads, strict=True)]
         self.reads = [list(r) for r in reads]
         self._check(prompts, fill, roles)
         self.fill = None if fill is None else fill.to(family.device, family.dtype)
@@ -69,7 +69,7 @@ class AblatedRuns:
         for i, (prompt, reads) in enumerate(zip(prompts, self.reads)):
             if not torch.equal(prompt[:P], prompts[0][:P]) or len(prompt) <= P:
                 raise ValueError(f"prompts[{i}]: expected more than {P} tokens, the first {P} as in prompts[0] (shared={P})")
-            if not all(P <= r < len(prompt) for r in reads):
+            if not reads or not all(P <= r < len(prompt) for r in reads):
                 raise ValueError(f"reads[{i}]: got {reads}; expected positions in {P}..{len(prompt) - 1}")
         if fill is None:
             return

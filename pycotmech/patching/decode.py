@@ -39,6 +39,7 @@ class Runs:
         for run, giver, layer in takes:
             if not layer < min(depth[run], depth[giver]):
                 raise ValueError(f"takes: layer {layer} is not computed in both runs {run} and {giver}")
+        family.refuse_unsupported()
         self.family, self.past, self.depth, self.room = family, past, list(depth), room
         self.takes: dict[int, list[tuple[int, int]]] = {}
         for run, giver, layer in takes:
@@ -53,13 +54,16 @@ class Runs:
         """Adds tokens [S_i] to each run; the residual stream behind the last layer at each run's last token, [m, d], of the
         m runs that go through all layers.
 
-        Raises ValueError if a run has no room left.
+        Raises ValueError if a run has no room left, or gets fewer or more than the run that it takes from.
         """
         family, cfg, device = self.family, self.family.cfg, self.family.device
         counts = [len(t) for t in tokens]
         for run, (have, more) in enumerate(zip(self.length, counts, strict=True)):
             if have + more > self.room or more < 1:
                 raise ValueError(f"tokens: {more} for run {run}, which has {have} of {self.room}; expected 1 or more that fit")
+        for run, giver in (pair for pairs in self.takes.values() for pair in pairs):
+            if counts[run] != counts[giver]:
+                raise ValueError(f"tokens: {counts[run]} for run {run}, {counts[giver]} for run {giver}, from which it takes")
         P = 0 if self.past is None else len(self.past)
         offsets = [0, *torch.tensor(counts).cumsum(0).tolist()]
         run = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -106,7 +107,10 @@ def check_heads(
     layers = range(n_layers) if layer is None else [layer]
     if heads is None:
         heads = [(l, h) for l in layers for h in range(n_heads)]
-    out = list(dict.fromkeys((int(l), int(h)) for l, h in heads))
+    try:
+        out = list(dict.fromkeys((index(l), index(h)) for l, h in heads))
+    except (TypeError, ValueError):
+        raise ValueError(f"{argument}: got {heads!r}; expected (layer, head) pairs of integers") from None
     if not out:
         raise ValueError(f"{argument}: the list is empty; expected (layer, head) pairs, or None for all")
     expected = f"layers 0..{n_layers - 1}" if layer is None else f"layer {layer}, which the site names"
@@ -177,8 +181,9 @@ def _ranges(edit: Edit, length: int, name: str) -> Tensor:
     keys = sorted(set(resolve_positions(edit.keys, length, argument=f"{name}.keys")))  # type: ignore[arg-type]
     if not keys:
         raise ValueError(f"{name}.keys: the list is empty; expected key positions")
-    starts = [p for p in keys if p - 1 not in keys]
-    ends = [p + 1 for p in keys if p + 1 not in keys]
+    known = set(keys)
+    starts = [p for p in keys if p - 1 not in known]
+    ends = [p + 1 for p in keys if p + 1 not in known]
     return torch.tensor([starts, ends]).T[:, None]
 
 

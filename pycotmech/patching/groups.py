@@ -24,7 +24,7 @@ def positions_of(where: Positions, length: int, *, argument: str) -> list[int]:
     else:
         if isinstance(where, (str, bytes)):
             raise TypeError(f"{argument}: got {where!r}; expected a slice or positions")
-        found = resolve_positions(where.tolist() if isinstance(where, Tensor) else where, length, argument=argument)
+        found = resolve_positions(where, length, argument=argument)
     if not found:
         raise ValueError(f"{argument}: {where} holds no position; expected at least one")
     return sorted(set(found))

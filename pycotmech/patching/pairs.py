@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -119,17 +120,8 @@ def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
     return useful
 
 
-def is_prompt(value: object) -> bool:
-    """Whether this is one prompt: a string, ids [T] as a tensor or a list of integers."""
-    if isinstance(value, str):
-        return True
-    if isinstance(value, Tensor):
-        return value.ndim <= 1
-    return isinstance(value, Sequence) and (len(value) == 0 or isinstance(value[0], int))
-
-
 def _each(value, n: int, argument: str) -> list:
-    if value is None or isinstance(value, (int, str)):
+    if value is None or isinstance(value, (Integral, str)):
         return [value] * n
     values = value.tolist() if isinstance(value, Tensor) else list(value)
     if len(values) != n:
@@ -167,10 +159,10 @@ def answer_token(
     """A token id; a string stands for its first token behind the prompt, where tokenisers differ from a word on its own."""
     if answer is None:
         return None
-    if isinstance(answer, int):
+    if isinstance(answer, Integral):
         if not 0 <= answer < model.cfg.d_vocab:
             raise ValueError(f"{argument}: token id {answer} is outside the vocabulary of {model.cfg.d_vocab} tokens")
-        return answer
+        return int(answer)
     if not isinstance(answer, str) or not answer:
         raise ValueError(f"{argument}: expected a token id or a word, got {answer!r}")
     if model.tokenizer is None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech.patching.planner import Plan
+from pycotmech.patching.results import Indexed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,14 +18,14 @@ Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class PathSweep:
+class PathSweep(Indexed):
     """The result of patching one path at a time. B examples, S senders, I inputs, R receivers.
 
     values float32: [S] if the receivers are the logits, else [I, S, R]; on the scale corrupted 0, clean 1 if normalised
         (over several examples the ratio of means), else the raw metric's mean.
     raw: the metric itself, float64, in the shape of values; of a list of pairs [B, ...].
-    effect: the distance from the base run on the scale of `values`, positive towards the source; taken against the mean of
-        the self-patches; 0 where the sender does not lie below the receiver.
+    effect: the distance from the base run on the scale of `values`, if normalised positive towards the source; taken against
+        the mean of the self-patches; 0 where the sender does not lie below the receiver.
     senders, receivers: (layer, head) of the axes; receivers is "logits" if there is no such axis. inputs: "q", "k", "v".
     noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; those
         of paths to the logits take the direct path, the others are patched as in `patch_heads`.
@@ -50,17 +51,6 @@ class PathSweep:
     plan: Plan
     model_name: str
 
-    def __getitem__(self, index: Any):
-        """values[index]."""
-        return self.values[index]
-
-    def __array__(self, dtype=None, copy=None) -> NDArray:
-        return np.array(self.values, dtype=dtype, copy=True if copy is None else copy)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
     @property
     def axes(self) -> tuple[str, ...]:
         """What the axes of `values` count: ("sender",) or ("input", "sender", "receiver")."""
@@ -75,7 +65,7 @@ class PathSweep:
         index = self._index(None, receiver, input)
         return self._map(self.senders, self._grid(of)[index])
 
-    def to_receivers(self, sender: Head, input: str, *, of: str = "effect") -> NDArray:
+    def to_receivers(self, sender: Head, input: str | None = None, *, of: str = "effect") -> NDArray:
         """[L, H]: what one sender tells each receiver by one input; NaN for heads not asked for."""
         if self.receivers == "logits":
             raise ValueError("to_receivers: the logits are the only receiver; from_senders() gives the senders' map")
@@ -85,7 +75,7 @@ class PathSweep:
     def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple, float]]:
         """The k paths with the largest |effect| (or |value|): [((sender, input, receiver), value), ...], (sender,) for the
         logits; sender and receiver are (layer, head). Paths that do not exist are left out."""
-        grid = self._grid(by)
+        grid = self._grid(by, "by")
         score = np.where(self._exists(), np.abs(grid), -1.0).ravel()
         order = np.argsort(-score, kind="stable")[: min(k, int((score >= 0).sum()))]
         places = np.array(np.unravel_index(order, grid.shape)).T.tolist()
@@ -125,8 +115,8 @@ class PathSweep:
         if receiver is not None and sender is not None:
             raise ValueError("receiver, sender: both given; expected one of them, the other is what the map shows")
         if sender is not None:
-            one = input or (self.inputs[0] if len(self.inputs) == 1 else "")
-            grid, what = self.to_receivers(sender, one), f"paths from {_label(sender)} to {one} of each head"
+            grid = self.to_receivers(sender, input)
+            what = f"paths from {_label(sender)} to {input or self.inputs[0]} of each head"
         elif receiver is not None or self.receivers == "logits":
             grid = self.from_senders(receiver, input)
             to = "the logits" if receiver is None else f"{input or self.inputs[0]} of {_label(receiver)}"
@@ -157,9 +147,9 @@ class PathSweep:
 
     # ---- places ------------------------------------------------------------------------------------------------------
 
-    def _grid(self, of: str) -> NDArray:
+    def _grid(self, of: str, argument: str = "of") -> NDArray:
         if of not in ("effect", "values"):
-            raise ValueError(f"of: got {of!r}; expected 'effect' or 'values'")
+            raise ValueError(f"{argument}: got {of!r}; expected 'effect' or 'values'")
         return getattr(self, of)
 
     def _exists(self) -> NDArray:

@@ -16,14 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Grid:
-    """What results with one entry for each layer, head and position share: `values` and `effect`, indexed alike."""
+class Indexed:
+    """A result that is indexed, and taken by NumPy, as its `values`."""
 
     values: NDArray[np.float32]
-    effect: NDArray[np.float32]
-    site: str
-    by_position: bool
-    groups: tuple[str, ...] | None = None
 
     def __getitem__(self, index: Any):
         """values[index]: sweep[l, h], sweep[l], sweep[l, t, h]."""
@@ -35,6 +31,15 @@ class Grid:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+
+class Grid(Indexed):
+    """What results with one entry for each layer, head and position share: `values` and `effect`, indexed alike."""
+
+    effect: NDArray[np.float32]
+    site: str
+    by_position: bool
+    groups: tuple[str, ...] | None = None
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -84,8 +89,8 @@ class Sweep(Grid):
         else the raw metric's mean; [L, T, H] by position, [L, G, H] for groups of positions; without H for residual sites.
         NaN where a head was not asked for, or was left out by a screen.
     raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
-    effect: the distance from the base run on the scale of `values`, 0 where nothing changes, positive towards the source;
-        taken against the mean of the self-patches.
+    effect: the distance from the base run on the scale of `values`, 0 where nothing changes, if normalised positive towards
+        the source; taken against the mean of the self-patches.
     clean_metric, corrupted_metric [B]: the metric of the two runs.
     noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; an
         effect below it is rounding.

@@ -1,5 +1,8 @@
 """Kept keys and values of prompt beginnings: the same to the last bit, never those of other weights, within their limit."""
 
+import copy
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -176,3 +179,61 @@ def test_the_limit(forwards):
     model.prefixes.key_values(first, ROOM)
     model.prefixes.clear()
     assert model.prefixes.nbytes == 0 and len(model.prefixes) == 0
+
+
+def test_weights_made_in_inference_mode_count_no_changes_so_nothing_is_kept(forwards):
+    with torch.inference_mode():
+        hf = tiny_llama(n_heads=4)
+        model = pcm.Model(hf)
+    tokens = prompts(1)[0][:16]
+    before = model.prefixes.key_values(tokens, ROOM)
+    with torch.inference_mode():
+        hf.model.layers[0].self_attn.v_proj.weight[3, 4] += 1.0
+    after = model.prefixes.key_values(tokens, ROOM)
+    assert not torch.equal(before.v, after.v) and len(model.prefixes) == 0 and forwards == [8] * 4
+    clean, corrupted = prompts()
+    assert np.isfinite(pcm.patch_heads(model, clean, corrupted).raw).all()
+
+
+def test_a_copy_of_a_model_has_its_own(forwards):
+    model = pcm.Model(tiny_llama(n_heads=4))
+    tokens = prompts(1)[0][:16]
+    model.prefixes.limit = 12345678
+    model.prefixes.key_values(tokens, ROOM)
+    other = copy.deepcopy(model)
+    assert other.prefixes.limit == 12345678 and len(other.prefixes) == 0 and other.prefixes.family is other.family
+    assert equal(other.prefixes.key_values(tokens, ROOM), model.prefixes.key_values(tokens, ROOM))
+    assert forwards == [8] * 4 and len(model.prefixes) == 2
+
+
+def test_threads_may_share_it():
+    """One looks at its size while others fill and empty it; each gets the keys and values of its own tokens."""
+    model, failed = pcm.Model(tiny_llama(n_heads=4)), []
+    asked = prompts(3, shared=4)
+    expected = [model.prefixes.key_values(t, ROOM) for t in asked]
+    model.prefixes.limit = model.prefixes.nbytes // 2
+    done = threading.Event()
+
+    def watched(call):
+        try:
+            call()
+        except Exception as error:
+            failed.append(error)
+
+    def fill(i):
+        for _ in range(6):
+            assert equal(model.prefixes.key_values(asked[i], ROOM), expected[i])
+
+    def look():
+        while not done.wait(1e-4):
+            _ = model.prefixes.nbytes, repr(model.prefixes)
+
+    fillers = [threading.Thread(target=watched, args=(lambda i=i: fill(i),)) for i in range(3)]
+    watcher = threading.Thread(target=watched, args=(look,))
+    for thread in (*fillers, watcher):
+        thread.start()
+    for thread in fillers:
+        thread.join()
+    done.set()
+    watcher.join()
+    assert not failed

@@ -6,6 +6,7 @@ import torch
 import pycotmech as pcm
 from pycotmech.model.run import forward_packed
 from pycotmech.patching.ablated import AblatedRuns
+from pycotmech.patching.decode import Runs
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, edited, logits_of
 
@@ -107,6 +108,7 @@ def test_kept_z_is_what_went_on(case):
     [
         (dict(prompts=[]), "prompts: got none"),
         (dict(prompts=[torch.arange(12), torch.arange(1, 13)]), r"prompts\[1\]: expected more than 4 tokens"),
+        (dict(reads=[[5], []]), r"reads\[1\]: got \[\]; expected positions in 4\.\.11"),
         (dict(reads=[[3], [5]]), r"reads\[0\]: got \[3\]; expected positions in 4\.\.11"),
         (dict(fill=torch.zeros(L, 2, H)), r"fill: got shape \[3, 2, 4\]; expected \[3, roles, 4, 16\]"),
         (dict(roles=None), "roles: got None"),
@@ -135,6 +137,22 @@ def test_final_refuses_what_is_no_mask(case):
     runs = AblatedRuns(pcm.Model(case[0], check=False).family, [torch.arange(5)], [[4]])
     with pytest.raises(ValueError, match=r"heads: got torch.int64 \[3, 4\]; expected a bool tensor \[3, 4\]"):
         runs.final(torch.zeros(L, H, dtype=torch.long))
+
+
+def test_a_hook_that_would_be_ignored_is_refused_by_every_run():
+    hf = tiny_llama(n_layers=L, n_heads=H, d_head=D)
+    family = pcm.Model(hf).family
+    runs = AblatedRuns(family, [torch.arange(5)], [[4]])
+    handle = hf.model.layers[1].register_forward_hook(lambda module, args, out: out * 2)
+    for call in (
+        lambda: runs.final(sets()["one"]),
+        lambda: forward_packed(family, [torch.arange(5)]),
+        lambda: Runs(family, None, [L], 4),
+    ):
+        with pytest.raises(ValueError, match=r"model.layers.1 carries forward hooks, which would be ignored"):
+            call()
+    handle.remove()
+    assert torch.isfinite(runs.final(sets()["one"])).all()
 
 
 @torch.no_grad()

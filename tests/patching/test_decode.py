@@ -75,3 +75,6 @@ def test_bad_input():
     runs = Runs(family, None, [2], 4)
     with pytest.raises(ValueError, match="tokens: 5 for run 0, which has 0 of 4"):
         runs.advance([torch.arange(5)])
+    runs = Runs(family, None, [2, 2], 4, [(0, 1, 1)])
+    with pytest.raises(ValueError, match="tokens: 2 for run 0, 1 for run 1, from which it takes"):
+        runs.advance([torch.arange(2), torch.arange(1)])

@@ -291,6 +291,10 @@ def test_arguments_are_checked_before_anything_runs(monkeypatch):
         (dict(heads=[(0, 4)]), r"heads: \(0, 4\) is out of range"),
         (dict(heads=[]), "heads: the list is empty"),
         (dict(positions=[40]), "positions: 40 is outside a prompt of 40 tokens"),
+        (dict(positions=torch.arange(40) > 30), "positions: got False of type bool; expected integers"),
+        (dict(positions=[30.5]), "positions: got 30.5 of type float; expected integers"),
+        (dict(positions="read"), "positions: got 'r' of type str; expected integers"),
+        (dict(groups={"a": torch.arange(40) > 30}), r"groups\['a'\]: got False of type bool"),
         (dict(positions=[3, 4]), "positions: .* reach nothing that is read"),
         (dict(read=3), "read: position 3 lies in front of the first difference"),
         (dict(read=[1, 2]), "read: 2 given for 1 examples"),
@@ -311,6 +315,18 @@ def test_arguments_are_checked_before_anything_runs(monkeypatch):
     for a, b, message in prompts:
         with pytest.raises(ValueError, match=message):
             pcm.patch_heads(model, a, b)
+
+
+def test_numbers_of_numpy_are_numbers():
+    """Prompts, answers, positions and heads as they come out of arrays."""
+    model, (clean, corrupted) = pcm.Model(tiny_llama(**SHAPES["mha"])), pair()
+    arguments = dict(metric="logit_diff", read=38, positions=[33, -1], heads=[(0, 1), (2, 3)], answer=7, wrong=11)
+    expected = pcm.patch_heads(model, clean, corrupted, **arguments).raw
+    arguments |= {name: np.int64(arguments[name]) for name in ("answer", "wrong", "read")}
+    arguments |= {name: np.array(arguments[name]) for name in ("positions", "heads")}
+    for prompts in ((clean.numpy(), corrupted.numpy()), (list(clean.numpy()), list(corrupted.numpy()))):
+        assert np.array_equal(pcm.patch_heads(model, *prompts, **arguments).raw, expected, equal_nan=True)
+    assert model.run(list(clean.numpy())).logits.shape == (40, 61)
 
 
 def test_a_callable_metric():

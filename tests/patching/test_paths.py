@@ -269,6 +269,10 @@ def test_the_scale_and_the_labels_of_a_result(tmp_path):
         plain.path((0, 0), (3, 2), "q")
     with pytest.raises(KeyError, match="input: None is not in this sweep; it has q, k, v"):
         plain.path((0, 1), (3, 2))
+    with pytest.raises(KeyError, match="input: None is not in this sweep; it has q, k, v"):
+        plain.plot(sender=(1, 3))
+    with pytest.raises(ValueError, match="by: got 'raw'; expected 'effect' or 'values'"):
+        plain.top(by="raw")
     direct = pcm.path_patch(model, clean, corrupted, **DIFFERENCE)
     assert direct.path((1, 3)) == direct.from_senders()[1, 3] and "-> logits" in str(direct)
     assert list(direct.to_dataframe().columns) == ["sender_layer", "sender_head", "value", "effect", "above_floor"]
