@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-# oneDNN against MKL (torch.nn.functional.linear), float32, one thread of an AMD Zen 5: 2.1 to 2.4 times as fast from 64
-# rows on, 1.2 at 4 rows, 0.8 at 1 or 2 rows. On Intel processors the two are equal.
+# In float32 torch.nn.functional.linear calls MKL, which leaves AVX-512 unused on AMD processors: there oneDNN is faster from
+# this many rows on, twice as fast from 64 on, and slower below (figures: docs/decisions.md). On Intel's they are equal.
 _LEAST_ROWS = 4
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 

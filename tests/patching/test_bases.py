@@ -110,13 +110,13 @@ def test_distinct_prompts():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         prompts = [torch.randint(3, (int(n),), generator=generator) for n in torch.randint(1, 6, (9,), generator=generator)]
-        starts = torch.randint(0, 2, (9,), generator=generator).clamp(max=0).tolist()
+        starts = torch.randint(0, 2, (9,), generator=generator).tolist()
         chosen, place = bases._distinct(prompts, starts)
         for i, p in enumerate(prompts):
             j = chosen[place[i]]
             assert starts[j] == starts[i] and torch.equal(prompts[j][: len(p)], p)
         for i in chosen:
-            others = [prompts[j] for j in chosen if j != i]
+            others = [prompts[j] for j in chosen if j != i and starts[j] == starts[i]]
             assert not any(len(o) >= len(prompts[i]) and torch.equal(o[: len(prompts[i])], prompts[i]) for o in others)
 
 
