@@ -13,6 +13,8 @@ from pycotmech.cot.analyses import bootstrap
 Word = Literal["borne out", "not borne out", "not decided"]
 Results = Mapping[str, Any]
 """Entry name -> its Analysis."""
+ENOUGH = 0.8
+"""Share of the steps that a set of heads has to keep right to be called enough for them."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +53,43 @@ def decided(low: float, high: float, threshold: float, evidence: str, *, above: 
     return Verdict("not decided", f"{evidence}; the interval holds the threshold {threshold:g}")
 
 
+def combined(evidence: str, parts: Mapping[str, Word]) -> Verdict:
+    """Of a claim with several parts: borne out if each of them is, not borne out if any is not."""
+    for word, said in (("not borne out", "not so"), ("not decided", "open")):
+        found = [part for part, its in parts.items() if its == word]
+        if found:
+            return Verdict(word, f"{evidence}; {said}: {', '.join(found)}")  # type: ignore[arg-type]
+    return Verdict("borne out", evidence)
+
+
+def _word(true: bool | None) -> Word:
+    return "not decided" if true is None else "borne out" if true else "not borne out"
+
+
 def _rift(results: Results) -> Verdict:
     found = results["functional_rift"]
     r, last = found.rift(), int(found.data["depth"].max())
-    if r.n == 0 or not np.isfinite(r.change):
+    if r.n == 0:
+        return Verdict("not decided", "no position has a memorised next word and another one in the prompt")
+    if not np.isfinite(r.change):
         return Verdict("not borne out", "context minus prior rises nowhere along the layers")
     evidence = (
-        f"context minus prior changes most at depth {r.change:.0f} of {last} [{r.low:.0f}, {r.high:.0f}], n = {r.n}; "
-        f"{r.abruptness:.0%} of its rise within one layer of it; "
-        + ("the prompt takes over" if r.turned else "the prompt does not clearly take over")
+        f"context minus prior changes most at depth {r.words('change')} of {last}, n = {r.n}; {r.words('abruptness')} of its "
+        "rise within one layer of it"
     )
-    middle = last / 3 <= r.low and r.high <= 2 * last / 3
-    if r.turned and middle and r.abruptness >= 0.5:
-        return Verdict("borne out", evidence)
-    what = [
-        text
-        for text, bad in (
-            ("no take-over", not r.turned),
-            ("not in the middle third", not middle),
-            ("gradual rather than abrupt", not r.abruptness >= 0.5),
-        )
-        if bad
-    ]
-    return Verdict("not borne out", f"{evidence}: {', '.join(what)}")
+    inside, outside = last / 3 <= r.low and r.high <= 2 * last / 3, r.high < last / 3 or r.low > 2 * last / 3
+    return combined(
+        evidence,
+        {
+            "the prompt takes over": _word(r.turned),
+            "in the middle third": _word(True if inside else False if outside else None),
+            "half of the rise within one layer": decided(*r.abrupt, 0.5, "").word,
+        },
+    )
 
 
 def _pathways(results: Results) -> Verdict:
-    """More than one head says the answer, taking it from more than one place."""
+    """More than one head at a time says the answer, and more than say the counterfactual's word."""
     data = results["answer_writers"].data
     at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
     mean = data[["writers", "control_writers", "sources"]].isel(threshold=at).mean("step")
@@ -87,7 +99,14 @@ def _pathways(results: Results) -> Verdict:
         f"{_numbers(w)} heads at a time write the answer with probability 0.1 or more (the counterfactual's word: "
         f"{_numbers(c)}), looking themselves at {_numbers(s)} places where it stands; n = {int(w.n)}"
     )
-    return decided(float(w.low), float(w.high), 1.0, evidence)
+    more = bootstrap.mean_interval((mean["writers"] - mean["control_writers"]).values)
+    return combined(
+        evidence,
+        {
+            "more than one writer": decided(float(w.low), float(w.high), 1.0, "").word,
+            "more than of the counterfactual's word": decided(float(more.low), float(more.high), 0.0, "").word,
+        },
+    )
 
 
 def _sources(results: Results) -> Verdict:
@@ -99,8 +118,11 @@ def _sources(results: Results) -> Verdict:
     evidence = "pathways take the answer from " + ", ".join(
         f"{place.replace('_', '-')} {_shares(x)}" for place, x in share.items()
     )
-    low, high = (min(float(getattr(share[p], end)) for p in ("question", "generated")) for end in ("low", "high"))
-    return decided(low, high, 0.05, f"{evidence}; n = {int(share['question'].n)}")
+    parts = {
+        f"more than 5 % from the {place} text": decided(float(share[place].low), float(share[place].high), 0.05, "").word
+        for place in ("question", "generated")
+    }
+    return combined(f"{evidence}; n = {int(share['question'].n)}", parts)
 
 
 def _late_writers(results: Results) -> Verdict:
@@ -127,31 +149,48 @@ def _movers(results: Results) -> Verdict:
 
 
 def _shared_heads(results: Results) -> Verdict:
-    """Far fewer heads than all keep most of the steps, and no other random set of the same size does."""
-    points = results["knock_out_curve"].operating_points(order="least")
+    """A minority of the heads, one set for all steps, keeps most of the steps right, and a random set of its size does not."""
+    found = results["knock_out_curve"]
+    points = found.operating_points(order="least")
     row = points[points["step"] == "all"].iloc[0]
     evidence = (
         f"{int(row.kept)} of {int(row.kept + row.removed)} heads keep {row.accuracy:.0%} [{row.low:.0%}, {row.high:.0%}] of "
-        f"the steps of all kinds right, as many random heads {row.random:.0%}; n = {int(row.n)} examples held out"
+        f"the steps of all kinds right, as many random heads {row.random:.0%}, a difference of {row.gain:.0%} "
+        f"[{row.gain_low:.0%}, {row.gain_high:.0%}]; n = {int(row.n)} examples held out"
     )
-    return decided(float(row.low), float(row.high), float(row.random), evidence)
+    return combined(
+        evidence,
+        {
+            "a minority of the heads": _word(2 * row.kept < row.kept + row.removed),
+            f"{ENOUGH:.0%} of the steps": decided(row.low, row.high, ENOUGH, "").word,
+            "more than random heads": decided(row.gain_low, row.gain_high, 0.0, "").word,
+        },
+    )
 
 
 def _mixing(results: Results) -> Verdict:
+    """At a depth of the lower two thirds, chosen on other questions, a probe gains on the embedding and on local syntax, and
+    calls most subjects and objects of different sentences unrelated: what knows the words' roles alone does not."""
     found = results["pair_probes"]
-    depth = found.best("mlp")
+    last = int(found.data["depth"].max())
+    depth = found.best("mlp", upto=2 / 3 * last)
     at = list(found.data["depth"].values).index(depth)
     confusion = found.data["confusion"].sel(probe="mlp").transpose("example", "depth", "label", "predicted").values
     hits, whole = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
     accuracy = hits / np.where(whole > 0, whole, np.nan)
-    syntax = found.data["neighbours"].values
-    gain = bootstrap.mean_interval(accuracy[:, at] - np.maximum(accuracy[:, 0], syntax))
     first = bootstrap.ratio_interval(hits[:, at], whole[:, at])
+    beside = {"embedding": accuracy[:, 0], "two tokens in front of each word": found.data["neighbours"].values}
+    gains = {f"above the {name}": bootstrap.mean_interval(accuracy[:, at] - x) for name, x in beside.items()}
+    across = bootstrap.mean_interval(found.data["across"].sel(probe="mlp").transpose("example", "depth").values[:, at])
+    above = ", ".join(f"{_shares(x)} {name}" for name, x in gains.items())
     evidence = (
-        f"a non-linear probe tells related, negated and unrelated words with {_shares(first)} at depth {depth} of "
-        f"{int(found.data['depth'].max())}, {_shares(gain)} above the better of embedding and local syntax; n = {int(gain.n)}"
+        f"a non-linear probe tells related, negated and unrelated words with {_shares(first)} at depth {depth} of {last}, the "
+        f"best of the lower two thirds, {above}; of unrelated subjects and objects of different sentences it calls "
+        f"{_shares(across)} unrelated; n = {int(first.n)}"
     )
-    return decided(float(gain.low), float(gain.high), 0.0, evidence)
+    parts = {name: decided(float(x.low), float(x.high), 0.0, "").word for name, x in gains.items()}
+    parts["most of these called unrelated"] = decided(float(across.low), float(across.high), 0.5, "").word
+    return combined(evidence, parts)
 
 
 def _abidance(results: Results) -> Verdict:
@@ -228,7 +267,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "abidance",
-        "Heads of the upper half write tokens of the prompt, those of the lower half do not.",
+        "What heads write stands in the prompt more often in the upper half of the layers than in the lower.",
         "E8, context-abidance",
         ("context_abidance",),
         _abidance,

@@ -6,6 +6,8 @@ import xarray as xr
 
 from pycotmech.cot.analyses.answer_writers import AnswerWriters
 from pycotmech.cot.analyses.functional_rift import FunctionalRift
+from pycotmech.cot.analyses.knock_out import KnockOutCurve
+from pycotmech.cot.analyses.pair_probes import PairProbes
 from pycotmech.paper import CLAIMS
 from pycotmech.paper.claims import decided
 
@@ -33,14 +35,14 @@ def test_a_result_that_is_missing_leaves_a_claim_open():
         assert verdict.word == "not decided" and claim.needs[0] in verdict.evidence
 
 
-def writers(counts, late):
+def writers(counts, late, control=0.0):
     """AnswerWriters with these counts [example] at every step and threshold."""
     n = len(counts)
     same = lambda values: np.broadcast_to(np.asarray(values, float)[:, None, None], (n, 2, 3)).copy()  # noqa: E731
     dims = ("example", "step", "threshold")
     data = {
         "writers": (dims, same(counts)),
-        "control_writers": (dims, same(np.zeros(n))),
+        "control_writers": (dims, same(np.full(n, control))),
         "sources": (dims, same(np.ones(n))),
         "late": (dims, same(late)),
     }
@@ -55,6 +57,8 @@ def test_pathways_and_writers():
     single = {"answer_writers": writers([1, 1, 1, 1], [0.2, 0.3, 0.1, 0.2])}
     assert BY_NAME["pathways"].verdict(single).word == "not borne out"
     assert BY_NAME["writers"].verdict(single).word == "not borne out"
+    either = BY_NAME["pathways"].verdict({"answer_writers": writers([3, 4, 2, 5], [1, 1, 1, 1], control=6)})
+    assert either.word == "not borne out" and "not so: more than of the counterfactual's word" in either.evidence
     split = {"answer_writers": writers([0, 3, 0, 3], [1, 1, 0, 1])}
     assert BY_NAME["pathways"].verdict(split).word == "not decided"
 
@@ -74,10 +78,87 @@ def test_a_rift_is_abrupt_in_the_middle_and_turns():
     early_prior = [0.3] * 5 + [0.01] * 6
     assert claim.verdict(rift(early_prior, low + high)).word == "borne out"
     late = claim.verdict(rift([0.3] * 9 + [0.01] * 2, [0.05] * 9 + [0.6] * 2))
-    assert late.word == "not borne out" and "not in the middle third" in late.evidence
+    assert late.word == "not borne out" and late.evidence.endswith("not so: in the middle third")
     gradual = claim.verdict(rift(np.linspace(0.3, 0, 11), np.linspace(0.05, 0.6, 11)))
-    assert gradual.word == "not borne out" and "gradual" in gradual.evidence
+    assert gradual.word == "not borne out" and gradual.evidence.endswith("not so: half of the rise within one layer")
     none = claim.verdict(rift([0.3] * 11, low + [0.2] * 6))
-    assert none.word == "not borne out" and "no take-over" in none.evidence
+    assert none.word == "not borne out" and "not so: the prompt takes over" in none.evidence
     falling = claim.verdict(rift([0.0] * 11, np.linspace(0.6, 0.0, 11)))
     assert falling.word == "not borne out" and "rises nowhere" in falling.evidence
+
+
+def test_a_rift_whose_interval_leaves_it_open_is_not_denied():
+    claim = BY_NAME["rift"]
+    middle, late = ([0.05] * k + [0.6] * (11 - k) for k in (5, 9))
+    mixed = rift([0.3] * 5 + [0.01] * 6, middle)
+    data = mixed["functional_rift"].data
+    for name, curve in (("context", late), ("prior", [0.3] * 9 + [0.01] * 2)):  # of one example in four
+        data[name][3] = np.asarray(curve)[None]
+    verdict = claim.verdict(mixed)
+    assert verdict.word == "not decided" and "open: in the middle third" in verdict.evidence
+    alone = claim.verdict(rift([0.3] * 5 + [0.01] * 6, middle, n=1))
+    assert alone.word == "not decided" and "nan" not in alone.evidence
+
+
+def probes(embedding, best, rule, held, across=0.8, n=12, pairs=20):
+    """PairProbes over the depths 0 .. len(held) - 1: right answers of `pairs` at depth 0 and at every other one [question]."""
+    depths = len(held)
+    hits = np.stack([embedding, *[best] * (depths - 1)], 1)  # [question, depth]
+    confusion = np.zeros((n, depths, 1, 3, 3))
+    confusion[..., 0, 0], confusion[..., 0, 1] = hits[..., None], pairs - hits[..., None]
+    data = {
+        "confusion": (("example", "depth", "probe", "label", "predicted"), confusion),
+        "neighbours": ("example", np.asarray(rule, float) / pairs),
+        "held_out": (("depth", "probe"), np.asarray(held, float)[:, None]),
+        "across": (("example", "depth", "probe"), np.full((n, depths, 1), across)),
+    }
+    return {"pair_probes": PairProbes(xr.Dataset(data, coords={"depth": np.arange(depths), "probe": ["mlp"]}), {})}
+
+
+def test_mixing_is_judged_against_each_baseline_and_below_the_last_third():
+    claim = BY_NAME["mixing"]
+    spread = np.array([-3, 3] * 6)  # from question to question, against one another: the better of the two is 13 of 20
+    held = [0.5, 0.6, 0.9, 0.7]
+    gained = claim.verdict(probes(10 + spread, np.full(12, 12.5), 10 - spread, held))
+    assert gained.word == "borne out" and "62% [62%, 62%] at depth 2 of 3" in gained.evidence
+    syntax = claim.verdict(probes(10 + spread, np.full(12, 12), np.full(12, 12), held))
+    assert syntax.word == "not borne out" and syntax.evidence.endswith("not so: above the two tokens in front of each word")
+    roles = claim.verdict(probes(10 + spread, np.full(12, 19), 10 - spread, held, across=0.1))
+    assert roles.word == "not borne out" and roles.evidence.endswith("not so: most of these called unrelated")
+    late = probes(np.full(12, 10), np.full(12, 10), np.full(12, 9), [0.5, 0.4, 0.4, 0.9])
+    late["pair_probes"].data["confusion"][:, 3] = 0
+    late["pair_probes"].data["confusion"][:, 3, :, 0, 0] = 20  # the last depth alone knows
+    assert claim.verdict(late).word == "not borne out"
+
+
+def knocked_out(kept, accuracy, random, n=8):
+    """KnockOutCurve of one step and ten heads, with `kept` of them left: accuracy in order and in random order."""
+    dims = ("order", "size", "example", "step")
+    right = np.ones((2, 2, n, 1))
+    right[0, 1, :, 0], right[1, 1, :, 0] = accuracy, random
+    ablated = np.zeros((2, 2, 2, 5), bool)
+    ablated.reshape(2, 2, 10)[:, 1, : 10 - kept] = True
+    data = {
+        "right": (dims, right),
+        "removed": (("order", "size"), ablated.sum((-2, -1))),
+        "ablated": (("order", "size", "layer", "head"), ablated),
+        "half": ("example", np.array(["select", "report"] * (n // 2))),
+    }
+    coords = {"order": ["least", "random 0"], "step": [5], "kind": ("step", ["induction"])}
+    about = {"settings": {"accuracy": "right", "target": 0.9}}
+    return {"knock_out_curve": KnockOutCurve(xr.Dataset(data, coords=coords), about)}
+
+
+@pytest.mark.parametrize(
+    ("kept", "accuracy", "random", "word", "why"),
+    [
+        (3, [0.9, 0.9, 1, 1] * 2, 0.4, "borne out", "a difference of 55% [50%, 60%]"),
+        (8, [0.9, 0.9, 1, 1] * 2, 0.4, "not borne out", "not so: a minority of the heads"),
+        (3, [0.4, 0.4, 0.5, 0.5] * 2, 0.1, "not borne out", "not so: 80% of the steps"),
+        (3, [0.9, 0.9, 1, 1] * 2, 1.0, "not borne out", "not so: more than random heads"),
+        (3, [0.9] * 8, [1, 1, 0.2, 0.2] * 2, "not decided", "open: more than random heads"),
+    ],
+)
+def test_shared_heads_are_a_minority_that_is_enough(kept, accuracy, random, word, why):
+    verdict = BY_NAME["shared_heads"].verdict(knocked_out(kept, accuracy, random))
+    assert verdict.word == word and why in verdict.evidence

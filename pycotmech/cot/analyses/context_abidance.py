@@ -21,6 +21,7 @@ from pycotmech.cot.analyses import answer_writers, bootstrap, information_flow
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered
 from pycotmech.cot.analyses.flow_graph import Graph
+from pycotmech.cot.analyses.functional_rift import change_point
 from pycotmech.cot.analyses.result import Analysis, about
 from pycotmech.cot.analyses.traces import Prompt, by_example, texts_of, traced
 from pycotmech.model.families import ModelConfig
@@ -110,7 +111,8 @@ class ContextAbidance(Analysis):
 
     def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
         """The first layer of the upper part where the layers fall into a lower and a higher one best (the upward
-        least-squares change point), with its interval over resampled examples; by graphs where there are any."""
+        least-squares change point), with its interval over resampled examples; NaN where it rises nowhere. By graphs
+        where there are any."""
         name = ("in_context", "occurs") if self.of_graphs else ("abides",)
         parts = [self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values for k in name]
         parts = parts if self.of_graphs else [parts[0], np.where(np.isfinite(parts[0]), 1.0, np.nan)]
@@ -119,8 +121,7 @@ class ContextAbidance(Analysis):
             top, below = (np.nansum(p[index], 0) for p in parts)
             with np.errstate(invalid="ignore", divide="ignore"):
                 share = top / np.where(below > 0, below, np.nan)
-            rises = [_rise(share[:l], share[l:]) for l in range(1, len(share))]
-            return 1.0 + int(np.argmax(rises)) if np.isfinite(rises).any() else np.nan
+            return change_point(share)
 
         return bootstrap.statistic_interval(layer, len(parts[0]), draws=draws, seed=seed)
 
@@ -159,7 +160,8 @@ class ContextAbidance(Analysis):
         what = "tokens handed over in the graphs stand" if self.of_graphs else "likeliest tokens of heads' outputs stand"
         jump = self.jump()
         inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
-        where = f"; the layers part best at layer {float(jump.mean):.0f}{inside} of {L}" if np.isfinite(jump.mean) else ""
+        where = f"; the layers part best at layer {float(jump.mean):.0f}{inside} of {L}"
+        where = where if np.isfinite(jump.mean) else "; it rises at no layer"
         chance = float(self.data["chance"].mean())
         return [
             f"{what} in the prompt in {_percent(lower)} of cases in the lower half of the layers, {_percent(upper)} in the "
@@ -178,12 +180,6 @@ class ContextAbidance(Analysis):
 def _percent(found: bootstrap.Interval) -> str:
     inside = f" [{float(found.low):.0%}, {float(found.high):.0%}]" if np.isfinite(found.low) else ""
     return f"{float(found.mean):.0%}{inside}"
-
-
-def _rise(below: NDArray, above: NDArray) -> float:
-    """By how much the squared error falls, as a root and with the sign of the rise, when two parts have means of their own."""
-    n, m = np.isfinite(below).sum(), np.isfinite(above).sum()
-    return float((np.nanmean(above) - np.nanmean(below)) * np.sqrt(n * m / (n + m))) if n and m else -np.inf
 
 
 def context_abidance(

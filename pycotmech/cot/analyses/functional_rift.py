@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -65,15 +65,26 @@ class FunctionalRift(Analysis):
         d = (data["context"] - data["prior"]).mean("step").transpose("example", "depth").values
         used = d[np.isfinite(d).all(1)]
         if len(used) == 0:
-            return Rift(*([np.nan] * 3), *([None] * 2), np.nan, 0)
-        jump = bootstrap.statistic_interval(lambda i: change_point(used[i].mean(0)), len(used), draws=draws, seed=seed)
-        cross = bootstrap.statistic_interval(lambda i: crossing(used[i].mean(0)), len(used), draws=draws, seed=seed)
-        crossed = None if np.isnan(cross.mean) else (float(cross.mean), float(cross.low), float(cross.high))
-        mean = used.mean(0)
+            return Rift(np.nan, np.nan, np.nan, None, None, None, np.nan, (np.nan, np.nan), 0)
+
+        def places(index: NDArray[np.int64]) -> tuple[float, float, float]:
+            curve = used[index].mean(0)
+            at = change_point(curve)
+            return at, crossing(curve), abruptness(curve, at)
+
+        found = bootstrap.statistic_interval(places, len(used), draws=draws, seed=seed)
+        (change, cross, abrupt), low, high = (x.tolist() for x in found[:3])
         ends = bootstrap.mean_interval(used[:, [0, -1]], seed=seed)
-        turned = bool(ends.high[0] < 0 < ends.low[1]) if len(used) > 1 else None
         return Rift(
-            float(jump.mean), float(jump.low), float(jump.high), crossed, turned, abruptness(mean, float(jump.mean)), len(used)
+            change,
+            low[0],
+            high[0],
+            None if np.isnan(cross) else (cross, low[1], high[1]),
+            _above_0(-ends.high[0], -ends.low[0]),
+            _above_0(ends.low[1], ends.high[1]),
+            abrupt,
+            (low[2], high[2]),
+            len(used),
         )
 
     def table(self) -> pd.DataFrame:
@@ -94,15 +105,19 @@ class FunctionalRift(Analysis):
         if r.n == 0:
             return ["no position has a memorised next word and another one in the prompt: nothing can be said"]
         lines = [
-            f"context minus prior changes most at depth {r.change:.0f} of {last} [{r.low:.0f}, {r.high:.0f}] "
-            f"(n = {r.n}); {r.abruptness:.0%} of its rise lies within one layer of it"
+            f"context minus prior changes most at depth {r.words('change')} of {last} (n = {r.n}); {r.words('abruptness')} of "
+            "its rise lies within one layer of it"
             if np.isfinite(r.change)
             else f"context minus prior rises nowhere (n = {r.n})"
         ]
-        if r.crossing:
+        if r.crossing and r.ahead:
             lines.append(
                 "from depth {:.0f} [{:.0f}, {:.0f}] on the prompt's next word is ahead of the memorised one".format(*r.crossing)
             )
+        elif r.ahead:
+            lines.append("the prompt's next word is ahead of the memorised one at every depth")
+        elif r.ahead is None:
+            lines.append("which of the two next words is ahead at the end is open")
         else:
             lines.append("the prompt's next word never stays ahead of the memorised one")
         curves = self.curves()
@@ -151,31 +166,51 @@ class FunctionalRift(Analysis):
 @dataclass(frozen=True)
 class Rift:
     """change: depth of the best single step in context - prior, with its bootstrap interval low .. high. crossing: (depth,
-    low, high) from which context stays ahead of prior, None if it never does. turned: whether context - prior is below 0
-    at the embedding and above it at the end, beyond the interval. abruptness: share of the rise within one layer of the
-    change. n: examples."""
+    low, high) from which context stays ahead of prior, None if it never does. behind, ahead: whether context - prior is
+    below 0 at the embedding and above it at the end: True or False beyond the interval, else None. abruptness: share of the
+    rise within one layer of the change, with its interval `abrupt`. n: examples."""
 
     change: float
     low: float
     high: float
     crossing: tuple[float, float, float] | None
-    turned: bool | None
+    behind: bool | None
+    ahead: bool | None
     abruptness: float
+    abrupt: tuple[float, float]
     n: int
+
+    @property
+    def turned(self) -> bool | None:
+        """Whether the prompt takes over: behind at the embedding and ahead at the end. None: open."""
+        if self.behind is False or self.ahead is False:
+            return False
+        return True if self.behind and self.ahead else None
+
+    def words(self, name: Literal["change", "abruptness"]) -> str:
+        """A number with its interval, where there is one."""
+        value, low, high = (self.change, self.low, self.high) if name == "change" else (self.abruptness, *self.abrupt)
+        form = "{:.0f}" if name == "change" else "{:.0%}"
+        return form.format(value) + (f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) else "")
+
+
+def _above_0(low: float, high: float) -> bool | None:
+    return True if low > 0 else False if high < 0 else None
 
 
 def change_point(curve: NDArray) -> float:
     """The first index of the second part, where a curve is best told by two levels (least squares), the second higher.
 
-    NaN if no split has a higher second level: nothing rises.
+    Entries that are NaN count in neither part. NaN if no split has a higher second level: nothing rises.
     """
-    best, at = np.inf, np.nan
-    for j in range(1, len(curve)):
-        a, b = curve[:j], curve[j:]
-        error = float(((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum())
-        if b.mean() > a.mean() and error < best:
-            best, at = error, float(j)
-    return at
+    known = np.isfinite(curve)
+    n, total = known.cumsum(), np.where(known, curve, 0.0).cumsum()
+    below, above = n[:-1], n[-1] - n[:-1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rise = ((total[-1] - total[:-1]) / above - total[:-1] / below) * np.sqrt(below * above / n[-1])
+    rise = np.where(np.isfinite(rise), rise, 0.0)  # the root of what the squared error falls by, with the sign of the rise
+    least = 1e-9 * np.abs(curve[known]).max(initial=0.0)
+    return 1.0 + int(rise.argmax()) if rise.size and rise.max() > least else np.nan
 
 
 def crossing(curve: NDArray) -> float:

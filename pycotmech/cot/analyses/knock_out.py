@@ -75,8 +75,9 @@ class KnockOutCurve(Analysis):
 
         At least one head is ablated; ties go to the larger number (PAPER: E5). One row for each step, and one for all steps
         together: step, kind, size (along the axis), removed, kept, chosen_at (accuracy on the selecting half), accuracy,
-        low, high, n (on the reporting half), random (accuracy of the random order there with as many heads ablated), floor
-        (accuracy there with every head ablated, NaN if the curve does not go so far: what the replacement alone gets right).
+        low, high, n (on the reporting half), random (accuracy of the random orders there with as many heads ablated), gain,
+        gain_low, gain_high (by how much accuracy is above it, example by example), floor (accuracy there with every head
+        ablated, NaN if the curve does not go so far: what the replacement alone gets right).
         """
         import pandas as pd
 
@@ -85,7 +86,7 @@ class KnockOutCurve(Analysis):
         chosen_on, reported = ((self.accuracy(half=h), self.overall(half=h)) for h in ("select", "report"))
         to_the_end = bool((self.data["ablated"].sel(order=order).isel(size=-1)).all())
         randoms = [str(o) for o in self.data["order"].values if str(o).startswith("random")]
-        rows = []
+        each, rows = self._half("report").data[self.main], []
         for i, step in enumerate([*self.data["step"].values.tolist(), "all"]):
             by_step = step != "all"
             pick, tell = (x[0].isel(step=i) if by_step else x[1] for x in (chosen_on, reported))
@@ -110,7 +111,10 @@ class KnockOutCurve(Analysis):
                 "floor": float(tell["mean"].sel(order=order).isel(size=-1)) if to_the_end else np.nan,
                 "random": float(tell["mean"].sel(order=randoms).isel(size=size).mean()) if randoms else np.nan,
             }
-            rows.append(row)
+            here = (each.isel(step=i) if by_step else each.mean("step")).isel(size=size)
+            beside = here.sel(order=order) - here.sel(order=randoms).mean("order")
+            gain = bootstrap.mean_interval(beside.values)
+            rows.append(row | {"gain": float(gain.mean), "gain_low": float(gain.low), "gain_high": float(gain.high)})
         return pd.DataFrame(rows)
 
     def table(self) -> pd.DataFrame:
@@ -155,6 +159,8 @@ class KnockOutCurve(Analysis):
             inside = f" [{row.low:.2f}, {row.high:.2f}]" if np.isfinite(row.low) else ""
             what = f"step {row.step} ({row.kind})" if row.step != "all" else "all steps"
             random = f"; in random order {row.random:.2f}" if np.isfinite(row.random) else ""
+            if np.isfinite(row.gain_low):
+                random += f" ({row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}] above it)"
             floor = f"; with every head ablated {row.floor:.2f}" if np.isfinite(row.floor) else ""
             near = (
                 ""

@@ -89,9 +89,10 @@ class PairProbes(Analysis):
         gain = self._by_question() - self._values("control")
         return self._labelled(bootstrap.mean_interval(gain))
 
-    def best(self, probe: str) -> int:
-        """The depth at which a probe did best on the held-out training questions; the earliest of several."""
-        return int(self.data["depth"].values[int(np.argmax(self.data["held_out"].sel(probe=probe).values))])
+    def best(self, probe: str, *, upto: float = np.inf) -> int:
+        """The depth (of those up to a depth) where a probe did best on held-out training questions; the earliest of several."""
+        held = self.data["held_out"].sel(probe=probe, depth=self.data["depth"] <= upto)
+        return int(held["depth"].values[int(np.argmax(held.values))])
 
     def table(self) -> pd.DataFrame:
         """One row per probe and depth: probe, depth, accuracy, low, high, macro_f1, control, selectivity with its interval,

@@ -191,6 +191,8 @@ def test_the_layer_of_the_jump_is_found():
     data = xr.Dataset({"abides": (dims, abides), "chance": (dims[:2], np.full((6, 1), 0.1))}, coords={"layer": range(12)})
     jump = abidance.ContextAbidance(data, {}).jump(draws=100)
     assert jump.mean == 7 and 6 <= jump.low <= jump.high <= 8
+    falling = abidance.ContextAbidance(data.isel(layer=slice(None, None, -1)), {})
+    assert np.isnan(falling.jump(draws=20).mean) and "it rises at no layer" in falling.findings()[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import pycotmech as pcm
 from pycotmech.cot.analyses import functional_rift as rift
@@ -107,12 +108,39 @@ def test_nothing_is_found_where_nothing_was_planted():
 
 def test_change_points_of_known_curves():
     assert rift.change_point(np.array([0, 0, 0, 1, 1.0])) == 3
-    assert np.isnan(rift.change_point(np.array([1, 1, 0, 0.0])))
+    assert np.isnan(rift.change_point(np.array([1, 1, 0, 0.0]))) and np.isnan(rift.change_point(np.full(5, 0.1)))
+    assert rift.change_point(np.array([np.nan, 0, 0, np.nan, 1])) == 3
+    noisy = np.random.default_rng(0).normal(size=(50, 12)) + np.linspace(0, 1, 12)
+    for curve in noisy:  # least squares, written out
+        errors = [curve[:j].var() * j + curve[j:].var() * (12 - j) for j in range(1, 12)]
+        rising = [e if curve[j:].mean() > curve[:j].mean() else np.inf for j, e in enumerate(errors, 1)]
+        assert rift.change_point(curve) == 1 + int(np.argmin(rising))
     assert rift.crossing(np.array([-1, 1, -1, 1, 1.0])) == 3
     assert np.isnan(rift.crossing(np.array([-1, 1, -1.0]))) and np.isnan(rift.crossing(np.array([1, 1.0])))
     assert rift.abruptness(np.array([0, 0, 0, 1, 1.0]), 3) == 1
     assert rift.abruptness(np.linspace(0, 1, 11), 5) == pytest.approx(0.3)
     assert np.isnan(rift.abruptness(np.ones(4), np.nan))
+
+
+def made_up(end, n=8):
+    """Context - prior is below 0 up to depth 3 and `end` [example] from there on."""
+    difference = np.full((n, 1, 6), -0.2)
+    difference[:, 0, 3:] = np.asarray(end)[:, None]
+    dims = ("example", "step", "depth")
+    data = {name: (dims, np.zeros_like(difference)) for name in rift.CURVES} | {"context": (dims, difference)}
+    return rift.FunctionalRift(xr.Dataset(data, coords={"depth": np.arange(6)}), {})
+
+
+def test_what_lies_within_the_interval_is_left_open():
+    clear = made_up([0.1, 0.2] * 4)
+    r = clear.rift()
+    assert (r.behind, r.ahead, r.turned) == (True, True, True) and r.crossing[0] == r.change == 3
+    assert r.abrupt[0] <= r.abruptness <= r.abrupt[1] and "from depth 3 [3, 3] on" in clear.findings()[1]
+    open_ = made_up([0.5, -0.1, -0.1, -0.1] * 2)  # ahead in the mean, and not in most examples
+    r = open_.rift()
+    assert r.ahead is None and r.turned is None and "is open" in open_.findings()[1]
+    r = made_up([-0.1, -0.12] * 4).rift()
+    assert r.ahead is False and r.turned is False and r.crossing is None
 
 
 def test_it_shows_itself(model, examples, every, result, tmp_path):

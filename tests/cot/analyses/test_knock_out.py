@@ -18,11 +18,6 @@ L, H = 4, 8
 
 
 @pytest.fixture(scope="module")
-def model():
-    return pcm.Model.from_pretrained("tiny-cot")
-
-
-@pytest.fixture(scope="module")
 def examples(model):
     return pcm.cot.make_examples(4, shots=2, tokenizer=model.tokenizer, bos=model.prepend_bos, seed=4)
 
@@ -147,6 +142,9 @@ def test_operating_point_is_nearest_with_ties_to_the_larger_and_told_on_the_othe
         assert row.accuracy == pytest.approx(np.nanmean(told)) and row.n == np.isfinite(told).sum()
         assert row.removed + row.kept == 32
         assert row.floor == pytest.approx(np.nanmean(values.sel(step=row.step).values[-1, half == "report"]))
+        random = curve.data["right"].sel(order="random 0", step=row.step).values[row.size, half == "report"]
+        gain = bootstrap.mean_interval(told - random)
+        assert [row.gain, row.gain_low, row.gain_high] == pytest.approx([*map(float, gain[:3])], nan_ok=True)
     assert "with every head ablated" in str(curve)
 
 
