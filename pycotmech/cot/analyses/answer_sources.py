@@ -196,7 +196,7 @@ class AnswerSources(Analysis):
             other = here["control_drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values
             fall, control = bootstrap.mean_interval(cut), bootstrap.mean_interval(other)
             costs = [
-                f"{_percent(fall, i)} in the {s.replace('_', '-')} text (other words there: {_percent(control, i)})"
+                f"{_percent(fall, i)} in the {s.replace('_', '-')} text (other places there: {_percent(control, i)})"
                 for i, s in enumerate(SEGMENTS)
                 if fall.n[i]
             ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import xarray as xr
@@ -79,13 +80,28 @@ class HeadAnalysis(Analysis):
             path=path,
         )
 
+    def strongest(self) -> Iterator[tuple[int, str, Self, int, int]]:
+        """For each step the head that is strongest on one half of the examples that count there, and the other half:
+        (step, what it is in words, result on the other half, layer, head).
+
+        The largest of many scores is too large on the examples that made it the largest: it is told on others.
+        """
+        for i, step in enumerate(self.data["step"].values.tolist()):
+            here = type(self)(self.data.isel(step=[i]), self.about)
+            parts = here.apart(here.data[self.main].notnull().any(("step", "layer", "head")).values)
+            if parts is None:
+                continue
+            ((l, h, _),) = parts.choosing.top(step, 1)
+            yield step, f"step {step} ({self.data['kind'].values[i]}, {parts.words})", parts.reporting, l, h
+
     def _strongest(self, number: str = "{:+.3f}") -> list[str]:
-        """For each step the strongest head with its interval, in words."""
+        """For each step the head that is strongest on one half of the examples, with its interval on the other, in words."""
         out = []
-        for row in self.table(1).itertuples():
-            at = f"step {row.step} ({row.kind}, n = {row.n}): L{row.layer}H{row.head} {number.format(row.mean)}"
-            inside = f" [{number.format(row.low)}, {number.format(row.high)}]" if np.isfinite(row.low) else ""
-            out.append(at + inside)
+        for step, words, result, l, h in self.strongest():
+            row = result.scores().sel(step=step, layer=l, head=h)
+            mean, low, high = (float(row[k]) for k in ("mean", "low", "high"))
+            inside = f" [{number.format(low)}, {number.format(high)}]" if np.isfinite(low) else ""
+            out.append(f"{words}: L{l}H{h} {number.format(mean)}{inside}")
         return out
 
 

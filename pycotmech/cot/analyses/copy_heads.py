@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.by_head import HeadAnalysis
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
@@ -17,7 +20,9 @@ from pycotmech.cot.analyses.result import Progress, about
 from pycotmech.cot.analyses.rows import ReadRow, head_outputs, read_rows, word_spans
 from pycotmech.cot.examples import Examples
 from pycotmech.cot.steps import Graded
+from pycotmech.lens.readout import Readout
 from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.report.words import plural
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -40,21 +45,41 @@ class CopyHeads(HeadAnalysis):
     def findings(self) -> list[str]:
         """For each step the strongest copier with its attention and what it writes; how attention and writing agree."""
         lines = []
-        for row in self.table(1).itertuples():
-            one = self.data.sel(step=row.step, layer=row.layer, head=row.head).mean("example")
-            lines.append(
-                f"step {row.step} ({row.kind}, n = {row.n}): L{row.layer}H{row.head} looks at the word with "
-                f"{float(one['attention']):.2f} of its attention and adds {float(one['written']):+.2f} to the answer's logit "
-                f"(product {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}])"
+        for step, words, result, l, h in self.strongest():
+            look, adds, product = (
+                bootstrap.mean_interval(result.data[name].sel(step=step, layer=l, head=h).values)
+                for name in ("attention", "written", "copying")
             )
-        mean = self.data.mean("example")
-        a, w = mean["attention"].values.ravel(), mean["written"].values.ravel()
-        fine = np.isfinite(a) & np.isfinite(w)
-        if fine.sum() > 2 and a[fine].std() > 0 and w[fine].std() > 0:
             lines.append(
-                f"correlation of attention and writing over heads and steps: {np.corrcoef(a[fine], w[fine])[0, 1]:.2f}"
+                f"{words}: L{l}H{h} looks at the word with {_number(look, '{:.2f}')} of its attention and adds "
+                f"{_number(adds, '{:+.2f}')} to the answer's logit (product {_number(product, '{:.2f}')})"
             )
+        a, w = (self.data[name].transpose("example", ...).values for name in ("attention", "written"))
+        known = np.isfinite(a).any((1, 2, 3)) & np.isfinite(w).any((1, 2, 3))
+        a, w = a[known], w[known]
+        if len(a):
+            found = bootstrap.statistic_interval(lambda i: _correlation(a[i], w[i]), len(a))
+            if np.isfinite(found.mean):
+                lines.append(
+                    f"correlation of attention and writing over heads and steps: {_number(found, '{:.2f}')} "
+                    f"(n = {plural(len(a), 'example')})"
+                )
         return lines
+
+
+def _number(found: bootstrap.Interval, form: str) -> str:
+    inside = f" [{form.format(float(found.low))}, {form.format(float(found.high))}]" if np.isfinite(found.low) else ""
+    return f"{form.format(float(found.mean))}{inside}"
+
+
+def _correlation(a: NDArray, b: NDArray) -> float:
+    """Of two scores [n, ...], each averaged over the first axis; NaN where one of them does not vary."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a step of which no example counts
+        x, y = np.nanmean(a, 0).ravel(), np.nanmean(b, 0).ravel()
+    fine = np.isfinite(x) & np.isfinite(y)
+    x, y = x[fine], y[fine]
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 2 and x.std() > 0 and y.std() > 0 else np.nan
 
 
 def copy_heads(
@@ -123,14 +148,19 @@ def written(family: LlamaFamily, row: ReadRow, token: int, *, raw: bool = False)
     """What each head adds to a token's logit at the row that is read, float64 [L, H].
 
     The final norm divides by the root mean square of the whole row, so the logit is a sum over what was added to the row
-    (raw: the plain product with the unembedding's row, neither divided nor weighted).
+    (raw: the plain product with the unembedding's row, neither divided nor weighted). NotImplementedError or ValueError if
+    what is attached to the unembedding or the final norm makes it something else.
     """
+    if not family.plain_unembedding():
+        raise NotImplementedError(
+            "model: something is attached to its unembedding; the share of heads in logits needs the unembedding as it is"
+        )
     out = head_outputs(family, row.sites["z"]).double()
     direction = family.hf.lm_head.weight[token].detach().double()
     if not raw:
-        norm = family.base.norm
-        rms = (row.final.double().square().mean() + norm.variance_epsilon).sqrt()
-        direction = direction * norm.weight.detach().double() / rms
+        readout, final = Readout(family), row.final[None]
+        readout.check_norm(final)
+        direction = direction * readout.gamma.double() * readout.factor(final.double())[0]
     return out @ direction
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.analyses import bootstrap
@@ -50,18 +51,27 @@ class DecisionHeads(HeadAnalysis):
     def findings(self) -> list[str]:
         """For each step the head that brings most; where in the layers the answer appears."""
         lines = self._strongest()
-        half = self.interval("p_mid")["mean"]
-        last = half.isel(layer=-1)
         for i, step in enumerate(self.data["step"].values):
-            curve = half.isel(step=i).values
-            if np.isfinite(curve).any():
-                first = int(np.argmax(curve >= 0.5 * np.nanmax(curve)))
-                top = float(last.isel(step=i))
-                lines.append(
-                    f"step {step}: after the attention of layer {first} the lens gives half of its largest probability "
-                    f"of the answer ({np.nanmax(curve):.2f}; after the last attention {top:.2f})"
-                )
+            curves = self.data["p_mid"].isel(step=i).transpose("example", "layer").values
+            curves = curves[np.isfinite(curves).all(1)]
+            if len(curves) == 0:
+                continue
+            found = bootstrap.statistic_interval(lambda index, c=curves: _half_way(c[index].mean(0)), len(curves))
+            parts = zip(("{:.0f}", "{:.2f}", "{:.2f}"), *(x.tolist() for x in found[:3]))
+            first, peak, last = (
+                form.format(mean) + (f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) else "")
+                for form, mean, low, high in parts
+            )
+            lines.append(
+                f"step {step} (n = {len(curves)}): after the attention of layer {first} the lens gives half of its largest "
+                f"probability of the answer ({peak}; after the last attention {last})"
+            )
         return lines
+
+
+def _half_way(curve: NDArray) -> tuple[float, float, float]:
+    """The first layer at half of the largest value, the largest value, the last value."""
+    return float(np.argmax(curve >= 0.5 * curve.max())), float(curve.max()), float(curve[-1])
 
 
 def decision_heads(

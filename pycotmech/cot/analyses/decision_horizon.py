@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.cells import Cells, choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.result import Analysis, Progress, about
@@ -68,21 +69,25 @@ class DecisionHorizon(Analysis):
         return out
 
     def findings(self) -> list[str]:
-        """For each number of sentences: from which layer on corruption is harmless, the most harmful layer, the swap."""
-        lines, found = [], self.interval("same")
-        n_layers = self.data.sizes["layer"]
-        for h, first in self.horizon().items():
-            here = found.sel(sentences=h)
-            worst = int(np.nanargmin(here["mean"].values))
-            one = here.isel(layer=worst)
-            tail = f"from layer {first} of {n_layers} on any one layer may be corrupted in 9 of 10 texts"
-            tail = tail if first is not None else "there is no last layer that may be corrupted in 9 of 10 texts"
-            swapped = float(self.data["swapped"].sel(sentences=h).mean())
+        """For each number of sentences: from which layer on corruption is harmless and which layer does most harm, chosen on
+        one half of the examples and told on the other; the swap."""
+        lines, L = [], self.data.sizes["layer"]
+        for h in self.data["sentences"].values.tolist():
+            here = type(self)(self.data.sel(sentences=[h]), self.about)
+            parts = here.apart(here.data["same"].notnull().any(("sentences", "layer")).values)
+            if parts is None:
+                continue
+            same = parts.reporting.data["same"].sel(sentences=h).transpose("example", "layer").values
+            first = parts.choosing.horizon()[h]
+            worst = int(np.argmin(parts.choosing.data["same"].sel(sentences=h).mean("example").values))
+            tail = "no layer from which on any one layer may be corrupted in 9 of 10 texts"
+            if first is not None:
+                stay = _share(bootstrap.mean_interval(same[:, first:].mean(1)))
+                tail = f"corrupted in any one layer from {first} of {L} on, {stay} of the texts stay the same"
             lines.append(
-                f"behind {h} sentence(s), n = {int(one['n'])}: {tail}; "
-                f"layer {worst} does most harm ({float(one['mean']):.0%} stay the same "
-                f"[{float(one['low']):.0%}, {float(one['high']):.0%}]); with the whole question exchanged "
-                f"{swapped:.0%} of the text stays"
+                f"behind {h} sentence(s), {parts.words}: {tail}; layer {worst} does most harm "
+                f"({_share(bootstrap.mean_interval(same[:, worst]))} stay the same); with the whole question exchanged "
+                f"{_share(bootstrap.mean_interval(here.data['swapped'].values[:, 0]))} of the text stays"
             )
         return lines
 
@@ -107,6 +112,11 @@ class DecisionHorizon(Analysis):
         return framed(
             figure, f"{self.about['model']}: {self.title}", [self.about["definition"], *self.about["notes"]], path=path
         )
+
+
+def _share(found: bootstrap.Interval) -> str:
+    inside = f" [{float(found.low):.0%}, {float(found.high):.0%}]" if np.isfinite(found.low) else ""
+    return f"{float(found.mean):.0%}{inside}"
 
 
 def decision_horizon(

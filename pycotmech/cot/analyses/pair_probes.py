@@ -28,14 +28,13 @@ from pycotmech.cot.analyses.probes import (
 from pycotmech.cot.analyses.question_runs import (
     Piece,
     every_forward,
-    facts,
     pair_table,
     position,
     questions_cost,
     questions_of,
     runs,
 )
-from pycotmech.cot.analyses.result import Analysis, Progress
+from pycotmech.cot.analyses.result import Analysis, Progress, facts
 from pycotmech.cot.relations import CLASSES, Pair, Question, Unrelated
 from pycotmech.model.families import ModelConfig
 
@@ -324,7 +323,7 @@ def pair_probes(
     }[chosen if isinstance(questions, int) else "own"]
     front = f", {shots} shots in front" if shots else ""
     about = facts(
-        model, examples, kept, source="PAPER E9", settings=settings, meter=meter,
+        model, examples, len(kept), sum(len(q.pairs) for q in kept), source="PAPER E9", settings=settings, meter=meter,
         definition=f"[x_i ; x_j] at each word's {read} piece, split by question, equal classes; {source}{front}",
     )  # fmt: skip
     return PairProbes(xr.Dataset(data, coords=coords), about)

@@ -1,14 +1,14 @@
-"""What the analyses of pairs of words share: their questions, the rows of these, and how a result was made."""
+"""What the analyses of pairs of words share: their questions, and the rows of these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pycotmech.cot.analyses.cost import Cost, Meter, Workload, rows_cost
+from pycotmech.cot.analyses.cost import Cost, Workload, rows_cost
 from pycotmech.cot.analyses.traces import Trace, traced
 from pycotmech.cot.examples import Examples
 from pycotmech.cot.relations import CLASSES, Question, Unrelated, make_questions
@@ -92,32 +92,6 @@ def pair_table(questions: Sequence[Question]) -> dict[str, tuple[str, NDArray]]:
         "pair_label": ("pair", np.array([p.label for _, p in flat])),
         "pair_distance": ("pair", np.array([p.distance for _, p in flat])),
         "pair_words": ("pair", np.array([" ".join(p.words) for _, p in flat])),
-    }
-
-
-def facts(
-    model: Model,
-    examples: Examples | None,
-    questions: Sequence[Question],
-    *,
-    source: str,
-    definition: str,
-    settings: Mapping[str, Any],
-    meter: Meter,
-) -> dict[str, Any]:
-    """How a result was made, as `result.about` has it for analyses of steps."""
-    names = ("hops", "shots", "ontology", "style", "order", "distractors", "seed")
-    return {
-        "model": model.name,
-        "notes": list(model.notes),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "source": source,
-        "definition": definition,
-        "settings": dict(settings),
-        "task": {k: getattr(examples, k) for k in names} if examples is not None else {},
-        "examples": len(questions),
-        "cells": sum(len(q.pairs) for q in questions),
-        "cost": {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds},
     }
 
 

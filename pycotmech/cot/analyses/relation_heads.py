@@ -16,8 +16,9 @@ from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.by_head import layer_share
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.head_probe import Rows, head_sets, probed, read_positions
-from pycotmech.cot.analyses.question_runs import every_forward, facts, pair_table, question_length, questions_of, runs
-from pycotmech.cot.analyses.result import Analysis, Progress, top_cells
+from pycotmech.cot.analyses.question_runs import every_forward, pair_table, question_length, questions_of, runs
+from pycotmech.cot.analyses.result import Analysis, Progress, facts, top_cells
+from pycotmech.cot.analyses.significance import sign_flip
 from pycotmech.cot.relations import CLASSES, Question
 from pycotmech.model.families import ModelConfig
 
@@ -257,7 +258,7 @@ def relation_heads(
     with metered(model) as meter:
         seen = _look(model, kept, at, choose, memory_gb, progress)
         score, auroc, mean = _scores(kept, seen.weight, seen.lift)
-        p = np.stack([_adjusted_p(auroc[choose, r] - 0.5, draws, rng) for r in range(len(RELATIONS))])
+        p = np.stack([sign_flip(auroc[choose, r] - 0.5, flips=draws, seed=seed) for r in range(len(RELATIONS))])
         strong = _mean(score[choose])
         selected = (p < level) & (strong >= least)
         strength = np.where(selected[0], strong[0], -np.inf)[:at]
@@ -294,7 +295,8 @@ def relation_heads(
         "random_sets": random_sets, "level": level, "least": least, "draws": draws, "seed": seed,
     }  # fmt: skip
     about = facts(
-        model, examples, kept, source="PAPER E10 (operational definition)", settings=settings, meter=meter,
+        model, examples, len(kept), sum(len(q.pairs) for q in kept), settings=settings, meter=meter,
+        source="PAPER E10 (operational definition)",
         definition="attention from a word's last piece to all pieces of the earlier word, less that of unrelated words at the "
         "same distance; heads selected on the other half",
     )  # fmt: skip
@@ -368,24 +370,6 @@ def _mean(values: NDArray) -> NDArray:
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(there, values, 0.0).sum(0) / there.sum(0)
-
-
-def _adjusted_p(values: NDArray, draws: int, rng: np.random.Generator) -> NDArray:
-    """values [n, L, H], symmetric around 0 if there is nothing -> p [L, H] that the largest of all heads is as large.
-
-    The statistic is the mean over its standard error without a centre, which a sign does not change (Westfall & Young 1993,
-    single step).
-    """
-    used = values[np.isfinite(values).all((1, 2))].reshape(-1, values.shape[1] * values.shape[2])
-    if len(used) == 0:
-        return np.ones(values.shape[1:])
-    size = np.sqrt((used**2).sum(0))
-    size = np.where(size > 0, size, np.inf)
-    observed = used.sum(0) / size
-    signs = rng.choice([-1.0, 1.0], size=(draws, len(used)))
-    largest = (signs @ used / size).max(1)
-    p = (1 + (largest[:, None] >= observed - 1e-12).sum(0)) / (draws + 1)
-    return p.reshape(values.shape[1:])
 
 
 def cost(

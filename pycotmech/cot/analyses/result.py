@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from pycotmech.cot.analyses import bootstrap
 
@@ -20,10 +21,20 @@ if TYPE_CHECKING:
 
     from pycotmech.cot.analyses.cells import Cells
     from pycotmech.cot.analyses.cost import Meter
+    from pycotmech.cot.examples import Examples
     from pycotmech.model import Model
 
 Progress = Callable[[float, float], None]
 """Called with (done, in all)."""
+A = TypeVar("A")
+
+
+class Apart(NamedTuple, Generic[A]):
+    """A result in two parts. words: how many examples are reported on, and that nothing was chosen on them, if that is so."""
+
+    choosing: A
+    reporting: A
+    words: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +63,18 @@ class Analysis:
         found = bootstrap.mean_interval(values.values, level=level, seed=seed)
         first = values.isel({over: 0}, drop=True)
         return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def apart(self, counts: ArrayLike) -> Apart[Self] | None:
+        """The same result on the examples to choose on and on those to report on: the halves of those that count.
+
+        counts: bool [example]. A single one is in both parts. None if none counts.
+        """
+        index = np.flatnonzero(np.asarray(counts))
+        if len(index) == 0:
+            return None
+        halves = bootstrap.halves(len(index), seed=self.about["settings"].get("seed", 0))
+        choosing, reporting = (type(self)(self.data.isel(example=index[half]), self.about) for half in halves)
+        return Apart(choosing, reporting, f"n = {len(halves[1])}{' held out' if len(index) > 1 else ''}")
 
     def table(self) -> pd.DataFrame:
         """The numbers one would want in a table, with their intervals."""
@@ -101,7 +124,23 @@ def about(
     model: Model, cells: Cells, *, source: str, definition: str, settings: Mapping[str, Any], meter: Meter | None = None
 ) -> dict[str, Any]:
     """How a result was made. source: in the paper, as "E1, sections ..."; definition: in words; meter: what it cost."""
-    task = {k: getattr(cells.examples, k) for k in ("hops", "shots", "ontology", "style", "order", "distractors", "seed")}
+    made = dict(source=source, definition=definition, settings=settings, meter=meter)
+    return facts(model, cells.examples, len(cells.examples), len(cells), **made)  # type: ignore[arg-type]
+
+
+def facts(
+    model: Model,
+    examples: Examples | None,
+    n: int,
+    cells: int,
+    *,
+    source: str,
+    definition: str,
+    settings: Mapping[str, Any],
+    meter: Meter | None = None,
+) -> dict[str, Any]:
+    """The same of any result: n examples of its first axis, of which `cells` parts count; examples: whose task it is."""
+    names = ("hops", "shots", "ontology", "style", "order", "distractors", "seed")
     out: dict[str, Any] = {
         "model": model.name,
         "notes": list(model.notes),
@@ -109,9 +148,9 @@ def about(
         "source": source,
         "definition": definition,
         "settings": dict(settings),
-        "task": task,
-        "examples": len(cells.examples),
-        "cells": len(cells),
+        "task": {k: getattr(examples, k) for k in names} if examples is not None else {},
+        "examples": n,
+        "cells": cells,
     }
     if meter is not None:
         out["cost"] = {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds}

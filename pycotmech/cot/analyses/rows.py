@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pycotmech import ops
 from pycotmech.cot.analyses.cells import Cell, Cells
+from pycotmech.cot.analyses.traces import rotated, weights
 from pycotmech.model.families import LlamaFamily
 from pycotmech.model.run import KeyValues, forward_packed, site_dtype, site_shape
 from pycotmech.patching import planner
@@ -65,15 +65,9 @@ def _bytes(family: LlamaFamily, length: int, rows: int, sites: Sequence[str]) ->
 
 def _weights(family: LlamaFamily, q: Tensor, keys: KeyValues) -> Tensor:
     """q [L, H, D] of the last position, before the rotary embedding -> attention weights [L, H, T]."""
-    L, H, D = q.shape
-    T = len(keys)
-    cos, sin = family.rotary(torch.full((L,), T - 1, device=q.device))
-    q = q.clone()
-    ops.rope(q, cos, sin)
-    k = keys.k.to(family.resid_dtype)  # [L, T, Hkv, D]
-    grouped = q.to(family.resid_dtype).view(L, k.shape[2], -1, D)  # [L, Hkv, group, D]
-    scores = torch.einsum("lkgd,ltkd->lkgt", grouped, k) * family.scale
-    return scores.softmax(-1).reshape(L, H, T)
+    end = [len(keys) - 1]
+    rows = [weights(family, rotated(family, q[l][None], end), keys.k[l], end)[0] for l in range(len(q))]
+    return torch.stack(rows)
 
 
 def head_outputs(family: LlamaFamily, z: Tensor) -> Tensor:

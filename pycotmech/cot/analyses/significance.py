@@ -69,30 +69,29 @@ def p_values(
     return out.reshape(shape)
 
 
-def _statistic(x: NDArray) -> NDArray:
-    """t statistics over the axis -2, of the values that are there; 0 where nothing varies about 0."""
-    n = np.isfinite(x).sum(-2)
-    filled = np.where(np.isfinite(x), x, 0.0)
-    mean = filled.sum(-2) / np.maximum(n, 1)
-    square = (filled**2).sum(-2) - n * mean**2
-    # Scores that are all equal have no spread of their own: a floor keeps their statistic finite and large.
-    floor = 1e-12 * (filled**2).sum(-2)
-    error = np.sqrt(np.maximum(square, floor) / np.maximum(n * (n - 1), 1))
-    return np.divide(mean, error, out=np.zeros_like(mean), where=error > 0)
+def sign_flip(values: NDArray, *, two_sided: bool = False, flips: int = _FLIPS, seed: int = 0) -> NDArray[np.float64]:
+    """Family-wise p-values of "the mean is not above 0": values [n, ...] -> [...], NaN where an example does not count.
+
+    How often the largest statistic of all entries reaches an entry's own when the signs of whole examples are flipped, all
+    2^n ways or `flips` random ones, the unflipped among them (Westfall and Young 1993, single step). The statistic is the
+    mean over its standard error without a centre: no sign changes that error, and it orders as t does.
+    """
+    n = len(values)
+    x = np.nan_to_num(np.asarray(values, np.float64).reshape(n, -1))
+    size = np.sqrt((x**2).sum(0))
+    x = x / np.where(size > 0, size, np.inf)
+    if 2**n <= flips:
+        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, n))
+        signs[0] = 1.0
+    fold = np.abs if two_sided else lambda t: t
+    largest = np.concatenate([fold(part @ x).max(1) for part in np.array_split(signs, 16) if len(part)])
+    return (largest[:, None] >= fold(x.sum(0)) - 1e-9).mean(0).reshape(values.shape[1:])
 
 
 def _sign_flip(x: NDArray, two_sided: bool, seed: int) -> NDArray:
-    """Family-wise p-values: how often the largest statistic under flipped signs of whole examples reaches a head's own."""
-    n = len(x)
-    if 2**n <= _FLIPS:
-        flips = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-    else:
-        flips = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_FLIPS, n))
-        flips[0] = 1.0
-    fold = np.abs if two_sided else lambda t: t
-    own = fold(_statistic(x))
-    largest = np.concatenate([fold(_statistic(part[:, :, None] * x)).max(-1) for part in np.array_split(flips, 16)])
-    return (largest[:, None] >= own * (1 - 1e-9) - 1e-300).mean(0)
+    return sign_flip(x, two_sided=two_sided, seed=seed)
 
 
 def _sign(x: NDArray, two_sided: bool, seed: int) -> NDArray:

@@ -120,6 +120,27 @@ def test_cost_is_predicted(name, module, model, examples, every, request):
     assert module.authors_cost(model.cfg, size).forwards == 9
 
 
+def test_an_unembedding_or_a_norm_that_is_something_else_is_refused(model, examples, every):
+    """What is attached would be passed over in silence where weights are read."""
+    for module, words in ((model.hf.lm_head, "attached to its unembedding"), (model.hf.model.norm, "its final norm is not")):
+        hook = module.register_forward_hook(lambda m, a, out: 2 * out)
+        try:
+            with pytest.raises((NotImplementedError, ValueError), match=words):
+                pcm.cot.copy_heads(model, examples, steps=[5], right=every)
+        finally:
+            hook.remove()
+
+
+def test_findings_have_intervals_and_tell_what_the_numbers_are(decided, copied):
+    line = next(x for x in decided.findings() if x.startswith("step 5 (n = 3): after the attention"))
+    curve = decided.data["p_mid"].sel(step=5).mean("example").values
+    first = int(np.argmax(curve >= curve.max() / 2))
+    assert f"of layer {first} [" in line and f"({curve.max():.2f} [" in line and f"attention {curve[-1]:.2f} [" in line
+    mean = copied.data[["attention", "written"]].mean("example")
+    want = np.corrcoef(mean["attention"].values.ravel(), mean["written"].values.ravel())[0, 1]
+    assert copied.findings()[-1].startswith(f"correlation of attention and writing over heads and steps: {want:.2f} [")
+
+
 def test_they_show_themselves(decided, copied, tmp_path):
     for result in (decided, copied):
         assert len(result.table(2)) == 6

@@ -86,7 +86,7 @@ def test_it_shows_itself(result, tmp_path):
     assert len(table) == 6 and table["rank"].tolist() == [1, 2, 3] * 2
     first = table.iloc[0]
     assert result.top(5, 1) == [(first.layer, first["head"], first["mean"])]
-    assert "step 5 (induction, n = 3): L" in str(result)
+    assert "step 5 (induction, n = 2 held out): L" in str(result)
     result.plot(path=tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
     again = type(result).load(result.save(tmp_path).parent)

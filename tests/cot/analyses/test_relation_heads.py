@@ -37,8 +37,10 @@ def test_scores_are_their_definition_on_plain_patterns(model, examples, result):
                 want = looked[mine].mean(0) - looked[others].mean(0)
                 np.testing.assert_allclose(here["score"].values, want, atol=1e-5)
                 lift = looked / even
-                wins = [(lift[i] > lift[j]) + 0.5 * (lift[i] == lift[j]) for i in mine for j in others]
-                np.testing.assert_allclose(here["auroc"].values, np.mean(wins, 0), atol=0.12)
+                gaps = np.stack([lift[i] - lift[j] for i in mine for j in others])
+                close = (np.abs(gaps) < 1e-4).mean(0)  # pairs that rounding may order either way
+                assert (np.abs(here["auroc"].values - ((gaps > 0) + 0.5 * (gaps == 0)).mean(0)) <= close + 1e-9).all()
+                assert close.max() < 0.5 and (close == 0).mean() >= 0.5
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -62,17 +64,6 @@ def test_nothing_is_found_where_nothing_was_planted(seed):
     assert found.heads("related") == found.heads("negated") == []
     assert len(found.ablation()) == 0 and "nothing was ablated" in found.findings()[-1]
     assert np.isnan(found.first_half().mean)
-
-
-def test_the_permutation_test_holds_its_level_over_all_heads():
-    rng = np.random.default_rng(0)
-    smallest = [relating._adjusted_p(rng.normal(size=(20, 4, 8)), 200, rng).min() for _ in range(200)]
-    assert 0.01 < np.mean(np.array(smallest) < 0.05) < 0.1
-    one = rng.normal(size=(20, 4, 8))
-    one[:, 2, 3] += 2
-    p = relating._adjusted_p(one, 500, rng)
-    assert p[2, 3] < 0.01 and (p < 0.05).sum() == 1
-    assert (relating._adjusted_p(np.zeros((5, 2, 2)), 50, rng) == 1).all()
 
 
 def test_random_sets_are_as_large_in_the_same_layers(model):

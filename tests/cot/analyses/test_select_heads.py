@@ -107,6 +107,19 @@ def test_sign_flips_are_those_of_explicit_flipping():
     np.testing.assert_allclose(significance.p_values(x), expected)
 
 
+def test_sign_flips_hold_their_level_over_all_heads():
+    rng = np.random.default_rng(0)
+    smallest = [significance.sign_flip(rng.normal(size=(20, 4, 8)), flips=200, seed=i).min() for i in range(200)]
+    assert 0.01 < np.mean(np.array(smallest) < 0.05) < 0.1
+    one = rng.normal(size=(20, 4, 8))
+    one[:, 2, 3] += 2
+    p = significance.sign_flip(one, flips=500)
+    assert p[2, 3] < 0.01 and (p < 0.05).sum() == 1
+    assert (significance.sign_flip(np.zeros((5, 2, 2))) == 1).all()
+    gone = np.concatenate((one, np.full((3, 4, 8), np.nan)))  # examples that do not count weigh nothing
+    np.testing.assert_allclose(significance.sign_flip(gone[:, 2:3, 3:4]), 0, atol=0.01)
+
+
 @pytest.mark.parametrize("test", ["sign_flip", "sign", "bootstrap"])
 def test_planted_heads_are_found_and_nothing_else(test):
     rng = np.random.default_rng(4)
