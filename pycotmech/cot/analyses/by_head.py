@@ -91,7 +91,10 @@ class HeadAnalysis(Analysis):
             parts = here.apart(here.data[self.main].notnull().any(("step", "layer", "head")).values)
             if parts is None:
                 continue
-            ((l, h, _),) = parts.choosing.top(step, 1)
+            top = parts.choosing.top(step, 1)
+            if not top:  # nothing to restore in that half
+                continue
+            l, h, _ = top[0]
             yield step, f"step {step} ({self.data['kind'].values[i]}, {parts.words})", parts.reporting, l, h
 
     def _strongest(self, number: str = "{:+.3f}") -> list[str]:

@@ -255,11 +255,11 @@ def functional_rift(
     Cost: one pass of each example behind the shared prefix, a pass of 2 tokens for each different token, and L + 1 rows
     of unembedding for each position. Memory: the suffix's residual stream of one example, 256 rows of logits.
     """
-    cells = choose(model, examples, steps=steps, right=right)
     cfg = model.cfg
+    if start is not None and not 0 <= start < cfg.d_vocab:
+        raise ValueError(f"start: got {start}; expected a token id in 0..{cfg.d_vocab - 1}")
+    cells = choose(model, examples, steps=steps, right=right)
     first = _start(model, cells.examples.bos) if start is None else int(start)
-    if first is not None and not 0 <= first < cfg.d_vocab:
-        raise ValueError(f"start: got {first}; expected a token id in 0..{cfg.d_vocab - 1}")
     found = {name: cells.empty(cfg.n_layers + 1) for name in CURVES}
     count = cells.empty()
     by_example: dict[int, list[Any]] = {}
