@@ -324,7 +324,8 @@ def _words(tokens: Tensor, tokenizer) -> Callable[[int], str]:
 
 def cost(cfg: ModelConfig, workload: Workload, *, definition: Definition = "exact", total: bool = True, **options) -> Cost:
     """Predicted. "exact": the prompts once, projections of senders, and the sweeps of the edges found; the number of nodes
-    and edges is not known before: 8 and 20 for each cell, edges read from a third of the suffix on. "paper": 60 positions."""
+    and edges is not known before: 8 and 20 for each cell, edges read from a third of the suffix on. "paper": 60 positions.
+    A model whose heads look far back everywhere, as untrained ones do, needs several times that."""
     whole = trace_cost(cfg, workload, 3, whole=True)
     if definition != "exact":
         visited = 60 * workload.cells

@@ -8,11 +8,13 @@ import pycotmech as pcm
 from pycotmech.cot.analyses import answer_sources as module
 from pycotmech.cot.analyses import context_abidance as abidance
 from pycotmech.cot.analyses import flow_exact
-from pycotmech.cot.analyses.cost import metered
+from pycotmech.cot.analyses.cells import choose
+from pycotmech.cot.analyses.cost import metered, workload
 from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node
 from pycotmech.cot.analyses.traces import Prompt, Shots, traced
 from tests.cot.analyses.flow_cases import planted_traces
 from tests.reference import planted
+from tests.reference.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +259,19 @@ def test_a_shared_beginning_that_is_kept_is_not_computed_again(model, examples):
         assert again == rows and torch.equal(none[0].keys(3), cold[0].keys(3))
     finally:
         model.prefixes.limit = limited
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_cost_of_the_cuts_is_predicted(model, examples, every, random):
+    """By a model that reasons and by one that does not: each sweep runs what no kept segment of its prompt holds."""
+    asked = model
+    if random:
+        hf = tiny_llama(n_layers=6, n_heads=4, d_vocab=model.cfg.d_vocab)
+        asked = pcm.Model(hf, model.tokenizer, check=False)
+    some, steps, right = examples[:2], [0, 3, 5, 8], every[:2]
+    graphs = pcm.cot.information_flow(asked, some, steps=steps, right=right, total=False)
+    asked.prefixes.clear()  # the cost is that of a cold call
+    found = pcm.cot.answer_sources(asked, some, steps=steps, right=right, flow=graphs)
+    size = workload(choose(asked, some, steps=steps, right=right))
+    ratio = found.about["cost"]["token_forwards"] / module.cost(asked.cfg, size, flow=graphs).token_forwards
+    assert 1 / 1.3 < ratio < 1.3
