@@ -8,8 +8,9 @@ into chunks, asks for again and again. Only the numbers differ.
 The objects that a pass consists of say which of their attributes stand on the device (`on_device`). All else, where to
 cut, which variants join where, which edits fall into which block, decides what is launched; its digest is the signature of
 a pass. A pass whose signature comes up for the second time is captured: bound to buffers that stay where they are, run
-once to warm up, run again while the launches are recorded. From then on a pass of this signature copies its tensors into
-the buffers and replays. The arithmetic is the same kernels in the same order.
+once to warm up, run again while the launches are recorded. The first replay is held against the pass run as usual; if they
+differ beyond rounding nothing is replayed any more. From then on a pass of this signature copies its tensors into the
+buffers and replays. The arithmetic is the same kernels in the same order.
 
 Weights are read where they lie, so an update in place is seen; weights that were moved or replaced drop all graphs. Models
 with hooks, adapters or other projections than the library's own are never captured: their Python would run once and not
@@ -40,6 +41,10 @@ from pycotmech.patching.staircase import Staircase
 
 _SHARE_OF_ROOM = 8
 """A call's memory budget divided by this may be held by graphs and their buffers."""
+
+_ROUNDING = 64
+"""Units in the last place, relative to the norm, by which a first replay may differ from the pass run as usual: buffers lie
+elsewhere than the tensors they stand for, so a library may choose another kernel."""
 
 _REMEMBERED = 4096
 """Signatures that were seen once."""
@@ -355,18 +360,31 @@ class Graphs:
                     out.copy_(static.run())
 
                 self._fill(taken, signature)
-                return _Graph(self.backend.capture(run), taken, out, sum(ticks))
+                captured = self.backend.capture(run)
+                layer_rows = sum(ticks)
+                captured.replay()
+                usual = copy(staircase)
+                usual.tick = None
+                self._compare(out, usual.run())
+                return _Graph(captured, taken, out, layer_rows)
         except BaseException as error:
             self._release(taken)
             if not isinstance(error, RuntimeError):
                 raise
             self._failed = True
             warnings.warn(
-                f"pycotmech: a pass could not be captured as a CUDA graph ({error}); passes run kernel by kernel from now on, "
-                "with the same values. PYCOTMECH_CUDA_GRAPHS=0 switches graphs off.",
+                f"pycotmech: a pass could not be captured as a CUDA graph ({error}); passes run kernel by kernel from now on. "
+                "PYCOTMECH_CUDA_GRAPHS=0 switches graphs off.",
                 stacklevel=2,
             )
             return None
+
+    @staticmethod
+    def _compare(replayed: Tensor, usual: Tensor) -> None:
+        """RuntimeError if a replay gave other numbers than the pass run as usual."""
+        off, size = float((replayed - usual).norm()), float(usual.norm())
+        if not off <= _ROUNDING * torch.finfo(usual.dtype).eps * size:  # nor if it is not a number
+            raise RuntimeError(f"its first replay is {off:.2g} off the pass run as usual, of {size:.2g}")
 
     def _fill(self, buffers: list[tuple], signature: Signature) -> None:
         if self._last is not None:

@@ -290,6 +290,31 @@ def test_a_capture_that_fails(model, on):
     assert graphs.backend.log.count("refused") == 1 and graphs.nbytes == graphs.replays == 0
 
 
+def test_a_replay_that_gives_other_numbers(model, on):
+    """It is found out at the first replay, said once, and no value of it is ever returned."""
+    expected = [sweeps(CASES["z, everywhere"], seed, model) for seed in range(4)]
+    graphs = on(model)
+    honest = graphs.backend.capture
+
+    def wrong(fn):
+        captured = honest(fn)
+        out = fn.__closure__[[*fn.__code__.co_freevars].index("out")].cell_contents
+
+        def replay():
+            captured.replay()
+            out.mul_(1 + 1e-4)
+
+        return type(captured)(replay, captured.nbytes)
+
+    graphs.backend.capture = wrong
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for seed in range(4):
+            assert (sweeps(CASES["z, everywhere"], seed, model) == expected[seed]).all()
+    assert ["off the pass run as usual" in str(w.message) for w in said] == [True]
+    assert graphs.nbytes == graphs.replays == 0
+
+
 def test_weights(on):
     """An update in place is read by the next replay; weights that lie elsewhere drop the graphs."""
     hf = tiny_llama(n_layers=3)
