@@ -141,6 +141,20 @@ def test_nothing_is_kept_for_a_model_that_carries_hooks(forwards):
     assert forwards == [8, 8] and len(model.prefixes) == 2
 
 
+def test_the_same_tokens_behind_others_are_not_taken_for_them(forwards):
+    """A segment's keys and values depend on all that stands in front of it."""
+    model = pcm.Model(tiny_llama(n_heads=4))
+    tokens = prompts(1)[0][:24]
+    other = tokens.clone()
+    other[3] = (other[3] + 1) % 61
+    first = model.prefixes.key_values(tokens, ROOM)
+    second = model.prefixes.key_values(other, ROOM)
+    assert forwards == [8] * 6 and not torch.equal(first.v[1, 16:], second.v[1, 16:])
+    assert equal(second, pcm.Model(model.hf).prefixes.key_values(other, ROOM))
+    repeated = torch.cat((tokens[:8], tokens[:8]))  # nor those of another position
+    assert equal(model.prefixes.key_values(repeated, ROOM), pcm.Model(model.hf).prefixes.key_values(repeated, ROOM))
+
+
 def test_threads_are_part_of_what_is_kept(forwards):
     model = pcm.Model(tiny_llama(n_heads=4))
     tokens, n = prompts(1)[0][:16], torch.get_num_threads()

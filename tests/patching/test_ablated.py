@@ -81,6 +81,10 @@ def test_groups_and_sharing_change_nothing(case):
     assert torch.equal(again, together.final(heads))  # nothing of one run remains for the next
     together.final(sets()["all"])
     assert torch.equal(again, together.final(heads))
+    untouched = AblatedRuns(family, prompts, reads, shared=P, fill=fill, roles=roles).final(sets()["none"])
+    for _ in range(2):  # the untouched prefix is kept, and no other in its place
+        assert torch.equal(together.final(sets()["none"]), untouched)
+        assert torch.equal(again, together.final(heads))
 
 
 def test_without_attention_the_output_is_the_tokens_own(case):
