@@ -122,6 +122,36 @@ def test_two_planted_writers_are_two_pathways_with_two_sources():
     assert {tuple(i) for i in np.argwhere(module.significant(np.stack(contrasts), alpha=0.001))} == writers
 
 
+def test_counts_are_worked_out_by_hand():
+    """A writer says its word and brings some of its logit; the counterfactual's word is counted by the same rule."""
+    grid = lambda *rows: torch.tensor(rows, dtype=torch.float64)  # noqa: E731
+    direct = grid([1.0, 0.1], [0.5, 1.0])
+    found = module.Written(
+        projection=grid([0.6, 0.9], [0.2, 0.05]),
+        control=grid([0.6, 0.6], [0.6, 0.05]),
+        top=torch.zeros(2, 2),
+        peak=torch.zeros(2, 2),
+        direct=direct,
+        contrast=direct - grid([0.0, 0.4], [0.1, 0.9]),  # what the counterfactual's word is given
+        mass=torch.tensor([[[0.5, 0.0], [0.0, 0.9]], [[0.05, 0.2], [0.0, 0.0]]]),
+        logits=torch.zeros(2),
+    )
+    prompt = Prompt(
+        torch.arange(8), 1, 2, None, {"question": slice(1, 4), "generated": slice(4, 8)}, (slice(2, 3), slice(5, 6))
+    )
+    counts = module.count_writers(found, prompt, (0.1, 0.5, 0.95))
+    expected = {
+        "projecting": [3, 2, 0],
+        "writers": [2, 1, 0],
+        "control_writers": [1, 1, 0],
+        "late": [0.5, 0.0, np.nan],
+        "sources": [2, 1, 0],
+        "segments": [2, 1, 0],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(counts[name], values, err_msg=name)
+
+
 def test_in_a_model_with_nothing_planted_no_head_writes():
     """By projection alone some do: noise that is made as loud as everything else says something, sometimes the answer."""
     p = planted.nothing()

@@ -74,6 +74,21 @@ def test_shuffled_labels_leave_chance():
     assert (np.abs(found.accuracy()["mean"].values - 1 / 3) < 0.14).all()
 
 
+def test_what_is_held_out_and_what_the_rule_learns_from_are_training_questions(monkeypatch):
+    """Penalty and stopping are chosen on questions that share none with those fitted; the rule hears nothing of the test."""
+    p, questions, seen = planted.nothing(), said(30), []
+    real = probing.fit_linear
+    monkeypatch.setattr(probing, "fit_linear", lambda x, y, held: seen.append(held) or real(x, y, held))
+    found = pcm.cot.pair_probes(p.model, questions=questions, depths=[0], probe="linear")
+    part = found.data["part"].values
+    train = probing._samples(questions, np.flatnonzero(part != "test"), 0)
+    expected = np.array([part[q] == "held" for q, _ in train])
+    assert len(seen) == 2 and all((held == expected).all() for held in seen) and 0 < expected.mean() < 0.4
+    assert float(found.data["neighbours"].mean()) > 0.95  # the tokens in front tell these pairs
+    blind = pcm.cot.pair_probes(p.model, questions=questions, depths=[0], probe="linear", shuffled=True)
+    assert float(blind.data["neighbours"].mean()) < 0.6
+
+
 def test_no_question_is_in_two_parts_and_classes_are_equal(result):
     """PAPER F3, F4."""
     part = result.data["part"].values

@@ -52,6 +52,17 @@ def test_shuffled_labels_leave_chance():
     assert accuracies(x, y) == pytest.approx((1 / 3, 1 / 3), abs=0.06)
 
 
+def test_what_is_held_out_is_not_fitted():
+    """Of labels that mean nothing, those held out are told no better than by chance, however well the others are learnt."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(400, 300)), rng.integers(3, size=400)
+    held = np.arange(400) % 4 == 0
+    z = Projection.fit(x)(x).astype(np.float32)
+    assert fit_linear(z, y, held).held_out < 0.5
+    _, accuracy = fit_mlps(torch.from_numpy(z)[None], torch.from_numpy(y)[None], torch.from_numpy(held))
+    assert accuracy[0] < 0.5
+
+
 def test_side_by_side_is_one_by_one():
     rng = np.random.default_rng(4)
     x = torch.from_numpy(rng.normal(size=(2, 90, 5)).astype(np.float32))

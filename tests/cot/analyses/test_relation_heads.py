@@ -1,5 +1,7 @@
 """E10: heads that look along relations, on planted models and against plain attention patterns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ import pycotmech as pcm
 from pycotmech.cot.analyses import relation_heads as relating
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
-from pycotmech.cot.analyses.head_probe import head_sets
-from pycotmech.cot.relations import make_questions
+from pycotmech.cot.analyses.head_probe import head_sets, probed
+from pycotmech.cot.analyses.significance import sign_flip
+from pycotmech.cot.relations import Pair, Question, make_questions
 from tests.cot.analyses.relation_cases import said
 from tests.reference.planted import models as planted
 from tests.reference.truth import activations
@@ -41,6 +44,22 @@ def test_scores_are_their_definition_on_plain_patterns(model, examples, result):
                 close = (np.abs(gaps) < 1e-3 * sums).mean(0)  # pairs that rounding may order either way
                 assert (np.abs(here["auroc"].values - ((gaps > 0) + 0.5 * (gaps == 0)).mean(0)) <= close + 1e-9).all()
                 assert close.max() < 0.5 and (close == 0).mean() >= 0.5
+
+
+@torch.no_grad()
+def test_words_of_several_pieces_count_by_their_share_of_even_attention(model):
+    """A word of three pieces is looked at three times as much by a head that looks everywhere alike."""
+    tokens = make_questions(1, tokenizer=model.tokenizer)[0].tokens[:30]
+    spans = [slice(2, 3), slice(5, 8), slice(9, 11), slice(14, 15)]
+    pairs = tuple(Pair(label, span, slice(19 + i, 20 + i)) for i, (span, label) in enumerate(zip(spans, (0, 0, 2, 2))))
+    seen = relating._look(model, [Question(tokens, pairs)], 4, np.array([0]), None, None)
+    for l in range(4):
+        pattern = activations(model.hf, tokens)["pattern", l]
+        for j, p in enumerate(pairs):
+            row = pattern[:, p.second.stop - 1]
+            even = torch.full((p.second.stop,), 1 / p.second.stop)[p.first].sum()
+            np.testing.assert_allclose(seen.weight[0][j, l], row[:, p.first].sum(-1), atol=1e-5)
+            np.testing.assert_allclose(seen.lift[0][j, l], row[:, p.first].sum(-1) / even, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -80,10 +99,28 @@ def test_random_sets_are_as_large_in_the_same_layers(model):
 def test_choosing_and_reporting_are_kept_apart(result):
     half = result.data["half"].values
     assert (half == "choose").sum() == 6 and (half == "report").sum() == 6
+    score, auroc = (result.data[name].values[half == "choose"] for name in ("score", "auroc"))
+    p = [sign_flip(auroc[:, r] - 0.5, flips=2000, seed=0) for r in (0, 1)]
+    np.testing.assert_array_equal(result.data["p"].values, p)
+    np.testing.assert_array_equal(result.data["selected"].values, (np.stack(p) < 0.95) & (score.mean(0) >= 0))
     assert np.isnan(result.data["accuracy"].values[half == "choose"]).all()
     assert np.isfinite(result.data["accuracy"].values[half == "report"]).all()
     assert result.data["run"].values.tolist() == ["whole", "selected", "random 1", "random 2"]
     assert int(result.scores()["n"].max()) == 6
+
+
+def test_the_probe_learns_from_the_choosing_half_alone():
+    """Where that half's labels mean nothing, nothing is told on the other."""
+    p, questions, rng = planted.relation(), said(32), np.random.default_rng(0)
+    choose, report = np.arange(0, 32, 2), np.arange(1, 32, 2)
+    mixed = list(questions)
+    for q in choose.tolist():
+        pairs = tuple(pair._replace(label=int(rng.integers(3))) for pair in questions[q].pairs)
+        mixed[q] = replace(questions[q], pairs=pairs, across=())
+    rows = relating._look(p.model, questions, 3, choose, None, None).rows
+    for kept, low, high in ((questions, 0.65, 1.0), (mixed, 0.1, 0.5)):
+        accuracy, _ = probed(p.model, kept, rows, 3, choose, report, {}, None, 0, None)
+        assert np.isnan(accuracy[choose]).all() and low < accuracy[report, 0].mean() <= high
 
 
 def test_cost_is_predicted(model, examples, every, result):
