@@ -203,15 +203,15 @@ def _sweeps(
 
 def _measured(sweep: Sweep, step: Step, wrong: int, ends: Tensor) -> dict[str, Any]:
     assert sweep.logits is not None
-    out: dict[str, Any] = {"effect": sweep.effect, "noise_floor": sweep.noise_floor}
-    for name in METRICS:
+    # The KL is the sweep's own: taken from its own clean run, so that identical runs give exactly 0.
+    out: dict[str, Any] = {"effect": sweep.effect, "noise_floor": sweep.noise_floor, "kl": sweep.raw}
+    out["kl_clean"], out["kl_corrupted"] = float(sweep.clean_metric[0]), float(sweep.corrupted_metric[0])
+    for name in METRICS[1:]:
         measure = ExampleMetric(name, ends[0], step.answer, wrong)
         grid = torch.stack([measure(layer) for layer in sweep.logits])
         out[name] = grid.numpy()
         out[f"{name}_clean"], out[f"{name}_corrupted"] = measure(ends).tolist()
     out["changed"] = float(int(ends[1].argmax()) != step.answer)
-    out["kl"] = sweep.raw  # measured against the clean run of the same sweep, so that identical runs give exactly 0
-    out["kl_clean"], out["kl_corrupted"] = float(sweep.clean_metric[0]), float(sweep.corrupted_metric[0])
     return out
 
 
