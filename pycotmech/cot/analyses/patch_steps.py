@@ -74,7 +74,10 @@ class PatchSteps(HeadAnalysis):
         lines = self._strongest()
         counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values, clear.values)]
         size = self.data.sizes["layer"] * self.data.sizes["head"]
-        lines.append(f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)}")
+        lines.append(
+            f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)} "
+            f"(95 % intervals put at most about {size // 20} there by chance)"
+        )
         return lines
 
 
@@ -108,6 +111,8 @@ def patch_steps(
     """
     if corruption not in get_args(Corruption):
         raise ValueError(f"corruption: got {corruption!r}; expected one of {', '.join(get_args(Corruption))}")
+    if corruption != "answer" and model.tokenizer is None:
+        raise ValueError(f"corruption: {corruption!r} finds its words in the text; {model.name} has no tokenizer")
     if corruption != "answer" and steps is None:
         steps = [i for i, kind in enumerate(examples.kinds) if kind == "induction"]
     cells = choose(model, examples, steps=steps, right=right)

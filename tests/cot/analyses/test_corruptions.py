@@ -60,4 +60,6 @@ def test_bad_input(model, examples, every):
         pcm.cot.patch_steps(model, examples, right=every, corruption="noise")
     with pytest.raises(ValueError, match="breaks inductive steps, step 3 is of kind 'copying'"):
         pcm.cot.patch_steps(model, examples, steps=[3], right=every, corruption="premise")
+    with pytest.raises(ValueError, match="corruption: 'rule' finds its words in the text"):
+        pcm.cot.patch_steps(pcm.Model(model.hf), examples, right=every, corruption="rule")
     assert torch.equal(corrupted_prompt(examples[0], examples[0].steps[3], "answer", None), examples[0].steps[3].corrupted)
