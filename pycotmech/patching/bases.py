@@ -49,6 +49,8 @@ class Bases:
     sin: Tensor
     reads: tuple[tuple[int, ...], ...]  # for each base the positions that are read, ascending; the last is read[b]
 
+    on_device: ClassVar[tuple[str, ...]] = ("k", "v", "sites", "source", "cos", "sin")
+
     def readings(self, base: Tensor) -> Readings:
         """What is read of variants of these bases [N], variant after variant."""
         counts = torch.tensor([len(r) for r in self.reads])
@@ -58,8 +60,6 @@ class Bases:
         within = torch.arange(len(variant)) - (n.cumsum(0) - n)[variant]
         number = (counts.cumsum(0) - counts)[base][variant] + within
         return Readings(variant, number, flat[number], torch.cat((torch.zeros(1, dtype=torch.long), n.cumsum(0))))
-
-    on_device: ClassVar[tuple[str, ...]] = ("k", "v", "sites", "source", "cos", "sin")
 
     @property
     def nbytes(self) -> int:

@@ -30,6 +30,11 @@ _LOGIT_ROWS = 256
 """Rows of the unembedding's output that exist at once."""
 
 
+def read_counts(base: Tensor, reads: Sequence[Sequence[int]]) -> Tensor:
+    """At how many positions each variant of these bases [N] is read. reads: the positions of each base."""
+    return torch.tensor([len(at) for at in reads])[base]
+
+
 def self_patches(cfg: ModelConfig, seed: int, example: int) -> Tensor:
     """(layer, head) of the self-patches [N_SELF_PATCHES, 2]: layers evenly spread, heads drawn by the seed."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + example)
@@ -214,7 +219,7 @@ class Evaluator:
             moving = torch.ones_like(v.layer) if moves is None else moves[i]
             read, upto = torch.ones_like(v.layer), v.first + lengths
             if reads is not None:
-                read = torch.tensor([len(at) for at in reads[i]])[v.base]
+                read = read_counts(v.base, reads[i])
                 upto = torch.tensor([sum(at) + len(at) for at in reads[i]])[v.base]
             for c, d in cuts:
                 parts = (t[c:d] for t in (v.layer, v.stage, v.first, lengths, moving, read))

@@ -116,7 +116,7 @@ def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[
     read off the other's runs: for z at all positions they cost no sweep of their own. Each `Sweep.plan` is that of the call.
     Raises what `patch_heads` raises; ValueError for a single pair or a screen, which is made over all pairs.
     """
-    options = _bound(patch_heads, model, clean, corrupted, arguments)
+    options = _bound(model, clean, corrupted, arguments)
     if options.pop("screen") is not None:
         raise ValueError(f"screen: got {arguments['screen']}; heads are screened over all pairs at once; expected None")
     normalize = options.pop("normalize")
@@ -126,9 +126,9 @@ def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[
     return finish_each(model, job, normalize)
 
 
-def _bound(function: Callable, model: Model, clean: Any, corrupted: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call, with defaults."""
-    given = inspect.signature(function).bind(model, clean, corrupted, **arguments)
+def _bound(model: Model, clean: Any, corrupted: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `patch_heads`, with its defaults."""
+    given = inspect.signature(patch_heads).bind(model, clean, corrupted, **arguments)
     given.apply_defaults()
     return dict(given.arguments)
 
@@ -139,7 +139,7 @@ def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens
     Raises what `patch_heads` raises before it runs anything, also for a budget that is too small; ValueError for a screen,
     whose heads are known only when it has run.
     """
-    options = _bound(patch_heads, model, clean, corrupted, arguments)
+    options = _bound(model, clean, corrupted, arguments)
     if options["screen"] is not None:
         raise ValueError(f"screen: got {options['screen']}; which heads it leaves is known only when it has run; expected None")
     del options["normalize"]

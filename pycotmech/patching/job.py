@@ -19,7 +19,7 @@ from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching import planner
 from pycotmech.patching.bases import PairRuns, Readings, Stage, common_prefix, sequences_run
 from pycotmech.patching.edits import JOINS_AT, heads_of, reaches
-from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
+from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, read_counts, self_patch_signs, self_patches
 from pycotmech.patching.groups import Groups, each_labels
 from pycotmech.patching.late import PER_QUERY, Entries, LateEdits, SourceValues
 from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
@@ -242,7 +242,7 @@ class PatchJob:
         tables = [self._table(self.runs[a:b]) for a, b in chunks]
         held = [shared + sum(sizes[a:b]) for a, b in chunks]
         reads = [[[self.pairs[i].read for i in run.readers] for run in self.runs[a:b]] for a, b in chunks]
-        count = [int(torch.tensor([len(r) for r in at])[t.variants.base].sum()) for t, at in zip(tables, reads, strict=True)]
+        count = [int(read_counts(t.variants.base, at).sum()) for t, at in zip(tables, reads, strict=True)]
         pieces = [evaluator.pieces(t.lengths, h, columns, n) for t, h, n in zip(tables, held, count, strict=True)]
         prompts, passing = planner.prefix_work(family, self.shared), 0
         for (a, b), h in zip(chunks, held, strict=True):

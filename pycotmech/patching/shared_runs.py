@@ -18,7 +18,7 @@ from pycotmech.model.run import KeyValues
 from pycotmech.patching.bases import PairRuns, run_pairs
 from pycotmech.patching.evaluate import Evaluator
 from pycotmech.patching.metrics import ExampleMetric, Metric
-from pycotmech.patching.pairs import Pair
+from pycotmech.patching.pairs import Pair, targets_of
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,13 @@ def each_alone(n: int) -> list[SharedRun]:
     return [SharedRun(i, (i,)) for i in range(n)]
 
 
-def shared_runs(pairs: Sequence[Pair], targets: Sequence[Sequence[int]]) -> list[SharedRun]:
+def shared_runs(pairs: Sequence[Pair], targets: Sequence[Sequence[int]] | None = None) -> list[SharedRun]:
     """The fewest runs from which all pairs can be read, in the order of their hosts. targets: the positions patched of each
-    pair; one that is not patched at all positions that it could be is run alone."""
+    pair (None: all that can change anything); one that is not patched at all of those is run alone."""
     hosts: dict[int, list[int]] = {}
     text = [(_upto(p.clean, p), _upto(p.corrupted, p)) for p in pairs]
-    whole = [list(t) == list(range(p.first, p.read + 1)) for p, t in zip(pairs, targets, strict=True)]
+    targets = [targets_of(p, None) for p in pairs] if targets is None else targets
+    whole = [list(t) == targets_of(p, None) for p, t in zip(pairs, targets, strict=True)]
     for i in sorted(range(len(pairs)), key=lambda i: -pairs[i].read):
         found = (h for h in hosts if whole[h] and all(a.startswith(b) for a, b in zip(text[h], text[i], strict=True)))
         host = next(found, i) if whole[i] else i

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pycotmech.patching.pairs import aligned, targets_of
+from pycotmech.patching.pairs import aligned
 from pycotmech.patching.shared_runs import shared_runs
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def workload(cells: Cells) -> Workload:
     swept, sweeps, together = 0, 0, 0
     for e in longest:
         pairs = [aligned(cell.step.clean, cell.step.corrupted) for cell in cells if cell.e == e]
-        runs = shared_runs(pairs, [targets_of(pair, None) for pair in pairs])
+        runs = shared_runs(pairs)
         swept += sum(pairs[run.host].read + 1 - pairs[run.host].first for run in runs)
         sweeps += len(runs)
         together = max(together, *(len(run.readers) for run in runs))

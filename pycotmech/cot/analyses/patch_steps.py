@@ -24,7 +24,7 @@ from pycotmech.patching import Sweep, patch_heads_each, planner
 from pycotmech.patching.evaluate import N_SELF_PATCHES
 from pycotmech.patching.heads import Direction
 from pycotmech.patching.metrics import ExampleMetric
-from pycotmech.patching.pairs import aligned, targets_of
+from pycotmech.patching.pairs import aligned
 from pycotmech.patching.shared_runs import shared_runs
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _together(cells: Sequence[Cell], prompts: Sequence[Tensor]) -> list[list[int
     out = []
     for e in dict.fromkeys(cell.e for cell in cells):
         mine = [i for i, cell in enumerate(cells) if cell.e == e]
-        runs = shared_runs([pairs[i] for i in mine], [targets_of(pairs[i], None) for i in mine])
+        runs = shared_runs([pairs[i] for i in mine])
         out += [[mine[r] for r in run.readers] for run in runs]
     return out
 
