@@ -359,7 +359,7 @@ def test_a_position_that_changes_nothing_is_said(case):
         alone = pcm.patch_heads(model, tokens, other, positions=[7, 9], heads=[(0, 0), (1, 2)], read=9)
         again = pcm.patch_heads(model, tokens, other, positions=[7], heads=[(0, 0), (1, 2)], read=9)
     assert np.allclose(some.values[[0, 1], [0, 2]], again.values[[0, 1], [0, 2]], rtol=0, atol=1e-6)
-    assert np.abs(alone.values - again.values)[[0, 1], [0, 2]].min() > 1e-4
+    assert np.abs(alone.values - again.values)[[0, 1], [0, 2]].max() > 1e-2
     edit = pcm.Edit("z", 0, 0, [3, 11], 0.0)
     with pytest.warns(UserWarning, match=r"variants\[0\].edits\[0\]: names positions behind what is read, position 9"):
         part = pcm.sweep(model, tokens, [pcm.Variant((edit,))], read=9)
