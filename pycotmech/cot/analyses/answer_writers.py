@@ -204,7 +204,7 @@ class AnswerWriters(Analysis):
 
     def findings(self) -> list[str]:
         """Parallel pathways, where the writers lie, and how much the heads chosen on one half bring on the other."""
-        out = []
+        out, L = [], self.data.sizes["layer"]
         mean = self.data[["writers", "control_writers", "sources", "late"]].mean("step").transpose("example", "threshold")
         for t, threshold in enumerate(self.data["threshold"].values):
             w, c, s = (bootstrap.mean_interval(mean[name].values[:, t]) for name in ("writers", "control_writers", "sources"))
@@ -214,10 +214,10 @@ class AnswerWriters(Analysis):
                 )
                 continue
             late = bootstrap.mean_interval(mean["late"].values[:, t])
+            where = f"; {_number(late, '{:.0%}')} of them lie in the later half of the layers" if L > 1 else ""
             out.append(
                 f"{_number(w)} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples; "
-                f"for the counterfactual's word {_number(c)}), looking at {_number(s)} different occurrences of it; "
-                f"{_number(late, '{:.0%}')} of them lie in the later half of the layers"
+                f"for the counterfactual's word {_number(c)}), looking at {_number(s)} different occurrences of it{where}"
             )
         held = bootstrap.mean_interval(self.data["held_out_share"].mean("step").values)
         k = self.about["settings"]["chosen"]
@@ -229,10 +229,10 @@ class AnswerWriters(Analysis):
         count = self.data["significant"].sum(("layer", "head")).values
         first = self.data["significant"].any("step")
         layers = [int(l) for l, h in zip(*np.nonzero(first.transpose("layer", "head").values))]
-        late_half = sum(l >= first.sizes["layer"] / 2 for l in layers)
+        where = f", {sum(2 * l >= L for l in layers)} of them in the later half of the layers" if L > 1 else ""
         out.append(
             f"heads that favour the answer over the counterfactual's word example after example: {int(count.min())} to "
-            f"{int(count.max())} at a step, {len(layers)} in all, {late_half} of them in the later half of the layers"
+            f"{int(count.max())} at a step, {len(layers)} in all{where}"
         )
         return out
 
@@ -379,9 +379,6 @@ def cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
-    """Three forwards for each example and step (two for means, one pruned), and stage I for every head on the full
-    sequence (PAPER: section 3)."""
-    forwards = 3.0 * workload.cells
-    rows = forwards * workload.length
-    read = workload.cells * cfg.n_layers * cfg.n_heads * workload.length
-    return rows_cost(cfg, rows, forwards=forwards, read=rows + read)
+    """Nothing: the authors' writers are what the first stage of their graphs finds, and are read off these. What the graphs
+    took, this stage included, is counted once, by `information_flow.authors_cost`."""
+    return Cost()

@@ -284,8 +284,9 @@ def cost(cfg: ModelConfig, workload: Workload, *, keep: object = None, **options
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
-    """One pruned forward per example and step after two for the means, full patterns of all heads kept (PAPER: section 3)."""
-    forwards = 1.0 * workload.cells
-    patterns = 4.0 * workload.cells * cfg.n_layers * cfg.n_heads * workload.length**2
+    """Theirs: for each example and step the clean run, half a run for the means (of half as many prompts) and the pruned run;
+    full patterns of all heads kept for the examples of one step (PAPER: section 3, E7)."""
+    forwards = 2.5 * workload.cells
+    patterns = 4.0 * workload.examples * cfg.n_layers * cfg.n_heads * workload.length**2
     rows = forwards * workload.length
     return rows_cost(cfg, rows, forwards=forwards, read=rows, memory=patterns)

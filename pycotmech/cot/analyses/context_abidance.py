@@ -154,10 +154,16 @@ class ContextAbidance(Analysis):
         return saved(figure, path)
 
     def findings(self) -> list[str]:
-        """The share in the lower and in the upper half, and where it rises."""
+        """The share in the lower and in the upper half, and where it rises; of a model of one layer, the share."""
         L = self.data.sizes["layer"]
-        lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))
         what = "tokens handed over in the graphs stand" if self.of_graphs else "likeliest tokens of heads' outputs stand"
+        if L == 1:
+            whole, chance = self._share(slice(None)), float(self.data["chance"].mean())
+            return [
+                f"{what} in the prompt in {_percent(whole)} of cases in the only layer (n = {int(whole.n)} examples; "
+                f"{chance:.1%} of the vocabulary stands there)"
+            ]
+        lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))
         jump = self.jump()
         inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
         where = f"; the layers part best at layer {float(jump.mean):.0f}{inside} of {L}"
@@ -275,5 +281,6 @@ def cost(cfg: ModelConfig, workload: Workload, *, definition: str = "heads", flo
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
-    """The authors read it off the graphs."""
-    return information_flow.authors_cost(cfg, workload, **options)
+    """Nothing: the authors read it off the graphs that they have. What these took is counted once, by
+    `information_flow.authors_cost`."""
+    return Cost()

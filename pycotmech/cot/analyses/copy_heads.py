@@ -172,7 +172,8 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Theirs: one full forward per cell with all attention patterns kept (PAPER: section 3, E4)."""
+    """Theirs: one full forward per cell, with all attention patterns kept for the examples of one step (PAPER: section 3,
+    E4)."""
     rows = workload.cells * workload.length
-    patterns = 4.0 * cfg.n_layers * cfg.n_heads * workload.length**2 * workload.cells
+    patterns = 4.0 * cfg.n_layers * cfg.n_heads * workload.length**2 * workload.examples
     return rows_cost(cfg, rows, forwards=workload.cells, read=rows, memory=patterns)

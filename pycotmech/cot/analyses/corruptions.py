@@ -11,12 +11,22 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pycotmech.cot.examples import Example, Step
+from pycotmech.cot.examples import Example, Examples, Step
 
 Corruption = Literal["answer", "premise", "rule"]
 
 _FROM_SUBJECT = 3
 """An inductive step is the third behind the one that writes its rule's subject."""
+
+
+def require_consistent(examples: Examples, use: str) -> None:
+    """Raises ValueError if the steps' counterfactuals replace single words only, by which `use` cannot be made: a premise or a
+    rule broken from them may stay as it was, or be broken elsewhere."""
+    if examples.definition != "exact":
+        raise ValueError(
+            f"examples: made with definition={examples.definition!r}, whose counterfactuals replace one word in one place; "
+            f"{use} is put together from those of definition='exact', which replace a word wherever it stands"
+        )
 
 
 def corrupted_prompt(example: Example, step: Step, kind: Corruption, tokenizer: Any) -> Tensor:

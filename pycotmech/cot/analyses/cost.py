@@ -59,6 +59,8 @@ class Workload:
     swept: positions from the first one that differs to the end, of the sweeps that all cells need (steps of an example under
     one replacement need one; 0: not known, one for each cell); sweeps: how many these are (0: not known); together: the most
     cells that one of them answers.
+    beginnings: solutions begun, at their start and behind each sentence, whose next step counts (0: not known); left: tokens
+    that the gold solution has behind one, at the mean.
     """
 
     examples: int
@@ -71,6 +73,8 @@ class Workload:
     swept: float = 0.0
     sweeps: int = 0
     together: int = 0
+    beginnings: int = 0
+    left: float = 0.0
 
     @property
     def texts(self) -> float:
@@ -97,8 +101,27 @@ def workload(cells: Cells) -> Workload:
         swept += sum(pairs[run.host].read + 1 - pairs[run.host].first for run in runs)
         sweeps += len(runs)
         together = max(together, *(len(run.readers) for run in runs))
-    shared = len(cells.examples.shared_ids)
-    return Workload(used, n, sum(lengths) / n, sum(suffixes) / n, shared, mean, inductive, float(swept), sweeps, together)
+    shared, left = len(cells.examples.shared_ids), _left(cells)
+    return Workload(
+        used, n, sum(lengths) / n, sum(suffixes) / n, shared, mean, inductive, float(swept), sweeps, together,
+        len(left), sum(left) / max(len(left), 1),
+    )  # fmt: skip
+
+
+def _left(cells: Cells) -> list[int]:
+    """Tokens of the gold solution behind each beginning whose next step counts: the solution's start and the ends of its
+    sentences. A sentence ends with a word of a step and a full stop of one token."""
+    out = []
+    for e, example in enumerate(cells.examples):
+        counts = {cells.steps[s] for s in cells.right[e].nonzero().flatten().tolist()}
+        start, sentence = example.segments["generated"].start, -1
+        for step in example.steps:
+            if step.prefix_text.count(".") > sentence:
+                sentence = step.prefix_text.count(".")
+                if step.index in counts:
+                    out.append(len(example.full_ids) - start)
+            start = step.answer_span.stop + 1
+    return out
 
 
 def row_flop(cfg: ModelConfig) -> float:

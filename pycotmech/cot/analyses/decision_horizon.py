@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.cells import Cells, choose
+from pycotmech.cot.analyses.corruptions import require_consistent
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.result import Analysis, Progress, about
 from pycotmech.cot.examples import Example, Examples
@@ -136,13 +137,16 @@ def decision_horizon(
     the text that is being generated too, so only what is read from the question differs. Layer by layer, behind h = 0, 1,
     ... sentences of the gold solution; greedy, at most max_new tokens and at most as many as the gold rest has.
     steps, right: as `cells.choose`; a beginning counts if the first step behind it does.
-    Raises ValueError naming the argument.
+    Raises ValueError naming the argument; the examples have to be of definition="exact", for the other question is put
+    together from their counterfactuals.
     Cost: for each example and h about 1.5 L + 2 runs at once, with their own keys and values: the item's tokens and those
     generated, one row for each; the few-shot block once in all. (The authors recompute every prompt for every token.)
     Source: PAPER E12.
     """
     if max_new < 1:
         raise ValueError(f"max_new: got {max_new}; expected 1 or more")
+    if isinstance(examples, Examples):
+        require_consistent(examples, "the other question")
     cells = choose(model, examples, steps=steps, right=right)
     todo = beginnings(cells, model.tokenizer)
     L, numbers = model.cfg.n_layers, sorted({b.sentences for b in todo})
@@ -290,19 +294,37 @@ def substring_share(text: str, gold: str) -> float:
     return sum(word in gold for word in words) / len(words) if words else 0.0
 
 
-def cost(cfg: ModelConfig, workload: Workload, *, sentences: int = 3, new_tokens: int = 30) -> Cost:
-    """Predicted: for each example and beginning 1.5 L + 2 runs over the item's tokens and those that are generated."""
-    runs = 1.5 * cfg.n_layers + 2
-    own = workload.length - workload.shared + new_tokens
-    rows = workload.examples * sentences * runs * own
+_BEGINNINGS, _NEW = 3, 27
+"""Beginnings of an example with two hops in our own wording, and tokens left behind one, where the workload does not say."""
+
+
+def _generations(workload: Workload) -> tuple[float, float]:
+    """How many texts are begun, and how many tokens are generated in each, at the mean."""
+    if not workload.beginnings:
+        return _BEGINNINGS * workload.examples, _NEW
+    return workload.beginnings, min(workload.left, MAX_NEW)
+
+
+def cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Predicted: for each beginning 1.5 L + 2 runs over the item's tokens and those that are generated, which together are the
+    longest prompt, the last word, the full stop behind it and the label (counted as a token each)."""
+    runs, (begun, new) = 1.5 * cfg.n_layers + 2, _generations(workload)
+    own = workload.texts / workload.examples + 3
+    rows = begun * runs * own
     keys = 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head * 4.0
     memory = workload.examples * (2 * cfg.n_layers + 2) * own * keys
-    read = workload.examples * sentences * (cfg.n_layers + 2) * new_tokens
+    read = begun * (cfg.n_layers + 2) * new
     return rows_cost(cfg, rows + workload.shared, forwards=rows / workload.length, read=read, memory=memory)
 
 
-def authors_cost(cfg: ModelConfig, workload: Workload, *, sentences: int = 5, new_tokens: int = 50) -> Cost:
-    """Theirs: three forwards of the whole text for every generated token and layer, without a cache (section 3, E12)."""
-    forwards = 3.0 * workload.examples * sentences * cfg.n_layers * new_tokens
-    rows = forwards * (workload.length + new_tokens / 2)
+def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Theirs: three forwards of the whole text for every generated token, layer and beginning, without a cache (PAPER: section
+    3, E12).
+
+    Assumed: as many tokens are generated, at the mean, as the gold solution has left behind a beginning (for the authors' own
+    prompts this gives the forwards that were counted from their outputs to 3 %), in texts as long as the mean prompt.
+    """
+    begun, new = _generations(workload)
+    forwards = 3.0 * begun * cfg.n_layers * new
+    rows = forwards * workload.length
     return rows_cost(cfg, rows, forwards=forwards, read=rows)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.by_head import HeadAnalysis
 from pycotmech.cot.analyses.cells import Cells, choose, grade
-from pycotmech.cot.analyses.corruptions import Corruption
+from pycotmech.cot.analyses.corruptions import Corruption, require_consistent
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.patch_steps import PatchSteps, induction_score, patch_steps
 from pycotmech.cot.analyses.patch_steps import cost as sweeps_cost
@@ -240,7 +240,7 @@ def induction_heads(
     """Patches every head at every inductive step under three corruptions: the answer replaced, the premise broken, the rule
     broken. A head that serves the inference, and not one of its words, restores the step under each of them.
 
-    steps, right: as `cells.choose`; steps None: all inductive ones, and no others are taken.
+    examples: of definition="exact". steps, right: as `cells.choose`; steps None: all inductive ones, and no others are taken.
     answer: a result of `patch_steps` on these examples that holds these steps, of clean z at all positions, by which the
         first of the three need not be run again.
     Returns `InductionHeads`. Raises TypeError or ValueError naming the argument, before the first sweep.
@@ -250,6 +250,7 @@ def induction_heads(
         says whether the corruption then leads it elsewhere (the authors keep those examples only).
     """
     if isinstance(examples, Examples):
+        require_consistent(examples, "a broken premise or rule")
         inductive = [i for i, kind in enumerate(examples.kinds) if kind == "induction"]
         steps = inductive if steps is None else list(steps)
         if not steps or not set(steps) <= set(inductive):
@@ -314,7 +315,8 @@ def cost(cfg: ModelConfig, workload: Workload, *, answer: bool = False) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Theirs: for each corruption one full forward per head, the two runs, and two to filter (PAPER: section 3, E2)."""
+    """Theirs: for each corruption one full forward per head, the two runs, and two to filter (PAPER: section 3, E2).
+    Assumed: no row is filtered out; each would add two."""
     forwards = 3.0 * workload.inductive * (cfg.n_layers * cfg.n_heads + 4)
     rows = forwards * workload.length
     return rows_cost(cfg, rows, forwards=forwards, read=rows)

@@ -35,6 +35,8 @@ _WORDS = {
     "projection": "unembedded head outputs and residual streams, gold word, threshold, first token left out",
     "paper": "the authors' construction: top 4 writers, top 1 position, top 1 token",
 }
+_PROJECTIONS, _SLICE = 21355 / 1024, 11
+"""Of the authors: how often a head is projected for one graph, and prompts whose activations are held and projected at once."""
 _COUNTS = ("writers", "nodes", "edges", "with_source", "sources", "segments", "first_token")
 _NODE = ("layer", "head", "position", "depth", "weight", "total")
 _EDGE = ("parent", "child", "position", "token", "input", "attention", "weight", "total")
@@ -340,8 +342,15 @@ def cost(cfg: ModelConfig, workload: Workload, *, definition: Definition = "exac
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
-    """Three forwards for each example and step, and on average 82 calls of stage I of which each projects every head below
-    through the unembedding at every position (PAPER: section 3: 21,355 of 1,024 heads for each example)."""
+    """Theirs, all of E8: three forwards for each example and step (the clean run, one for the means, the pruned one), and the
+    projections of stage I, each of which takes every position of every prompt that is held with it through the unembedding
+    (PAPER: section 3).
+
+    Assumed for other models and runs: as many calls as in their graphs, each over as large a part of the heads (21,355
+    projections with 1,024 heads), and slices of 11 prompts of a step, or of all if there are fewer.
+    """
     forwards = 3.0 * workload.cells
-    projections = 21355 / 1024 * cfg.n_layers * cfg.n_heads * workload.cells * workload.length
-    return rows_cost(cfg, forwards * workload.length, forwards=forwards, read=projections)
+    rows = forwards * workload.length
+    projections = workload.cells * _PROJECTIONS * cfg.n_layers * cfg.n_heads
+    batch = min(_SLICE, workload.examples) * workload.length
+    return rows_cost(cfg, rows, forwards=forwards, read=rows + projections * batch)

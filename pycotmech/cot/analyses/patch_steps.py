@@ -13,7 +13,7 @@ from torch import Tensor
 from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.by_head import HeadAnalysis
 from pycotmech.cot.analyses.cells import Cell, choose
-from pycotmech.cot.analyses.corruptions import Corruption, corrupted_prompt
+from pycotmech.cot.analyses.corruptions import Corruption, corrupted_prompt, require_consistent
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.result import Progress, about
 from pycotmech.cot.examples import Examples, Step
@@ -102,7 +102,7 @@ def patch_steps(
     corruption: "answer": the step's counterfactual (E1; E2's third kind at inductive steps). "premise", "rule": E2's other
         two, at inductive steps only (the default then): the concept is replaced in the premise, or in the rule, alone;
         `wrong` is then the word that the corrupted run likes best beside the answer, which may still be its first choice
-        (`changed` says whether it is not).
+        (`changed` says whether it is not). Both need examples of definition="exact".
     Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability.
     Raises TypeError or ValueError naming the argument, before the first sweep.
     Cost: one sweep (see `pcm.patch_heads`) for all steps of an example that have the same word replaced, at the last of them;
@@ -111,6 +111,8 @@ def patch_steps(
     """
     if corruption not in get_args(Corruption):
         raise ValueError(f"corruption: got {corruption!r}; expected one of {', '.join(get_args(Corruption))}")
+    if corruption != "answer" and isinstance(examples, Examples):
+        require_consistent(examples, f"corruption {corruption!r}")
     if corruption != "answer" and model.tokenizer is None:
         raise ValueError(f"corruption: {corruption!r} finds its words in the text; {model.name} has no tokenizer")
     if corruption != "answer" and steps is None:

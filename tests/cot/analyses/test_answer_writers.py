@@ -7,7 +7,7 @@ import torch
 import pycotmech as pcm
 from pycotmech.cot.analyses import answer_writers as module
 from pycotmech.cot.analyses import cells as cells_module
-from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.analyses.cost import Cost, workload
 from pycotmech.cot.analyses.traces import Prompt, direct_directions, final_size, head_outputs, projected
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
 from tests.reference import planted
@@ -218,7 +218,7 @@ def test_cost_is_what_was_predicted(model, examples, every, result):
     predicted = module.cost(model.cfg, size)
     assert result.about["cost"]["token_forwards"] == pytest.approx(predicted.token_forwards, rel=0.15)
     assert result.about["cost"]["flop"] == pytest.approx(predicted.flop, rel=0.15)
-    assert module.authors_cost(model.cfg, size).flop > 20 * predicted.flop
+    assert module.authors_cost(model.cfg, size) == Cost()  # read off their graphs
 
 
 @pytest.mark.parametrize(

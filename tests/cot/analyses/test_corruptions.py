@@ -55,6 +55,25 @@ def test_score_is_the_mean_over_kinds(model, examples, every):
         pcm.cot.induction_score([parts[0], parts[0]])
 
 
+def test_examples_that_replace_one_word_are_refused(model, every, monkeypatch):
+    """Broken from single replacements, a premise stays as it was or a rule is broken in the wrong place."""
+    single = pcm.cot.make_examples(
+        3, shots=1, style="paper", definition="paper", tokenizer=model.tokenizer, bos=model.prepend_bos, seed=2
+    )
+    asked = [
+        lambda: pcm.cot.patch_steps(model, single, right=every, corruption="premise"),
+        lambda: pcm.cot.patch_steps(model, single, right=every, corruption="rule"),
+        lambda: pcm.cot.induction_heads(model, single, right=None),
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "run", lambda *a, **k: pytest.fail("something was run"))
+        for call in asked:
+            with pytest.raises(ValueError, match=r"examples: made with definition='paper'.*definition='exact'"):
+                call()
+    found = pcm.cot.patch_steps(model, single, steps=[5], right=every)  # the answer's own counterfactual needs no others
+    assert found.data["kl_corrupted"].notnull().all()
+
+
 def test_bad_input(model, examples, every):
     with pytest.raises(ValueError, match="corruption: got 'noise'"):
         pcm.cot.patch_steps(model, examples, right=every, corruption="noise")

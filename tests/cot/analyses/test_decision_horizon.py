@@ -55,6 +55,17 @@ def test_texts_are_those_of_the_obvious_way(model, examples, result):
         assert float(here["swapped"]) == pytest.approx(float((swapped == clean).long().cumprod(0).double().mean()))
 
 
+@pytest.mark.parametrize("style", ["every", "paper"])
+def test_the_workload_counts_the_beginnings(model, style):
+    made = pcm.cot.make_examples(3, shots=1, style=style, tokenizer=model.tokenizer, bos=model.prepend_bos, seed=4)
+    right = torch.ones(3, 10, dtype=torch.bool)
+    right[1, [0, 6]] = False
+    cells = choose(model, made, right=right)
+    begun, size = module.beginnings(cells, model.tokenizer), workload(cells)
+    assert size.beginnings == len(begun) == {"every": 7, "paper": 13}[style]
+    assert size.left == pytest.approx(np.mean([len(b.example.full_ids) - b.length for b in begun]))
+
+
 def test_the_other_question_is_consistent(examples):
     for example in examples:
         other = module.other_question(example)
@@ -110,9 +121,18 @@ def test_it_shows_itself_and_its_cost(model, examples, every, result, tmp_path):
     assert len(result.table()) == 12 and "behind 0 sentence(s), n = 2 held out" in str(result)
     result.plot(path=tmp_path / "horizon.png")
     assert (tmp_path / "horizon.png").stat().st_size > 10_000
-    predicted = module.cost(model.cfg, workload(choose(model, examples, right=every)), sentences=3, new_tokens=18)
+    predicted = module.cost(model.cfg, workload(choose(model, examples, right=every)))
     assert predicted.token_forwards == pytest.approx(result.about["cost"]["token_forwards"], rel=0.15)
     with pytest.raises(ValueError, match="max_new: got 0"):
         pcm.cot.decision_horizon(model, examples, max_new=0)
     with pytest.raises(ValueError, match=r"steps: none of \[9\]"):
         pcm.cot.decision_horizon(model, examples, steps=[9], right=every)
+
+
+def test_examples_that_replace_one_word_are_refused(model, every, monkeypatch):
+    single = pcm.cot.make_examples(
+        3, shots=1, style="paper", definition="paper", tokenizer=model.tokenizer, bos=model.prepend_bos, seed=4
+    )
+    monkeypatch.setattr(module, "choose", lambda *a, **k: pytest.fail("something was run"))
+    with pytest.raises(ValueError, match=r"examples: made with definition='paper'.* the other question is put together"):
+        pcm.cot.decision_horizon(model, single, right=every)
