@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pycotmech.cot.analyses import bootstrap
+from pycotmech.report.words import plural
 
 Word = Literal["borne out", "not borne out", "not decided"]
 Results = Mapping[str, Any]
@@ -27,19 +28,29 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """text: in our words. source: in the paper. needs: results that decide it. judge: from these to a verdict."""
+    """text: in our words. source: in the paper. needs: results that decide it. judge: from these to a verdict. by_layer:
+    whether it says in which part of the layers something is found, which a single layer can neither bear out nor deny."""
 
     name: str
     text: str
     source: str
     needs: tuple[str, ...]
     judge: Callable[[Results], Verdict]
+    by_layer: bool = True
 
     def verdict(self, results: Results) -> Verdict:
         missing = [name for name in self.needs if name not in results]
         if missing:
             return Verdict("not decided", f"needs {', '.join(missing)}, which was not run")
+        if self.by_layer and any(_n_layers(results[name]) == 1 for name in self.needs):
+            return Verdict("not decided", "the model has one layer, and so no earlier and later ones to compare")
         return self.judge(results)
+
+
+def _n_layers(result: Any) -> int | None:
+    """Of the model that a result is of; None if its axes do not say."""
+    sizes = result.data.sizes
+    return sizes["layer"] if "layer" in sizes else sizes["depth"] - 1 if "depth" in sizes else None
 
 
 def decided(low: float, high: float, threshold: float, evidence: str, *, above: bool = True) -> Verdict:
@@ -114,6 +125,8 @@ def _sources(results: Results) -> Verdict:
     found = results["answer_sources"]
     number = found.data["pathways"].sum("step", min_count=1).transpose("example", "place")
     whole = number.sum("place").values
+    if not np.nansum(whole) > 0:
+        return Verdict("not decided", f"no head was found that writes the answer; n = {int(np.isfinite(whole).sum())}")
     share = {p: bootstrap.ratio_interval(number.sel(place=p).values, whole) for p in ("question", "generated", "few_shot")}
     evidence = "pathways take the answer from " + ", ".join(
         f"{place.replace('_', '-')} {_shares(x)}" for place, x in share.items()
@@ -129,6 +142,8 @@ def _late_writers(results: Results) -> Verdict:
     data = results["answer_writers"].data
     at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
     late = bootstrap.mean_interval(data["late"].isel(threshold=at).mean("step").values)
+    if not late.n:
+        return Verdict("not decided", f"no head was found that writes the answer; n = {len(data['late'])}")
     return decided(
         float(late.low),
         float(late.high),
@@ -153,10 +168,11 @@ def _shared_heads(results: Results) -> Verdict:
     found = results["knock_out_curve"]
     points = found.operating_points(order="least")
     row = points[points["step"] == "all"].iloc[0]
+    held = " held out" if "report" in found.data["half"].values else ", also used to choose them"
     evidence = (
-        f"{int(row.kept)} of {int(row.kept + row.removed)} heads keep {row.accuracy:.0%} [{row.low:.0%}, {row.high:.0%}] of "
-        f"the steps of all kinds right, as many random heads {row.random:.0%}, a difference of {row.gain:.0%} "
-        f"[{row.gain_low:.0%}, {row.gain_high:.0%}]; n = {int(row.n)} examples held out"
+        f"{int(row.kept)} of {int(row.kept + row.removed)} heads keep {_within(row.accuracy, row.low, row.high, '.0%')} of "
+        f"the steps of all kinds right, as many random heads {row.random:.0%}, a difference of "
+        f"{_within(row.gain, row.gain_low, row.gain_high, '.0%')}; n = {plural(int(row.n), 'example')}{held}"
     )
     return combined(
         evidence,
@@ -207,11 +223,17 @@ def _abidance(results: Results) -> Verdict:
 
 
 def _numbers(x: bootstrap.Interval) -> str:
-    return f"{float(x.mean):.1f} [{float(x.low):.1f}, {float(x.high):.1f}]"
+    return _within(x.mean, x.low, x.high, ".1f")
 
 
 def _shares(x: bootstrap.Interval) -> str:
-    return f"{float(x.mean):.0%} [{float(x.low):.0%}, {float(x.high):.0%}]"
+    return _within(x.mean, x.low, x.high, ".0%")
+
+
+def _within(mean: Any, low: Any, high: Any, form: str) -> str:
+    """A number with its interval, or alone where too few examples count for one."""
+    known = np.isfinite(low) and np.isfinite(high)
+    return format(float(mean), form) + (f" [{float(low):{form}}, {float(high):{form}}]" if known else "")
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -221,6 +243,7 @@ CLAIMS: tuple[Claim, ...] = (
         "abstract; E5, E6",
         ("knock_out_curve",),
         _shared_heads,
+        by_layer=False,
     ),
     Claim(
         "movers",
@@ -242,6 +265,7 @@ CLAIMS: tuple[Claim, ...] = (
         "abstract; E8",
         ("answer_writers",),
         _pathways,
+        by_layer=False,
     ),
     Claim(
         "sources",
@@ -249,6 +273,7 @@ CLAIMS: tuple[Claim, ...] = (
         "abstract; E8",
         ("answer_sources",),
         _sources,
+        by_layer=False,
     ),
     Claim(
         "writers",

@@ -72,10 +72,11 @@ class RelationHeads(Analysis):
         return [(int(l), int(h)) for l, h, _ in top_cells(mean, int(chosen.sum()))]
 
     def first_half(self, relation: str = "related") -> bootstrap.Interval:
-        """Share of the selected heads' positive score that lies in the first half of the layers, on the reporting half."""
+        """Share of the selected heads' positive score that lies in the first half of the layers, on the reporting half; NaN
+        without such heads, and in a model of one layer."""
         score = self.reported("score").sel(relation=relation).transpose("example", "layer", "head")
         chosen = self.data["selected"].sel(relation=relation)
-        if not bool(chosen.any()):
+        if not bool(chosen.any()) or self.data.sizes["layer"] == 1:
             return bootstrap.Interval(*(np.array(np.nan) for _ in range(3)), np.array(0))
         later = layer_share(score.where(chosen, 0.0), self.data.sizes["layer"] // 2)
         return bootstrap.Interval(1 - later.mean, 1 - later.high, 1 - later.low, later.n)
@@ -140,6 +141,9 @@ class RelationHeads(Analysis):
                 if share.high < 0.5
                 else "not clearly in either half"
             )
+            if L == 1:
+                lines.append(f"{relation}: the model has one layer, so that no half of the layers can hold more of the score")
+                continue
             inside = f"{float(share.mean):.0%} [{float(share.low):.0%}, {float(share.high):.0%}]"
             lines.append(f"{relation}: {inside} of these heads' score lies in layers 0 to {L // 2 - 1} of {L}: {verdict}")
         return [*lines, *self._ablation_findings()]
