@@ -15,8 +15,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 SMOLLM2 := $(VENV)/.smollm2
 TRITON := 3.9.0
-# Those at the size of Llama-2 7B need 16 GiB and an hour: pytest benchmarks/bench_llama7b.py --benchmark-only, and test_llama
-# of bench_machine.py
+# The one at the size of Llama-2 7B needs 16 GiB and an hour: pytest benchmarks/bench_llama7b.py --benchmark-only
 BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py,$(wildcard benchmarks/bench_*.py))
 
 DEMO_OUT ?= demo-results
@@ -59,7 +58,7 @@ test-all: setup
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 bench: setup
-	$(BIN)/python -m pytest $(BENCHMARKS) --deselect benchmarks/bench_machine.py::test_llama --benchmark-only -q
+	$(BIN)/python -m pytest $(BENCHMARKS) --benchmark-only -q
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -48,7 +48,8 @@ _SCORES = {"patch_steps": ("effect", "size"), "decision_heads": ("gain", "size")
 restoration is strongly negative works against the step, and a run without it is no longer the model's."""
 
 _LEAST = 4
-"""Examples from which on there are two halves of at least two: one to choose sets of heads on, one to report them on."""
+"""Examples that count from which on there are two halves of at least two: one to choose sets of heads on, one to report
+them on."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,13 @@ class Given:
 
     @property
     def halves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Examples, by place, to choose sets on and to report on: the halves of `knock_out_curve`; all and all if few."""
-        n = len(self.examples)
-        return bootstrap.halves(n, seed=self.seed) if n >= _LEAST else (np.arange(n), np.arange(n))
+        """Examples with a step that counts, by place, to choose sets on and to report on: the halves of `knock_out_curve`;
+        all of these and all of these if they are few."""
+        counts = np.flatnonzero(_table(self.right)[:, list(self.steps)].any(1).numpy())
+        if len(counts) < _LEAST:
+            return counts, counts
+        choosing, reporting = bootstrap.halves(len(counts), seed=self.seed)
+        return counts[choosing], counts[reporting]
 
     @property
     def choosing(self) -> tuple[int, ...]:

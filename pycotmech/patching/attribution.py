@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -96,7 +95,7 @@ def _check_site(name: str, site: str) -> None:
 
 def check_screen(screen: int, name: str, site: str, n_heads: int) -> None:
     """Raises ValueError if `patch_heads` cannot sweep the best `screen` of its heads."""
-    if isinstance(screen, bool) or not isinstance(screen, Integral) or not 1 <= screen <= n_heads:
+    if isinstance(screen, bool) or not isinstance(screen, int) or not 1 <= screen <= n_heads:
         raise ValueError(
             f"screen: got {screen!r}; expected how many of the {n_heads} heads to sweep, 1..{n_heads}, or None for all"
         )

@@ -141,18 +141,16 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     if not isinstance(edit, Edit):
         raise TypeError(f"{name}: expected a pycotmech.Edit, got {type(edit).__name__}")
     site, named = parse_edit_site(edit.site, argument=f"{name}.site")
-    expected = f"0..{cfg.n_layers - 1}" if named is None else f"{named}, as in the site's name"
-    layer = _whole(edit.layer, f"{name}.layer", expected)
-    if not 0 <= layer < cfg.n_layers or named not in (None, layer):
+    if not 0 <= edit.layer < cfg.n_layers or named not in (None, edit.layer):
+        expected = f"0..{cfg.n_layers - 1}" if named is None else f"{named}, as in the site's name"
         raise ValueError(f"{name}.layer: got {edit.layer}; expected {expected}")
     if edit.per_query_head:
         if site not in KEY_VALUE_SITES:
             raise ValueError(f"{name}.per_query_head: got True for site {site!r}; expected it for k and v only")
         site = PER_QUERY[site]
     n_heads = heads_of(cfg, site)
-    expected = f"0..{n_heads - 1}, or None for all" if n_heads else "None: this site has no heads"
-    head = None if edit.head is None else _whole(edit.head, f"{name}.head", expected)
-    if head is not None and not 0 <= head < n_heads:
+    if edit.head is not None and not 0 <= edit.head < n_heads:
+        expected = f"0..{n_heads - 1}, or None for all" if n_heads else "None: this site has no heads"
         raise ValueError(f"{name}.head: got {edit.head} for site {edit.site!r}; expected {expected}")
     everywhere = range(length) if edit.positions is None else edit.positions
     positions = torch.tensor(resolve_positions(everywhere, length, argument=f"{name}.positions"), dtype=torch.long)
@@ -163,25 +161,17 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     if (edit.keys is not None) != (site == "edge"):
         raise ValueError(f"{name}.keys: {edit.keys} given for site {edit.site!r}; expected key positions for 'edge' only")
     if site == "edge":
-        heads = torch.tensor([-1 if head is None else head])
-        return Placed(site, layer, heads, positions, _ranges(edit, length, name))
-    if head is not None:
-        heads = torch.tensor([head])
+        heads = torch.tensor([-1 if edit.head is None else edit.head])
+        return Placed(site, edit.layer, heads, positions, _ranges(edit, length, name))
+    if edit.head is not None:
+        heads = torch.tensor([edit.head])
     else:
         heads = torch.arange(n_heads) if n_heads else torch.tensor([-1])
     width = {"pattern": length}.get(site, cfg.d_head if n_heads else cfg.d_model)
-    values = _broadcast(edit, len(positions), len(heads) if head is None and n_heads else None, width, name)
+    values = _broadcast(edit, len(positions), len(heads) if edit.head is None and n_heads else None, width, name)
     if site == "pattern" and bool(((torch.arange(length) > positions[:, None])[:, None] & (values != 0)).any()):
         raise ValueError(f"{name}.value: a pattern has weights behind its query; expected 0 there, for the model is causal")
-    return Placed(site, layer, heads, positions, values)
-
-
-def _whole(value, argument: str, expected: str) -> int:
-    """A layer or a head as a plain integer: what looks like one (a tensor without dimensions) is no key of a table."""
-    try:
-        return index(value)
-    except TypeError:
-        raise ValueError(f"{argument}: got {value!r}; expected {expected}") from None
+    return Placed(site, edit.layer, heads, positions, values)
 
 
 def _ranges(edit: Edit, length: int, name: str) -> Tensor:
@@ -237,7 +227,6 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
     values: dict[tuple[str, int], list[Tensor]] = {}
     counts: dict[tuple[str, int], int] = {}
     idle: list[str] = []
-    behind: list[str] = []  # in part: positions that were named and lie behind what is read
     for n, variant in enumerate(variants):
         if not isinstance(variant, Variant):
             raise TypeError(f"variants[{n}]: expected a pycotmech.Variant, got {type(variant).__name__}")
@@ -246,8 +235,6 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
         for i, edit in enumerate(variant.edits):
             placed = place(edit, cfg, length, f"{name}.edits[{i}]")
             kept = reaches(placed.site, placed.layer == cfg.n_layers - 1, placed.positions, read)
-            if edit.positions is not None and bool((placed.positions > read).any()):
-                behind.append(f"{name}.edits[{i}]")
             if placed.site == "edge":
                 kept = kept & (placed.positions >= placed.values[:, 0, 0].min())
             if not bool(kept.any()):
@@ -264,12 +251,13 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
                 f"{name}: none of its {len(variant.edits)} edit(s) reaches what is read, position {read} after the last layer"
             )
         joins.append((*min(r[:2] for r in reached), min(r[2] for r in reached)))
-    nothing = f"reaches nothing that is read, position {read} after the last layer; left out of a variant whose other edits do"
-    in_part = f"names positions behind what is read, position {read}; nothing is replaced there"
-    for found, what in ((idle, nothing), ([name for name in behind if name not in idle], in_part)):
-        if found:
-            which = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-            warnings.warn(f"{which}: {what}", stacklevel=4)
+    if idle:
+        which = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
+        warnings.warn(
+            f"{which}: reaches nothing that is read, position {read} after the last layer; left out of a variant whose other "
+            "edits do",
+            stacklevel=4,
+        )
     layer, stage, first = torch.tensor(joins).T
     tables = {
         key: Entries(*(torch.cat([getattr(e, field) for e in found]) for field in ("variant", "position", "head", "ref")))

@@ -78,8 +78,8 @@ def patch_heads(
     Cost: the shared prefix once, the rest of both prompts (of a list: once for pairs that begin another one; for z at all
     positions their sweep too), and about (L - 1) / 2 of L layers for each variant's positions
     behind the first difference (for q, k, v and pattern also the attention of the layer where it joins); memory within
-    `memory_gb`. Exact: one hooked forward per head gives the same numbers. A screen costs what `attribute_heads` costs, in
-    time and in memory, which neither `memory_gb` nor `Sweep.plan` knows of, and saves the variants it leaves out.
+    `memory_gb`. Exact: one hooked forward per head gives the same numbers. A screen costs what
+        `attribute_heads` costs, and saves the variants it leaves out.
     """
     job, single = _job(
         model,

@@ -23,7 +23,7 @@ from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, 
 from pycotmech.patching.groups import Groups, each_labels
 from pycotmech.patching.late import PER_QUERY, Entries, LateEdits, SourceValues
 from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
-from pycotmech.patching.pairs import Pair, idle_positions, make_pairs, targets_of
+from pycotmech.patching.pairs import Pair, make_pairs, targets_of
 from pycotmech.patching.results import Sweep
 from pycotmech.patching.shared_runs import SharedRun, each_alone, example_metrics, prompts_of, run_hosts, shared_runs
 from pycotmech.patching.staircase import Variants
@@ -94,7 +94,7 @@ def prepare_job(
         model.family, model.prefixes, pairs, targets, direction, metric, site, places, by_position, given["seed"], evaluator,
         names, labels,
     )  # fmt: skip
-    job.warn(positions)
+    job.warn()
     for i in range(len(pairs)):
         if not any(bool(job.reach(i)[l].any()) for l, _ in places):
             raise ValueError(
@@ -186,17 +186,8 @@ class PatchJob:
     groups: tuple[str, ...] | None
     labels: list[Tensor]
 
-    def warn(self, positions: Sequence[int] | None) -> None:
-        """Says at which positions that were asked for and in which layers nothing can change in any example, and which groups
-        change nothing wherever they are patched."""
-        behind = [] if positions is None else idle_positions(self.pairs, positions)
-        if behind:
-            which = ", ".join(map(str, behind[:8])) + (f" and {len(behind) - 8} more" if len(behind) > 8 else "")
-            warnings.warn(
-                f"positions: {which} reach(es) nothing that is read in any example: the prompts do not differ up to there, or "
-                "the metric is read in front of it; nothing is patched there",
-                stacklevel=5,
-            )
+    def warn(self) -> None:
+        """Says in which layers nothing can change in any example, and which groups change nothing wherever they are patched."""
         layers = sorted({l for l, _ in self.places})
         reach = [self.reach(i).any(1) for i in range(len(self.pairs))]
         idle = [l for l in layers if not any(r[l] for r in reach)]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.groups import Groups, Positions, labels_of, positions_of
@@ -138,7 +140,7 @@ def _name(place: list[tuple[int, int | None]], each: str | None) -> str:
 def _positions(where: Where, segments: Groups | None, length: int, argument: str) -> list[int]:
     """Positions, ascending, of what was named."""
     names = [where] if isinstance(where, str) else where
-    if isinstance(names, Sequence) and any(isinstance(n, str) for n in names):
+    if not isinstance(names, (slice, int, torch.Tensor)) and any(isinstance(n, str) for n in names):
         out: set[int] = set()
         for name in names:
             if segments is None or name not in segments:

@@ -120,26 +120,13 @@ def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
     return useful
 
 
-def idle_positions(pairs: Sequence[Pair], positions: Sequence[int]) -> list[int]:
-    """Those of the positions, as given, at which an edit changes nothing that is read in any pair."""
-    given = positions.tolist() if isinstance(positions, Tensor) else positions
-    where = {p: [resolve_positions([p], len(pair.clean))[0] for pair in pairs] for p in given}
-    return [p for p, at in where.items() if not any(q.first <= i <= q.read for q, i in zip(pairs, at, strict=True))]
-
-
 def _each(value, n: int, argument: str) -> list:
-    value = _plain(value)
     if value is None or isinstance(value, (Integral, str)):
         return [value] * n
-    values = [_plain(v) for v in value]
+    values = value.tolist() if isinstance(value, Tensor) else list(value)
     if len(values) != n:
         raise ValueError(f"{argument}: {len(values)} given for {n} examples; expected one, or one per example")
     return values
-
-
-def _plain(value):
-    """A number out of a tensor or array without dimensions, such as `logits.argmax()`; anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _pair(model: Model, clean: Tokens, corrupted: Tokens, answer, wrong, read: int, i: int) -> Pair:
@@ -170,7 +157,6 @@ def answer_token(
     model: Model, prompt: Tokens, answer: int | str | None, read: int, tokens: Tensor, argument: str
 ) -> int | None:
     """A token id; a string stands for its first token behind the prompt, where tokenisers differ from a word on its own."""
-    answer = _plain(answer)
     if answer is None:
         return None
     if isinstance(answer, Integral):

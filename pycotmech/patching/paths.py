@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pycotmech.model.families import LlamaFamily, ModelConfig, family_of
+from pycotmech.model.families import LlamaFamily, family_of
 from pycotmech.model.model import Tokens
 from pycotmech.patching import planner
 from pycotmech.patching.edits import check_heads
@@ -89,7 +89,14 @@ def path_patch(
     pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=read)
     spans = [Span(pair.read, _targets(pair, positions)) for pair in pairs]
     for span in spans:
-        _check_reach(model.cfg, paths, span)
+        if not bool(paths.reach(model.cfg, span).any()):
+            where = (
+                "the logits" if paths.receivers is None else f"{', '.join(paths.inputs)} of receivers in layers {paths.layers}"
+            )
+            raise ValueError(
+                f"positions: senders replaced at {span.targets} reach nothing that is read by way of {where}; "
+                f"the metric is read at position {span.read}"
+            )
     if paths.receivers is None:  # no head hands on what a sender does elsewhere
         spans = [Span(span.read, [span.read]) for span in spans]
     budget = planner.memory_budget(memory_gb, model.device)
@@ -156,10 +163,7 @@ def plan_paths(
     paths = check_paths(family.cfg, senders, receivers, receiver_input, per_query_head, freeze_mlps)
     tokens = torch.zeros(n_tokens, dtype=torch.long)
     pair = Pair(tokens, tokens, n_tokens - n_differ, n_tokens - 1, None, None)
-    span = Span(pair.read, _targets(pair, positions))
-    _check_reach(family.cfg, paths, span)
-    if paths.receivers is None:
-        span = Span(pair.read, [pair.read])
+    span = Span(pair.read, [pair.read] if paths.receivers is None else _targets(pair, positions))
     evaluator = Evaluator(family, planner.memory_budget(memory_gb, torch.device("cpu")), False, None)
     return PathJob(family, None, paths, [span], 0, evaluator).plan(2 if metric == "logit_diff" else family.cfg.d_vocab)
 
@@ -194,15 +198,6 @@ def check_paths(
             "expected a receiver in a layer above a sender"
         )
     return Paths(chosen, wanted, given, per_query_head, freeze_mlps)
-
-
-def _check_reach(cfg: ModelConfig, paths: Paths, span: Span) -> None:
-    if not bool(paths.reach(cfg, span).any()):
-        where = "the logits" if paths.receivers is None else f"{', '.join(paths.inputs)} of receivers in layers {paths.layers}"
-        raise ValueError(
-            f"positions: senders replaced at {span.targets} reach nothing that is read by way of {where}; "
-            f"the metric is read at position {span.read}"
-        )
 
 
 def _targets(pair: Pair, positions: Literal["read"] | Sequence[int] | None) -> list[int]:

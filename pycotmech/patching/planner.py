@@ -76,41 +76,15 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What may still be allocated: on the device, with what PyTorch holds for reuse; on the CPU, within the limit of a
-    container (a control group of Linux) that the process may run in."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    free = _number(Path("/proc/meminfo"), "MemAvailable:", 1024)
-    if free is None:
-        return 4 * 2**30  # neither Linux nor CUDA: a size that every machine has
-    left = _left_in_container(Path("/sys/fs/cgroup"))
-    return free if left is None else max(0, min(free, left))
-
-
-def _left_in_container(root: Path) -> int | None:
-    """Bytes up to the limit of this control group, version 2 or 1; what can be dropped again (file pages not in use) counts
-    as free. None: no limit, or none that can be read."""
-    for folder, limit, used, file_pages in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        most, now = _number(folder / limit), _number(folder / used)
-        if most is not None and now is not None:
-            return most - now + (_number(folder / "memory.stat", file_pages) or 0)
-    return None
-
-
-def _number(path: Path, name: str = "", unit: int = 1) -> int | None:
-    """The number in a file, or the one behind a name in it; None where there is none."""
+        return torch.cuda.mem_get_info(device)[0]
     try:
-        for line in path.read_text().splitlines():
-            words = line.split()
-            if not name or words[0] == name:
-                return int(words[1 if name else 0]) * unit
-    except (OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
         pass
-    return None
+    return 4 * 2**30  # neither Linux nor CUDA: a size that every machine has
 
 
 def row_bytes(family: LlamaFamily) -> int:

@@ -53,8 +53,6 @@ def patch_residual(
     name, layer = parse_edit_site(site)
     if name not in RESIDUAL_SITES:
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(RESIDUAL_SITES)}")
-    if layer is not None and not 0 <= layer < model.cfg.n_layers:
-        raise ValueError(f"site: {site!r} names layer {layer}; expected one of 0..{model.cfg.n_layers - 1}")
     return patch_pairs(
         model,
         clean,

@@ -14,6 +14,7 @@ from pycotmech.cot.analyses.cost import Cost, Workload, row_flop
 from pycotmech.paper import CLAIMS, ENTRIES, entries
 from pycotmech.paper.entries import Given, chosen
 from pycotmech.paper.plan import Line, Plan, make, measured_speed, shown_time
+from tests.reference.tiny import tiny_llama
 
 WORK = Workload(examples=8, cells=78, length=650.0, suffix=44.0, shared=613, longest=670.0, inductive=16)
 
@@ -50,11 +51,18 @@ def test_unknown_names_are_refused(only):
 
 
 def test_every_cost_is_below_the_authors(model):
+    """Where the authors ran something; what they read off their graphs is counted once, with these."""
+    read_off = {"answer_writers", "answer_sources", "context_abidance"}
+    of_graphs = Cost()
     for entry in ENTRIES:
         ours, authors = entry.cost(model.cfg, WORK), entry.authors(model.cfg, WORK)
         assert ours.flop >= 0 and ours.forwards >= 0 and ours.memory >= 0, entry.name
-        if entry.name not in ("pair_probes", "relation_heads", "head_overlap"):
+        assert (authors == Cost()) == (entry.name in {*read_off, "head_overlap"}), entry.name
+        of_graphs = of_graphs + ours if entry.source == "E8" else of_graphs
+        if authors != Cost() and entry.name not in ("pair_probes", "relation_heads"):
             assert ours.token_forwards < authors.token_forwards, entry.name
+    theirs = next(e for e in ENTRIES if e.name == "information_flow").authors(model.cfg, WORK)
+    assert of_graphs.token_forwards < theirs.token_forwards and of_graphs.flop < theirs.flop
 
 
 def _given(model, n):
@@ -96,9 +104,24 @@ def test_sets_are_chosen_on_one_half_and_reported_on_the_other(model, monkeypatc
             assert not reported & set(chosen.chosen_on) and heads.tolist() == list(range(10))
     ranking = calls["remove"][0][3]
     assert set(ranking.examples) == set(calls["remove"][0][2].chosen_on) and ranking.labelled
-    split = knock_out._halves(n, "exact", 3)
+    split = knock_out._halves(np.ones(n, bool), "exact", 3)
     assert n < 4 or [given.examples[i].index for i in np.flatnonzero(split == "report")] == sorted(reported)
     assert set(given.sets()["patch_steps"].examples) == whole  # of which head_overlap tells
+
+
+def test_only_examples_that_count_are_halved(model):
+    given = _given(model, 6)
+    right = torch.zeros(6, 10, dtype=torch.bool)
+    right[[0, 1, 3, 4], 5] = True
+    right[5, 9] = True  # a step that was not asked for
+    four = dataclasses.replace(given, right=right)
+    assert sorted(np.concatenate(four.halves).tolist()) == [0, 1, 3, 4] and len(four.halves[0]) == len(four.halves[1]) == 2
+    split = knock_out._halves(right[:, [2, 5]].any(1).numpy(), "exact", 3)
+    assert np.flatnonzero(split == "select").tolist() == four.halves[0].tolist() and split[2] == split[5] == ""
+    assert {e.index for e in four.reporting().examples} == {given.examples[int(i)].index for i in four.halves[1]}
+    right[[0, 1, 3], 5] = False
+    alone = dataclasses.replace(given, right=right)
+    assert alone.halves[0].tolist() == alone.halves[1].tolist() == [4] and alone.choosing == (given.examples[4].index,)
 
 
 def test_what_is_kept_alone_is_told_of_other_examples(model):
@@ -120,9 +143,15 @@ def test_the_plan_adds_up(model):
     assert "3.00" in str(by_hand) and "1.0 GiB" in str(by_hand) and "about 3.0 s" in str(by_hand)
 
 
-def test_the_measured_speed_is_of_this_model(model):
-    speed = measured_speed(model)
-    assert 1e8 < speed < 1e15 and row_flop(model.cfg) > 0
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_measured_speed_is_of_the_work_that_is_done(model, monkeypatch, layers):
+    assert 1e8 < measured_speed(model) < 1e15
+    small = pcm.Model(tiny_llama(n_layers=layers), check=False)
+    clock = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))  # each run takes one second
+    cfg = small.cfg
+    again = 2.0 * cfg.d_model * cfg.d_head * (cfg.n_heads + 2 * cfg.n_key_value_heads)  # the last layer's queries, as read
+    assert measured_speed(small) == pytest.approx(256 * (row_flop(cfg) + again))
 
 
 def test_times_are_readable():

@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pycotmech import experiment, paper
+from pycotmech.cot.analyses import cells
+from pycotmech.cot.steps import Graded
 from pycotmech.paper import runner
 from pycotmech.paper.entries import ENTRIES
 
@@ -79,6 +82,35 @@ def test_an_analysis_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert outcome.failures == {"patch_steps": "steps: nothing to see", "remove": "needs patch_steps"}
     assert list(outcome.results) == ["copy_heads"]
     assert "steps: nothing to see" in (tmp_path / "summary.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("right", [(1,), (0, 3)])
+def test_few_right_examples_are_enough_for_sets(tmp_path, monkeypatch, right):
+    """One or two of four: too few for halves of two, so that sets are chosen and told on the same, which is said."""
+    monkeypatch.setattr(cells, "grade", only_right(right))
+    asked = ("knock_out_curve", "head_overlap", "keep_only", "remove")
+    outcome = paper.run(dataclasses.replace(SETTINGS, examples=4, steps=(5,)), tmp_path, only=asked)
+    assert not outcome.failures and set(asked) <= set(outcome.results)
+    n = len(right)
+    for name in ("keep_only", "remove"):
+        result = outcome.results[name]
+        assert result.data.sizes["example"] == n and result.about["settings"]["reused"] == n
+        assert result.data["right"].notnull().all()
+    half = outcome.results["knock_out_curve"].data["half"].values.tolist()
+    assert sorted(h for h in half if h) == (["both"] if n == 1 else ["report", "select"])
+    overlap = outcome.results["head_overlap"].data
+    assert bool(np.isfinite(overlap["f1_low"][0, 1])) == (n > 1)
+
+
+def only_right(rows):
+    """A grading by which every step of these examples is right, and none of the others."""
+
+    def grade(model, examples):
+        table = torch.zeros(len(examples), examples.n_steps, dtype=torch.bool)
+        table[list(rows)] = True
+        return Graded(table, table[:, 0], "clean", examples.kinds)
+
+    return grade
 
 
 def test_what_was_cut_off_while_being_written_is_made_again(first, folder, tmp_path):

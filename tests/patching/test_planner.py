@@ -10,7 +10,6 @@ from torch.profiler import ProfilerActivity, profile
 
 import pycotmech as pcm
 from pycotmech import ops
-from pycotmech.patching import planner
 from tests.reference.tiny import tiny_llama
 
 V = 3000
@@ -140,31 +139,3 @@ def test_a_plan_of_a_screen_is_refused(model):
         pcm.plan_heads(model, clean, corrupted, screen=3)
     with pytest.raises(TypeError, match="by_head"):
         pcm.plan_heads(model, clean, corrupted, by_head=True)
-
-
-def test_what_is_free_ends_at_the_limit_of_the_container(tmp_path, monkeypatch):
-    """Control groups of both versions; file pages that nobody uses count as free; "max" is no limit."""
-    assert planner._left_in_container(tmp_path) is None
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert planner._left_in_container(tmp_path) is None
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert planner._left_in_container(tmp_path) == 300
-    (tmp_path / "memory.stat").write_text("anon 500\nactive_file 60\ninactive_file 100\n")
-    assert planner._left_in_container(tmp_path) == 400
-    old = tmp_path / "old" / "memory"
-    old.mkdir(parents=True)
-    (old / "memory.limit_in_bytes").write_text("5000\n")
-    (old / "memory.usage_in_bytes").write_text("1000\n")
-    assert planner._left_in_container(old.parent) == 4000
-    free = planner.free_bytes(torch.device("cpu"))
-    assert free > 2**20
-    monkeypatch.setattr(planner, "_left_in_container", lambda root: 2**19)
-    assert planner.free_bytes(torch.device("cpu")) == 2**19
-
-
-def test_what_pytorch_holds_on_a_gpu_is_free(monkeypatch):
-    """Else a second call would plan with less than the first, and none of its shapes would repeat."""
-    for name, value in (("mem_get_info", (100, 1000)), ("memory_reserved", 70), ("memory_allocated", 20)):
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert planner.free_bytes(torch.device("cuda")) == 150

@@ -201,7 +201,6 @@ def test_wrong_arguments():
         (pcm.patch_heads, dict(heads=[(2, 0)], positions=[-2]), "reaches nothing that is read"),
         (pcm.patch_residual, dict(site="z"), "site: got 'z'; expected one of resid_pre"),
         (pcm.patch_residual, dict(site="blocks.2.hook_mlp_out", positions=[-2]), "reaches nothing that is read"),
-        (pcm.patch_residual, dict(site="blocks.3.hook_resid_mid"), "site: 'blocks.3.hook_resid_mid' names layer 3; expected"),
         (pcm.patch_residual, dict(positions=[3]), "positions: .* reach nothing that is read"),
     ]
     for run, arguments, message in bad:

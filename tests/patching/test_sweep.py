@@ -1,7 +1,5 @@
 """Variants with any edits against one hooked float64 forward each."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -345,50 +343,3 @@ def test_an_edit_that_reaches_nothing_is_said(case):
     assert (patched.effect[L - 1] == 0).all() and (patched.effect[0] != 0).any()
     with pytest.warns(UserWarning, match=rf"in layer\(s\) \[{L - 1}\] resid_post at these positions reaches nothing"):
         pcm.patch_residual(model, tokens, other, site="resid_post", positions=[3])
-
-
-def test_a_position_that_changes_nothing_is_said(case):
-    """Where it was asked for by name: in front of the first difference, or behind what is read."""
-    model, _, tokens = case
-    other = tokens.clone()
-    other[5] = (other[5] + 1) % 61
-    with pytest.warns(UserWarning, match=r"positions: 2, -1 reach\(es\) nothing that is read in any example"):
-        some = pcm.patch_heads(model, tokens, other, positions=[2, 7, -1], read=9)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        alone = pcm.patch_heads(model, tokens, other, positions=[7, 9], heads=[(0, 0), (1, 2)], read=9)
-        again = pcm.patch_heads(model, tokens, other, positions=[7], heads=[(0, 0), (1, 2)], read=9)
-    assert np.allclose(some.values[[0, 1], [0, 2]], again.values[[0, 1], [0, 2]], rtol=0, atol=1e-6)
-    assert np.abs(alone.values - again.values)[[0, 1], [0, 2]].max() > 1e-2
-    edit = pcm.Edit("z", 0, 0, [3, 11], 0.0)
-    with pytest.warns(UserWarning, match=r"variants\[0\].edits\[0\]: names positions behind what is read, position 9"):
-        part = pcm.sweep(model, tokens, [pcm.Variant((edit,))], read=9)
-    assert part.raw[0] == pytest.approx(
-        pcm.sweep(model, tokens, [pcm.Variant((pcm.Edit("z", 0, 0, [3], 0.0),))], read=9).raw[0], rel=1e-6
-    )
-
-
-def test_numbers_without_dimensions_are_numbers(case):
-    """A layer, a head or a token out of a tensor (`for l, h in mask.nonzero()`, `logits.argmax()`) is what it says."""
-    model, _, tokens = case
-    l, h = torch.tensor([[1, 2]])[0]
-    plain, odd = (pcm.Variant((pcm.Edit("z", *place, None, 0.0),)) for place in ((1, 2), (l, h)))
-    told = dict(metric="logit_diff", answer=7, wrong=11)
-    expected, found = (pcm.sweep(model, tokens, [v], **told) for v in (plain, odd))
-    assert abs(expected.effect[0]) > 1e-2 and found.raw[0] == expected.raw[0]
-    with pytest.raises(ValueError, match="z of layer 1 is replaced twice"):
-        pcm.sweep(model, tokens, [pcm.Variant((*plain.edits, *odd.edits))])
-    for wrong in (dict(layer=1.0), dict(layer="1"), dict(layer=1, head=0.0)):
-        with pytest.raises(ValueError, match=r"variants\[0\].edits\[0\].(layer|head): got .*; expected 0.."):
-            pcm.sweep(model, tokens, [pcm.Variant((pcm.Edit("z", **wrong, value=0.0),))])
-
-    tensors = dict(metric="logit_diff", answer=torch.tensor(7), wrong=np.array(11))
-    assert pcm.sweep(model, tokens, [plain], **tensors).raw[0] == expected.raw[0]
-    other = tokens.clone()
-    other[5] = (other[5] + 1) % 61
-    pairs = [pcm.patch_heads(model, tokens, other, read=r, **t) for r, t in ((-1, told), (torch.tensor(-1), tensors))]
-    assert np.array_equal(pairs[0].raw, pairs[1].raw)
-    cuts = [pcm.knock_out_edges(model, tokens, from_=p, to=-1).raw for p in (3, np.int64(3))]
-    assert np.array_equal(*cuts)
-    screened = pcm.patch_heads(model, tokens, other, screen=np.int64(2), **told)
-    assert int(screened.exact.sum()) == 2

@@ -114,7 +114,7 @@ def head_overlap(
         `Selection` of one set (select_heads(..., k=20)); or a mapping from step to such, for a type whose sets differ by step.
     shape: (L, H), needed if all sets are pairs. model: its name, for the figures.
     draws: of the bootstrap, for sets given as `Selection` from scores per example. Those with equally many examples are
-        resampled together.
+        resampled together; examples without any score, none of whose steps counts, are not drawn.
     Returns a `HeadOverlap`. Raises TypeError or ValueError naming the set.
     Cost: no forward pass; with a bootstrap, `draws` selections of each set.
     Source: PAPER E6, which reports intersections without the chance level.
@@ -168,7 +168,7 @@ def head_overlap(
             "of_step": ("set", [step for *_, step, _ in flat]),
         },
     )
-    behind = {e for *_, s in flat if isinstance(s, Selection) for e in s.examples or ()}
+    behind = {s.examples[i] for *_, s in flat if isinstance(s, Selection) and s.examples is not None for i in s.scored}
     about = dict(
         model=model, notes=[], source="PAPER E6", definition="intersections of sets of heads, beside those of random sets",
         settings=dict(heads=n, draws=draws if drawn else 0, chosen_on=len(behind) if drawn else 0, seed=seed),
@@ -202,25 +202,29 @@ def _overlap(masks: NDArray) -> dict[str, NDArray[np.float64]]:
 
 
 def _drawn(given: list[Any], masks: NDArray, draws: int, seed: int) -> dict[str, NDArray] | None:
-    """Overlaps over resampled examples [draws, n, n]; NaN for pairs of which one cannot be selected anew."""
-    again = [isinstance(s, Selection) and s.examples is not None and len(s.examples) > 1 for s in given]
-    if not any(again) or draws < 2:
+    """Overlaps over resampled examples [draws, n, n]; NaN for pairs of which one cannot be selected anew, in that draw or at
+    all. Only examples with a score in one of the sets that are resampled together are drawn."""
+    scored = [s.scored if isinstance(s, Selection) else () for s in given]
+    again = np.array([len(rows) > 1 for rows in scored])
+    if not again.any() or draws < 2:
         return None
     rng = np.random.default_rng(seed)
-    sizes = {len(s.examples) for s, a in zip(given, again) if a}
-    found = []
+    pools = {
+        n: np.array(sorted({r for s, rows, a in zip(given, scored, again) if a and len(s.examples) == n for r in rows}))
+        for n in sorted({len(s.examples) for s, a in zip(given, again) if a})
+    }
+    found: dict[str, list[NDArray]] = {k: [] for k in _STATISTICS}
     for _ in range(draws):
-        rows = {n: rng.integers(n, size=n) for n in sorted(sizes)}
-        now = masks.copy()
-        for i, (s, a) in enumerate(zip(given, again)):
-            if a:
-                now[i] = s.again(rows[len(s.examples)])[0].mask.ravel()
-        found.append(_overlap(now))
-    stacked = {k: np.stack([f[k] for f in found]) for k in _STATISTICS}
-    fixed = ~(np.array(again)[:, None] & np.array(again)[None])
-    for v in stacked.values():
-        v[:, fixed] = np.nan
-    return stacked
+        drawn = {n: rng.choice(pool, size=len(pool)) for n, pool in pools.items()}
+        now, made = masks.copy(), again.copy()
+        for i in np.flatnonzero(again):
+            rows = drawn[len(given[i].examples)]
+            made[i] = np.isin(rows, scored[i]).any()  # of a set whose steps are right elsewhere the draw may hold nothing
+            if made[i]:
+                now[i] = given[i].again(rows)[0].mask.ravel()
+        for k, value in _overlap(now).items():
+            found[k].append(np.where(made[:, None] & made[None], value, np.nan))
+    return {k: np.stack(values) for k, values in found.items()}
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:

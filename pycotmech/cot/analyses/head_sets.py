@@ -119,6 +119,11 @@ class Scores:
         """(L, H)."""
         return self.values.shape[2:]  # type: ignore[return-value]
 
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """Rows of the examples that have a score of any head at any step: where no step counts there is none."""
+        return np.flatnonzero(np.isfinite(self.values).any((1, 2, 3)))
+
     def at(self, step: int | None) -> Scores:
         """Those of one step; None: as they are."""
         if step is None:

@@ -327,8 +327,8 @@ def _chosen_on(given: Iterable[HeadSet | dict[int, HeadSet]], cells: Cells, scor
     """How many of the examples were used to choose the sets, or are behind the scores by which heads are taken out of them,
     and how many others were; as far as is known."""
     chosen = {e for g in given for s in (g.values() if isinstance(g, dict) else [g]) for e in s.chosen_on}
-    if scores is not None and scores.labelled:
-        chosen |= set(scores.examples or ())
+    if scores is not None and scores.labelled and scores.examples is not None:
+        chosen |= {scores.examples[i] for i in scores.scored}
     reused = sum(example.index in chosen for example in cells.examples)
     return {"reused": reused, "others": len(chosen) - reused}
 

@@ -40,7 +40,8 @@ class KnockOutCurve(Analysis):
     data, over order ("least": least important first; "most"; "random 0", ...), size, example and step: `right` 1 where every
     token of the word is still the arg-max; `agrees` 1 where the first token is that of the untouched model; `log_prob` of the
     whole word. `removed` [order, size] heads ablated and `ablated` [order, size, layer, head] which, with an axis step if each
-    step has a ranking of its own; `half` [example]: "select" or "report", or "both".
+    step has a ranking of its own; `half` [example]: "select" or "report", "both" where a single example counts or by the
+    paper's definition, "" where no step of the example counts.
     """
 
     name, title = "knock_out_curve", "Accuracy against the number of heads ablated"
@@ -246,7 +247,7 @@ def knock_out_curve(
     selection = _selection(scores, variable, sizes, shape)
     with metered(model) as meter:
         cells = choose(model, examples, steps=steps, right=right)
-        half = _halves(len(examples), definition, seed)
+        half = _halves(cells.right.any(1).numpy(), definition, seed)
         selection, basis = _apart(selection, examples, half)
         by_step = [_of_step(selection, s) for s in cells.steps] if ranking == "by_step" else [selection]
         names = [*orders, *(f"random {i}" for i in range(n_random))]
@@ -294,12 +295,15 @@ def _selection(scores: Any, variable: str | None, sizes: Sequence[int] | None, s
     return selection
 
 
-def _halves(n: int, definition: str, seed: int) -> NDArray:
-    """For each example the half it belongs to."""
-    if definition == "paper" or n < 2:
-        return np.full(n, "both", dtype="U6")
-    out = np.full(n, "report", dtype="U6")
-    out[bootstrap.halves(n, seed=seed)[0]] = "select"
+def _halves(counts: NDArray[np.bool_], definition: str, seed: int) -> NDArray:
+    """For each example the half it belongs to, "" for those that do not count: one half of nothing but these could choose or
+    report nothing."""
+    out = np.where(counts, "both", "").astype("U6")
+    index = np.flatnonzero(counts)
+    if definition == "paper" or len(index) < 2:
+        return out
+    for name, half in zip(("select", "report"), bootstrap.halves(len(index), seed=seed)):
+        out[index[half]] = name
     return out
 
 
@@ -308,17 +312,19 @@ def _apart(selection: Selection, examples: Examples, half: NDArray) -> tuple[Sel
     source = selection._source
     if selection.examples is None or source is None:
         return selection, "averages as given; they may come from the examples that are reported on"
-    n = len(selection.examples)
-    numbers = [example.index for example in examples]
-    if not source.labelled and n != len(examples):
+    rows = len(selection.examples)
+    scored = [selection.examples[i] for i in source.scored]
+    n, numbers = len(scored), [example.index for example in examples]
+    if not source.labelled and rows != len(examples):
         return selection, f"scores of {n} examples, not numbered"
-    reported = {e for e, h in zip(numbers if source.labelled else range(n), half) if h == "report"}
-    keep = [e for e in selection.examples if e not in reported]
+    reported = {e for e, h in zip(numbers if source.labelled else range(rows), half) if h == "report"}
+    rest = [e for e in selection.examples if e not in reported]
+    keep = [e for e in rest if e in scored]
     if len(keep) == n:
         return selection, f"scores of {n} examples" + (", none of them reported on" if reported else "")
-    if not keep:
+    if not rest:
         return selection, f"scores of {n} examples, all of them reported on"
-    return selection.of(keep), f"scores of the {len(keep)} of {n} examples that are not reported on"
+    return selection.of(keep or rest), f"scores of the {len(keep)} of {n} examples that are not reported on"
 
 
 def _of_step(selection: Selection, step: int) -> Selection:
@@ -392,6 +398,7 @@ def cost(
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, *, sizes: int = 24, orders: int = 1) -> Cost:
-    """Theirs: a full forward for each set, step and example, the clean run, and half as many prompts for the mean again."""
+    """Theirs: a full forward for each set, step and example, the clean run, and half as many prompts for the mean again (PAPER:
+    section 3, E5). sizes: sets of one curve; 24 where they remove by decision or copy scores, up to 10 by induction scores."""
     forwards = workload.cells * (sizes * orders + 1.5)
     return rows_cost(cfg, forwards * workload.length, forwards=forwards, read=forwards * workload.length)

@@ -56,6 +56,11 @@ class Selection:
         """The examples behind the scores, if they are known."""
         return None if self._source is None else self._source.examples
 
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """Places among `examples` of those that have a score; none if they are not known."""
+        return np.empty(0, np.int64) if self._source is None or self.examples is None else self._source.scored
+
     def again(self, rows: Sequence[int] | NDArray) -> Selection:
         """The same rule on the scores of these examples, by row of the scores, repeats counted: for a bootstrap."""
         if self._source is None or self._source.examples is None:
@@ -125,7 +130,7 @@ def select_heads(
     _one_of("tails", tails, (None, "upper", "both"))
     grid = table.mean()
     if not np.isfinite(grid).any():
-        raise ValueError("scores: no head has a score")
+        raise ValueError(f"scores: no head has a score{_why(table)}")
     bounds: tuple[tuple[float, float], ...] = ()
     p = None
     words = f"{table.name}, {_counted(table)}"
@@ -149,7 +154,7 @@ def select_heads(
         key = np.abs(grid) if tails == "both" else grid
         said = f"beyond chance by {significance.words(test, control)}"
     ranking = _ranked(key)
-    chosen_on = table.examples or () if table.labelled else ()
+    chosen_on = tuple(table.examples[i] for i in table.scored) if table.labelled and table.examples else ()
     sets = []
     for _, mask in found:
         rest = [(int(l), int(h)) for l, h in np.argwhere(mask & np.isnan(key))]
@@ -217,8 +222,16 @@ def _ranked(key: NDArray) -> list[Head]:
 
 
 def _counted(table: Scores) -> str:
-    n = "averages as given" if table.examples is None else f"mean over {len(table.examples)} example(s)"
+    n = "averages as given" if table.examples is None else f"mean over {len(table.scored)} example(s)"
     return n + ("" if table.steps is None or len(table.steps) == 1 else f" and {len(table.steps)} steps")
+
+
+def _why(table: Scores) -> str:
+    if table.examples is None:
+        return ""
+    steps = f"step {table.steps[0]}" if table.steps is not None and len(table.steps) == 1 else "these steps"
+    which = f" ({', '.join(map(str, table.examples))})" if table.labelled else ""
+    return f": none of the {len(table.examples)} examples to choose on{which} is right at {steps}"
 
 
 def _least(alpha: float | Sequence[float]) -> float:

@@ -41,7 +41,8 @@ def p_values(
 ) -> NDArray[np.float64]:
     """Corrected p-values of "the mean is not above 0" (two_sided: "is 0") for each head: values [n, ...] -> [...].
 
-    NaN in values: an example that does not count for that head; heads without any value get NaN.
+    NaN in values: an example that does not count for that head; heads without any value get NaN. Examples that count for no
+    head are left out: n is the number of the others.
     alpha: the error rate in mind, to refuse what could never reach it. Raises ValueError naming test, control or scores.
     """
     allowed = {"sign_flip": ("max",), "sign": ("holm", "bh"), "bootstrap": ("holm", "bh")}
@@ -50,9 +51,8 @@ def p_values(
     control = control or _default(test)
     if control not in allowed[test]:
         raise ValueError(f"control: got {control!r}; expected {' or '.join(map(repr, allowed[test]))} with test={test!r}")
-    n, shape = len(values), values.shape[1:]
-    x = np.asarray(values, np.float64).reshape(n, -1)
-    known = np.isfinite(x).any(0)
+    x, shape = _counting(values), values.shape[1:]
+    n, known = len(x), np.isfinite(x).any(0)
     x = x[:, known]
     least = 2.0**-n * (2 if two_sided else 1)
     if test == "bootstrap":
@@ -69,6 +69,12 @@ def p_values(
     return out.reshape(shape)
 
 
+def _counting(values: NDArray) -> NDArray[np.float64]:
+    """The examples that count for any head, [n, heads]: those that count for none can neither be flipped nor drawn."""
+    x = np.asarray(values, np.float64).reshape(len(values), -1)
+    return x[np.isfinite(x).any(1)]
+
+
 def sign_flip(values: NDArray, *, two_sided: bool = False, flips: int = _FLIPS, seed: int = 0) -> NDArray[np.float64]:
     """Family-wise p-values of "the mean is not above 0": values [n, ...] -> [...], NaN where an example does not count.
 
@@ -76,8 +82,8 @@ def sign_flip(values: NDArray, *, two_sided: bool = False, flips: int = _FLIPS, 
     2^n ways or `flips` random ones, the unflipped among them (Westfall and Young 1993, single step). The statistic is the
     mean over its standard error without a centre: no sign changes that error, and it orders as t does.
     """
-    n = len(values)
-    x = np.nan_to_num(np.asarray(values, np.float64).reshape(n, -1))
+    x = np.nan_to_num(_counting(values))
+    n = len(x)
     size = np.sqrt((x**2).sum(0))
     x = x / np.where(size > 0, size, np.inf)
     if 2**n <= flips:
