@@ -137,7 +137,7 @@ def test_the_planted_rift_is_found_through_examples(table, writer):
 
 
 def test_a_change_is_seldom_named_in_noise_and_found_where_it_is():
-    """Curves of 8 examples, 13 depths: as many as 5 in 100 of noise; half of the examples' spread is enough of a step."""
+    """Curves of 8 examples at 13 depths, of noise that also drifts along the depths; and a step of three times that noise."""
 
     def named(step, seed):
         rng = np.random.default_rng(seed)
