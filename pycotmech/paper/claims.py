@@ -82,8 +82,10 @@ def _rift(results: Results) -> Verdict:
     r, last = found.rift(), int(found.data["depth"].max())
     if r.n == 0:
         return Verdict("not decided", "no position has a memorised next word and another one in the prompt")
-    if not np.isfinite(r.change):
-        return Verdict("not borne out", "context minus prior rises nowhere along the layers")
+    if not np.isfinite(r.change):  # nothing rises, or what rises may be noise
+        if not np.isfinite(r.rise[0]):
+            return Verdict("not borne out", r.none_found())
+        return combined(r.none_found(), {"the prompt takes over": _word(r.turned), "a change": "not decided"})
     evidence = (
         f"context minus prior changes most at depth {r.words('change')} of {last}, n = {r.n}; {r.words('abruptness')} of its "
         "rise within one layer of it"
@@ -212,8 +214,8 @@ def _mixing(results: Results) -> Verdict:
 def _abidance(results: Results) -> Verdict:
     found = results["context_abidance"]
     half = found.data.sizes["layer"] // 2
-    share = found.data["abides"].mean("head").mean("step").transpose("example", "layer").values
-    lower, upper = share[:, :half].mean(1), share[:, half:].mean(1)
+    share = found.data["abides"].mean("head").mean("step")
+    lower, upper = (share.isel(layer=part).mean("layer").values for part in (slice(half), slice(half, None)))
     rise = bootstrap.mean_interval(upper - lower)
     low, high = bootstrap.mean_interval(lower), bootstrap.mean_interval(upper)
     evidence = (

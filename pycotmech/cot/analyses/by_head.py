@@ -69,7 +69,7 @@ class HeadAnalysis(Analysis):
 
         found = self.scores()
         count = found["n"].max(("layer", "head")).values
-        shown = [i for i in range(len(count)) if count[i] > 0]
+        shown = [i for i in range(len(count)) if count[i] > 0] or list(range(len(count)))
         kinds, steps = self.data["kind"].values, self.data["step"].values
         return maps_figure(
             [found["mean"].isel(step=i).transpose("layer", "head").values for i in shown],

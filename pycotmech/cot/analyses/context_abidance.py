@@ -21,7 +21,7 @@ from pycotmech.cot.analyses import answer_writers, bootstrap, information_flow
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered
 from pycotmech.cot.analyses.flow_graph import Graph
-from pycotmech.cot.analyses.functional_rift import change_point
+from pycotmech.cot.analyses.functional_rift import change_point, rise_interval
 from pycotmech.cot.analyses.result import Analysis, about
 from pycotmech.cot.analyses.traces import Prompt, by_example, texts_of, traced
 from pycotmech.model.families import ModelConfig
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Depth0 = Literal["context", "leave_out"]
 _SOURCE = "arXiv 2402.18312, context-abidance of heads (E8)"
+_EVEN = 1e-4
+"""By so much, relative to an even share, a token has to be likelier than the others to be the likeliest one."""
 
 
 class Spelling:
@@ -83,8 +85,9 @@ def of_graph(graph: Graph, prompt: Prompt, spelling: Spelling, shape: tuple[int,
 
 @dataclass(frozen=True, eq=False)
 class ContextAbidance(Analysis):
-    """abides [example, step, layer, head]: 1 where the likeliest token of the head's output stands in the prompt, else 0.
-    peak, same axes: that token's probability. chance [example, step]: share of the vocabulary that stands in the prompt.
+    """abides [example, step, layer, head]: 1 where the likeliest token of the head's output stands in the prompt, else 0; NaN
+    where its output makes no token likelier than another. peak, same axes: that token's probability. chance [example, step]:
+    share of the vocabulary that stands in the prompt.
     With graphs also occurs and in_context, same axes: how often the head is in the graph, and with a token of the prompt.
     """
 
@@ -111,19 +114,28 @@ class ContextAbidance(Analysis):
 
     def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
         """The first layer of the upper part where the layers fall into a lower and a higher one best (the upward
-        least-squares change point), with its interval over resampled examples; NaN where it rises nowhere. By graphs
-        where there are any."""
-        name = ("in_context", "occurs") if self.of_graphs else ("abides",)
-        parts = [self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values for k in name]
-        parts = parts if self.of_graphs else [parts[0], np.where(np.isfinite(parts[0]), 1.0, np.nan)]
+        least-squares change point), with its interval over resampled examples. By graphs where there are any.
 
-        def layer(index: NDArray) -> float:
-            top, below = (np.nansum(p[index], 0) for p in parts)
+        NaN where the share rises nowhere, or no more than chance lets it (`functional_rift.rise_interval` holds 0).
+        """
+        counted = self.data["occurs"] if self.of_graphs else self.data["abides"].notnull()
+        share = self.data["in_context"] if self.of_graphs else self.data["abides"]
+        parts = [x.sum(("step", "head")).transpose("example", "layer").values.astype(float) for x in (share, counted)]
+
+        def shares(weights: NDArray) -> NDArray:
+            top, below = (weights @ p for p in parts)
             with np.errstate(invalid="ignore", divide="ignore"):
-                share = top / np.where(below > 0, below, np.nan)
-            return change_point(share)
+                return top / np.where(below > 0, below, np.nan)
 
-        return bootstrap.statistic_interval(layer, len(parts[0]), draws=draws, seed=seed)
+        n = len(parts[0])
+        found = bootstrap.statistic_interval(
+            lambda index: change_point(shares(np.bincount(index, minlength=n).astype(float))), n, draws=draws, seed=seed
+        )
+        drawn = shares(bootstrap.resampled(n, draws=draws, seed=seed))
+        if np.isnan(found.mean) or (n > 1 and rise_interval(shares(np.ones(n)), drawn)[1] <= 0):
+            nan = np.full_like(found.mean, np.nan)
+            return bootstrap.Interval(nan, nan, nan, found.n)
+        return found
 
     def table(self) -> pd.DataFrame:
         """One row per layer: share with low, high and n, and by graphs where there are any."""
@@ -156,9 +168,12 @@ class ContextAbidance(Analysis):
     def findings(self) -> list[str]:
         """The share in the lower and in the upper half, and where it rises; of a model of one layer, the share."""
         L = self.data.sizes["layer"]
+        whole = self._share(slice(None))
+        if not whole.n:
+            return ["no head's output makes any token likelier than another"]
         what = "tokens handed over in the graphs stand" if self.of_graphs else "likeliest tokens of heads' outputs stand"
         if L == 1:
-            whole, chance = self._share(slice(None)), float(self.data["chance"].mean())
+            chance = float(self.data["chance"].mean())
             return [
                 f"{what} in the prompt in {_percent(whole)} of cases in the only layer (n = {int(whole.n)} examples; "
                 f"{chance:.1%} of the vocabulary stands there)"
@@ -167,7 +182,7 @@ class ContextAbidance(Analysis):
         jump = self.jump()
         inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
         where = f"; the layers part best at layer {float(jump.mean):.0f}{inside} of {L}"
-        where = where if np.isfinite(jump.mean) else "; it rises at no layer"
+        where = where if np.isfinite(jump.mean) else "; it rises at no layer beyond chance"
         chance = float(self.data["chance"].mean())
         return [
             f"{what} in the prompt in {_percent(lower)} of cases in the lower half of the layers, {_percent(upper)} in the "
@@ -242,8 +257,9 @@ def context_abidance(
                 for cell, prompt in groups[i]:
                     found, at = answer_writers.written(model.family, trace, prompt), (cell.e, cell.s)
                     context = spelling.context(prompt.tokens)
-                    data["abides"][at] = [[spelling.of(t) in context for t in row] for row in found.top.tolist()]
-                    data["peak"][at] = found.peak.cpu().numpy()
+                    inside = [[spelling.of(t) in context for t in row] for row in found.top.tolist()]
+                    peak = data["peak"][at] = found.peak.cpu().numpy()
+                    data["abides"][at] = np.where(peak * model.cfg.d_vocab > 1 + _EVEN, inside, np.nan)
                     chance[at] = spelling.chance(context)
                     if flow is not None:
                         graph = flow.graph(cell.example.index, cell.step.index)

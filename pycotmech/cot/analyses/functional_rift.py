@@ -60,12 +60,17 @@ class FunctionalRift(Analysis):
         return xr.Dataset(out, coords={"depth": self.data["depth"]})
 
     def rift(self, *, step: int | None = None, draws: int = 500, seed: int = 0) -> Rift:
-        """Where context minus prior jumps, over examples drawn anew; of one step, or of all steps together."""
+        """Where context minus prior jumps, over examples drawn anew; of one step, or of all steps together.
+
+        Of any curve, noise too, some split of the depths fits best: the change is NaN unless the rise over it is above 0
+        beyond its interval (`rise_interval`).
+        """
         data = self.data if step is None else self.data.sel(step=[step])
         d = (data["context"] - data["prior"]).mean("step").transpose("example", "depth").values
         used = d[np.isfinite(d).all(1)]
         if len(used) == 0:
-            return Rift(np.nan, np.nan, np.nan, None, None, None, np.nan, (np.nan, np.nan), 0)
+            nothing = (np.nan, np.nan, np.nan)
+            return Rift(*nothing, None, None, None, np.nan, (np.nan, np.nan), nothing, 0)
 
         def places(index: NDArray[np.int64]) -> tuple[float, float, float]:
             curve = used[index].mean(0)
@@ -74,6 +79,11 @@ class FunctionalRift(Analysis):
 
         found = bootstrap.statistic_interval(places, len(used), draws=draws, seed=seed)
         (change, cross, abrupt), low, high = (x.tolist() for x in found[:3])
+        drawn = bootstrap.resampled(len(used), draws=draws, seed=seed) @ used / len(used)
+        rise = rise_interval(used.mean(0), drawn) if len(used) > 1 else (float(rise_at(used[0], change)), np.nan, np.nan)
+        if np.isnan(change) or rise[1] <= 0:
+            change, abrupt = np.nan, np.nan
+            low[0], high[0], low[2], high[2] = (np.nan,) * 4
         ends = bootstrap.mean_interval(used[:, [0, -1]], seed=seed)
         return Rift(
             change,
@@ -84,6 +94,7 @@ class FunctionalRift(Analysis):
             _above_0(ends.low[1], ends.high[1]),
             abrupt,
             (low[2], high[2]),
+            rise,
             len(used),
         )
 
@@ -108,7 +119,7 @@ class FunctionalRift(Analysis):
             f"context minus prior changes most at depth {r.words('change')} of {last} (n = {r.n}); {r.words('abruptness')} of "
             "its rise lies within one layer of it"
             if np.isfinite(r.change)
-            else f"context minus prior rises nowhere (n = {r.n})"
+            else r.none_found()
         ]
         if r.crossing and r.ahead:
             lines.append(
@@ -165,7 +176,9 @@ class FunctionalRift(Analysis):
 
 @dataclass(frozen=True)
 class Rift:
-    """change: depth of the best single step in context - prior, with its bootstrap interval low .. high. crossing: (depth,
+    """change: depth of the best single step in context - prior, with its bootstrap interval low .. high; NaN if none is found:
+    if context - prior rises nowhere, or the interval of `rise` holds 0. rise: (mean over the depths from the change on minus
+    mean over those below, low, high), NaN if nothing rises; the interval is NaN with one example. crossing: (depth,
     low, high) from which context stays ahead of prior, None if it never does. behind, ahead: whether context - prior is
     below 0 at the embedding and above it at the end: True or False beyond the interval, else None. abruptness: share of the
     rise within one layer of the change, with its interval `abrupt`. n: examples."""
@@ -178,7 +191,18 @@ class Rift:
     ahead: bool | None
     abruptness: float
     abrupt: tuple[float, float]
+    rise: tuple[float, float, float]
     n: int
+
+    def none_found(self) -> str:
+        """Why there is no change, in words."""
+        rise, low, high = self.rise
+        if not np.isfinite(rise):
+            return f"no change found: context minus prior rises nowhere (n = {self.n})"
+        return (
+            f"no change found: the interval of the largest rise of context minus prior from lower to upper layers holds 0, "
+            f"{rise:+.2g} [{low:+.2g}, {high:+.2g}] (n = {self.n})"
+        )
 
     @property
     def turned(self) -> bool | None:
@@ -203,14 +227,46 @@ def change_point(curve: NDArray) -> float:
 
     Entries that are NaN count in neither part. NaN if no split has a higher second level: nothing rises.
     """
-    known = np.isfinite(curve)
-    n, total = known.cumsum(), np.where(known, curve, 0.0).cumsum()
-    below, above = n[:-1], n[-1] - n[:-1]
+    rise, scale = _rises(curve)
+    fit = rise * scale
+    least = 1e-9 * np.abs(curve[np.isfinite(curve)]).max(initial=0.0)
+    return 1.0 + int(fit.argmax()) if fit.size and fit.max() > least else np.nan
+
+
+def _rises(curves: NDArray) -> tuple[NDArray, NDArray]:
+    """For each split of curves [..., D] the second level minus the first, and what it times this scale is the root of what
+    the squared error falls by: [..., D - 1] each, 0 where a part has no entry."""
+    known = np.isfinite(curves)
+    n, total = known.cumsum(-1), np.where(known, curves, 0.0).cumsum(-1)
+    below, above = n[..., :-1], n[..., -1:] - n[..., :-1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        rise = ((total[-1] - total[:-1]) / above - total[:-1] / below) * np.sqrt(below * above / n[-1])
-    rise = np.where(np.isfinite(rise), rise, 0.0)  # the root of what the squared error falls by, with the sign of the rise
-    least = 1e-9 * np.abs(curve[known]).max(initial=0.0)
-    return 1.0 + int(rise.argmax()) if rise.size and rise.max() > least else np.nan
+        rise = (total[..., -1:] - total[..., :-1]) / above - total[..., :-1] / below
+        scale = np.sqrt(below * above / n[..., -1:])
+    return np.where(np.isfinite(rise), rise, 0.0), np.where(np.isfinite(scale), scale, 0.0)
+
+
+def rise_at(curve: NDArray, at: float) -> float:
+    """The mean of a curve from index `at` on minus its mean below; NaN for NaN."""
+    return float(_rises(curve)[0][int(at) - 1]) if np.isfinite(at) else np.nan
+
+
+def rise_interval(curve: NDArray, drawn: NDArray, level: float = bootstrap.LEVEL) -> tuple[float, float, float]:
+    """The rise of a curve [D] over its `change_point`, with an interval from the curves of resampled examples [draws, D].
+
+    The split was chosen because its rise is the largest, so the interval holds for all splits at once: it is as wide as the
+    largest departure, of any split in a draw, from that split's rise (each on the scale on which the split is chosen).
+    (NaN, NaN, NaN) if nothing rises.
+    """
+    at = change_point(curve)
+    if np.isnan(at):
+        return (np.nan, np.nan, np.nan)
+    rise, scale = _rises(curve)
+    again, scales = _rises(drawn)
+    off = again * scales - rise * scale
+    tail = (1 + level) / 2
+    up, down = (float(np.quantile(x.max(-1), tail)) / scale[int(at) - 1] for x in (off, -off))
+    value = rise_at(curve, at)
+    return value, value - up, value + down
 
 
 def crossing(curve: NDArray) -> float:

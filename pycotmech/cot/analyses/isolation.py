@@ -113,8 +113,8 @@ class Isolation(Analysis):
 class Removal(Isolation):
     """A set of heads from which more and more are taken, those with the best scores of another kind first.
 
-    data as in `Isolation` with the axis size for set: `removed` [size] heads taken out of the set; `random` for as many taken
-    at random.
+    data as in `Isolation` with the axis size for set: `removed` [size] heads that are taken (definition "paper": members of
+    the set or not; `kept` is what stays of it); `random` for as many taken at random.
     """
 
     name, title = "remove", "What a set of heads does without some of its members"
@@ -264,9 +264,12 @@ def remove(
     scores: by what heads are taken: as in `select_heads`, pooled over steps. order: "most": the highest first; "least".
     sizes: how many are taken; None: ten numbers, evenly spread up to half of the (smallest) set.
     stop: no further sizes once the accuracy of every step is below this.
+    definition: "exact": n heads of the set are taken, the first n in the order that are in it. "paper": as in the authors'
+        code the first n of all heads with a score, so that those outside of the set count among the n and change nothing;
+        random removal draws from all heads too. Accuracy as in `keep_only`.
     Everything else as in `keep_only`.
     Returns a `Removal`. Raises TypeError or ValueError naming the argument, before anything is run.
-    Source: PAPER E6, removal; there heads outside of the set are counted among the k too, here k heads of the set go.
+    Source: PAPER E6, removal.
     """
     if order not in ("most", "least"):
         raise ValueError(f"order: got {order!r}; expected 'most' or 'least'")
@@ -281,10 +284,10 @@ def remove(
     with metered(model) as meter:
         cells = choose(model, examples, steps=steps, right=right)
         base = _stacked(given, cells.steps, "within")  # [step, L, H]
-        least = int(base.sum((1, 2)).min())
-        taken = _sizes(sizes, least)
         ranked = list(select_heads(table, k=0).ranking)[:: 1 if order == "most" else -1]
-        kept = np.stack([_without(base, ranked, n) for n in taken])  # [size, step, L, H]
+        members = definition == "exact"
+        taken = _sizes(sizes, int(base.sum((1, 2)).min()), None if members else len(ranked))
+        kept = np.stack([_without(base, ranked, n, members) for n in taken])  # [size, step, L, H]
         draws = [_shuffled(shape, seed, i) for i in range(n_random)]
         run = ablated_steps(
             model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
@@ -294,7 +297,7 @@ def remove(
         found, others, stopped = [], [], False
         for k, n in enumerate(taken):
             found.append(_keep(run.answer, kept[k : k + 1], cells, tell))
-            others.append([_keep(run.answer, _without(base, draw, n)[None], cells, tell)[main] for draw in draws])
+            others.append([_keep(run.answer, _without(base, draw, n, members)[None], cells, tell)[main] for draw in draws])
             if bool((np.nan_to_num(bootstrap.mean_interval(found[-1][main][0]).mean) < stop).all()):
                 stopped = True
                 break
@@ -302,7 +305,7 @@ def remove(
     joined = {v: np.concatenate([f[v] for f in found]) for v in _VARIABLES}
     chance = [np.concatenate([o[i] for o in others]) for i in range(n_random)]
     data = _dataset("size", list(range(n)), kept[:n], joined, chance, cells, shape).assign(removed=("size", taken[:n]))
-    words = f"with the {'highest' if order == 'most' else 'lowest'} scores ({table.name})"
+    words = f"with the {'highest' if order == 'most' else 'lowest'} scores{'' if members else ' of all heads'} ({table.name})"
     settings = dict(
         within=name, scores=table.name, order=order, words=words, stop=stop, stopped=stopped, accuracy=main, n_random=n_random,
         seed=seed, **_chosen_on([given], cells, table), **run.settings,
@@ -358,20 +361,25 @@ def _random_like(masks: NDArray, rng: np.random.Generator) -> NDArray[np.bool_]:
     return out
 
 
-def _sizes(sizes: Sequence[int] | None, least: int) -> list[int]:
+def _sizes(sizes: Sequence[int] | None, least: int, ranked: int | None) -> list[int]:
+    """How many heads are taken. least: the size of the (smallest) set; ranked: of all heads with a score, if they count."""
     if sizes is None:
         return sorted({round(least / 2 * i / 10) for i in range(11)})
     out = sorted({0, *(int(s) for s in sizes)})
-    if out[0] < 0 or out[-1] > least:
-        raise ValueError(f"sizes: got {list(sizes)}; expected numbers in 0..{least}, the size of the set")
+    most, what = (least, "the size of the set") if ranked is None else (ranked, "the number of heads with a score")
+    if out[0] < 0 or out[-1] > most:
+        raise ValueError(f"sizes: got {list(sizes)}; expected numbers in 0..{most}, {what}")
     return out
 
 
-def _without(base: NDArray, ranked: Sequence[tuple[int, int]], n: int) -> NDArray[np.bool_]:
-    """Each set [step, L, H] without its first n heads in the ranking; unranked heads are never taken."""
+def _without(base: NDArray, ranked: Sequence[tuple[int, int]], n: int, members: bool) -> NDArray[np.bool_]:
+    """Each set [step, L, H] without the first n heads in the ranking; unranked heads are never taken.
+
+    members: the first n that are in the set; else the first n, wherever they are.
+    """
     out = base.copy()
     for mask in out:
-        mine = [head for head in ranked if mask[head]][:n]
+        mine = [head for head in ranked if mask[head] or not members][:n]
         for head in mine:
             mask[head] = False
     return out

@@ -223,7 +223,11 @@ def knock_out_curve(
     target: the accuracy of the operating point.
     definition: "exact": accuracy is every token of the gold word; ranking (where scores are per example) and operating
         point come from one half of the examples, and the operating point is reported on the other. "paper": accuracy is
-        agreement with the untouched model's next token, and everything is chosen and reported on all examples.
+        agreement with the untouched model's next token, and everything is chosen and reported on all examples. What heads
+        are replaced by is the same in both. The authors took the mean over 50 prompts of the false ontology at the same
+        step, with their own few-shot block, position by position counted from the right; as those prompts are 35 to 50
+        tokens shorter, unrelated words fall together, and that mean is not reproduced. Such prompts matched word by word
+        are averaged with mean=make_examples(50, ontology="false", ...).
 
     Returns a `KnockOutCurve`. Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: for each set one pass of the shared block and of each example's solution ("by_step": for each step).

@@ -40,6 +40,9 @@ class PatchSteps(HeadAnalysis):
     `m_clean`, `m_corrupted` [example, step]; `effect` is the change of the main metric from the base run on the scale
     corrupted 0, clean 1, against the mean of the self-patches; `noise_floor` [example, step] on the same scale; `changed`
     [example, step], whether the corruption changes the model's first choice.
+
+    Where the corruption leaves the output as it is (KL divergence exactly 0) there is nothing to restore: `effect` and
+    `noise_floor` are NaN, the cell counts in no restoration, and `findings` say how many there are.
     """
 
     name, title = "patch_steps", "What each head restores by itself"
@@ -52,11 +55,15 @@ class PatchSteps(HeadAnalysis):
         """
         if metric not in METRICS:
             raise ValueError(f"metric: got {metric!r}; expected one of {', '.join(METRICS)}")
-        patched = self.data[metric].transpose("example", "step", "layer", "head")
+        patched = self.data[metric].where(~self._unchanged()).transpose("example", "step", "layer", "head")
         clean, corrupted = (self.data[f"{metric}_{run}"].values[..., None, None] for run in ("clean", "corrupted"))
         found = bootstrap.ratio_interval(patched.values - corrupted, clean - corrupted)
         first = patched.isel(example=0, drop=True)
         return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def _unchanged(self) -> xr.DataArray:
+        """Where the corruption leaves the output as it is, bool [example, step]."""
+        return self.data["kl_corrupted"] == self.data["kl_clean"]
 
     def scores(self, variable: str | None = None) -> xr.Dataset:
         """`restoration` of the KL divergence; for a variable its plain mean over examples."""
@@ -78,6 +85,12 @@ class PatchSteps(HeadAnalysis):
             f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)} "
             f"(95 % intervals put at most about {size // 20} there by chance)"
         )
+        unchanged = int(self._unchanged().sum())
+        if unchanged:
+            lines.append(
+                f"in {unchanged} of {self.about['cells']} cells the corrupted run's output is the clean run's, so there is "
+                "nothing to restore; they do not count"
+            )
         return lines
 
 
@@ -103,7 +116,8 @@ def patch_steps(
         two, at inductive steps only (the default then): the concept is replaced in the premise, or in the rule, alone;
         `wrong` is then the word that the corrupted run likes best beside the answer, which may still be its first choice
         (`changed` says whether it is not). Both need examples of definition="exact".
-    Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability.
+    Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability. A cell
+        whose corruption changes nothing is no error: it has nothing to restore, and counts in no restoration.
     Raises TypeError or ValueError naming the argument, before the first sweep.
     Cost: one sweep (see `pcm.patch_heads`) for all steps of an example that have the same word replaced, at the last of them;
         with explicit positions one per cell. The logits of one sweep's patched runs are held, L H V numbers for each step.
@@ -204,6 +218,7 @@ def _sweeps(
         seed=seed,
         memory_gb=memory_gb,
         return_logits=True,
+        normalize=False,
     )
     return [_measured(*parts) for parts in zip(sweeps, steps, wrong, ends, strict=True)]
 
@@ -211,7 +226,9 @@ def _sweeps(
 def _measured(sweep: Sweep, step: Step, wrong: int, ends: Tensor) -> dict[str, Any]:
     assert sweep.logits is not None
     # The KL is the sweep's own: taken from its own clean run, so that identical runs give exactly 0.
-    out: dict[str, Any] = {"effect": sweep.effect, "noise_floor": sweep.noise_floor, "kl": sweep.raw}
+    span = float(sweep.clean_metric[0] - sweep.corrupted_metric[0])  # from the corrupted to the clean run
+    scale = np.nan if span == 0 else (1.0 if sweep.direction == "denoise" else -1.0) / span
+    out: dict[str, Any] = {"effect": sweep.effect * scale, "noise_floor": sweep.noise_floor * abs(scale), "kl": sweep.raw}
     out["kl_clean"], out["kl_corrupted"] = float(sweep.clean_metric[0]), float(sweep.corrupted_metric[0])
     for name in METRICS[1:]:
         measure = ExampleMetric(name, ends[0], step.answer, wrong)

@@ -9,7 +9,7 @@ from pycotmech.cot.analyses import copy_heads as copying
 from pycotmech.cot.analyses import decision_heads as decision
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
-from pycotmech.cot.analyses.rows import read_rows
+from pycotmech.cot.analyses.rows import head_outputs, read_rows
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations
 
@@ -57,6 +57,33 @@ def test_one_head_alone_is_its_layer():
     np.testing.assert_allclose(found.relative()["mean"].values, 0, atol=1e-5)
     assert float(found.data["p_head"].std()) > 0
     np.testing.assert_allclose(found.data["p_head"].values[..., 0], found.data["p_mid"].values, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_all_heads_together_are_their_layer():
+    """PAPER section 5, with several heads in a layer and shared keys: what they write, added up, gives p_mid; and a head
+    whose companions write nothing gives it alone."""
+    hf = tiny_llama(n_heads=4, n_key_value_heads=2, n_layers=3, d_vocab=300)
+    several = pcm.Model(hf, check=False)
+    examples, right = _fake_cells(several)
+    found = pcm.cot.decision_heads(several, examples, steps=[5], right=right).data.sel(step=5)
+    apart = np.abs(found["p_head"] - found["p_mid"]) / found["p_mid"]
+    assert float(apart.min(("layer", "head")).max()) > 1e-2  # no head is its layer
+    for e, example in enumerate(examples):
+        step = example.steps[5]
+        acts = several.run(step.clean, capture=("resid_pre", "z"))
+        pre, z = acts["resid_pre"][:, -1], acts["z"][:, -1]
+        together = pre + head_outputs(several.family, z).sum(1)
+        want = lens(hf, together)[:, step.answer].numpy()
+        np.testing.assert_allclose(found["p_mid"].values[e], want, rtol=1e-4)
+        alone = decision.probability(several.family, together, step.answer)
+        np.testing.assert_allclose(alone, want, rtol=1e-4)
+    for layer in hf.model.layers:
+        layer.self_attn.o_proj.weight[:, :32] = layer.self_attn.o_proj.weight[:, 48:] = 0  # all but head 2
+    lone = pcm.cot.decision_heads(pcm.Model(hf, check=False), examples, steps=[5], right=right)
+    np.testing.assert_allclose(lone.relative()["mean"].sel(head=2).values, 0, atol=1e-5)
+    np.testing.assert_allclose(lone.data["gain"].sel(head=[0, 1, 3]).values, 0, atol=1e-9)
+    assert float(np.abs(lone.data["gain"].sel(head=2)).max()) > 1e-4
 
 
 def _fake_cells(model):

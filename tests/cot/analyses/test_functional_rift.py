@@ -6,11 +6,16 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
+from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses import functional_rift as rift
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
+from pycotmech.paper import CLAIMS
+from tests.reference.planted import examples as examples_of
 from tests.reference.planted import models as planted
 from tests.reference.planted.words import BOS
+
+BY_NAME = {claim.name: claim for claim in CLAIMS}
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,44 @@ def test_nothing_is_found_where_nothing_was_planted():
     curves, _ = planted_curves(planted.nothing())
     difference = np.nanmean(curves["context"] - curves["prior"], 0)
     assert np.isnan(rift.crossing(difference)) or np.nanmax(np.abs(difference)) < 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("silent", [False, True])
+def test_no_layer_is_named_where_nothing_was_planted(silent, seed):
+    """Of noise too some split of the layers fits best."""
+    made = planted.nothing(silent=silent, n_layers=6, seed=seed)
+    cases = examples_of(made, 8, seed=seed)
+    found = pcm.cot.functional_rift(made.model, cases, right=torch.ones(8, 1, dtype=torch.bool))
+    r = found.rift()
+    assert r.n > 0 and np.isnan([r.change, r.low, r.high, r.abruptness, *r.abrupt]).all()
+    assert found.findings()[0].startswith("no change found: ")
+    verdict = BY_NAME["rift"].verdict({"functional_rift": found})
+    assert verdict.word != "borne out" and "no change found" in verdict.evidence and "nan" not in verdict.evidence
+    assert np.isnan(found.table()["change"]).all() and found.plot() is not None
+
+
+@pytest.mark.parametrize(("table", "writer"), [(1, (4, 1)), (0, (2, 3)), (1, (5, 0))])
+def test_the_planted_rift_is_found_through_examples(table, writer):
+    made = planted.bigram(table=table, writer=writer)
+    found = pcm.cot.functional_rift(made.model, examples_of(made, 8))
+    r, depth = found.rift(), made.layers["rift"] + 1
+    assert r.change == r.low == r.high == depth and r.crossing == (depth, depth, depth)
+    assert r.rise[1] > 0.5 and r.rise[1] <= r.rise[0] <= r.rise[2] and r.ahead
+    assert f"changes most at depth {depth} [{depth}, {depth}] of 6 (n = 8)" in found.findings()[0]
+
+
+def test_a_change_is_seldom_named_in_noise_and_found_where_it_is():
+    """Curves of 8 examples at 13 depths, of noise that also drifts along the depths; and a step of three times that noise."""
+
+    def named(step, seed):
+        rng = np.random.default_rng(seed)
+        d = rng.normal(size=(8, 13)).cumsum(1) * 0.3 + rng.normal(size=(8, 13)) + step * (np.arange(13) >= 7)
+        drawn = bootstrap.resampled(8, draws=500) @ d / 8
+        return rift.rise_interval(d.mean(0), drawn)[1] > 0
+
+    assert np.mean([named(0, seed) for seed in range(200)]) < 0.1
+    assert np.mean([named(3, seed) for seed in range(50)]) > 0.9
 
 
 def test_change_points_of_known_curves():

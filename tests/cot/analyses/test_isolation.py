@@ -109,6 +109,34 @@ def test_removal_takes_the_best_of_the_set_and_stops(case):
     assert "stopped there" in str(early)
 
 
+def test_the_papers_removal_counts_heads_outside_of_the_set_too(case):
+    """Made by hand: the order is L0H0, L0H1, ...; the set is every second head of it."""
+    model, examples, options, answer = case
+    within, scores = np.zeros((L, H), bool), -np.arange(float(L * H)).reshape(L, H)
+    within[:, 1::2] = True
+    theirs = remove(model, examples, within, scores, sizes=[1, 4, 20], stop=0.0, definition="paper", n_random=2, **options)
+    ours = remove(model, examples, within, scores, sizes=[1, 4], stop=0.0, n_random=0, **options)
+    assert theirs.data["removed"].values.tolist() == [0, 1, 4, 20] and theirs.data["kept"].values[:, 0].tolist() == [
+        16,
+        16,
+        14,
+        6,
+    ]
+    assert ours.data["kept"].values[:, 0].tolist() == [16, 15, 12]
+    for k, n in enumerate([0, 1, 4, 20]):
+        mask = within & (np.arange(L * H).reshape(L, H) >= n)
+        np.testing.assert_array_equal(theirs.data["mask"].values[k, 0], mask)
+        np.testing.assert_array_equal(theirs.data["agrees"].values[k], answer(~mask).agrees)
+    draws = [np.random.default_rng([0, i]).permutation(L * H) for i in range(2)]  # from all heads too
+    chance = [answer(~(within & ~np.isin(np.arange(L * H), draw[:20]).reshape(L, H))).agrees for draw in draws]
+    np.testing.assert_allclose(theirs.data["random"].values[3], np.mean(chance, 0))
+    assert "without the 20 with the highest scores of all heads (scores)" in str(theirs)
+    every = remove(model, examples, within, scores, sizes=[L * H], stop=0.0, definition="paper", n_random=0, **options)
+    assert int(every.data["kept"].values[-1, 0]) == 0
+    with pytest.raises(ValueError, match=r"sizes: got \[33\]; expected numbers in 0\.\.32, the number of heads with a score"):
+        remove(model, examples, within, scores, sizes=[33], definition="paper", **options)
+
+
 def test_examples_that_chose_the_sets_are_said(case):
     model, examples, options, _ = case
     axes = ("example", "layer", "head")

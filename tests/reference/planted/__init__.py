@@ -7,10 +7,22 @@
     prompt = p.prompts(1)[0]      # tokens, corrupted, answer, wrong, positions, segments
     pcm.patch_heads(p.model, prompt.tokens, prompt.corrupted)
 
-`ALL` maps each name to its function; `nothing` is the model in which nothing was planted.
+`ALL` maps each name to its function; `nothing` is the model in which nothing was planted. `examples(p, n)` gives prompts as
+`pcm.cot` takes them, so that every analysis can be run on a planted model.
 """
 
-from tests.reference.planted.models import Planted, Prompt, bigram, copying, induction, nothing, parallel, relation
+from tests.reference.planted.examples import OneStep, examples
+from tests.reference.planted.models import (
+    Planted,
+    Prompt,
+    abiding,
+    bigram,
+    copying,
+    induction,
+    nothing,
+    parallel,
+    relation,
+)
 from tests.reference.planted.words import BOS, CONCEPTS, CONTENT, ID, NAMES, PROPERTIES, WORDS
 
 ALL = {f.__name__: f for f in (induction, copying, bigram, parallel, relation)}
@@ -24,10 +36,13 @@ __all__ = [
     "NAMES",
     "PROPERTIES",
     "WORDS",
+    "OneStep",
     "Planted",
     "Prompt",
+    "abiding",
     "bigram",
     "copying",
+    "examples",
     "induction",
     "nothing",
     "parallel",

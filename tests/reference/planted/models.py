@@ -323,7 +323,29 @@ def _sentences(g: torch.Generator, related: int = 4, negated: int = 2) -> Prompt
     return _prompt(tokens, corrupted, subjects[asked], other, positions, generated=end, pairs=pairs)
 
 
-# ---- (f) nothing ---------------------------------------------------------------------------------------------------
+# ---- (f) by layer, words of the prompt or none of them -------------------------------------------------------------
+
+
+def abiding(
+    *, first: int = 3, n_layers: int = 6, n_heads: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Planted:
+    """Prompts as for `copying`: all heads below layer `first` write "who", which stands in no prompt, softly; all heads from
+    it on copy the concept. layers["rise"] is `first`."""
+    c = Circuit(n_layers=n_layers, n_heads=n_heads, seed=seed)
+    heads = {}
+    for layer in range(n_layers):
+        for h in range(n_heads):
+            head = heads[f"{'copy' if layer >= first else 'other'} {layer}.{h}"] = (layer, h)
+            c.rest(head)
+            if layer < first:
+                c.write(head, feature("token", [BOS]), feature("prior", [ID["who"]]), weight=0.05)
+            else:
+                c.score(head, feature("token", [ID["="]]), feature("token", ids(CONCEPTS)), MATCH)
+                c.copy(head, "token", "answer", weight=WRITE / 2)
+    return Planted("abiding", c.finish(dtype, "planted-abiding"), heads, _one_concept, layers={"rise": first})
+
+
+# ---- (g) nothing ---------------------------------------------------------------------------------------------------
 
 
 def nothing(
