@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -90,6 +90,10 @@ class ContextAbidance(Analysis):
 
     name = "context_abidance"
     title = "Whether what heads write stands in the prompt"
+    ranges: ClassVar = {
+        **dict.fromkeys(("abides", "peak", "chance"), bootstrap.SHARE),
+        **dict.fromkeys(("occurs", "in_context"), bootstrap.COUNT),
+    }
 
     @property
     def of_graphs(self) -> bool:
@@ -98,14 +102,14 @@ class ContextAbidance(Analysis):
     def by_layer(self) -> xr.Dataset:
         """Share by layer with its interval: mean, low, high, n [layer]; graph_mean, ... where there are graphs."""
         share = self.data["abides"].mean("head").mean("step").transpose("example", "layer")
-        found = bootstrap.mean_interval(share.values)
+        found = bootstrap.mean_interval(share.values, within=bootstrap.SHARE)
         out: dict[str, Any] = {k: ("layer", v) for k, v in found._asdict().items()}
         if self.of_graphs:
             top, below = (
                 self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values
                 for k in ("in_context", "occurs")
             )
-            ratio = bootstrap.ratio_interval(top, below)
+            ratio = bootstrap.ratio_interval(top, below, within=bootstrap.SHARE)
             out |= {f"graph_{k}": ("layer", v) for k, v in ratio._asdict().items()}
         return xr.Dataset(out, coords={"layer": self.data["layer"]})
 
@@ -123,7 +127,8 @@ class ContextAbidance(Analysis):
                 share = top / np.where(below > 0, below, np.nan)
             return change_point(share)
 
-        return bootstrap.statistic_interval(layer, len(parts[0]), draws=draws, seed=seed)
+        layers = (1.0, self.data.sizes["layer"] - 1.0)  # of the first layer of an upper part
+        return bootstrap.statistic_interval(layer, len(parts[0]), within=layers, draws=draws, seed=seed)
 
     def table(self) -> pd.DataFrame:
         """One row per layer: share with low, high and n, and by graphs where there are any."""
@@ -172,9 +177,10 @@ class ContextAbidance(Analysis):
         """Share in the prompt over some layers, with its interval."""
         here = self.data.isel(layer=layers)
         if not self.of_graphs:
-            return bootstrap.mean_interval(here["abides"].mean(("layer", "head")).mean("step").values)
+            by_example = here["abides"].mean(("layer", "head")).mean("step").values
+            return bootstrap.mean_interval(by_example, within=bootstrap.SHARE)
         sums = [here[k].sum(("step", "layer", "head"), min_count=1).values for k in ("in_context", "occurs")]
-        return bootstrap.ratio_interval(*sums)
+        return bootstrap.ratio_interval(*sums, within=bootstrap.SHARE)
 
 
 def _percent(found: bootstrap.Interval) -> str:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -48,13 +48,14 @@ class FunctionalRift(Analysis):
     """
 
     name, title = "functional_rift", "Pretraining prior against in-context prior, layer by layer"
+    ranges: ClassVar = {**dict.fromkeys(CURVES, bootstrap.SHARE), "positions": bootstrap.COUNT}
 
     def curves(self) -> xr.Dataset:
         """Means over examples of the means over their steps, with intervals: <curve>, <curve>_low, <curve>_high [depth]."""
         out = {}
         for name in CURVES:
             by_example = self.data[name].mean("step").transpose("example", "depth")
-            found = bootstrap.mean_interval(by_example.values)
+            found = bootstrap.mean_interval(by_example.values, within=bootstrap.SHARE)
             for part, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
                 out[f"{name}{part}"] = ("depth", value)
         return xr.Dataset(out, coords={"depth": self.data["depth"]})
@@ -72,32 +73,37 @@ class FunctionalRift(Analysis):
             at = change_point(curve)
             return at, crossing(curve), abruptness(curve, at)
 
-        found = bootstrap.statistic_interval(places, len(used), draws=draws, seed=seed)
+        layers = (1.0, used.shape[1] - 1.0)
+        found = bootstrap.statistic_interval(
+            places, len(used), within=(layers, layers, bootstrap.SHARE), draws=draws, seed=seed
+        )
         (change, cross, abrupt), low, high = (x.tolist() for x in found[:3])
-        ends = bootstrap.mean_interval(used[:, [0, -1]], seed=seed)
+        ends = bootstrap.mean_interval(used[:, [0, -1]], within=bootstrap.SHARES_APART, seed=seed)
         return Rift(
             change,
             low[0],
             high[0],
             None if np.isnan(cross) else (cross, low[1], high[1]),
-            _above_0(-ends.high[0], -ends.low[0]),
-            _above_0(ends.low[1], ends.high[1]),
+            _above_0(-ends.high[0], -ends.low[0], len(used)),
+            _above_0(ends.low[1], ends.high[1], len(used)),
             abrupt,
             (low[2], high[2]),
             len(used),
         )
 
     def table(self) -> pd.DataFrame:
-        """One row per step, and one for all: step, kind, n, change (depth), low, high, crossing, abruptness, turned."""
+        """One row per step, and one for all: step, kind, n, change (depth), low, high, crossing and abruptness (each with
+        name_low and name_high), turned."""
         import pandas as pd
 
         rows = []
         for step, kind in [(None, "all"), *zip(self.data["step"].values.tolist(), self.data["kind"].values)]:
             r = self.rift(step=step)
-            cross = r.crossing[0] if r.crossing else np.nan
-            rows.append(("all" if step is None else step, kind, r.n, r.change, r.low, r.high, cross, r.abruptness, r.turned))
-        names = ["step", "kind", "n", "change", "low", "high", "crossing", "abruptness", "turned"]
-        return pd.DataFrame(rows, columns=names)
+            where = ("all" if step is None else step, kind, r.n, r.change, r.low, r.high)
+            rows.append((*where, *(r.crossing or (np.nan,) * 3), r.abruptness, *r.abrupt, r.turned))
+        names = ["step", "kind", "n", "change", "low", "high"]
+        names += [f"{name}{end}" for name in ("crossing", "abruptness") for end in ("", "_low", "_high")]
+        return pd.DataFrame(rows, columns=[*names, "turned"])
 
     def findings(self) -> list[str]:
         """Where the change lies with its interval, whether the prompt takes over, how abrupt the change is."""
@@ -111,9 +117,9 @@ class FunctionalRift(Analysis):
             else f"context minus prior rises nowhere (n = {r.n})"
         ]
         if r.crossing and r.ahead:
-            lines.append(
-                "from depth {:.0f} [{:.0f}, {:.0f}] on the prompt's next word is ahead of the memorised one".format(*r.crossing)
-            )
+            at, *ends = r.crossing
+            inside = bootstrap.ends(*ends, "{:.0f}")
+            lines.append(f"from depth {at:.0f}{inside} on the prompt's next word is ahead of the memorised one")
         elif r.ahead:
             lines.append("the prompt's next word is ahead of the memorised one at every depth")
         elif r.ahead is None:
@@ -191,10 +197,13 @@ class Rift:
         """A number with its interval, where there is one."""
         value, low, high = (self.change, self.low, self.high) if name == "change" else (self.abruptness, *self.abrupt)
         form = "{:.0f}" if name == "change" else "{:.0%}"
-        return form.format(value) + (f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) else "")
+        return form.format(value) + bootstrap.ends(low, high, form)
 
 
-def _above_0(low: float, high: float) -> bool | None:
+def _above_0(low: float, high: float, n: int) -> bool | None:
+    """Of an interval over n examples; None if it leaves that open."""
+    if bootstrap.undecidable(low, high, n):
+        return None
     return True if low > 0 else False if high < 0 else None
 
 
