@@ -48,7 +48,6 @@ def decided(low: float, high: float, threshold: float, evidence: str = "", *, n:
     Not decided, with the reason behind the evidence, if it holds the threshold, if there is none, or if it has no width and
     too few examples behind it (see `bootstrap.undecidable`).
     """
-    low, high, n = float(low), float(high), int(n)
     if why := bootstrap.undecidable(low, high, n):
         return Verdict("not decided", _joined(evidence, why))
     if (low > threshold) if above else (high < threshold):
@@ -72,9 +71,9 @@ def combined(evidence: str, parts: Mapping[str, Verdict]) -> Verdict:
     return Verdict("borne out", evidence)
 
 
-def _part(x: bootstrap.Interval, threshold: float) -> Verdict:
-    """Of one part: above the threshold or not."""
-    return decided(float(x.low), float(x.high), threshold, n=int(x.n))
+def _above(x: bootstrap.Interval, threshold: float, evidence: str = "") -> Verdict:
+    """Whether a quantity is above the threshold."""
+    return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n))
 
 
 def _verdict(true: bool | None, why: str = "") -> Verdict:
@@ -101,7 +100,7 @@ def _rift(results: Results) -> Verdict:
         {
             "the prompt takes over": _verdict(r.turned, "one example has no interval" if r.n == 1 else ""),
             "in the middle third": where,
-            "half of the rise within one layer": decided(*r.abrupt, 0.5, n=r.n),
+            "half of the rise within one layer": decided(r.abrupt[0], r.abrupt[1], 0.5, n=r.n),
         },
     )
 
@@ -121,8 +120,8 @@ def _pathways(results: Results) -> Verdict:
     return combined(
         evidence,
         {
-            "more than one writer": _part(w, 1.0),
-            "more than of the counterfactual's word": _part(more, 0.0),
+            "more than one writer": _above(w, 1.0),
+            "more than of the counterfactual's word": _above(more, 0.0),
         },
     )
 
@@ -141,7 +140,7 @@ def _sources(results: Results) -> Verdict:
     evidence = "pathways take the answer from " + ", ".join(
         f"{place.replace('_', '-')} {x.words()}" for place, x in share.items()
     )
-    parts = {f"more than 5 % from the {place} text": _part(share[place], 0.05) for place in ("question", "generated")}
+    parts = {f"more than 5 % from the {place} text": _above(share[place], 0.05) for place in ("question", "generated")}
     return combined(f"{evidence}; n = {int(share['question'].n)}", parts)
 
 
@@ -152,7 +151,7 @@ def _late_writers(results: Results) -> Verdict:
     if late.n == 0:
         return Verdict("not decided", "no head writes the answer with probability 0.1 or more")
     evidence = f"{late.words()} of the answer's writers lie in the later half; n = {int(late.n)}"
-    return decided(late.low, late.high, 0.9, evidence, n=late.n)
+    return _above(late, 0.9, evidence)
 
 
 def _movers(results: Results) -> Verdict:
@@ -163,7 +162,7 @@ def _movers(results: Results) -> Verdict:
     evidence = (
         f"{len(heads)} heads look along related words; {share.words()} of their score lies in the first half of the layers"
     )
-    return decided(share.low, share.high, 0.5, f"{evidence}; n = {int(share.n)}", n=share.n)
+    return _above(share, 0.5, f"{evidence}; n = {int(share.n)}")
 
 
 def _shared_heads(results: Results) -> Verdict:
@@ -225,8 +224,8 @@ def _mixing(results: Results) -> Verdict:
         f"best of the lower two thirds, {above}; of unrelated subjects and objects of different sentences it calls "
         f"{across.words()} unrelated; n = {int(first.n)}"
     )
-    parts = {name: _part(x, 0.0) for name, x in gains.items()}
-    parts["most of these called unrelated"] = _part(across, 0.5)
+    parts = {name: _above(x, 0.0) for name, x in gains.items()}
+    parts["most of these called unrelated"] = _above(across, 0.5)
     return combined(evidence, parts)
 
 
@@ -240,7 +239,7 @@ def _abidance(results: Results) -> Verdict:
     evidence = (
         f"the likeliest token that a head writes stands in the prompt in {low.words()} below the middle, {high.words()} above"
     )
-    return decided(rise.low, rise.high, 0.0, f"{evidence}; n = {int(rise.n)}", n=rise.n)
+    return _above(rise, 0.0, f"{evidence}; n = {int(rise.n)}")
 
 
 CLAIMS: tuple[Claim, ...] = (

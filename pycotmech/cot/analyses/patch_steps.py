@@ -77,7 +77,7 @@ class PatchSteps(HeadAnalysis):
         floor = self.data["noise_floor"].max("example")
         clear = ((found["low"] > floor) | (found["high"] < -floor)).sum(("layer", "head"))
         lines = self._strongest()
-        told = np.isfinite(found["low"]).any(("layer", "head")).values
+        told = found["low"].notnull().any(("layer", "head")).values
         size = self.data.sizes["layer"] * self.data.sizes["head"]
         if told.any():
             counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values[told], clear.values[told])]
