@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from pycotmech.cot.analyses import bootstrap
-from pycotmech.report.words import plural
 
 Word = Literal["borne out", "not borne out", "not decided"]
 Results = Mapping[str, Any]
@@ -53,28 +52,43 @@ def _n_layers(result: Any) -> int | None:
     return sizes["layer"] if "layer" in sizes else sizes["depth"] - 1 if "depth" in sizes else None
 
 
-def decided(low: float, high: float, threshold: float, evidence: str, *, above: bool = True) -> Verdict:
-    """Borne out if the whole interval lies on the claim's side of the threshold, not borne out if on the other."""
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return Verdict("not decided", f"{evidence}; too few examples for an interval")
+def decided(low: float, high: float, threshold: float, evidence: str = "", *, n: int, above: bool = True) -> Verdict:
+    """Borne out if the whole interval over n examples lies on the claim's side of the threshold, not borne out if on the other.
+
+    Not decided, with the reason behind the evidence, if it holds the threshold, if there is none, or if it has no width and
+    too few examples behind it (see `bootstrap.undecidable`).
+    """
+    if why := bootstrap.undecidable(low, high, n):
+        return Verdict("not decided", _joined(evidence, why))
     if (low > threshold) if above else (high < threshold):
         return Verdict("borne out", evidence)
     if (high <= threshold) if above else (low >= threshold):
         return Verdict("not borne out", evidence)
-    return Verdict("not decided", f"{evidence}; the interval holds the threshold {threshold:g}")
+    return Verdict("not decided", _joined(evidence, f"the interval holds the threshold {threshold:g}"))
 
 
-def combined(evidence: str, parts: Mapping[str, Word]) -> Verdict:
-    """Of a claim with several parts: borne out if each of them is, not borne out if any is not."""
+def _joined(evidence: str, why: str) -> str:
+    return f"{evidence}; {why}" if evidence else why
+
+
+def combined(evidence: str, parts: Mapping[str, Verdict]) -> Verdict:
+    """Of a claim with several parts: borne out if each of them is, not borne out if any is not. Parts that are open stand
+    with their reason."""
     for word, said in (("not borne out", "not so"), ("not decided", "open")):
-        found = [part for part, its in parts.items() if its == word]
+        found = [part + (f" ({its.evidence})" if its.evidence else "") for part, its in parts.items() if its.word == word]
         if found:
             return Verdict(word, f"{evidence}; {said}: {', '.join(found)}")  # type: ignore[arg-type]
     return Verdict("borne out", evidence)
 
 
-def _word(true: bool | None) -> Word:
-    return "not decided" if true is None else "borne out" if true else "not borne out"
+def _above(x: bootstrap.Interval, threshold: float, evidence: str = "") -> Verdict:
+    """Whether a quantity is above the threshold."""
+    return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n))
+
+
+def _verdict(true: bool | None, why: str = "") -> Verdict:
+    """Of what was found to be true or false, or None: open, and why."""
+    return Verdict("not decided", why) if true is None else Verdict("borne out" if true else "not borne out", "")
 
 
 def _rift(results: Results) -> Verdict:
@@ -85,20 +99,27 @@ def _rift(results: Results) -> Verdict:
     if not np.isfinite(r.change):  # nothing rises, or what rises may be noise
         if not np.isfinite(r.rise[0]):
             return Verdict("not borne out", r.none_found())
-        return combined(r.none_found(), {"the prompt takes over": _word(r.turned), "a change": "not decided"})
+        parts = {"the prompt takes over": _turned(r), "a change": _verdict(None, "what rises may be noise")}
+        return combined(r.none_found(), parts)
     evidence = (
         f"context minus prior changes most at depth {r.words('change')} of {last}, n = {r.n}; {r.words('abruptness')} of its "
         "rise within one layer of it"
     )
     inside, outside = last / 3 <= r.low and r.high <= 2 * last / 3, r.high < last / 3 or r.low > 2 * last / 3
+    why = bootstrap.undecidable(r.low, r.high, r.n)
+    where = _verdict(None if why else True if inside else False if outside else None, why or "the interval lies in and outside")
     return combined(
         evidence,
         {
-            "the prompt takes over": _word(r.turned),
-            "in the middle third": _word(True if inside else False if outside else None),
-            "half of the rise within one layer": decided(*r.abrupt, 0.5, "").word,
+            "the prompt takes over": _turned(r),
+            "in the middle third": where,
+            "half of the rise within one layer": decided(r.abrupt[0], r.abrupt[1], 0.5, n=r.n),
         },
     )
+
+
+def _turned(rift: Any) -> Verdict:
+    return _verdict(rift.turned, "one example has no interval" if rift.n == 1 else "")
 
 
 def _pathways(results: Results) -> Verdict:
@@ -106,18 +127,18 @@ def _pathways(results: Results) -> Verdict:
     data = results["answer_writers"].data
     at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
     mean = data[["writers", "control_writers", "sources"]].isel(threshold=at).mean("step")
-    found = {name: bootstrap.mean_interval(mean[name].values) for name in mean.data_vars}
+    found = {name: bootstrap.mean_interval(mean[name].values, within=bootstrap.COUNT) for name in mean.data_vars}
     w, c, s = found["writers"], found["control_writers"], found["sources"]
     evidence = (
-        f"{_numbers(w)} heads at a time write the answer with probability 0.1 or more (the counterfactual's word: "
-        f"{_numbers(c)}), looking themselves at {_numbers(s)} places where it stands; n = {int(w.n)}"
+        f"{w.words('{:.1f}')} heads at a time write the answer with probability 0.1 or more (the counterfactual's word: "
+        f"{c.words('{:.1f}')}), looking themselves at {s.words('{:.1f}')} places where it stands; n = {int(w.n)}"
     )
     more = bootstrap.mean_interval((mean["writers"] - mean["control_writers"]).values)
     return combined(
         evidence,
         {
-            "more than one writer": decided(float(w.low), float(w.high), 1.0, "").word,
-            "more than of the counterfactual's word": decided(float(more.low), float(more.high), 0.0, "").word,
+            "more than one writer": _above(w, 1.0),
+            "more than of the counterfactual's word": _above(more, 0.0),
         },
     )
 
@@ -128,30 +149,26 @@ def _sources(results: Results) -> Verdict:
     number = found.data["pathways"].sum("step", min_count=1).transpose("example", "place")
     whole = number.sum("place").values
     if not np.nansum(whole) > 0:
-        return Verdict("not decided", f"no head was found that writes the answer; n = {int(np.isfinite(whole).sum())}")
-    share = {p: bootstrap.ratio_interval(number.sel(place=p).values, whole) for p in ("question", "generated", "few_shot")}
-    evidence = "pathways take the answer from " + ", ".join(
-        f"{place.replace('_', '-')} {_shares(x)}" for place, x in share.items()
-    )
-    parts = {
-        f"more than 5 % from the {place} text": decided(float(share[place].low), float(share[place].high), 0.05, "").word
-        for place in ("question", "generated")
+        return Verdict("not decided", "no head writes the answer, so there is no pathway")
+    share = {
+        p: bootstrap.ratio_interval(number.sel(place=p).values, whole, within=bootstrap.SHARE)
+        for p in ("question", "generated", "few_shot")
     }
+    evidence = "pathways take the answer from " + ", ".join(
+        f"{place.replace('_', '-')} {x.words()}" for place, x in share.items()
+    )
+    parts = {f"more than 5 % from the {place} text": _above(share[place], 0.05) for place in ("question", "generated")}
     return combined(f"{evidence}; n = {int(share['question'].n)}", parts)
 
 
 def _late_writers(results: Results) -> Verdict:
     data = results["answer_writers"].data
     at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
-    late = bootstrap.mean_interval(data["late"].isel(threshold=at).mean("step").values)
-    if not late.n:
-        return Verdict("not decided", f"no head was found that writes the answer; n = {len(data['late'])}")
-    return decided(
-        float(late.low),
-        float(late.high),
-        0.9,
-        f"{_shares(late)} of the answer's writers lie in the later half; n = {int(late.n)}",
-    )
+    late = bootstrap.mean_interval(data["late"].isel(threshold=at).mean("step").values, within=bootstrap.SHARE)
+    if late.n == 0:
+        return Verdict("not decided", "no head writes the answer with probability 0.1 or more")
+    evidence = f"{late.words()} of the answer's writers lie in the later half; n = {int(late.n)}"
+    return _above(late, 0.9, evidence)
 
 
 def _movers(results: Results) -> Verdict:
@@ -160,29 +177,43 @@ def _movers(results: Results) -> Verdict:
     if not heads:
         return Verdict("not borne out", "no head looks along related words beyond chance")
     evidence = (
-        f"{len(heads)} heads look along related words; {_shares(share)} of their score lies in the first half of the layers"
+        f"{len(heads)} heads look along related words; {share.words()} of their score lies in the first half of the layers"
     )
-    return decided(float(share.low), float(share.high), 0.5, f"{evidence}; n = {int(share.n)}")
+    return _above(share, 0.5, f"{evidence}; n = {int(share.n)}")
 
 
 def _shared_heads(results: Results) -> Verdict:
-    """A minority of the heads, one set for all steps, keeps most of the steps right, and a random set of its size does not."""
+    """A minority of the heads, one set for all steps, keeps most of the steps right, and as many random heads do not. The
+    interval of the difference is over examples: with one random set it does not hold what others would keep."""
     found = results["knock_out_curve"]
     points = found.operating_points(order="least")
     row = points[points["step"] == "all"].iloc[0]
-    held = " held out" if "report" in found.data["half"].values else ", also used to choose them"
+    drawn = sum(str(order).startswith("random") for order in found.data["order"].values)
+    where = "held out" if "report" in found.data["half"].values else "on which the number of heads was chosen too"
     evidence = (
-        f"{int(row.kept)} of {int(row.kept + row.removed)} heads keep {_within(row.accuracy, row.low, row.high, '.0%')} of "
-        f"the steps of all kinds right, as many random heads {row.random:.0%}, a difference of "
-        f"{_within(row.gain, row.gain_low, row.gain_high, '.0%')}; n = {plural(int(row.n), 'example')}{held}"
+        f"{int(row.kept)} of {int(row.kept + row.removed)} heads keep {row.accuracy:.0%}{bootstrap.ends(row.low, row.high)} of "
+        f"the steps of all kinds right, {_random(drawn, row)}; n = {int(row.n)} {where}"
     )
     return combined(
         evidence,
         {
-            "a minority of the heads": _word(2 * row.kept < row.kept + row.removed),
-            f"{ENOUGH:.0%} of the steps": decided(row.low, row.high, ENOUGH, "").word,
-            "more than random heads": decided(row.gain_low, row.gain_high, 0.0, "").word,
+            "a minority of the heads": _verdict(2 * row.kept < row.kept + row.removed),
+            f"{ENOUGH:.0%} of the steps": decided(row.low, row.high, ENOUGH, n=row.n),
+            "more than random heads": decided(row.gain_low, row.gain_high, 0.0, n=row.n)
+            if drawn
+            else _verdict(None, "none were tried"),
         },
+    )
+
+
+def _random(drawn: int, row: Any) -> str:
+    """What as many random heads keep, of how many draws, and the difference."""
+    if drawn == 0:
+        return "random heads were not tried"
+    what = "one random set of as many" if drawn == 1 else f"the mean of {drawn} random sets of as many"
+    return (
+        f"{what} {row.random:.0%}{bootstrap.ends(row.random_low, row.random_high)}, a difference of {row.gain:.0%}"
+        f"{bootstrap.ends(row.gain_low, row.gain_high)}"
     )
 
 
@@ -196,46 +227,36 @@ def _mixing(results: Results) -> Verdict:
     confusion = found.data["confusion"].sel(probe="mlp").transpose("example", "depth", "label", "predicted").values
     hits, whole = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
     accuracy = hits / np.where(whole > 0, whole, np.nan)
-    first = bootstrap.ratio_interval(hits[:, at], whole[:, at])
+    first = bootstrap.ratio_interval(hits[:, at], whole[:, at], within=bootstrap.SHARE)
     beside = {"embedding": accuracy[:, 0], "two tokens in front of each word": found.data["neighbours"].values}
-    gains = {f"above the {name}": bootstrap.mean_interval(accuracy[:, at] - x) for name, x in beside.items()}
-    across = bootstrap.mean_interval(found.data["across"].sel(probe="mlp").transpose("example", "depth").values[:, at])
-    above = ", ".join(f"{_shares(x)} {name}" for name, x in gains.items())
+    gains = {
+        f"above the {name}": bootstrap.mean_interval(accuracy[:, at] - x, within=bootstrap.SHARES_APART)
+        for name, x in beside.items()
+    }
+    apart = found.data["across"].sel(probe="mlp").transpose("example", "depth").values[:, at]
+    across = bootstrap.mean_interval(apart, within=bootstrap.SHARE)
+    above = ", ".join(f"{x.words()} {name}" for name, x in gains.items())
     evidence = (
-        f"a non-linear probe tells related, negated and unrelated words with {_shares(first)} at depth {depth} of {last}, the "
+        f"a non-linear probe tells related, negated and unrelated words with {first.words()} at depth {depth} of {last}, the "
         f"best of the lower two thirds, {above}; of unrelated subjects and objects of different sentences it calls "
-        f"{_shares(across)} unrelated; n = {int(first.n)}"
+        f"{across.words()} unrelated; n = {int(first.n)}"
     )
-    parts = {name: decided(float(x.low), float(x.high), 0.0, "").word for name, x in gains.items()}
-    parts["most of these called unrelated"] = decided(float(across.low), float(across.high), 0.5, "").word
+    parts = {name: _above(x, 0.0) for name, x in gains.items()}
+    parts["most of these called unrelated"] = _above(across, 0.5)
     return combined(evidence, parts)
 
 
 def _abidance(results: Results) -> Verdict:
     found = results["context_abidance"]
     half = found.data.sizes["layer"] // 2
-    share = found.data["abides"].mean("head").mean("step")
-    lower, upper = (share.isel(layer=part).mean("layer").values for part in (slice(half), slice(half, None)))
-    rise = bootstrap.mean_interval(upper - lower)
-    low, high = bootstrap.mean_interval(lower), bootstrap.mean_interval(upper)
+    share = found.data["abides"].mean("head").mean("step").transpose("example", "layer").values
+    lower, upper = share[:, :half].mean(1), share[:, half:].mean(1)
+    rise = bootstrap.mean_interval(upper - lower, within=bootstrap.SHARES_APART)
+    low, high = (bootstrap.mean_interval(x, within=bootstrap.SHARE) for x in (lower, upper))
     evidence = (
-        f"the likeliest token that a head writes stands in the prompt in {_shares(low)} below the middle, {_shares(high)} above"
+        f"the likeliest token that a head writes stands in the prompt in {low.words()} below the middle, {high.words()} above"
     )
-    return decided(float(rise.low), float(rise.high), 0.0, f"{evidence}; n = {int(rise.n)}")
-
-
-def _numbers(x: bootstrap.Interval) -> str:
-    return _within(x.mean, x.low, x.high, ".1f")
-
-
-def _shares(x: bootstrap.Interval) -> str:
-    return _within(x.mean, x.low, x.high, ".0%")
-
-
-def _within(mean: Any, low: Any, high: Any, form: str) -> str:
-    """A number with its interval, or alone where too few examples count for one."""
-    known = np.isfinite(low) and np.isfinite(high)
-    return format(float(mean), form) + (f" [{float(low):{form}}, {float(high):{form}}]" if known else "")
+    return _above(rise, 0.0, f"{evidence}; n = {int(rise.n)}")
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -117,7 +117,8 @@ def isolation_figure(result: Isolation, *, path: str | PathLike | None = None) -
     reach = np.nan_to_num(np.stack((mean - whole["low"].values, whole["high"].values - mean))).clip(min=0)
     right.barh(y, np.nan_to_num(mean), xerr=reach, color=_COLOURS["least"], height=0.6, error_kw=dict(lw=0.9, ecolor="0.2"))
     if chance is not None:
-        right.plot(chance, y, "d", color="black", mfc="white", ms=5, label="random, same size")
+        label = result.random_words("set, same size", "sets, same size")
+        right.plot(chance, y, "d", color="black", mfc="white", ms=5, label=label)
         right.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.35 / max(m * 0.42, 1)))
     right.set_xlim(0, 1.05)
     _plain(right, across="accuracy over all steps")

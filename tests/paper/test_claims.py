@@ -15,18 +15,23 @@ BY_NAME = {claim.name: claim for claim in CLAIMS}
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "above", "word"),
+    ("low", "high", "n", "above", "word", "evidence"),
     [
-        (0.6, 0.9, True, "borne out"),
-        (0.4, 0.9, True, "not decided"),
-        (0.1, 0.5, True, "not borne out"),
-        (0.1, 0.4, False, "borne out"),
-        (0.5, 0.9, False, "not borne out"),
-        (np.nan, 0.9, True, "not decided"),
+        (0.6, 0.9, 2, True, "borne out", "e"),
+        (0.4, 0.9, 8, True, "not decided", "e; the interval holds the threshold 0.5"),
+        (0.1, 0.5, 8, True, "not borne out", "e"),
+        (0.1, 0.4, 8, False, "borne out", "e"),
+        (0.5, 0.9, 8, False, "not borne out", "e"),
+        (np.nan, 0.9, 3, True, "not decided", "e; there is no interval"),
+        (np.nan, np.nan, 1, True, "not decided", "e; one example has no interval"),
+        (1.0, 1.0, 6, True, "borne out", "e"),
+        (1.0, 1.0, 5, True, "not decided", "e; all 5 examples agree, and fewer than 6 that agree decide nothing"),
+        (0.1, 0.1, 5, True, "not decided", "e; all 5 examples agree, and fewer than 6 that agree decide nothing"),
     ],
 )
-def test_the_whole_interval_decides(low, high, above, word):
-    assert decided(low, high, 0.5, "e", above=above).word == word
+def test_the_whole_interval_decides(low, high, n, above, word, evidence):
+    verdict = decided(low, high, 0.5, "e", n=n, above=above)
+    assert (verdict.word, verdict.evidence) == (word, evidence)
 
 
 def test_a_result_that_is_missing_leaves_a_claim_open():
@@ -54,16 +59,28 @@ def test_pathways_and_writers():
     assert BY_NAME["pathways"].verdict(several).word == "borne out"
     assert "3.5 [" in BY_NAME["pathways"].verdict(several).evidence and "n = 4" in BY_NAME["pathways"].verdict(several).evidence
     assert BY_NAME["writers"].verdict(several).word == "borne out"
-    single = {"answer_writers": writers([1, 1, 1, 1], [0.2, 0.3, 0.1, 0.2])}
+    single = {"answer_writers": writers([1] * 6, [0.2, 0.3, 0.1, 0.2, 0.2, 0.1])}
     assert BY_NAME["pathways"].verdict(single).word == "not borne out"
     assert BY_NAME["writers"].verdict(single).word == "not borne out"
+    few = {"answer_writers": writers([1] * 4, [1.0] * 4)}
+    for name in ("pathways", "writers"):
+        assert BY_NAME[name].verdict(few).word == "not decided"
+        assert "all 4 examples agree" in BY_NAME[name].verdict(few).evidence
+    assert "100% [100%, 100%] of the answer's writers" in BY_NAME["writers"].verdict(few).evidence
+    alone = {"answer_writers": writers([3], [1.0])}
+    assert BY_NAME["pathways"].verdict(alone).word == BY_NAME["writers"].verdict(alone).word == "not decided"
+    assert BY_NAME["writers"].verdict(alone).evidence == (
+        "100% of the answer's writers lie in the later half; n = 1; one example has no interval"
+    )
+    none = BY_NAME["writers"].verdict({"answer_writers": writers([0, 0], [np.nan, np.nan])})
+    assert (none.word, none.evidence) == ("not decided", "no head writes the answer with probability 0.1 or more")
     either = BY_NAME["pathways"].verdict({"answer_writers": writers([3, 4, 2, 5], [1, 1, 1, 1], control=6)})
     assert either.word == "not borne out" and "not so: more than of the counterfactual's word" in either.evidence
     split = {"answer_writers": writers([0, 3, 0, 3], [1, 1, 0, 1])}
     assert BY_NAME["pathways"].verdict(split).word == "not decided"
 
 
-def rift(prior, context, n=4):
+def rift(prior, context, n=6):
     rng = np.random.default_rng(0)
     dims = ("example", "step", "depth")
     spread = lambda curve: np.asarray(curve)[None, None] + 0.001 * rng.normal(size=(n, 2, len(curve)))  # noqa: E731
@@ -90,14 +107,16 @@ def test_a_rift_is_abrupt_in_the_middle_and_turns():
 def test_a_rift_whose_interval_leaves_it_open_is_not_denied():
     claim = BY_NAME["rift"]
     middle, late = ([0.05] * k + [0.6] * (11 - k) for k in (5, 9))
-    mixed = rift([0.3] * 5 + [0.01] * 6, middle)
+    mixed = rift([0.3] * 5 + [0.01] * 6, middle, n=4)
     data = mixed["functional_rift"].data
     for name, curve in (("context", late), ("prior", [0.3] * 9 + [0.01] * 2)):  # of one example in four
         data[name][3] = np.asarray(curve)[None]
     verdict = claim.verdict(mixed)
     assert verdict.word == "not decided" and "open: in the middle third" in verdict.evidence
     alone = claim.verdict(rift([0.3] * 5 + [0.01] * 6, middle, n=1))
-    assert alone.word == "not decided" and "nan" not in alone.evidence
+    assert alone.word == "not decided" and "nan" not in alone.evidence and "one example has no interval" in alone.evidence
+    few = claim.verdict(rift([0.3] * 5 + [0.01] * 6, middle, n=4))  # all four change at the same depth
+    assert few.word == "not decided" and "open: in the middle third (all 4 examples agree" in few.evidence
 
 
 def probes(embedding, best, rule, held, across=0.8, n=12, pairs=20):
@@ -131,20 +150,20 @@ def test_mixing_is_judged_against_each_baseline_and_below_the_last_third():
     assert claim.verdict(late).word == "not borne out"
 
 
-def knocked_out(kept, accuracy, random, n=8):
-    """KnockOutCurve of one step and ten heads, with `kept` of them left: accuracy in order and in random order."""
+def knocked_out(kept, accuracy, random, n=8, draws=1):
+    """KnockOutCurve of one step and ten heads, with `kept` of them left: accuracy in order and in each random order."""
     dims = ("order", "size", "example", "step")
-    right = np.ones((2, 2, n, 1))
-    right[0, 1, :, 0], right[1, 1, :, 0] = accuracy, random
-    ablated = np.zeros((2, 2, 2, 5), bool)
-    ablated.reshape(2, 2, 10)[:, 1, : 10 - kept] = True
+    right = np.ones((1 + draws, 2, n, 1))
+    right[0, 1, :, 0], right[1:, 1, :, 0] = accuracy, random
+    ablated = np.zeros((1 + draws, 2, 2, 5), bool)
+    ablated.reshape(1 + draws, 2, 10)[:, 1, : 10 - kept] = True
     data = {
         "right": (dims, right),
         "removed": (("order", "size"), ablated.sum((-2, -1))),
         "ablated": (("order", "size", "layer", "head"), ablated),
         "half": ("example", np.array(["select", "report"] * (n // 2))),
     }
-    coords = {"order": ["least", "random 0"], "step": [5], "kind": ("step", ["induction"])}
+    coords = {"order": ["least", *(f"random {i}" for i in range(draws))], "step": [5], "kind": ("step", ["induction"])}
     about = {"settings": {"accuracy": "right", "target": 0.9}}
     return {"knock_out_curve": KnockOutCurve(xr.Dataset(data, coords=coords), about)}
 
@@ -152,13 +171,29 @@ def knocked_out(kept, accuracy, random, n=8):
 @pytest.mark.parametrize(
     ("kept", "accuracy", "random", "word", "why"),
     [
-        (3, [0.9, 0.9, 1, 1] * 2, 0.4, "borne out", "a difference of 55% [50%, 60%]"),
+        (3, [0.9, 0.9, 1, 1] * 2, 0.4, "borne out", "one random set of as many 40% [40%, 40%], a difference of 55% [46%, 64%]"),
         (8, [0.9, 0.9, 1, 1] * 2, 0.4, "not borne out", "not so: a minority of the heads"),
         (3, [0.4, 0.4, 0.5, 0.5] * 2, 0.1, "not borne out", "not so: 80% of the steps"),
-        (3, [0.9, 0.9, 1, 1] * 2, 1.0, "not borne out", "not so: more than random heads"),
-        (3, [0.9] * 8, [1, 1, 0.2, 0.2] * 2, "not decided", "open: more than random heads"),
+        (3, [0.95, 0.95, 0.97, 0.97] * 2, 1.0, "not borne out", "not so: more than random heads"),
+        (3, [0.9, 0.88, 0.92, 0.9] * 2, [1, 1, 0.2, 0.2] * 2, "not decided", "open: more than random heads"),
+        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "keep 100% [100%, 100%] of"),
+        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "open: 80% of the steps (all 4 examples agree"),
     ],
 )
 def test_shared_heads_are_a_minority_that_is_enough(kept, accuracy, random, word, why):
     verdict = BY_NAME["shared_heads"].verdict(knocked_out(kept, accuracy, random))
     assert verdict.word == word and why in verdict.evidence
+
+
+def test_what_random_heads_keep_is_said_with_the_number_of_draws():
+    several = BY_NAME["shared_heads"].verdict(knocked_out(3, [0.9, 0.9, 1, 1] * 2, 0.4, draws=3))
+    assert several.word == "borne out" and "right, the mean of 3 random sets of as many 40%" in several.evidence
+    none = BY_NAME["shared_heads"].verdict(knocked_out(3, [0.9, 0.9, 1, 1] * 2, 0.4, draws=0))
+    assert none.word == "not decided" and "random heads were not tried" in none.evidence and "nan" not in none.evidence
+
+
+def test_one_example_held_out_is_told_without_brackets():
+    alone = BY_NAME["shared_heads"].verdict(knocked_out(3, [1.0, 1.0], 0.4, n=2))
+    assert alone.word == "not decided" and "nan" not in alone.evidence
+    assert "keep 100% of the steps of all kinds right, one random set of as many 40%, a difference of 60%" in alone.evidence
+    assert "open: 80% of the steps (one example has no interval)" in alone.evidence

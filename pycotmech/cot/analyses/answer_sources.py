@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -21,7 +21,7 @@ from pycotmech.cot.analyses import bootstrap, information_flow
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.flow_graph import Graph
-from pycotmech.cot.analyses.result import Analysis, about
+from pycotmech.cot.analyses.result import Analysis, about, columns
 from pycotmech.cot.analyses.traces import SEGMENTS, Prompt, by_example
 from pycotmech.model.families import ModelConfig
 from pycotmech.patching import Edit, Variant, sweep
@@ -120,35 +120,39 @@ class AnswerSources(Analysis):
 
     name = "answer_sources"
     title = "Where the answer is taken from"
+    ranges: ClassVar = {
+        **dict.fromkeys(("pathways", "occurrences"), bootstrap.COUNT),
+        **dict.fromkeys(("drop", "control_drop"), bootstrap.SHARES_APART),
+        "probability": bootstrap.SHARE,
+    }
 
     def shares(self) -> xr.Dataset:
         """Share of pathways by place: mean, low, high, n [step, place], a ratio of means over examples."""
         number = self.data["pathways"].transpose("example", "step", "place")
-        found = bootstrap.ratio_interval(number.values, number.sum("place", skipna=False).values[..., None] + 0 * number.values)
+        whole = number.sum("place", skipna=False).values[..., None] + 0 * number.values
+        found = bootstrap.ratio_interval(number.values, whole, within=bootstrap.SHARE)
         first = number.isel(example=0, drop=True)
         return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
 
     def table(self) -> pd.DataFrame:
-        """One row per step and part: pathways, share with low and high, occurrences, drop by scope with low and high,
-        control_drop by scope, n."""
+        """One row per step and part: pathways, share, occurrences, drop by scope, control (control_drop) by scope, n. The
+        interval of share is low and high, that of the others has their name in front."""
         import pandas as pd
 
-        share, drop, control = self.shares(), self.interval("drop"), self.data["control_drop"].mean("example")
-        number, stands = self.data["pathways"].mean("example"), self.data["occurrences"].mean("example")
+        share, number, stands = self.shares(), self.interval("pathways"), self.interval("occurrences")
+        cut = {"drop": self.interval("drop"), "control": self.interval("control_drop")}
         rows = []
         for i, step in enumerate(self.data["step"].values):
             for name in PLACES:
                 one = share.isel(step=i).sel(place=name)
                 row: dict[str, Any] = {"step": int(step), "kind": str(self.data["kind"].values[i]), "place": name}
-                row |= {"pathways": float(number.isel(step=i).sel(place=name)), "share": float(one["mean"])}
-                row |= {"low": float(one["low"]), "high": float(one["high"])}
+                row |= columns("pathways", number.isel(step=i).sel(place=name))
+                row |= {"share": float(one["mean"]), "low": float(one["low"]), "high": float(one["high"])}
                 if name != NONE:
-                    row["occurrences"] = float(stands.isel(step=i).sel(segment=name))
+                    row |= columns("occurrences", stands.isel(step=i).sel(segment=name))
                     for scope in SCOPES:
-                        at = drop.isel(step=i).sel(scope=scope, segment=name)
-                        row |= {f"drop_{scope}": float(at["mean"])}
-                        row |= {f"drop_{scope}_low": float(at["low"]), f"drop_{scope}_high": float(at["high"])}
-                        row[f"control_{scope}"] = float(control.isel(step=i).sel(scope=scope, segment=name))
+                        for what, found in cut.items():
+                            row |= columns(f"{what}_{scope}", found.isel(step=i).sel(scope=scope, segment=name))
                 rows.append(row | {"n": int(one["n"])})
         return pd.DataFrame(rows)
 
@@ -188,13 +192,13 @@ class AnswerSources(Analysis):
         for kind in dict.fromkeys(map(str, self.data["kind"].values)):
             here = self.data.isel(step=[i for i, k in enumerate(self.data["kind"].values) if str(k) == kind])
             number = here["pathways"].sum("step", min_count=1).transpose("example", "place").values
-            share = bootstrap.ratio_interval(number, number.sum(-1, keepdims=True) + 0 * number)
+            share = bootstrap.ratio_interval(number, number.sum(-1, keepdims=True) + 0 * number, within=bootstrap.SHARE)
             words = [f"{p.replace('_', '-')} {_percent(share, i)}" for i, p in enumerate(PLACES)]
             n = int(share.n.max())
             line = f"{kind} steps (n = {n} examples): writers have the answer from {', '.join(words)}"
             cut = here["drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values
             other = here["control_drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values
-            fall, control = bootstrap.mean_interval(cut), bootstrap.mean_interval(other)
+            fall, control = (bootstrap.mean_interval(x, within=bootstrap.SHARES_APART) for x in (cut, other))
             costs = [
                 f"{_percent(fall, i)} in the {s.replace('_', '-')} text (other places there: {_percent(control, i)})"
                 for i, s in enumerate(SEGMENTS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor
 from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Analysis, about, top_cells
+from pycotmech.cot.analyses.result import Analysis, about, columns, top_cells
 from pycotmech.cot.analyses.traces import (
+    SEGMENTS,
     Prompt,
     Trace,
     by_example,
@@ -132,6 +133,11 @@ class AnswerWriters(Analysis):
 
     name = "answer_writers"
     title = "Heads that write the answer"
+    ranges: ClassVar = {
+        **dict.fromkeys(("projection", "control", "answer_mass", "late"), bootstrap.SHARE),
+        **dict.fromkeys(("writers", "projecting", "control_writers", "sources"), bootstrap.COUNT),
+        "segments": (0.0, float(len(SEGMENTS))),
+    }
 
     def top(self, step: int, k: int = 5, *, by: str = "contrast") -> list[tuple[int, int, float]]:
         """The k heads with the largest mean over examples: [(layer, head, mean), ...]. by: contrast, direct, projection."""
@@ -141,14 +147,14 @@ class AnswerWriters(Analysis):
 
     def table(self, k: int = 5) -> pd.DataFrame:
         """The k heads of each step with the largest contrast: step, kind, rank, layer, head, contrast with low and high,
-        projection, control, answer_mass, significant, n."""
+        projection, control, answer_mass (each with name_low and name_high), significant, n."""
         import pandas as pd
 
         found, rows = self.interval("contrast"), []
-        mean = self.data[["projection", "control", "answer_mass"]].mean("example")
+        beside = {name: self.interval(name) for name in ("projection", "control", "answer_mass")}
         for i, step in enumerate(self.data["step"].values):
             for rank, (l, h, value) in enumerate(top_cells(found["mean"].isel(step=i), k), 1):
-                one, other = found.isel(step=i).sel(layer=l, head=h), mean.isel(step=i).sel(layer=l, head=h)
+                one = found.isel(step=i).sel(layer=l, head=h)
                 row = {
                     "step": int(step),
                     "kind": str(self.data["kind"].values[i]),
@@ -157,7 +163,8 @@ class AnswerWriters(Analysis):
                     "head": int(h),
                 }
                 row |= {"contrast": value, "low": float(one["low"]), "high": float(one["high"])}
-                row |= {name: float(other[name]) for name in ("projection", "control", "answer_mass")}
+                for name, other in beside.items():
+                    row |= columns(name, other.isel(step=i).sel(layer=l, head=h))
                 row["significant"] = bool(self.data["significant"].isel(step=i).sel(layer=l, head=h))
                 rows.append(row | {"n": int(one["n"])})
         return pd.DataFrame(rows)
@@ -173,8 +180,7 @@ class AnswerWriters(Analysis):
             for t, threshold in enumerate(self.data["threshold"].values):
                 row = {"step": int(step), "kind": str(self.data["kind"].values[i]), "threshold": float(threshold)}
                 for name in names:
-                    one = found[name].isel(step=i, threshold=t)
-                    row |= {name: float(one["mean"]), f"{name}_low": float(one["low"]), f"{name}_high": float(one["high"])}
+                    row |= columns(name, found[name].isel(step=i, threshold=t))
                 rows.append(row | {"n": int(found["writers"]["n"].isel(step=i, threshold=t))})
         return pd.DataFrame(rows)
 
@@ -207,14 +213,16 @@ class AnswerWriters(Analysis):
         out, L = [], self.data.sizes["layer"]
         mean = self.data[["writers", "control_writers", "sources", "late"]].mean("step").transpose("example", "threshold")
         for t, threshold in enumerate(self.data["threshold"].values):
-            w, c, s = (bootstrap.mean_interval(mean[name].values[:, t]) for name in ("writers", "control_writers", "sources"))
+            w, c, s, late = (
+                bootstrap.mean_interval(mean[name].values[:, t], within=self.ranges[name])
+                for name in ("writers", "control_writers", "sources", "late")
+            )
             if not w.n or not float(w.mean) > 0:
                 out.append(
                     f"no head's output gives the answer a probability of {threshold:g} or more (n = {int(w.n)} examples)"
                 )
                 continue
-            late = bootstrap.mean_interval(mean["late"].values[:, t])
-            where = f"; {_number(late, '{:.0%}')} of them lie in the later half of the layers" if L > 1 else ""
+            where = f"; {late.words()} of them lie in the later half of the layers" if L > 1 else ""
             out.append(
                 f"{_number(w)} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples; "
                 f"for the counterfactual's word {_number(c)}), looking at {_number(s)} different occurrences of it{where}"

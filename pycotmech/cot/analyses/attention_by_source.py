@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 import xarray as xr
@@ -125,6 +125,7 @@ class AttentionBySource(Analysis):
 
     name = "attention_by_source"
     title = "Attention of the position that is read, by source"
+    ranges: ClassVar = {"mass": bootstrap.SHARE, "contribution": bootstrap.SHARE, "written": bootstrap.COUNT}
 
     def by_step(self) -> xr.Dataset:
         """Mean over layers and heads by step and source, over examples with intervals: mass and contribution, each with
@@ -136,7 +137,7 @@ class AttentionBySource(Analysis):
             "written": (sizes / sizes.sum("source", skipna=False)).mean(("layer", "head")),
             "contribution": self.data["contribution"].mean("layer"),
         }.items():
-            found = bootstrap.mean_interval(values.transpose("example", "step", "source").values)
+            found = bootstrap.mean_interval(values.transpose("example", "step", "source").values, within=bootstrap.SHARE)
             for key, value in found._asdict().items():
                 out[f"{name}_{key}"] = (("step", "source"), value)
         return xr.Dataset(out, coords={k: self.data[k] for k in ("step", "kind", "source")})
@@ -205,10 +206,10 @@ class AttentionBySource(Analysis):
                 ("attention", here["mass"].mean(("layer", "head"))),
                 ("ALTI", here["contribution"].mean("layer")),
             ):
-                one = bootstrap.mean_interval(values.mean("step").transpose("example", "source").values)
+                by_example = values.mean("step").transpose("example", "source").values
+                one = bootstrap.mean_interval(by_example, within=bootstrap.SHARE)
                 parts = [
-                    f"{s.replace('_', '-')} {one.mean[g]:.0%}"
-                    + (f" [{one.low[g]:.0%}, {one.high[g]:.0%}]" if one.n[g] > 1 else "")
+                    f"{s.replace('_', '-')} {one.mean[g]:.0%}{bootstrap.ends(one.low[g], one.high[g])}"
                     for g, s in enumerate(SOURCES)
                 ]
                 words.append(f"{name}: {', '.join(parts)}")

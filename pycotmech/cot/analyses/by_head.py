@@ -117,4 +117,4 @@ def layer_share(score: xr.DataArray, first: int) -> bootstrap.Interval:
     rest = [d for d in score.dims if d not in ("example", "layer")]
     by_layer = positive.sum(rest, min_count=1)
     above = by_layer.isel(layer=slice(first, None)).sum("layer", min_count=1)
-    return bootstrap.ratio_interval(above.values, by_layer.sum("layer", min_count=1).values)
+    return bootstrap.ratio_interval(above.values, by_layer.sum("layer", min_count=1).values, within=bootstrap.SHARE)

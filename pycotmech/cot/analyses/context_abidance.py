@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -93,6 +93,10 @@ class ContextAbidance(Analysis):
 
     name = "context_abidance"
     title = "Whether what heads write stands in the prompt"
+    ranges: ClassVar = {
+        **dict.fromkeys(("abides", "peak", "chance"), bootstrap.SHARE),
+        **dict.fromkeys(("occurs", "in_context"), bootstrap.COUNT),
+    }
 
     @property
     def of_graphs(self) -> bool:
@@ -101,14 +105,14 @@ class ContextAbidance(Analysis):
     def by_layer(self) -> xr.Dataset:
         """Share by layer with its interval: mean, low, high, n [layer]; graph_mean, ... where there are graphs."""
         share = self.data["abides"].mean("head").mean("step").transpose("example", "layer")
-        found = bootstrap.mean_interval(share.values)
+        found = bootstrap.mean_interval(share.values, within=bootstrap.SHARE)
         out: dict[str, Any] = {k: ("layer", v) for k, v in found._asdict().items()}
         if self.of_graphs:
             top, below = (
                 self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values
                 for k in ("in_context", "occurs")
             )
-            ratio = bootstrap.ratio_interval(top, below)
+            ratio = bootstrap.ratio_interval(top, below, within=bootstrap.SHARE)
             out |= {f"graph_{k}": ("layer", v) for k, v in ratio._asdict().items()}
         return xr.Dataset(out, coords={"layer": self.data["layer"]})
 
@@ -127,12 +131,16 @@ class ContextAbidance(Analysis):
             with np.errstate(invalid="ignore", divide="ignore"):
                 return top / np.where(below > 0, below, np.nan)
 
-        n = len(parts[0])
+        n, layers = len(parts[0]), (1.0, self.data.sizes["layer"] - 1.0)  # of the first layer of an upper part
         found = bootstrap.statistic_interval(
-            lambda index: change_point(shares(np.bincount(index, minlength=n).astype(float))), n, draws=draws, seed=seed
+            lambda index: change_point(shares(np.bincount(index, minlength=n).astype(float))),
+            n,
+            within=layers,
+            draws=draws,
+            seed=seed,
         )
         drawn = shares(bootstrap.resampled(n, draws=draws, seed=seed))
-        if np.isnan(found.mean) or (n > 1 and rise_interval(shares(np.ones(n)), drawn)[1] <= 0):
+        if np.isnan(found.mean) or (n > 1 and rise_interval(shares(np.ones(n)), drawn, n)[1] <= 0):
             nan = np.full_like(found.mean, np.nan)
             return bootstrap.Interval(nan, nan, nan, found.n)
         return found
@@ -193,9 +201,10 @@ class ContextAbidance(Analysis):
         """Share in the prompt over some layers, with its interval."""
         here = self.data.isel(layer=layers)
         if not self.of_graphs:
-            return bootstrap.mean_interval(here["abides"].mean(("layer", "head")).mean("step").values)
+            by_example = here["abides"].mean(("layer", "head")).mean("step").values
+            return bootstrap.mean_interval(by_example, within=bootstrap.SHARE)
         sums = [here[k].sum(("step", "layer", "head"), min_count=1).values for k in ("in_context", "occurs")]
-        return bootstrap.ratio_interval(*sums)
+        return bootstrap.ratio_interval(*sums, within=bootstrap.SHARE)
 
 
 def _percent(found: bootstrap.Interval) -> str:

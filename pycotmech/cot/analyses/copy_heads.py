@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,13 +41,14 @@ class CopyHeads(HeadAnalysis):
 
     name, title = "copy_heads", "Heads that look at the answer's word and write it"
     main, label, by_size = "copying", "attention × logit written", False
+    ranges: ClassVar = {"attention": bootstrap.SHARE, "attention_all": bootstrap.SHARE, "copying": bootstrap.COUNT}
 
     def findings(self) -> list[str]:
         """For each step the strongest copier with its attention and what it writes; how attention and writing agree."""
         lines = []
         for step, words, result, l, h in self.strongest():
             look, adds, product = (
-                bootstrap.mean_interval(result.data[name].sel(step=step, layer=l, head=h).values)
+                bootstrap.mean_interval(result.data[name].sel(step=step, layer=l, head=h).values, within=self.ranges.get(name))
                 for name in ("attention", "written", "copying")
             )
             lines.append(
@@ -58,7 +59,7 @@ class CopyHeads(HeadAnalysis):
         known = np.isfinite(a).any((1, 2, 3)) & np.isfinite(w).any((1, 2, 3))
         a, w = a[known], w[known]
         if len(a):
-            found = bootstrap.statistic_interval(lambda i: _correlation(a[i], w[i]), len(a))
+            found = bootstrap.statistic_interval(lambda i: _correlation(a[i], w[i]), len(a), within=bootstrap.SHARES_APART)
             if np.isfinite(found.mean):
                 lines.append(
                     f"correlation of attention and writing over heads and steps: {_number(found, '{:.2f}')} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class DecisionHeads(HeadAnalysis):
 
     name, title = "decision_heads", "Answer probability that each head alone brings to its layer"
     main, label, by_size = "gain", "change of the answer's probability", True
+    ranges: ClassVar = {**dict.fromkeys(("p_mid", "p_pre", "p_head"), bootstrap.SHARE), "gain": bootstrap.SHARES_APART}
 
     def relative(self) -> xr.Dataset:
         """mu = (p_mid - p_head) / p_mid, means over examples first (PAPER: E3): mean, low, high, n [step, layer, head].
@@ -56,7 +57,10 @@ class DecisionHeads(HeadAnalysis):
             curves = curves[np.isfinite(curves).all(1)]
             if len(curves) == 0:
                 continue
-            found = bootstrap.statistic_interval(lambda index, c=curves: _half_way(c[index].mean(0)), len(curves))
+            within = ((0.0, curves.shape[1] - 1.0), bootstrap.SHARE, bootstrap.SHARE)
+            found = bootstrap.statistic_interval(
+                lambda index, c=curves: _half_way(c[index].mean(0)), len(curves), within=within
+            )
             parts = zip(("{:.0f}", "{:.2f}", "{:.2f}"), *(x.tolist() for x in found[:3]))
             first, peak, last = (
                 form.format(mean) + (f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) else "")

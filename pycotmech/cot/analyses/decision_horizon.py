@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.cells import Cells, choose
 from pycotmech.cot.analyses.corruptions import require_consistent
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Analysis, Progress, about
+from pycotmech.cot.analyses.result import Analysis, Progress, about, columns
 from pycotmech.cot.examples import Example, Examples
 from pycotmech.cot.steps import Graded
 from pycotmech.model.families import ModelConfig
@@ -45,18 +46,24 @@ class DecisionHorizon(Analysis):
     """
 
     name, title = "decision_horizon", "Layers that may be corrupted without changing the reasoning"
+    ranges: ClassVar = dict.fromkeys(("same", *_SHARES, "clean_gold", "swapped"), bootstrap.SHARE)
 
     def table(self) -> pd.DataFrame:
-        """One row per number of sentences and layer: same, low, high, agreement, gold, words, n."""
+        """One row per number of sentences and layer: same, low, high, agreement, gold, words (each of these three with name_low
+        and name_high), n."""
         import pandas as pd
 
         found, rows = self.interval("same"), []
+        beside = {name: self.interval(name) for name in _SHARES}
         for h in self.data["sentences"].values:
             for l in self.data["layer"].values:
-                one, mean = found.sel(sentences=h, layer=l), self.data.sel(sentences=h, layer=l).mean("example")
-                numbers = [*(float(one[k]) for k in ("mean", "low", "high")), *(float(mean[k]) for k in _SHARES)]
-                rows.append((int(h), int(l), *numbers, int(one["n"])))
-        return pd.DataFrame(rows, columns=["sentences", "layer", "same", "low", "high", *_SHARES, "n"])
+                one = found.sel(sentences=h, layer=l)
+                row = {"sentences": int(h), "layer": int(l), "same": float(one["mean"])}
+                row |= {"low": float(one["low"]), "high": float(one["high"])}
+                for name, other in beside.items():
+                    row |= columns(name, other.sel(sentences=h, layer=l))
+                rows.append(row | {"n": int(one["n"])})
+        return pd.DataFrame(rows)
 
     def horizon(self, *, share: float = 0.9) -> dict[int, int | None]:
         """For each number of sentences the lowest layer from which on every single layer may be corrupted and at least
@@ -83,12 +90,12 @@ class DecisionHorizon(Analysis):
             worst = int(np.argmin(parts.choosing.data["same"].sel(sentences=h).mean("example").values))
             tail = "no layer from which on any one layer may be corrupted in 9 of 10 texts"
             if first is not None:
-                stay = _share(bootstrap.mean_interval(same[:, first:].mean(1)))
+                stay = _share(same[:, first:].mean(1))
                 tail = f"corrupted in any one layer from {first} of {L} on, {stay} of the texts stay the same"
             lines.append(
                 f"behind {h} sentence(s), {parts.words}: {tail}; layer {worst} does most harm "
-                f"({_share(bootstrap.mean_interval(same[:, worst]))} stay the same); with the whole question exchanged "
-                f"{_share(bootstrap.mean_interval(here.data['swapped'].values[:, 0]))} of the text stays"
+                f"({_share(same[:, worst])} stay the same); with the whole question exchanged "
+                f"{_share(here.data['swapped'].values[:, 0])} of the text stays"
             )
         return lines
 
@@ -115,9 +122,8 @@ class DecisionHorizon(Analysis):
         )
 
 
-def _share(found: bootstrap.Interval) -> str:
-    inside = f" [{float(found.low):.0%}, {float(found.high):.0%}]" if np.isfinite(found.low) else ""
-    return f"{float(found.mean):.0%}{inside}"
+def _share(values: NDArray) -> str:
+    return bootstrap.mean_interval(values, within=bootstrap.SHARE).words()
 
 
 def decision_horizon(

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -48,13 +48,14 @@ class FunctionalRift(Analysis):
     """
 
     name, title = "functional_rift", "Pretraining prior against in-context prior, layer by layer"
+    ranges: ClassVar = {**dict.fromkeys(CURVES, bootstrap.SHARE), "positions": bootstrap.COUNT}
 
     def curves(self) -> xr.Dataset:
         """Means over examples of the means over their steps, with intervals: <curve>, <curve>_low, <curve>_high [depth]."""
         out = {}
         for name in CURVES:
             by_example = self.data[name].mean("step").transpose("example", "depth")
-            found = bootstrap.mean_interval(by_example.values)
+            found = bootstrap.mean_interval(by_example.values, within=bootstrap.SHARE)
             for part, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
                 out[f"{name}{part}"] = ("depth", value)
         return xr.Dataset(out, coords={"depth": self.data["depth"]})
@@ -77,21 +78,28 @@ class FunctionalRift(Analysis):
             at = change_point(curve)
             return at, crossing(curve), abruptness(curve, at)
 
-        found = bootstrap.statistic_interval(places, len(used), draws=draws, seed=seed)
+        layers = (1.0, used.shape[1] - 1.0)
+        found = bootstrap.statistic_interval(
+            places, len(used), within=(layers, layers, bootstrap.SHARE), draws=draws, seed=seed
+        )
         (change, cross, abrupt), low, high = (x.tolist() for x in found[:3])
         drawn = bootstrap.resampled(len(used), draws=draws, seed=seed) @ used / len(used)
-        rise = rise_interval(used.mean(0), drawn) if len(used) > 1 else (float(rise_at(used[0], change)), np.nan, np.nan)
+        rise = (
+            rise_interval(used.mean(0), drawn, len(used))
+            if len(used) > 1
+            else (float(rise_at(used[0], change)), np.nan, np.nan)
+        )
         if np.isnan(change) or rise[1] <= 0:
             change, abrupt = np.nan, np.nan
             low[0], high[0], low[2], high[2] = (np.nan,) * 4
-        ends = bootstrap.mean_interval(used[:, [0, -1]], seed=seed)
+        ends = bootstrap.mean_interval(used[:, [0, -1]], within=bootstrap.SHARES_APART, seed=seed)
         return Rift(
             change,
             low[0],
             high[0],
             None if np.isnan(cross) else (cross, low[1], high[1]),
-            _above_0(-ends.high[0], -ends.low[0]),
-            _above_0(ends.low[1], ends.high[1]),
+            _above_0(-ends.high[0], -ends.low[0], len(used)),
+            _above_0(ends.low[1], ends.high[1], len(used)),
             abrupt,
             (low[2], high[2]),
             rise,
@@ -99,16 +107,18 @@ class FunctionalRift(Analysis):
         )
 
     def table(self) -> pd.DataFrame:
-        """One row per step, and one for all: step, kind, n, change (depth), low, high, crossing, abruptness, turned."""
+        """One row per step, and one for all: step, kind, n, change (depth), low, high, crossing and abruptness (each with
+        name_low and name_high), turned."""
         import pandas as pd
 
         rows = []
         for step, kind in [(None, "all"), *zip(self.data["step"].values.tolist(), self.data["kind"].values)]:
             r = self.rift(step=step)
-            cross = r.crossing[0] if r.crossing else np.nan
-            rows.append(("all" if step is None else step, kind, r.n, r.change, r.low, r.high, cross, r.abruptness, r.turned))
-        names = ["step", "kind", "n", "change", "low", "high", "crossing", "abruptness", "turned"]
-        return pd.DataFrame(rows, columns=names)
+            where = ("all" if step is None else step, kind, r.n, r.change, r.low, r.high)
+            rows.append((*where, *(r.crossing or (np.nan,) * 3), r.abruptness, *r.abrupt, r.turned))
+        names = ["step", "kind", "n", "change", "low", "high"]
+        names += [f"{name}{end}" for name in ("crossing", "abruptness") for end in ("", "_low", "_high")]
+        return pd.DataFrame(rows, columns=[*names, "turned"])
 
     def findings(self) -> list[str]:
         """Where the change lies with its interval, whether the prompt takes over, how abrupt the change is."""
@@ -122,9 +132,9 @@ class FunctionalRift(Analysis):
             else r.none_found()
         ]
         if r.crossing and r.ahead:
-            lines.append(
-                "from depth {:.0f} [{:.0f}, {:.0f}] on the prompt's next word is ahead of the memorised one".format(*r.crossing)
-            )
+            at, *ends = r.crossing
+            inside = bootstrap.ends(*ends, "{:.0f}")
+            lines.append(f"from depth {at:.0f}{inside} on the prompt's next word is ahead of the memorised one")
         elif r.ahead:
             lines.append("the prompt's next word is ahead of the memorised one at every depth")
         elif r.ahead is None:
@@ -215,10 +225,13 @@ class Rift:
         """A number with its interval, where there is one."""
         value, low, high = (self.change, self.low, self.high) if name == "change" else (self.abruptness, *self.abrupt)
         form = "{:.0f}" if name == "change" else "{:.0%}"
-        return form.format(value) + (f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) else "")
+        return form.format(value) + bootstrap.ends(low, high, form)
 
 
-def _above_0(low: float, high: float) -> bool | None:
+def _above_0(low: float, high: float, n: int) -> bool | None:
+    """Of an interval over n examples; None if it leaves that open."""
+    if bootstrap.undecidable(low, high, n):
+        return None
     return True if low > 0 else False if high < 0 else None
 
 
@@ -250,8 +263,9 @@ def rise_at(curve: NDArray, at: float) -> float:
     return float(_rises(curve)[0][int(at) - 1]) if np.isfinite(at) else np.nan
 
 
-def rise_interval(curve: NDArray, drawn: NDArray, level: float = bootstrap.LEVEL) -> tuple[float, float, float]:
-    """The rise of a curve [D] over its `change_point`, with an interval from the curves of resampled examples [draws, D].
+def rise_interval(curve: NDArray, drawn: NDArray, n: int, level: float = bootstrap.LEVEL) -> tuple[float, float, float]:
+    """The rise of a curve [D] over its `change_point`, with an interval from the curves of resampled examples [draws, D], n of
+    them, widened for few as others are (`bootstrap.factor`).
 
     The split was chosen because its rise is the largest, so the interval holds for all splits at once: it is as wide as the
     largest departure, of any split in a draw, from that split's rise (each on the scale on which the split is chosen).
@@ -264,7 +278,8 @@ def rise_interval(curve: NDArray, drawn: NDArray, level: float = bootstrap.LEVEL
     again, scales = _rises(drawn)
     off = again * scales - rise * scale
     tail = (1 + level) / 2
-    up, down = (float(np.quantile(x.max(-1), tail)) / scale[int(at) - 1] for x in (off, -off))
+    wider = float(bootstrap.factor(n, level)) / scale[int(at) - 1]
+    up, down = (float(np.quantile(x.max(-1), tail)) * wider for x in (off, -off))
     value = rise_at(curve, at)
     return value, value - up, value + down
 

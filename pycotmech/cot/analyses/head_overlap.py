@@ -31,9 +31,9 @@ class HeadOverlap(Analysis):
 
     data, over set and other: `intersection`, `union` (heads), `iou` |A & B| / |A | B|, `f1` 2 |A & B| / (|A| + |B|), each with
     `_low` and `_high` where both were selected from scores per example (bootstrap over examples, selected anew each
-    time); `chance` the intersection expected of random sets of these sizes, |A| |B| / (L H), and `f1_chance` from it; `p` the
-    hypergeometric chance of so large an intersection or a larger one, `p_holm` corrected for the number of pairs. NaN
-    where a set is empty. `size` [set]. Coordinates `type` and `of_step` (-1: no step) of each set.
+    time, widened by how few these are); `chance` the intersection expected of random sets of these sizes, |A| |B| / (L H),
+    and `f1_chance` from it; `p` the hypergeometric chance of so large an intersection or a larger one, `p_holm` corrected
+    for the number of pairs. NaN where a set is empty. `size` [set]. Coordinates `type` and `of_step` (-1: no step) of each set.
     """
 
     name, title = "head_overlap", "How much sets of heads overlap"
@@ -82,7 +82,7 @@ class HeadOverlap(Analysis):
         beyond = known[known["p_holm"] < 0.05]
         lines = [f"{len(beyond)} of {len(known)} pairs of sets share more heads than random sets would (p < 0.05, Holm)"]
         for row in known.sort_values("f1", ascending=False).head(5).itertuples():
-            inside = f" [{row.f1_low:.2f}, {row.f1_high:.2f}]" if np.isfinite(row.f1_low) else ""
+            inside = bootstrap.ends(row.f1_low, row.f1_high, "{:.2f}")
             lines.append(
                 f"{row.a} and {row.b}: {row.intersection:.0f} of {row.size_a} and {row.size_b} heads shared (by chance "
                 f"{row.chance:.1f}), F1 {row.f1:.2f}{inside}, by chance {row.f1_chance:.2f}, p = {row.p_holm:.2g}"
@@ -153,8 +153,13 @@ def head_overlap(
         holm = np.where(np.isnan(holm), holm.T, holm)
     data["p"], data["p_holm"] = p, holm
     drawn = _drawn([s for *_, s in flat], masks, draws, seed)
+    behind = np.array([len(s.examples or ()) if isinstance(s, Selection) else 0 for *_, s in flat])
+    fewer = np.minimum(behind[:, None], behind[None])  # examples behind a pair: those of the set that has fewer
     for k in _STATISTICS:
-        ends = bootstrap.percentiles(drawn[k]) if drawn else np.full((2, *p.shape), np.nan)
+        ends = np.full((2, *p.shape), np.nan)
+        if drawn:
+            within = bootstrap.SHARE if k in ("iou", "f1") else (0.0, float(n))
+            ends = bootstrap.widened(data[k], *bootstrap.percentiles(drawn[k]), fewer, within=within)
         data[f"{k}_low"], data[f"{k}_high"] = ends
     names = [name for name, *_ in flat]
     if len(set(names)) < len(names):
@@ -168,10 +173,10 @@ def head_overlap(
             "of_step": ("set", [step for *_, step, _ in flat]),
         },
     )
-    behind = {s.examples[i] for *_, s in flat if isinstance(s, Selection) and s.examples is not None for i in s.scored}
+    chosen_on = {s.examples[i] for *_, s in flat if isinstance(s, Selection) and s.examples is not None for i in s.scored}
     about = dict(
         model=model, notes=[], source="PAPER E6", definition="intersections of sets of heads, beside those of random sets",
-        settings=dict(heads=n, draws=draws if drawn else 0, chosen_on=len(behind) if drawn else 0, seed=seed),
+        settings=dict(heads=n, draws=draws if drawn else 0, chosen_on=len(chosen_on) if drawn else 0, seed=seed),
     )  # fmt: skip
     return HeadOverlap(dataset, about)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from os import PathLike
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import xarray as xr
@@ -60,6 +60,7 @@ class InductionHeads(HeadAnalysis):
 
     name, title = "induction_heads", "What each head restores at inductive steps, however they are broken"
     main, label = "score", "share of KL divergence restored"
+    ranges: ClassVar = {**dict.fromkeys(("kl", "kl_corrupted", "noise_floor"), bootstrap.COUNT), "changed": bootstrap.SHARE}
 
     @property
     def kinds(self) -> list[str]:
@@ -96,7 +97,7 @@ class InductionHeads(HeadAnalysis):
 
     def _interval(self, found: NDArray, drawn: NDArray, n: NDArray, dims: tuple[str, ...]) -> xr.Dataset:
         number = np.broadcast_to(n[:, None, None], found.shape)
-        low, high = (np.where(number > 1, end, np.nan) for end in bootstrap.percentiles(drawn))
+        low, high = bootstrap.widened(found, *bootstrap.percentiles(drawn), number)
         values = {"mean": found, "low": low, "high": high, "n": number}
         coords = {d: self.data[d] for d in dims} | {"kind": self.data["kind"]}
         return xr.Dataset({k: (dims, v) for k, v in values.items()}, coords=coords)
@@ -131,9 +132,9 @@ class InductionHeads(HeadAnalysis):
         for s, step in enumerate(self.data["step"].values.tolist()):
             for a, b in combinations(range(len(self.kinds)), 2):
                 mean = float(_correlation(whole[a, s], whole[b, s]))
-                low, high = bootstrap.percentiles(_correlation(again[:, a, s], again[:, b, s])[:, None])
-                ends = (float(low[0]), float(high[0])) if n[s] > 1 else (np.nan, np.nan)
-                out.append(Agreement(step, (self.kinds[a], self.kinds[b]), mean, *ends, int(n[s])))
+                drawn = bootstrap.percentiles(_correlation(again[:, a, s], again[:, b, s])[:, None])
+                low, high = bootstrap.widened([mean], *drawn, [n[s]], within=bootstrap.SHARES_APART)
+                out.append(Agreement(step, (self.kinds[a], self.kinds[b]), mean, float(low[0]), float(high[0]), int(n[s])))
         return out
 
     def table(self, k: int = 5) -> pd.DataFrame:
@@ -178,15 +179,16 @@ class InductionHeads(HeadAnalysis):
         changed, moved = (self.data[name].mean("step") for name in ("changed", "kl_corrupted"))
         words = []
         for kind in self.kinds:
-            one, kl = (bootstrap.mean_interval(x.sel(corruption=kind).values) for x in (changed, moved))
-            ends = (one.low, one.high, kl.low, kl.high)
-            share, size = (f" [{ends[0]:.0%}, {ends[1]:.0%}]", f" [{ends[2]:.2g}, {ends[3]:.2g}]") if one.n > 1 else ("", "")
-            words.append(f"{_WORDS[kind]} {float(one.mean):.0%}{share} (KL divergence {float(kl.mean):.2g}{size})")
+            one, kl = (
+                bootstrap.mean_interval(x.sel(corruption=kind).values, within=within)
+                for x, within in ((changed, bootstrap.SHARE), (moved, bootstrap.COUNT))
+            )
+            words.append(f"{_WORDS[kind]} {one.words()} (KL divergence {kl.words('{:.2g}')})")
         n = int(np.isfinite(changed.values).all(0).sum())
         lines.append(f"the model's first choice changes with the {', with the '.join(words)}; n = {n} examples")
         for step in self.data["step"].values.tolist():
             pairs = [
-                f"{a} and {b} {mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
+                f"{a} and {b} {mean:.2f}{bootstrap.ends(low, high, '{:.2f}')}"
                 for at, (a, b), mean, low, high, _ in self.agreement()
                 if at == step
             ]

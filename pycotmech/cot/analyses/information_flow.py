@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ from pycotmech.cot.analyses.cells import Cells, choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node, sources
 from pycotmech.cot.analyses.result import Analysis, about
-from pycotmech.cot.analyses.traces import Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
+from pycotmech.cot.analyses.traces import SEGMENTS, Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
 from pycotmech.model.families import ModelConfig
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class InformationFlow(Analysis):
 
     name = "information_flow"
     title = "Information flow from the tokens to the answer"
+    ranges: ClassVar = {
+        **dict.fromkeys(("writers", "nodes", "edges", "with_source", "sources"), bootstrap.COUNT),
+        **dict.fromkeys(("first_token", "depth_map"), bootstrap.SHARE),
+        "segments": (0.0, float(len(SEGMENTS))),
+    }
 
     def graph(self, example: int, step: int) -> Graph:
         """The graph of one cell, by the labels on the axes example and step; empty where the step does not count."""
@@ -117,7 +122,9 @@ class InformationFlow(Analysis):
 
     def findings(self) -> list[str]:
         """Pathways, sources, depths, and how far effects with everything recomputed go with them."""
-        mean = {name: bootstrap.mean_interval(self.data[name].mean("step").values) for name in _COUNTS}
+        mean = {
+            name: bootstrap.mean_interval(self.data[name].mean("step").values, within=self.ranges[name]) for name in _COUNTS
+        }
         n = int(mean["writers"].n)
         out = [
             f"{_number(mean['writers'])} heads at a time write the answer (n = {n} examples), and from "
@@ -127,10 +134,10 @@ class InformationFlow(Analysis):
         d, N = self.data, self.data.sizes["example"]
         layer, depth, owner = (d[f"node_{k}"].values for k in ("layer", "depth", "e"))
         if len(layer):
-            words = []
+            words, layers = [], (0.0, d.sizes["layer"] - 1.0)
             for at in range(int(depth.max()) + 1):
                 each = [_mean(layer[(depth == at) & (owner == e)]) for e in range(N)]
-                words.append(f"{_number(bootstrap.mean_interval(each))} at depth {at}")
+                words.append(f"{_number(bootstrap.mean_interval(each, within=layers))} at depth {at}")
             out.append(
                 f"mean layer of the heads in the {len(list(self.cells()))} graphs (n = {n} examples): {', '.join(words)}"
             )
@@ -138,10 +145,10 @@ class InformationFlow(Analysis):
         both = np.isfinite(weight) & np.isfinite(total)
         if both.sum() > 2:
             same = np.sign(weight) == np.sign(total)
-            share = bootstrap.mean_interval([_mean(same[both & (owner == e)]) for e in range(N)])
-            inside = f" [{float(share.low):.0%}, {float(share.high):.0%}]" if np.isfinite(share.low) else ""
+            by_example = [_mean(same[both & (owner == e)]) for e in range(N)]
+            share = bootstrap.mean_interval(by_example, within=bootstrap.SHARE)
             out.append(
-                f"{float(share.mean):.0%}{inside} of an example's edges act in the same direction when everything above is "
+                f"{share.words()} of an example's edges act in the same direction when everything above is "
                 f"recomputed (n = {int(share.n)} examples, {int(both.sum())} edges)"
             )
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ from pycotmech.cot.analyses.cells import Cells, choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.head_sets import HeadSet, Scores, scores_of
 from pycotmech.cot.analyses.means import N_PROMPTS
-from pycotmech.cot.analyses.result import Analysis, Progress, about
+from pycotmech.cot.analyses.result import Analysis, Progress, about, columns
 from pycotmech.cot.analyses.select_heads import select_heads
 from pycotmech.cot.examples import Examples
 from pycotmech.cot.steps import Graded
@@ -45,6 +45,7 @@ class Isolation(Analysis):
 
     name, title = "keep_only", "What sets of heads do alone"
     axis = "set"
+    ranges: ClassVar = dict.fromkeys(("right", "agrees", "random"), bootstrap.SHARE)
 
     @property
     def main(self) -> str:
@@ -59,16 +60,19 @@ class Isolation(Analysis):
         return type(self)(self.data[[variable or self.main]].mean("step"), self.about).interval(variable or self.main)
 
     def table(self) -> pd.DataFrame:
-        """Accuracy by set and step, "all" for all steps: set, step, kind, kept, accuracy, low, high, n, random."""
+        """Accuracy by set and step, "all" for all steps: set, step, kind, kept, accuracy, low, high, n, random, random_low,
+        random_high. All intervals are over examples: one random set is one, and its interval does not hold what others give."""
         import pandas as pd
 
         by_step, whole = self.accuracy(), self.overall()
-        chance = ("random" in self.data) and (self.interval("random")["mean"], self.overall("random")["mean"])
+        chance = (self.accuracy("random"), self.overall("random")) if "random" in self.data else None
         rows = []
         for i, name in enumerate(self.data[self.axis].values):
             for s, step in enumerate([*self.data["step"].values.tolist(), "all"]):
                 one = step != "all"
-                here = by_step.isel({self.axis: i, "step": s}) if one else whole.isel({self.axis: i})
+                at = {self.axis: i, "step": s} if one else {self.axis: i}
+                here = by_step.isel(at) if one else whole.isel(at)
+                random = here.where(False) if chance is None else chance[0 if one else 1].isel(at)
                 kept = self.data["kept"].isel({self.axis: i})
                 rows.append(
                     {
@@ -80,9 +84,7 @@ class Isolation(Analysis):
                         "low": float(here["low"]),
                         "high": float(here["high"]),
                         "n": int(here["n"]),
-                        "random": float(chance[0].isel({self.axis: i, "step": s}) if one else chance[1][i])
-                        if chance
-                        else np.nan,
+                        **columns("random", random),
                     }
                 )
         return pd.DataFrame(rows)
@@ -99,8 +101,10 @@ class Isolation(Analysis):
         table = self.table()
         lines = []
         for row in table[table["step"] == "all"].itertuples():
-            inside = f" [{row.low:.2f}, {row.high:.2f}]" if np.isfinite(row.low) else ""
-            random = f"; random sets of that size {row.random:.2f}" if np.isfinite(row.random) else ""
+            inside, random = bootstrap.ends(row.low, row.high, "{:.2f}"), ""
+            if np.isfinite(row.random):
+                what = self.random_words("set of that size", "sets of that size")
+                random = f"; {what} {row.random:.2f}{bootstrap.ends(row.random_low, row.random_high, '{:.2f}')}"
             kept = self.data["kept"].sel({self.axis: row[1]})
             size = f"{int(kept.min())}" if int(kept.min()) == int(kept.max()) else f"{int(kept.min())} to {int(kept.max())}"
             lines.append(
@@ -108,6 +112,11 @@ class Isolation(Analysis):
                 f"{plural(row.n, 'example')}{random}"
             )
         return [*lines, *_closing(self)]
+
+    def random_words(self, one: str, many: str) -> str:
+        """What `random` is over: one draw or the mean of several."""
+        k = self.about["settings"]["n_random"]
+        return f"one random {one}" if k == 1 else f"the mean of {k} random {many}"
 
 
 class Removal(Isolation):
@@ -128,16 +137,20 @@ class Removal(Isolation):
         of = plural(int(start["n"]), "example")
         first = self.data["kept"].isel(size=0)
         n = f"{int(first.min())}" if int(first.min()) == int(first.max()) else f"{int(first.min())} to {int(first.max())}"
-        lines = [f"{s['within']} ({n} heads) alone: accuracy {float(start['mean']):.2f} over all steps of {of}"]
-        chance = self.overall("random")["mean"] if "random" in self.data else None
+        lines = [f"{s['within']} ({n} heads) alone: accuracy {_told(start)} over all steps of {of}"]
+        chance = self.overall("random") if "random" in self.data else None
         for k in range(1, len(removed)):
-            at = whole.isel(size=k)
-            inside = f" [{float(at['low']):.2f}, {float(at['high']):.2f}]" if np.isfinite(float(at["low"])) else ""
-            beside = "" if chance is None else f"; as many at random: {float(chance[k]):.2f}"
-            lines.append(f"without the {removed[k]} {s['words']}: {float(at['mean']):.2f}{inside}{beside}")
+            beside = ""
+            if chance is not None:
+                beside = f"; {self.random_words('draw', 'draws')} of as many: {_told(chance.isel(size=k))}"
+            lines.append(f"without the {removed[k]} {s['words']}: {_told(whole.isel(size=k))}{beside}")
         if s["stopped"]:
             lines.append(f"stopped there: the accuracy of every step is below {s['stop']:g}")
         return [*lines, *_closing(self)]
+
+
+def _told(found: xr.Dataset) -> str:
+    return f"{float(found['mean']):.2f}{bootstrap.ends(found['low'], found['high'], '{:.2f}')}"
 
 
 def _closing(result: Isolation) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ from pycotmech.cot.analyses.cells import Cells, choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.head_sets import scores_of
 from pycotmech.cot.analyses.means import N_PROMPTS
-from pycotmech.cot.analyses.result import Analysis, Progress, about
+from pycotmech.cot.analyses.result import Analysis, Progress, about, columns
 from pycotmech.cot.analyses.select_heads import Selection, select_heads, spread
 from pycotmech.cot.examples import Examples
 from pycotmech.cot.steps import Graded
@@ -45,6 +45,7 @@ class KnockOutCurve(Analysis):
     """
 
     name, title = "knock_out_curve", "Accuracy against the number of heads ablated"
+    ranges: ClassVar = {"right": bootstrap.SHARE, "agrees": bootstrap.SHARE}
 
     @property
     def main(self) -> str:
@@ -76,9 +77,10 @@ class KnockOutCurve(Analysis):
 
         At least one head is ablated; ties go to the larger number (PAPER: E5). One row for each step, and one for all steps
         together: step, kind, size (along the axis), removed, kept, chosen_at (accuracy on the selecting half), accuracy,
-        low, high, n (on the reporting half), random (accuracy of the random orders there with as many heads ablated), gain,
-        gain_low, gain_high (by how much accuracy is above it, example by example), floor (accuracy there with every head
-        ablated, NaN if the curve does not go so far: what the replacement alone gets right).
+        low, high, n (on the reporting half), random (accuracy there with as many heads ablated, mean of the random orders),
+        gain (by how much accuracy is above it, example by example), floor (accuracy there with every head ablated, NaN if
+        the curve does not go so far: what the replacement alone gets right), each of the three with name_low and name_high.
+        All intervals are over examples: one random order is one, and its interval does not hold what others would give.
         """
         import pandas as pd
 
@@ -109,20 +111,24 @@ class KnockOutCurve(Analysis):
                 "low": float(at["low"]),
                 "high": float(at["high"]),
                 "n": int(at["n"]),
-                "floor": float(tell["mean"].sel(order=order).isel(size=-1)) if to_the_end else np.nan,
-                "random": float(tell["mean"].sel(order=randoms).isel(size=size).mean()) if randoms else np.nan,
             }
+            floor = tell.sel(order=order).isel(size=-1)
+            row |= columns("floor", floor if to_the_end else floor.where(False))
             here = (each.isel(step=i) if by_step else each.mean("step")).isel(size=size)
-            beside = here.sel(order=order) - here.sel(order=randoms).mean("order")
-            gain = bootstrap.mean_interval(beside.values)
-            rows.append(row | {"gain": float(gain.mean), "gain_low": float(gain.low), "gain_high": float(gain.high)})
+            drawn = here.sel(order=randoms).mean("order")  # of each example; NaN without random orders
+            for name, values, within in (
+                ("random", drawn, bootstrap.SHARE),
+                ("gain", here.sel(order=order) - drawn, bootstrap.SHARES_APART),
+            ):
+                row |= columns(name, bootstrap.mean_interval(values.values, within=within)._asdict())
+            rows.append(row)
         return pd.DataFrame(rows)
 
     def table(self) -> pd.DataFrame:
-        """Accuracy of all examples: order, step, kind, removed, accuracy, low, high, n, agreement."""
+        """Accuracy of all examples: order, step, kind, removed, accuracy, low, high, n, agreement with its own low and high."""
         import pandas as pd
 
-        found, agreed = self.accuracy(), self.accuracy("agrees")["mean"]
+        found, agreed = self.accuracy(), self.accuracy("agrees")
         removed = self.data["removed"].broadcast_like(found["mean"]).transpose("order", "size", "step").values
         rows = []
         for o, order in enumerate(found["order"].values):
@@ -139,7 +145,7 @@ class KnockOutCurve(Analysis):
                             "low": float(here["low"]),
                             "high": float(here["high"]),
                             "n": int(here["n"]),
-                            "agreement": float(agreed.isel(order=o, size=k, step=s)),
+                            **columns("agreement", agreed.isel(order=o, size=k, step=s)),
                         }
                     )
         return pd.DataFrame(rows)
@@ -155,14 +161,20 @@ class KnockOutCurve(Analysis):
         lines = []
         s = self.about["settings"]
         n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
+        orders = sum(str(o).startswith("random") for o in self.data["order"].values)
+        in_random_order = "in one random order" if orders == 1 else f"in random order, mean of {orders},"
         where = "held-out examples" if "report" in self.data["half"].values else "the same examples"
         for row in self.operating_points().itertuples():
-            inside = f" [{row.low:.2f}, {row.high:.2f}]" if np.isfinite(row.low) else ""
+            inside = bootstrap.ends(row.low, row.high, "{:.2f}")
             what = f"step {row.step} ({row.kind})" if row.step != "all" else "all steps"
-            random = f"; in random order {row.random:.2f}" if np.isfinite(row.random) else ""
+            random = ""
+            if np.isfinite(row.random):
+                random = f"; {in_random_order} {row.random:.2f}{bootstrap.ends(row.random_low, row.random_high, '{:.2f}')}"
             if np.isfinite(row.gain_low):
-                random += f" ({row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}] above it)"
-            floor = f"; with every head ablated {row.floor:.2f}" if np.isfinite(row.floor) else ""
+                random += f" ({row.gain:+.2f}{bootstrap.ends(row.gain_low, row.gain_high, '{:+.2f}')} above it)"
+            floor = ""
+            if np.isfinite(row.floor):
+                floor = f"; with every head ablated {row.floor:.2f}{bootstrap.ends(row.floor_low, row.floor_high, '{:.2f}')}"
             near = (
                 ""
                 if abs(row.chosen_at - s["target"]) <= 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from pycotmech.cot.analyses.question_runs import (
     questions_of,
     runs,
 )
-from pycotmech.cot.analyses.result import Analysis, Progress, facts
+from pycotmech.cot.analyses.result import Analysis, Progress, columns, facts
 from pycotmech.cot.relations import CLASSES, Pair, Question, Unrelated
 from pycotmech.model.families import ModelConfig
 
@@ -66,27 +66,29 @@ class PairProbes(Analysis):
     """
 
     name, title = "pair_probes", "How two words are related, read from their residual streams"
+    ranges: ClassVar = dict.fromkeys(("control", "across", "neighbours"), bootstrap.SHARE)
 
     def accuracy(self) -> xr.Dataset:
         """mean, low, high [depth, probe]: right answers among all pairs of the test questions."""
         confusion = self._confusion()
         hits = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1)
-        return self._labelled(bootstrap.ratio_interval(hits, confusion.sum((-2, -1))))
+        return self._labelled(bootstrap.ratio_interval(hits, confusion.sum((-2, -1)), within=bootstrap.SHARE))
 
     def f1(self, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
-        """Macro-F1: mean, low, high [depth, probe]."""
+        """Macro-F1 of all pairs of the test questions, which are resampled for the interval: mean, low, high [depth, probe]."""
         confusion = self._confusion()
         n = len(confusion)
         whole = macro_f1(confusion.sum(0))
         weights = bootstrap.resampled(n, draws=draws, seed=seed)
         drawn = macro_f1(np.tensordot(weights, confusion, 1))
-        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-        return self._labelled(bootstrap.Interval(whole, low, high, np.full(whole.shape, n)))
+        number = np.full(whole.shape, n)
+        ends = bootstrap.widened(whole, *bootstrap.percentiles(drawn), number, within=bootstrap.SHARE)
+        return self._labelled(bootstrap.Interval(whole, *ends, number))
 
     def selectivity(self) -> xr.Dataset:
         """Accuracy less that on the control task, question by question: mean, low, high [depth, probe]."""
         gain = self._by_question() - self._values("control")
-        return self._labelled(bootstrap.mean_interval(gain))
+        return self._labelled(bootstrap.mean_interval(gain, within=bootstrap.SHARES_APART))
 
     def best(self, probe: str, *, upto: float = np.inf) -> int:
         """The depth (of those up to a depth) where a probe did best on held-out training questions; the earliest of several."""
@@ -94,13 +96,13 @@ class PairProbes(Analysis):
         return int(held["depth"].values[int(np.argmax(held.values))])
 
     def table(self) -> pd.DataFrame:
-        """One row per probe and depth: probe, depth, accuracy, low, high, macro_f1, control, selectivity with its interval,
-        across, best (by held-out questions), n (test questions)."""
+        """One row per probe and depth: probe, depth, accuracy, low, high, macro_f1, control, selectivity, across (each of these
+        four with name_low and name_high), best (by held-out questions), n (test questions)."""
         import pandas as pd
 
-        accuracy, f1, selectivity = self.accuracy(), self.f1(), self.selectivity()
-        control, across = self.data["control"].mean("example"), self.data["across"].mean("example")
-        rows = []
+        accuracy, rows = self.accuracy(), []
+        beside = {"macro_f1": self.f1(), "control": self.interval("control"), "selectivity": self.selectivity()}
+        beside["across"] = self.interval("across")
         for probe in self.data["probe"].values:
             for depth in self.data["depth"].values:
                 at = {"probe": probe, "depth": depth}
@@ -112,12 +114,7 @@ class PairProbes(Analysis):
                         "accuracy": float(found["mean"]),
                         "low": float(found["low"]),
                         "high": float(found["high"]),
-                        "macro_f1": float(f1["mean"].sel(at)),
-                        "control": float(control.sel(at)),
-                        "selectivity": float(selectivity["mean"].sel(at)),
-                        "selectivity_low": float(selectivity["low"].sel(at)),
-                        "selectivity_high": float(selectivity["high"].sel(at)),
-                        "across": float(across.sel(at)),
+                        **{k: v for name, one in beside.items() for k, v in columns(name, one.sel(at)).items()},
                         "best": int(depth) == self.best(str(probe)),
                         "n": self.data.sizes["example"],
                     }
@@ -129,12 +126,9 @@ class PairProbes(Analysis):
         s = self.about["settings"]
         n, whole = self.data.sizes["example"], self.accuracy()
         rule = self.data["neighbours"].values
-        known = bootstrap.mean_interval(rule)
+        known = bootstrap.mean_interval(rule, within=bootstrap.SHARE)
         lines = [f"{s['train']} questions to train on, {n} to test on, {s['samples']} training pairs; chance {CHANCE:.3f}"]
-        lines[0] += (
-            f"; the two tokens in front of each word alone give {float(known.mean):.3f} "
-            f"[{float(known.low):.3f}, {float(known.high):.3f}]"
-        )
+        lines[0] += f"; the two tokens in front of each word alone give {known.words('{:.3f}')}"
         each = self._by_question()
         depths = self.data["depth"].values.tolist()
         chosen: dict[str, int] = {}
@@ -142,20 +136,18 @@ class PairProbes(Analysis):
             best = self.best(probe)
             i = chosen[probe] = depths.index(best)
             at = whole.isel(depth=i, probe=j)
-            gain = bootstrap.mean_interval(each[:, i, j] - each[:, 0, j])
-            beyond = bootstrap.mean_interval(each[:, i, j] - rule)
-            drop = bootstrap.mean_interval(each[:, -1, j] - each[:, i, j])
-            selective = bootstrap.mean_interval((each - self._values("control"))[:, i, j])
-            inside = f"[{float(at['low']):.3f}, {float(at['high']):.3f}]"
+            gain, beyond = each[:, i, j] - each[:, 0, j], each[:, i, j] - rule
+            drop, selective = each[:, -1, j] - each[:, i, j], (each - self._values("control"))[:, i, j]
+            inside = bootstrap.ends(at["low"], at["high"], "{:.3f}")
             lines.append(
-                f"{probe}: {float(at['mean']):.3f} {inside} at depth {best} of {depths[-1]}, "
+                f"{probe}: {float(at['mean']):.3f}{inside} at depth {best} of {depths[-1]}, "
                 f"{float(whole['mean'].isel(depth=0, probe=j)):.3f} at depth {depths[0]}: {_change(gain)}; "
                 f"over the tokens in front {_change(beyond)}; "
                 f"over its control task {_change(selective)}; from there to depth {depths[-1]} {_change(drop)}"
             )
-            across = bootstrap.mean_interval(self._values("across")[:, i, j])
+            across = bootstrap.mean_interval(self._values("across")[:, i, j], within=bootstrap.SHARE)
             if np.isfinite(across.mean):
-                told = f"{float(across.mean):.2f} [{float(across.low):.2f}, {float(across.high):.2f}]"
+                told = across.words("{:.2f}")
                 verdict = (
                     "it goes by more than roles, be it the relation or the distance, which is larger in these"
                     if across.low > CHANCE
@@ -169,7 +161,7 @@ class PairProbes(Analysis):
         if len(chosen) == 2:
             (a, i), (b, j) = chosen.items()
             names = self.data["probe"].values.tolist()
-            difference = bootstrap.mean_interval(each[:, j, names.index(b)] - each[:, i, names.index(a)])
+            difference = each[:, j, names.index(b)] - each[:, i, names.index(a)]
             lines.append(f"{b} less {a}, each at its depth: {_change(difference)}")
         return lines
 
@@ -221,9 +213,11 @@ class PairProbes(Analysis):
         return xr.Dataset({k: (("depth", "probe"), v) for k, v in found._asdict().items()}, coords=coords)
 
 
-def _change(found: bootstrap.Interval) -> str:
-    text = f"{float(found.mean):+.3f} [{float(found.low):+.3f}, {float(found.high):+.3f}]"
-    return text if found.low > 0 or found.high < 0 else f"{text}, no change beyond the interval"
+def _change(difference: NDArray) -> str:
+    """The mean of a difference of shares over questions, in words."""
+    found = bootstrap.mean_interval(difference, within=bootstrap.SHARES_APART)
+    text = found.words("{:+.3f}")
+    return text if found.low > 0 or found.high < 0 or found.n < 2 else f"{text}, no change beyond the interval"
 
 
 def pair_probes(

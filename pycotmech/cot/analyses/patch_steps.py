@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -47,6 +48,10 @@ class PatchSteps(HeadAnalysis):
 
     name, title = "patch_steps", "What each head restores by itself"
     main, label = "effect", "share of KL divergence restored"
+    ranges: ClassVar = {
+        **dict.fromkeys(("kl", "kl_clean", "kl_corrupted", "noise_floor"), bootstrap.COUNT),
+        **dict.fromkeys(("prob", "prob_clean", "prob_corrupted", "changed"), bootstrap.SHARE),
+    }
 
     def restoration(self, metric: str = "kl") -> xr.Dataset:
         """The ratio of means over examples (PAPER: E1), with its bootstrap interval: mean, low, high, n [step, layer, head].
@@ -79,12 +84,18 @@ class PatchSteps(HeadAnalysis):
         floor = self.data["noise_floor"].max("example")
         clear = ((found["low"] > floor) | (found["high"] < -floor)).sum(("layer", "head"))
         lines = self._strongest()
-        counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values, clear.values)]
+        told = found["low"].notnull().any(("layer", "head")).values
         size = self.data.sizes["layer"] * self.data.sizes["head"]
-        lines.append(
-            f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)} "
-            f"(95 % intervals put at most about {size // 20} there by chance)"
-        )
+        if told.any():
+            counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values[told], clear.values[told])]
+            lines.append(
+                f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)} (of {size} heads "
+                f"without an effect about {math.ceil(size / 20)}, one in 20, may lie there by chance, more if they are skewed)"
+            )
+        alone = [str(step) for step, n in zip(found["step"].values, found["n"].max(("layer", "head")).values) if n == 1]
+        if alone:
+            at = f"step{'s' if len(alone) > 1 else ''} {', '.join(alone)}"
+            lines.append(f"{at}: one example has no interval, so no head can be called clear of the noise")
         unchanged = int(self._unchanged().sum())
         if unchanged:
             lines.append(

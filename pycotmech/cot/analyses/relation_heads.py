@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from pycotmech.cot.analyses.by_head import layer_share
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.head_probe import Rows, head_sets, probed, read_positions
 from pycotmech.cot.analyses.question_runs import every_forward, pair_table, question_length, questions_of, runs
-from pycotmech.cot.analyses.result import Analysis, Progress, facts, top_cells
+from pycotmech.cot.analyses.result import Analysis, Progress, columns, facts, top_cells
 from pycotmech.cot.analyses.significance import sign_flip
 from pycotmech.cot.relations import CLASSES, Question
 from pycotmech.model.families import ModelConfig
@@ -52,6 +52,10 @@ class RelationHeads(Analysis):
     """
 
     name, title = "relation_heads", "Heads that look along the relations of the ontology"
+    ranges: ClassVar = {
+        **dict.fromkeys(("attention", "auroc", "accuracy"), bootstrap.SHARE),
+        "score": bootstrap.SHARES_APART,
+    }
 
     def reported(self, variable: str) -> xr.DataArray:
         """A variable on the reporting half."""
@@ -60,7 +64,7 @@ class RelationHeads(Analysis):
     def scores(self, variable: str = "score") -> xr.Dataset:
         """Mean over the reporting half with its interval: mean, low, high, n [relation, layer, head]."""
         here = self.reported(variable).transpose("example", ...)
-        found = bootstrap.mean_interval(here.values)
+        found = bootstrap.mean_interval(here.values, within=self.ranges.get(variable))
         first = here.isel(example=0, drop=True)
         return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
 
@@ -92,15 +96,14 @@ class RelationHeads(Analysis):
                 at = {"relation": relation, "layer": l, "head": h}
                 row: dict[str, object] = {"relation": relation, "rank": rank, "layer": l, "head": h}
                 for name, found in (("score", score), ("auroc", auroc)):
-                    here = found.sel(at)
-                    row |= {name: float(here["mean"]), f"{name}_low": float(here["low"]), f"{name}_high": float(here["high"])}
+                    row |= columns(name, found.sel(at))
                 rows.append({**row, "p": float(self.data["p"].sel(at)), "n": int(score["n"].sel(at))})
         names = ("score", "score_low", "score_high", "auroc", "auroc_low", "auroc_high", "p", "n")
         return pd.DataFrame(rows, columns=["relation", "rank", "layer", "head", *names])
 
     def ablation(self) -> pd.DataFrame:
-        """What the probe loses: run ("selected" or "random", the median of those), accuracy and margin less the whole run's,
-        with intervals, n. Empty where nothing was ablated."""
+        """What the probe loses: run ("selected" or "random", each question's median over the random sets), accuracy and margin
+        less the whole run's, with intervals, n. Empty where nothing was ablated."""
         import pandas as pd
 
         rows = []
@@ -109,8 +112,9 @@ class RelationHeads(Analysis):
             for name in ("accuracy", "margin"):
                 here = self.reported(name).transpose("example", "run")
                 change = here.sel(run=taken).median("run") - here.sel(run="whole")
-                found = bootstrap.mean_interval(change.values)
-                row |= {name: float(found.mean), f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
+                within = bootstrap.SHARES_APART if name == "accuracy" else None
+                found = bootstrap.mean_interval(change.values, within=within)
+                row |= columns(name, found._asdict())
                 row["n"] = int(found.n)
             rows.append(row)
         return pd.DataFrame(rows)
@@ -131,8 +135,8 @@ class RelationHeads(Analysis):
             one, share = row.iloc[0], self.first_half(relation)
             lines.append(
                 f"{text}, first L{one['layer']}H{one['head']}: "
-                f"{one.score:+.3f} [{one.score_low:+.3f}, {one.score_high:+.3f}] of its attention, "
-                f"AUROC {one.auroc:.2f} [{one.auroc_low:.2f}, {one.auroc_high:.2f}]"
+                f"{one.score:+.3f}{bootstrap.ends(one.score_low, one.score_high, '{:+.3f}')} of its attention, "
+                f"AUROC {one.auroc:.2f}{bootstrap.ends(one.auroc_low, one.auroc_high, '{:.2f}')}"
             )
             verdict = (
                 "mostly there"
@@ -144,29 +148,29 @@ class RelationHeads(Analysis):
             if L == 1:
                 lines.append(f"{relation}: the model has one layer, so that no half of the layers can hold more of the score")
                 continue
-            inside = f"{float(share.mean):.0%} [{float(share.low):.0%}, {float(share.high):.0%}]"
-            lines.append(f"{relation}: {inside} of these heads' score lies in layers 0 to {L // 2 - 1} of {L}: {verdict}")
+            where = f"layers 0 to {L // 2 - 1} of {L}"
+            lines.append(f"{relation}: {share.words()} of these heads' score lies in {where}: {verdict}")
         return [*lines, *self._ablation_findings()]
 
     def _ablation_findings(self) -> list[str]:
         s, table = self.about["settings"], self.ablation()
         if len(table) == 0:
             return ["no head below the probe's depth was selected: nothing was ablated"]
-        whole = bootstrap.mean_interval(self.reported("accuracy").sel(run="whole").values)
+        whole = bootstrap.mean_interval(self.reported("accuracy").sel(run="whole").values, within=bootstrap.SHARE)
         gone, other = table.iloc[0], table.iloc[1]
         here = self.reported("margin").transpose("example", "run")
-        more = bootstrap.mean_interval((here.sel(run="selected") - here.sel(run=self._runs()["random"]).median("run")).values)
+        randoms = self._runs()["random"]
+        more = bootstrap.mean_interval((here.sel(run="selected") - here.sel(run=randoms).median("run")).values)
         verdict = (
             "the probe loses more by them than by others" if more.high < 0 else
             "the probe loses less by them than by others" if more.low > 0 else "no difference beyond the interval"
         )  # fmt: skip
-        inside = f"{float(whole.mean):.2f} [{float(whole.low):.2f}, {float(whole.high):.2f}]"
-        changes = [f"{x.accuracy:+.2f} [{x.accuracy_low:+.2f}, {x.accuracy_high:+.2f}]" for x in (gone, other)]
+        changes = [f"{x.accuracy:+.2f}{bootstrap.ends(x.accuracy_low, x.accuracy_high, '{:+.2f}')}" for x in (gone, other)]
+        drawn = "one set" if len(randoms) == 1 else f"each question's median over {len(randoms)} sets"
         return [
-            f"a probe at depth {s['depth']} is right in {inside}; {s['ablated']} selected heads out change this by "
-            f"{changes[0]}, as many random heads of the same layers (median set) by {changes[1]}",
-            f"its margin changes by {gone.margin:+.2f} and {other.margin:+.2f}, difference {float(more.mean):+.2f} "
-            f"[{float(more.low):+.2f}, {float(more.high):+.2f}]: {verdict}",
+            f"a probe at depth {s['depth']} is right in {whole.words('{:.2f}')}; {s['ablated']} selected heads out change this "
+            f"by {changes[0]}, as many random heads of the same layers ({drawn}) by {changes[1]}",
+            f"its margin changes by {gone.margin:+.2f} and {other.margin:+.2f}, difference {more.words('{:+.2f}')}: {verdict}",
         ]
 
     def _runs(self) -> dict[str, list[str]]:

@@ -51,16 +51,19 @@ class Analysis:
     name: ClassVar[str] = ""
     """As the function is called; the file stem of a stored result."""
     title: ClassVar[str] = ""
+    ranges: ClassVar[Mapping[str, bootstrap.Range]] = {}
+    """Variables that can only lie in a range (bootstrap.SHARE, COUNT, ...), to which their intervals are cut."""
 
     # ---- to read ---------------------------------------------------------------------------------------------------
 
     def interval(self, variable: str, *, over: str = "example", level: float = bootstrap.LEVEL, seed: int = 0) -> xr.Dataset:
-        """Mean over examples of a variable, with its bootstrap interval: mean, low, high, n on the remaining axes."""
+        """Mean over examples of a variable, with its bootstrap interval, within `ranges`: mean, low, high, n on the remaining
+        axes."""
         if variable not in self.data or over not in self.data[variable].dims:
             known = [name for name, v in self.data.items() if over in v.dims]
             raise ValueError(f"variable: got {variable!r}; expected one with the axis {over!r}: {', '.join(map(str, known))}")
         values = self.data[variable].transpose(over, ...)
-        found = bootstrap.mean_interval(values.values, level=level, seed=seed)
+        found = bootstrap.mean_interval(values.values, within=self.ranges.get(variable), level=level, seed=seed)
         first = values.isel({over: 0}, drop=True)
         return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
 
@@ -155,6 +158,11 @@ def facts(
     if meter is not None:
         out["cost"] = {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds}
     return out
+
+
+def columns(name: str, found: Mapping[Any, Any]) -> dict[str, float]:
+    """One number with its interval as a table has it: name, name_low, name_high."""
+    return {f"{name}{end}": float(found[key]) for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))}
 
 
 def top_cells(values: xr.DataArray, k: int, dims: Sequence[str] = ("layer", "head"), *, by_size: bool = False) -> list[tuple]:

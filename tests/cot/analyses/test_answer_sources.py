@@ -13,6 +13,7 @@ from pycotmech.cot.analyses.cost import metered, workload
 from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node
 from pycotmech.cot.analyses.traces import Prompt, Shots, traced
 from tests.cot.analyses.flow_cases import planted_traces
+from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
 
@@ -110,6 +111,14 @@ def test_result(model, examples, every, result, flow, tmp_path):
     drop = data["drop"].sel(scope="everywhere", segment="question", step=1)
     assert float(drop.min()) > 0.9  # the model copies the word from the question
     assert len(result.table()) == 8 and "n = 3" in result.findings()[0]
+    keeps_its_ranges(result)
+    table = result.table()
+    row = table[(table["step"] == 1) & (table["place"] == "question")].iloc[0]
+    here = data.sel(step=1)
+    tells(row, "drop_read", here["drop"].sel(scope="read", segment="question").values, (-1, 1))
+    tells(row, "control_read", here["control_drop"].sel(scope="read", segment="question").values, (-1, 1))
+    tells(row, "pathways", here["pathways"].sel(place="question").values, (0, np.inf))
+    assert table["low"].min() >= 0 and table["high"].max() <= 1
     result.save(tmp_path)
     again = module.AnswerSources.load(tmp_path)
     again.plot(path=tmp_path / "a.png")

@@ -10,6 +10,7 @@ from pycotmech.cot.analyses import cells as cells_module
 from pycotmech.cot.analyses.cost import Cost, workload
 from pycotmech.cot.analyses.traces import Prompt, direct_directions, final_size, head_outputs, projected
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
+from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
@@ -199,6 +200,11 @@ def test_result(model, examples, result, tmp_path):
         assert float(data["logit_difference"][e].sel(step=5)) == pytest.approx(whole, rel=1e-4)
     assert len(result.table(3)) == 9 and len(result.pathways()) == 9
     assert result.top(5)[0][2] == result.table(1).set_index("step").loc[5, "contrast"]
+    keeps_its_ranges(result)
+    row = result.table(1).set_index("step").loc[5]
+    for name in ("projection", "control", "answer_mass"):
+        tells(row, name, data[name].sel(step=5, layer=row["layer"], head=row["head"]).values, (0, 1))
+    assert result.pathways()["writers_low"].min() >= 0
     assert all("n = 3" in line for line in result.findings()[:3])
     result.save(tmp_path)
     again = module.AnswerWriters.load(tmp_path)

@@ -10,6 +10,7 @@ from pycotmech.cot.analyses import cells as cells_module
 from pycotmech.cot.analyses.cost import workload
 from pycotmech.cot.analyses.traces import SOURCES, Prompt, by_example, head_mask
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
+from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, logits_of, z_of
@@ -148,6 +149,7 @@ def test_result_rows_sum_to_one_and_wrong_cells_are_left_out(result):
     table = result.table()
     assert len(table) == 3 * len(SOURCES) and table.loc[table["step"] == 5, "n"].eq(2).all()
     assert any("n = 3" in line for line in result.findings())
+    keeps_its_ranges(result)
 
 
 def test_cost_is_what_was_predicted(model, examples, result):

@@ -10,6 +10,7 @@ from pycotmech.cot.analyses import decision_heads as decision
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
 from pycotmech.cot.analyses.rows import head_outputs, read_rows
+from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations
 
@@ -169,6 +170,8 @@ def test_findings_have_intervals_and_tell_what_the_numbers_are(decided, copied):
 
 
 def test_they_show_themselves(decided, copied, tmp_path):
+    keeps_its_ranges(decided)
+    keeps_its_ranges(copied)
     for result in (decided, copied):
         assert len(result.table(2)) == 6
         assert f"{result.title} (tiny-cot; PAPER E" in str(result)

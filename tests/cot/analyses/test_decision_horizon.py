@@ -8,6 +8,7 @@ import pycotmech as pcm
 from pycotmech.cot.analyses import decision_horizon as module
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
+from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference.truth import hooked, logits_of, z_of
 
 
@@ -119,6 +120,12 @@ def test_layers_are_chosen_on_one_half_and_told_on_the_other(result):
 
 def test_it_shows_itself_and_its_cost(model, examples, every, result, tmp_path):
     assert len(result.table()) == 12 and "behind 0 sentence(s), n = 2 held out" in str(result)
+    keeps_its_ranges(result)
+    data = result.data.copy(deep=True)
+    data["agreement"][:, 1, 2], data["gold"][:, 1, 2], data["words"][:, 1, 2] = [0.2, 0.9, 1.0], [0, 1, 1], [0.5, 0.6, 0.9]
+    row = type(result)(data, result.about).table().set_index(["sentences", "layer"]).loc[(int(data["sentences"][1]), 2)]
+    for name in ("agreement", "gold", "words"):
+        tells(row, name, data[name].values[:, 1, 2], (0, 1))
     result.plot(path=tmp_path / "horizon.png")
     assert (tmp_path / "horizon.png").stat().st_size > 10_000
     predicted = module.cost(model.cfg, workload(choose(model, examples, right=every)))

@@ -1,5 +1,7 @@
 """What the analyses share: cells, costs, results."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,10 @@ class _Toy(Analysis):
         return ["nothing"]
 
 
+class _Cut(_Toy):
+    ranges: ClassVar = {"effect": (-1.0, 1.0)}
+
+
 def test_a_result_is_kept_whole(model, examples, tmp_path):
     cells = cells_module.choose(model, examples, steps=[5], right=torch.ones(3, 10, dtype=torch.bool))
     values = np.random.default_rng(0).normal(size=(3, 1, 4, 8))
@@ -85,6 +91,10 @@ def test_a_result_is_kept_whole(model, examples, tmp_path):
     found = result.interval("effect")
     np.testing.assert_allclose(found["mean"].values, np.nanmean(values, 0))
     assert found["n"].values.max() == 2 and found["mean"].dims == ("step", "layer", "head")
+    cut, free = _Cut(data, facts).interval("effect"), np.abs(found[["low", "high"]])
+    np.testing.assert_array_equal(cut["low"], found["low"].clip(-1, 1))
+    np.testing.assert_array_equal(cut["high"], found["high"].clip(-1, 1))
+    assert float(free.to_array().max()) > 1  # without a range any number
     with pytest.raises(ValueError, match="variable: got 'effekt'; expected one with the axis 'example': effect"):
         result.interval("effekt")
     result.save(tmp_path)

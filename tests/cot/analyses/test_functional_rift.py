@@ -165,13 +165,15 @@ def test_change_points_of_known_curves():
     assert np.isnan(rift.abruptness(np.ones(4), np.nan))
 
 
-def made_up(end, n=8):
+def made_up(end):
     """Context - prior is below 0 up to depth 3 and `end` [example] from there on."""
+    n = len(end)
     difference = np.full((n, 1, 6), -0.2)
     difference[:, 0, 3:] = np.asarray(end)[:, None]
     dims = ("example", "step", "depth")
     data = {name: (dims, np.zeros_like(difference)) for name in rift.CURVES} | {"context": (dims, difference)}
-    return rift.FunctionalRift(xr.Dataset(data, coords={"depth": np.arange(6)}), {})
+    coords = {"step": [5], "kind": ("step", ["induction"]), "depth": np.arange(6)}
+    return rift.FunctionalRift(xr.Dataset(data, coords=coords), {})
 
 
 def test_what_lies_within_the_interval_is_left_open():
@@ -184,6 +186,22 @@ def test_what_lies_within_the_interval_is_left_open():
     assert r.ahead is None and r.turned is None and "is open" in open_.findings()[1]
     r = made_up([-0.1, -0.12] * 4).rift()
     assert r.ahead is False and r.turned is False and r.crossing is None
+    row = clear.table().iloc[0]
+    assert [row.crossing, row.crossing_low, row.crossing_high] == [3, 3, 3]
+    few = made_up([0.1] * 5).rift()  # five that agree say nothing of others
+    assert few.ahead is None and few.behind is None and made_up([0.1] * 6).rift().turned
+    alone = made_up([0.1])
+    lines = alone.findings()
+    assert lines[1] == "which of the two next words is ahead at the end is open" and "nan" not in str(lines)
+
+
+def test_intervals_of_layers_and_shares_stay_among_them():
+    rng = np.random.default_rng(1)
+    found = made_up([0.1] * 4)
+    found.data["context"][:, 0] = np.sort(rng.normal(size=(4, 6)), 1)  # each rises somewhere else
+    r, row = found.rift(), found.table().iloc[0]
+    assert 1 <= r.low < r.high <= 5 and 0 <= r.abrupt[0] <= r.abrupt[1] <= 1
+    assert [row.abruptness, row.abruptness_low, row.abruptness_high] == [r.abruptness, *r.abrupt]
 
 
 def test_it_shows_itself(model, examples, every, result, tmp_path):

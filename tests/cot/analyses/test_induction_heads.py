@@ -6,11 +6,13 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
+from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses import induction_heads as module
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
 from pycotmech.cot.analyses.induction_heads import InductionHeads, combined
 from pycotmech.cot.analyses.patch_steps import PatchSteps
+from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 
 KINDS = ("answer", "premise", "rule")
@@ -137,6 +139,12 @@ def test_a_result_of_patch_steps_is_taken_and_nothing_changes(model, examples, e
 def test_intervals_are_over_examples_and_hold_the_mean_of_like_ones(result):
     found = result.scores()
     assert int(found["n"].max()) == 3 and (found["low"] <= found["high"]).all()
+    keeps_its_ranges(result)
+    mean, drawn, _ = result._ratios
+    low, high = np.percentile(drawn.mean(1), [2.5, 97.5], axis=0)  # of the mean over corruptions
+    more, mean = bootstrap.factor(3), mean.mean(0)
+    np.testing.assert_allclose(found["low"], mean - more * np.maximum(mean - low, 0), atol=1e-12)
+    np.testing.assert_allclose(found["high"], np.maximum(high, mean + more * (high - mean)), atol=1e-12)
     one = InductionHeads(result.data.isel(example=[1, 1, 1]), result.about)
     xr.testing.assert_allclose(one.scores()["low"], one.scores()["mean"])
     xr.testing.assert_allclose(one.scores()["high"], one.scores()["mean"])

@@ -11,6 +11,7 @@ from pycotmech.cot.analyses import information_flow as module
 from pycotmech.cot.analyses.cost import workload
 from pycotmech.cot.analyses.traces import Prompt
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
+from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
@@ -284,6 +285,7 @@ def test_result(model, examples, every, result, tmp_path):
         or kept.graph(*cells[3]).nodes == result.graph(*cells[3]).nodes
     )
     assert len(kept.table()) == 2 and "n = 3" in kept.findings()[0]
+    keeps_its_ranges(result)
     kept.plot(path=tmp_path / "flow.png")
     assert (tmp_path / "flow.png").stat().st_size > 20_000
     assert result.writers(5)[0][2] > 0.5

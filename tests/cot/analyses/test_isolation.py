@@ -10,6 +10,7 @@ from pycotmech.cot.analyses import cells, cost, isolation
 from pycotmech.cot.analyses.ablation import ablated_steps
 from pycotmech.cot.analyses.head_sets import HeadSet
 from pycotmech.cot.analyses.isolation import intersection, keep_only, remove, set_combinations, union
+from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 
 L, H = 4, 8
 
@@ -74,6 +75,16 @@ def test_what_is_kept_is_all_that_is_not_ablated(case):
     assert len(table) == 5 * 11 and table[table["set"] == "all"]["accuracy"].min() == 1
     whole = table[(table["set"] == "some") & (table["step"] == "all")]["accuracy"].item()
     assert whole == pytest.approx(np.nanmean(np.nanmean(found.data["right"].sel(set="some").values, 1)))
+    keeps_its_ranges(found)
+    data = found.data.copy(deep=True)
+    data["random"].loc[{"set": "some"}] = np.random.default_rng(0).random(data["random"].sel(set="some").shape)
+    made = isolation.Isolation(data, found.about)
+    table = made.table().set_index(["set", "step"])
+    tells(table.loc[("some", 5)], "random", data["random"].sel(set="some", step=5).values, (0, 1))
+    by_example = data["random"].sel(set="some").mean("step").values
+    tells(table.loc[("some", "all")], "random", by_example, (0, 1))
+    line = next(x for x in made.findings() if x.startswith("some: "))
+    assert f"; one random set of that size {by_example.mean():.2f} [" in line
 
 
 def test_random_sets_have_the_same_sizes(case):
@@ -84,6 +95,9 @@ def test_random_sets_have_the_same_sizes(case):
     model, examples, options, _ = case
     found = keep_only(model, examples, {"all": np.ones((L, H), bool)}, n_random=2, **options)
     np.testing.assert_array_equal(found.data["random"], found.data["right"])  # of all heads there is one set
+    assert "; the mean of 2 random sets of that size 1.00" in found.findings()[0]
+    alone = type(found)(found.data.isel(example=[0]), found.about)
+    assert "accuracy 1.00 over all steps of 1 example; the mean" in alone.findings()[0]  # no brackets
 
 
 def test_removal_takes_the_best_of_the_set_and_stops(case):
@@ -99,6 +113,10 @@ def test_removal_takes_the_best_of_the_set_and_stops(case):
         np.testing.assert_array_equal(found.data["mask"].values[k, 0], mask)
         np.testing.assert_allclose(found.data["log_prob"].values[k], answer(~mask).log_prob, atol=1e-4)
     assert found.data["removed"].values.tolist() == [0, 2, 5] and not found.about["settings"]["stopped"]
+    started = found.overall().isel(size=0)
+    inside = f"{float(started['mean']):.2f} [{float(started['low']):.2f}, {float(started['high']):.2f}]"
+    assert f"alone: accuracy {inside} over all steps" in found.findings()[0]
+    assert "; one random draw of as many: " in found.findings()[1]
     low = remove(model, examples, within, scores, sizes=[1], order="least", n_random=0, stop=0.0, **options)
     assert not low.data["mask"].values[1, 0][ranked[-1]] and low.data["mask"].values[1, 0].sum() == within.sum() - 1
     size = int(within.sum())

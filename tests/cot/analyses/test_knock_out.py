@@ -11,6 +11,7 @@ import pycotmech as pcm
 from pycotmech.cot.analyses import bootstrap, cells, cost, knock_out
 from pycotmech.cot.analyses.ablation import AblatedAnswers, ablated_steps
 from pycotmech.cot.analyses.knock_out import knock_out_curve, nearest
+from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference.planted import models as planted
 from tests.reference.truth import double, edited, logits_of
 
@@ -143,9 +144,29 @@ def test_operating_point_is_nearest_with_ties_to_the_larger_and_told_on_the_othe
         assert row.removed + row.kept == 32
         assert row.floor == pytest.approx(np.nanmean(values.sel(step=row.step).values[-1, half == "report"]))
         random = curve.data["right"].sel(order="random 0", step=row.step).values[row.size, half == "report"]
-        gain = bootstrap.mean_interval(told - random)
+        gain = bootstrap.mean_interval(told - random, within=(-1, 1))
         assert [row.gain, row.gain_low, row.gain_high] == pytest.approx([*map(float, gain[:3])], nan_ok=True)
-    assert "with every head ablated" in str(curve)
+        for name, those in (("random", random), ("floor", values.sel(step=row.step).values[-1, half == "report"])):
+            ends = bootstrap.mean_interval(those, within=(0, 1))
+            expected = pytest.approx([*map(float, ends[:3])], nan_ok=True)
+            assert [getattr(row, name + end) for end in ("", "_low", "_high")] == expected
+    assert "with every head ablated" in str(curve) and "; in one random order " in str(curve)
+    keeps_its_ranges(curve)
+
+
+def test_random_orders_are_counted_and_their_mean_told(curve):
+    rng = np.random.default_rng(0)
+    twice = curve.data.sel(order=["least", "random 0", "random 0"]).copy(deep=True)
+    twice = twice.assign_coords(order=["least", "random 0", "random 1"])
+    for name in ("right", "agrees"):
+        twice[name][:] = rng.random(twice[name].shape)
+    found = type(curve)(twice, curve.about)
+    row = found.operating_points().set_index("step").loc["all"]
+    told = twice["right"].isel(example=twice["half"].values == "report", size=int(row["size"])).mean("step")
+    tells(row, "random", told.sel(order=["random 0", "random 1"]).mean("order").values, (0, 1))
+    assert f"; in random order, mean of 2, {row['random']:.2f} [" in found.findings()[-3]
+    one = found.table().set_index(["order", "step"]).loc[("random 1", 5)].iloc[2]
+    tells(one, "agreement", twice["agrees"].sel(order="random 1", step=5).values[2], (0, 1))
 
 
 def test_the_papers_definition_is_agreement_chosen_and_told_on_all(model, examples, graded, means, scores):

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 import pycotmech as pcm
+from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses import pair_probes as probing
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.analyses.probes import macro_f1
 from pycotmech.cot.relations import make_questions
+from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.cot.analyses.relation_cases import said
 from tests.reference.planted import models as planted
 from tests.reference.truth import activations
@@ -129,6 +132,15 @@ def test_cost_is_predicted(model, examples, every, result):
 
 def test_it_shows_and_keeps_itself(result, tmp_path):
     assert len(result.table()) == 6 and result.table()["n"].eq(10).all()
+    keeps_its_ranges(result)
+    row, at = result.table().iloc[2], {"probe": result.table()["probe"][2], "depth": result.table()["depth"][2]}
+    for name in ("control", "across"):
+        tells(row, name, result.data[name].sel(at).values, (0, 1))
+    counts = result.data["confusion"].sel(at).transpose("example", "label", "predicted").values
+    f1 = [macro_f1(np.tensordot(w, counts, 1)) for w in bootstrap.resampled(10, draws=500)]
+    mean, ends = macro_f1(counts.sum(0)), np.percentile(f1, [2.5, 97.5])
+    expected = np.clip(mean + bootstrap.factor(10) * (ends - mean), 0, 1)
+    assert [row.macro_f1, row.macro_f1_low, row.macro_f1_high] == pytest.approx([mean, *expected])
     assert "How two words are related" in str(result)
     result.plot(path=tmp_path / "probes.png")
     assert (tmp_path / "probes.png").stat().st_size > 5000

@@ -8,6 +8,7 @@ import pycotmech as pcm
 from pycotmech.cot.analyses import patch_steps as module
 from pycotmech.cot.analyses.cells import choose
 from pycotmech.cot.analyses.cost import workload
+from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.truth import sweep_truth
 
 STEPS = [5, 7]
@@ -88,6 +89,13 @@ def test_it_shows_itself(result, tmp_path):
     first = table.iloc[0]
     assert result.top(5, 1) == [(first.layer, first["head"], first["mean"])]
     assert "step 5 (induction, n = 2 held out): L" in str(result)
+    keeps_its_ranges(result)
+    last = result.findings()[-1]
+    assert last.startswith("heads whose interval lies beyond the noise floor, of 32, by step: ")
+    assert "(of 32 heads without an effect about 2, one in 20, may lie there by chance" in last
+    alone = type(result)(result.data.isel(example=[0]), result.about)
+    assert alone.findings()[-1].endswith(": one example has no interval, so no head can be called clear of the noise")
+    assert "beyond the noise floor" not in str(alone) and "nan" not in str(alone)
     result.plot(path=tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
     again = type(result).load(result.save(tmp_path).parent)

@@ -13,6 +13,7 @@ from pycotmech.cot.analyses.cost import workload
 from pycotmech.cot.analyses.head_probe import head_sets, probed
 from pycotmech.cot.analyses.significance import sign_flip
 from pycotmech.cot.relations import Pair, Question, make_questions
+from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.cot.analyses.relation_cases import said
 from tests.reference.planted import models as planted
 from tests.reference.truth import activations
@@ -74,6 +75,8 @@ def test_the_planted_head_is_found_and_no_other(moved):
     gone, other = found.ablation()["margin"]
     assert gone < -0.02 and gone < 3 * other
     assert "the probe loses more by them than by others" in found.findings()[-1]
+    assert "as many random heads of the same layers (each question's median over 3 sets) by" in found.findings()[-2]
+    keeps_its_ranges(found)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
