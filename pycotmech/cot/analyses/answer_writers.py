@@ -133,33 +133,42 @@ class AnswerWriters(Analysis):
     name = "answer_writers"
     title = "Heads that write the answer"
 
-    def top(self, step: int, k: int = 5, *, by: str = "contrast") -> list[tuple[int, int, float]]:
-        """The k heads with the largest mean over examples: [(layer, head, mean), ...]. by: contrast, direct, projection."""
+    def top(self, step: int, k: int = 5, *, by: str = "contrast", held_out: bool = True) -> list[tuple[int, int, float]]:
+        """The k heads with the largest mean, ranked and told as in `table`: [(layer, head, mean), ...]. by: contrast, direct,
+        projection."""
         if by not in ("contrast", "direct", "projection"):
             raise ValueError(f"by: got {by!r}; expected 'contrast', 'direct' or 'projection'")
-        return [(int(l), int(h), v) for l, h, v in top_cells(self.data[by].sel(step=step).mean("example"), k)]
+        parts = self.at_step(by, step, held_out=held_out)
+        if parts is None:
+            return []
+        chosen, told = (part.data[by].sel(step=step).mean("example") for part in (parts.choosing, parts.reporting))
+        return [(int(l), int(h), float(told.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
 
-    def table(self, k: int = 5) -> pd.DataFrame:
+    def table(self, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
         """The k heads of each step with the largest contrast: step, kind, rank, layer, head, contrast with low and high,
-        projection, control, answer_mass, significant, n."""
+        projection, control, answer_mass, n, held_out, significant.
+
+        held_out: heads are ranked on one half of the examples that count at the step, and the numbers are of the other, n
+        examples; with fewer than four that count, and with False, both are of all of them. The column says which it was.
+        significant: over all of them, corrected for the number of heads.
+        """
         import pandas as pd
 
-        found, rows = self.interval("contrast"), []
-        mean = self.data[["projection", "control", "answer_mass"]].mean("example")
-        for i, step in enumerate(self.data["step"].values):
-            for rank, (l, h, value) in enumerate(top_cells(found["mean"].isel(step=i), k), 1):
-                one, other = found.isel(step=i).sel(layer=l, head=h), mean.isel(step=i).sel(layer=l, head=h)
-                row = {
-                    "step": int(step),
-                    "kind": str(self.data["kind"].values[i]),
-                    "rank": rank,
-                    "layer": int(l),
-                    "head": int(h),
-                }
-                row |= {"contrast": value, "low": float(one["low"]), "high": float(one["high"])}
+        rows = []
+        for i, step in enumerate(self.data["step"].values.tolist()):
+            parts = self.at_step("contrast", step, held_out=held_out)
+            if parts is None:
+                continue
+            found = parts.reporting.interval("contrast").sel(step=step)
+            mean = parts.reporting.data[["projection", "control", "answer_mass"]].sel(step=step).mean("example")
+            chosen = top_cells(parts.choosing.data["contrast"].sel(step=step).mean("example"), k)
+            for rank, (l, h, _) in enumerate(chosen, 1):
+                one, other = found.sel(layer=l, head=h), mean.sel(layer=l, head=h)
+                row = {"step": step, "kind": str(self.data["kind"].values[i]), "rank": rank, "layer": int(l), "head": int(h)}
+                row |= {name: float(one[key]) for name, key in (("contrast", "mean"), ("low", "low"), ("high", "high"))}
                 row |= {name: float(other[name]) for name in ("projection", "control", "answer_mass")}
-                row["significant"] = bool(self.data["significant"].isel(step=i).sel(layer=l, head=h))
-                rows.append(row | {"n": int(one["n"])})
+                row |= {"n": int(one["n"]), "held_out": parts.held_out}
+                rows.append(row | {"significant": bool(self.data["significant"].isel(step=i).sel(layer=l, head=h))})
         return pd.DataFrame(rows)
 
     def pathways(self) -> pd.DataFrame:
