@@ -22,7 +22,7 @@ _COLUMNS = 5
 def source_maps(result: AnswerSources, *, path: str | PathLike | None = None) -> Figure:
     """`AnswerSources.map`: a map [layer, head] for each step that counts, layers upward, coloured by `majority`."""
     found, segments = result.majority(), result.data["segment"].values.tolist()
-    count = result.data["probability"].sizes["example"]
+    count = int(result.data["probability"].notnull().any("step").sum())
     n = result.data["pathways"].isel(place=0).notnull().sum("example").transpose("step").values
     shown = [i for i in range(len(n)) if n[i] > 0]
     steps, kinds = result.data["step"].values, result.data["kind"].values

@@ -8,7 +8,7 @@ looking at them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -146,6 +146,9 @@ class AnswerSources(Analysis):
         from pycotmech.report.source_maps import source_maps
 
         return source_maps(self, path=path)
+
+    def figures(self) -> Mapping[str, Callable[..., Figure]]:
+        return {"map": self.map}
 
     def table(self) -> pd.DataFrame:
         """One row per step and part: pathways, share with low and high, occurrences, drop by scope with low and high,

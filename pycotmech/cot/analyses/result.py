@@ -110,6 +110,10 @@ class Analysis:
         """A matplotlib figure, saved to `path` if given."""
         raise NotImplementedError
 
+    def figures(self) -> Mapping[str, Callable[..., Figure]]:
+        """What it draws beside `plot`: a name each, and a method that takes path=."""
+        return {}
+
     def findings(self) -> list[str]:
         """What the numbers say, in sentences that hold only what they bear out."""
         raise NotImplementedError

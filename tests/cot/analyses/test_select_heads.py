@@ -188,6 +188,11 @@ def test_plot_counts_the_heads_of_each_set(grid, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 5000
     both = select_heads(grid, rule="window", t=[0], definition="paper").plot().axes[0]
     assert [line.get_xdata()[0] for line in both.lines] == pytest.approx([5, 5])
+    far = np.concatenate((grid.ravel(), [0.001, 5.0, 4000.0, -900.0]))[None]  # bins of width 1 could not be told apart
+    axis = select_heads(far, k=2).plot().axes[0]
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    assert [sum(h) for h in heights] == [68, 2] and len(heights[0]) == 60 and heights[1][-1] == 1
+    assert axis.get_xscale() == "asinh" and axis.get_xticks().tolist() == [-100, -10, 0, 10, 100, 1000]
     flat = select_heads(np.array([[0.0, 0.0, 0.0, 0.0, 3.0]]), k=1).plot().axes[0]  # no bin width by quartiles
     assert [sum(bar.get_height() for bar in bars) for bars in flat.containers] == [5, 1] and not flat.lines
 
