@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.lens.request import token_text
+from pycotmech.lens.results import label_positions
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
 
     from pycotmech.model import Model
@@ -179,6 +181,23 @@ class HeadLogits:
             frame["logit"] = values.ravel()
             frames.append(pd.DataFrame(frame))
         return pd.concat(frames, ignore_index=True)
+
+    def to_xarray(self) -> xr.Dataset:
+        """Everything as one Dataset with named axes, (example, position,) layer, head, token: heads, mlps, embedding, total,
+        tokens (ids), and bias where there is one. Attributes: model, normalization."""
+        import xarray as xr
+
+        L, H = self.heads.shape[-3:-1]
+        inner = {"heads": ("layer", "head"), "mlps": ("layer",), "embedding": (), "bias": (), "total": (), "tokens": ()}
+        data: dict[str, Any] = {
+            name: ((*self.axes, *dims, "token"), getattr(self, name))
+            for name, dims in inner.items()
+            if getattr(self, name) is not None
+        }
+        labels = np.array(self.labels, dtype=object)
+        coords: dict[str, Any] = {"layer": np.arange(L), "head": np.arange(H), "token": labels}
+        label_positions(self.axes, self.positions, coords, data)
+        return xr.Dataset(data, coords=coords, attrs={"model": self.model_name, "normalization": self.normalization})
 
     def _text(self, token: int, k: int) -> str:
         return self.labels[k] if self._model is None else token_text(self._model, token)

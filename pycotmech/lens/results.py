@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def label_positions(axes: tuple[str, ...], positions: NDArray, coords: dict[str, Any], data: dict[str, Any]) -> None:
+    """Where there is an axis of positions: its labels into coords, or into data if examples have different ones."""
+    if "position" not in axes:
+        return
+    if positions.ndim == 1 or bool((positions == positions[:1]).all()):
+        coords["position"] = positions.reshape(-1, positions.shape[-1])[0]
+    else:
+        data["positions"] = (axes, positions)
+
+
 @dataclass(frozen=True, eq=False)
 class LogitLens:
     """Final norm and unembedding of the residual stream of each layer. K tokens followed, k likeliest kept; in front `axes`:
@@ -100,12 +110,7 @@ class LogitLens:
         data |= {name: ((*lead, "choice"), getattr(self, name)) for name in ("top_ids", "top_probabilities")}
         data["tokens"] = ((*self.axes, "token"), self.tokens)
         coords: dict[str, Any] = {"layer": self.layers, "token": np.array(self.labels, dtype=object)}
-        if "position" in self.axes:
-            shared = self.positions.ndim == 1 or bool((self.positions == self.positions[:1]).all())
-            if shared:
-                coords["position"] = self.positions.reshape(-1, self.positions.shape[-1])[0]
-            else:
-                data["positions"] = (self.axes, self.positions)
+        label_positions(self.axes, self.positions, coords, data)
         return xr.Dataset(data, coords=coords, attrs={"model": self.model_name, "site": self.site})
 
     def plot(

@@ -46,8 +46,9 @@ def run(
 ) -> Outcome:
     """All analyses of the paper, or those in `only` and what they need, on the model and task of the settings.
 
-    Writes into the folder `out`: data/<analysis>.zarr, tables/<analysis>.csv, figures/<analysis>.png, summary.md and
-    paper.json. say: told the plan before the first analysis starts, and what each found. plan_only: stops behind the plan.
+    Writes into the folder `out`: data/<analysis>.zarr, tables/<analysis>.csv, figures/<analysis>.png (and others that an
+    analysis has, figures/<analysis>_<name>.png), summary.md and paper.json. say: told the plan before the first analysis
+    starts, and what each found. plan_only: stops behind the plan.
     An analysis that fails leaves the others as they are; it is named in `failures` and tried again by the next run.
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis.
     """
@@ -153,6 +154,8 @@ def _keep(folder: Path, entry: Entry, result: Analysis) -> None:
         (folder / name).mkdir(exist_ok=True)
     result.table().to_csv(folder / "tables" / f"{entry.name}.csv", index=False)
     result.plot(path=folder / "figures" / f"{entry.name}.png")
+    for name, draw in result.figures().items():
+        draw(path=folder / "figures" / f"{entry.name}_{name}.png")
     unfinished = folder / "data" / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     path = result.save(unfinished)

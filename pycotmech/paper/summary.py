@@ -44,7 +44,10 @@ def write_summary(
     for name, result in results.items():
         lines += [f"## {result.title} ({result.about['source']})", "", f"{result.about['definition']}.", ""]
         lines += [f"* {line}" for line in result.findings()]
-        lines += ["", f"![{result.title}](figures/{name}.png)", "", f"All numbers: tables/{name}.csv, data/{name}.zarr", ""]
+        lines += ["", f"![{result.title}](figures/{name}.png)", ""]
+        for other in result.figures():
+            lines += [f"![{result.title}, {other}](figures/{name}_{other}.png)", ""]
+        lines += [f"All numbers: tables/{name}.csv, data/{name}.zarr", ""]
     if failures:
         lines += ["## Not done", "", *(f"* {name}: {why}" for name, why in failures.items()), ""]
     lines += ["## What it cost", "", *cost_table(plan, costs), ""]

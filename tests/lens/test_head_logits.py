@@ -316,6 +316,17 @@ def test_bad_batches_are_named():
         pcm.head_logits(model, [[1, 2], [1, 99]])
 
 
+def test_examples_of_different_lengths_keep_their_positions_in_the_dataset():
+    found = pcm.head_logits(pcm.Model(wide("biases")), [[1, 2, 3], [4, 5, 6, 7]], positions=[-2, -1], answer=9)
+    data = found.to_xarray()
+    assert data.positions.dims == ("example", "position") and data.positions.values.tolist() == [[1, 2], [2, 3]]
+    assert data.bias.dims == ("example", "position", "token")
+    np.testing.assert_array_equal(data.heads.values, found.heads)
+    same = pcm.head_logits(pcm.Model(wide("mha")), prompts(2, 5), positions=[1, -1], answer=9).to_xarray()
+    assert same.heads.dims == ("example", "position", "layer", "head", "token")
+    assert same.position.values.tolist() == [1, 4] and "positions" not in same
+
+
 def test_table_text_and_plot(tmp_path):
     p = planted.parallel()
     q = p.prompts(1)[0]
@@ -327,7 +338,15 @@ def test_table_text_and_plot(tmp_path):
     row = last[(last.part == "head") & (last.layer == 3) & (last["head"] == 2)]
     assert row.logit.item() == found.heads[1, 3, 2, 0] and row.token.item() == q.answer
     assert len(table) == 2 * 2 * (4 * 4 + 4 + 1 + 1) and last[last.part == "mlp"]["head"].isna().all()
+    data = found.to_xarray()
+    at = {"position": len(q.tokens) - 1, "token": word}
+    assert float(data.heads.sel(**at, layer=3, head=2)) == row.logit.item() and data.attrs["normalization"] == "final"
+    assert data.heads.dims == ("position", "layer", "head", "token") and data.mlps.dims == ("position", "layer", "token")
+    whole = data.heads.sum(("layer", "head")) + data.mlps.sum("layer") + data.embedding
+    np.testing.assert_allclose(whole.sel(**at), data.total.sel(**at), atol=1e-5)
+    assert int(data.tokens.sel(**at)) == q.answer and "bias" not in data
     one = pcm.head_logits(p.model, q.text, answer=word)
+    assert one.to_xarray().heads.dims == ("layer", "head", "token")
     assert f"{word!r}: logit +{one.total[0]:.3f}" in str(one) and "largest heads: L1H0" in str(one)
     figure = one.plot(path=str(tmp_path / "heads.png"))
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), one.heads[..., 0])

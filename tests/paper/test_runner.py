@@ -56,6 +56,12 @@ def test_the_same_command_goes_on(first, folder):
     assert set(about["costs"]) == {*ONLY, "attention_by_source"}  # costs of what was done before are kept
 
 
+def test_what_an_analysis_draws_besides_is_written_and_shown(tmp_path):
+    found = paper.run(SETTINGS, tmp_path / "out", only=("answer_sources",))
+    assert not found.failures and (tmp_path / "out/figures/answer_sources_map.png").stat().st_size > 5000
+    assert "(figures/answer_sources_map.png)" in (tmp_path / "out/summary.md").read_text("utf-8")
+
+
 def test_other_settings_are_refused_and_nothing_is_lost(first, folder):
     before = (folder / "paper.json").read_text("utf-8")
     with pytest.raises(ValueError, match="holds results of other settings: seed was 0, now 3"):

@@ -8,7 +8,7 @@ looking at them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,8 +42,8 @@ _SOURCE = "arXiv 2402.18312, where answers are collected (E8, answer sources)"
 
 
 def pathway_source(graph: Graph, writer: int, prompt: Prompt) -> str:
-    """The part of the prompt from which a writer has most of the answer, by the weights of the edges that end where the
-    answer's word stands; "none" if its pathway reaches no such place or two parts tie.
+    """The part of the prompt from which a writer (or any node, by its number) has most of the answer, by the weights of the
+    edges that end where the answer's word stands; "none" if its pathway reaches no such place or two parts tie.
 
     Only this pathway's own edges count, those by queries and keys left out.
     """
@@ -112,7 +112,9 @@ def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
 @dataclass(frozen=True, eq=False)
 class AnswerSources(Analysis):
     """pathways [example, step, place]: how many writers have the answer from few_shot, question, generated, or "none".
-    occurrences [example, step, segment]: how often the answer's word stands in each part.
+    by_head [example, step, layer, head, place]: how many of the graph's nodes of each head (at any position and depth) have
+    the answer from each place, by their own pathways. occurrences [example, step, segment]: how often the answer's word
+    stands in each part.
     drop, control_drop [example, step, scope, segment]: by how much the answer's probability falls when heads cannot look at
     the word there, or at as many other positions of that part; NaN where the word does not stand there. scope: the writers
     where the answer is predicted, all heads there, all heads anywhere behind. probability [example, step]: of the answer.
@@ -133,6 +135,26 @@ class AnswerSources(Analysis):
         found = bootstrap.ratio_interval(number.values, whole, within=bootstrap.SHARE)
         first = number.isel(example=0, drop=True)
         return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def majority(self) -> xr.DataArray:
+        """The part of the prompt that most of a head's nodes have the answer from, over all examples: [step, layer, head] of
+        few_shot, question, generated; "none" where the head is in no graph, reaches no place with the answer's word, or two
+        parts tie."""
+        number = self.data["by_head"].sel(place=list(SEGMENTS)).sum("example").transpose("step", "layer", "head", "place")
+        most = number.max("place")
+        alone = (most > 0) & ((number == most).sum("place") == 1)
+        names = np.array(SEGMENTS)[number.argmax("place").values]
+        return most.copy(data=np.where(alone.values, names, NONE))
+
+    def map(self, *, path: str | PathLike | None = None) -> Figure:
+        """For each step a map of the heads, coloured by `majority`: red few-shot, blue question, green generated, white none or
+        a tie (PAPER: E8, the paper's colours)."""
+        from pycotmech.report.source_maps import source_maps
+
+        return source_maps(self, path=path)
+
+    def figures(self) -> Mapping[str, Callable[..., Figure]]:
+        return {"map": self.map}
 
     def table(self) -> pd.DataFrame:
         """One row per step and part: pathways, share, occurrences, drop by scope, control (control_drop) by scope, n. The
@@ -248,6 +270,7 @@ def answer_sources(
             )
     S = len(SEGMENTS)
     data = {"pathways": cells.empty(len(PLACES)), "occurrences": cells.empty(S), "probability": cells.empty()}
+    data["by_head"] = cells.empty(model.cfg.n_layers, model.cfg.n_heads, len(PLACES))
     data |= {"drop": cells.empty(len(SCOPES), S), "control_drop": cells.empty(len(SCOPES), S)}
     done = 0
     with metered(model) as meter:
@@ -260,6 +283,9 @@ def answer_sources(
                 graph, at = flow.graph(cell.example.index, cell.step.index), (cell.e, cell.s)
                 found = [pathway_source(graph, w, prompt) for w in graph.writers]
                 data["pathways"][at] = [found.count(name) for name in PLACES]
+                data["by_head"][at] = 0
+                for i, node in enumerate(graph.nodes):
+                    data["by_head"][(*at, node.layer, node.head, PLACES.index(pathway_source(graph, i, prompt)))] += 1
                 data["occurrences"][at] = [
                     sum(prompt.segment_of(span.start) == name for span in prompt.occurrences) for name in SEGMENTS
                 ]
@@ -277,10 +303,11 @@ def answer_sources(
                 done += 1
                 if progress is not None:
                     progress(done, len(cells))
-    dims = {"pathways": ("place",), "occurrences": ("segment",), "probability": ()}
+    dims = {"pathways": ("place",), "by_head": ("layer", "head", "place"), "occurrences": ("segment",), "probability": ()}
     dims |= dict.fromkeys(("drop", "control_drop"), ("scope", "segment"))
     variables = {name: (("example", "step", *dims[name]), value) for name, value in data.items()}
     coords = {**cells.coords, "place": list(PLACES), "segment": list(SEGMENTS), "scope": list(SCOPES)}
+    coords |= {"layer": range(model.cfg.n_layers), "head": range(model.cfg.n_heads)}
     settings = {"steps": list(cells.steps), "flow": flow.about["settings"], "seed": seed}
     words = f"graphs: {flow.about['definition']}; places by word"
     facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)

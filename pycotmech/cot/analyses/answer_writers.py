@@ -139,34 +139,44 @@ class AnswerWriters(Analysis):
         "segments": (0.0, float(len(SEGMENTS))),
     }
 
-    def top(self, step: int, k: int = 5, *, by: str = "contrast") -> list[tuple[int, int, float]]:
-        """The k heads with the largest mean over examples: [(layer, head, mean), ...]. by: contrast, direct, projection."""
+    def top(self, step: int, k: int = 5, *, by: str = "contrast", held_out: bool = True) -> list[tuple[int, int, float]]:
+        """The k heads with the largest mean, ranked and told as in `table`: [(layer, head, mean), ...]. by: contrast, direct,
+        projection."""
         if by not in ("contrast", "direct", "projection"):
             raise ValueError(f"by: got {by!r}; expected 'contrast', 'direct' or 'projection'")
-        return [(int(l), int(h), v) for l, h, v in top_cells(self.data[by].sel(step=step).mean("example"), k)]
+        parts = self.at_step(by, step, held_out=held_out)
+        if parts is None:
+            return []
+        chosen, told = (part.data[by].sel(step=step).mean("example") for part in (parts.choosing, parts.reporting))
+        return [(int(l), int(h), float(told.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
 
-    def table(self, k: int = 5) -> pd.DataFrame:
+    def table(self, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
         """The k heads of each step with the largest contrast: step, kind, rank, layer, head, contrast with low and high,
-        projection, control, answer_mass (each with name_low and name_high), significant, n."""
+        projection, control, answer_mass (each with name_low and name_high), n, held_out, significant.
+
+        held_out: heads are ranked on one half of the examples that count at the step, and the numbers are of the other, n
+        examples; with fewer than four that count, and with False, both are of all of them. The column says which it was.
+        significant: over all of them, corrected for the number of heads.
+        """
         import pandas as pd
 
-        found, rows = self.interval("contrast"), []
-        beside = {name: self.interval(name) for name in ("projection", "control", "answer_mass")}
-        for i, step in enumerate(self.data["step"].values):
-            for rank, (l, h, value) in enumerate(top_cells(found["mean"].isel(step=i), k), 1):
-                one = found.isel(step=i).sel(layer=l, head=h)
-                row = {
-                    "step": int(step),
-                    "kind": str(self.data["kind"].values[i]),
-                    "rank": rank,
-                    "layer": int(l),
-                    "head": int(h),
-                }
-                row |= {"contrast": value, "low": float(one["low"]), "high": float(one["high"])}
-                for name, other in beside.items():
-                    row |= columns(name, other.isel(step=i).sel(layer=l, head=h))
-                row["significant"] = bool(self.data["significant"].isel(step=i).sel(layer=l, head=h))
-                rows.append(row | {"n": int(one["n"])})
+        rows = []
+        for i, step in enumerate(self.data["step"].values.tolist()):
+            parts = self.at_step("contrast", step, held_out=held_out)
+            if parts is None:
+                continue
+            told = ("contrast", "projection", "control", "answer_mass")
+            found = {name: parts.reporting.interval(name).sel(step=step) for name in told}
+            chosen = top_cells(parts.choosing.data["contrast"].sel(step=step).mean("example"), k)
+            for rank, (l, h, _) in enumerate(chosen, 1):
+                at = {name: x.sel(layer=l, head=h) for name, x in found.items()}
+                row = {"step": step, "kind": str(self.data["kind"].values[i]), "rank": rank, "layer": int(l), "head": int(h)}
+                one = at.pop("contrast")
+                row |= {name: float(one[key]) for name, key in (("contrast", "mean"), ("low", "low"), ("high", "high"))}
+                for name, other in at.items():
+                    row |= columns(name, other)
+                row |= {"n": int(one["n"]), "held_out": parts.held_out}
+                rows.append(row | {"significant": bool(self.data["significant"].isel(step=i).sel(layer=l, head=h))})
         return pd.DataFrame(rows)
 
     def pathways(self) -> pd.DataFrame:

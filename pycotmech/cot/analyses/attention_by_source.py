@@ -2,7 +2,10 @@
 
 Plain attention says where a head looks, not what it takes from there: a head that rests on the first token gives it most of
 its weight and takes nothing. Beside it stand the value-weighted contribution of each source to what the head writes, and
-the decomposition of the whole layer (ALTI, Ferrando, Gallego and Costa-jussa 2022), in which the residual stream counts.
+the decomposition of the whole layer, in which the residual stream counts: the contributions of ALTI (Ferrando, Gallego and
+Costa-jussa 2022), layer by layer. ALTI goes on to multiply the layers' matrices (its roll-out), so as to reach the input
+tokens; that takes the contributions at every position of every layer, not only of those that are read, and is not done
+here. A source is what stands at its positions in that layer, whatever came there from elsewhere in the layers below.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 Norm = Literal["l1", "l2"]
-_SOURCE = "arXiv 2402.18312, attention to few-shot, question and generated text (E7); ALTI: Ferrando et al. 2022"
+_SOURCE = "arXiv 2402.18312, attention to few-shot, question and generated text (E7); contributions: Ferrando et al. 2022"
 
 
 class Shares(NamedTuple):
@@ -61,11 +64,12 @@ class Layer(NamedTuple):
 
 
 def decompose(family: LlamaFamily, trace: Trace, l: int, reads: Sequence[int], *, norm: Norm = "l1") -> Layer:
-    """ALTI of one layer: what each token brings to the layer's attention block at the positions read.
+    """Layer-wise contributions: what each position brings to one layer's attention block at the positions read.
 
     vectors[j] = sum over heads of a_j v_j W_O, and the residual stream for the position itself. A contribution is how much
     nearer the sum is to this vector than to nothing, max(0, |y| - |y - vector|), taken as a share (Ferrando et al. 2022,
-    equations 10 and 11, without the layer norm that a pre-norm model does not have there).
+    equations 10 and 11, without the layer norm that a pre-norm model does not have there, and without the roll-out over
+    layers).
     """
     pattern = trace.pattern(l, reads)
     transformed = _transformed(family, trace.values(l), output_matrix(family, l))
@@ -118,7 +122,8 @@ def _decompose(pattern: Tensor, transformed: Tensor, resid: Tensor, reads: Seque
 class AttentionBySource(Analysis):
     """mass [example, step, layer, head, source]: attention weight of the position that is read; sums to 1 over sources.
     written, same axes: size of what the head takes from the source and writes (the vectors add up, their sizes need not).
-    contribution [example, step, layer, source]: share in the layer's attention block, residual stream included; sums to 1.
+    contribution [example, step, layer, source]: share in the layer's attention block, residual stream included, as in ALTI
+    without its roll-out over layers; sums to 1.
 
     Sources: few_shot, question, generated; "first" is the first token, "itself" the position that is read.
     """
@@ -156,13 +161,23 @@ class AttentionBySource(Analysis):
                 rows.append(row | {"n": int(found["mass_n"][i, g])})
         return pd.DataFrame(rows)
 
-    def heads(self, source: str, *, step: int | None = None, k: int = 10) -> list[tuple[int, int, float]]:
-        """The heads that write most from a source: [(layer, head, mean size), ...]; step None: mean over all steps."""
+    def heads(
+        self, source: str, *, step: int | None = None, k: int = 10, held_out: bool = True
+    ) -> list[tuple[int, int, float]]:
+        """The heads that write most from a source: [(layer, head, mean size), ...]; step None: mean over all steps.
+
+        held_out: heads are ranked on one half of the examples that count, and the sizes are of the other; with fewer than
+        four that count, and with False, both are of all of them.
+        """
         if source not in SOURCES:
             raise ValueError(f"source: got {source!r}; expected one of {', '.join(SOURCES)}")
-        sizes = self.data["written"].sel(source=source)
-        sizes = sizes.mean(("example", "step")) if step is None else sizes.sel(step=step).mean("example")
-        return [(int(l), int(h), v) for l, h, v in top_cells(sizes, k)]
+        parts = self.at_step("written", step, held_out=held_out)
+        if parts is None:
+            return []
+        chosen, told = (
+            part.data["written"].sel(source=source).mean(("example", "step")) for part in (parts.choosing, parts.reporting)
+        )
+        return [(int(l), int(h), float(told.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Above, by step: attention, what heads write, the layers' decomposition. Below, by layer, over all steps."""
@@ -179,7 +194,7 @@ class AttentionBySource(Analysis):
         labels = {
             "mass": "attention weight",
             "written": "size of what is written",
-            "contribution": "layer, with residual (ALTI)",
+            "contribution": "layer-wise contribution, residual included",
         }
         n = int(self.data["mass"].isel(layer=0, head=0, source=0).notnull().any("step").sum())
         lines = [
@@ -204,7 +219,7 @@ class AttentionBySource(Analysis):
             words = []
             for name, values in (
                 ("attention", here["mass"].mean(("layer", "head"))),
-                ("ALTI", here["contribution"].mean("layer")),
+                ("layer-wise contribution", here["contribution"].mean("layer")),
             ):
                 by_example = values.mean("step").transpose("example", "source").values
                 one = bootstrap.mean_interval(by_example, within=bootstrap.SHARE)
@@ -274,7 +289,8 @@ def _dataset(cells: Cells, data: dict, cfg) -> xr.Dataset:
 def _about(model: Model, cells: Cells, kept: Tensor | None, norm: str, seed: int, meter) -> dict:
     settings = {"steps": list(cells.steps), "norm": norm, "seed": seed}
     run = "whole model" if kept is None else f"{int(kept.sum())} of {kept.numel()} heads left in the model"
-    words = f"{run}, read at the last position; ALTI by {norm.upper()} distance"
+    words = f"{run}, read at the last position; layer-wise contributions by {norm.upper()} distance, as in ALTI without its "
+    words += "roll-out over layers"
     return about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
 
 

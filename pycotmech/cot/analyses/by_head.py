@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
@@ -31,37 +31,46 @@ class HeadAnalysis(Analysis):
         """Mean over examples with its interval: mean, low, high, n [step, layer, head]."""
         return self.interval(variable or self.main)
 
-    def top(self, step: int, k: int = 5) -> list[tuple[int, int, float]]:
-        """The k strongest heads of a step: [(layer, head, mean score), ...]."""
-        mean = self.scores()["mean"].sel(step=step)
-        return [(int(l), int(h), v) for l, h, v in top_cells(mean, k, by_size=self.by_size)]
+    def top(self, step: int, k: int = 5, *, held_out: bool = True) -> list[tuple[int, int, float]]:
+        """The k strongest heads of a step, ranked and told as in `table`: [(layer, head, mean score), ...]."""
+        parts = self.at_step(self.main, step, held_out=held_out)
+        if parts is None:
+            return []
+        mean = parts.reporting.scores()["mean"].sel(step=step)
+        return [(l, h, float(mean.sel(layer=l, head=h))) for l, h in parts.choosing._ranked(step, k)]
 
-    def table(self, k: int = 5) -> pd.DataFrame:
-        """The k strongest heads of each step: step, kind, rank, layer, head, mean, low, high, n, clear (interval without 0)."""
+    def _ranked(self, step: int, k: int) -> list[tuple[int, int]]:
+        """The k strongest heads of a step on all examples."""
+        mean = self.scores()["mean"].sel(step=step)
+        return [(int(l), int(h)) for l, h, _ in top_cells(mean, k, by_size=self.by_size)]
+
+    def table(self, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
+        """The k strongest heads of each step: step, kind, rank, layer, head, mean, low, high, n, held_out, clear (interval
+        without 0).
+
+        held_out: heads are ranked on one half of the examples that count at the step, and the numbers are of the other, n
+        examples; with fewer than four that count, and with False, both are of all of them. The column says which it was.
+        """
         import pandas as pd
 
-        found, rows = self.scores(), []
-        for i, step in enumerate(self.data["step"].values):
-            here = found.isel(step=i)
-            for rank, (l, h, value) in enumerate(top_cells(here["mean"], k, by_size=self.by_size), 1):
-                one = here.sel(layer=l, head=h)
-                low, high = float(one["low"]), float(one["high"])
-                rows.append(
-                    {
-                        "step": int(step),
-                        "kind": str(self.data["kind"].values[i]),
-                        "rank": rank,
-                        "layer": int(l),
-                        "head": int(h),
-                        "mean": value,
-                        "low": low,
-                        "high": high,
-                        "n": int(one["n"]),
-                        "clear": bool(low > 0 or high < 0),
-                    }
-                )
-        names = ("step", "kind", "rank", "layer", "head", "mean", "low", "high", "n", "clear")
-        return pd.DataFrame(rows, columns=list(names))
+        rows = []
+        for i, step in enumerate(self.data["step"].values.tolist()):
+            parts = self.at_step(self.main, step, held_out=held_out)
+            if parts is None:
+                continue
+            found, heads = parts.reporting.scores().sel(step=step), parts.choosing._ranked(step, k)
+            more = parts.reporting._beside(step, heads)
+            for rank, ((l, h), beside) in enumerate(zip(heads, more, strict=True), 1):
+                mean, low, high, n = (float(found[name].sel(layer=l, head=h)) for name in ("mean", "low", "high", "n"))
+                row = {"step": step, "kind": str(self.data["kind"].values[i]), "rank": rank, "layer": l, "head": h}
+                row |= {"mean": mean, "low": low, "high": high, "n": int(n), "held_out": parts.held_out}
+                rows.append(row | {"clear": bool(low > 0 or high < 0)} | beside)
+        names = ("step", "kind", "rank", "layer", "head", "mean", "low", "high", "n", "held_out", "clear")
+        return pd.DataFrame(rows, columns=None if rows else list(names))
+
+    def _beside(self, step: int, heads: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """What a table says of each of these heads besides, on all examples."""
+        return [{} for _ in heads]
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Heat maps of the mean over examples, one for each step, layers upward."""
@@ -91,10 +100,10 @@ class HeadAnalysis(Analysis):
             parts = here.apart(here.data[self.main].notnull().any(("step", "layer", "head")).values)
             if parts is None:
                 continue
-            top = parts.choosing.top(step, 1)
+            top = parts.choosing._ranked(step, 1)
             if not top:  # nothing to restore in that half
                 continue
-            l, h, _ = top[0]
+            l, h = top[0]
             yield step, f"step {step} ({self.data['kind'].values[i]}, {parts.words})", parts.reporting, l, h
 
     def _strongest(self, number: str = "{:+.3f}") -> list[str]:

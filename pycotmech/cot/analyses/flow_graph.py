@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,78 @@ class Graph:
             rows.append(row | {k: getattr(e, k) for k in Edge._fields if k not in ("parent", "child")})
         names = ["layer", "head", "at", "depth", "child_layer", "child_head", *Edge._fields[2:]]
         return pd.DataFrame(rows, columns=names)
+
+    # ---- as a tree -------------------------------------------------------------------------------------------------
+
+    def to_json(self, *, text: Callable[[int], str] | None = None, indent: int | None = 1) -> str:
+        """The graph as a tree nested from the answer's writers down to tokens, in JSON; `from_json` reads it back.
+
+        {"roots": [NODE, ...]}: the writers, then any node that is reached from none of them.
+        NODE: {"node": its number, "layer", "head", "position", "depth", "weight", "total", "edges": [EDGE, ...]}. A node that
+            several look at is written out the first time only; after that it is {"node": its number} alone.
+        EDGE: {"position", "token", "input", "attention", "weight", "total", "child": NODE, or null for the token itself}.
+        What fields mean: see `Node` and `Edge`. What is not a number is null.
+
+        text: from a token's id to its text, as `tokenizer.decode` gives; then each EDGE has a "text" besides.
+        indent: as `json.dumps`; None: on one line.
+        """
+        seen: set[int] = set()
+
+        def node(i: int) -> dict[str, Any]:
+            if i in seen:
+                return {"node": i}
+            seen.add(i)
+            fields = {"node": i, **_numbers(self.nodes[i])}
+            return fields | {"edges": [edge(e) for e in self.of(i)]}
+
+        def edge(e: Edge) -> dict[str, Any]:
+            fields = _numbers(e)
+            fields.pop("parent"), fields.pop("child")
+            if text is not None:
+                fields["text"] = text(int(e.token))
+            return fields | {"child": node(e.child) if e.child >= 0 else None}
+
+        order = [*self.writers, *(i for i, n in enumerate(self.nodes) if n.depth > 0)]
+        roots = []
+        for i in order:
+            if i not in seen:
+                roots.append(node(i))
+        return json.dumps({"roots": roots}, indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Graph:
+        """The graph that `to_json` wrote: the same nodes, and the same edges of each node in the same order, one node after
+        another. Raises ValueError if the text is not such a tree."""
+        nodes: dict[int, Node] = {}
+        edges: list[tuple[int, Edge]] = []
+
+        def read(tree: dict[str, Any]) -> int:
+            i = tree["node"]
+            if "layer" in tree:
+                nodes[i] = Node(*(_read(tree[k]) for k in Node._fields))
+                for one in tree["edges"]:
+                    child = -1 if one["child"] is None else read(one["child"])
+                    edges.append((i, Edge(i, child, *(_read(one[k]) for k in Edge._fields[2:]))))
+            return i
+
+        try:
+            for tree in json.loads(text)["roots"]:
+                read(tree)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"text: {type(error).__name__}: {error}; expected what Graph.to_json writes") from None
+        if sorted(nodes) != list(range(len(nodes))):
+            raise ValueError(f"text: holds nodes {sorted(nodes)}; expected all of 0 to {max(nodes, default=0)}")
+        return cls([nodes[i] for i in range(len(nodes))], [e for _, e in sorted(edges, key=lambda pair: pair[0])])
+
+
+def _numbers(fields: Node | Edge) -> dict[str, Any]:
+    """A node's or an edge's fields as JSON knows them."""
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in fields._asdict().items()}
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()}
+
+
+def _read(value: Any) -> Any:
+    return np.nan if value is None else value
 
 
 def sources(graph: Graph, writer: int, spans: Sequence[slice]) -> dict[int, list[int]]:

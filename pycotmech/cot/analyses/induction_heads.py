@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import xarray as xr
@@ -137,16 +137,18 @@ class InductionHeads(HeadAnalysis):
                 out.append(Agreement(step, (self.kinds[a], self.kinds[b]), mean, float(low[0]), float(high[0]), int(n[s])))
         return out
 
-    def table(self, k: int = 5) -> pd.DataFrame:
+    def table(self, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
         """The k strongest heads of each step as in `HeadAnalysis.table`, with what each restores under every corruption, and
-        whether it is clear under all, to the same side."""
-        frame, each = super().table(k), self.restoration()["mean"]
-        for kind in self.kinds:
-            one = each.sel(corruption=kind)
-            frame[kind] = [float(one.sel(step=r.step, layer=r.layer, head=r.head)) for r in frame.itertuples()]
-        common = {int(step): {head[:2] for head in self.common(int(step))} for step in self.data["step"].values}
-        frame["common"] = [(r.layer, r.head) in common[r.step] for r in frame.itertuples()]
-        return frame
+        common, whether it is clear under all, to the same side; on the examples that the means are of."""
+        return super().table(k, held_out=held_out)
+
+    def _beside(self, step: int, heads: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        each, common = self.restoration()["mean"].sel(step=step), {head[:2] for head in self.common(step)}
+        rows = []
+        for l, h in heads:
+            restored = {kind: float(each.sel(corruption=kind, layer=l, head=h)) for kind in self.kinds}
+            rows.append({**restored, "common": (l, h) in common})
+        return rows
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Heat maps of each step: the mean over corruptions, and each by itself; layers upward."""
@@ -197,14 +199,22 @@ class InductionHeads(HeadAnalysis):
             if number < 2:
                 lines.append(f"step {step}: one example has no interval, so no head can be called clear of the noise")
                 continue
-            heads, size = self.common(step), self.data.sizes["layer"] * self.data.sizes["head"]
-            named = ", ".join(f"L{l}H{h} {score:+.2f}" for l, h, score in heads[:5])
+            size = self.data.sizes["layer"] * self.data.sizes["head"]
             lines.append(
-                f"step {step}: {len(heads)} of {size} heads lie beyond the noise floor to the same side under all "
-                f"{len(self.kinds)} corruptions (by chance {self.by_chance(step):.1f}, n = {number})"
-                + (f"; the strongest: {named}" if heads else "")
+                f"step {step}: {len(self.common(step))} of {size} heads lie beyond the noise floor to the same side under all "
+                f"{len(self.kinds)} corruptions (by chance {self.by_chance(step):.1f}, n = {number}){self._common(step)}"
             )
         return lines
+
+    def _common(self, step: int, k: int = 5) -> str:
+        """The k strongest heads that are `common` on one half of the examples, with their scores on the other, in words."""
+        parts = self.at_step(self.main, step)
+        heads = [] if parts is None else parts.choosing.common(step)[:k]
+        if parts is None or not heads:
+            return ""
+        score = parts.reporting.scores()["mean"].sel(step=step)
+        named = ", ".join(f"L{l}H{h} {float(score.sel(layer=l, head=h)):+.2f}" for l, h, _ in heads)
+        return f"; the strongest{' of one half' if parts.held_out else ''} ({parts.words}): {named}"
 
 
 def _ranks(x: NDArray) -> NDArray:

@@ -16,7 +16,7 @@ from pycotmech.cot.analyses import bootstrap, flow_exact, flow_paper
 from pycotmech.cot.analyses.cells import Cells, choose
 from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node, sources
-from pycotmech.cot.analyses.result import Analysis, about
+from pycotmech.cot.analyses.result import Analysis, about, top_cells
 from pycotmech.cot.analyses.traces import SEGMENTS, Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
 from pycotmech.model.families import ModelConfig
 
@@ -104,12 +104,31 @@ class InformationFlow(Analysis):
             rows.append(row | {"n": int(found["writers"]["n"].isel(step=i))})
         return pd.DataFrame(rows)
 
-    def writers(self, step: int, k: int = 5) -> list[tuple[int, int, float]]:
-        """The heads that write the answer in most examples: [(layer, head, share of examples), ...]."""
-        from pycotmech.cot.analyses.result import top_cells
+    def writers(self, step: int | None = None, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
+        """The k heads of each step (or of one) that write the answer in most examples: step, kind, rank, layer, head, share
+        (of examples, with low and high), n, held_out.
 
-        share = self.data["depth_map"].sel(step=step).isel(depth=0).mean("example")
-        return [(int(l), int(h), v) for l, h, v in top_cells(share, k) if v > 0]
+        held_out: heads are ranked on one half of the examples that count at the step, and their shares are of the other, n
+        examples; with fewer than four that count, and with False, both are of all of them. The column says which it was.
+        """
+        import pandas as pd
+
+        steps = self.data["step"].values.tolist()
+        rows = []
+        for here in steps if step is None else [step]:
+            parts = self.at_step("writers", here, held_out=held_out)
+            if parts is None:
+                continue
+            chosen, told = (part.data["depth_map"].sel(step=here, depth=0) for part in (parts.choosing, parts.reporting))
+            heads = [(l, h) for l, h, share in top_cells(chosen.mean("example"), k) if share > 0]
+            for rank, (l, h) in enumerate(heads, 1):
+                found = bootstrap.mean_interval(told.sel(layer=l, head=h).values)
+                row = {"step": here, "kind": str(self.data["kind"].values[steps.index(here)]), "rank": rank}
+                row |= {"layer": int(l), "head": int(h), "share": float(found.mean)}
+                row |= {"low": float(found.low), "high": float(found.high), "n": int(found.n)}
+                rows.append(row | {"held_out": parts.held_out})
+        names = ("step", "kind", "rank", "layer", "head", "share", "low", "high", "n", "held_out")
+        return pd.DataFrame(rows, columns=list(names))
 
     def plot(self, *, example: int | None = None, step: int | None = None, path: str | PathLike | None = None) -> Figure:
         """One graph, layer by position, and below it how often each head occurs at each depth, over all cells.

@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 Progress = Callable[[float, float], None]
 """Called with (done, in all)."""
 A = TypeVar("A")
+HALVED = 4
+"""Examples from which on there are two halves of at least two: one to choose on, one to report on."""
 
 
 class Apart(NamedTuple, Generic[A]):
-    """A result in two parts. words: how many examples are reported on, and that nothing was chosen on them, if that is so."""
+    """A result in two parts. words: how many examples are reported on, and that nothing was chosen on them, if that is so.
+    held_out: whether it is so."""
 
     choosing: A
     reporting: A
     words: str
+    held_out: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,29 @@ class Analysis:
             return None
         halves = bootstrap.halves(len(index), seed=self.about["settings"].get("seed", 0))
         choosing, reporting = (type(self)(self.data.isel(example=index[half]), self.about) for half in halves)
-        return Apart(choosing, reporting, f"n = {len(halves[1])}{' held out' if len(index) > 1 else ''}")
+        held_out = len(index) > 1
+        return Apart(choosing, reporting, f"n = {len(halves[1])}{' held out' if held_out else ''}", held_out)
+
+    def at_step(self, variable: str, step: int | None, *, held_out: bool = True) -> Apart[Self] | None:
+        """One step's result in the parts that its strongest heads are chosen and told on: the halves of the examples that
+        have the variable there, from `HALVED` of them on. With fewer, or without held_out, all of them in both parts.
+
+        step None: all steps. None if no example has the variable there. Raises ValueError for a step that is not there.
+
+        The largest of many means is too large on the examples that made it the largest: it is told on others.
+        """
+        known = self.data["step"].values.tolist()
+        if step is not None and step not in known:
+            raise ValueError(f"step: got {step}; expected one of {', '.join(map(str, known))}")
+        here = self if step is None else type(self)(self.data.isel(step=[known.index(step)]), self.about)
+        values = here.data[variable]
+        counts = values.notnull().any([d for d in values.dims if d != "example"]).values
+        if held_out and counts.sum() >= HALVED:
+            return here.apart(counts)
+        if not counts.any():
+            return None
+        same = type(self)(here.data.isel(example=np.flatnonzero(counts)), self.about)
+        return Apart(same, same, f"n = {counts.sum()}, chosen on the same", False)
 
     def table(self) -> pd.DataFrame:
         """The numbers one would want in a table, with their intervals."""
@@ -86,6 +112,10 @@ class Analysis:
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """A matplotlib figure, saved to `path` if given."""
         raise NotImplementedError
+
+    def figures(self) -> Mapping[str, Callable[..., Figure]]:
+        """What it draws beside `plot`: a name each, and a method that takes path=."""
+        return {}
 
     def findings(self) -> list[str]:
         """What the numbers say, in sentences that hold only what they bear out."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech.cot.analyses import significance
 from pycotmech.cot.analyses.head_sets import Head, HeadSet, Scores, scores_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 Rule = Literal["top_k", "window", "significant"]
 _WINDOWS = tuple(range(10))
@@ -74,6 +79,35 @@ class Selection:
         """The same rule on the scores of these examples only, by their numbers on the axis `example`."""
         assert self._source is not None
         return select_heads(self._source.of(examples), **self._options)
+
+    def table(self) -> pd.DataFrame:
+        """One row for each head, the most important first: rank (missing where there is no score), layer, head, score, p (of
+        "significant"), sets (how many of the nested sets it is in), threshold (k, t or alpha of the smallest of them; NaN
+        if it is in none). The scores are those that the heads were chosen by: of the first ones too large."""
+        import pandas as pd
+
+        depth, ranked = self.masks.sum(0), set(self.ranking)  # in the first so many sets, for they shrink
+        rest = [head for head in np.ndindex(self.scores.shape) if head not in ranked]
+        rows = []
+        for at, (l, h) in enumerate([*self.ranking, *rest]):
+            n = int(depth[l, h])
+            row: dict[str, Any] = {"rank": at + 1 if at < len(self.ranking) else pd.NA, "layer": l, "head": h}
+            row["score"] = float(self.scores[l, h])
+            if self.p is not None:
+                row["p"] = float(self.p[l, h])
+            rows.append(row | {"sets": n, "threshold": self.thresholds[n - 1] if n else math.nan})
+        return pd.DataFrame(rows).astype({"rank": "Int64"})
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Histogram of the scores, each nested set in a darker colour than the one around it, and where the window ends."""
+        from pycotmech.report.selection_figure import selection_figure
+
+        return selection_figure(self, path=path)
+
+    @property
+    def letter(self) -> str:
+        """What the thresholds are: "k", "t" or "alpha"."""
+        return {"top_k": "k", "window": "t", "significant": "alpha"}[self._options["rule"]]
 
     def __str__(self) -> str:
         lines = [f"{self.rule}; {self.about}"]

@@ -125,6 +125,39 @@ def test_result(model, examples, every, result, flow, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_each_head_is_coloured_by_what_most_of_its_nodes_lead_to(result, flow, examples, tmp_path):
+    data = result.data
+    writers = [flow.graph(e, s).writers for e, s in flow.cells()]
+    nodes = [flow.graph(e, s).nodes for e, s in flow.cells()]
+    assert int(data["by_head"].sum()) == sum(map(len, nodes)) > sum(map(len, writers))
+    last = data.sizes["layer"] - 1  # whose nodes can only be writers
+    assert (data["by_head"].sel(layer=last).sum("head") <= data["pathways"]).all()
+    found = result.majority()
+    for s, step in enumerate((1, 5)):
+        for l in range(4):
+            for h in range(8):
+                number = {p: float(data["by_head"].isel(step=s).sel(layer=l, head=h, place=p).sum()) for p in module.SEGMENTS}
+                best = [p for p, n in number.items() if n == max(number.values()) > 0]
+                assert found.sel(step=step, layer=l, head=h).item() == (best[0] if len(best) == 1 else "none")
+    assert {"question", "none"} <= set(found.values.ravel().tolist())
+    figure = result.map(path=tmp_path / "map.png")
+    maps = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in maps] == ["1 copying\nn = 3", "5 induction\nn = 3"]
+    for axis, step in zip(maps, (1, 5), strict=True):
+        drawn = np.array(["none", *module.SEGMENTS])[axis.images[0].get_array().astype(int)]
+        np.testing.assert_array_equal(drawn, found.sel(step=step).values)
+    assert (tmp_path / "map.png").stat().st_size > 5_000
+
+
+def test_a_tie_is_white(result):
+    counts = result.data["by_head"].copy(data=np.zeros(result.data["by_head"].shape))
+    counts[0, 0, 1, 2] = [0, 2, 0, 5]
+    counts[1, 0, 1, 2] = [0, 0, 2, 0]  # with the example before: as many generated as question
+    counts[2, 1, 3, 0] = [1, 0, 2, 0]
+    found = module.AnswerSources(result.data.assign(by_head=counts), result.about).majority()
+    assert found[0, 1, 2] == "none" and found[1, 3, 0] == "generated" and int((found != "none").sum()) == 1
+
+
 def test_a_cut_everywhere_is_the_hooked_one(model, examples, result):
     """Against eager attention of Hugging Face with a mask that hides the word from all positions behind it."""
     step = examples[0].steps[5]

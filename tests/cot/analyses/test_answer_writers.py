@@ -205,12 +205,36 @@ def test_result(model, examples, result, tmp_path):
     for name in ("projection", "control", "answer_mass"):
         tells(row, name, data[name].sel(step=5, layer=row["layer"], head=row["head"]).values, (0, 1))
     assert result.pathways()["writers_low"].min() >= 0
+    assert not result.table(3)["held_out"].any() and result.table(3)["n"].eq(3).all()
     assert all("n = 3" in line for line in result.findings()[:3])
     result.save(tmp_path)
     again = module.AnswerWriters.load(tmp_path)
     np.testing.assert_array_equal(again.data["significant"], data["significant"])
     again.plot(path=tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_the_strongest_writers_are_told_on_the_other_half(result):
+    rng = np.random.default_rng(0)
+    data = result.data.isel(example=np.arange(8) % 3).assign_coords(example=np.arange(8))
+    for name in ("contrast", "direct", "projection"):
+        data[name] = data[name] + rng.normal(scale=2, size=data[name].shape)
+    many = module.AnswerWriters(data, result.about)
+    table = many.table(4)
+    assert table["held_out"].all() and table["n"].eq(4).all()
+    parts = many.at_step("contrast", 5)
+    chosen, told = (p.data.sel(step=5).mean("example") for p in (parts.choosing, parts.reporting))
+    H = chosen.sizes["head"]
+    order = [divmod(int(i), H) for i in np.argsort(-chosen["contrast"].values.ravel())[:4]]
+    first = table[table["step"] == 5]
+    assert list(zip(first["layer"], first["head"])) == order
+    for name in ("contrast", "projection", "control", "answer_mass"):
+        np.testing.assert_allclose(first[name], [float(told[name].sel(layer=l, head=h)) for l, h in order])
+    for by in ("contrast", "direct", "projection"):
+        best = divmod(int(chosen[by].values.argmax()), H)
+        assert many.top(5, 1, by=by) == [(*best, pytest.approx(float(told[by][best])))]
+    whole = many.table(1, held_out=False).set_index("step").loc[5]
+    assert whole["n"] == 8 and whole["contrast"] == pytest.approx(float(data["contrast"].sel(step=5).mean("example").max()))
 
 
 def test_only_chosen_heads_count(model, examples, every, result):

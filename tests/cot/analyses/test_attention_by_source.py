@@ -152,6 +152,21 @@ def test_result_rows_sum_to_one_and_wrong_cells_are_left_out(result):
     keeps_its_ranges(result)
 
 
+def test_heads_that_take_most_are_told_on_the_other_half(result):
+    data = result.data.isel(example=np.zeros(8, int)).assign_coords(example=np.arange(8))  # an example that counts everywhere
+    data["written"] = data["written"] * np.random.default_rng(0).uniform(0.1, 3, size=data["written"].shape)
+    many = module.AttentionBySource(data, result.about)
+    for step in (None, 5):
+        parts = many.at_step("written", step)
+        assert parts.held_out and parts.words == "n = 4 held out"
+        chosen, told = (p.data["written"].sel(source="question").mean(("example", "step")) for p in parts[:2])
+        best = np.unravel_index(int(chosen.values.argmax()), chosen.shape)
+        assert many.heads("question", step=step, k=1) == [(*best, pytest.approx(float(told[best])))]
+    whole = data["written"].sel(source="question", step=5).mean("example").values
+    assert many.heads("question", step=5, k=1, held_out=False)[0][2] == pytest.approx(float(whole.max()))
+    assert any("layer-wise contribution: few-shot" in line for line in many.findings())
+
+
 def test_cost_is_what_was_predicted(model, examples, result):
     right = torch.ones(3, 10, dtype=torch.bool)
     size = workload(cells_module.choose(model, examples, steps=[0, 5, 9], right=right))

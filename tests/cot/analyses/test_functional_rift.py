@@ -143,7 +143,7 @@ def test_a_change_is_seldom_named_in_noise_and_found_where_it_is():
         rng = np.random.default_rng(seed)
         d = rng.normal(size=(8, 13)).cumsum(1) * 0.3 + rng.normal(size=(8, 13)) + step * (np.arange(13) >= 7)
         drawn = bootstrap.resampled(8, draws=500) @ d / 8
-        return rift.rise_interval(d.mean(0), drawn)[1] > 0
+        return rift.rise_interval(d.mean(0), drawn, len(d))[1] > 0
 
     assert np.mean([named(0, seed) for seed in range(200)]) < 0.1
     assert np.mean([named(3, seed) for seed in range(50)]) > 0.9

@@ -153,6 +153,33 @@ def test_intervals_are_over_examples_and_hold_the_mean_of_like_ones(result):
     assert "one example has no interval" in str(alone)
 
 
+def test_strongest_heads_are_told_on_the_other_half(result):
+    """Of eight examples, made of three: everything in a row is of the four that did not choose its head."""
+    rng = np.random.default_rng(3)
+    rows = np.arange(8) % 3
+    data = result.data.isel(example=rows).assign_coords(example=np.arange(8))
+    noise = xr.DataArray(rng.normal(scale=0.3, size=data["effect"].shape), dims=data["effect"].dims)
+    data["effect"] = data["effect"] + noise + 2.0 * ((data["layer"] == 1) & (data["head"] == 3))  # one that is there
+    many = InductionHeads(data.assign(score=data["effect"].mean("corruption")), result.about)
+    table = many.table(4)
+    assert table["held_out"].all() and table["n"].eq(4).all()
+    parts = many.at_step("score", 5)
+    each, common = parts.reporting.restoration()["mean"].sel(step=5), {h[:2] for h in parts.reporting.common(5)}
+    score = parts.choosing.scores()["mean"].sel(step=5).values
+    first = table[table["step"] == 5]
+    heads = list(zip(first["layer"], first["head"]))
+    assert heads == [divmod(int(i), score.shape[1]) for i in np.argsort(-np.abs(score).ravel())[:4]]
+    for row in first.itertuples():
+        for kind in KINDS:
+            assert getattr(row, kind) == pytest.approx(float(each.sel(corruption=kind, layer=row.layer, head=row.head)))
+        assert row.common == ((row.layer, row.head) in common)
+    best = parts.choosing.common(5)
+    told = parts.reporting.scores()["mean"].sel(step=5)
+    words = ", ".join(f"L{l}H{h} {float(told.sel(layer=l, head=h)):+.2f}" for l, h, _ in best[:5])
+    line = next(x for x in many.findings() if x.startswith("step 5: ") and "beyond the noise floor" in x)
+    assert best[0][:2] == heads[0] == (1, 3) and line.endswith(f"; the strongest of one half (n = 4 held out): {words}")
+
+
 def test_cost_is_predicted(model, examples, every, result):
     size = workload(choose(model, examples, right=every))
     assert size.inductive == 6
@@ -165,6 +192,8 @@ def test_it_shows_itself(result, tmp_path):
     table = result.table(3)
     assert len(table) == 6 and {"answer", "premise", "rule", "common"} <= set(table)
     np.testing.assert_allclose(table[list(KINDS)].mean(axis=1), table["mean"], rtol=1e-6)
+    assert not table["held_out"].any() and table["n"].eq(3).all()
+    assert "; the strongest (n = 3, chosen on the same): L" in str(result)
     text = str(result)
     assert "rank correlation over heads (n = 3)" in text and "beyond the noise floor to the same side under all 3" in text
     result.plot(path=tmp_path / "plot.png")

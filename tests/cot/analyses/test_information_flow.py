@@ -1,5 +1,7 @@
 """E8: graphs of planted circuits, edges against path patching in float64, the authors' construction against a naive one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from pycotmech.cot.analyses import cells as cells_module
 from pycotmech.cot.analyses import flow_exact, flow_paper
 from pycotmech.cot.analyses import information_flow as module
 from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node
 from pycotmech.cot.analyses.traces import Prompt
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
 from tests.cot.analyses.interval_cases import keeps_its_ranges
@@ -288,7 +291,82 @@ def test_result(model, examples, every, result, tmp_path):
     keeps_its_ranges(result)
     kept.plot(path=tmp_path / "flow.png")
     assert (tmp_path / "flow.png").stat().st_size > 20_000
-    assert result.writers(5)[0][2] > 0.5
+    assert not result.writers()["held_out"].any() and set(result.writers()["step"]) == {0, 5}
+
+
+def test_writers_are_told_on_the_other_half(result):
+    """The head that most often writes in one half, and how often it does in the other; counts made by hand."""
+    data = result.data.isel(example=np.arange(8) % 3, step=[1]).assign_coords(example=np.arange(8))
+    maps = np.zeros(data["depth_map"].shape)
+    probe = module.InformationFlow(data, result.about).at_step("writers", 5)
+    choosing, reporting = (set(p.data["example"].values.tolist()) for p in (probe.choosing, probe.reporting))
+    assert len(choosing) == len(reporting) == 4 and not choosing & reporting
+    depth, first = data["depth_map"].get_axis_num("depth"), sorted(reporting)[0]
+    at = np.moveaxis(maps, depth, -1)  # [example, step, layer, head, depth]
+    at[sorted(choosing), 0, 1, 2, 0] = 1
+    at[first, 0, 1, 2, 0] = 1
+    at[sorted(choosing)[:2], 0, 3, 4, 0] = 1
+    at[sorted(reporting), 0, 2, 0, 0] = 1  # only in the other half
+    at[:, 0, 0, 0, 1] = 1  # no writer
+    data["depth_map"] = data["depth_map"].copy(data=maps)
+    many = module.InformationFlow(data, result.about)
+    table = many.writers(5)
+    assert list(zip(table["layer"], table["head"], table["share"])) == [(1, 2, 0.25), (3, 4, 0.0)]
+    assert table["n"].eq(4).all() and table["held_out"].all() and (table["low"][0], table["high"][0]) == (0.0, 0.75)
+    same = many.writers(5, held_out=False)
+    assert list(zip(same["layer"], same["head"], same["share"])) == [(1, 2, 0.625), (2, 0, 0.5), (3, 4, 0.25)]
+    assert same["n"].eq(8).all() and not same["held_out"].any()
+    with pytest.raises(ValueError, match="step: got 3; expected one of 5"):
+        many.writers(3)
+
+
+def test_a_graph_is_a_tree_in_json_and_comes_back(result, model):
+    for example, step in result.cells():
+        graph = result.graph(example, step)
+        again = module.Graph.from_json(graph.to_json())
+        assert repr(again.nodes) == repr(graph.nodes)
+        for i in range(len(graph.nodes)):
+            assert repr(again.of(i)) == repr(graph.of(i))
+        assert len(again.edges) == len(graph.edges)
+        tree = json.loads(graph.to_json(text=lambda t: model.tokenizer.decode([t]), indent=None))
+        assert [root["node"] for root in tree["roots"]] == graph.writers
+        edge, first = tree["roots"][0]["edges"][0], graph.of(graph.writers[0])[0]
+        assert edge["position"] == first.position and edge["text"] == model.tokenizer.decode([first.token])
+
+
+def test_the_tree_of_a_graph_has_its_documented_shape():
+    """Two writers share a node, which is written out once; NaN is null; a node that nothing reaches is a root."""
+    nodes = [Node(3, 0, 9, 0, 0.5), Node(3, 1, 9, 0, 0.25, 0.125), Node(1, 2, 6, 1), Node(0, 3, 2, 2)]
+    edges = [
+        Edge(1, 2, 6, 11, "v", 0.75, 0.25),
+        Edge(0, 2, 6, 11, "v", 0.5, 0.125, -0.5),
+        Edge(2, -1, 4, 12, "k", 1.0, np.nan),
+    ]
+    tree = json.loads(Graph(nodes, edges).to_json())
+    shared = {"node": 2, "layer": 1, "head": 2, "position": 6, "depth": 1, "weight": None, "total": None}
+    leaf = {"position": 4, "token": 12, "input": "k", "attention": 1.0, "weight": None, "total": None, "child": None}
+    one = {"position": 6, "token": 11, "input": "v", "attention": 0.5, "weight": 0.125, "total": -0.5}
+    other = {"position": 6, "token": 11, "input": "v", "attention": 0.75, "weight": 0.25, "total": None}
+    assert tree == {
+        "roots": [
+            {"node": 0, "layer": 3, "head": 0, "position": 9, "depth": 0, "weight": 0.5, "total": None}
+            | {"edges": [one | {"child": shared | {"edges": [leaf]}}]},
+            {"node": 1, "layer": 3, "head": 1, "position": 9, "depth": 0, "weight": 0.25, "total": 0.125}
+            | {"edges": [other | {"child": {"node": 2}}]},
+            {"node": 3, "layer": 0, "head": 3, "position": 2, "depth": 2, "weight": None, "total": None, "edges": []},
+        ]
+    }
+    again = Graph.from_json(json.dumps(tree))
+    assert repr(again.nodes) == repr(nodes) and repr(again.edges) == repr([edges[1], edges[0], edges[2]])
+    assert Graph.from_json(Graph().to_json()).nodes == []
+    gap = json.dumps({"roots": [tree["roots"][2]]})
+    for text, words in (
+        ("{}", "KeyError: 'roots'"),
+        ("[", "JSONDecodeError"),
+        (gap, r"holds nodes \[3\]; expected all of 0 to 3"),
+    ):
+        with pytest.raises(ValueError, match=f"text: {words}"):
+            Graph.from_json(text)
 
 
 def test_the_other_definitions_run(model, examples, every):

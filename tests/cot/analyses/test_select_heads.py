@@ -160,6 +160,43 @@ def test_scores_come_from_sweeps_and_analyses():
     assert select_heads(Analysis(two, {}), variable="c", k=1)[0].order == ((0, 0),)
 
 
+def test_table_says_of_each_head_in_which_sets_it_is():
+    grid = np.array([[3.0, np.nan, 1.0], [2.0, 0.5, -2.0]])
+    table = select_heads(grid, k=[6, 3, 1]).table()
+    assert list(table) == ["rank", "layer", "head", "score", "sets", "threshold"]
+    assert list(zip(table["layer"], table["head"])) == [(0, 0), (1, 0), (0, 2), (1, 1), (1, 2), (0, 1)]
+    assert table["sets"].tolist() == [3, 2, 2, 1, 1, 1] and table["threshold"].tolist() == [1, 3, 3, 6, 6, 6]
+    assert table["rank"].tolist()[:5] == [1, 2, 3, 4, 5] and table["rank"].isna().tolist()[5]
+    assert table["score"].tolist()[:5] == [3.0, 2.0, 1.0, 0.5, -2.0] and np.isnan(table["score"][5])
+    scores = np.random.default_rng(4).normal(scale=0.05, size=(16, 3, 4))
+    scores[:, 1, 2] += 0.5
+    found = select_heads(scores, rule="significant")
+    table = found.table()
+    assert table["p"][0] == found.p[1, 2] and table["threshold"][0] == 0.05 and table["threshold"][1:].isna().all()
+
+
+def test_plot_counts_the_heads_of_each_set(grid, tmp_path):
+    """Bars of a set are as high as there are heads of it; the window's ends are where the bounds are."""
+    found = select_heads(grid, rule="window", t=[0, 2, 4])
+    figure = found.plot(path=tmp_path / "a.png")
+    axis = figure.axes[0]
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    assert [sum(h) for h in heights] == [64, 17, 5] and heights[0] == [1, 0, 4, 0, 20, 22, 12, 0, 4, 1]
+    assert heights[1] == [0, 0, 0, 0, 0, 0, 12, 0, 4, 1]
+    assert [line.get_xdata()[0] for line in axis.lines] == pytest.approx([6, 8])
+    assert [t.get_text() for t in figure.legends[0].texts][1:] == ["t = 0: 17 heads", "t = 2: 5 heads"]
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    both = select_heads(grid, rule="window", t=[0], definition="paper").plot().axes[0]
+    assert [line.get_xdata()[0] for line in both.lines] == pytest.approx([5, 5])
+    far = np.concatenate((grid.ravel(), [0.001, 5.0, 4000.0, -900.0]))[None]  # bins of width 1 could not be told apart
+    axis = select_heads(far, k=2).plot().axes[0]
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    assert [sum(h) for h in heights] == [68, 2] and len(heights[0]) == 60 and heights[1][-1] == 1
+    assert axis.get_xscale() == "asinh" and axis.get_xticks().tolist() == [-100, -10, 0, 10, 100, 1000]
+    flat = select_heads(np.array([[0.0, 0.0, 0.0, 0.0, 3.0]]), k=1).plot().axes[0]  # no bin width by quartiles
+    assert [sum(bar.get_height() for bar in bars) for bars in flat.containers] == [5, 1] and not flat.lines
+
+
 def test_sets_add_and_subtract():
     a = HeadSet.of([(1, 1), (0, 0)], (2, 3), name="a")
     b = HeadSet.of(torch.tensor([[False, True, False], [False, True, False]]), (2, 3), name="b")
