@@ -122,7 +122,7 @@ class InformationFlow(Analysis):
             chosen, told = (part.data["depth_map"].sel(step=here, depth=0) for part in (parts.choosing, parts.reporting))
             heads = [(l, h) for l, h, share in top_cells(chosen.mean("example"), k) if share > 0]
             for rank, (l, h) in enumerate(heads, 1):
-                found = bootstrap.mean_interval(told.sel(layer=l, head=h).values)
+                found = bootstrap.mean_interval(told.sel(layer=l, head=h).values, within=bootstrap.SHARE)
                 row = {"step": here, "kind": str(self.data["kind"].values[steps.index(here)]), "rank": rank}
                 row |= {"layer": int(l), "head": int(h), "share": float(found.mean)}
                 row |= {"low": float(found.low), "high": float(found.high), "n": int(found.n)}
