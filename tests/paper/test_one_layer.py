@@ -59,4 +59,4 @@ def test_no_half_of_the_layers_is_spoken_of(outcome):
         words = "\n".join(result.findings())
         assert "half of the layers" not in words.replace("no half of the layers", "") and "layers 0 to" not in words, name
     table = (outcome.folder / "summary.md").read_text("utf-8").split("## Which steps")[0]
-    assert "nan" not in table and "n = 1 example held out" in table
+    assert "nan" not in table and "n = 1 held out" in table

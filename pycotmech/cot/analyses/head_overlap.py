@@ -153,7 +153,7 @@ def head_overlap(
         holm = np.where(np.isnan(holm), holm.T, holm)
     data["p"], data["p_holm"] = p, holm
     drawn = _drawn([s for *_, s in flat], masks, draws, seed)
-    behind = np.array([len(s.examples or ()) if isinstance(s, Selection) else 0 for *_, s in flat])
+    behind = np.array([len(s.scored) if isinstance(s, Selection) and s.examples is not None else 0 for *_, s in flat])
     fewer = np.minimum(behind[:, None], behind[None])  # examples behind a pair: those of the set that has fewer
     for k in _STATISTICS:
         ends = np.full((2, *p.shape), np.nan)

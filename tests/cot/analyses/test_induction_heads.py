@@ -188,15 +188,17 @@ def test_cost_is_predicted(model, examples, every, result):
     assert module.authors_cost(model.cfg, size).forwards == 3 * 6 * (4 * 8 + 4)
 
 
-def test_it_shows_itself(result, tmp_path):
+def test_it_shows_itself(result, tmp_path, monkeypatch):
     table = result.table(3)
     assert len(table) == 6 and {"answer", "premise", "rule", "common"} <= set(table)
     np.testing.assert_allclose(table[list(KINDS)].mean(axis=1), table["mean"], rtol=1e-6)
     assert not table["held_out"].any() and table["n"].eq(3).all()
-    assert "; the strongest (n = 3, chosen on the same): L" in str(result)
     text = str(result)
     assert "rank correlation over heads (n = 3)" in text and "beyond the noise floor to the same side under all 3" in text
     result.plot(path=tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
     again = InductionHeads.load(result.save(tmp_path).parent)
     assert again.findings() == result.findings()
+    score = float(result.scores()["mean"].sel(step=9, layer=1, head=2))
+    monkeypatch.setattr(InductionHeads, "common", lambda self, step: [(1, 2, score)])
+    assert f"n = 3); the strongest (n = 3, chosen on the same): L1H2 {score:+.2f}" in result.findings()[-1]

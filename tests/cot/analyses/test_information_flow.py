@@ -312,7 +312,7 @@ def test_writers_are_told_on_the_other_half(result):
     many = module.InformationFlow(data, result.about)
     table = many.writers(5)
     assert list(zip(table["layer"], table["head"], table["share"])) == [(1, 2, 0.25), (3, 4, 0.0)]
-    assert table["n"].eq(4).all() and table["held_out"].all() and (table["low"][0], table["high"][0]) == (0.0, 0.75)
+    assert table["n"].eq(4).all() and table["held_out"].all() and (table["low"][0], table["high"][0]) == (0.0, 1.0)
     same = many.writers(5, held_out=False)
     assert list(zip(same["layer"], same["head"], same["share"])) == [(1, 2, 0.625), (2, 0, 0.5), (3, 4, 0.25)]
     assert same["n"].eq(8).all() and not same["held_out"].any()

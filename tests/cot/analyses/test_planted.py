@@ -15,7 +15,8 @@ from pycotmech.paper import CLAIMS
 from tests.reference import planted
 
 N = 8
-EVERY = torch.ones(N, 1, dtype=torch.bool)
+MANY = 12  # of which halves of 6 are chosen and told on: fewer that agree decide no claim
+EVERY = torch.ones(MANY, 1, dtype=torch.bool)
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 COPYING = [{}, dict(writer=(2, 0), decoy=(0, 2))]
 INDUCTION = [{}, dict(previous=(1, 0), writer=(2, 3), n_layers=4)]
@@ -42,7 +43,7 @@ def but(grid, *heads):
 @pytest.fixture(scope="module", params=["noise", "silent"])
 def null(request):
     """A model without a circuit, its examples, and whether its attention is silent; it gets nothing right."""
-    made, examples = case("nothing", silent=request.param == "silent")
+    made, examples = case("nothing", n=MANY, silent=request.param == "silent")
     assert not pcm.cot.grade(made.model, examples).right.any()
     return made.model, examples, request.param == "silent"
 
@@ -89,7 +90,7 @@ def test_patching_finds_nothing_to_restore(null):
         assert float(scores["mean"].max()) < 0.25 and np.isfinite(found.data["effect"]).all()
         return
     assert np.isnan(found.data["effect"]).all() and np.isnan(scores["mean"]).all() and int(scores["n"].max()) == 0
-    assert found.findings()[-1].startswith(f"in {N} of {N} cells the corrupted run's output is the clean run's")
+    assert found.findings()[-1].startswith(f"in {MANY} of {MANY} cells the corrupted run's output is the clean run's")
     assert not any(" L" in line for line in found.findings()) and len(found.table()) == 0 and found.plot() is not None
     with pytest.raises(ValueError, match="scores: no head has a score"):
         pcm.cot.select_heads(found)
@@ -171,7 +172,8 @@ def test_heads_selected_by_their_scores_are_those_that_are_needed(options, kind)
     assert found.overall()["mean"].sel(order="most").values.tolist() == [1, 0, 0, 0, 0, 0, 0]
     point = found.operating_points(order="least").iloc[-1]
     assert (point.removed, point.kept, point.accuracy, point.floor) == (size - 2, 2, 1, 0)
-    of_sets = pcm.cot.knock_out_curve(model, examples, selection, n_random=8, **replaced)
+    many = planted.examples(made, MANY)
+    of_sets = pcm.cot.knock_out_curve(model, many, selection, n_random=8, **replaced)
     ablated = of_sets.data["ablated"].sel(order="least").isel(size=-1).values
     assert {(int(l), int(h)) for l, h in np.argwhere(~ablated)} == heads
     point = of_sets.operating_points().iloc[-1]
@@ -288,7 +290,7 @@ def test_no_layer_from_which_heads_write_words_of_the_prompt():
     suit its upper layers, so that one in twelve is let pass."""
     jumps, words = 0, []
     for seed in range(12):
-        made, examples = case("nothing", n_layers=6, seed=seed)
+        made, examples = case("nothing", n=MANY, n_layers=6, seed=seed)
         found = pcm.cot.context_abidance(made.model, examples, right=EVERY)
         jump = found.jump()
         if np.isnan(jump.mean):
@@ -300,7 +302,7 @@ def test_no_layer_from_which_heads_write_words_of_the_prompt():
 
 
 def test_heads_that_write_nothing_abide_by_nothing():
-    made, examples = case("nothing", silent=True)
+    made, examples = case("nothing", n=MANY, silent=True)
     found = pcm.cot.context_abidance(made.model, examples, right=EVERY)
     assert np.isnan(found.data["abides"]).all() and np.isnan(found.jump().mean)
     assert found.findings() == ["no head's output makes any token likelier than another"]
