@@ -33,7 +33,7 @@ from pycotmech.cot.analyses import (
 )
 from pycotmech.cot.analyses.cost import Cost, Workload
 from pycotmech.cot.analyses.head_sets import scores_of
-from pycotmech.cot.analyses.result import Analysis, Progress
+from pycotmech.cot.analyses.result import HALVED, Analysis, Progress
 from pycotmech.cot.analyses.select_heads import Selection, select_heads
 
 if TYPE_CHECKING:
@@ -46,10 +46,6 @@ CostOf = Callable[["ModelConfig", Workload], Cost]
 _SCORES = {"patch_steps": ("effect", "size"), "decision_heads": ("gain", "size"), "copy_heads": ("copying", "value")}
 """Whose heads are compared: the variable by which each ranks them, and whether by its size or its value. A head whose
 restoration is strongly negative works against the step, and a run without it is no longer the model's."""
-
-_LEAST = 4
-"""Examples that count from which on there are two halves of at least two: one to choose sets of heads on, one to report
-them on."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class Given:
         """Examples with a step that counts, by place, to choose sets on and to report on: the halves of `knock_out_curve`;
         all of these and all of these if they are few."""
         counts = np.flatnonzero(_table(self.right)[:, list(self.steps)].any(1).numpy())
-        if len(counts) < _LEAST:
+        if len(counts) < HALVED:
             return counts, counts
         choosing, reporting = bootstrap.halves(len(counts), seed=self.seed)
         return counts[choosing], counts[reporting]
@@ -179,7 +175,7 @@ def _table(right: Graded | Tensor) -> Tensor:
 
 def _half(w: Workload) -> Workload:
     """Of the examples that are reported on."""
-    part = w.examples if w.examples < _LEAST else w.examples - w.examples // 2
+    part = w.examples if w.examples < HALVED else w.examples - w.examples // 2
     return replace(w, examples=part, cells=round(w.cells * part / w.examples), inductive=round(w.inductive * part / w.examples))
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
-from pycotmech.report.heatmap import _frame, _saved
+from pycotmech.report.figures import framed, saved
 from pycotmech.report.words import plural
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ _NONE = "0.82"
 def selection_figure(selection: Selection, *, path: str | PathLike | None = None) -> Figure:
     """Bars of all heads in grey, and of each set over the set it lies in: a bar's height is the number of heads in its set.
     Dashed: the ends of a window, those that heads have to lie beyond."""
-    figure = Figure(figsize=(7.0, 3.9), layout="constrained")
-    axis = figure.subplots()
+    lines = [f"{selection.rule}; {selection.about}"]
+    figure, axes = framed(1, 1, "Heads chosen by their scores", lines, width=6.4, height=2.8)
+    axis = axes[0, 0]
     scores = selection.scores
     known = np.isfinite(scores)
     edges, width = _edges(scores[known])
@@ -52,8 +53,7 @@ def selection_figure(selection: Selection, *, path: str | PathLike | None = None
     axis.tick_params(labelsize=8, length=2)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", fontsize=7, frameon=False)
-    _frame(figure, "Heads chosen by their scores", [f"{selection.rule}; {selection.about}"])
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def _ends(selection: Selection, i: int) -> tuple[float, ...]:

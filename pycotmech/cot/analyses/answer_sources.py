@@ -235,8 +235,7 @@ class AnswerSources(Analysis):
 def _percent(found: bootstrap.Interval, i: int) -> str:
     if not np.isfinite(found.mean[i]):
         return "-"
-    inside = f" [{found.low[i]:.0%}, {found.high[i]:.0%}]" if np.isfinite(found.low[i]) else ""
-    return f"{found.mean[i]:.0%}{inside}"
+    return f"{found.mean[i]:.0%}{bootstrap.ends(found.low[i], found.high[i])}"
 
 
 def answer_sources(

@@ -234,14 +234,15 @@ class AnswerWriters(Analysis):
                 continue
             where = f"; {late.words()} of them lie in the later half of the layers" if L > 1 else ""
             out.append(
-                f"{_number(w)} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples; "
-                f"for the counterfactual's word {_number(c)}), looking at {_number(s)} different occurrences of it{where}"
+                f"{w.words('{:.1f}')} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples; "
+                f"for the counterfactual's word {c.words('{:.1f}')}), looking at {s.words('{:.1f}')} different occurrences of "
+                f"it{where}"
             )
         held = bootstrap.mean_interval(self.data["held_out_share"].mean("step").values)
         k = self.about["settings"]["chosen"]
         if held.n:
             out.append(
-                f"the {k} heads that write most in one half of the examples bring {_number(held, '{:.0%}')} of the answer's "
+                f"the {k} heads that write most in one half of the examples bring {held.words('{:.0%}')} of the answer's "
                 f"logit against the counterfactual's in the other half (n = {int(held.n)})"
             )
         count = self.data["significant"].sum(("layer", "head")).values
@@ -253,12 +254,6 @@ class AnswerWriters(Analysis):
             f"{int(count.max())} at a step, {len(layers)} in all{where}"
         )
         return out
-
-
-def _number(found: bootstrap.Interval, form: str = "{:.1f}") -> str:
-    if not np.isfinite(found.low):
-        return form.format(float(found.mean))
-    return f"{form.format(float(found.mean))} [{form.format(float(found.low))}, {form.format(float(found.high))}]"
 
 
 def count_writers(

@@ -183,7 +183,7 @@ class ContextAbidance(Analysis):
         if L == 1:
             chance = float(self.data["chance"].mean())
             return [
-                f"{what} in the prompt in {_percent(whole)} of cases in the only layer (n = {int(whole.n)} examples; "
+                f"{what} in the prompt in {whole.words()} of cases in the only layer (n = {int(whole.n)} examples; "
                 f"{chance:.1%} of the vocabulary stands there)"
             ]
         lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))
@@ -193,7 +193,7 @@ class ContextAbidance(Analysis):
         where = where if np.isfinite(jump.mean) else "; it rises at no layer beyond chance"
         chance = float(self.data["chance"].mean())
         return [
-            f"{what} in the prompt in {_percent(lower)} of cases in the lower half of the layers, {_percent(upper)} in the "
+            f"{what} in the prompt in {lower.words()} of cases in the lower half of the layers, {upper.words()} in the "
             f"upper (n = {int(max(lower.n, upper.n))} examples; {chance:.1%} of the vocabulary stands there){where}"
         ]
 
@@ -205,11 +205,6 @@ class ContextAbidance(Analysis):
             return bootstrap.mean_interval(by_example, within=bootstrap.SHARE)
         sums = [here[k].sum(("step", "layer", "head"), min_count=1).values for k in ("in_context", "occurs")]
         return bootstrap.ratio_interval(*sums, within=bootstrap.SHARE)
-
-
-def _percent(found: bootstrap.Interval) -> str:
-    inside = f" [{float(found.low):.0%}, {float(found.high):.0%}]" if np.isfinite(found.low) else ""
-    return f"{float(found.mean):.0%}{inside}"
 
 
 def context_abidance(

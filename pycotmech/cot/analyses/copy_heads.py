@@ -52,8 +52,8 @@ class CopyHeads(HeadAnalysis):
                 for name in ("attention", "written", "copying")
             )
             lines.append(
-                f"{words}: L{l}H{h} looks at the word with {_number(look, '{:.2f}')} of its attention and adds "
-                f"{_number(adds, '{:+.2f}')} to the answer's logit (product {_number(product, '{:.2f}')})"
+                f"{words}: L{l}H{h} looks at the word with {look.words('{:.2f}')} of its attention and adds "
+                f"{adds.words('{:+.2f}')} to the answer's logit (product {product.words('{:.2f}')})"
             )
         a, w = (self.data[name].transpose("example", ...).values for name in ("attention", "written"))
         known = np.isfinite(a).any((1, 2, 3)) & np.isfinite(w).any((1, 2, 3))
@@ -62,15 +62,10 @@ class CopyHeads(HeadAnalysis):
             found = bootstrap.statistic_interval(lambda i: _correlation(a[i], w[i]), len(a), within=bootstrap.SHARES_APART)
             if np.isfinite(found.mean):
                 lines.append(
-                    f"correlation of attention and writing over heads and steps: {_number(found, '{:.2f}')} "
+                    f"correlation of attention and writing over heads and steps: {found.words('{:.2f}')} "
                     f"(n = {plural(len(a), 'example')})"
                 )
         return lines
-
-
-def _number(found: bootstrap.Interval, form: str) -> str:
-    inside = f" [{form.format(float(found.low))}, {form.format(float(found.high))}]" if np.isfinite(found.low) else ""
-    return f"{form.format(float(found.mean))}{inside}"
 
 
 def _correlation(a: NDArray, b: NDArray) -> float:

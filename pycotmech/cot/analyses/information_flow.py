@@ -146,9 +146,10 @@ class InformationFlow(Analysis):
         }
         n = int(mean["writers"].n)
         out = [
-            f"{_number(mean['writers'])} heads at a time write the answer (n = {n} examples), and from "
-            f"{_number(mean['with_source'])} of them a place is reached where its word stands: {_number(mean['sources'])} "
-            f"different places, in {_number(mean['segments'])} of the three parts of the prompt"
+            f"{mean['writers'].words('{:.1f}')} heads at a time write the answer (n = {n} examples), and from "
+            f"{mean['with_source'].words('{:.1f}')} of them a place is reached where its word stands: "
+            f"{mean['sources'].words('{:.1f}')} different places, in {mean['segments'].words('{:.1f}')} of the three "
+            "parts of the prompt"
         ]
         d, N = self.data, self.data.sizes["example"]
         layer, depth, owner = (d[f"node_{k}"].values for k in ("layer", "depth", "e"))
@@ -156,7 +157,7 @@ class InformationFlow(Analysis):
             words, layers = [], (0.0, d.sizes["layer"] - 1.0)
             for at in range(int(depth.max()) + 1):
                 each = [_mean(layer[(depth == at) & (owner == e)]) for e in range(N)]
-                words.append(f"{_number(bootstrap.mean_interval(each, within=layers))} at depth {at}")
+                words.append(f"{bootstrap.mean_interval(each, within=layers).words('{:.1f}')} at depth {at}")
             out.append(
                 f"mean layer of the heads in the {len(list(self.cells()))} graphs (n = {n} examples): {', '.join(words)}"
             )
@@ -179,11 +180,6 @@ def _mean(values: NDArray) -> float:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _number(found: bootstrap.Interval) -> str:
-    inside = f" [{float(found.low):.1f}, {float(found.high):.1f}]" if np.isfinite(found.low) else ""
-    return f"{float(found.mean):.1f}{inside}"
 
 
 def information_flow(
