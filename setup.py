@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -99,4 +99,8 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})
+setup(
+    packages=[*find_packages(include=["pycotmech", "pycotmech.*"]), "pycotmech.kernels"],
+    ext_modules=extensions(),
+    cmdclass={"build_ext": OptionalBuild},
+)

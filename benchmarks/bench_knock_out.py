@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import cells, cost, knock_out
-from pycotmech.cot.analyses.ablation import ablated_steps
+from pycotmech.cot.analyses import knock_out
+from pycotmech.cot.tools import cells, cost
+from pycotmech.cot.tools.ablation import ablated_steps
 from tests.reference.truth import hooked
 
 N, SETS = 8, 12

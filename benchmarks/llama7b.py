@@ -291,7 +291,7 @@ def peak_gib() -> float:
 @contextmanager
 def staircase_seconds() -> Iterator[list[float]]:
     """Seconds of each staircase, from the joins to the metric: what a sweep takes beyond the runs of the prompts."""
-    from pycotmech.patching.evaluate import Evaluator
+    from pycotmech.engine.evaluate import Evaluator
 
     seconds: list[float] = []
     run = Evaluator.run

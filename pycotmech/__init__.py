@@ -58,19 +58,21 @@ _EXPORTS = {
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
 }
-_SUBPACKAGES = ("attention", "cot", "lens", "model", "ops", "patching", "report", "store")
+_SUBPACKAGES = ("attention", "cot", "engine", "figures", "lens", "model", "ops", "patching", "runs", "stats")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]
 
 if TYPE_CHECKING:
     from pycotmech import attention as attention
     from pycotmech import cot as cot
+    from pycotmech import engine as engine
+    from pycotmech import figures as figures
     from pycotmech import lens as lens
     from pycotmech import model as model
     from pycotmech import ops as ops
     from pycotmech import patching as patching
-    from pycotmech import report as report
-    from pycotmech import store as store
+    from pycotmech import runs as runs
+    from pycotmech import stats as stats
     from pycotmech.attention import AttentionCapture as AttentionCapture
     from pycotmech.attention import AttentionSummary as AttentionSummary
     from pycotmech.attention import HeadScores as HeadScores

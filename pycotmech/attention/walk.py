@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pycotmech import ops
-from pycotmech.model.families import LlamaFamily
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import blocks
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pycotmech.engine import planner
 from pycotmech.lens.heads import HeadLogits, Parts
 from pycotmech.lens.readout import VALUES, Readout
 from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
 from pycotmech.model.model import Tokens
-from pycotmech.patching import planner
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
-    from pycotmech.model.families import LlamaFamily
+    from pycotmech.model.families.llama import LlamaFamily
 
 Normalization = Literal["final", "own", "none"]
 _NORMALIZATIONS = ("final", "own", "none")

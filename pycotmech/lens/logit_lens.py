@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pycotmech.engine import planner
 from pycotmech.lens.readout import VALUES
 from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
 from pycotmech.lens.results import LogitLens
-from pycotmech.model.families import LlamaFamily
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
-from pycotmech.patching import planner
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

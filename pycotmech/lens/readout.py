@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycotmech.model.families import LlamaFamily
+from pycotmech.model.families.llama import LlamaFamily
 
 VALUES = 2**24
 """Values of one temporary tensor, such as rows times vocabulary: 64 MiB in float32."""

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.model.families import LlamaFamily
+from pycotmech.engine import planner
+from pycotmech.engine.bases import common_prefix
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 from pycotmech.model.run import forward_packed, site_dtype, site_shape
-from pycotmech.patching import planner
-from pycotmech.patching.bases import common_prefix
 from pycotmech.patching.pairs import answer_token
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pycotmech.model.families import LlamaFamily
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import forward_packed
 
 PROMPT_LENGTH = 32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.check import check_against_hf
-from pycotmech.model.families import ModelConfig, family_of
+from pycotmech.model.families.llama import ModelConfig, family_of
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import Activations, run
 

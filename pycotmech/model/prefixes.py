@@ -14,7 +14,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from pycotmech.model.families import LlamaFamily
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import KeyValues, forward_packed
 
 SEGMENT = 128

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pycotmech import ops
-from pycotmech.model.families import LlamaFamily
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.sites import QUERY_SITES, RESIDUAL_SITES, parse_site
 
 ROW_BLOCK = 2048

@@ -1,6 +1,7 @@
 """All analyses of arXiv 2402.18312 on one model: what they will cost, the results, and which of the paper's claims hold.
 
-from pycotmech import experiment, paper
+from pycotmech import paper
+from pycotmech.runs import experiment
 
 settings = experiment.Settings(model="smollm2-135m", examples=8)
 outcome = paper.run(settings, "paper-results")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pycotmech.cot.analyses import bootstrap
+from pycotmech.stats import bootstrap
 
 Word = Literal["borne out", "not borne out", "not decided"]
 Results = Mapping[str, Any]

@@ -16,7 +16,6 @@ from pycotmech.cot.analyses import (
     answer_sources,
     answer_writers,
     attention_by_source,
-    bootstrap,
     context_abidance,
     copy_heads,
     decision_heads,
@@ -31,15 +30,16 @@ from pycotmech.cot.analyses import (
     patch_steps,
     relation_heads,
 )
-from pycotmech.cot.analyses.cost import Cost, Workload
-from pycotmech.cot.analyses.head_sets import scores_of
-from pycotmech.cot.analyses.result import HALVED, Analysis, Progress
 from pycotmech.cot.analyses.select_heads import Selection, select_heads
+from pycotmech.cot.tools.cost import Cost, Workload
+from pycotmech.cot.tools.head_sets import scores_of
+from pycotmech.cot.tools.result import HALVED, Analysis, Progress
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     from pycotmech.cot import Examples, Graded
     from pycotmech.model import Model
-    from pycotmech.model.families import ModelConfig
+    from pycotmech.model.families.llama import ModelConfig
 
 CostOf = Callable[["ModelConfig", Workload], Cost]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pycotmech.cot.analyses.cost import Cost, Workload, metered
+from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.model.run import forward_packed
 from pycotmech.paper.entries import Entry
 

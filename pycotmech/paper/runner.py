@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pycotmech import experiment
 from pycotmech.paper import plan as planning
 from pycotmech.paper.entries import Entry, Given, chosen
 from pycotmech.paper.summary import write_summary
+from pycotmech.runs import experiment
 
 if TYPE_CHECKING:
-    from pycotmech.cot.analyses.result import Analysis
+    from pycotmech.cot.tools.result import Analysis
     from pycotmech.model import Model
 
 ABOUT = "paper.json"
@@ -59,8 +59,8 @@ def run(
     progress, say = progress or experiment.Progress(), say or (lambda text: None)
     folder = experiment.writable(out)
 
-    from pycotmech.cot.analyses.cells import choose, grade
-    from pycotmech.cot.analyses.cost import workload
+    from pycotmech.cot.tools.cells import choose, grade
+    from pycotmech.cot.tools.cost import workload
     from pycotmech.model import Model
 
     model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)

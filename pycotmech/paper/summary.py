@@ -11,7 +11,7 @@ from pycotmech.paper.plan import Plan, shown_time
 
 if TYPE_CHECKING:
     from pycotmech.cot import Graded
-    from pycotmech.cot.analyses.result import Analysis
+    from pycotmech.cot.tools.result import Analysis
     from pycotmech.model import Model
 
 

@@ -1,5 +1,6 @@
 """Activation patching: exact sweeps over heads, positions and examples."""
 
+from pycotmech.engine.planner import Plan
 from pycotmech.patching.ablate import ablate_heads
 from pycotmech.patching.attribution import Agreement, Attribution, attribute_heads
 from pycotmech.patching.edits import Edit, Variant
@@ -8,7 +9,6 @@ from pycotmech.patching.knockout import Knockout, knock_out_edges
 from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.path_results import PathSweep
 from pycotmech.patching.paths import path_patch, path_patch_all, plan_paths
-from pycotmech.patching.planner import Plan
 from pycotmech.patching.residual import patch_residual
 from pycotmech.patching.results import Ablation, Sweep, VariantSweep
 from pycotmech.patching.sweep import sweep

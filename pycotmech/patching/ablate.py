@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pycotmech.engine.metrics import Metric
 from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
-from pycotmech.patching.metrics import Metric
 from pycotmech.patching.results import Ablation
 from pycotmech.patching.sweep import prepare, sweep
 

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from pycotmech.model.families import LlamaFamily
+from pycotmech.engine.bases import common_prefix
+from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
-from pycotmech.patching.bases import common_prefix
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.job import PatchJob, prepare_job
-from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
 from pycotmech.patching.results import Grid, Sweep
 
 if TYPE_CHECKING:

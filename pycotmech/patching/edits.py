@@ -10,11 +10,11 @@ from operator import index
 import torch
 from torch import Tensor
 
-from pycotmech.model.families import ModelConfig
+from pycotmech.engine.bases import Stage
+from pycotmech.engine.row_edits import PER_QUERY, Entries
+from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.model import resolve_positions
 from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site
-from pycotmech.patching.bases import Stage
-from pycotmech.patching.late import PER_QUERY, Entries
 
 EDIT_SITES = (*SITES, "pattern", "edge")
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pycotmech.engine.metrics import Metric
+from pycotmech.engine.planner import Plan
+from pycotmech.engine.row_edits import PER_QUERY
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
 from pycotmech.patching.attribution import attribute_job, check_screen
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.groups import Groups
 from pycotmech.patching.job import PatchJob, finish_each, finish_job, prepare_job
-from pycotmech.patching.late import PER_QUERY
-from pycotmech.patching.metrics import Metric
-from pycotmech.patching.planner import Plan
 from pycotmech.patching.results import Sweep
 
 if TYPE_CHECKING:

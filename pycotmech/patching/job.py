@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from pycotmech.model.families import LlamaFamily
+from pycotmech.engine import planner
+from pycotmech.engine.bases import PairRuns, Readings, Stage, common_prefix, sequences_run
+from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, read_counts, self_patch_signs, self_patches
+from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
+from pycotmech.engine.row_edits import PER_QUERY, Entries, LateEdits, SourceValues
+from pycotmech.engine.staircase import Variants
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import KeyValues
 from pycotmech.model.sites import RESIDUAL_SITES
-from pycotmech.patching import planner
-from pycotmech.patching.bases import PairRuns, Readings, Stage, common_prefix, sequences_run
 from pycotmech.patching.edits import JOINS_AT, heads_of, reaches
-from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, read_counts, self_patch_signs, self_patches
 from pycotmech.patching.groups import Groups, each_labels
-from pycotmech.patching.late import PER_QUERY, Entries, LateEdits, SourceValues
-from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric, normalise
 from pycotmech.patching.pairs import Pair, make_pairs, targets_of
 from pycotmech.patching.results import Sweep
 from pycotmech.patching.shared_runs import SharedRun, each_alone, example_metrics, prompts_of, run_hosts, shared_runs
-from pycotmech.patching.staircase import Variants
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

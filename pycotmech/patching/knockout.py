@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from pycotmech.engine.metrics import Metric
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.groups import Groups, Positions, labels_of, positions_of
-from pycotmech.patching.metrics import Metric
 from pycotmech.patching.results import VariantSweep
 from pycotmech.patching.sweep import sweep
 

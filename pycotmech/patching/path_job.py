@@ -10,18 +10,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.engine import planner
+from pycotmech.engine.bases import PairRuns, Stage, common_prefix
+from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
+from pycotmech.engine.metrics import Metric
+from pycotmech.engine.row_edits import PER_QUERY, LateEdits
+from pycotmech.engine.senders import Climbed, PathJoins, climb
+from pycotmech.engine.staircase import Variants
+from pycotmech.model.families.llama import LlamaFamily, ModelConfig
 from pycotmech.model.prefixes import Prefixes
-from pycotmech.patching import planner
-from pycotmech.patching.bases import PairRuns, Stage, common_prefix
 from pycotmech.patching.edits import reaches
-from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
-from pycotmech.patching.late import PER_QUERY, LateEdits
-from pycotmech.patching.metrics import Metric
 from pycotmech.patching.pairs import Pair
-from pycotmech.patching.senders import Climbed, PathJoins, climb
 from pycotmech.patching.shared_runs import each_alone, example_metrics, run_hosts
-from pycotmech.patching.staircase import Variants
 
 
 @dataclass(frozen=True)

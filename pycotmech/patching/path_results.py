@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pycotmech.patching.planner import Plan
+from pycotmech.engine.planner import Plan
 from pycotmech.patching.results import Indexed
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class PathSweep(Indexed):
         receiver: of the senders to this one (and `input`). sender: of its receivers. Neither: of the senders, each with
         its strongest path, or its path to the logits.
         """
-        from pycotmech.report.heatmap import head_figure
+        from pycotmech.figures.heatmap import head_figure
 
         if receiver is not None and sender is not None:
             raise ValueError("receiver, sender: both given; expected one of them, the other is what the map shows")

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pycotmech.model.families import LlamaFamily, family_of
+from pycotmech.engine import planner
+from pycotmech.engine.evaluate import Evaluator
+from pycotmech.engine.metrics import Metric, check_metric, normalise
+from pycotmech.engine.planner import Plan
+from pycotmech.engine.senders import INPUTS
+from pycotmech.model.families.llama import LlamaFamily, family_of
 from pycotmech.model.model import Tokens
-from pycotmech.patching import planner
 from pycotmech.patching.edits import check_heads
-from pycotmech.patching.evaluate import Evaluator
 from pycotmech.patching.heads import Direction
-from pycotmech.patching.metrics import Metric, check_metric, normalise
 from pycotmech.patching.pairs import Pair, make_pairs, targets_of
 from pycotmech.patching.path_job import PathJob, PathOutcome, Paths, Span
 from pycotmech.patching.path_results import PathSweep
-from pycotmech.patching.planner import Plan
-from pycotmech.patching.senders import INPUTS
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

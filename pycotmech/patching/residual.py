@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from pycotmech.engine.metrics import Metric
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching.edits import parse_edit_site
 from pycotmech.patching.groups import Groups
 from pycotmech.patching.job import patch_pairs
-from pycotmech.patching.metrics import Metric
 from pycotmech.patching.results import Sweep
 
 if TYPE_CHECKING:

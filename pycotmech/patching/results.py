@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.engine.planner import Plan
 from pycotmech.model.sites import RESIDUAL_SITES
-from pycotmech.patching.planner import Plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,7 @@ class Sweep(Grid):
 
     def plot(self, *, title: str | None = None, path: str | None = None):
         """Heat map, layers upward, heads to the right, red-blue around 0; a matplotlib figure, saved to `path` if given."""
-        from pycotmech.report.heatmap import sweep_figure
+        from pycotmech.figures.heatmap import sweep_figure
 
         return sweep_figure(self, title=title, path=path)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pycotmech.model.families import LlamaFamily
+from pycotmech.engine.bases import PairRuns, run_pairs
+from pycotmech.engine.evaluate import Evaluator
+from pycotmech.engine.metrics import ExampleMetric, Metric
+from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import KeyValues
-from pycotmech.patching.bases import PairRuns, run_pairs
-from pycotmech.patching.evaluate import Evaluator
-from pycotmech.patching.metrics import ExampleMetric, Metric
 from pycotmech.patching.pairs import Pair, targets_of
 
 

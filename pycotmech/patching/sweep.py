@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pycotmech.model.families import ModelConfig
+from pycotmech.engine import planner
+from pycotmech.engine.bases import Stage, run_pairs
+from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
+from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
+from pycotmech.engine.row_edits import GivenValues, LateEdits
+from pycotmech.engine.staircase import Variants
+from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.model import Tokens, resolve_positions
-from pycotmech.patching import planner
-from pycotmech.patching.bases import Stage, run_pairs
 from pycotmech.patching.edits import Layout, Variant, lay_out
-from pycotmech.patching.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
-from pycotmech.patching.late import GivenValues, LateEdits
-from pycotmech.patching.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.patching.pairs import answer_token
 from pycotmech.patching.results import VariantSweep
-from pycotmech.patching.staircase import Variants
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

@@ -7,7 +7,7 @@ import transformers
 
 import pycotmech as pcm
 from pycotmech import ops
-from pycotmech.model import families
+from pycotmech.model.families import llama as families
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import logits_of, patched_logits, z_of
 

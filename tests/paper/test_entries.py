@@ -10,7 +10,7 @@ import xarray as xr
 import pycotmech as pcm
 from pycotmech import cot
 from pycotmech.cot.analyses import knock_out
-from pycotmech.cot.analyses.cost import Cost, Workload, row_flop
+from pycotmech.cot.tools.cost import Cost, Workload, row_flop
 from pycotmech.paper import CLAIMS, ENTRIES, entries
 from pycotmech.paper.entries import Given, chosen
 from pycotmech.paper.plan import Line, Plan, make, measured_speed, shown_time

@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pycotmech import experiment, paper
-from pycotmech.cot.analyses import cells
-from pycotmech.cot.steps import Graded
+from pycotmech import paper
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools import cells
 from pycotmech.paper import ENTRIES
+from pycotmech.runs import experiment
 from tests.reference.tiny import tiny_llama
 
 BY_LAYER = {"movers", "mixing", "writers", "rift", "abidance"}

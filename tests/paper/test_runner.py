@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pycotmech import experiment, paper
-from pycotmech.cot.analyses import cells
-from pycotmech.cot.steps import Graded
+from pycotmech import paper
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools import cells
 from pycotmech.paper import runner
 from pycotmech.paper.entries import ENTRIES
+from pycotmech.runs import experiment
 
 SETTINGS = experiment.Settings(model="tiny-cot", examples=2, shots=2, steps=(2, 5))
 ONLY = ("decision_heads", "copy_heads")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pycotmech as pcm
+from pycotmech.engine.staircase import Staircase
 from pycotmech.patching import attribution
-from pycotmech.patching.staircase import Staircase
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations, double, logits_of, patched_logits, z_of
 

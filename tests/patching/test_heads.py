@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.patching import staircase
+from pycotmech.engine import staircase
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, kl, logits_of, patched_logits, sweep_truth, z_of
 

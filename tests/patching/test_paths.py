@@ -6,8 +6,8 @@ import torch
 import transformers
 
 import pycotmech as pcm
-from pycotmech.patching import planner
-from pycotmech.patching import senders as senders_module
+from pycotmech.engine import planner
+from pycotmech.engine import senders as senders_module
 from tests.attention.test_scores import planted
 from tests.patching.test_heads import SHAPES, T, pair
 from tests.reference.paths import PathTruth

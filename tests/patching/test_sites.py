@@ -168,7 +168,8 @@ def test_several_pairs_of_unequal_lengths():
 
 def test_blocks_that_hold_one_variant(monkeypatch):
     """Edits are found in whatever block of rows a variant falls."""
-    from pycotmech.patching import late, staircase
+    from pycotmech.engine import row_edits as late
+    from pycotmech.engine import staircase
 
     case = Case("gqa")
     for site in ("k", "pattern", "v"):

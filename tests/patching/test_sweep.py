@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.patching import staircase
+from pycotmech.engine import staircase
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations, double, edited_logits, kl, logits_of, ungrouped
 

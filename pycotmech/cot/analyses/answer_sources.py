@@ -17,22 +17,23 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap, information_flow
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.flow_graph import Graph
-from pycotmech.cot.analyses.result import Analysis, about, columns
-from pycotmech.cot.analyses.traces import SEGMENTS, Prompt, by_example
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.analyses import information_flow
+from pycotmech.cot.tools.activations import SEGMENTS, Prompt, by_example
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.flow_graph import Graph
+from pycotmech.cot.tools.result import Analysis, about, columns
+from pycotmech.model.families.llama import ModelConfig
 from pycotmech.patching import Edit, Variant, sweep
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
     from pycotmech.cot.analyses.information_flow import InformationFlow
-    from pycotmech.cot.examples import Examples
-    from pycotmech.cot.steps import Graded
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
 NONE = "none"
@@ -149,7 +150,7 @@ class AnswerSources(Analysis):
     def map(self, *, path: str | PathLike | None = None) -> Figure:
         """For each step a map of the heads, coloured by `majority`: red few-shot, blue question, green generated, white none or
         a tie (PAPER: E8, the paper's colours)."""
-        from pycotmech.report.source_maps import source_maps
+        from pycotmech.cot.analyses.answer_sources_figure import source_maps
 
         return source_maps(self, path=path)
 
@@ -180,7 +181,7 @@ class AnswerSources(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Pathways by source at each step, and what cutting each part off costs the answer."""
-        from pycotmech.report.figures import PALETTE, bars_with_intervals, framed, saved, stacked_bars
+        from pycotmech.figures.bars import PALETTE, bars_with_intervals, framed, saved, stacked_bars
 
         steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
         n = int(self.data["probability"].notnull().any("step").sum())

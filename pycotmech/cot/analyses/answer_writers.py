@@ -18,11 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Analysis, about, columns, top_cells
-from pycotmech.cot.analyses.traces import (
+from pycotmech.cot.tools.activations import (
     SEGMENTS,
     Prompt,
     Trace,
@@ -36,14 +32,18 @@ from pycotmech.cot.analyses.traces import (
     trace_cost,
     traced,
 )
-from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Analysis, about, columns, top_cells
+from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from pycotmech.cot.examples import Examples
-    from pycotmech.cot.steps import Graded
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
 THRESHOLDS = (0.01, 0.1, 0.5)
@@ -196,7 +196,7 @@ class AnswerWriters(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Writers by step and threshold; each layer's share of the answer's logit; the map of heads, over all steps."""
-        from pycotmech.report.figures import bars_with_intervals, framed, layer_line, map_of_heads, saved
+        from pycotmech.figures.bars import bars_with_intervals, framed, layer_line, map_of_heads, saved
 
         steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
         n = int(self.data["logit"].notnull().any("step").sum())

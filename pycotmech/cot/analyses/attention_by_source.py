@@ -19,11 +19,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.cells import Cells, choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Analysis, about, top_cells
-from pycotmech.cot.analyses.traces import (
+from pycotmech.cot.tools.activations import (
     SOURCES,
     Prompt,
     Trace,
@@ -34,14 +30,18 @@ from pycotmech.cot.analyses.traces import (
     trace_cost,
     traced,
 )
-from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.cot.tools.cells import Cells, choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from pycotmech.cot.examples import Examples
-    from pycotmech.cot.steps import Graded
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
 Norm = Literal["l1", "l2"]
@@ -181,7 +181,7 @@ class AttentionBySource(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Above, by step: attention, what heads write, the layers' decomposition. Below, by layer, over all steps."""
-        from pycotmech.report.figures import framed, saved, stacked_bars, stacked_layers
+        from pycotmech.figures.bars import framed, saved, stacked_bars, stacked_layers
 
         found = self.by_step()
         steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(found["step"].values, found["kind"].values)]

@@ -17,22 +17,23 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import answer_writers, bootstrap, information_flow
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered
-from pycotmech.cot.analyses.flow_graph import Graph
+from pycotmech.cot.analyses import answer_writers, information_flow
 from pycotmech.cot.analyses.functional_rift import change_point, rise_interval
-from pycotmech.cot.analyses.result import Analysis, about
-from pycotmech.cot.analyses.traces import Prompt, by_example, texts_of, traced
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.tools.activations import Prompt, by_example, texts_of, traced
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered
+from pycotmech.cot.tools.flow_graph import Graph
+from pycotmech.cot.tools.result import Analysis, about
+from pycotmech.model.families.llama import ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
     from pycotmech.cot.analyses.information_flow import InformationFlow
-    from pycotmech.cot.examples import Examples
-    from pycotmech.cot.steps import Graded
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
 Depth0 = Literal["context", "leave_out"]
@@ -151,7 +152,7 @@ class ContextAbidance(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """By layer, and by head."""
-        from pycotmech.report.figures import PALETTE, framed, layer_line, map_of_heads, saved
+        from pycotmech.figures.bars import PALETTE, framed, layer_line, map_of_heads, saved
 
         found = self.by_layer()
         n = int(self.data["chance"].notnull().any("step").sum())

@@ -12,17 +12,17 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.by_head import HeadAnalysis
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Progress, about
-from pycotmech.cot.analyses.rows import ReadRow, head_outputs, read_rows, word_spans
-from pycotmech.cot.examples import Examples
-from pycotmech.cot.steps import Graded
+from pycotmech.cot.task.examples import Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.by_head import HeadAnalysis
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Progress, about
+from pycotmech.cot.tools.rows import ReadRow, head_outputs, read_rows, word_spans
+from pycotmech.figures.words import plural
 from pycotmech.lens.readout import Readout
-from pycotmech.model.families import LlamaFamily, ModelConfig
-from pycotmech.report.words import plural
+from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

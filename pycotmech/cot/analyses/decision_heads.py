@@ -11,15 +11,15 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.by_head import HeadAnalysis
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Progress, about
-from pycotmech.cot.analyses.rows import head_outputs, read_rows
-from pycotmech.cot.examples import Examples
-from pycotmech.cot.steps import Graded
-from pycotmech.model.families import LlamaFamily, ModelConfig
+from pycotmech.cot.task.examples import Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.by_head import HeadAnalysis
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Progress, about
+from pycotmech.cot.tools.rows import head_outputs, read_rows
+from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

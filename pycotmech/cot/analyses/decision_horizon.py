@@ -12,17 +12,17 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.cells import Cells, choose
-from pycotmech.cot.analyses.corruptions import require_consistent
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Analysis, Progress, about, columns
-from pycotmech.cot.examples import Example, Examples
-from pycotmech.cot.steps import Graded
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.task.corruptions import require_consistent
+from pycotmech.cot.task.examples import Example, Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.cells import Cells, choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Analysis, Progress, about, columns
+from pycotmech.engine import planner
+from pycotmech.engine.decode import Runs
+from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.run import KeyValues
-from pycotmech.patching import planner
-from pycotmech.patching.decode import Runs
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ class DecisionHorizon(Analysis):
         """Share of texts that stay the same, by corrupted layer, a line for each number of sentences."""
         from matplotlib.figure import Figure
 
-        from pycotmech.report.heatmap import framed
+        from pycotmech.figures.heatmap import framed
 
         found = self.interval("same")
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")

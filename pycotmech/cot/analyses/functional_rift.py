@@ -15,15 +15,15 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Analysis, Progress, about
-from pycotmech.cot.examples import Examples
-from pycotmech.cot.steps import Graded
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.task.examples import Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Analysis, Progress, about
+from pycotmech.engine import planner
+from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
-from pycotmech.patching import planner
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +152,7 @@ class FunctionalRift(Analysis):
         """Both curves over the layers with their intervals, the change and its interval; below, each step's difference."""
         from matplotlib.figure import Figure
 
-        from pycotmech.report.heatmap import framed
+        from pycotmech.figures.heatmap import framed
 
         curves, r = self.curves(), self.rift()
         figure = Figure(figsize=(7.5, 5.6), layout="constrained")

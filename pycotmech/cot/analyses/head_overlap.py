@@ -10,14 +10,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.cost import Cost, Workload
-from pycotmech.cot.analyses.head_sets import HeadSet
-from pycotmech.cot.analyses.result import Analysis
 from pycotmech.cot.analyses.select_heads import Selection
-from pycotmech.cot.analyses.significance import adjusted, hypergeometric
-from pycotmech.model.families import ModelConfig
-from pycotmech.report.words import plural
+from pycotmech.cot.tools.cost import Cost, Workload
+from pycotmech.cot.tools.head_sets import HeadSet
+from pycotmech.cot.tools.result import Analysis
+from pycotmech.figures.words import plural
+from pycotmech.model.families.llama import ModelConfig
+from pycotmech.stats import bootstrap
+from pycotmech.stats.significance import adjusted, hypergeometric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ class HeadOverlap(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """F1 of every two sets, and F1 above chance."""
-        from pycotmech.report.curves import overlap_figure
+        from pycotmech.cot.analyses.curves import overlap_figure
 
         return overlap_figure(self, path=path)
 

@@ -14,17 +14,17 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.by_head import HeadAnalysis
-from pycotmech.cot.analyses.cells import Cells, choose, grade
-from pycotmech.cot.analyses.corruptions import Corruption, require_consistent
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.analyses.patch_steps import PatchSteps, induction_score, patch_steps
 from pycotmech.cot.analyses.patch_steps import cost as sweeps_cost
-from pycotmech.cot.analyses.result import Progress, about
-from pycotmech.cot.examples import Examples
-from pycotmech.cot.steps import Graded
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.task.corruptions import Corruption, require_consistent
+from pycotmech.cot.task.examples import Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.by_head import HeadAnalysis
+from pycotmech.cot.tools.cells import Cells, choose, grade
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Progress, about
+from pycotmech.model.families.llama import ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +152,7 @@ class InductionHeads(HeadAnalysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Heat maps of each step: the mean over corruptions, and each by itself; layers upward."""
-        from pycotmech.report.heatmap import maps_figure
+        from pycotmech.figures.heatmap import maps_figure
 
         mean, each = self.scores()["mean"], self.restoration()["mean"]
         grids, titles = [], []

@@ -12,20 +12,21 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap, flow_exact, flow_paper
-from pycotmech.cot.analyses.cells import Cells, choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node, sources
-from pycotmech.cot.analyses.result import Analysis, about, top_cells
-from pycotmech.cot.analyses.traces import SEGMENTS, Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.tools import flow_exact, flow_paper
+from pycotmech.cot.tools.activations import SEGMENTS, Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
+from pycotmech.cot.tools.cells import Cells, choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
+from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.model.families.llama import ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from pycotmech.cot.examples import Examples
-    from pycotmech.cot.steps import Graded
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
 Definition = Literal["exact", "projection", "paper"]
@@ -135,7 +136,7 @@ class InformationFlow(Analysis):
 
         example, step: which; None: a cell with a middling number of edges.
         """
-        from pycotmech.report.flow_figure import flow_figure
+        from pycotmech.cot.analyses.information_flow_figure import flow_figure
 
         return flow_figure(self, example, step, path)
 

@@ -11,18 +11,18 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
-from pycotmech.cot.analyses.cells import Cells, choose
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.head_sets import scores_of
-from pycotmech.cot.analyses.means import N_PROMPTS
-from pycotmech.cot.analyses.result import Analysis, Progress, about, columns
 from pycotmech.cot.analyses.select_heads import Selection, select_heads, spread
-from pycotmech.cot.examples import Examples
-from pycotmech.cot.steps import Graded
-from pycotmech.model.families import ModelConfig
-from pycotmech.report.words import plural
+from pycotmech.cot.task.examples import Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
+from pycotmech.cot.tools.cells import Cells, choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.head_sets import scores_of
+from pycotmech.cot.tools.means import N_PROMPTS
+from pycotmech.cot.tools.result import Analysis, Progress, about, columns
+from pycotmech.figures.words import plural
+from pycotmech.model.families.llama import ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +152,7 @@ class KnockOutCurve(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Curves with their intervals, a panel for each step, the operating point marked."""
-        from pycotmech.report.curves import knock_out_figure
+        from pycotmech.cot.analyses.curves import knock_out_figure
 
         return knock_out_figure(self, path=path)
 

@@ -12,9 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.cost import Cost, Workload, metered
-from pycotmech.cot.analyses.probes import (
+from pycotmech.cot.task.relations import CLASSES, Pair, Question, Unrelated
+from pycotmech.cot.tools.cost import Cost, Workload, metered
+from pycotmech.cot.tools.probes import (
     COMPONENTS,
     HIDDEN,
     Projection,
@@ -25,7 +25,7 @@ from pycotmech.cot.analyses.probes import (
     macro_f1,
     majority,
 )
-from pycotmech.cot.analyses.question_runs import (
+from pycotmech.cot.tools.question_runs import (
     Piece,
     every_forward,
     pair_table,
@@ -34,16 +34,16 @@ from pycotmech.cot.analyses.question_runs import (
     questions_of,
     runs,
 )
-from pycotmech.cot.analyses.result import Analysis, Progress, columns, facts
-from pycotmech.cot.relations import CLASSES, Pair, Question, Unrelated
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.tools.result import Analysis, Progress, columns, facts
+from pycotmech.model.families.llama import ModelConfig
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from pycotmech.cot.examples import Examples
-    from pycotmech.cot.steps import Graded
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
 QUESTIONS = 120
@@ -167,7 +167,7 @@ class PairProbes(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Accuracy over the depth with its interval, the control task, and what is called unrelated across sentences."""
-        from pycotmech.report import figures
+        from pycotmech.figures import bars as figures
 
         s = self.about["settings"]
         lines = [

@@ -11,22 +11,23 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.by_head import HeadAnalysis
-from pycotmech.cot.analyses.cells import Cell, choose
-from pycotmech.cot.analyses.corruptions import Corruption, corrupted_prompt, require_consistent
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.result import Progress, about
-from pycotmech.cot.examples import Examples, Step
-from pycotmech.cot.steps import Graded
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.task.corruptions import Corruption, corrupted_prompt, require_consistent
+from pycotmech.cot.task.examples import Examples, Step
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.by_head import HeadAnalysis
+from pycotmech.cot.tools.cells import Cell, choose
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.result import Progress, about
+from pycotmech.engine import planner
+from pycotmech.engine.evaluate import N_SELF_PATCHES
+from pycotmech.engine.metrics import ExampleMetric
+from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
-from pycotmech.patching import Sweep, patch_heads_each, planner
-from pycotmech.patching.evaluate import N_SELF_PATCHES
+from pycotmech.patching import Sweep, patch_heads_each
 from pycotmech.patching.heads import Direction
-from pycotmech.patching.metrics import ExampleMetric
 from pycotmech.patching.pairs import aligned
 from pycotmech.patching.shared_runs import shared_runs
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

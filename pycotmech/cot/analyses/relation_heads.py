@@ -12,22 +12,22 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses import bootstrap
-from pycotmech.cot.analyses.by_head import layer_share
-from pycotmech.cot.analyses.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.analyses.head_probe import Rows, head_sets, probed, read_positions
-from pycotmech.cot.analyses.question_runs import every_forward, pair_table, question_length, questions_of, runs
-from pycotmech.cot.analyses.result import Analysis, Progress, columns, facts, top_cells
-from pycotmech.cot.analyses.significance import sign_flip
-from pycotmech.cot.relations import CLASSES, Question
-from pycotmech.model.families import ModelConfig
+from pycotmech.cot.task.relations import CLASSES, Question
+from pycotmech.cot.tools.by_head import layer_share
+from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.head_probe import Rows, head_sets, probed, read_positions
+from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of, runs
+from pycotmech.cot.tools.result import Analysis, Progress, columns, facts, top_cells
+from pycotmech.model.families.llama import ModelConfig
+from pycotmech.stats import bootstrap
+from pycotmech.stats.significance import sign_flip
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from pycotmech.cot.examples import Examples
-    from pycotmech.cot.steps import Graded
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
 QUESTIONS, HEADS, RANDOM_SETS = 64, 10, 5
@@ -182,7 +182,7 @@ class RelationHeads(Analysis):
         """Maps of the score, the selected heads framed; the score by layer; what the probe loses without the heads."""
         from matplotlib.patches import Rectangle
 
-        from pycotmech.report import figures
+        from pycotmech.figures import bars as figures
 
         n = int((self.data["half"].values == "report").sum())
         lines = [f"n = {n} questions to report on; {self.about['definition']}", *self.about["notes"]]

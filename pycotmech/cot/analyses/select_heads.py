@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pycotmech.cot.analyses import significance
-from pycotmech.cot.analyses.head_sets import Head, HeadSet, Scores, scores_of
+from pycotmech.cot.tools.head_sets import Head, HeadSet, Scores, scores_of
+from pycotmech.stats import significance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +100,7 @@ class Selection:
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Histogram of the scores, each nested set in a darker colour than the one around it, and where the window ends."""
-        from pycotmech.report.selection_figure import selection_figure
+        from pycotmech.cot.analyses.select_heads_figure import selection_figure
 
         return selection_figure(self, path=path)
 

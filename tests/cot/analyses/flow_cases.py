@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pycotmech.cot.analyses.traces import Prompt, traced
+from pycotmech.cot.tools.activations import Prompt, traced
 from tests.reference.planted import Planted
 from tests.reference.planted import Prompt as PlantedPrompt
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pycotmech.cot.analyses import bootstrap
+from pycotmech.stats import bootstrap
 
 
 def keeps_its_ranges(result, *absent):

@@ -2,7 +2,7 @@
 
 import torch
 
-from pycotmech.cot.relations import Pair, Question
+from pycotmech.cot.task.relations import Pair, Question
 from tests.reference.planted.words import BOS, CONTENT, ID, WORDS
 
 

@@ -7,11 +7,11 @@ import torch
 import pycotmech as pcm
 from pycotmech.cot.analyses import answer_sources as module
 from pycotmech.cot.analyses import context_abidance as abidance
-from pycotmech.cot.analyses import flow_exact
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import metered, workload
-from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node
-from pycotmech.cot.analyses.traces import Prompt, Shots, traced
+from pycotmech.cot.tools import flow_exact
+from pycotmech.cot.tools.activations import Prompt, Shots, traced
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import metered, workload
+from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from tests.cot.analyses.flow_cases import planted_traces
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted

@@ -6,9 +6,9 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.cot.analyses import answer_writers as module
-from pycotmech.cot.analyses import cells as cells_module
-from pycotmech.cot.analyses.cost import Cost, workload
-from pycotmech.cot.analyses.traces import Prompt, direct_directions, final_size, head_outputs, projected
+from pycotmech.cot.tools import cells as cells_module
+from pycotmech.cot.tools.activations import Prompt, direct_directions, final_size, head_outputs, projected
+from pycotmech.cot.tools.cost import Cost, workload
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted

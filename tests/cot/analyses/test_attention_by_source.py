@@ -6,9 +6,9 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.cot.analyses import attention_by_source as module
-from pycotmech.cot.analyses import cells as cells_module
-from pycotmech.cot.analyses.cost import workload
-from pycotmech.cot.analyses.traces import SOURCES, Prompt, by_example, head_mask
+from pycotmech.cot.tools import cells as cells_module
+from pycotmech.cot.tools.activations import SOURCES, Prompt, by_example, head_mask
+from pycotmech.cot.tools.cost import workload
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
@@ -186,7 +186,7 @@ def test_result_is_kept_and_drawn(result, tmp_path):
 
 def test_words_are_found_in_the_few_shot_block(model):
     """A word of the shots that the block is asked for; the item's own words are not in it (disjoint vocabularies)."""
-    from pycotmech.cot.analyses.traces import Shots
+    from pycotmech.cot.tools.activations import Shots
 
     made = pcm.cot.make_examples(1, shots=2, tokenizer=model.tokenizer, bos=model.prepend_bos, seed=4)
     shots = Shots(made, model.tokenizer)

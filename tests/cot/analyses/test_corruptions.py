@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.cot.analyses.corruptions import corrupted_prompt
+from pycotmech.cot.task.corruptions import corrupted_prompt
 from tests.reference.truth import kl, logits_of, patched_logits, z_of
 
 

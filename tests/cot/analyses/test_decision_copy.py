@@ -7,9 +7,9 @@ import torch
 import pycotmech as pcm
 from pycotmech.cot.analyses import copy_heads as copying
 from pycotmech.cot.analyses import decision_heads as decision
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import workload
-from pycotmech.cot.analyses.rows import head_outputs, read_rows
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import workload
+from pycotmech.cot.tools.rows import head_outputs, read_rows
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations

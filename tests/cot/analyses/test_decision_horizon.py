@@ -6,8 +6,8 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.cot.analyses import decision_horizon as module
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import workload
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference.truth import hooked, logits_of, z_of
 

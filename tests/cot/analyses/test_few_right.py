@@ -6,10 +6,10 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import bootstrap, significance
 from pycotmech.cot.analyses.head_overlap import head_overlap
 from pycotmech.cot.analyses.knock_out import knock_out_curve
 from pycotmech.cot.analyses.select_heads import select_heads
+from pycotmech.stats import bootstrap, significance
 
 L, H, STEPS = 4, 8, [2, 5]
 CHOOSING, REPORTING = (half.tolist() for half in bootstrap.halves(4, seed=0))

@@ -8,9 +8,9 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import cells as cells_module
-from pycotmech.cot.analyses.cost import Cost, metered, row_flop, rows_cost, workload
-from pycotmech.cot.analyses.result import Analysis, about, top_cells
+from pycotmech.cot.tools import cells as cells_module
+from pycotmech.cot.tools.cost import Cost, metered, row_flop, rows_cost, workload
+from pycotmech.cot.tools.result import Analysis, about, top_cells
 from tests.reference.tiny import tiny_llama
 
 

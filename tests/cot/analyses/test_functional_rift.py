@@ -6,11 +6,11 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses import functional_rift as rift
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import workload
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import workload
 from pycotmech.paper import CLAIMS
+from pycotmech.stats import bootstrap
 from tests.reference.planted import examples as examples_of
 from tests.reference.planted import models as planted
 from tests.reference.planted.words import BOS

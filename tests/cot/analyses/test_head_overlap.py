@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses.head_overlap import HeadOverlap, head_overlap
-from pycotmech.cot.analyses.significance import hypergeometric
+from pycotmech.stats import bootstrap
+from pycotmech.stats.significance import hypergeometric
 
 
 def random_set(rng, size, shape=(8, 8)):

@@ -6,12 +6,12 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses import induction_heads as module
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import workload
 from pycotmech.cot.analyses.induction_heads import InductionHeads, combined
 from pycotmech.cot.analyses.patch_steps import PatchSteps
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import workload
+from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import cells as cells_module
-from pycotmech.cot.analyses import flow_exact, flow_paper
 from pycotmech.cot.analyses import information_flow as module
-from pycotmech.cot.analyses.cost import workload
-from pycotmech.cot.analyses.flow_graph import Edge, Graph, Node
-from pycotmech.cot.analyses.traces import Prompt
+from pycotmech.cot.tools import cells as cells_module
+from pycotmech.cot.tools import flow_exact, flow_paper
+from pycotmech.cot.tools.activations import Prompt
+from pycotmech.cot.tools.cost import workload
+from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted

@@ -6,10 +6,11 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import cells, cost, isolation
-from pycotmech.cot.analyses.ablation import ablated_steps
-from pycotmech.cot.analyses.head_sets import HeadSet
+from pycotmech.cot.analyses import isolation
 from pycotmech.cot.analyses.isolation import intersection, keep_only, remove, set_combinations, union
+from pycotmech.cot.tools import cells, cost
+from pycotmech.cot.tools.ablation import ablated_steps
+from pycotmech.cot.tools.head_sets import HeadSet
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 
 L, H = 4, 8

@@ -8,9 +8,11 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import bootstrap, cells, cost, knock_out
-from pycotmech.cot.analyses.ablation import AblatedAnswers, ablated_steps
+from pycotmech.cot.analyses import knock_out
 from pycotmech.cot.analyses.knock_out import knock_out_curve, nearest
+from pycotmech.cot.tools import cells, cost
+from pycotmech.cot.tools.ablation import AblatedAnswers, ablated_steps
+from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference.planted import models as planted
 from tests.reference.truth import double, edited, logits_of

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import bootstrap
 from pycotmech.cot.analyses import pair_probes as probing
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import workload
-from pycotmech.cot.analyses.probes import macro_f1
-from pycotmech.cot.relations import make_questions
+from pycotmech.cot.task.relations import make_questions
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import workload
+from pycotmech.cot.tools.probes import macro_f1
+from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.cot.analyses.relation_cases import said
 from tests.reference.planted import models as planted

@@ -8,11 +8,11 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.cot.analyses import relation_heads as relating
-from pycotmech.cot.analyses.cells import choose
-from pycotmech.cot.analyses.cost import workload
-from pycotmech.cot.analyses.head_probe import head_sets, probed
-from pycotmech.cot.analyses.significance import sign_flip
-from pycotmech.cot.relations import Pair, Question, make_questions
+from pycotmech.cot.task.relations import Pair, Question, make_questions
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cost import workload
+from pycotmech.cot.tools.head_probe import head_sets, probed
+from pycotmech.stats.significance import sign_flip
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.cot.analyses.relation_cases import said
 from tests.reference.planted import models as planted

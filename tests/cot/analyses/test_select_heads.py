@@ -6,10 +6,10 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import significance
-from pycotmech.cot.analyses.head_sets import HeadSet, scores_of
-from pycotmech.cot.analyses.result import Analysis
 from pycotmech.cot.analyses.select_heads import freedman_diaconis, select_heads, spread
+from pycotmech.cot.tools.head_sets import HeadSet, scores_of
+from pycotmech.cot.tools.result import Analysis
+from pycotmech.stats import significance
 from tests.reference.tiny import tiny_llama
 
 # 64 scores from 0 to 10 with quartiles 4.5 and 6.5: bins of width 2 * 2 / 64^(1/3) = 1, the fullest from 5 to 6.

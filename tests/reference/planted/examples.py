@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pycotmech.cot.examples import Example, Examples, Step
+from pycotmech.cot.task.examples import Example, Examples, Step
 from tests.reference.planted.models import Planted, Prompt
 from tests.reference.planted.words import WORDS
 

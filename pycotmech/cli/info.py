@@ -1,0 +1,55 @@
+"""What this installation is made of: for `pycotmech info` and for bug reports."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+
+
+def info() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Sections of (name, value): versions, machine, compiled modules, and what runs each op."""
+    import torch
+
+    from pycotmech import __version__, ops
+    from pycotmech.engine.planner import free_bytes
+    from pycotmech.model._cache import cache_root
+    from pycotmech.model.aliases import ALIASES
+
+    versions = [("pycotmech", __version__), ("python", platform.python_version())]
+    versions += [(name, _version(name)) for name in ("torch", "transformers", "triton", "numpy", "xarray", "zarr")]
+    cuda = torch.cuda.is_available()
+    machine = [
+        ("system", platform.platform()),
+        ("processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"),
+        ("free memory", f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB"),
+        ("CUDA", torch.cuda.get_device_name() if cuda else "no device; torch built " + _cuda_build(torch)),
+        ("model cache", str(cache_root())),
+        ("model aliases", ", ".join(ALIASES)),
+    ]
+    built = [("pycotmech._C", "built" if ops.cpp_missing is None else ops.cpp_missing), ("pycotmech._core", _core())]
+    running = [(name, f"CPU: {where['cpu']}, CUDA: {where['cuda']}") for name, where in ops.describe().items()]
+    return [("Versions", versions), ("Machine", machine), ("Compiled modules", built), ("Ops", running)]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda_build(torch) -> str:
+    return f"with CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+
+
+def _core() -> str:
+    """What the torch-free module says of itself: instruction set and compiler."""
+    if importlib.util.find_spec("pycotmech._core") is None:
+        return "not built"
+    from pycotmech import _core
+
+    built = _core.build()
+    how = "optimised" if built["optimized"] else "not optimised"
+    return f"built, instruction set {_core.isa()}, compiler {built.get('compiler', 'unknown')}, {how}"

@@ -1,0 +1,89 @@
+"""Which heads a rule chooses, on the histogram of their scores."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
+from numpy.typing import NDArray
+
+from pycotmech.figures.bars import framed, saved
+from pycotmech.figures.words import plural
+
+if TYPE_CHECKING:
+    from pycotmech.cot.analyses.select_heads import Selection
+
+_MOST_BINS, _BINS = 120, 60
+_NONE = "0.82"
+
+
+def selection_figure(selection: Selection, *, path: str | PathLike | None = None) -> Figure:
+    """Bars of all heads in grey, and of each set over the set it lies in: a bar's height is the number of heads in its set.
+    Dashed: the ends of a window, those that heads have to lie beyond."""
+    lines = [f"{selection.rule}; {selection.about}"]
+    figure, axes = framed(1, 1, "Heads chosen by their scores", lines, width=6.4, height=2.8)
+    axis = axes[0, 0]
+    scores = selection.scores
+    known = np.isfinite(scores)
+    edges, width = _edges(scores[known])
+    n = int(known.sum())
+    axis.hist(scores[known], bins=edges, color=_NONE, label=f"in no set; {plural(n, 'head')} in all")
+    shown = [i for i, s in enumerate(selection.sets) if (s.mask & known).any()]
+    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, max(len(shown), 1)))
+    for i, colour in zip(shown, colours):
+        mask = selection.sets[i].mask & known
+        label = f"{selection.letter} = {selection.thresholds[i]:g}: {plural(len(selection.sets[i]), 'head')}"
+        axis.hist(scores[mask], bins=edges, color=colour, label=label)
+        for end in _ends(selection, i):
+            axis.axvline(end, color=colour, linewidth=1.1, linestyle="--")
+    if width is not None:
+        axis.set_xscale("asinh", linear_width=width)
+        axis.xaxis.set_major_locator(FixedLocator(_decades(edges, width)))
+        axis.xaxis.set_major_formatter(lambda value, at: f"{value:g}".replace("-", "−"))
+    axis.set_yscale("log")
+    axis.set_ylim(0.7, None)
+    axis.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
+    axis.set_xlabel("score" if width is None else f"score (even within ±{width:.1g}, by its logarithm beyond)", fontsize=9)
+    axis.set_ylabel("heads", fontsize=9)
+    axis.tick_params(labelsize=8, length=2)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", fontsize=7, frameon=False)
+    return saved(figure, path)
+
+
+def _ends(selection: Selection, i: int) -> tuple[float, ...]:
+    """The scores beyond which a window's set i lies: above, and where heads below it count, below."""
+    if not selection.bounds:
+        return ()
+    low, high = selection.bounds[i]
+    return (low, high) if "both tails" in selection.rule else (high,)
+
+
+def _edges(values: NDArray) -> tuple[NDArray, float | None]:
+    """Freedman and Diaconis' bins. Where a few scores lie so far out that there are too many to be told apart: bins that are
+    even in asinh(score / width), and that width, the distance of the quartiles."""
+    from pycotmech.cot.analyses.select_heads import freedman_diaconis
+
+    try:
+        found = freedman_diaconis(values)
+    except ValueError:  # half of the scores are equal
+        return np.histogram_bin_edges(values, 30), None
+    if len(found) <= _MOST_BINS + 1:
+        return found, None
+    low, high = np.percentile(values, [25, 75])
+    width = float(high - low)
+    edges = width * np.sinh(np.linspace(*np.arcsinh(found[[0, -1]] / width), _BINS + 1))
+    edges[[0, -1]] = found[[0, -1]]  # not a rounding short of the extremes
+    return edges, width
+
+
+def _decades(edges: NDArray, width: float) -> list[float]:
+    """0 and the powers of ten between the width and the farthest score, to both sides."""
+    first, last = math.floor(math.log10(width)) + 1, math.ceil(math.log10(np.abs(edges[[0, -1]]).max()))
+    sizes = [10.0**p for p in range(first, last + 1)]
+    return [v for v in (*(-x for x in reversed(sizes)), 0.0, *sizes) if edges[0] <= v <= edges[-1]]

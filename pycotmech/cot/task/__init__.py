@@ -1,0 +1,1 @@
+"""The fictional-ontology task: words, sentences, examples, steps and their counterfactuals."""

@@ -1,0 +1,482 @@
+"""Makes examples of the fictional-ontology task (PrOntoQA, Saparov & He 2023; arXiv 2402.18312, sections on data)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from pycotmech.cot.task.examples import Example, Examples, Step, step_kind
+from pycotmech.cot.task.pools import Need, Pools, TooFewWords, pools
+from pycotmech.cot.task.tokens import Encoded, Encoder, Form, before, same_length, same_start
+from pycotmech.cot.task.vocabulary import Ontology, Word, truly_is
+from pycotmech.cot.task.wording import (
+    DEFAULT_ORDER,
+    FRAMES,
+    Membership,
+    Occurrence,
+    Order,
+    Premise,
+    Rule,
+    Style,
+    frame,
+    render,
+    write,
+)
+
+Definition = Literal["exact", "paper"]
+_TRIES = 500
+
+
+class _Failed(Exception):
+    """A draw that cannot be used, with the reason."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What one problem is made of: roles of its words, and its sentences before they are put in order."""
+
+    hops: int
+    distractors: int
+    ontology: Ontology
+    style: Style
+    order: Order
+
+    def concepts(self) -> list[str]:
+        return [f"C{k}" for k in range(1, self.hops + 1)]
+
+    def rules(self, rng: random.Random) -> list[Rule]:
+        """C1 is C2, ..., Ch is p: in order of use."""
+        ends = [*self.concepts()[1:], "p"]
+        return [Rule(a, b, rng.random() < 0.5) for a, b in zip(self.concepts(), ends, strict=True)]
+
+    def competing(self, rng: random.Random) -> list[Premise]:
+        """Further premises about other words: chains like the real one, told from the property rule backwards."""
+        out: list[Premise] = []
+        chain = 0
+        while len(out) < self.distractors:
+            chain += 1
+            names = [f"x{c}.{chain}" for c in self.concepts()]
+            ends = [*names[1:], f"xp.{chain}"]
+            rules = [Rule(a, b, rng.random() < 0.5) for a, b in zip(names, ends, strict=True)]
+            whole: list[Premise] = [*rules[::-1], Membership(f"xE.{chain}", names[0])]
+            out += whole[: self.distractors - len(out)]
+        return out
+
+    def roles(self) -> dict[str, list[str]]:
+        """The roles of each kind of word. q is the property of a query that is false."""
+        other: list[str] = []
+        for premise in self.competing(random.Random(0)):
+            other += [premise.a, premise.b] if isinstance(premise, Rule) else [premise.entity, premise.concept]
+        other = list(dict.fromkeys(other))
+        return {
+            "entity": ["E", *(key for key in other if key.startswith("xE"))],
+            "concept": [*self.concepts(), *(key for key in other if key.startswith("xC"))],
+            "property": ["p", "q", *(key for key in other if key.startswith("xp"))],
+        }
+
+    def needs(self) -> dict[str, Need]:
+        return {kind: Need(item=len(keys) + 1, shot=len(keys)) for kind, keys in self.roles().items()}
+
+    def told(self, rng: random.Random, rules: list[Rule], competing: list[Premise]) -> list[Premise]:
+        """The premises in the order in which they are told."""
+        premises: list[Premise] = [*(rules[::-1] if self.order == "backward" else rules)]
+        premises.insert(0 if self.order == "membership_first" else len(premises), Membership("E", "C1"))
+        for premise in competing:
+            premises.insert(rng.randrange(len(premises) + 1), premise)
+        if self.order == "shuffled":
+            rng.shuffle(premises)
+        return premises
+
+    def contradicts(self, words: Mapping[str, Word], premises: Iterable[Premise]) -> bool:
+        """In the false ontology no rule between concepts may be true of the world."""
+        if self.ontology != "false":
+            return True
+        pairs = ((words[p.a], words[p.b]) for p in premises if isinstance(p, Rule))
+        return not any(a.kind == b.kind == "concept" and truly_is(a.singular, b.singular) for a, b in pairs)
+
+
+class _Problem(NamedTuple):
+    words: dict[str, Word]
+    premises: list[Premise]
+    rules: list[Rule]
+    query: str
+
+
+class _Deck:
+    """Words for the few-shot block: none twice before all were used once, and never twice in one shot."""
+
+    def __init__(self, rng: random.Random, words: tuple[Word, ...]):
+        self.rng, self.words, self.left = rng, list(words), []
+
+    def deal(self, n: int) -> list[Word]:
+        if len(self.left) < n:
+            self.left = list(self.words)
+        self.rng.shuffle(self.left)
+        return self.left[:n]
+
+    def discard(self, used: list[Word]) -> None:
+        self.left = [word for word in self.left if word not in used]
+
+
+def _few_shot(shape: _Shape, words: Pools, shots: int, seed: int) -> tuple[str, str]:
+    """The few-shot block and the last of its shots. Labels alternate, beginning with a random one."""
+    rng = random.Random(f"{seed}/shots")
+    decks = {kind: _Deck(rng, pool.shots) for kind, pool in words.items()}
+    roles = shape.roles()
+    first = rng.random() < 0.5
+    block: list[str] = []
+    for i in range(shots):
+        for attempt in range(_TRIES):
+            if attempt and attempt % 50 == 0:  # what is left of the decks may not fit together
+                for deck in decks.values():
+                    deck.left = []
+            drawn = {kind: decks[kind].deal(len(keys)) for kind, keys in roles.items()}
+            cast = {key: word for kind, keys in roles.items() for key, word in zip(keys, drawn[kind], strict=True)}
+            rules, competing = shape.rules(rng), shape.competing(rng)
+            premises = shape.told(rng, rules, competing)
+            if shape.contradicts(cast, premises):
+                break
+        else:
+            raise TooFewWords(f"no demonstration could be made from the words left for the shots (shots={shots})")
+        for kind, deck in decks.items():
+            deck.discard(drawn[kind])
+        item = write(shape.style, cast, premises, rules, "p" if first ^ (i % 2 == 1) else "q")
+        prompt, solution = frame(shape.style, item)
+        f = FRAMES[shape.style]
+        block.append(render(prompt, cast)[0] + f.joint + render(solution, cast)[0] + f.end)
+    return "".join(block), block[-1] if block else ""
+
+
+def _draw(shape: _Shape, words: Pools, rng: random.Random, label: bool) -> _Problem:
+    """Words for a test item, all with different first tokens."""
+    cast: dict[str, Word] = {}
+    for kind, keys in shape.roles().items():
+        pool = words[kind]
+        taken: list[Word] = []
+        for word in rng.sample(pool.items, len(pool.items)):
+            if len(taken) == len(keys):
+                break
+            # "is a" or "is an" must not give the concept away.
+            if kind == "concept" and taken and shape.style == "every" and word.article != taken[0].article:
+                continue
+            if not any(same_start(pool.cuts[word], pool.cuts[w]) for w in taken):
+                taken.append(word)
+        if len(taken) < len(keys):
+            raise _Failed(f"too few words of kind {kind!r} begin with different tokens")
+        cast.update(zip(keys, taken, strict=True))
+    rules, competing = shape.rules(rng), shape.competing(rng)
+    premises = shape.told(rng, rules, competing)
+    if not shape.contradicts(cast, premises):
+        raise _Failed("a rule of the false ontology is true of the world")
+    query = "p" if label else rng.choice(["q", "xp.1"] if shape.distractors else ["q"])
+    if query != "q":
+        del cast["q"]
+    return _Problem(cast, premises, rules, query)
+
+
+def _replacement(shape: _Shape, words: Pools, rng: random.Random, problem: _Problem, key: str, used: list[Form]) -> Word:
+    """A word of the same kind that is cut like the role's word in the forms in use and is nowhere in the item."""
+    old = problem.words[key]
+    pool = words[old.kind]
+    present = [word for word in problem.words.values() if word.kind == old.kind]
+    for word in rng.sample(pool.items, len(pool.items)):
+        if word in present or not same_length(pool.cuts[word], pool.cuts[old], used):
+            continue
+        if any(same_start(pool.cuts[word], pool.cuts[other]) for other in present):
+            continue
+        if shape.style == "every" and old.kind == "concept" and word.article != old.article:
+            continue
+        if shape.contradicts({**problem.words, key: word}, problem.premises):
+            return word
+    raise _Failed(f"no word can stand in for {old.singular!r}")
+
+
+def _exchange(text: str, places: Iterable[Occurrence], word: Word) -> str:
+    """The text with another word at these places, in the same number and case."""
+    for place in sorted(places, key=lambda o: o.start, reverse=True):
+        written = word.written(plural=place.slot.plural, capital=place.slot.capital)
+        text = text[: place.start] + written + text[place.stop :]
+    return text
+
+
+def _first_written_alike(places: list[Occurrence], answer: Occurrence) -> Occurrence:
+    """The authors' choice: scanning back from the answer, the nearest word that begins as the answer does."""
+    return next(
+        place
+        for place in reversed(places)
+        if place.stop <= answer.start and place.slot.key == answer.slot.key and place.slot.capital == answer.slot.capital
+    )
+
+
+def _lead(text: str, start: int) -> Literal["space", "line", "start"]:
+    if start == 0:
+        return "start"
+    return "line" if text[start - 1] == "\n" else "space"
+
+
+def _aligned(clean: Encoded, other: Encoded, spans: list[slice]) -> bool:
+    if len(clean.ids) != len(other.ids):
+        return False
+    allowed = {position for span in spans for position in range(span.start, span.stop)}
+    return all(a == b or i in allowed for i, (a, b) in enumerate(zip(clean.ids, other.ids, strict=True)))
+
+
+class _Maker:
+    def __init__(self, shape: _Shape, encoder: Encoder, shots: int, seed: int, definition: Definition):
+        self.shape, self.encoder, self.seed, self.definition = shape, encoder, seed, definition
+        self.pools = pools(
+            encoder,
+            shape.needs(),
+            style=shape.style,
+            ontology=shape.ontology,
+            order=shape.order,
+            shots=shots,
+            seed=seed,
+        )
+        self.few_shot, self.anchor = _few_shot(shape, self.pools, shots, seed)
+        self.shared: list[int] | None = None
+        self.seen: set[str] = set()
+
+    def example(self, index: int) -> Example:
+        rng = random.Random(f"{self.seed}/item/{index}")
+        # Two neighbours have one True and one False, in random order: balanced without looking ahead.
+        label = (random.Random(f"{self.seed}/label/{index // 2}").random() < 0.5) ^ (index % 2 == 1)
+        why = ""
+        for _ in range(_TRIES):
+            try:
+                return self.attempt(index, rng, label)
+            except _Failed as failure:
+                why = str(failure)
+        raise TooFewWords(f"no example {index} could be made in {_TRIES} draws; the last failed because {why}")
+
+    def attempt(self, index: int, rng: random.Random, label: bool) -> Example:
+        shape, encoder = self.shape, self.encoder
+        problem = _draw(shape, self.pools, rng, label)
+        cast = problem.words
+        item = write(shape.style, cast, problem.premises, problem.rules, problem.query)
+        prompt_pieces, solution_pieces = frame(shape.style, item)
+        prompt, places = render(prompt_pieces, cast, len(self.few_shot))
+        prompt = self.few_shot + prompt
+        joint = FRAMES[shape.style].joint
+        chain_at = len(prompt) + len(joint)
+        chain, answers = render(solution_pieces, cast, chain_at)
+        text = prompt + joint + chain
+        places = places + answers
+        question, query = render(item.question, cast)[0], render(item.query, cast)[0]
+        if f"{question} {query}" in self.seen:
+            raise _Failed("the question was used before: ask for fewer examples")
+
+        new: dict[str, Word] = {}
+        for key in dict.fromkeys(o.slot.key for o in answers):
+            used = [Form(_lead(text, o.start), o.slot.plural, o.slot.capital) for o in places if o.slot.key == key]
+            new[key] = _replacement(shape, self.pools, rng, problem, key, used)
+        renamed = {key: _exchange(text, (o for o in places if o.slot.key == key), w) for key, w in new.items()}
+        if self.definition == "exact":
+            changed = [renamed[o.slot.key] for o in answers]
+            where = [[o for o in places if o.slot.key == a.slot.key] for a in answers]
+        else:
+            where = [[_first_written_alike(places, a)] for a in answers]
+            changed = [_exchange(text, w, new[a.slot.key]) for w, a in zip(where, answers, strict=True)]
+
+        texts = list(dict.fromkeys([text, *renamed.values(), *changed]))
+        encoded = dict(zip(texts, encoder.many(texts), strict=True))
+        clean = encoded[text]
+        if encoder.unknown is not None and encoder.unknown in clean.ids[clean.shift :]:
+            unknown = clean.ids.index(encoder.unknown, clean.shift) - clean.shift
+            word = text[clean.starts[unknown] : clean.stops[unknown]]
+            raise TooFewWords(f"the tokenizer does not know {word!r}, which style {shape.style!r} needs")
+        spans = {o: clean.word(o.start, o.stop) for o in places}
+        if not all(clean.isolated(o.start, o.stop) for o in places):
+            raise _Failed("the tokenizer merges a word with its neighbours")
+        for other, at in [*((renamed[k], [o for o in places if o.slot.key == k]) for k in new), *zip(changed, where)]:
+            if not _aligned(clean, encoded[other], [spans[o] for o in at]):
+                raise _Failed("the tokenizer cuts a replaced word differently inside the prompt")
+        first = clean.behind(len(self.few_shot))
+        if self.shared is None:
+            self.shared = clean.ids[:first]
+        elif clean.ids[:first] != self.shared:
+            raise _Failed("the tokenizer merges the end of the few-shot block with what follows")
+
+        standalone = self.standalone(text, answers)
+        generated = spans[answers[0]].start
+        ids = {t: torch.tensor(e.ids) for t, e in encoded.items()}
+        steps = []
+        for i, answer in enumerate(answers):
+            span, key = spans[answer], answer.slot.key
+            # The corrupted text differs in length by characters; the token position is the same.
+            other = encoded[changed[i]]
+            cut = other.stops[span.start - 1 - other.shift] if span.start > other.shift else 0
+            differs = tuple(p for p in range(first, span.start) if clean.ids[p] != other.ids[p])
+            wrong = encoded[renamed[key]].ids[span]
+            end = before(text, answer.start)
+            steps.append(
+                Step(
+                    index=i,
+                    kind=step_kind(i),
+                    prefix_text=text[chain_at:end] if end > chain_at else "",
+                    text=text[:end],
+                    corrupted_text=changed[i][:cut],
+                    clean=ids[text][: span.start],  # type: ignore[arg-type]
+                    corrupted=ids[changed[i]][: span.start],  # type: ignore[arg-type]
+                    answer=clean.ids[span.start],
+                    wrong=wrong[0],
+                    answer_tokens=tuple(clean.ids[span]),
+                    wrong_tokens=tuple(wrong),
+                    answer_word=text[answer.start : answer.stop],
+                    wrong_word=new[key].written(plural=answer.slot.plural, capital=answer.slot.capital),
+                    replaced=(cast[key].singular, new[key].singular),
+                    differs=differs,
+                    occurrences=tuple(spans[o] for o in places if o.slot.key == key and o.stop <= answer.start),
+                    segments=_segments(clean.shift, first, generated, span.start),
+                    answer_span=span,
+                    standalone=standalone[i],
+                )
+            )
+        self.seen.add(f"{question} {query}")
+        return Example(
+            index=index,
+            question=question,
+            query=query,
+            chain=chain,
+            label=item.label,
+            words={key: word.singular for key, word in cast.items()},
+            steps=tuple(steps),
+            prompt=prompt,
+            full_text=text,
+            full_ids=ids[text],  # type: ignore[arg-type]
+            label_span=clean.word(len(text) - len(str(item.label)), len(text)),
+            segments=_segments(clean.shift, first, generated, len(clean.ids)),
+        )
+
+    def standalone(self, text: str, answers: list[Occurrence]) -> list[bool]:
+        """Whether the text before each answer, tokenised alone, gives the ids it has in the full text.
+
+        Whether a tokenizer merges across a cut does not depend on what stands hundreds of characters before, so the last
+        shot is context enough.
+        """
+        skip = len(self.few_shot) - len(self.anchor)
+        tail = text[skip:]
+        whole, *parts = self.encoder.many([tail, *(text[skip : before(text, a.start)] for a in answers)])
+        ends = [whole.word(a.start - skip, a.stop - skip).start for a in answers]
+        return [part.ids == whole.ids[:end] for part, end in zip(parts, ends, strict=True)]
+
+
+def _segments(begin: int, question: int, generated: int, end: int) -> dict[str, slice]:
+    return {
+        "few_shot": slice(begin, question),
+        "question": slice(question, generated),
+        "generated": slice(generated, end),
+    }
+
+
+def _choice(name: str, value: Any, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(allowed)))}, got {value!r}")
+
+
+def _count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def make_examples(
+    n: int,
+    *,
+    tokenizer: Any,
+    hops: int = 2,
+    shots: int = 8,
+    ontology: Ontology = "fictional",
+    style: Style = "every",
+    order: Order | None = None,
+    distractors: int = 0,
+    seed: int = 0,
+    bos: bool | None = None,
+    definition: Definition = "exact",
+) -> Examples:
+    """Make n examples of the fictional-ontology task, each with 4 * hops + 2 steps and a counterfactual for every step.
+
+    tokenizer: a fast Hugging Face tokenizer.
+    hops: rules in the chain, the last of them about the property.
+    shots: demonstrations in front; one block per call, shared by all examples, balanced between True and False.
+    ontology: "fictional" (made-up concepts) or "false" (real kinds, related wrongly).
+    style: "every": "Every lempus is a tumpus. ... Answer: Max is a lempus. Since every lempus is a tumpus, Max is a
+        tumpus. ..."; one line per shot. "paper": the wording of arXiv 2402.18312, "Lempuses are tumpuses. ... Let us
+        think step by step.", number varying by sentence, in "### Input:" and "### Response:" frames.
+    order: of the premises, in shots and item alike. "forward": rules in order of use, then the membership. "backward":
+        rules in reverse order of use, then the membership (the paper's data). "membership_first": the membership, then
+        rules in order of use; SmolLM2-135M binds the first concept far better so. "shuffled". None: membership first
+        for style "every", backward for "paper".
+    distractors: premises about other words, in shots and item alike, forming a chain that competes with the real one:
+        its property rule, then its other rules, then its membership, then a second such chain.
+    bos: whether a BOS stands in front. None: as `tokenizer("x")` does.
+    definition: "exact": the corrupted prompt exchanges every occurrence of the step's answer word outside the shots, so
+        that it is consistent and another answer follows from it. "paper": it exchanges one word, the nearest in front of
+        the answer that begins like it, as the authors did; the premises may then contradict one another, and `wrong` is
+        the replacement. Both keep type, number, case and token count.
+
+    Words of items and shots are disjoint (concepts, properties and entities). All words of one kind in an item begin with
+    different tokens. In style "every" all examples of a call have one length where the tokenizer leaves enough words of
+    equal length. Labels are balanced. Example i depends on the seed and on the examples before it, not on n.
+
+    Errors: TypeError or ValueError naming the argument. ValueError if the tokenizer leaves too few words that can stand in
+    for one another, with the settings that would do. Cost: about 6 tokenisations of the whole text per example ("paper":
+    about 15), no forward pass.
+    """
+    _count("n", n, 1)
+    _count("hops", hops, 1)
+    _count("shots", shots, 0)
+    _count("distractors", distractors, 0)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    _choice("ontology", ontology, Ontology)
+    _choice("style", style, Style)
+    _choice("definition", definition, Definition)
+    if order is None:
+        order = DEFAULT_ORDER[style]
+    _choice("order", order, Order)
+    encoder = Encoder(tokenizer, bos)
+    shape = _Shape(hops, distractors, ontology, style, order)
+    try:
+        maker = _Maker(shape, encoder, shots, seed, definition)
+        examples = tuple(maker.example(i) for i in range(n))
+    except TooFewWords as few:
+        setting = f"style={style!r}, ontology={ontology!r}, shots={shots}, hops={hops}, distractors={distractors}"
+        raise TooFewWords(f"tokenizer: {few} ({setting}). {_what_would_do(shape, encoder, shots, seed, definition)}") from None
+    return Examples(
+        items=examples,
+        hops=hops,
+        shots=shots,
+        ontology=ontology,
+        style=style,
+        order=order,
+        distractors=distractors,
+        seed=seed,
+        definition=definition,
+        bos=encoder.bos,
+        few_shot=maker.few_shot,
+        shared_ids=torch.tensor(maker.shared, dtype=torch.long),  # type: ignore[arg-type]
+    )
+
+
+def _what_would_do(shape: _Shape, encoder: Encoder, shots: int, seed: int, definition: Definition) -> str:
+    """Settings near those asked for with which a first example can be made."""
+    good = []
+    for style in get_args(Style):
+        for ontology in get_args(Ontology):
+            for fewer in sorted({shots, shots // 2, min(shots, 2), 0}, reverse=True):
+                near = _Shape(shape.hops, shape.distractors, ontology, style, shape.order)
+                try:
+                    _Maker(near, encoder, fewer, seed, definition).example(0)
+                except TooFewWords:
+                    continue
+                good.append(f"style={style!r}, ontology={ontology!r}, shots={fewer}")
+                break
+    if good:
+        return "With this tokenizer these would do: " + "; ".join(good) + "."
+    return "No style and ontology would do with this tokenizer at any number of shots; try fewer hops or distractors."

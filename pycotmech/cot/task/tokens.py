@@ -1,0 +1,180 @@
+"""How a tokenizer cuts the words of the task, and which words may stand in for one another.
+
+A counterfactual exchanges one word and must keep every other token in its place. That is possible between words that have
+the same number of tokens in every written form that occurs: after a space, after a newline, capitalised, plural.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pycotmech.cot.task.vocabulary import Word
+from pycotmech.cot.task.wording import Order, Style
+
+Lead = Literal["space", "line", "start"]
+
+
+class Form(NamedTuple):
+    """A written form: what stands in front of the word (a space, a newline, nothing), its number and its case."""
+
+    lead: Lead = "space"
+    plural: bool = False
+    capital: bool = False
+
+
+class Cut(NamedTuple):
+    """Number of tokens of a word in one form, and the first of them."""
+
+    count: int
+    first: int
+
+
+Profile = dict[Form, Cut]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a text with the characters they cover. `shift` is 1 if a BOS stands in front, else 0."""
+
+    ids: list[int]
+    starts: list[int]
+    stops: list[int]
+    shift: int
+
+    text: str
+
+    def behind(self, start: int) -> int:
+        """The position of the first token that holds something at or behind character `start`."""
+        return bisect_right(self.stops, start) + self.shift
+
+    def word(self, start: int, stop: int) -> slice:
+        """The positions of the word at [start, stop), with the space in front of it: most tokenizers give it to the word,
+        and where it is a token of its own, a prompt that ends in front of the space ends in front of that token."""
+        return slice(self.behind(before(self.text, start)), bisect_left(self.starts, stop) + self.shift)
+
+    def isolated(self, start: int, stop: int) -> bool:
+        """Whether the tokens of the word hold nothing of the words around it."""
+        span = self.word(start, stop)
+        if span.start >= span.stop:
+            return False
+        first, last = span.start - self.shift, span.stop - 1 - self.shift
+        return self.text[self.starts[first] : start].strip() == "" and self.stops[last] == stop
+
+
+def before(text: str, start: int) -> int:
+    """Where the text in front of a word ends: without the space between them."""
+    return start - 1 if start and text[start - 1] == " " else start
+
+
+class Encoder:
+    """A tokenizer with the decision about BOS taken: text in, ids with characters out.
+
+    Special tokens are never added by the tokenizer itself (some append an EOS too); a BOS is put in front here.
+    """
+
+    def __init__(self, tokenizer: Any, bos: bool | None):
+        if not (callable(tokenizer) and hasattr(tokenizer, "bos_token_id")):
+            raise TypeError(f"tokenizer must be a Hugging Face tokenizer, got {type(tokenizer).__name__}")
+        if not getattr(tokenizer, "is_fast", False):
+            raise TypeError(
+                f"tokenizer must be a fast one (it says which characters a token covers), got {type(tokenizer).__name__}"
+            )
+        if bos not in (None, True, False):
+            raise TypeError(f"bos must be None, True or False, got {bos!r}")
+        self.tokenizer: Any = tokenizer
+        begin: int | None = tokenizer.bos_token_id
+        if bos and begin is None:
+            raise ValueError("bos=True, but the tokenizer has no bos_token")
+        if bos is None:
+            sample = self.tokenizer("x")["input_ids"]
+            bos = begin is not None and len(sample) > 0 and sample[0] == begin
+        self.bos: bool = bool(bos)
+        self.front: list[int] = [begin] if bos and begin is not None else []
+        self.unknown: int | None = tokenizer.unk_token_id
+
+    def __call__(self, text: str) -> Encoded:
+        return self.many([text])[0]
+
+    def many(self, texts: Sequence[str]) -> list[Encoded]:
+        if not texts:
+            return []
+        out = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        shift = len(self.front)
+        encoded = []
+        for text, ids, offsets in zip(texts, out["input_ids"], out["offset_mapping"], strict=True):
+            encoded.append(Encoded([*self.front, *ids], [a for a, _ in offsets], [b for _, b in offsets], shift, text))
+        return encoded
+
+
+def forms(kind: str, style: Style, order: Order, shots: int) -> tuple[Form, ...]:
+    """The written forms in which words of a kind can occur in a test item."""
+    if kind == "property":
+        return (Form(),)
+    if kind == "entity":
+        if style == "paper":
+            return (Form(), Form("line"))
+        if order in ("membership_first", "shuffled"):
+            return (Form(), Form("line" if shots else "start"))
+        return (Form(),)
+    if style == "every":
+        return (Form(),)
+    capital = tuple(Form(lead, plural, True) for lead in ("space", "line") for plural in (False, True))
+    return (Form(), Form(plural=True), *capital)
+
+
+# Text in front of a word, by lead. It and what stands behind are what the sentences of the task have there.
+_LEFT: dict[str, str] = {"space": "that is ", "line": ":\n", "start": ""}
+
+
+def _behind(kind: str, style: Style, form: Form) -> tuple[str, ...]:
+    if kind == "entity" or form.capital:
+        return (" is",)
+    if style == "paper":
+        return (".",)
+    return (".", ",") if kind == "property" else (" is", ".", ",")
+
+
+def profiles(encoder: Encoder, words: Iterable[Word], wanted: Sequence[Form], style: Style) -> dict[Word, Profile]:
+    """How each word is cut in each form. A word is left out if it is unknown, is merged with its neighbours, or is cut
+    differently by what stands behind it."""
+    words = list(words)
+    texts, places = [], []
+    for word in words:
+        for form in wanted:
+            written = word.written(plural=form.plural, capital=form.capital)
+            for right in _behind(word.kind, style, form):
+                left = _LEFT[form.lead]
+                texts.append(left + written + right)
+                places.append((word, form, len(left), len(left) + len(written)))
+    found: dict[Word, Profile] = {word: {} for word in words}
+    for encoded, (word, form, start, stop) in zip(encoder.many(texts), places, strict=True):
+        if word not in found:
+            continue
+        pieces = encoded.ids[encoded.word(start, stop)]
+        good = encoded.isolated(start, stop) and encoder.unknown not in pieces
+        cut = Cut(len(pieces), pieces[0]) if good else None
+        if cut is None or found[word].setdefault(form, cut) != cut:
+            del found[word]
+    return found
+
+
+def same_length(a: Profile, b: Profile, used: Iterable[Form]) -> bool:
+    return all(a[form].count == b[form].count for form in used)
+
+
+def same_start(a: Profile, b: Profile) -> bool:
+    """Whether two words begin with the same token in any form: the first token would not tell them apart."""
+    return any(a[form].first == b[form].first for form in a)
+
+
+def classes(words: Iterable[Word], cuts: dict[Word, Profile], by_article: bool) -> list[list[Word]]:
+    """Words grouped by their token counts in all forms (and article), largest group first, ties by first appearance."""
+    groups: dict[tuple, list[Word]] = {}
+    for word in words:
+        if word in cuts:
+            key = (word.article if by_article else "", *(cut.count for cut in cuts[word].values()))
+            groups.setdefault(key, []).append(word)
+    return sorted(groups.values(), key=len, reverse=True)

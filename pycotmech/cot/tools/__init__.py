@@ -1,0 +1,1 @@
+"""What the analyses share: cells, activations, means, ablation, cost, probes, graphs, results."""

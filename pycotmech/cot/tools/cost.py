@@ -1,0 +1,199 @@
+"""What an analysis costs: predicted before it runs, and counted while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pycotmech.patching.pairs import aligned
+from pycotmech.patching.shared_runs import shared_runs
+
+if TYPE_CHECKING:
+    from pycotmech.cot.tools.cells import Cells
+    from pycotmech.model import Model
+    from pycotmech.model.families.llama import ModelConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work, additive.
+
+    forwards: passes of one whole prompt through the model, as a hook-based program would count them.
+    token_forwards: rows through all the layers: what is really computed. flop: of the matrix products of these rows and of
+        the unembedding. memory: bytes held at once beyond the model; the largest part, not the sum.
+    """
+
+    forwards: float = 0.0
+    token_forwards: float = 0.0
+    flop: float = 0.0
+    memory: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forwards + other.forwards,
+            self.token_forwards + other.token_forwards,
+            self.flop + other.flop,
+            max(self.memory, other.memory),
+        )
+
+    def __mul__(self, n: float) -> Cost:
+        """n times the same, one after another."""
+        return Cost(n * self.forwards, n * self.token_forwards, n * self.flop, self.memory)
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        return f"{self.forwards:,.0f} forwards, {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes on which costs depend: examples and steps that count, prompt lengths in tokens.
+
+    length: mean prompt length T; suffix: mean number of positions from the first one that differs between clean and
+    corrupted to the end; shared: tokens that every prompt begins with; longest: mean over examples of the longest of its
+    prompts (0: not known, taken for `length`); inductive: how many of the cells are steps of induction.
+    swept: positions from the first one that differs to the end, of the sweeps that all cells need (steps of an example under
+    one replacement need one; 0: not known, one for each cell); sweeps: how many these are (0: not known); together: the most
+    cells that one of them answers.
+    beginnings: solutions begun, at their start and behind each sentence, whose next step counts (0: not known); left: tokens
+    that the gold solution has behind one, at the mean.
+    """
+
+    examples: int
+    cells: int
+    length: float
+    suffix: float
+    shared: int
+    longest: float = 0.0
+    inductive: int = 0
+    swept: float = 0.0
+    sweeps: int = 0
+    together: int = 0
+    beginnings: int = 0
+    left: float = 0.0
+
+    @property
+    def texts(self) -> float:
+        """Positions of the examples' longest prompts behind the shared beginning."""
+        return self.examples * ((self.longest or self.length) - self.shared)
+
+
+def workload(cells: Cells) -> Workload:
+    """Of the cells an analysis works on."""
+    steps = [cell.step for cell in cells]
+    lengths = [len(step.clean) for step in steps]
+    suffixes = [len(step.clean) - min(step.differs) for step in steps]
+    n = len(steps)
+    used = int(cells.right.any(1).sum())
+    longest: dict[int, int] = {}
+    for cell in cells:
+        longest[cell.e] = max(longest.get(cell.e, 0), len(cell.step.clean))
+    mean = sum(longest.values()) / used
+    inductive = sum(step.kind == "induction" for step in steps)
+    swept, sweeps, together = 0, 0, 0
+    for e in longest:
+        pairs = [aligned(cell.step.clean, cell.step.corrupted) for cell in cells if cell.e == e]
+        runs = shared_runs(pairs)
+        swept += sum(pairs[run.host].read + 1 - pairs[run.host].first for run in runs)
+        sweeps += len(runs)
+        together = max(together, *(len(run.readers) for run in runs))
+    shared, left = len(cells.examples.shared_ids), _left(cells)
+    return Workload(
+        used, n, sum(lengths) / n, sum(suffixes) / n, shared, mean, inductive, float(swept), sweeps, together,
+        len(left), sum(left) / max(len(left), 1),
+    )  # fmt: skip
+
+
+def _left(cells: Cells) -> list[int]:
+    """Tokens of the gold solution behind each beginning whose next step counts: the solution's start and the ends of its
+    sentences. A sentence ends with a word of a step and a full stop of one token."""
+    out = []
+    for e, example in enumerate(cells.examples):
+        counts = {cells.steps[s] for s in cells.right[e].nonzero().flatten().tolist()}
+        start, sentence = example.segments["generated"].start, -1
+        for step in example.steps:
+            if step.prefix_text.count(".") > sentence:
+                sentence = step.prefix_text.count(".")
+                if step.index in counts:
+                    out.append(len(example.full_ids) - start)
+            start = step.answer_span.stop + 1
+    return out
+
+
+def row_flop(cfg: ModelConfig) -> float:
+    """Floating-point operations of the matrix products of one row through all layers, attention's own not counted."""
+    heads = cfg.n_heads * cfg.d_head
+    per_layer = cfg.d_model * (2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head + 3 * cfg.d_mlp)
+    return 2.0 * cfg.n_layers * per_layer
+
+
+def rows_cost(cfg: ModelConfig, rows: float, *, forwards: float = 0.0, read: float = 0.0, memory: float = 0.0) -> Cost:
+    """Cost of `rows` rows through all layers, of which `read` go through the whole unembedding."""
+    return Cost(forwards, rows, rows * row_flop(cfg) + read * 2.0 * cfg.d_model * cfg.d_vocab, memory)
+
+
+class Meter:
+    """What was really computed while it was on: rows through the parts of the layers, rows through the unembedding."""
+
+    def __init__(self) -> None:
+        self.flop = 0.0
+        self.layer_rows = 0.0
+        self.seconds = 0.0
+        self._layers = 1
+
+    @property
+    def token_forwards(self) -> float:
+        return self.layer_rows / self._layers
+
+    def cost(self, forwards: float = 0.0) -> Cost:
+        return Cost(forwards, self.token_forwards, self.flop)
+
+
+@contextlib.contextmanager
+def metered(model: Model) -> Iterator[Meter]:
+    """Counts the rows that the engine takes through this model's stages. Attention's own products are not counted.
+
+    A row counts as a layer-row with its MLP, the largest part of a layer. What calls the Hugging Face model itself is not
+    seen: the engine does not. Meters may be nested; each sees everything within it.
+    """
+    family, cfg, meter = model.family, model.cfg, Meter()
+    meter._layers = cfg.n_layers
+    heads, kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
+
+    def counted(name: str, flop_per_row: float, layer_row: float) -> None:
+        before = getattr(family, name)
+
+        def call(l: int, x: Any, *args: Any, **kwargs: Any) -> Any:
+            meter.flop += len(x) * flop_per_row
+            meter.layer_rows += len(x) * layer_row
+            return before(l, x, *args, **kwargs)
+
+        setattr(family, name, call)
+
+    def counted_logits(before: Any) -> Any:
+        def call(x: Any, token_ids: Any = None) -> Any:
+            meter.flop += 2.0 * len(x) * cfg.d_model * (cfg.d_vocab if token_ids is None else len(token_ids))
+            return before(x, token_ids)
+
+        return call
+
+    names = ("qkv", "attn_out", "mlp_out", "logits")
+    own = {name: vars(family)[name] for name in names if name in vars(family)}
+    counted("qkv", 2.0 * cfg.d_model * (heads + 2 * kv), 0.0)
+    counted("attn_out", 2.0 * cfg.d_model * heads, 0.0)
+    counted("mlp_out", 6.0 * cfg.d_model * cfg.d_mlp, 1.0)
+    family.logits = counted_logits(family.logits)  # type: ignore[method-assign]
+    start = time.perf_counter()
+    try:
+        yield meter
+    finally:
+        meter.seconds = time.perf_counter() - start
+        for name in names:
+            if name in own:
+                setattr(family, name, own[name])
+            else:
+                delattr(family, name)

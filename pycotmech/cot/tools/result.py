@@ -1,0 +1,214 @@
+"""What every analysis returns: labelled arrays with per-example values, intervals, a table, a plot, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from pycotmech.stats import bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.task.examples import Examples
+    from pycotmech.cot.tools.cells import Cells
+    from pycotmech.cot.tools.cost import Meter
+    from pycotmech.model import Model
+
+Progress = Callable[[float, float], None]
+"""Called with (done, in all)."""
+A = TypeVar("A")
+HALVED = 4
+"""Examples from which on there are two halves of at least two: one to choose on, one to report on."""
+
+
+class Apart(NamedTuple, Generic[A]):
+    """A result in two parts. words: how many examples are reported on, and that nothing was chosen on them, if that is so.
+    held_out: whether it is so."""
+
+    choosing: A
+    reporting: A
+    words: str
+    held_out: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A result. data: an xarray Dataset with labelled axes (example, step, layer, head, ...); NaN where a step of an example
+    does not count. about: model, definition, settings, source in the paper, cost.
+
+    Subclasses say what the variables are, and fill in `table`, `plot` and `findings`.
+    """
+
+    data: xr.Dataset
+    about: Mapping[str, Any] = field(repr=False)
+
+    name: ClassVar[str] = ""
+    """As the function is called; the file stem of a stored result."""
+    title: ClassVar[str] = ""
+    ranges: ClassVar[Mapping[str, bootstrap.Range]] = {}
+    """Variables that can only lie in a range (bootstrap.SHARE, COUNT, ...), to which their intervals are cut."""
+
+    # ---- to read ---------------------------------------------------------------------------------------------------
+
+    def interval(self, variable: str, *, over: str = "example", level: float = bootstrap.LEVEL, seed: int = 0) -> xr.Dataset:
+        """Mean over examples of a variable, with its bootstrap interval, within `ranges`: mean, low, high, n on the remaining
+        axes."""
+        if variable not in self.data or over not in self.data[variable].dims:
+            known = [name for name, v in self.data.items() if over in v.dims]
+            raise ValueError(f"variable: got {variable!r}; expected one with the axis {over!r}: {', '.join(map(str, known))}")
+        values = self.data[variable].transpose(over, ...)
+        found = bootstrap.mean_interval(values.values, within=self.ranges.get(variable), level=level, seed=seed)
+        first = values.isel({over: 0}, drop=True)
+        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+
+    def apart(self, counts: ArrayLike) -> Apart[Self] | None:
+        """The same result on the examples to choose on and on those to report on: the halves of those that count.
+
+        counts: bool [example]. A single one is in both parts. None if none counts.
+        """
+        index = np.flatnonzero(np.asarray(counts))
+        if len(index) == 0:
+            return None
+        halves = bootstrap.halves(len(index), seed=self.about["settings"].get("seed", 0))
+        choosing, reporting = (type(self)(self.data.isel(example=index[half]), self.about) for half in halves)
+        held_out = len(index) > 1
+        return Apart(choosing, reporting, f"n = {len(halves[1])}{' held out' if held_out else ''}", held_out)
+
+    def at_step(self, variable: str, step: int | None, *, held_out: bool = True) -> Apart[Self] | None:
+        """One step's result in the parts that its strongest heads are chosen and told on: the halves of the examples that
+        have the variable there, from `HALVED` of them on. With fewer, or without held_out, all of them in both parts.
+
+        step None: all steps. None if no example has the variable there. Raises ValueError for a step that is not there.
+
+        The largest of many means is too large on the examples that made it the largest: it is told on others.
+        """
+        known = self.data["step"].values.tolist()
+        if step is not None and step not in known:
+            raise ValueError(f"step: got {step}; expected one of {', '.join(map(str, known))}")
+        here = self if step is None else type(self)(self.data.isel(step=[known.index(step)]), self.about)
+        values = here.data[variable]
+        counts = values.notnull().any([d for d in values.dims if d != "example"]).values
+        if held_out and counts.sum() >= HALVED:
+            return here.apart(counts)
+        if not counts.any():
+            return None
+        same = type(self)(here.data.isel(example=np.flatnonzero(counts)), self.about)
+        return Apart(same, same, f"n = {counts.sum()}, chosen on the same", False)
+
+    def table(self) -> pd.DataFrame:
+        """The numbers one would want in a table, with their intervals."""
+        raise NotImplementedError
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """A matplotlib figure, saved to `path` if given."""
+        raise NotImplementedError
+
+    def figures(self) -> Mapping[str, Callable[..., Figure]]:
+        """What it draws beside `plot`: a name each, and a method that takes path=."""
+        return {}
+
+    def findings(self) -> list[str]:
+        """What the numbers say, in sentences that hold only what they bear out."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        head = f"{self.title} ({self.about['model']}; {self.about['source']})"
+        return "\n".join([head, *(f"  {line}" for line in self.findings())])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>" + self.table().to_html()
+
+    # ---- to keep ---------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | PathLike) -> Path:
+        """Writes <folder>/<name>.zarr (replaced if it is there) and returns its path; `load` reads it back."""
+        path = Path(folder) / f"{self.name}.zarr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = json.dumps(self.about, default=_plain)
+        kept = self.data.assign_attrs(about=about)
+        words = {k: v.astype(object) for k, v in kept.variables.items() if v.dtype.kind == "U"}  # fixed widths are no standard
+        kept.assign({k: v for k, v in words.items() if k in kept.data_vars}).assign_coords(
+            {k: v for k, v in words.items() if k in kept.coords}
+        ).to_zarr(path, mode="w", consolidated=False, zarr_format=3)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | PathLike):
+        """What `save` wrote into the folder. Raises FileNotFoundError if it is not there."""
+        path = Path(folder) / f"{cls.name}.zarr"
+        if not path.is_dir():
+            raise FileNotFoundError(f"folder: {folder} holds no {cls.name}.zarr; expected one written by {cls.__name__}.save")
+        data = xr.load_dataset(path, engine="zarr", consolidated=False)
+        about = json.loads(data.attrs.pop("about"))
+        return cls(data, about)
+
+
+def about(
+    model: Model, cells: Cells, *, source: str, definition: str, settings: Mapping[str, Any], meter: Meter | None = None
+) -> dict[str, Any]:
+    """How a result was made. source: in the paper, as "E1, sections ..."; definition: in words; meter: what it cost."""
+    made = dict(source=source, definition=definition, settings=settings, meter=meter)
+    return facts(model, cells.examples, len(cells.examples), len(cells), **made)  # type: ignore[arg-type]
+
+
+def facts(
+    model: Model,
+    examples: Examples | None,
+    n: int,
+    cells: int,
+    *,
+    source: str,
+    definition: str,
+    settings: Mapping[str, Any],
+    meter: Meter | None = None,
+) -> dict[str, Any]:
+    """The same of any result: n examples of its first axis, of which `cells` parts count; examples: whose task it is."""
+    names = ("hops", "shots", "ontology", "style", "order", "distractors", "seed")
+    out: dict[str, Any] = {
+        "model": model.name,
+        "notes": list(model.notes),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "source": source,
+        "definition": definition,
+        "settings": dict(settings),
+        "task": {k: getattr(examples, k) for k in names} if examples is not None else {},
+        "examples": n,
+        "cells": cells,
+    }
+    if meter is not None:
+        out["cost"] = {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds}
+    return out
+
+
+def columns(name: str, found: Mapping[Any, Any]) -> dict[str, float]:
+    """One number with its interval as a table has it: name, name_low, name_high."""
+    return {f"{name}{end}": float(found[key]) for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))}
+
+
+def top_cells(values: xr.DataArray, k: int, dims: Sequence[str] = ("layer", "head"), *, by_size: bool = False) -> list[tuple]:
+    """The k largest entries (by_size: largest |entries|) of values over `dims`: (*place, value); ties to the lower place."""
+    grid = values.transpose(*dims).values
+    score = np.abs(grid) if by_size else grid
+    flat = np.where(np.isnan(score), -np.inf, score).ravel()
+    order = np.argsort(-flat, kind="stable")[: min(k, int(np.isfinite(flat).sum()))]
+    places = (np.unravel_index(int(o), grid.shape) for o in order)
+    return [(*(values[d].values[i] for d, i in zip(dims, place)), float(grid[place])) for place in places]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as something it knows."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,95 @@
+"""Greedy generation of many runs at once, with z of one run put into another as both go on.
+
+Runs share a computed beginning; each has its own keys and values behind it, so a step costs one row per run. What a run
+takes from another at earlier positions does not change when text is added (the model is causal), so it is never recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pycotmech import ops
+from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.run import KeyValues, blocks
+
+
+class Runs:
+    """n runs that continue one past, each with room for `room` tokens of its own.
+
+    depth [n]: how many layers of each run are computed, descending: a run that only gives z of layer l needs l + 1.
+    takes: (run, giver, layer): z of this layer in all heads is the giver's. Giver and run get equally many tokens each time,
+        and the giver's depth reaches beyond the layer.
+    Memory: 2 L n room Hkv D numbers for keys and values.
+    """
+
+    def __init__(
+        self,
+        family: LlamaFamily,
+        past: KeyValues | None,
+        depth: Sequence[int],
+        room: int,
+        takes: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        cfg = family.cfg
+        if list(depth) != sorted(depth, reverse=True) or not depth or depth[0] > cfg.n_layers or depth[-1] < 1:
+            raise ValueError(f"depth: got {list(depth)}; expected numbers from {cfg.n_layers} down to 1, descending")
+        for run, giver, layer in takes:
+            if not layer < min(depth[run], depth[giver]):
+                raise ValueError(f"takes: layer {layer} is not computed in both runs {run} and {giver}")
+        family.refuse_unsupported()
+        self.family, self.past, self.depth, self.room = family, past, list(depth), room
+        self.takes: dict[int, list[tuple[int, int]]] = {}
+        for run, giver, layer in takes:
+            self.takes.setdefault(layer, []).append((run, giver))
+        n = len(depth)
+        shape = (2, cfg.n_layers, n * room, cfg.n_key_value_heads, cfg.d_head)
+        self.own = torch.empty(shape, dtype=family.dtype, device=family.device)
+        self.length = [0] * n
+
+    @torch.no_grad()
+    def advance(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Adds tokens [S_i] to each run; the residual stream behind the last layer at each run's last token, [m, d], of the
+        m runs that go through all layers.
+
+        Raises ValueError if a run has no room left, or gets fewer or more than the run that it takes from.
+        """
+        family, cfg, device = self.family, self.family.cfg, self.family.device
+        counts = [len(t) for t in tokens]
+        for run, (have, more) in enumerate(zip(self.length, counts, strict=True)):
+            if have + more > self.room or more < 1:
+                raise ValueError(f"tokens: {more} for run {run}, which has {have} of {self.room}; expected 1 or more that fit")
+        for run, giver in (pair for pairs in self.takes.values() for pair in pairs):
+            if counts[run] != counts[giver]:
+                raise ValueError(f"tokens: {counts[run]} for run {run}, {counts[giver]} for run {giver}, from which it takes")
+        P = 0 if self.past is None else len(self.past)
+        offsets = [0, *torch.tensor(counts).cumsum(0).tolist()]
+        run = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        at = torch.cat([torch.arange(have, have + more) for have, more in zip(self.length, counts)])
+        slot = (run * self.room + at).to(device)
+        table = family.row_table(run * self.room, at, torch.zeros_like(at), torch.full_like(at, P))
+        cos, sin = family.rotary((at + P).to(device))
+        x = family.embed(torch.cat([t.to(device) for t in tokens]))
+        for l in range(cfg.n_layers):
+            R = offsets[sum(d > l for d in self.depth)]
+            z = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=device)
+            k, v = self.own[0, l], self.own[1, l]
+            past_k, past_v = (k[:0], v[:0]) if self.past is None else (self.past.k[l], self.past.v[l])
+            q = torch.empty_like(z)
+            for a, b in blocks(R):
+                q[a:b], k_new, v[slot[a:b]] = family.qkv(l, x[a:b])
+                ops.rope(q[a:b], cos[a:b], sin[a:b])
+                ops.rope(k_new, cos[a:b], sin[a:b])
+                k[slot[a:b]] = k_new
+            for a, b in blocks(R):
+                z[a:b] = family.attend(l, q[a:b], past_k, past_v, k, v, table[a:b])
+            for to, giver in self.takes.get(l, ()):
+                z[offsets[to] : offsets[to + 1]] = z[offsets[giver] : offsets[giver + 1]]
+            for a, b in blocks(R):
+                x[a:b] += family.attn_out(l, z[a:b])
+                x[a:b] += family.mlp_out(l, x[a:b])
+        self.length = [have + more for have, more in zip(self.length, counts)]
+        whole = sum(d == cfg.n_layers for d in self.depth)
+        return x[torch.tensor(offsets[1 : whole + 1]) - 1]

@@ -1,0 +1,202 @@
+"""How a sweep is cut so that it fits the memory it may use, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pycotmech.engine.bases import Stage
+from pycotmech.engine.metrics import KL_VALUES
+from pycotmech.model.families.llama import VOCAB_SLICE, LlamaFamily, ModelConfig
+from pycotmech.model.prefixes import SEGMENT
+from pycotmech.model.run import ROW_BLOCK
+
+_SHARE_OF_FREE = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep did, or will do.
+
+    chunks: pieces of variants that go through the layers one after another; rows: residual rows of all variants.
+    token_forwards: rows through an MLP divided by the number of layers: the work in whole forward passes of one token.
+    base_token_forwards: the same of the prompts' own runs; what they share is counted even where it is kept from a call
+        before.
+    hooked_token_forwards: the same for one hooked forward pass per variant, and position at which it is read.
+    flop: of the matrix products, attention and the unembedding, prompts and variants.
+    weight_bytes: weights read, once for each layer and block of rows that go through it together.
+    bytes_in_flight: memory beyond the model at the worst moment; budget_bytes: what is allowed.
+    """
+
+    examples: int
+    variants: int
+    chunks: int
+    rows: int
+    token_forwards: float
+    hooked_token_forwards: float
+    flop: float
+    bytes_in_flight: int
+    budget_bytes: int
+    base_token_forwards: float = 0.0
+    weight_bytes: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variants} variants of {self.examples} example(s) in {self.chunks} chunk(s), {self.rows} rows: "
+            f"{self.token_forwards:,.0f} token-forwards and {self.base_token_forwards:,.0f} of the prompts "
+            f"(one hooked forward per variant: {self.hooked_token_forwards:,.0f}), {self.flop / 1e12:.2f} TFLOP, "
+            f"{self.weight_bytes / 2**30:.1f} GiB of weights read, {self.bytes_in_flight / 2**30:.2f} GiB in flight "
+            f"of {self.budget_bytes / 2**30:.1f} GiB allowed"
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of some rows through the layers: `Plan` says what is counted. Additive."""
+
+    layer_rows: float = 0.0
+    flop: float = 0.0
+    weight_bytes: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.layer_rows + other.layer_rows, self.flop + other.flop, self.weight_bytes + other.weight_bytes)
+
+
+def memory_budget(memory_gb: float | None, device: torch.device) -> int:
+    """Bytes a sweep may use beyond the model: what the user set, or half of what is free on the device."""
+    if memory_gb is not None:
+        if not memory_gb > 0:
+            raise ValueError(f"memory_gb: got {memory_gb}; expected a positive number of gigabytes")
+        return int(memory_gb * 2**30)
+    return int(free_bytes(device) * _SHARE_OF_FREE)
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30  # neither Linux nor CUDA: a size that every machine has
+
+
+def row_bytes(family: LlamaFamily) -> int:
+    """A residual row in flight, and its entries in the row tables."""
+    return family.cfg.d_model * family.resid_dtype.itemsize + 7 * 8
+
+
+def block_bytes(family: LlamaFamily, rows: int = ROW_BLOCK) -> int:
+    """Temporaries of one block of rows: projections and the MLP's hidden layer, or those of a join."""
+    cfg, wide = family.cfg, family.resid_dtype.itemsize
+    heads = cfg.n_heads * cfg.d_head
+    mlp = (3 * cfg.d_mlp + 2 * cfg.d_model) * family.dtype.itemsize
+    attention = (2 * cfg.d_model + 2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head) * family.dtype.itemsize
+    join = 3 * heads * family.dtype.itemsize + (2 * cfg.d_model + 6 * cfg.d_head) * wide
+    return rows * (max(mlp, attention, join) + 2 * cfg.d_head * wide + 100)
+
+
+def logits_bytes(family: LlamaFamily, rows: int, columns: int | None) -> int:
+    """Temporaries of the unembedding and the metric of `rows` rows, for all tokens (columns None) or for some."""
+    cfg, wide = family.cfg, family.resid_dtype.itemsize
+    if columns is not None:
+        return rows * (columns * 3 + cfg.d_model) * wide
+    widened = 0 if family.dtype == family.resid_dtype else min(VOCAB_SLICE, cfg.d_vocab) * (cfg.d_model + rows) * wide
+    return (
+        rows * (cfg.d_vocab + cfg.d_model) * wide + widened + (3 * min(KL_VALUES[0], rows * cfg.d_vocab) + 4 * cfg.d_vocab) * 8
+    )
+
+
+def base_bytes(family: LlamaFamily, length: int, rows: int, kept: int) -> int:
+    """Keys and values of one base of `length` positions, and `kept` values per layer and row."""
+    cfg = family.cfg
+    return cfg.n_layers * (length * 2 * cfg.n_key_value_heads * cfg.d_head + rows * kept) * family.resid_dtype.itemsize
+
+
+def layer_flop(cfg: ModelConfig, keys: float) -> float:
+    """Floating-point operations of one row in one layer that attends to `keys` keys."""
+    heads = cfg.n_heads * cfg.d_head
+    linear = cfg.d_model * (2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head + 3 * cfg.d_mlp)
+    return 2 * linear + 4 * heads * keys
+
+
+def layer_bytes(family: LlamaFamily) -> int:
+    """The weights of one layer."""
+    cfg = family.cfg
+    heads = (2 * cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
+    return cfg.d_model * (heads + 3 * cfg.d_mlp + 2) * family.dtype.itemsize
+
+
+def pass_bytes(family: LlamaFamily, rows: int) -> int:
+    """What a pass over packed prompts holds beside what is kept of it: its own keys and values, queries, attention's output,
+    and the temporaries of a block."""
+    cfg, heads = family.cfg, family.cfg.n_heads * family.cfg.d_head
+    keys = cfg.n_layers * 2 * cfg.n_key_value_heads * cfg.d_head * family.dtype.itemsize
+    row = keys + 2 * heads * family.dtype.itemsize + (cfg.d_model + 2 * cfg.d_head) * family.resid_dtype.itemsize
+    return rows * row + block_bytes(family, min(rows, ROW_BLOCK))
+
+
+def prefix_work(family: LlamaFamily, length: int) -> Work:
+    """Of the beginning that prompts share, computed anew."""
+    out = Work()
+    for a in range(0, length, SEGMENT):
+        out += prompt_work(family, [(a, min(a + SEGMENT, length))], keys_only=True)
+    return out
+
+
+def prompt_work(family: LlamaFamily, sequences: list[tuple[int, int]], *, keys_only: bool = False) -> Work:
+    """Of one pass over sequences (start, end) that are packed. keys_only: nothing is read, so the last layer ends at them."""
+    cfg, n = family.cfg, sum(b - a for a, b in sequences)
+    keys = sum((b - a) * (a + b + 1) / 2 for a, b in sequences)
+    layers = cfg.n_layers - keys_only
+    flop = n * layer_flop(cfg, 0) * layers + 4 * cfg.n_heads * cfg.d_head * keys * layers
+    return Work(n * layers, flop, layer_bytes(family) * layers * math.ceil(n / ROW_BLOCK))
+
+
+def variant_work(
+    family: LlamaFamily,
+    layer: Tensor,
+    stage: Tensor,
+    first: Tensor,
+    lengths: Tensor,
+    moves: Tensor,
+    reads: Tensor,
+    columns: int | None,
+) -> Work:
+    """Of one pass of the staircase: each [N] as in `Variants`; moves: joins by a product with W_O; reads: rows that are read;
+    columns: logits of them."""
+    cfg, last = family.cfg, family.cfg.n_layers - 1
+    heads, kv = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
+    mlp, out, qkv = 6 * cfg.d_model * cfg.d_mlp, 2 * cfg.d_model * heads, 2 * cfg.d_model * (heads + kv)
+    above = last - layer
+    with_attention = (above - (stage > Stage.PRE).long()).clamp(min=0)  # whole layers below the last one
+    with_mlp = (above - (stage > Stage.MID).long()).clamp(min=0)
+    attend = (layer < last) | (stage == Stage.PRE)  # in the last layer: keys of all rows, the rest of the row read
+    top = ~((layer == last) & (stage == Stage.POST)) * reads  # rows through the last MLP
+    keys = (lengths * first + lengths * (lengths + 1) / 2).double()
+    joined = torch.where(layer < last, lengths, reads) * moves
+    flop = (lengths * with_mlp + top).double() * mlp + joined.double() * out
+    flop += lengths.double() * with_attention * (qkv + out) + 4 * heads * keys * with_attention
+    flop += attend * (lengths.double() * 2 * cfg.d_model * kv + reads * (2 * out + 4 * heads * (first + lengths)))
+    flop += reads * 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)
+    rows = torch.bincount(layer, lengths.double(), cfg.n_layers).cumsum(0)[:last]
+    blocks = int((rows / ROW_BLOCK).ceil().sum()) + math.ceil(len(layer) / ROW_BLOCK)
+    unembedding = cfg.d_model * family.dtype.itemsize * (cfg.d_vocab if columns is None else columns)
+    return Work(float((lengths * with_mlp + top).sum()), float(flop.sum()), blocks * layer_bytes(family) + unembedding)
+
+
+def cut(sizes: list[int], limit: int) -> list[tuple[int, int]]:
+    """Consecutive ranges whose sizes add up to at most `limit` each (a single item may exceed it)."""
+    out, start, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            out.append((start, i))
+            start, total = i, 0
+        total += size
+    return [*out, (start, len(sizes))] if sizes else []

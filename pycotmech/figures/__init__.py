@@ -1,0 +1,1 @@
+"""The parts of pictures: frames, heat maps, bars, words."""

@@ -1,0 +1,16 @@
+"""What a person gets to see: tables, sentences and figures from results."""
+
+from pycotmech.figures.heatmap import overview_figure, step_figure, sweep_figure
+from pycotmech.runs.report.aggregate import by_step, top_heads
+from pycotmech.runs.report.findings import findings
+from pycotmech.runs.report.folder import build_report
+
+__all__ = [
+    "build_report",
+    "by_step",
+    "findings",
+    "overview_figure",
+    "step_figure",
+    "sweep_figure",
+    "top_heads",
+]

@@ -1,0 +1,128 @@
+"""What the numbers say, in sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pycotmech.figures.words import listed, plural
+from pycotmech.runs.report.aggregate import head_name
+
+_STRONG = 0.05
+"""A head that restores less than this by itself is not named as one that a step depends on."""
+_SEVERAL = 3
+_FEW_EXAMPLES = 5
+
+
+def findings(steps: xr.Dataset, top: pd.DataFrame) -> list[str]:
+    """Sentences about a run: each step's heads, heads that recur, how effects compare with rounding, and what to beware of.
+
+    steps: from `by_step`. top: from `top_heads`.
+    """
+    direction = steps.attrs["identity"]["direction"]
+    if top.empty:
+        return [_unused(steps) or "No sweep is finished yet."]
+    out = [_about_step(steps, top, int(step), direction) for step in top["step"].unique()]
+    out += [text for text in (_recurring(top, direction), _depth(steps), _floor(steps), _unused(steps), _few(steps)) if text]
+    return out
+
+
+def _about_step(steps: xr.Dataset, top: pd.DataFrame, step: int, direction: str) -> str:
+    here = steps.sel(step=step)
+    rows = top[top["step"] == step]
+    kind = str(here["kind"].values)
+    name = "The pairs" if kind == "pair" else f"Step {step} ({kind})"
+    verb = "depend" if kind == "pair" else "depends"
+    towards = "restores" if direction == "denoise" else "destroys"
+    strong = rows[(rows["restoration"] >= _STRONG) & rows["above_floor"]]
+    against = rows[(rows["restoration"] <= -_STRONG) & rows["above_floor"]]
+    text = f"{name}: no single head {towards} {_STRONG:.0%} or more"
+    if len(strong):
+        first = strong.iloc[0]
+        text = f"{name} {verb} most on {_name(first)}, which {towards} {_percent(first)} by itself"
+        if first["examples"] > 1:
+            n, agree = first["examples"], round(first["same_sign"] * first["examples"])
+            text += f" (in all {n} examples)" if agree == n else f" (in {agree} of {n} examples)"
+        if len(strong) > 1:
+            text += f"; then {listed([f'{_name(r)} ({_percent(r)})' for _, r in strong.iloc[1:4].iterrows()])}"
+    if len(against):
+        works = "works" if len(against) == 1 else "work"
+        text += f"; {listed([f'{_name(r)} ({_percent(r)})' for _, r in against.iloc[:3].iterrows()])} {works} against it"
+    return text + "."
+
+
+def _recurring(top: pd.DataFrame, direction: str) -> str:
+    n_steps = top["step"].nunique()
+    if n_steps < 2:
+        return ""
+    strong = top[(top["restoration"].abs() >= _STRONG) & top["above_floor"]]
+    counts = strong.groupby(["layer", "head"])["step"].agg(list)
+    again = sorted(((len(s), l, h, s) for (l, h), s in counts.items() if len(s) > 1), key=lambda x: (-x[0], x[1], x[2]))
+    if not again:
+        return "No head is among the strongest in more than one step."
+    named = []
+    for n, l, h, found in again[:_SEVERAL]:
+        where = "all steps" if n == n_steps else f"steps {listed([str(step) for step in found])}"
+        named.append(f"{head_name(l, h)} ({where})")
+    more = len(again) - len(named)
+    return f"Among the strongest in several steps: {listed(named)}" + (f", and {more} more." if more else ".")
+
+
+def _depth(steps: xr.Dataset) -> str:
+    """Up to which layer half of the positive effects lies, by kind of step."""
+    positive = steps["restoration"].where(steps["n"] > 0).clip(min=0).sum("head")
+    if steps.sizes["layer"] < 4:
+        return ""
+    parts = []
+    for kind in dict.fromkeys(steps["kind"].values.tolist()):
+        by_layer = positive.where(steps["kind"] == kind, drop=True).sum("step").values
+        if by_layer.sum() > 0:
+            half = int(np.searchsorted(np.cumsum(by_layer), by_layer.sum() / 2))
+            parts.append(f"{half}" if kind == "pair" else f"{half} for {kind}")
+    last = steps.sizes["layer"] - 1
+    return f"Depth: of layers 0 to {last}, half of all positive effects is reached at layer {listed(parts)}." if parts else ""
+
+
+def _floor(steps: xr.Dataset) -> str:
+    used = steps.where(steps["n"] > 0, drop=True)
+    above = int((abs(used["restoration"]) > used["noise_floor"]).sum())
+    total = int(used["restoration"].notnull().sum())
+    floor = float(used["noise_floor"].max())
+    if above == 0:
+        return f"No effect rises above the noise floor ({floor:.1g}): what is shown is rounding."
+    return (
+        f"{above:,} of {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g}); "
+        "the others cannot be told from zero."
+        if above < total
+        else f"All {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g})."
+    )
+
+
+def _unused(steps: xr.Dataset) -> str:
+    wrong = [
+        int(s) for s, n, g, p in zip(steps["step"], steps["n"], steps["graded"], steps["pending"]) if n == 0 < g and p == 0
+    ]
+    if not wrong:
+        return ""
+    word = "step" if len(wrong) == 1 else "steps"
+    return f"Not patched: {word} {listed([str(s) for s in wrong])}, which the model gets right in no example."
+
+
+def _few(steps: xr.Dataset) -> str:
+    few = steps.where((steps["n"] > 0) & (steps["n"] < _FEW_EXAMPLES), drop=True)
+    if few.sizes["step"] == 0:
+        return ""
+    least, most = int(few["n"].min()), int(few["n"].max())
+    n = plural(most, "example") if least == most else f"{least} to {most} examples"
+    all_of_it = few.sizes["step"] == int((steps["n"] > 0).sum())
+    where = "This" if all_of_it else f"Step {listed([str(int(s)) for s in few['step']])}"
+    return f"{where} rests on {n}: read it as a sketch. More examples (--examples) say more."
+
+
+def _name(row: pd.Series) -> str:
+    return head_name(int(row["layer"]), int(row["head"]))
+
+
+def _percent(row: pd.Series) -> str:
+    return f"{row['restoration']:.0%}"

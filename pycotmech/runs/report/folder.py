@@ -1,0 +1,169 @@
+"""The report of a results folder: tables, figures and a summary, built from what is finished."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from pycotmech.figures.heatmap import overview_figure, step_figure
+from pycotmech.figures.words import plural, sample_of
+from pycotmech.runs import State, read
+from pycotmech.runs.report import table
+from pycotmech.runs.report.aggregate import by_step, top_heads
+from pycotmech.runs.report.findings import findings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `build_report` made. steps, top: see `pycotmech.runs.report.aggregate`. files: everything written, in order."""
+
+    folder: Path
+    steps: xr.Dataset
+    top: pd.DataFrame
+    table: str
+    legend: str
+    headline: str
+    notes: list[str]
+    sentences: list[str]
+    files: list[Path]
+
+
+def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = True) -> Report:
+    """Writes top_heads.csv, summary.md, summary.json and the heat maps into a results folder, from what is finished there.
+
+    top: heads per step in tables. figures: also the PNGs, one for each step and one of all.
+    Raises FileNotFoundError where there are no results. Nothing is recomputed; the results themselves are not touched.
+    """
+    if top < 1:
+        raise ValueError(f"top: got {top}; expected 1 or more")
+    folder = Path(folder).expanduser()
+    data = read(folder)
+    steps = by_step(data)
+    heads = top_heads(steps, top)
+    record = _first_record(folder / "examples.jsonl")
+    samples = {int(step): sample_of(record, int(step)) for step in steps["step"].values}
+    identity, about = data.attrs["identity"], data.attrs["about"]
+    report = Report(
+        folder, steps, heads, table.text(steps, heads, samples), table.legend(identity["metric"], identity["direction"]),
+        _headline(data), list(about["model"]["notes"]), findings(steps, heads), [],
+    )  # fmt: skip
+    heads.to_csv(folder / "top_heads.csv", index=False, float_format="%.6g")
+    report.files.append(folder / "top_heads.csv")
+    if figures:
+        report.files.extend(_figures(folder, steps, samples))
+    _write(folder / "summary.md", _markdown(report, record), report)
+    _write(folder / "summary.json", json.dumps(_plain(report, data), indent=1, ensure_ascii=False) + "\n", report)
+    return report
+
+
+def _headline(data: xr.Dataset) -> str:
+    identity, about = data.attrs["identity"], data.attrs["about"]
+    state = data["state"].values
+    finished, pending = int((state == State.FINISHED).sum()), int((state == State.PENDING).sum())
+    how = "clean heads into the corrupted run" if identity["direction"] == "denoise" else "corrupted heads into the clean run"
+    where = identity["positions"]
+    at = "" if where == "all" else f" at position{'s' if len(where) > 1 else ''} {', '.join(map(str, where))}"
+    n_heads = data.sizes["layer"] * data.sizes["head"]
+    seconds = float(data["seconds"].where(data["state"] == State.FINISHED).sum())
+    text = (
+        f"{about['model']['name']}: {how}{at}, {n_heads} heads one at a time, metric {identity['metric']}; "
+        f"{plural(finished, 'sweep')} in {_duration(seconds)}"
+    )
+    return text + (f"; {pending} still to do" if pending else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _figures(folder: Path, steps: xr.Dataset, samples: dict[int, str]) -> list[Path]:
+    made = []
+    shown = [int(s) for s, n in zip(steps["step"].values, steps["n"].values, strict=True) if n]
+    for step in shown:
+        path = folder / ("pairs.png" if str(steps["kind"].sel(step=step).values) == "pair" else f"step_{step:02d}.png")
+        step_figure(steps, step, sample=samples[step], path=path)
+        made.append(path)
+    if len(shown) > 1:
+        overview_figure(steps, path=folder / "overview.png")
+        made.append(folder / "overview.png")
+    return made
+
+
+def _markdown(report: Report, record: dict | None) -> str:
+    about, identity = report.steps.attrs["about"], report.steps.attrs["identity"]
+    lines = [f"# {about['model']['name']}: which heads each step depends on", "", report.headline + ".", ""]
+    lines += [f"> Note: {note}." for note in report.notes] + ([""] if report.notes else [])
+    lines += ["## What it shows", "", *[f"* {s}" for s in report.sentences], ""]
+    lines += ["## Strongest heads", "", table.markdown(report.steps, report.top), "", report.legend.replace("\n", " "), ""]
+    if record is not None and "question" in record:
+        lines += ["## An example", "", f"{record['question']} {record['query']}", "", f"Solution: {record['chain']}", ""]
+    pictures = [p.name for p in report.files if p.suffix == ".png"]
+    if pictures:
+        lines += ["## Heat maps", ""]
+        lines += [f"![{name.removesuffix('.png')}]({name})\n" for name in reversed(pictures)]
+    lines += ["## How it was made", "", *[f"* {k}: {_text(v)}" for k, v in identity.items()]]
+    lines += [f"* {k}: {_text(v)}" for k, v in about["versions"].items() if k != "pycotmech"]
+    lines += [f"* {about['model']['description']}", f"* begun {about['created']}, {about['threads']} threads", ""]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _plain(report: Report, data: xr.Dataset) -> dict[str, Any]:
+    """summary.json: the same as the Markdown, for programs."""
+    steps = report.steps
+    per_step = []
+    for i in range(steps.sizes["step"]):
+        here = steps.isel(step=i)
+        step = int(here["step"])
+        names = ("n", "right", "graded", "pending", "noise_floor", "clean_metric", "corrupted_metric", "seconds")
+        heads = report.top[report.top["step"] == step].drop(columns=["step", "kind"])
+        per_step.append(
+            {
+                "step": step,
+                "kind": str(here["kind"].values),
+                **{name: _number(here[name].item()) for name in names},
+                "top_heads": [{k: _number(v) for k, v in row.items()} for row in heads.to_dict("records")],
+            }
+        )
+    return {
+        "headline": report.headline,
+        "notes": report.notes,
+        "findings": report.sentences,
+        "steps": per_step,
+        "complete": bool((data["state"] != State.PENDING).all()),
+        "settings": data.attrs["identity"],
+        "about": data.attrs["about"],
+    }
+
+
+def _number(value: Any) -> Any:
+    """A JSON number; None for NaN, which JSON has not."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _first_record(path: Path) -> dict | None:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.loads(file.readline())
+    except (OSError, ValueError):
+        return None  # the report does not need it
+
+
+def _write(path: Path, text: str, report: Report) -> None:
+    path.write_text(text, "utf-8")
+    report.files.append(path)

@@ -1,0 +1,383 @@
+"""The shell on the shipped tiny model: the main job end to end, gone on with, refused, interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import pycotmech as pcm
+from pycotmech.cli import app as cli
+from pycotmech.runs import State, read
+
+SMALL = ("--model", "tiny-cot", "--examples", "2", "--shots", "0", "--steps", "1,5")
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """Runs the console script in this process: shell("run", ...) -> (exit code, output, errors)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pycotmech", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run, for tests that only look at it."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = [sys.executable, "-m", "pycotmech", "run", *SMALL, "--out", str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "screen.txt").write_text(done.stdout, "utf-8")
+    return folder
+
+
+# ---- the main job ----------------------------------------------------------------------------------------------------
+
+
+def test_run_keeps_what_the_library_computes(finished):
+    data = read(finished)
+    model = pcm.Model.from_pretrained("tiny-cot")
+    examples = pcm.cot.make_examples(2, tokenizer=model.tokenizer, bos=True, shots=0, seed=0)
+    assert (data["state"] == State.FINISHED).sum() >= 3  # the model is right nearly always
+    for e, s in np.argwhere(data["state"].values == State.FINISHED):
+        step = examples[e].steps[int(data["step"][s])]
+        sweep = pcm.patch_heads(model, step.clean, step.corrupted)
+        cell = data.isel(example=e, step=s)
+        np.testing.assert_allclose(cell["raw"], sweep.raw, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(cell["effect"], sweep.effect, atol=1e-5)
+        assert float(cell["corrupted_metric"]) == pytest.approx(sweep.corrupted_metric[0], rel=1e-5)
+        assert np.abs(sweep.effect).max() > 0.1  # far above the tolerances
+
+
+def test_run_writes_everything_a_reader_needs(finished):
+    names = {p.name for p in finished.iterdir()} - {".lock", "screen.txt"}
+    assert names == {
+        "results.zarr", "examples.jsonl", "top_heads.csv", "summary.md", "summary.json", "overview.png", "step_01.png",
+        "step_05.png",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (finished / "examples.jsonl").read_text("utf-8").splitlines()]
+    model = pcm.Model.from_pretrained("tiny-cot")
+    step = pcm.cot.make_examples(2, tokenizer=model.tokenizer, bos=True, shots=0, seed=0)[1].steps[5]
+    kept = lines[1]["steps"][1]
+    assert kept["step"] == 5 and kept["clean"] == step.clean.tolist() and kept["corrupted"] == step.corrupted.tolist()
+    assert (kept["answer"], kept["wrong"], kept["text"]) == (step.answer, step.wrong, step.text)
+    attrs = read(finished).attrs
+    assert attrs["identity"]["steps"] == [1, 5] and attrs["identity"]["pycotmech"] == pcm.__version__
+    assert attrs["about"]["versions"]["torch"] and "prefix_attn" in attrs["about"]["ops"]
+
+
+def test_the_screen_shows_the_table_the_notes_and_sentences(finished):
+    screen = (finished / "screen.txt").read_text("utf-8")
+    top = pd.read_csv(finished / "top_heads.csv")
+    for _, row in top.iterrows():
+        assert f"L{row['layer']}H{row['head']}" in screen and f"{row['restoration']:+.3f}" in screen
+    assert "Note: trained from scratch on this task" in screen
+    assert "* Step 5 (induction) depends most on L" in screen
+    assert "larger than rounding alone" in screen
+    summary = json.loads((finished / "summary.json").read_text("utf-8"))
+    assert all(sentence in screen for sentence in summary["findings"])
+    assert summary["complete"] and [s["step"] for s in summary["steps"]] == [1, 5]
+    assert summary["steps"][0]["top_heads"][0]["head"] == top.iloc[0]["head"]
+
+
+def test_run_again_does_nothing_twice(finished, shell):
+    chunk = finished / "results.zarr" / "raw" / "0.0.0.0"
+    before = chunk.stat().st_mtime_ns
+    code, out, err = shell("run", *SMALL, "--out", finished)
+    assert code == 0 and chunk.stat().st_mtime_ns == before
+    assert "sweeps are finished already; 0 to do" in err
+    assert out.split("\n\n")[1] in (finished / "screen.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--seed", "1"), "seed was 0, now 1"),
+        (("--steps", "1,6"), "steps was 1,5, now 1,6"),
+        (("--direction", "noise"), "direction was denoise, now noise"),
+        (("--positions", "last"), "positions was all, now -1"),
+        (("--dtype", "float64"), "dtype was auto, now float64"),
+    ],
+)
+def test_other_settings_on_the_same_folder_are_refused_by_name(finished, shell, change, message):
+    before = read(finished)
+    code, out, err = shell("run", *SMALL, *change, "--out", finished)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert f"holds results of other settings: {message}." in err
+    assert read(finished).identical(before)
+
+
+def test_other_weights_under_the_same_name_are_refused(finished, shell, monkeypatch):
+    from pycotmech.runs import experiment
+
+    monkeypatch.setattr(experiment, "fingerprint", lambda model: "another")
+    code, _, err = shell("run", *SMALL, "--out", finished)
+    assert code == 2 and "weights was" in err and "now another" in err
+
+
+def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, shell, interruptible):
+    out = tmp_path / "out"
+    settings = ("--model", "tiny-cot", "--examples", "40", "--shots", "0", "--steps", "5,9", "--threads", "1")
+    arguments = [sys.executable, "-m", "pycotmech", "run", *settings, "--out", str(out)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        give_up = time.monotonic() + 120
+        while time.monotonic() < give_up and process.poll() is None:
+            if (out / "results.zarr").is_dir() and int((read(out)["state"] == State.FINISHED).sum()) >= 3:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped; what is finished is kept" in err and "Traceback" not in err
+    first = read(out)
+    kept = np.argwhere(first["state"].values == State.FINISHED)
+    assert 3 <= len(kept) < int((first["state"] != State.SKIPPED).sum())
+    stamps = {e: (out / f"results.zarr/raw/{e}.0.0.0").stat().st_mtime_ns for e in {int(e) for e, _ in kept[:-2]}}
+    code, screen, err = shell("report", out)
+    assert code == 0 and "still to do" in screen
+    code, screen, err = shell("run", *settings, "--out", out)
+    assert code == 0 and f"{len(kept)} sweeps are finished already" in err and "still to do" not in screen
+    second = read(out)
+    assert (second["state"] != State.PENDING).all()
+    for e, s in kept:
+        np.testing.assert_array_equal(second["raw"][e, s], first["raw"][e, s])
+    assert all((out / f"results.zarr/raw/{e}.0.0.0").stat().st_mtime_ns == t for e, t in stamps.items())
+
+
+def test_quiet_says_nothing(tmp_path, shell):
+    assert shell("run", *SMALL, "--examples", "1", "--out", tmp_path / "out", "--quiet") == (0, "", "")
+    assert (tmp_path / "out" / "summary.md").is_file()
+
+
+def test_report_rebuilds_and_needs_results(finished, shell, tmp_path):
+    for name in ("summary.md", "step_05.png", "top_heads.csv"):
+        (finished / name).unlink()
+    code, _, _ = shell("report", finished, "--top", "2")
+    assert code == 0 and len(pd.read_csv(finished / "top_heads.csv")) == 4
+    assert (finished / "step_05.png").read_bytes().startswith(b"\x89PNG") and (finished / "summary.md").is_file()
+    code, _, err = shell("report", tmp_path)
+    assert code == 2 and "holds no results" in err
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------------
+
+CLEAN = "Every wumpus is a lempus . Max is a wumpus . Max is a"
+CORRUPTED = "Every wumpus is a tumpus . Max is a wumpus . Max is a"
+
+
+def pairs_file(folder: Path, *pairs: dict) -> Path:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
+    return path
+
+
+def test_own_pairs(tmp_path, shell):
+    model = pcm.Model.from_pretrained("tiny-cot")
+    ids = [model.to_tokens(text).tolist() for text in (CLEAN, CORRUPTED)]
+    given = {"clean": CLEAN, "corrupted": CORRUPTED, "answer": "lempus", "wrong": "tumpus", "name": "words"}
+    path = pairs_file(tmp_path, given, {"clean": ids[0], "corrupted": ids[1], "answer": "lempus", "wrong": "tumpus"})
+    code, out, _ = shell("run", "--model", "tiny-cot", "--pairs", path, "--metric", "logit_diff", "--out", tmp_path / "out")
+    assert code == 0 and "The pairs depend most on L" in out
+    data = read(tmp_path / "out")
+    assert data["name"].values.tolist() == ["words", "line 2"]
+    sweep = pcm.patch_heads(model, CLEAN, CORRUPTED, metric="logit_diff", answer="lempus", wrong="tumpus")
+    for e in range(2):  # text and ids of the same prompts
+        np.testing.assert_allclose(data["values"][e, 0], sweep.values, atol=1e-5)
+    code, out, _ = shell(
+        "sweep", "--model", "tiny-cot", "--pairs", path, "--metric", "logit_diff", "--csv", tmp_path / "a.csv",
+        "--png", tmp_path / "a.png",
+    )  # fmt: skip
+    frame = pd.read_csv(tmp_path / "a.csv")
+    np.testing.assert_allclose(frame["value"].to_numpy().reshape(4, 8), sweep.values, atol=1e-5)
+    (layer, head), effect = sweep.top(1)[0]
+    assert code == 0 and f"L{layer}H{head}" in out and f"{effect:+.4f}" in out
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_pair_that_cannot_be_swept_is_named_before_the_first_sweep(tmp_path, shell):
+    good = {"clean": CLEAN, "corrupted": CORRUPTED}
+    for bad, message in (
+        ({"clean": CLEAN, "corrupted": CORRUPTED + " red"}, "line 2: clean has 15 tokens, corrupted has 16"),
+        ({"clean": [1, 9999], "corrupted": [1, 5]}, "line 2: clean: token id 9999 is outside the vocabulary"),
+        ({**good, "answer": "lempus", "wrong": "lempus"}, "line 2: answer and wrong"),
+    ):
+        path = pairs_file(tmp_path, good, bad)
+        code, _, err = shell("run", "--model", "tiny-cot", "--pairs", path, "--out", tmp_path / "out")
+        assert code == 2 and message in err, err
+        assert not (tmp_path / "out" / "results.zarr").exists()
+
+
+def test_a_pair_without_a_difference_in_the_metric_does_not_stop_the_others(tmp_path, shell, monkeypatch):
+    from pycotmech import patching
+
+    honest = patching.patch_heads_each
+
+    def patch(model, clean, corrupted, **options):
+        if any(len(tokens) == 2 for tokens in clean):
+            raise ValueError("metric: kl is the same in the clean and the corrupted run")
+        return honest(model, clean, corrupted, **options)
+
+    monkeypatch.setattr(patching, "patch_heads_each", patch)
+    path = pairs_file(tmp_path, {"clean": [1, 8], "corrupted": [1, 9]}, {"clean": CLEAN, "corrupted": CORRUPTED})
+    code, out, err = shell("run", "--model", "tiny-cot", "--pairs", path, "--out", tmp_path / "out")
+    assert code == 1 and "not done" in err and "line 1: metric: kl is the same" in err
+    assert read(tmp_path / "out")["state"].values.tolist() == [[0], [1]] and "1 still to do" in out
+
+
+def test_steps_that_share_a_sweep_fail_one_by_one(tmp_path, shell, monkeypatch):
+    """A step that cannot be done takes none of those with it that would have been read off the same run."""
+    from pycotmech import patching
+
+    honest, calls, bad = patching.patch_heads_each, [], []
+
+    def patch(model, clean, corrupted, **options):
+        calls.append(len(clean))
+        if len(clean) > 1 and not bad:
+            bad.append(clean[0].tolist())
+        if any(tokens.tolist() in bad for tokens in clean):
+            raise ValueError("metric: kl is the same in the clean and the corrupted run")
+        return honest(model, clean, corrupted, **options)
+
+    monkeypatch.setattr(patching, "patch_heads_each", patch)
+    code, _, err = shell("run", "--model", "tiny-cot", "--examples", "1", "--shots", "3", "--out", tmp_path / "out")
+    state = read(tmp_path / "out")["state"].values
+    assert code == 1 and max(calls) > 1 and err.count("metric: kl is the same") == 1
+    assert (state == 0).sum() == 1 and (state == 1).sum() >= 5
+
+
+def test_sweep_of_one_pair(shell):
+    code, out, _ = shell("sweep", "--model", "tiny-cot", "--clean", CLEAN, "--corrupted", CORRUPTED, "--top", "3")
+    sweep = pcm.patch_heads(pcm.Model.from_pretrained("tiny-cot"), CLEAN, CORRUPTED)
+    assert code == 0 and out.count("  L") == 3
+    for (layer, head), effect in sweep.top(3):
+        assert f"L{layer}H{head}".ljust(8) + f" {effect:+.4f}" in out
+
+
+def test_a_screened_sweep_says_so(shell, tmp_path):
+    pair = ("--clean", CLEAN, "--corrupted", CORRUPTED)
+    code, out, _ = shell("sweep", "--model", "tiny-cot", *pair, "--screen", "2", "--csv", tmp_path / "a.csv")
+    sweep = pcm.patch_heads(pcm.Model.from_pretrained("tiny-cot"), CLEAN, CORRUPTED, screen=2)
+    assert code == 0 and out.count("  L") == 2 and "only the 2 heads with the largest first-order estimates" in out
+    frame = pd.read_csv(tmp_path / "a.csv")
+    assert frame["exact"].sum() == 2 and np.allclose(frame["estimate"], sweep.estimate.ravel(), atol=1e-5)
+    assert shell("sweep", "--model", "tiny-cot", *pair, "--screen", "99")[2].startswith("pycotmech: error: screen: got 99")
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run",), "Missing option '--model'"),
+        (("run", "--model", "tiny-cot", "--out", "x", "--exmples", "3"), "No such option"),
+        (("run", "--model", "tiny-cot", "--out", "x", "--examples", "many"), "--examples"),
+        (("fly",), "No such command 'fly'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(shell, arguments, message):
+    code, out, err = shell(*arguments)
+    assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "10"), "steps: got 10; expected 0..9 for 2 hops"),
+        (("--steps", "one"), "steps: got 'one'; expected numbers"),
+        (("--steps", ","), "steps: the list is empty"),
+        (("--dtype", "float8"), "dtype: got 'float8'"),
+        (("--metric", "loss"), "metric: got 'loss'; expected one of kl, logit_diff, prob"),
+        (("--direction", "up"), "direction: got 'up'"),
+        (("--style", "haiku"), "style: got 'haiku'"),
+        (("--order", "sideways"), "order: got 'sideways'"),
+        (("--ontology", "real"), "ontology: got 'real'"),
+        (("--examples", "0"), "examples: got 0; expected 1 or more"),
+        (("--shots", "-1"), "shots: got -1"),
+        (("--memory-gb", "0"), "memory_gb: got 0.0; expected a positive number"),
+        (("--positions", "first"), "positions: got 'first'; expected all, last, or numbers"),
+        (("--top", "0"), "top: got 0"),
+        (("--pairs", "nothing.jsonl"), "pairs: there is no file nothing.jsonl"),
+        (("--pairs", "nothing.jsonl", "--shots", "3"), "shots: has no meaning with pairs"),
+    ],
+)
+def test_bad_settings_are_one_line_before_the_model_is_loaded(shell, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(pcm.Model, "from_pretrained", lambda *a, **k: pytest.fail("the model was loaded"))
+    code, out, err = shell("run", "--model", "tiny-cot", "--out", tmp_path / "out", *arguments)
+    assert (code, out) == (2, "") and err.startswith("pycotmech: error: ") and len(err.splitlines()) == 1
+    assert message in err
+
+
+def test_an_output_folder_that_is_none(shell, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    code, _, err = shell("run", *SMALL, "--out", file)
+    assert code == 2 and "is a file; expected a folder" in err
+    code, _, err = shell("run", *SMALL, "--out", file / "below")
+    assert code == 2 and "out: nothing can be written in" in err
+
+
+def test_an_output_folder_that_is_read_only(shell, tmp_path, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied", str(options["dir"]))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    code, _, err = shell("run", *SMALL, "--out", tmp_path)
+    assert code == 2 and f"out: nothing can be written in {tmp_path}" in err and "Permission denied" in err
+
+
+def test_an_unknown_model_and_debug(shell, tmp_path, monkeypatch):
+    code, _, err = shell("run", "--model", "./no-such-model", "--out", tmp_path / "out")
+    assert code == 2 and "no-such-model" in err and "Traceback" not in err
+    monkeypatch.setattr(sys, "argv", ["pycotmech", "run", "--model", "./no-such-model", "--out", str(tmp_path), "--debug"])
+    with pytest.raises(FileNotFoundError):
+        cli.main()
+
+
+def test_positions_in_front_of_the_difference_are_refused_before_the_first_sweep(shell, tmp_path):
+    code, _, err = shell("run", *SMALL, "--positions", "0", "--out", tmp_path / "out")
+    assert code == 2 and "example 0, step 1: positions: [0] all lie in front of position" in err
+
+
+def test_sweep_needs_one_source_of_prompts(shell):
+    code, _, err = shell("sweep", "--model", "tiny-cot")
+    assert code == 2 and "expected either --clean and --corrupted, or --pairs" in err
+    code, _, err = shell("sweep", "--model", "tiny-cot", "--clean", "a")
+    assert code == 2 and "corrupted: missing" in err
+
+
+def test_info_and_version(shell):
+    code, out, _ = shell("info")
+    assert code == 0
+    for expected in ("pycotmech._C", "pycotmech._core", "prefix_attn", "torch", "model cache", "free memory"):
+        assert expected in out
+    assert shell("--version") == (0, f"pycotmech {pcm.__version__}\n", "")
+
+
+def test_help_loads_no_pytorch():
+    script = (
+        "import sys; sys.argv = ['pycotmech', '--help']\nfrom pycotmech.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
+    script += "sys.exit('torch' in sys.modules or 'xarray' in sys.modules or 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "sweep", "attention", "report", "info"):
+        assert command in done.stdout

@@ -1,0 +1,116 @@
+"""Probes on data whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from pycotmech.cot.tools.probes import Projection, balanced, control_labels, fit_linear, fit_mlps, macro_f1, majority
+
+
+def halves(x, y, seed=0):
+    """(train x, train y, test x, test y, held out of the training part)."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    n = len(x) // 2
+    train, test = order[:n], order[n:]
+    return x[train], y[train], x[test], y[test], np.arange(n) % 5 == 0
+
+
+def accuracies(x, y, classes=3):
+    a, b, c, d, held = halves(x, y)
+    turned = Projection.fit(a)
+    linear = fit_linear(turned(a), b, held, classes)
+    stack = torch.from_numpy(turned(a).astype(np.float32))[None]
+    mlps, _ = fit_mlps(stack, torch.from_numpy(b)[None], torch.from_numpy(held), classes, seed=0)
+    with torch.no_grad():
+        said = mlps(torch.from_numpy(turned(c).astype(np.float32))[None])[0].argmax(-1).numpy()
+    return float((linear(turned(c)).argmax(1) == d).mean()), float((said == d).mean())
+
+
+def test_both_solve_what_a_line_separates():
+    """PAPER section 5: linear = MLP on a linearly separable toy."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(1600, 20))
+    logits = x @ rng.normal(size=(20, 3))
+    clear = np.diff(np.sort(logits, 1)[:, 1:])[:, 0] > 2
+    linear, mlp = accuracies(x[clear], logits[clear].argmax(1))
+    assert linear > 0.97 and mlp > 0.97
+
+
+def test_the_mlp_solves_what_no_line_separates():
+    """PAPER section 5: MLP > linear on XOR."""
+    rng = np.random.default_rng(2)
+    bits = rng.integers(2, size=(1200, 2))
+    x = np.concatenate((4.0 * bits - 2, rng.normal(size=(1200, 6))), 1) + 0.3 * rng.normal(size=(1200, 8))
+    linear, mlp = accuracies(x, bits[:, 0] ^ bits[:, 1], classes=2)
+    assert linear < 0.6 and mlp > 0.95
+
+
+def test_shuffled_labels_leave_chance():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(1200, 60)), rng.integers(3, size=1200)
+    assert accuracies(x, y) == pytest.approx((1 / 3, 1 / 3), abs=0.06)
+
+
+def test_what_is_held_out_is_not_fitted():
+    """Of labels that mean nothing, those held out are told no better than by chance, however well the others are learnt."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(400, 300)), rng.integers(3, size=400)
+    held = np.arange(400) % 4 == 0
+    z = Projection.fit(x)(x).astype(np.float32)
+    assert fit_linear(z, y, held).held_out < 0.5
+    _, accuracy = fit_mlps(torch.from_numpy(z)[None], torch.from_numpy(y)[None], torch.from_numpy(held))
+    assert accuracy[0] < 0.5
+
+
+def test_side_by_side_is_one_by_one():
+    rng = np.random.default_rng(4)
+    x = torch.from_numpy(rng.normal(size=(2, 90, 5)).astype(np.float32))
+    y = torch.from_numpy(rng.integers(3, size=(2, 90)))
+    held = torch.arange(90) % 5 == 0
+    both, _ = fit_mlps(x, y, held, steps=60, seed=1)
+    for k in range(2):
+        one, _ = fit_mlps(x[k : k + 1], y[k : k + 1], held, steps=60, seed=1)
+        torch.testing.assert_close(both(x)[k], one(x[k : k + 1])[0], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (300, 12)])
+def test_the_projection_keeps_distances_and_ignores_what_is_constant(shape):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=shape) * rng.uniform(0.1, 9, size=shape[1])
+    x[:, 3] = 7.0
+    z = np.delete((x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1), 3, 1)
+    turned = Projection.fit(x, components=400)(x)
+    ratio = (turned @ turned.T) / np.where(np.abs(z @ z.T) > 1e-3, z @ z.T, np.nan)
+    np.testing.assert_allclose(ratio[np.isfinite(ratio)], np.nanmedian(ratio), rtol=1e-5)
+    assert np.square(turned).mean() == pytest.approx(1)
+
+
+def test_labels_of_the_control_task_belong_to_word_pairs():
+    words = [(str(a), str(b)) for a in range(30) for b in range(30)] * 2
+    labels = control_labels(words, seed=1)
+    assert (labels[:900] == labels[900:]).all()
+    assert np.bincount(labels[:900]) == pytest.approx([300] * 3, abs=50)
+    assert (control_labels(words, seed=2) != labels).any()
+
+
+def test_balanced_takes_as_many_of_each_in_random_order():
+    labels = np.repeat([0, 1, 2], [50, 20, 31])
+    taken = balanced(labels, seed=0)
+    assert np.bincount(labels[taken]).tolist() == [20, 20, 20] and len(set(taken.tolist())) == 60
+    assert (np.diff(labels[taken]) != 0).sum() > 20  # not one class after another
+    assert balanced(labels, seed=0).tolist() == taken.tolist() != balanced(labels, seed=1).tolist()
+
+
+def test_macro_f1_is_scikit_learns():
+    rng = np.random.default_rng(6)
+    true, said = rng.integers(3, size=(2, 200))
+    confusion = np.zeros((3, 3))
+    np.add.at(confusion, (true, said), 1)
+    assert float(macro_f1(confusion)) == pytest.approx(f1_score(true, said, average="macro"))
+
+
+def test_a_rule_falls_back_on_what_it_knows():
+    cues = [["ab", "a"], ["ab", "a"], ["ac", "a"], ["bc", "b"], ["ab", "a"], ["ad", "a"], ["xx", "x"]]
+    assert majority(cues, np.array([1, 1, 2, 0]))[4:].tolist() == [1, 1, 1]
+    assert majority(cues, np.array([1, 1, 2, 0]))[2] == 2

@@ -1,0 +1,134 @@
+"""Examples put together: against sums written out by hand, and against the library's own result for a list of pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import pycotmech as pcm
+from pycotmech.runs import Axes, Results, State, read
+from pycotmech.runs.report import by_step, findings, top_heads
+from pycotmech.runs.report.table import header, rows, text
+from tests.reference.tiny import tiny_llama
+
+
+def dataset(effect, clean, corrupted, state, *, floor=1e-3, right=None, kind="induction", metric="logit_diff") -> xr.Dataset:
+    """effect [E, S, L, H]; the others [E, S]."""
+    effect = np.asarray(effect, dtype="f4")
+    E, S, L, H = effect.shape
+    cell, grid = ("example", "step"), ("example", "step", "layer", "head")
+    full = np.full((E, S), floor) if np.isscalar(floor) else np.asarray(floor)
+    variables = {"effect": (grid, effect), "noise_floor": (cell, full), "seconds": (cell, np.ones((E, S)))}
+    variables |= {"clean_metric": (cell, np.asarray(clean, dtype=float))}
+    variables |= {
+        "corrupted_metric": (cell, np.asarray(corrupted, dtype=float)),
+        "state": (cell, np.asarray(state, dtype="i1")),
+    }
+    variables["right"] = (cell, np.ones((E, S), "i1") if right is None else np.asarray(right, dtype="i1"))
+    coords = {"step": np.arange(S), "kind": ("step", np.array([kind] * S)), "layer": np.arange(L), "head": np.arange(H)}
+    attrs = {"identity": {"metric": metric, "direction": "denoise"}, "about": {"model": {"name": "m", "notes": []}}}
+    return xr.Dataset(variables, {"example": np.arange(E), **coords}, attrs)
+
+
+def test_the_weighted_mean_its_spread_and_signs():
+    # Two examples, spans 3 and 1; head 1 differs in sign between them.
+    data = dataset([[[[0.4, 0.2]]], [[[0.8, -0.1]]]], [[2.0], [1.0]], [[-1.0], [0.0]], [[1], [1]], floor=[[0.004], [0.008]])
+    steps = by_step(data)
+    np.testing.assert_allclose(steps["restoration"][0, 0], [0.5, 0.125], atol=1e-7)
+    sd = [np.sqrt(0.75 * 0.1**2 + 0.25 * 0.3**2), np.sqrt(0.75 * 0.075**2 + 0.25 * 0.225**2)]
+    np.testing.assert_allclose(steps["sd"][0, 0], sd, rtol=1e-6)
+    np.testing.assert_allclose(steps["same_sign"][0, 0], [1.0, 0.5])
+    assert float(steps["noise_floor"][0]) == pytest.approx(0.005)
+    assert (int(steps["n"][0]), float(steps["clean_metric"][0]), float(steps["seconds"][0])) == (2, 1.5, 2.0)
+
+
+def test_only_finished_sweeps_count():
+    effect = np.full((3, 1, 1, 2), np.nan)
+    effect[1] = 0.25
+    state = [[State.PENDING], [State.FINISHED], [State.SKIPPED]]
+    data = dataset(effect, [[np.nan], [1.0], [np.nan]], [[np.nan], [0.0], [np.nan]], state, right=[[1], [1], [0]])
+    steps = by_step(data)
+    np.testing.assert_allclose(steps["restoration"], 0.25)
+    assert np.isnan(steps["sd"]).all()
+    assert [int(steps[n][0]) for n in ("n", "right", "graded", "pending")] == [1, 2, 3, 1]
+
+
+def test_the_ratio_of_means_is_what_patch_heads_gives_for_a_list(tmp_path):
+    model = pcm.Model(tiny_llama(seed=3), None)
+    g = torch.Generator().manual_seed(0)
+    clean = [torch.randint(61, (9,), generator=g) for _ in range(3)]
+    corrupted = [c.clone() for c in clean]
+    for i, c in enumerate(corrupted):
+        c[4 + i] = (c[4 + i] + 17) % 61
+    options = {"metric": "kl"}
+    axes = Axes(["0", "1", "2"], [0], ["pair"], model.cfg.n_layers, model.cfg.n_heads)
+    about = {"model": {"name": "m", "notes": []}}
+    results = Results.create(tmp_path, axes, identity={"metric": "kl", "direction": "denoise"}, about=about)
+    for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
+        results.finish(i, 0, pcm.patch_heads(model, a, b, **options), 1.0)
+    together = pcm.patch_heads(model, clean, corrupted, **options)
+    steps = by_step(read(tmp_path))
+    np.testing.assert_allclose(steps["restoration"][0], together.values, atol=1e-5)
+    assert np.abs(together.values).max() > 0.05
+    # Both are rounding, seen through other heads and directions: of one size, not one the bound of the other.
+    assert 0.1 < float(steps["noise_floor"][0]) / together.noise_floor < 10
+
+
+def test_top_heads_are_in_order_of_size_with_ties_to_the_lower_head():
+    data = dataset([[[[0.1, -0.7], [0.3, 0.3]]]], [[1.0]], [[0.0]], [[1]])
+    top = top_heads(by_step(data), 3)
+    assert top[["layer", "head"]].values.tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert top["restoration"].tolist() == pytest.approx([-0.7, 0.3, 0.3])
+
+
+def test_steps_without_a_right_example_are_named_and_shown():
+    effect = np.stack([np.full((1, 4, 2), 0.2), np.full((1, 4, 2), np.nan)], 1)
+    data = dataset(effect, [[1.0, np.nan]], [[0.0, np.nan]], [[1, 2]], right=[[1, 0]])
+    steps = by_step(data)
+    top = top_heads(steps)
+    assert set(top["step"]) == {0}
+    table = rows(steps, top)
+    assert table[-1][:4] == ["1", "induction", "0/1", "0"] and set(table[-1][4:]) == {"-"}
+    assert "Not patched: step 1, which the model gets right in no example." in findings(steps, top)
+
+
+def test_sentences_say_what_the_numbers_say():
+    effect = np.zeros((6, 2, 4, 3))
+    effect[:, :, 2, 1] = 0.4
+    effect[:, 0, 3, 0] = [0.2, 0.2, 0.2, 0.2, -0.1, 0.2]
+    effect[:, 1, 1, 2] = -0.3
+    ones = np.ones((6, 2))
+    steps = by_step(dataset(effect, ones, 0 * ones, ones))
+    said = findings(steps, top_heads(steps))
+    first, second = (
+        f"Step {i} (induction) depends most on L2H1, which restores 40% by itself (in all 6 examples)" for i in (0, 1)
+    )
+    assert said[0] == f"{first}; then L3H0 (15%)."
+    assert said[1] == f"{second}; L1H2 (-30%) works against it."
+    assert "Among the strongest in several steps: L2H1 (all steps)." in said
+    assert any("half of all positive effects is reached at layer 2 for induction" in s for s in said)
+    assert any(s.startswith("4 of 24 effects are larger than rounding alone") for s in said)
+    assert not any("rests on" in s for s in said)
+
+
+def test_what_is_below_the_floor_is_called_rounding():
+    data = dataset(np.full((1, 1, 4, 2), 1e-6), [[1.0]], [[0.0]], [[1]], floor=1e-3)
+    steps = by_step(data)
+    top = top_heads(steps)
+    said = findings(steps, top)
+    assert any("No effect rises above the noise floor (0.001)" in s for s in said)
+    assert "(rounding)" in text(steps, top, {})
+    assert any("rests on 1 example" in s for s in said)
+
+
+def test_the_table_shows_samples_and_fits_its_header():
+    data = dataset(np.full((2, 1, 4, 2), 0.25), [[1.0], [1.0]], [[0.0], [0.0]], [[1], [1]], metric="kl")
+    steps = by_step(data)
+    table = text(steps, top_heads(steps), {0: "… Max is a → lempus"}).splitlines()
+    assert " ".join(table[0].split()) == "step kind right used KL floor head effect ± sd same sign"
+    assert "Max is a → lempus" in table[3] and "L0H1" in table[3]
+    starts = {line.index("L") for line in table[2:] if "L" in line}
+    assert starts == {table[0].index("head")}
+    assert header("prob")[4:6] == ["clean", "corrupted"]

@@ -1,0 +1,171 @@
+"""The store: what is written comes back, and what a dying process leaves behind is never taken for finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pycotmech.runs import Axes, Results, State, read
+from pycotmech.runs.store import FOLDER, identity, uninterrupted
+
+AXES = Axes(["0", "1", "2"], [5, 9], ["induction", "induction"], n_layers=4, n_heads=3)
+SETTINGS = {"model": "m", "steps": [5, 9]}
+
+
+def sweep_of(seed: int) -> SimpleNamespace:
+    g = np.random.default_rng(seed)
+    raw = g.normal(size=(4, 3))
+    return SimpleNamespace(
+        raw=raw,
+        values=raw.astype("f4"),
+        effect=(raw * 2).astype("f4"),
+        clean_metric=np.array([1.5]),
+        corrupted_metric=np.array([-0.5]),
+        noise_floor=1e-6,
+    )
+
+
+def created(folder: Path) -> Results:
+    return Results.create(folder, AXES, identity=SETTINGS, about={"model": {"name": "m", "notes": []}})
+
+
+def test_what_is_finished_comes_back_with_its_labels(tmp_path):
+    results = created(tmp_path)
+    results.grade(1, [1, 0])
+    results.finish(1, 0, sweep_of(3), seconds=2.5)
+    results.skip(1, 1)
+    results.close()
+    data = read(tmp_path)
+    assert data.sizes == {"example": 3, "step": 2, "layer": 4, "head": 3}
+    assert data["step"].values.tolist() == [5, 9] and data["kind"].values.tolist() == ["induction"] * 2
+    np.testing.assert_array_equal(data["raw"].sel(example=1, step=5), sweep_of(3).raw)
+    np.testing.assert_array_equal(data["effect"].sel(example=1, step=5), sweep_of(3).effect)
+    cell = data.sel(example=1, step=5)
+    assert [float(cell[n]) for n in ("clean_metric", "corrupted_metric", "noise_floor", "seconds")] == [1.5, -0.5, 1e-6, 2.5]
+    assert data["state"].values.tolist() == [[0, 0], [State.FINISHED, State.SKIPPED], [0, 0]]
+    assert data["right"].values.tolist() == [[-1, -1], [1, 0], [-1, -1]]
+    assert np.isnan(data["raw"].sel(example=0)).all() and np.isnan(data["raw"].sel(example=1, step=9)).all()
+    assert data.attrs["identity"] == SETTINGS == identity(tmp_path)
+
+
+def test_plain_xarray_opens_it(tmp_path):
+    results = created(tmp_path)
+    results.finish(0, 1, sweep_of(1), 1.0)
+    data = xr.open_zarr(tmp_path / FOLDER, consolidated=False)
+    np.testing.assert_array_equal(data["values"].sel(example=0, step=9), sweep_of(1).values)
+
+
+def test_every_step_of_an_example_keeps_its_own_numbers(tmp_path):
+    results = created(tmp_path)
+    for e in range(3):
+        for s in range(2):
+            results.finish(e, s, sweep_of(10 * e + s), 1.0)
+    data = read(tmp_path)
+    for e in range(3):
+        for s in range(2):
+            np.testing.assert_array_equal(data["raw"][e, s], sweep_of(10 * e + s).raw)
+
+
+def test_one_process_at_a_time(tmp_path):
+    results = created(tmp_path)
+    with pytest.raises(BlockingIOError, match="another process is writing"):
+        Results.resume(tmp_path)
+    results.close()
+    Results.resume(tmp_path).close()
+    with pytest.raises(FileExistsError, match="holds results already"):
+        created(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["raw", "effect", "clean_metric"])
+def test_a_damaged_chunk_is_pending_again_and_costs_no_other_example(tmp_path, name):
+    results = created(tmp_path)
+    for e in range(2):
+        for s in range(2):
+            results.finish(e, s, sweep_of(e + s), 1.0)
+    results.close()
+    chunks = sorted((tmp_path / FOLDER / name).glob("1.*"))
+    assert len(chunks) == 1
+    chunks[0].write_bytes(chunks[0].read_bytes()[:5])
+    results = Results.resume(tmp_path)
+    assert results.state().tolist() == [[1, 1], [0, 0], [0, 0]]
+    results.finish(1, 0, sweep_of(7), 1.0)
+    np.testing.assert_array_equal(read(tmp_path)["raw"][1, 0], sweep_of(7).raw)
+
+
+def test_finished_without_data_is_pending_again(tmp_path):
+    results = created(tmp_path)
+    results.finish(0, 0, sweep_of(0), 1.0)
+    results.close()
+    for chunk in (tmp_path / FOLDER / "raw").glob("0.*"):
+        chunk.unlink()  # as if the power had failed before the data reached the disk
+    assert Results.resume(tmp_path).state().tolist() == [[0, 0], [0, 0], [0, 0]]
+
+
+def test_an_unfinished_creation_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(xr.Dataset, "to_zarr", fail)
+    with pytest.raises(OSError, match="disk full"):
+        created(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    assert identity(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        read(tmp_path)
+
+
+def test_the_mark_comes_after_the_data(tmp_path, monkeypatch):
+    results = created(tmp_path)
+    sweep = sweep_of(0)
+    del sweep.noise_floor  # writing stops half-way
+    with pytest.raises(AttributeError):
+        results.finish(0, 0, sweep, 1.0)
+    assert (results.state() == State.PENDING).all()
+
+
+def test_ctrl_c_waits_for_a_write(interruptible):
+    reached = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("end of the block")
+    assert reached == ["end of the block"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_killed_at_any_moment_what_is_marked_is_whole(tmp_path):
+    """A process that writes as fast as it can, killed without warning, a few times over."""
+    script = textwrap.dedent(
+        f"""
+        import sys
+        sys.path[:0] = [{str(Path.cwd())!r}, {str(Path(__file__).parent)!r}]
+        from pathlib import Path
+        from test_store import created, sweep_of
+        from pycotmech.runs.store import Results, identity
+        folder = Path({str(tmp_path)!r})
+        results = created(folder) if identity(folder) is None else Results.resume(folder)
+        print("ready", flush=True)
+        while True:
+            for e in range(3):
+                for s in range(2):
+                    results.finish(e, s, sweep_of(10 * e + s), 1.0)
+        """
+    )
+    for wait in (0.004, 0.011, 0.023):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(wait)
+            process.kill()
+        data = read(tmp_path)
+        for e, s in np.argwhere(data["state"].values == State.FINISHED):
+            np.testing.assert_array_equal(data["raw"][e, s], sweep_of(10 * e + s).raw)
+            np.testing.assert_array_equal(data["effect"][e, s], sweep_of(10 * e + s).effect)
