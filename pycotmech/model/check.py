@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import forward_packed
+from pycotmech.model.twin import twin_of
 
 PROMPT_LENGTH = 32
 LOGITS = "the logits"
@@ -97,15 +98,16 @@ def _theirs(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
 
         return hook
 
-    handles = []
-    for l, layer in enumerate(family.layers):
-        handles.append(layer.self_attn.register_forward_hook(recorder(f"layer {l}, attention")))
-        handles.append(layer.mlp.register_forward_hook(recorder(f"layer {l}, MLP")))
-    try:
-        logits = family.hf(tokens[None].to(family.device), use_cache=False).logits[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+    # Hooks on the model itself would be seen by other threads, and be refused or honoured there.
+    places = {
+        f"model.layers.{l}.{part}": f"layer {l}, {name}"
+        for l in range(family.cfg.n_layers)
+        for part, name in (("self_attn", "attention"), ("mlp", "MLP"))
+    }
+    hf = twin_of(family.hf, places)
+    for place, name in places.items():
+        hf.get_submodule(place).register_forward_hook(recorder(name))
+    logits = hf(tokens[None].to(family.device), use_cache=False).logits[0]
     return {**found, LOGITS: logits.cpu()}
 
 
