@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycotmech._warnings import warn
 from pycotmech.engine import planner
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model.families.llama import LlamaFamily
@@ -372,10 +372,9 @@ class Graphs:
             if not isinstance(error, RuntimeError):
                 raise
             self._failed = True
-            warnings.warn(
+            warn(
                 f"pycotmech: a pass could not be captured as a CUDA graph ({error}); passes run kernel by kernel from now on. "
-                "PYCOTMECH_CUDA_GRAPHS=0 switches graphs off.",
-                stacklevel=2,
+                "PYCOTMECH_CUDA_GRAPHS=0 switches graphs off."
             )
             return None
 

@@ -119,11 +119,40 @@ def base_bytes(family: LlamaFamily, length: int, rows: int, kept: int) -> int:
     return cfg.n_layers * (length * 2 * cfg.n_key_value_heads * cfg.d_head + rows * kept) * family.resid_dtype.itemsize
 
 
-def layer_flop(cfg: ModelConfig, keys: float) -> float:
-    """Floating-point operations of one row in one layer that attends to `keys` keys."""
-    heads = cfg.n_heads * cfg.d_head
-    linear = cfg.d_model * (2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head + 3 * cfg.d_mlp)
-    return 2 * linear + 4 * heads * keys
+@dataclass(frozen=True)
+class LayerFlop:
+    """Floating-point operations of one row in each part of one layer."""
+
+    qkv: int
+    """All three projections."""
+    keys_values: int
+    """The projections to keys and values alone, which are part of `qkv`."""
+    attn_out: int
+    mlp: int
+    per_key: int
+    """Of attention, for each key that the row sees."""
+
+    @property
+    def linear(self) -> int:
+        """All matrix products with weights."""
+        return self.qkv + self.attn_out + self.mlp
+
+
+def layer_flop(cfg: ModelConfig) -> LayerFlop:
+    """Floating-point operations of one row in one layer: 2 for each weight of a product, 4 D for each head and key."""
+    heads, keys_values = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
+    return LayerFlop(
+        qkv=2 * cfg.d_model * (heads + keys_values),
+        keys_values=2 * cfg.d_model * keys_values,
+        attn_out=2 * cfg.d_model * heads,
+        mlp=6 * cfg.d_model * cfg.d_mlp,
+        per_key=4 * heads,
+    )
+
+
+def logits_flop(cfg: ModelConfig, columns: int | None = None) -> int:
+    """Floating-point operations of the unembedding of one row, for so many tokens; None: the whole vocabulary."""
+    return 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)
 
 
 def layer_bytes(family: LlamaFamily) -> int:
@@ -155,7 +184,8 @@ def prompt_work(family: LlamaFamily, sequences: list[tuple[int, int]], *, keys_o
     cfg, n = family.cfg, sum(b - a for a, b in sequences)
     keys = sum((b - a) * (a + b + 1) / 2 for a, b in sequences)
     layers = cfg.n_layers - keys_only
-    flop = n * layer_flop(cfg, 0) * layers + 4 * cfg.n_heads * cfg.d_head * keys * layers
+    row = layer_flop(cfg)
+    flop = (n * row.linear + keys * row.per_key) * layers
     return Work(n * layers, flop, layer_bytes(family) * layers * math.ceil(n / ROW_BLOCK))
 
 
@@ -171,9 +201,7 @@ def variant_work(
 ) -> Work:
     """Of one pass of the staircase: each [N] as in `Variants`; moves: joins by a product with W_O; reads: rows that are read;
     columns: logits of them."""
-    cfg, last = family.cfg, family.cfg.n_layers - 1
-    heads, kv = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
-    mlp, out, qkv = 6 * cfg.d_model * cfg.d_mlp, 2 * cfg.d_model * heads, 2 * cfg.d_model * (heads + kv)
+    cfg, last, row = family.cfg, family.cfg.n_layers - 1, layer_flop(family.cfg)
     above = last - layer
     with_attention = (above - (stage > Stage.PRE).long()).clamp(min=0)  # whole layers below the last one
     with_mlp = (above - (stage > Stage.MID).long()).clamp(min=0)
@@ -181,10 +209,10 @@ def variant_work(
     top = ~((layer == last) & (stage == Stage.POST)) * reads  # rows through the last MLP
     keys = (lengths * first + lengths * (lengths + 1) / 2).double()
     joined = torch.where(layer < last, lengths, reads) * moves
-    flop = (lengths * with_mlp + top).double() * mlp + joined.double() * out
-    flop += lengths.double() * with_attention * (qkv + out) + 4 * heads * keys * with_attention
-    flop += attend * (lengths.double() * 2 * cfg.d_model * kv + reads * (2 * out + 4 * heads * (first + lengths)))
-    flop += reads * 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)
+    flop = (lengths * with_mlp + top).double() * row.mlp + joined.double() * row.attn_out
+    flop += lengths.double() * with_attention * (row.qkv + row.attn_out) + row.per_key * keys * with_attention
+    top_row = row.qkv - row.keys_values + row.attn_out + row.per_key * (first + lengths)
+    flop += attend * (lengths.double() * row.keys_values + reads * top_row) + reads * logits_flop(cfg, columns)
     rows = torch.bincount(layer, lengths.double(), cfg.n_layers).cumsum(0)[:last]
     blocks = int((rows / ROW_BLOCK).ceil().sum()) + math.ceil(len(layer) / ROW_BLOCK)
     unembedding = cfg.d_model * family.dtype.itemsize * (cfg.d_vocab if columns is None else columns)

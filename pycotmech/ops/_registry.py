@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from pycotmech._warnings import warn
 
 _library = torch.library.Library("pycotmech", "DEF")
 _names: list[str] = []
@@ -51,7 +52,7 @@ def _first_cuda_call(kernel: str, reference: Callable) -> Callable:
             try:
                 chosen.append(getattr(importlib.import_module(f"pycotmech.kernels.{module}"), function))
             except ImportError as error:
-                warnings.warn(f"pycotmech: {function} on CUDA runs on the PyTorch reference ({error})", stacklevel=2)
+                warn(f"pycotmech: {function} on CUDA runs on the PyTorch reference ({error})")
                 chosen.append(reference)
         return chosen[0](*args, **kwargs)
 
@@ -74,10 +75,9 @@ def _load_library() -> str | None:
             return None
         except OSError as error:
             reason = f"the C++ kernels in {path.name} could not be loaded ({error})"
-    warnings.warn(
+    warn(
         f"pycotmech: {reason}; ops on CPU run on the PyTorch reference (slower, same values). "
-        "`pip install --no-build-isolation -e .` with a C++20 compiler builds them.",
-        stacklevel=2,
+        "`pip install --no-build-isolation -e .` with a C++20 compiler builds them."
     )
     return reason
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -10,6 +9,7 @@ from operator import index
 import torch
 from torch import Tensor
 
+from pycotmech._warnings import warn
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.row_edits import PER_QUERY, Entries
 from pycotmech.model.families.llama import ModelConfig
@@ -253,10 +253,9 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
         joins.append((*min(r[:2] for r in reached), min(r[2] for r in reached)))
     if idle:
         which = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
-        warnings.warn(
+        warn(
             f"{which}: reaches nothing that is read, position {read} after the last layer; left out of a variant whose other "
-            "edits do",
-            stacklevel=4,
+            "edits do"
         )
     layer, stage, first = torch.tensor(joins).T
     tables = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from pycotmech._warnings import warn
 from pycotmech.engine import planner
 from pycotmech.engine.bases import PairRuns, Readings, Stage, common_prefix, sequences_run
 from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, read_counts, self_patch_signs, self_patches
@@ -192,20 +192,18 @@ class PatchJob:
         reach = [self.reach(i).any(1) for i in range(len(self.pairs))]
         idle = [l for l in layers if not any(r[l] for r in reach)]
         if idle:
-            warnings.warn(
+            warn(
                 f"positions: in layer(s) {idle} {self.site} at these positions reaches nothing that is read in any example; "
-                "the values there are those of the untouched run",
-                stacklevel=5,
+                "the values there are those of the untouched run"
             )
         reached = set()
         for i, labels in enumerate(self.labels if self.groups else []):
             reached |= set(labels[self.reach(i)[layers].any(0)].tolist())
         for g, name in enumerate(self.groups or ()):
             if g not in reached:
-                warnings.warn(
+                warn(
                     f"groups: {name!r} reaches nothing that is read in any example, for the prompts do not differ there or the "
-                    "metric is read in front of it; its values are those of the untouched run",
-                    stacklevel=5,
+                    "metric is read in front of it; its values are those of the untouched run"
                 )
 
     @cached_property

@@ -230,8 +230,7 @@ class PathJob:
     def plan(self, logits_read: int) -> planner.Plan:
         """logits_read: how many logits the metric needs of each path. The runs of the prompts are not counted."""
         cfg, evaluator = self.family.cfg, self.evaluator
-        heads, mlp = 2 * cfg.n_heads * cfg.d_head * cfg.d_model, 6 * cfg.d_model * cfg.d_mlp
-        project = planner.layer_flop(cfg, 0) - mlp - heads
+        row = planner.layer_flop(cfg)
         top = max(self.paths.layers, default=cfg.n_layers)
         flop = climbing = finals = hooked = 0.0
         in_flight = 0
@@ -242,14 +241,14 @@ class PathJob:
                 climbing += float((rows * (top - g.senders.layer)).sum())
                 above = torch.tensor(self.paths.layers).long() > g.senders.layer[:, None]
                 keys = (read[g.senders.base] + 1).double()
-                attend = project + len(self.paths.inputs) * 4 * cfg.n_heads * cfg.d_head * keys
-                flop += float((rows * (heads + above.sum(1) * attend)).sum())
+                attend = row.qkv + len(self.paths.inputs) * row.per_key * keys
+                flop += float((rows * (row.attn_out + above.sum(1) * attend)).sum())
                 if not self.paths.freeze_mlps:
-                    flop += mlp * float((rows * (top - g.senders.layer)).sum())
+                    flop += row.mlp * float((rows * (top - g.senders.layer)).sum())
                 finals += 0 if self.paths.layers else len(g.senders)  # what joins at receivers is in the staircase's plan
                 hooked += float((read[g.senders.base] + 1).sum())  # the run that captures what arrives
                 in_flight = max(in_flight, int(self._sender_bytes(g.senders, self.spans[a:b]).sum()))
-        flop += finals * logits_read * 2 * cfg.d_model
+        flop += finals * planner.logits_flop(cfg, logits_read)
         base = max(sum(self.sizes[a:b]) for a, b in self.chunks)
         if self.paths.layers:
             tables, pieces = [], []
