@@ -1,4 +1,7 @@
-"""What each head, MLP and the embedding put into a logit: direct logit attribution (Elhage et al. 2021; PAPER: E4, E8)."""
+"""What each head, MLP and the embedding add to a logit: direct logit attribution (Elhage et al. 2021).
+
+How the paper's analyses use it: docs/protocol.md, E4 and E8.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,9 @@ def head_logits(
     wrong: one token to compare with; then `HeadLogits.difference` is the attribution of logit(answer) - logit(wrong).
     normalization:
         "final": the true final norm, root mean square of the run and weight: the parts add up to the logit.
-        "own": each part normalised by itself, W_U[v] . RMSNorm(z W_O) (PAPER: E8). It does not depend on the size of what a
-            head writes, and does not add up.
-        "none": <z W_O, W_U[v]> without norm and weight (PAPER: E4).
+        "own": each part normalised by itself, W_U[v] . RMSNorm(z W_O) (docs/protocol.md, E8). It does not depend
+            on the size of what a head writes, and does not add up.
+        "none": <z W_O, W_U[v]> without norm and weight (docs/protocol.md, E4).
     memory_gb: what may be used beyond the model; None: half of what is free.
 
     Returns `HeadLogits`: .heads [.., L, H, K], .mlps [.., L, K], .embedding, .bias, .total [.., K]; in front the axes B (for

@@ -107,7 +107,7 @@ class HeadLogits:
         return best[..., k:].astype(np.int64), best[..., :k].astype(self.heads.dtype)
 
     def probabilities(self) -> NDArray:
-        """softmax over the vocabulary of what each head writes, at the tokens: [.., L, H, K] (with "own": PAPER, E8's w).
+        """Softmax over the vocabulary of what each head writes, at the tokens: [.., L, H, K] ("own": docs/protocol.md, E8).
 
         Cost: as `top_tokens`.
         """

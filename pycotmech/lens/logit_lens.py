@@ -1,4 +1,4 @@
-"""The logit lens: what the model would say if it stopped behind a layer (nostalgebraist 2020; PAPER: E11)."""
+"""The logit lens: what the model would say if it stopped after a layer (nostalgebraist 2020; docs/protocol.md, E11)."""
 
 from __future__ import annotations
 

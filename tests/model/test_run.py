@@ -141,7 +141,7 @@ def test_suffixes_of_a_shared_prefix_are_the_whole_runs():
 
 
 def test_invariants_of_the_residual_stream():
-    """PAPER, acceptance row "Hooks": sum over heads of z W_O is attn_out; the stream adds up."""
+    """docs/protocol.md, Checks: sum over heads of z W_O is attn_out; the stream adds up."""
     hf = tiny_llama(n_heads=4, n_layers=3)
     acts = pcm.Model(hf).run(torch.arange(1, 30), capture=SITES)
     for l, layer in enumerate(hf.model.layers):

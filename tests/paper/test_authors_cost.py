@@ -1,4 +1,4 @@
-"""What the authors' loops take on their own workload is what their code, data and results say (PAPER: section 3)."""
+"""What the authors' loops take on their own workload is what their code, data and results say (docs/protocol.md, Cost)."""
 
 from dataclasses import replace
 

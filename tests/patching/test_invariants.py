@@ -1,4 +1,4 @@
-"""What must come out when everything is patched, and when nothing is (PAPER: section 5), through public functions only."""
+"""What must come out when everything is patched, and when nothing is (docs/protocol.md, Checks), by public functions only."""
 
 import numpy as np
 import pytest

@@ -50,7 +50,7 @@ def test_decision_is_its_formula_on_a_plain_forward_pass(model, examples, decide
 
 
 def test_one_head_alone_is_its_layer():
-    """PAPER section 5: with H = 1 mu is 0, and all heads together give p_mid."""
+    """docs/protocol.md, Checks: with H = 1 mu is 0, and all heads together give p_mid."""
     torch.manual_seed(0)
     one = pcm.Model(tiny_llama(n_heads=1, d_head=48, d_vocab=300), check=False)
     cells = _fake_cells(one)
@@ -62,7 +62,7 @@ def test_one_head_alone_is_its_layer():
 
 @torch.no_grad()
 def test_all_heads_together_are_their_layer():
-    """PAPER section 5, with several heads in a layer and shared keys: what they write, added up, gives p_mid; and a head
+    """docs/protocol.md, E3, with several heads in a layer and shared keys: what they write, added up, gives p_mid; and a head
     whose companions write nothing gives it alone."""
     hf = tiny_llama(n_heads=4, n_key_value_heads=2, n_layers=3, d_vocab=300)
     several = pcm.Model(hf, check=False)
@@ -109,7 +109,7 @@ def test_attention_is_that_of_the_pattern(model, examples, copied):
 
 @torch.no_grad()
 def test_what_heads_write_adds_up_to_the_logit(model, examples, every):
-    """PAPER section 5: heads, embedding and MLPs together are the logit, with the true final norm."""
+    """docs/protocol.md, Checks: heads, embedding and MLPs together are the logit, with the true final norm."""
     cells = choose(model, examples, steps=[5], right=every)
     hf = model.hf
     for row in read_rows(model, cells, ("z",), attention=True):

@@ -81,7 +81,7 @@ def test_the_other_question_is_consistent(examples):
 
 
 def test_the_same_question_changes_nothing(model, examples, every, monkeypatch):
-    """PAPER section 5: noise = clean gives identical text at every layer."""
+    """docs/protocol.md, Checks: noise = clean gives identical text at every layer."""
     monkeypatch.setattr(module, "other_question", lambda example: example.full_ids)
     found = pcm.cot.decision_horizon(model, examples, right=every)
     assert (found.data["same"] == 1).all() and (found.data["swapped"] == 1).all()

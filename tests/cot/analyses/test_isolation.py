@@ -45,7 +45,7 @@ def test_the_papers_five_sets():
     for name, mask in expected.items():
         np.testing.assert_array_equal(found[name].mask, mask)
         assert found[name].name == name and mask.any()
-    # PAPER section 5, Overlap E6
+    # docs/protocol.md, Checks, E6
     assert all((found["common"] - x).mask.sum() == 0 for x in (main, first, second))
     assert not (found["only_main"] & first).mask.any() and not (found["only_main"] & second).mask.any()
     assert not (found["common_only_main"] - main).mask.any()

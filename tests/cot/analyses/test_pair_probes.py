@@ -24,7 +24,7 @@ def result(model, examples):
 
 @torch.no_grad()
 def test_features_are_the_residual_streams_of_both_words(model, examples):
-    """PAPER F1, F2: the vectors at the words' own tokens (a BOS in front), one beside the other."""
+    """docs/protocol.md, F1, F2: the vectors at the words' own tokens (a BOS in front), one beside the other."""
     questions = make_questions(3, tokenizer=model.tokenizer, examples=examples, shots=2, seed=1)
     samples = [(q, p) for q in (2, 0) for p in questions[q].pairs]
     for piece in ("last", "first"):
@@ -71,7 +71,7 @@ def test_where_attention_writes_nothing_there_is_chance():
 
 
 def test_shuffled_labels_leave_chance():
-    """PAPER section 5."""
+    """docs/protocol.md, Checks."""
     p = planted.relation()
     found = pcm.cot.pair_probes(p.model, questions=said(48), depths=[0, 1, 4], shuffled=True)
     assert (np.abs(found.accuracy()["mean"].values - 1 / 3) < 0.14).all()
@@ -93,7 +93,7 @@ def test_what_is_held_out_and_what_the_rule_learns_from_are_training_questions(m
 
 
 def test_no_question_is_in_two_parts_and_classes_are_equal(result):
-    """PAPER F3, F4."""
+    """docs/protocol.md, F3, F4."""
     part = result.data["part"].values
     assert set(result.data["example"].values) == set(np.flatnonzero(part == "test"))
     assert (part == "test").sum() == 10 and 0 < (part == "held").sum() < 10

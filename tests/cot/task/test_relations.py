@@ -82,7 +82,7 @@ def test_classes_are_those_of_the_text(smollm2, unrelated, properties):
 
 
 def test_unrelated_pairs_stand_as_far_apart(smollm2):
-    """PAPER: E10 asks for distance-matched pairs; the rule of E9 does not give them."""
+    """docs/protocol.md, E10 asks for distance-matched pairs; the rule of E9 does not give them."""
 
     def off(**kwargs) -> float:
         questions = make_questions(60, tokenizer=smollm2, seed=2, **kwargs)
@@ -97,7 +97,7 @@ def test_unrelated_pairs_stand_as_far_apart(smollm2):
 
 
 def test_a_question_by_hand(smollm2):
-    """PAPER section 5: nine related pairs and one negated one with a property; the next unrelated word for each word."""
+    """docs/protocol.md, E9: nine related pairs and a negated one with a property; the next unrelated word for each word."""
     names = ["wumpus", "yumpus", "zumpus", "rompus", "numpus", "tumpus", "vumpus", "impus"]
     words = {f"C{i}": Word("concept", w, w + "es") for i, w in enumerate(names)}
     words |= {"p0": Word("property", "medium"), "p1": Word("property", "blue"), "p2": Word("property", "kind")}

@@ -28,7 +28,7 @@ def accuracies(x, y, classes=3):
 
 
 def test_both_solve_what_a_line_separates():
-    """PAPER section 5: linear = MLP on a linearly separable toy."""
+    """docs/protocol.md, Checks: linear = MLP on a linearly separable toy."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(1600, 20))
     logits = x @ rng.normal(size=(20, 3))
@@ -38,7 +38,7 @@ def test_both_solve_what_a_line_separates():
 
 
 def test_the_mlp_solves_what_no_line_separates():
-    """PAPER section 5: MLP > linear on XOR."""
+    """docs/protocol.md, Checks: MLP > linear on XOR."""
     rng = np.random.default_rng(2)
     bits = rng.integers(2, size=(1200, 2))
     x = np.concatenate((4.0 * bits - 2, rng.normal(size=(1200, 6))), 1) + 0.3 * rng.normal(size=(1200, 8))

@@ -1,0 +1,48 @@
+"""Every reference to a page of docs/ leads somewhere: links of the pages, and "docs/protocol.md, E5" in the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+CODE = [p for folder in ("pycotmech", "kernels", "tests", "benchmarks", "examples") for p in (ROOT / folder).rglob("*.py")]
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{page.name}: no {target}"
+        if fragment:
+            assert fragment in map(anchor, headings(there)), f"{page.name}: no heading {target}"
+
+
+def test_references_of_the_code_lead_somewhere():
+    protocol = (ROOT / "docs" / "protocol.md").read_text()
+    known = {h.split()[0] for h in headings(ROOT / "docs" / "protocol.md")} | set(re.findall(r"^\| (F\d+) \|", protocol, re.M))
+    found = 0
+    for path in CODE:
+        text = path.read_text()
+        for page in re.findall(r"\bdocs/[a-z_]+\.md", text):
+            assert (ROOT / page).exists(), f"{path.relative_to(ROOT)}: {page}"
+        for word in re.findall(r"docs/protocol\.md, ([A-Z]\w*)", text):
+            assert word in known, f"{path.relative_to(ROOT)}: docs/protocol.md, {word}"
+            found += 1
+    assert found > 5 and {"E1", "E12", "F1", "F18", "Cost", "Checks", "Task"} <= known
