@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycotmech import ops
+from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import blocks
 
@@ -44,10 +45,12 @@ def walk(family: LlamaFamily, tokens: Tensor, attend: Attend) -> None:
             ops.rope(k[a:b], cos[a:b], sin[a:b])
         z = attend(l, q4, k4, v4)
         if l == cfg.n_layers - 1:
+            work.count(family, work.LayerRows(qkv=R))
             return
         rows = z.transpose(1, 2).flatten(0, 1)  # [R, H, D]
         del z
         for a, b in blocks(R):
             x[a:b] += family.attn_out(l, rows[a:b])
             x[a:b] += family.mlp_out(l, x[a:b])
+        work.count(family, work.LayerRows.whole(R))
         del rows

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycotmech import ops
+from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import KeyValues, blocks
 
@@ -90,6 +91,7 @@ class Runs:
             for a, b in blocks(R):
                 x[a:b] += family.attn_out(l, z[a:b])
                 x[a:b] += family.mlp_out(l, x[a:b])
+            work.count(family, work.LayerRows.whole(R))
         self.length = [have + more for have, more in zip(self.length, counts)]
         whole = sum(d == cfg.n_layers for d in self.depth)
         return x[torch.tensor(offsets[1 : whole + 1]) - 1]

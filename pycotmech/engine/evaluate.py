@@ -17,8 +17,10 @@ from pycotmech.engine.graphs import graphs_of, reserved
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.row_edits import LateEdits
 from pycotmech.engine.staircase import Joining, Staircase, Variants
+from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily, ModelConfig
 from pycotmech.model.run import ROW_BLOCK, site_dtype, site_shape
+from pycotmech.model.work import LayerRows
 
 N_SELF_PATCHES = 8
 """Self-patches per example from which the noise floor is read, spread over the layers."""
@@ -260,7 +262,7 @@ class Evaluator:
         graphs = graphs_of(self.family)
         for c, d in pieces:
             some, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
-            staircase = Staircase(self.family, joins.bases, some, joins.of(c, d), self.tick, edits.of(c, d))
+            staircase = Staircase(self.family, joins.bases, some, joins.of(c, d), self.ticked, edits.of(c, d))
             final = staircase.run() if graphs is None else graphs.run(staircase, self.budget)
             self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
         return values, logits
@@ -283,6 +285,11 @@ class Evaluator:
         tokens = None if token_ids is None else torch.tensor(list(token_ids), device=rows.device)
         with torch.no_grad():
             return self.family.logits(rows, tokens)
+
+    def ticked(self, rows: LayerRows) -> None:
+        """These rows have gone through one layer: reported as work, and as progress."""
+        work.count(self.family, rows)
+        self.tick(rows.mlp)
 
     def tick(self, layer_rows: int) -> None:
         """That many rows have gone through one layer."""

@@ -27,6 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import ROW_BLOCK
+from pycotmech.model.work import LayerRows
 
 _SHARE_OF_ROOM = 8
 """A call's memory budget divided by this may be held by graphs and their buffers."""
@@ -237,7 +239,7 @@ class _Graph:
     captured: Captured
     buffers: list[tuple]  # keys of the cache's buffers, in the order of `Signature.tensors`
     out: Tensor
-    layer_rows: int
+    rows: LayerRows  # that a replay takes through the parts of layers
 
 
 class Graphs:
@@ -295,8 +297,7 @@ class Graphs:
                 self.replays += 1
         if graph is None:
             return staircase.run()
-        if staircase.tick is not None:
-            staircase.tick(graph.layer_rows)
+        staircase.tick(graph.rows)
         return out
 
     def room(self, room: int) -> int:
@@ -339,7 +340,7 @@ class Graphs:
 
     def _capture(self, staircase: Staircase, signature: Signature) -> _Graph | None:
         taken: list[tuple] = []
-        family, nth, ticks = staircase.family, dict[tuple, int](), list[int]()
+        family, nth, ticks = staircase.family, dict[tuple, int](), list[LayerRows]()
         try:
             with torch.inference_mode(False), torch.no_grad():
                 for t in signature.tensors:
@@ -361,12 +362,12 @@ class Graphs:
 
                 self._fill(taken, signature)
                 captured = self.backend.capture(run)
-                layer_rows = sum(ticks)
+                rows = reduce(LayerRows.plus, ticks)
                 captured.replay()
                 usual = copy(staircase)
-                usual.tick = None
+                usual.tick = lambda rows: None
                 self._compare(out, usual.run())
-                return _Graph(captured, taken, out, layer_rows)
+                return _Graph(captured, taken, out, rows)
         except BaseException as error:
             self._release(taken)
             if not isinstance(error, RuntimeError):

@@ -25,6 +25,7 @@ from pycotmech import ops
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.evaluate import HeadJoins
 from pycotmech.engine.staircase import Join, Joining, Variants
+from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import ROW_BLOCK, blocks
 
@@ -82,6 +83,7 @@ def climb(
             x[a:b] = join(Joining(l, Stage.MID, *each))
         for a, b in blocks(m):
             x[a:b] += bases.sites["mlp_out"][l][rows.index[a:b]] if freeze_mlps else family.mlp_out(l, x[a:b])
+        work.count(family, work.LayerRows(mlp=0 if freeze_mlps else m))
         if tick is not None:
             tick(m)
     if layers and (below := bisect_left(at_layer, top)):
@@ -116,6 +118,7 @@ class _Rows:
         out = torch.empty(shape, dtype=family.dtype, device=family.device)
         for a, b in self._groups(n_senders):
             out[:, a:b] = self._attend(l, x, a, b, inputs)
+        work.count(family, work.LayerRows(qkv=self.begins[n_senders]))
         return out
 
     def _attend(self, l: int, x: Tensor, a: int, b: int, inputs: Sequence[str]) -> Tensor:

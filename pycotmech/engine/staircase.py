@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -23,8 +24,10 @@ from torch import Tensor
 from pycotmech import ops
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.row_edits import LateEdits, ReadRows, Rows
+from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import ROW_BLOCK, blocks
+from pycotmech.model.work import LayerRows
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Staircase:
     """One pass for one set of variants. Memory: a residual row of d values for each row of a variant, and the temporaries
     of `ROW_BLOCK` rows.
 
+    tick: called after each layer with the rows that went through its parts. None: they are reported as work (`model.work`).
     edits: what is changed in rows that have joined, wherever in a layer it is; a variant that joins with all of its edits
         in its rows needs none. With such edits each base is read at one position.
     """
@@ -90,10 +94,11 @@ class Staircase:
         bases: Bases,
         variants: Variants,
         join: Join,
-        tick: Callable[[int], None] | None = None,
+        tick: Callable[[LayerRows], None] | None = None,
         edits: LateEdits | None = None,
     ) -> None:
-        self.family, self.bases, self.join, self.tick = family, bases, join, tick
+        self.family, self.bases, self.join = family, bases, join
+        self.tick = tick or partial(work.count, family)
         self.order = torch.argsort(variants.layer * len(Stage) + variants.stage, stable=True)
         self.variants = v = variants[self.order]
         self.key = v.layer * len(Stage) + v.stage
@@ -134,12 +139,12 @@ class Staircase:
         done = 0  # variants that have joined
         for l in range(cfg.n_layers - 1):
             done = self._admit(x, done, l, Stage.PRE)
+            attended = self.begins[done]
             self._attention(l, x, done)
             done = self._admit(x, done, l, Stage.MID)
             for a, b in blocks(self.begins[done]):
                 x[a:b] += self.edits.edit("mlp_out", l, slice(a, b), family.mlp_out(l, x[a:b]))
-            if self.tick is not None:
-                self.tick(self.begins[done])
+            self.tick(LayerRows(attended, attended, self.begins[done]))
             done = self._admit(x, done, l, Stage.POST)
         return self._last_layer(x, done)
 
@@ -213,8 +218,7 @@ class Staircase:
         for a, b in blocks(len(out) - mid):
             out[mid + a : mid + b] = self._read(l, Stage.POST, mid + a, mid + b)
         out = self.edits.edit("resid_post", l, ReadRows(0, len(out)), out)
-        if self.tick is not None:
-            self.tick(mid)
+        self.tick(LayerRows(self.begins[done] + pre, pre, mid))
         result = torch.empty_like(out)
         result[self.to_caller] = out
         return result

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pycotmech import ops
+from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.sites import QUERY_SITES, RESIDUAL_SITES, parse_site
 
@@ -132,6 +133,7 @@ def forward_packed(
                 ops.rope(q, cos[a:b], sin[a:b])
                 q_all[a:b] = q
         if last:  # only the rows that are read go on
+            work.count(family, work.LayerRows(R + len(read), len(read), len(read)))
             if len(read) == 0:
                 return Packed(offsets, own[0], own[1], kept, x[:0])
             x = x[read]
@@ -153,6 +155,7 @@ def forward_packed(
             store("mlp_out", l, a, b, out)
             x[a:b] += out
             store("resid_post", l, a, b, x[a:b])
+        work.count(family, work.LayerRows.whole(R))
     return Packed(offsets, own[0], own[1], kept, x[read])
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import pycotmech as pcm
 from pycotmech.engine import graphs as graphs_module
 from pycotmech.engine.evaluate import HeadJoins
+from pycotmech.model.work import counted
 from tests.reference.tiny import tiny_llama
 
 T, FIRST = 24, 15
@@ -353,6 +354,19 @@ def test_progress_counts_the_same(model, on):
         pcm.patch_heads(model, clean, corrupted, progress=lambda *now, done=done: done.append(now))
         told.append(done[-1])
     assert len(set(told)) == 1 and told[0][0] == told[0][1] > 0
+
+
+@pytest.mark.parametrize("case", ["z, everywhere", "pattern", "paths"])
+def test_a_replay_counts_the_work_of_the_pass(case, model, on):
+    """The pass that is captured runs more than once and a replay calls nothing: all count what the first one did."""
+    graphs, found = on(model), []
+    for seed in range(4):
+        model.prefixes.clear()
+        with counted(model.family) as tally:
+            sweeps(CASES[case], seed, model)
+        found.append((tally.layer_rows, tally.flop))
+    assert graphs.captures == 1 and graphs.replays == 3
+    assert len(set(found)) == 1 and found[0][0] > T * 3
 
 
 def test_a_pass_comes_after_the_one_before(model, on):

@@ -6,8 +6,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pycotmech.model.work import Tally, counted
 from pycotmech.patching.pairs import aligned
 from pycotmech.patching.shared_runs import shared_runs
 
@@ -139,15 +140,17 @@ def rows_cost(cfg: ModelConfig, rows: float, *, forwards: float = 0.0, read: flo
 class Meter:
     """What was really computed while it was on: rows through the parts of the layers, rows through the unembedding."""
 
-    def __init__(self) -> None:
-        self.flop = 0.0
-        self.layer_rows = 0.0
+    def __init__(self, tally: Tally) -> None:
         self.seconds = 0.0
-        self._layers = 1
+        self._tally = tally
+
+    @property
+    def flop(self) -> float:
+        return self._tally.flop
 
     @property
     def token_forwards(self) -> float:
-        return self.layer_rows / self._layers
+        return self._tally.token_forwards
 
     def cost(self, forwards: float = 0.0) -> Cost:
         return Cost(forwards, self.token_forwards, self.flop)
@@ -155,45 +158,15 @@ class Meter:
 
 @contextlib.contextmanager
 def metered(model: Model) -> Iterator[Meter]:
-    """Counts the rows that the engine takes through this model's stages. Attention's own products are not counted.
+    """Counts the work of this model, as the engine reports it. Attention's own products are not counted.
 
     A row counts as a layer-row with its MLP, the largest part of a layer. What calls the Hugging Face model itself is not
     seen: the engine does not. Meters may be nested; each sees everything within it.
     """
-    family, cfg, meter = model.family, model.cfg, Meter()
-    meter._layers = cfg.n_layers
-    heads, kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
-
-    def counted(name: str, flop_per_row: float, layer_row: float) -> None:
-        before = getattr(family, name)
-
-        def call(l: int, x: Any, *args: Any, **kwargs: Any) -> Any:
-            meter.flop += len(x) * flop_per_row
-            meter.layer_rows += len(x) * layer_row
-            return before(l, x, *args, **kwargs)
-
-        setattr(family, name, call)
-
-    def counted_logits(before: Any) -> Any:
-        def call(x: Any, token_ids: Any = None) -> Any:
-            meter.flop += 2.0 * len(x) * cfg.d_model * (cfg.d_vocab if token_ids is None else len(token_ids))
-            return before(x, token_ids)
-
-        return call
-
-    names = ("qkv", "attn_out", "mlp_out", "logits")
-    own = {name: vars(family)[name] for name in names if name in vars(family)}
-    counted("qkv", 2.0 * cfg.d_model * (heads + 2 * kv), 0.0)
-    counted("attn_out", 2.0 * cfg.d_model * heads, 0.0)
-    counted("mlp_out", 6.0 * cfg.d_model * cfg.d_mlp, 1.0)
-    family.logits = counted_logits(family.logits)  # type: ignore[method-assign]
     start = time.perf_counter()
-    try:
-        yield meter
-    finally:
-        meter.seconds = time.perf_counter() - start
-        for name in names:
-            if name in own:
-                setattr(family, name, own[name])
-            else:
-                delattr(family, name)
+    with counted(model.family) as tally:
+        meter = Meter(tally)
+        try:
+            yield meter
+        finally:
+            meter.seconds = time.perf_counter() - start

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pycotmech.cot.tools.activations import Prompt, Trace, head_outputs, output_matrix, rotated, token_logits
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
+from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.patching import Edit, Variant
 
@@ -121,6 +122,7 @@ class Flow:
             x[rises] += (middle - before)[row[rises]]
             x[joins] = middle[row[joins]] + change[joins]
             x[going] += family.mlp_out(l, x[going])
+            work.count(family, work.LayerRows(mlp=int(going.sum())))
         return x
 
     @torch.no_grad()
@@ -134,6 +136,7 @@ class Flow:
         family, wide = self.family, self.family.resid_dtype
         kv = h // family.cfg.group
         q, k, v = family.qkv(l, x.to(family.resid_dtype))
+        work.count(family, work.LayerRows(qkv=len(x)))
         n = len(x)
         base_q = self.trace.queries(l, [at])[0, h].to(wide)
         keys, values = (t[: at + 1, kv].to(wide) for t in (self.trace.keys(l), self.trace.values(l)))

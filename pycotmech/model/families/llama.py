@@ -11,14 +11,14 @@ The residual stream is kept in float32 (float64 for a float64 model); matrix pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama
 
 from pycotmech import ops
+from pycotmech.model import work
+from pycotmech.model.config import ModelConfig
 
 VOCAB_SLICE = 8192
 """Rows of the unembedding that are widened to float32 at a time: 128 MiB for Llama-2 7B."""
@@ -28,27 +28,6 @@ _LARGEST_MAPPED = 31 * 2**20
 
 _MLP_BYTES = 48 * 2**20
 """The MLP's hidden rows that exist at once on CPU: below twice _LARGEST_MAPPED, beyond which the heap is given back."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of a model, by the field's usual names."""
-
-    n_layers: int
-    n_heads: int
-    n_key_value_heads: int
-    d_model: int
-    d_head: int
-    d_mlp: int
-    d_vocab: int
-    n_ctx: int
-    family: str
-    dtype: torch.dtype
-
-    @property
-    def group(self) -> int:
-        """Query heads that share one key-value head."""
-        return self.n_heads // self.n_key_value_heads
 
 
 class LlamaFamily:
@@ -254,6 +233,7 @@ class LlamaFamily:
         Float32 (float64 for a float64 model) throughout: rounding logits to bfloat16 would cost more precision than all
         the layers below. Cost: the unembedding's weights are widened a slice of the vocabulary at a time.
         """
+        work.count_logits(self, len(x), None if token_ids is None else len(token_ids))
         return self.unembed(self.final_norm(x), token_ids)
 
     def final_norm(self, x: Tensor) -> Tensor:
