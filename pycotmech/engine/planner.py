@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.metrics import KL_VALUES
-from pycotmech.model.families.llama import VOCAB_SLICE, LlamaFamily, ModelConfig
+from pycotmech.model.config import layer_flop, logits_flop
+from pycotmech.model.families.llama import VOCAB_SLICE, LlamaFamily
 from pycotmech.model.prefixes import SEGMENT
 from pycotmech.model.run import ROW_BLOCK
 
@@ -117,42 +118,6 @@ def base_bytes(family: LlamaFamily, length: int, rows: int, kept: int) -> int:
     """Keys and values of one base of `length` positions, and `kept` values per layer and row."""
     cfg = family.cfg
     return cfg.n_layers * (length * 2 * cfg.n_key_value_heads * cfg.d_head + rows * kept) * family.resid_dtype.itemsize
-
-
-@dataclass(frozen=True)
-class LayerFlop:
-    """Floating-point operations of one row in each part of one layer."""
-
-    qkv: int
-    """All three projections."""
-    keys_values: int
-    """The projections to keys and values alone, which are part of `qkv`."""
-    attn_out: int
-    mlp: int
-    per_key: int
-    """Of attention, for each key that the row sees."""
-
-    @property
-    def linear(self) -> int:
-        """All matrix products with weights."""
-        return self.qkv + self.attn_out + self.mlp
-
-
-def layer_flop(cfg: ModelConfig) -> LayerFlop:
-    """Floating-point operations of one row in one layer: 2 for each weight of a product, 4 D for each head and key."""
-    heads, keys_values = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
-    return LayerFlop(
-        qkv=2 * cfg.d_model * (heads + keys_values),
-        keys_values=2 * cfg.d_model * keys_values,
-        attn_out=2 * cfg.d_model * heads,
-        mlp=6 * cfg.d_model * cfg.d_mlp,
-        per_key=4 * heads,
-    )
-
-
-def logits_flop(cfg: ModelConfig, columns: int | None = None) -> int:
-    """Floating-point operations of the unembedding of one row, for so many tokens; None: the whole vocabulary."""
-    return 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)
 
 
 def layer_bytes(family: LlamaFamily) -> int:

@@ -9,11 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a model, by the field's usual names.
-
-    The `*_flop` are floating-point operations of one row's matrix products in one layer; attention's own products, which
-    depend on the number of keys, are not among them.
-    """
+    """Sizes of a model, by the field's usual names."""
 
     n_layers: int
     n_heads: int
@@ -31,26 +27,38 @@ class ModelConfig:
         """Query heads that share one key-value head."""
         return self.n_heads // self.n_key_value_heads
 
-    @property
-    def qkv_flop(self) -> float:
-        """The projections to queries, keys and values."""
-        return 2.0 * self.d_model * (self.n_heads + 2 * self.n_key_value_heads) * self.d_head
+
+@dataclass(frozen=True)
+class LayerFlop:
+    """Floating-point operations of one row in each part of one layer."""
+
+    qkv: int
+    """All three projections."""
+    keys_values: int
+    """The projections to keys and values alone, which are part of `qkv`."""
+    attn_out: int
+    mlp: int
+    per_key: int
+    """Of attention, for each key that the row sees."""
 
     @property
-    def attn_out_flop(self) -> float:
-        """The output projection of all heads."""
-        return 2.0 * self.d_model * self.n_heads * self.d_head
+    def linear(self) -> int:
+        """All matrix products with weights."""
+        return self.qkv + self.attn_out + self.mlp
 
-    @property
-    def mlp_flop(self) -> float:
-        """The three projections of a gated MLP."""
-        return 6.0 * self.d_model * self.d_mlp
 
-    @property
-    def layer_flop(self) -> float:
-        """All of one layer."""
-        return self.qkv_flop + self.attn_out_flop + self.mlp_flop
+def layer_flop(cfg: ModelConfig) -> LayerFlop:
+    """Floating-point operations of one row in one layer: 2 for each weight of a product, 4 D for each head and key."""
+    heads, keys_values = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
+    return LayerFlop(
+        qkv=2 * cfg.d_model * (heads + keys_values),
+        keys_values=2 * cfg.d_model * keys_values,
+        attn_out=2 * cfg.d_model * heads,
+        mlp=6 * cfg.d_model * cfg.d_mlp,
+        per_key=4 * heads,
+    )
 
-    def logits_flop(self, tokens: int | None = None) -> float:
-        """The unembedding of one row, to the logits of so many tokens; None: of the whole vocabulary."""
-        return 2.0 * self.d_model * (self.d_vocab if tokens is None else tokens)
+
+def logits_flop(cfg: ModelConfig, columns: int | None = None) -> int:
+    """Floating-point operations of the unembedding of one row, for so many tokens; None: the whole vocabulary."""
+    return 2 * cfg.d_model * (cfg.d_vocab if columns is None else columns)

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from pycotmech.model.config import ModelConfig
+from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
 
 
 class LayerRows(NamedTuple):
@@ -48,7 +48,7 @@ class Tally:
 
     n_layers: int
     layer_rows: int = 0
-    flop: float = 0.0
+    flop: int = 0
 
     @property
     def token_forwards(self) -> float:
@@ -72,15 +72,15 @@ def counted(family: _HasSizes) -> Iterator[Tally]:
 
 def count(family: _HasSizes, rows: LayerRows) -> None:
     """Reports rows that went through the parts of layers."""
-    cfg = family.cfg
     for owner, tally in _open.get():
         if owner is family:
+            row = layer_flop(family.cfg)
             tally.layer_rows += rows.mlp
-            tally.flop += rows.qkv * cfg.qkv_flop + rows.attn_out * cfg.attn_out_flop + rows.mlp * cfg.mlp_flop
+            tally.flop += rows.qkv * row.qkv + rows.attn_out * row.attn_out + rows.mlp * row.mlp
 
 
 def count_logits(family: _HasSizes, rows: int, tokens: int | None = None) -> None:
     """Reports rows that went through the unembedding, to the logits of so many tokens (None: of the whole vocabulary)."""
     for owner, tally in _open.get():
         if owner is family:
-            tally.flop += rows * family.cfg.logits_flop(tokens)
+            tally.flop += rows * logits_flop(family.cfg, tokens)

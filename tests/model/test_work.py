@@ -7,6 +7,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.engine.decode import Runs
+from pycotmech.model.config import layer_flop, logits_flop
 from pycotmech.model.work import counted
 from tests.reference.tiny import tiny_llama
 
@@ -44,7 +45,7 @@ def model():
 
 @pytest.mark.parametrize("call", CALLS)
 def test_reported_work_is_what_goes_through_the_parts(call, model, monkeypatch):
-    cfg, seen = model.cfg, dict.fromkeys(("qkv", "attn_out", "mlp_out", "logits"), 0.0)
+    cfg, seen = model.cfg, dict.fromkeys(("qkv", "attn_out", "mlp_out", "logits"), 0)
 
     def watched(name, flop):
         part = getattr(model.family, name)
@@ -52,19 +53,19 @@ def test_reported_work_is_what_goes_through_the_parts(call, model, monkeypatch):
         def through(*args, **kwargs):
             x = args[0] if name == "logits" else args[1]
             tokens = (args[1:] or (kwargs.get("token_ids"),))[0] if name == "logits" else None
-            seen[name] += len(x) * (cfg.logits_flop(None if tokens is None else len(tokens)) if name == "logits" else flop)
+            seen[name] += len(x) * (logits_flop(cfg, None if tokens is None else len(tokens)) if name == "logits" else flop)
             return part(*args, **kwargs)
 
         monkeypatch.setattr(model.family, name, through)
 
-    flop = {"qkv": cfg.qkv_flop, "attn_out": cfg.attn_out_flop, "mlp_out": cfg.mlp_flop, "logits": 0.0}
-    for name, value in flop.items():
-        watched(name, value)
+    row = layer_flop(cfg)
+    for name, flop in {"qkv": row.qkv, "attn_out": row.attn_out, "mlp_out": row.mlp, "logits": 0}.items():
+        watched(name, flop)
     model.prefixes.clear()
     with counted(model.family) as tally:
         CALLS[call](model)
     assert tally.flop == sum(seen.values()) > 0
-    assert tally.layer_rows == seen["mlp_out"] / cfg.mlp_flop
+    assert tally.layer_rows == seen["mlp_out"] / row.mlp
     assert tally.token_forwards == tally.layer_rows / 3
 
 

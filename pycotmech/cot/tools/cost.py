@@ -146,7 +146,7 @@ class Meter:
 
     @property
     def flop(self) -> float:
-        return self._tally.flop
+        return float(self._tally.flop)
 
     @property
     def token_forwards(self) -> float:
