@@ -110,7 +110,7 @@ class PathSweep(Indexed):
         receiver: of the senders to this one (and `input`). sender: of its receivers. Neither: of the senders, each with
         its strongest path, or its path to the logits.
         """
-        from pycotmech.figures.heatmap import head_figure
+        from pycotmech.figures.heatmap import effect_figure
 
         if receiver is not None and sender is not None:
             raise ValueError("receiver, sender: both given; expected one of them, the other is what the map shows")
@@ -126,8 +126,14 @@ class PathSweep(Indexed):
             strongest = np.take_along_axis(self.effect.transpose(1, 0, 2).reshape(len(self.senders), -1), of[:, None], 1)[:, 0]
             grid, what = self._map(self.senders, strongest), "paths between heads: of each sender the strongest"
         lines = [f"{self.model_name}, {len(self.clean_metric)} pair(s), noise floor {self.noise_floor:.1g}"]
-        return head_figure(
-            grid, title or what, lines, metric=self.metric, direction=self.direction, normalised=self.normalized, path=path
+        return effect_figure(
+            grid,
+            title=title or what,
+            lines=lines,
+            metric=self.metric,
+            direction=self.direction,
+            normalised=self.normalized,
+            path=path,
         )
 
     def __str__(self) -> str:

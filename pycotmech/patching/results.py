@@ -133,9 +133,19 @@ class Sweep(Grid):
 
     def plot(self, *, title: str | None = None, path: str | None = None):
         """Heat map, layers upward, heads to the right, red-blue around 0; a matplotlib figure, saved to `path` if given."""
-        from pycotmech.figures.heatmap import sweep_figure
+        from pycotmech.figures.heatmap import effect_figure
 
-        return sweep_figure(self, title=title, path=path)
+        across = "position" if self.by_position else f"group ({', '.join(self.groups)})" if self.groups else "head"
+        return effect_figure(
+            self.effect,
+            title=title or f"{self.site} patched, one head at a time",
+            lines=[f"{self.model_name}, {len(self.clean_metric)} pair(s), noise floor {self.noise_floor:.1g}"],
+            metric=self.metric,
+            direction=self.direction,
+            normalised=self.normalized,
+            across=across,
+            path=path,
+        )
 
     def __str__(self) -> str:
         axis = " x ".join(self.axes)

@@ -152,7 +152,18 @@ class AnswerSources(Analysis):
         a tie (PAPER: E8, the paper's colours)."""
         from pycotmech.cot.analyses.answer_sources_figure import source_maps
 
-        return source_maps(self, path=path)
+        n = self.data["pathways"].isel(place=0).notnull().sum("example").transpose("step").values
+        shown = np.flatnonzero(n > 0)
+        steps, kinds = self.data["step"].values, self.data["kind"].values
+        about = "for each head the part of the prompt that most of its nodes have the answer from, white: none or a tie; "
+        return source_maps(
+            self.majority().transpose("step", "layer", "head").values[shown],
+            SEGMENTS,
+            titles=[f"{steps[i]} {kinds[i]}\nn = {n[i]}" for i in shown],
+            title=f"{self.about['model']}: where each head has the answer from",
+            lines=self.small_print("probability", about),
+            path=path,
+        )
 
     def figures(self) -> Mapping[str, Callable[..., Figure]]:
         return {"map": self.map}
@@ -181,14 +192,11 @@ class AnswerSources(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Pathways by source at each step, and what cutting each part off costs the answer."""
-        from pycotmech.figures.bars import PALETTE, bars_with_intervals, framed, saved, stacked_bars
+        from pycotmech.figures.bars import bars_with_intervals, stacked_bars
+        from pycotmech.figures.frame import PALETTE, framed, saved
 
-        steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
-        n = int(self.data["probability"].notnull().any("step").sum())
-        made = f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}"
-        figure, axes = framed(
-            1, 4, f"{self.about['model']}: {self.title.lower()}", [made, *self.about["notes"]], width=3.5, height=3.0
-        )
+        steps, title = self.step_ticks(), f"{self.about['model']}: {self.title.lower()}"
+        figure, axes = framed(1, 4, title, self.small_print("probability"), width=3.5, height=3.0)
         shares = self.shares()["mean"].transpose("step", "place").values
         stacked_bars(axes[0, 0], shares, steps, PLACES, title="pathways by source", across="step", up="share of writers")
         axes[0, 0].legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2)

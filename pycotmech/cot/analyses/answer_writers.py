@@ -196,24 +196,21 @@ class AnswerWriters(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Writers by step and threshold; each layer's share of the answer's logit; the map of heads, over all steps."""
-        from pycotmech.figures.bars import bars_with_intervals, framed, layer_line, map_of_heads, saved
+        from pycotmech.figures.bars import bars_with_intervals
+        from pycotmech.figures.curves import layer_line
+        from pycotmech.figures.frame import framed, saved
+        from pycotmech.figures.heatmap import map_of_heads
 
-        steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
-        n = int(self.data["logit"].notnull().any("step").sum())
-        lines = [
-            f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}",
-            *self.about["notes"],
-        ]
-        figure, axes = framed(1, 3, f"{self.about['model']}: {self.title.lower()}", lines, width=4.0, height=3.2)
+        steps, title = self.step_ticks(), f"{self.about['model']}: {self.title.lower()}"
+        figure, axes = framed(1, 3, title, self.small_print("logit"), width=4.0, height=3.2)
         found = self.interval("writers")
         names = [f"probability ≥ {t:g}" for t in self.data["threshold"].values]
         grids = [found[x].transpose("threshold", "step").values for x in ("mean", "low", "high")]
         bars_with_intervals(axes[0, 0], *grids, steps, names=names, title="heads whose output says the answer", across="step")
         axes[0, 0].legend(fontsize=7, frameon=False)
         by_layer = self.data["contrast"].sum("head", skipna=False).mean("step").transpose("example", "layer")
-        layer_line(
-            axes[0, 1], bootstrap.mean_interval(by_layer.values), title="logit of the answer written by each layer's heads"
-        )
+        written_there = bootstrap.mean_interval(by_layer.values)
+        layer_line(axes[0, 1], *written_there[:3], title="logit of the answer written by each layer's heads")
         grid = self.data["contrast"].mean(("example", "step")).transpose("layer", "head").values
         map_of_heads(figure, axes[0, 2], grid, title="by head", label="share of logit(answer) − logit(wrong)")
         return saved(figure, path)

@@ -181,10 +181,10 @@ class AttentionBySource(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Above, by step: attention, what heads write, the layers' decomposition. Below, by layer, over all steps."""
-        from pycotmech.figures.bars import framed, saved, stacked_bars, stacked_layers
+        from pycotmech.figures.bars import stacked_bars, stacked_layers
+        from pycotmech.figures.frame import framed, saved
 
-        found = self.by_step()
-        steps = [f"{s}\n{str(k)[:3]}." for s, k in zip(found["step"].values, found["kind"].values)]
+        found, steps = self.by_step(), self.step_ticks()
         sizes = self.data["written"]
         layers = {
             "mass": self.data["mass"].mean(("example", "step", "head")),
@@ -196,12 +196,8 @@ class AttentionBySource(Analysis):
             "written": "size of what is written",
             "contribution": "layer-wise contribution, residual included",
         }
-        n = int(self.data["mass"].isel(layer=0, head=0, source=0).notnull().any("step").sum())
-        lines = [
-            f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}",
-            *self.about["notes"],
-        ]
-        figure, axes = framed(2, 3, f"{self.about['model']}: {self.title.lower()}", lines, width=3.4, height=2.4)
+        title = f"{self.about['model']}: {self.title.lower()}"
+        figure, axes = framed(2, 3, title, self.small_print("mass"), width=3.4, height=2.4)
         for j, name in enumerate(labels):
             stacked_bars(axes[0, j], found[f"{name}_mean"].values, steps, SOURCES, title=labels[name], across="step")
             stacked_layers(axes[1, j], layers[name].transpose("layer", "source").values, SOURCES, across="layer")

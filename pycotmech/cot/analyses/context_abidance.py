@@ -152,17 +152,15 @@ class ContextAbidance(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """By layer, and by head."""
-        from pycotmech.figures.bars import PALETTE, framed, layer_line, map_of_heads, saved
+        from pycotmech.figures.curves import layer_line
+        from pycotmech.figures.frame import PALETTE, framed, saved
+        from pycotmech.figures.heatmap import map_of_heads
 
-        found = self.by_layer()
-        n = int(self.data["chance"].notnull().any("step").sum())
-        made = f"{n} example(s), {self.about['cells']} steps that are right; {self.about['definition']}"
-        figure, axes = framed(
-            1, 2, f"{self.about['model']}: {self.title.lower()}", [made, *self.about["notes"]], width=4.6, height=3.3
-        )
+        found, title = self.by_layer(), f"{self.about['model']}: {self.title.lower()}"
+        figure, axes = framed(1, 2, title, self.small_print("chance"), width=4.6, height=3.3)
         prefix = "graph_" if self.of_graphs else ""
-        line = bootstrap.Interval(*(found[f"{prefix}{k}"].values for k in ("mean", "low", "high", "n")))
-        layer_line(axes[0, 0], line, title="share in the prompt, by layer", up="share")
+        line = (found[f"{prefix}{k}"].values for k in ("mean", "low", "high"))
+        layer_line(axes[0, 0], *line, title="share in the prompt, by layer", up="share")
         axes[0, 0].axhline(float(self.data["chance"].mean()), color=PALETTE[0], linewidth=0.8, linestyle="--", label="chance")
         axes[0, 0].set_ylim(-0.03, 1.03)
         axes[0, 0].legend(fontsize=7, frameon=False)

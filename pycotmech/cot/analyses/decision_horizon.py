@@ -103,23 +103,21 @@ class DecisionHorizon(Analysis):
         """Share of texts that stay the same, by corrupted layer, a line for each number of sentences."""
         from matplotlib.figure import Figure
 
-        from pycotmech.figures.heatmap import framed
+        from pycotmech.figures.curves import line_with_band
+        from pycotmech.figures.frame import finished
 
         found = self.interval("same")
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")
         axis = figure.subplots()
         for h in self.data["sentences"].values:
             one = found.sel(sentences=h)
-            (line,) = axis.plot(one["layer"], one["mean"], marker="o", ms=3, label=f"{h} sentences, n = {int(one['n'].max())}")
-            if np.isfinite(one["low"]).any():
-                axis.fill_between(one["layer"], one["low"], one["high"], color=line.get_color(), alpha=0.12, lw=0)
+            values = (one[k].values for k in ("layer", "mean", "low", "high"))
+            line_with_band(axis, *values, alpha=0.12, marker="o", ms=3, label=f"{h} sentences, n = {int(one['n'].max())}")
         axis.set_xlabel("layer whose attention comes from the other question")
         axis.set_ylabel("share of texts that stay the same")
         axis.set_ylim(-0.03, 1.03)
         axis.legend(fontsize=8)
-        return framed(
-            figure, f"{self.about['model']}: {self.title}", [self.about["definition"], *self.about["notes"]], path=path
-        )
+        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
 
 
 def _share(values: NDArray) -> str:

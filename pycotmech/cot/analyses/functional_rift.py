@@ -152,7 +152,8 @@ class FunctionalRift(Analysis):
         """Both curves over the layers with their intervals, the change and its interval; below, each step's difference."""
         from matplotlib.figure import Figure
 
-        from pycotmech.figures.heatmap import framed
+        from pycotmech.figures.curves import line_with_band
+        from pycotmech.figures.frame import finished
 
         curves, r = self.curves(), self.rift()
         figure = Figure(figsize=(7.5, 5.6), layout="constrained")
@@ -165,9 +166,8 @@ class FunctionalRift(Analysis):
         }
         for name, colour in (("prior", "#b2182b"), ("context", "#2166ac"), ("contextual", "0.55")):
             style = "--" if name == "contextual" else "-"
-            above.plot(depth, curves[name], style, color=colour, label=words[name])
-            if np.isfinite(curves[f"{name}_low"]).all():
-                above.fill_between(depth, curves[f"{name}_low"], curves[f"{name}_high"], color=colour, alpha=0.18, lw=0)
+            values = (curves[f"{name}{end}"].values for end in ("", "_low", "_high"))
+            line_with_band(above, depth, *values, alpha=0.18, linestyle=style, color=colour, label=words[name])
         if np.isfinite(r.change):
             above.axvspan(r.low - 0.5, r.high + 0.5, color="gold", alpha=0.3, lw=0, label="change, 95 % interval")
         above.set_ylabel("lens: probability\n(dashed: share of first choices)")
@@ -179,9 +179,7 @@ class FunctionalRift(Analysis):
         below.set_ylabel("context − prior")
         below.set_xlabel("depth (0: embedding)")
         below.legend(fontsize=6.5, ncols=5)
-        return framed(
-            figure, f"{self.about['model']}: {self.title}", [self.about["definition"], *self.about["notes"]], path=path
-        )
+        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,17 @@ class HeadOverlap(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """F1 of every two sets, and F1 above chance."""
-        from pycotmech.cot.analyses.curves import overlap_figure
+        from pycotmech.cot.analyses.head_overlap_figure import overlap_figure
 
-        return overlap_figure(self, path=path)
+        model = f"{self.about['model']}: " if self.about["model"] else ""
+        return overlap_figure(
+            self.data["f1"].values,
+            self.data["f1_chance"].values,
+            names=[str(n).replace("_", " ") for n in self.data["set"].values],
+            title=f"{model}{self.title.lower()}",
+            lines=[f"sets of {self.about['settings']['heads']} heads; chance: random sets of the same sizes"],
+            path=path,
+        )
 
     def findings(self) -> list[str]:
         """The pairs that share more heads than chance, and those of which that cannot be said."""

@@ -169,7 +169,7 @@ class InductionHeads(HeadAnalysis):
             grids,
             titles,
             title=f"{self.about['model']}: heads at inductive steps, by corruption",
-            lines=[self.about["definition"], *self.about["notes"]],
+            lines=self.small_print(),
             label=self.label,
             columns=1 + len(self.kinds),
             path=path,

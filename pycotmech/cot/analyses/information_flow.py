@@ -64,12 +64,10 @@ class InformationFlow(Analysis):
     def graph(self, example: int, step: int) -> Graph:
         """The graph of one cell, by the labels on the axes example and step; empty where the step does not count."""
         d = self.data
-        e, s = (int(np.flatnonzero(d[k].values == v)[0]) for k, v in (("example", example), ("step", step)))
-        mine = (d["node_e"].values == e) & (d["node_s"].values == s)
-        at = np.flatnonzero(mine)
-        nodes = [Node(*(d[f"node_{k}"].values[i].item() for k in _NODE)) for i in at]
-        theirs = np.flatnonzero((d["edge_e"].values == e) & (d["edge_s"].values == s))
-        edges = [Edge(*(_plain(d[f"edge_{k}"].values[i]) for k in _EDGE)) for i in theirs]
+        e, s = self._place(example, step)
+        rows = {k: np.flatnonzero((d[f"{k}_e"].values == e) & (d[f"{k}_s"].values == s)) for k in ("node", "edge")}
+        nodes = [Node(*(d[f"node_{k}"].values[i].item() for k in _NODE)) for i in rows["node"]]
+        edges = [Edge(*(_number(d[f"edge_{k}"].values[i]) for k in _EDGE)) for i in rows["edge"]]
         return Graph(nodes, edges)
 
     def cells(self) -> Iterator[tuple[int, int]]:
@@ -136,9 +134,44 @@ class InformationFlow(Analysis):
 
         example, step: which; None: a cell with a middling number of edges.
         """
-        from pycotmech.cot.analyses.information_flow_figure import flow_figure
+        from pycotmech.cot.analyses.information_flow_figure import Token, flow_figure
 
-        return flow_figure(self, example, step, path)
+        example, step = self._middling(example, step)
+        e, s = self._place(example, step)
+        d = self.data
+        tokens: dict[int, Token] = {}
+        for name in ("node", "edge"):
+            for i in np.flatnonzero((d[f"{name}_e"].values == e) & (d[f"{name}_s"].values == s)):
+                position, word = int(d[f"{name}_position"].values[i]), str(d[f"{name}_word"].values[i])
+                if name == "edge":
+                    held = bool(d["edge_answer"].values[i])
+                    tokens[position] = Token(word, str(d["edge_segment"].values[i]), held)
+                else:
+                    tokens.setdefault(position, Token(word))
+        n = int(d["writers"].notnull().any("step").sum())
+        made = f"{n} example(s), {len(list(self.cells()))} steps that are right; {self.about['definition']}"
+        return flow_figure(
+            self.graph(example, step),
+            tokens,
+            d["depth_map"].mean(("example", "step")).transpose("depth", "layer", "head").values,
+            about=f"example {example}, step {step} ({d['kind'].sel(step=step).values})",
+            title=f"{self.about['model']}: {self.title.lower()}",
+            lines=[made, *self.about["notes"]],
+            path=path,
+        )
+
+    def _middling(self, example: int | None, step: int | None) -> tuple[int, int]:
+        """The cell asked for, or of several one with a middling number of edges."""
+        cells = [c for c in self.cells() if (example is None or c[0] == example) and (step is None or c[1] == step)]
+        if not cells:
+            raise ValueError(f"example, step: got {example}, {step}; expected a cell that counts, as in .cells()")
+        edges = [float(self.data["edges"].sel(example=e, step=s)) for e, s in cells]
+        return cells[int(np.argsort(edges, kind="stable")[len(edges) // 2])]
+
+    def _place(self, example: int, step: int) -> tuple[int, int]:
+        """The numbers of a cell's labels along the axes."""
+        e, s = (int(np.flatnonzero(self.data[k].values == v)[0]) for k, v in (("example", example), ("step", step)))
+        return e, s
 
     def findings(self) -> list[str]:
         """Pathways, sources, depths, and how far effects with everything recomputed go with them."""
@@ -179,7 +212,7 @@ def _mean(values: NDArray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _plain(value: Any) -> Any:
+def _number(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -91,9 +91,32 @@ class Isolation(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Accuracy of each set at each step, and over all steps with its interval."""
-        from pycotmech.cot.analyses.curves import isolation_figure
+        from pycotmech.cot.analyses.isolation_figure import isolation_figure
 
-        return isolation_figure(self, path=path)
+        overall, kept = self.overall(), self.data["kept"].values
+        sizes = [f"{a.min()}" if a.min() == a.max() else f"{a.min()}–{a.max()}" for a in kept]
+        if self.axis == "set":
+            names = [str(name).replace("_", " ") for name in self.data["set"].values]
+            labels = [f"{name}\n({n} {'head' if n == '1' else 'heads'})" for name, n in zip(names, sizes)]
+        else:
+            labels = [f"{n} taken" for n in self.data["removed"].values]
+        accuracy = "agreement with the untouched model" if self.main == "agrees" else "every token of the gold word"
+        examples = plural(int(overall["n"].max()), "example")
+        return isolation_figure(
+            self.accuracy()["mean"].transpose(self.axis, "step").values,
+            (overall["mean"].values, overall["low"].values, overall["high"].values),
+            self.overall("random")["mean"].values if "random" in self.data else None,
+            labels=labels,
+            steps=[f"{s}\n{str(k)[0].upper()}" for s, k in zip(self.data["step"].values, self.data["kind"].values)],
+            chance_label=self.random_words("set, same size", "sets, same size"),
+            title=f"{self.about['model']}: {self.title.lower()}",
+            lines=[
+                f"{examples}; bars: 95 % bootstrap; accuracy: {accuracy}",
+                f"other heads replaced by {self.about['settings']['replaced_by']}",
+                *self.about["notes"],
+            ],
+            path=path,
+        )
 
     def findings(self) -> list[str]:
         """For each set, over all steps: what is left of the accuracy, beside random sets of the same size."""

@@ -152,9 +152,28 @@ class KnockOutCurve(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Curves with their intervals, a panel for each step, the operating point marked."""
-        from pycotmech.cot.analyses.curves import knock_out_figure
+        from pycotmech.cot.analyses.knock_out_figure import knock_out_figure
 
-        return knock_out_figure(self, path=path)
+        s = self.about["settings"]
+        kind = "agreement with the untouched model" if self.main == "agrees" else "every token of the gold word"
+        apart = "report" in self.data["half"].values
+        lines = [
+            f"accuracy: {kind}; bands: 95 % bootstrap over examples; operating point: nearest to {s['target']:g}"
+            + (", chosen on one half of the examples and shown for the other" if apart else ""),
+            f"heads ordered by {s['scores']}, {s['ranked_on']}",
+            f"replaced by {s['replaced_by']}" + ("" if s["positions"] == "all" else "; after the few-shot block only"),
+            *self.about["notes"],
+        ]
+        return knock_out_figure(
+            self.accuracy(),
+            self.overall(),
+            self.data["removed"],
+            self.data["kind"].values.tolist(),
+            self.operating_points(),
+            title=f"{self.about['model']}: {self.title.lower()}",
+            lines=lines,
+            path=path,
+        )
 
     def findings(self) -> list[str]:
         """For each step: how many heads can go, and what is left of the accuracy on the examples not used to choose."""

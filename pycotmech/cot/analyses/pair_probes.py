@@ -167,33 +167,34 @@ class PairProbes(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Accuracy over the depth with its interval, the control task, and what is called unrelated across sentences."""
-        from pycotmech.figures import bars as figures
+        from pycotmech.figures.curves import line_with_band
+        from pycotmech.figures.frame import PALETTE, framed, saved, small
 
         s = self.about["settings"]
         lines = [
             f"n = {s['train']} questions to train on, {self.data.sizes['example']} to test on; {self.about['definition']}",
             *self.about["notes"],
         ]
-        figure, axes = figures.framed(1, 2, f"{self.about['model']}: {self.title}", lines, width=4.6, height=3.4, sharex=True)
+        figure, axes = framed(1, 2, f"{self.about['model']}: {self.title}", lines, width=4.6, height=3.4, sharex=True)
         left, right = axes[0]
         found, depth = self.accuracy(), self.data["depth"].values
         control, across = self.data["control"].mean("example"), self.data["across"].mean("example")
         for j, probe in enumerate(self.data["probe"].values.tolist()):
-            colour = figures.PALETTE[1 - j]
-            left.plot(depth, found["mean"].isel(probe=j), color=colour, label=probe)
-            left.fill_between(depth, found["low"].isel(probe=j), found["high"].isel(probe=j), color=colour, alpha=0.2, lw=0)
+            colour = PALETTE[1 - j]
+            values = (found[k].isel(probe=j).values for k in ("mean", "low", "high"))
+            line_with_band(left, depth, *values, color=colour, label=probe)
             left.plot(depth, control.isel(probe=j), "--", color=colour, lw=1, label=f"{probe}, control task")
             right.plot(depth, across.isel(probe=j), color=colour, label=probe)
         left.axhline(float(self.data["neighbours"].mean()), color="0.3", lw=0.9, ls="-.", label="tokens in front alone")
         for axis in (left, right):
             axis.axhline(CHANCE, color="0.5", lw=0.8, ls=":")
             axis.set_ylim(0, 1.02)
-        figures.small(left, title="accuracy (dotted: chance)", across="depth (0: embedding)", up="share of pairs")
+        small(left, title="accuracy (dotted: chance)", across="depth (0: embedding)", up="share of pairs")
         across_title = "subject and object of different sentences"
-        figures.small(right, title=across_title, across="depth (0: embedding)", up="share called unrelated")
+        small(right, title=across_title, across="depth (0: embedding)", up="share called unrelated")
         left.legend(fontsize=7)
         right.legend(fontsize=7)
-        return figures.saved(figure, path)
+        return saved(figure, path)
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 

@@ -182,34 +182,37 @@ class RelationHeads(Analysis):
         """Maps of the score, the selected heads framed; the score by layer; what the probe loses without the heads."""
         from matplotlib.patches import Rectangle
 
-        from pycotmech.figures import bars as figures
+        from pycotmech.figures.bars import bars_with_intervals
+        from pycotmech.figures.curves import layer_line
+        from pycotmech.figures.frame import framed, saved
+        from pycotmech.figures.heatmap import map_of_heads
 
         n = int((self.data["half"].values == "report").sum())
         lines = [f"n = {n} questions to report on; {self.about['definition']}", *self.about["notes"]]
-        figure, axes = figures.framed(2, 2, f"{self.about['model']}: {self.title}", lines, width=4.4, height=3.2)
+        figure, axes = framed(2, 2, f"{self.about['model']}: {self.title}", lines, width=4.4, height=3.2)
         score = self.scores()["mean"]
         for j, relation in enumerate(RELATIONS):
             grid = score.sel(relation=relation).transpose("layer", "head").values
             label = "attention less that to unrelated"
-            figures.map_of_heads(figure, axes[0, j], grid, title=f"{relation} pairs (framed: selected)", label=label)
+            map_of_heads(figure, axes[0, j], grid, title=f"{relation} pairs (framed: selected)", label=label)
             for l, h in self.heads(relation):
                 axes[0, j].add_patch(Rectangle((h - 0.5, l - 0.5), 1, 1, fill=False, ec="black", lw=0.9))
         by_layer = self.reported("score").sel(relation="related").sum("head").transpose("example", "layer")
         found = bootstrap.mean_interval(by_layer.values)
-        figures.layer_line(axes[1, 0], found, title="related pairs, all heads of a layer", up="sum of scores")
+        layer_line(axes[1, 0], *found[:3], title="related pairs, all heads of a layer", up="sum of scores")
         table, axis = self.ablation(), axes[1, 1]
         if len(table):
             ticks = ["selected heads", "random heads"][: len(table)]
             words = {"title": f"probe at depth {self.about['settings']['depth']}, heads out", "up": "change"}
             parts = [[table[f"{name}{end}"].to_numpy() for name in ("accuracy", "margin")] for end in ("", "_low", "_high")]
             values, low, high = (np.stack(part) for part in parts)
-            figures.bars_with_intervals(axis, values, low, high, ticks, names=("accuracy", "margin (logits)"), **words)
+            bars_with_intervals(axis, values, low, high, ticks, names=("accuracy", "margin (logits)"), **words)
             axis.axhline(0, color="0.4", lw=0.8)
             axis.legend(fontsize=7)
         else:
             axis.text(0.5, 0.5, "no head selected\nbelow the probe", ha="center", va="center", fontsize=8)
             axis.set_axis_off()
-        return figures.saved(figure, path)
+        return saved(figure, path)
 
 
 def relation_heads(

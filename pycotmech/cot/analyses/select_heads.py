@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech.cot.tools.head_sets import Head, HeadSet, Scores, scores_of
+from pycotmech.figures.words import plural
 from pycotmech.stats import significance
+from pycotmech.stats.histogram import freedman_diaconis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +104,15 @@ class Selection:
         """Histogram of the scores, each nested set in a darker colour than the one around it, and where the window ends."""
         from pycotmech.cot.analyses.select_heads_figure import selection_figure
 
-        return selection_figure(self, path=path)
+        both = "both tails" in self.rule
+        return selection_figure(
+            self.scores,
+            self.masks,
+            [f"{self.letter} = {t:g}: {plural(len(s), 'head')}" for t, s in zip(self.thresholds, self.sets)],
+            [(low, high) if both else (high,) for low, high in self.bounds],
+            lines=[f"{self.rule}; {self.about}"],
+            path=path,
+        )
 
     @property
     def letter(self) -> str:
@@ -230,22 +240,6 @@ def _window(grid: NDArray, t, *, both: bool, paper: bool) -> tuple[list[tuple[fl
         bounds.append((float(low), float(high)))
         found.append((n, (grid > high) | (grid < low) if both else grid > high))
     return found, tuple(bounds), float((edges[m] + edges[m + 1]) / 2)
-
-
-def freedman_diaconis(values: NDArray) -> NDArray[np.float64]:
-    """Edges of equal bins from the least to the largest value, of width 2 IQR / n^(1/3) or a little less.
-
-    Raises ValueError if the quartiles are equal: the rule has no width then.
-    """
-    low, high = np.percentile(values, [25, 75])
-    width = 2 * (high - low) / len(values) ** (1 / 3)
-    if not width > 0:
-        raise ValueError(
-            f"scores: half of the {len(values)} scores or more are equal, so the histogram has no bin width; "
-            "expected rule='top_k' or 'significant' for such scores"
-        )
-    bins = max(math.ceil((values.max() - values.min()) / width), 1)
-    return np.linspace(values.min(), values.max(), bins + 1)
 
 
 def _ranked(key: NDArray) -> list[Head]:

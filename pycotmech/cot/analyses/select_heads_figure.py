@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -12,34 +12,39 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
-from pycotmech.figures.bars import framed, saved
+from pycotmech.figures.frame import framed, saved
 from pycotmech.figures.words import plural
-
-if TYPE_CHECKING:
-    from pycotmech.cot.analyses.select_heads import Selection
+from pycotmech.stats.histogram import freedman_diaconis
 
 _MOST_BINS, _BINS = 120, 60
 _NONE = "0.82"
 
 
-def selection_figure(selection: Selection, *, path: str | PathLike | None = None) -> Figure:
+def selection_figure(
+    scores: NDArray,
+    masks: NDArray,
+    labels: Sequence[str],
+    ends: Sequence[tuple[float, ...]],
+    *,
+    lines: Sequence[str],
+    path: str | PathLike | None = None,
+) -> Figure:
     """Bars of all heads in grey, and of each set over the set it lies in: a bar's height is the number of heads in its set.
-    Dashed: the ends of a window, those that heads have to lie beyond."""
-    lines = [f"{selection.rule}; {selection.about}"]
+
+    scores [layer, head]; masks [set, layer, head]: nested sets, the largest first; labels [set]. ends [set]: where a window
+    ends, drawn dashed: the scores that heads have to lie beyond; none for other rules.
+    """
     figure, axes = framed(1, 1, "Heads chosen by their scores", lines, width=6.4, height=2.8)
     axis = axes[0, 0]
-    scores = selection.scores
     known = np.isfinite(scores)
     edges, width = _edges(scores[known])
     n = int(known.sum())
     axis.hist(scores[known], bins=edges, color=_NONE, label=f"in no set; {plural(n, 'head')} in all")
-    shown = [i for i, s in enumerate(selection.sets) if (s.mask & known).any()]
+    shown = [i for i, mask in enumerate(masks) if (mask & known).any()]
     colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, max(len(shown), 1)))
     for i, colour in zip(shown, colours):
-        mask = selection.sets[i].mask & known
-        label = f"{selection.letter} = {selection.thresholds[i]:g}: {plural(len(selection.sets[i]), 'head')}"
-        axis.hist(scores[mask], bins=edges, color=colour, label=label)
-        for end in _ends(selection, i):
+        axis.hist(scores[masks[i] & known], bins=edges, color=colour, label=labels[i])
+        for end in ends[i] if ends else ():
             axis.axvline(end, color=colour, linewidth=1.1, linestyle="--")
     if width is not None:
         axis.set_xscale("asinh", linear_width=width)
@@ -56,19 +61,9 @@ def selection_figure(selection: Selection, *, path: str | PathLike | None = None
     return saved(figure, path)
 
 
-def _ends(selection: Selection, i: int) -> tuple[float, ...]:
-    """The scores beyond which a window's set i lies: above, and where heads below it count, below."""
-    if not selection.bounds:
-        return ()
-    low, high = selection.bounds[i]
-    return (low, high) if "both tails" in selection.rule else (high,)
-
-
 def _edges(values: NDArray) -> tuple[NDArray, float | None]:
     """Freedman and Diaconis' bins. Where a few scores lie so far out that there are too many to be told apart: bins that are
     even in asinh(score / width), and that width, the distance of the quartiles."""
-    from pycotmech.cot.analyses.select_heads import freedman_diaconis
-
     try:
         found = freedman_diaconis(values)
     except ValueError:  # half of the scores are equal

@@ -84,7 +84,7 @@ class HeadAnalysis(Analysis):
             [found["mean"].isel(step=i).transpose("layer", "head").values for i in shown],
             [f"{steps[i]} {kinds[i]}\nn = {count[i]}" for i in shown],
             title=f"{self.about['model']}: {self.title}",
-            lines=[self.about["definition"], *self.about["notes"]],
+            lines=self.small_print(),
             label=self.label,
             path=path,
         )

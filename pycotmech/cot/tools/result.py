@@ -117,6 +117,20 @@ class Analysis:
         """What it draws beside `plot`: a name each, and a method that takes path=."""
         return {}
 
+    def small_print(self, variable: str = "", about: str = "") -> list[str]:
+        """What a figure says below: how many examples have the variable at any step and how many steps count, `about` and
+        the definition; without a variable the definition alone. Then the model's notes."""
+        made = self.about["definition"]
+        if variable:
+            values = self.data[variable]
+            n = int(values.notnull().any([d for d in values.dims if d != "example"]).sum())
+            made = f"{n} example(s), {self.about['cells']} steps that are right; {about}{made}"
+        return [made, *self.about["notes"]]
+
+    def step_ticks(self) -> list[str]:
+        """Each step's number and the beginning of its kind, for an axis."""
+        return [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
+
     def findings(self) -> list[str]:
         """What the numbers say, in sentences that hold only what they bear out."""
         raise NotImplementedError

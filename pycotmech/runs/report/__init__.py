@@ -1,7 +1,7 @@
 """What a person gets to see: tables, sentences and figures from results."""
 
-from pycotmech.figures.heatmap import overview_figure, step_figure, sweep_figure
 from pycotmech.runs.report.aggregate import by_step, top_heads
+from pycotmech.runs.report.figures import overview_figure, step_figure
 from pycotmech.runs.report.findings import findings
 from pycotmech.runs.report.folder import build_report
 
@@ -11,6 +11,5 @@ __all__ = [
     "findings",
     "overview_figure",
     "step_figure",
-    "sweep_figure",
     "top_heads",
 ]

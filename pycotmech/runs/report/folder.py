@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from pycotmech.figures.heatmap import overview_figure, step_figure
 from pycotmech.figures.words import plural, sample_of
 from pycotmech.runs import State, read
 from pycotmech.runs.report import table
 from pycotmech.runs.report.aggregate import by_step, top_heads
+from pycotmech.runs.report.figures import overview_figure, step_figure
 from pycotmech.runs.report.findings import findings
 
 

@@ -6,10 +6,11 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses.select_heads import freedman_diaconis, select_heads, spread
+from pycotmech.cot.analyses.select_heads import select_heads, spread
 from pycotmech.cot.tools.head_sets import HeadSet, scores_of
 from pycotmech.cot.tools.result import Analysis
 from pycotmech.stats import significance
+from pycotmech.stats.histogram import freedman_diaconis
 from tests.reference.tiny import tiny_llama
 
 # 64 scores from 0 to 10 with quartiles 4.5 and 6.5: bins of width 2 * 2 / 64^(1/3) = 1, the fullest from 5 to 6.

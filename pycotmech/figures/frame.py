@@ -1,0 +1,61 @@
+"""Figures with a title above and small print below, their axes, and how they are saved."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PALETTE = ("#c44e52", "#4c72b0", "#55a868", "#bbbbbb", "#dddddd", "#8172b3", "#ccb974", "#64b5cd")
+"""Few-shot red, question blue, generated green, as in the paper's maps; greys for what is none of them."""
+_DPI = 150
+
+
+def framed(
+    rows: int, columns: int, title: str, lines: Sequence[str], *, width: float = 4.0, height: float = 3.0, **kwargs: Any
+) -> tuple[Figure, NDArray]:
+    """Returns a figure with its title and small print, and its axes [rows, columns], each of this size in inches."""
+    size = (max(5.5, columns * width + 0.6), rows * height + 1.1)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    return finished(figure, title, lines), axes
+
+
+def finished(figure: Figure, title: str, lines: Sequence[str], *, path: str | PathLike | None = None) -> Figure:
+    """Writes the title above the figure, and below it in small print what it was made from; saves it if a path is given.
+
+    Both are wrapped to the figure's width.
+    """
+    width = figure.get_figwidth()
+    big = [part for line in title.splitlines() for part in _wrapped(line, int(width * 8.6))]
+    figure.suptitle("\n".join(big), fontsize=11, fontweight="bold")
+    fine = [part for line in lines for part in _wrapped(line, int(width * 14))]
+    figure.supxlabel("\n".join(fine), fontsize=7.5, color="0.35", linespacing=1.3)
+    return saved(figure, path)
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return textwrap.wrap(text, columns) or [""]
+
+
+def saved(figure: Figure, path: str | PathLike | None) -> Figure:
+    """Returns the figure, written to `path` if one is given."""
+    if path is not None:
+        figure.savefig(path, dpi=_DPI, metadata={"Software": "pycotmech"})
+    return figure
+
+
+def small(axis: Axes, *, title: str = "", across: str = "", up: str = "") -> None:
+    """Small labels, ticks and title, without the frame's upper and right sides."""
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(across, fontsize=8)
+    axis.set_ylabel(up, fontsize=8)
+    axis.tick_params(labelsize=7, length=2)
+    axis.spines[["top", "right"]].set_visible(False)

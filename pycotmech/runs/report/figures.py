@@ -1,0 +1,41 @@
+"""Heat maps of a run: one of each step, and all steps on one scale."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from pycotmech.figures.heatmap import effect_figure, effect_label, maps_figure
+from pycotmech.figures.words import plural, step_title
+
+
+def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | PathLike | None = None) -> Figure:
+    """One step of a run: the restoration of every head. sample: the step's words in an example."""
+    at = steps.sel(step=step)
+    about, identity = steps.attrs["about"], steps.attrs["identity"]
+    counted = f"{plural(int(at['n']), 'example')}, noise floor {float(at['noise_floor']):.1g}"
+    return effect_figure(
+        at["restoration"].transpose("layer", "head").values,
+        title=step_title(step, str(at["kind"].values), sample),
+        lines=[f"{about['model']['name']}, {counted}", *about["model"]["notes"]],
+        metric=identity["metric"],
+        direction=identity["direction"],
+        normalised=True,
+        path=path,
+    )
+
+
+def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) -> Figure:
+    """All steps of a run beside each other, on one scale."""
+    about, identity = steps.attrs["about"], steps.attrs["identity"]
+    shown = [steps.isel(step=i) for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]
+    return maps_figure(
+        [at["restoration"].transpose("layer", "head").values for at in shown],
+        [f"{int(at['step'])} {at['kind'].values}\nn = {int(at['n'])}" for at in shown],
+        title=f"{about['model']['name']}: what each head restores by itself, step by step",
+        lines=list(about["model"]["notes"]),
+        label=effect_label(identity["metric"], identity["direction"], True),
+        path=path,
+    )
