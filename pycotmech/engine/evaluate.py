@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
@@ -15,7 +14,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.graphs import graphs_of, reserved
 from pycotmech.engine.metrics import ExampleMetric
-from pycotmech.engine.row_edits import LateEdits
+from pycotmech.engine.row_edits import RowEdits
 from pycotmech.engine.staircase import Joining, Staircase, Variants
 from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily, ModelConfig
@@ -77,22 +76,35 @@ class HeadJoins:
     position: Tensor  # [N]
     editable: Tensor  # [sum of rows] bool
     signs: Tensor  # [sum of rows, H, D]
+    only_controls: bool  # whether none but self-patches move
     labels: Tensor | None = None  # [sum of rows]
 
     on_device: ClassVar[tuple[str, ...]] = (
         "bases", "control", "moves", "head", "position", "editable", "signs", "labels",
     )  # fmt: skip
 
+    @classmethod
+    def on_device_of(
+        cls,
+        family: LlamaFamily,
+        bases: Bases,
+        *,
+        control: Tensor,
+        moves: Tensor,
+        head: Tensor,
+        position: Tensor,
+        editable: Tensor,
+        signs: Tensor,
+        labels: Tensor | None = None,
+    ) -> HeadJoins:
+        """From tensors on the CPU: what decides what is computed is known before rows go through the layers."""
+        only_controls = not bool((moves & ~control).any())
+        tensors = [t.to(family.device) for t in (control, moves, head, position, editable, signs)]
+        return cls(family, bases, *tensors, only_controls, None if labels is None else labels.to(family.device))
+
     def of(self, first: int, end: int) -> HeadJoins:
         """For the variants numbered first..end - 1, which are numbered from 0."""
-        each = {name: getattr(self, name)[first:end] for name in ("control", "moves", "head", "position")}
-        piece = replace(self, **each)
-        vars(piece)["_only_controls"] = self._only_controls  # asked of the device once, not while rows go through the layers
-        return piece
-
-    @cached_property
-    def _only_controls(self) -> bool:
-        return not bool((self.moves & ~self.control).any())
+        return replace(self, **{name: getattr(self, name)[first:end] for name in ("control", "moves", "head", "position")})
 
     def __call__(self, joining: Joining) -> Tensor:
         l, index = joining.layer, joining.index
@@ -104,7 +116,7 @@ class HeadJoins:
         head, control = self.head[variant].clamp(min=0), self.control[variant]
         wide, z = self.family.resid_dtype, self.bases.sites["z"][l]
         before = z[index, head].to(wide)
-        if self._only_controls:
+        if self.only_controls:
             dz = torch.zeros_like(before)
         else:
             dz = self.bases.source["z"][l][index, head].to(wide).sub_(before)
@@ -251,7 +263,7 @@ class Evaluator:
         variants: Variants,
         pieces: Sequence[tuple[int, int]],
         joins: Joins,
-        edits: LateEdits,
+        edits: RowEdits,
         metrics: Sequence[ExampleMetric],
     ) -> tuple[Tensor, Tensor | None]:
         """The metric of each variant where it is read, float64 [N] or as many as `Bases.readings` has, and its logits [..., V]

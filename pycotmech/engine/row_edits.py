@@ -60,7 +60,7 @@ class Entries:
         return len(self.variant)
 
 
-class LateEdits:
+class RowEdits:
     """The replacements of a set of variants: a table for each (site, layer), and the function that knows the values.
 
     Sites are those of a model, "pattern", "edge" (values [E, 2] are ranges of key positions) and those of `PER_QUERY`.
@@ -75,7 +75,7 @@ class LateEdits:
     ) -> None:
         self.family, self.bases, self.tables, self.value = family, bases, dict(tables or {}), value
 
-    def of(self, first: int, end: int) -> LateEdits:
+    def of(self, first: int, end: int) -> RowEdits:
         """Those of the variants numbered first..end - 1, which are numbered from 0."""
         tables = {}
         for key, e in self.tables.items():
@@ -83,9 +83,9 @@ class LateEdits:
             if b > a:
                 kept = e[a:b]
                 tables[key] = Entries(kept.variant - first, kept.position, kept.head, kept.ref)
-        return LateEdits(self.family, self.bases, tables, self.value)
+        return RowEdits(self.family, self.bases, tables, self.value)
 
-    def on(self, order: Tensor, offsets: Tensor, first: Tensor, base: Tensor) -> RowEdits:
+    def on(self, order: Tensor, offsets: Tensor, first: Tensor, base: Tensor) -> BoundEdits:
         """The same for packed rows: order [N] the variants as they are packed; offsets [N + 1], first, base [N] in that
         order."""
         rank = torch.empty_like(order)
@@ -110,7 +110,7 @@ class LateEdits:
                 rows.numpy(), packed[entries].numpy(),
                 *(t.to(device) for t in (rows, e.head[by_row], e.ref[by_row], packed[entries], entries)),
             )  # fmt: skip
-        return RowEdits(self, tables, patterns, offsets.tolist())
+        return BoundEdits(self, tables, patterns, offsets.tolist())
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,17 @@ class _Patterns:
                 yield slice(i, min(i + step, d))
 
 
-class RowEdits:
-    """`LateEdits` bound to packed rows.
+class BoundEdits:
+    """`RowEdits` bound to packed rows.
 
-    Without an entry for its place each method gives back what it got, so a sweep without late edits pays nothing.
+    Without an entry for its place each method gives back what it got, so a sweep without edited rows pays nothing.
     """
 
     on_device: ClassVar[tuple[str, ...]] = ("bases", "value", "tables", "patterns")
 
     def __init__(
         self,
-        edits: LateEdits,
+        edits: RowEdits,
         tables: dict[tuple[str, int], _Table],
         patterns: dict[int, tuple[_Patterns, ...]],
         begins: list[int],

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pycotmech import ops
 from pycotmech.engine.bases import Bases, Stage
-from pycotmech.engine.row_edits import LateEdits, ReadRows, Rows
+from pycotmech.engine.row_edits import ReadRows, RowEdits, Rows
 from pycotmech.model import work
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.run import ROW_BLOCK, blocks
@@ -95,7 +95,7 @@ class Staircase:
         variants: Variants,
         join: Join,
         tick: Callable[[LayerRows], None] | None = None,
-        edits: LateEdits | None = None,
+        edits: RowEdits | None = None,
     ) -> None:
         self.family, self.bases, self.join = family, bases, join
         self.tick = tick or partial(work.count, family)
@@ -127,7 +127,7 @@ class Staircase:
         self.to_caller = (begins[read.variant] + read.number - of_caller.number[begins][read.variant]).to(device)
         if edits is not None and edits.tables and len(read.variant) > len(v):
             raise ValueError("edits: rows that have joined are edited in variants that are read at one position each")
-        self.edits = (edits or LateEdits(family, bases)).on(self.order, self.offsets, v.first, v.base)
+        self.edits = (edits or RowEdits(family, bases)).on(self.order, self.offsets, v.first, v.base)
 
     @torch.no_grad()
     def run(self) -> Tensor:

@@ -66,7 +66,7 @@ class Placed:
     """An edit that is known to be right, in a prompt of T tokens. positions [P]; heads [-1] where the site has none;
     values [P or 1, heads or 1, width], of an edge the ranges of keys that are cut: [ranges, 1, 2]."""
 
-    site: str  # as `LateEdits` names it
+    site: str  # as `RowEdits` names it
     layer: int
     heads: Tensor
     positions: Tensor
@@ -89,7 +89,7 @@ def parse_edit_site(name: str, *, argument: str = "site") -> tuple[str, int | No
 
 
 def heads_of(cfg: ModelConfig, site: str) -> int:
-    """How many heads a site has, as `LateEdits` names it; 0 for the residual stream and what is added to it."""
+    """How many heads a site has, as `RowEdits` names it; 0 for the residual stream and what is added to it."""
     if site in RESIDUAL_SITES:
         return 0
     return cfg.n_key_value_heads if site in KEY_VALUE_SITES else cfg.n_heads

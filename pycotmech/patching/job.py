@@ -15,7 +15,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import PairRuns, Readings, Stage, common_prefix, sequences_run
 from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, read_counts, self_patch_signs, self_patches
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
-from pycotmech.engine.row_edits import PER_QUERY, Entries, LateEdits, SourceValues
+from pycotmech.engine.row_edits import PER_QUERY, Entries, RowEdits, SourceValues
 from pycotmech.engine.staircase import Variants
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
@@ -168,7 +168,7 @@ class Cuts:
 class PatchJob:
     """One sweep over checked pairs: cut into chunks of examples that fit the budget, each chunk a few staircases.
 
-    site: as `LateEdits` names it. places: (layer, head) of what is patched, head 0 where the site has none.
+    site: as `RowEdits` names it. places: (layer, head) of what is patched, head 0 where the site has none.
     targets: for each pair the positions that are patched, ascending.
     """
 
@@ -266,7 +266,7 @@ class PatchJob:
             metrics = self._metrics(readers, runs, out)
             joins = self._joins(some, a, runs, table)
             source = SourceValues(self.family, runs.bases)
-            edits = LateEdits(self.family, runs.bases, table.tables, source)
+            edits = RowEdits(self.family, runs.bases, table.tables, source)
             values, logits = self.evaluator.run(table.variants, pieces, joins, edits, metrics)
             self._collect(readers, runs.bases.readings(table.variants.base), table, values, logits, out)
         return out
@@ -369,10 +369,10 @@ class PatchJob:
             kept = torch.arange(self.kept_from(i), self.pairs[i].read + 1)
             editable.append(torch.isin(kept, torch.tensor(self.targets[i])))
             labels.append(self.labels[i][kept])
-        device = self.family.device
-        signs = self_patch_signs(runs.bases, self.seed, a)
-        each = (table.control, self._moves(table), table.head, table.group, torch.cat(editable), signs, torch.cat(labels))
-        return HeadJoins(self.family, runs.bases, *(t.to(device) for t in each))
+        return HeadJoins.on_device_of(
+            self.family, runs.bases, control=table.control, moves=self._moves(table), head=table.head, position=table.group,
+            editable=torch.cat(editable), signs=self_patch_signs(runs.bases, self.seed, a), labels=torch.cat(labels),
+        )  # fmt: skip
 
     def _moves(self, table: _Table) -> Tensor:
         """Which variants join by a difference in z."""

@@ -14,7 +14,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import PairRuns, Stage, common_prefix
 from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.engine.metrics import Metric
-from pycotmech.engine.row_edits import PER_QUERY, LateEdits
+from pycotmech.engine.row_edits import PER_QUERY, RowEdits
 from pycotmech.engine.senders import Climbed, PathJoins, climb
 from pycotmech.engine.staircase import Variants
 from pycotmech.model.families.llama import LlamaFamily, ModelConfig
@@ -322,7 +322,7 @@ class PathJob:
         controls = self._head_joins(bases, a, b, group.path_head[:n], torch.ones(n, dtype=torch.bool), signs)
         joins = self._path_joins(bases, climbed, group, controls)
         pieces = evaluator.pieces(group.lengths(bases.read))
-        values, _ = evaluator.run(group.paths, pieces, joins, LateEdits(self.family, bases), metrics)
+        values, _ = evaluator.run(group.paths, pieces, joins, RowEdits(self.family, bases), metrics)
         at = n
         for block in group.blocks:
             size = len(block.senders) * len(block.heads)
@@ -335,9 +335,10 @@ class PathJob:
     def _head_joins(self, bases, a: int, b: int, head: Tensor, control: Tensor, signs: Tensor) -> HeadJoins:
         """z of one head moves, at the positions asked for."""
         editable = [torch.isin(torch.arange(s.targets[0], s.read + 1), torch.tensor(s.targets)) for s in self.spans[a:b]]
-        everywhere, moves = torch.full_like(head, -1), torch.ones_like(control)
-        each = (control, moves, head, everywhere, torch.cat(editable), signs)
-        return HeadJoins(self.family, bases, *(t.to(self.family.device) for t in each))
+        return HeadJoins.on_device_of(
+            self.family, bases, control=control, moves=torch.ones_like(control), head=head,
+            position=torch.full_like(head, -1), editable=torch.cat(editable), signs=signs,
+        )  # fmt: skip
 
     def _path_joins(self, bases, climbed: Climbed, group: Group, controls: HeadJoins) -> PathJoins:
         each = (

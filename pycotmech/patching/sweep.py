@@ -13,7 +13,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage, run_pairs
 from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
-from pycotmech.engine.row_edits import GivenValues, LateEdits
+from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.staircase import Variants
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.model import Tokens, resolve_positions
@@ -70,8 +70,10 @@ def sweep(
         model.family, [tokens], [], past=past, first=[first], reads=[[where]], sites=sites, source_sites=()
     )  # fmt: skip
     editable = torch.ones(len(runs.bases.sites["z"][0]), dtype=torch.bool)
-    each = (job.control, job.control, job.head, torch.full_like(job.head, -1), editable, self_patch_signs(runs.bases, seed, 0))
-    joins = HeadJoins(model.family, runs.bases, *(t.to(model.device) for t in each))
+    joins = HeadJoins.on_device_of(
+        model.family, runs.bases, control=job.control, moves=job.control, head=job.head,
+        position=torch.full_like(job.head, -1), editable=editable, signs=self_patch_signs(runs.bases, seed, 0),
+    )  # fmt: skip
     base_logits = evaluator.logits(runs.base_final, None if metric != "logit_diff" else ids)
     if metric == "kl" and reference is None:
         reference = base_logits[0]
@@ -80,7 +82,7 @@ def sweep(
     measure = ExampleMetric(metric, None if reference is None else reference.to(model.device), *ids)
     wide = model.family.resid_dtype
     stored = {key: v.to(model.device, wide if v.is_floating_point() else v.dtype) for key, v in layout.values.items()}
-    edits = LateEdits(model.family, runs.bases, layout.tables, GivenValues(stored))
+    edits = RowEdits(model.family, runs.bases, layout.tables, GivenValues(stored))
     values, logits = evaluator.run(table, job.pieces, joins, edits, [measure])
 
     n = len(job.names)
