@@ -19,6 +19,7 @@ from torch import Tensor
 from pycotmech import ops
 from pycotmech.attention.prompts import checked, chosen_rows
 from pycotmech.attention.walk import walk
+from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.model import Tokens
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def head_scores(
     Raises ValueError naming the argument.
     Cost: a forward pass without logits, and one product of D for each pair of positions that a kind looks at.
     """
+    check_model(model)
     model.family.refuse_unsupported()
     if tokens is None:
         tokens = repeated_tokens(model, seed=seed)
@@ -124,6 +126,8 @@ def repeated_tokens(model: Model, *, length: int = 64, batch: int = 4, seed: int
     The second half can be predicted by attending to what followed the same token in the first, and by nothing else. Ids
     are drawn without replacement where the vocabulary allows it, and never from the special tokens.
     """
+    check_model(model)
+    check_seed(seed)
     tokenizer = model.tokenizer
     special = set() if tokenizer is None else set(tokenizer.all_special_ids)
     ids = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in special])

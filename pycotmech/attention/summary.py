@@ -14,6 +14,7 @@ from pycotmech.attention.results import AttentionSummary
 from pycotmech.attention.segments import SegmentRule, Segments
 from pycotmech.attention.statistics import LayerStatistics, Readout, Wanted, read_layer
 from pycotmech.attention.walk import walk
+from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def attention_summary(
     an attention more for `received`. Memory: the residual stream, one layer's q, k, v and z, and the results,
     L H R (3 + G + 2 k) + L H T numbers of 4 bytes; nothing of size T x T, and of keys and values one layer at a time.
     """
+    check_model(model)
     wanted = Wanted(top_k, entropy, received, readout)
     model.family.refuse_unsupported()
     if is_list_of_prompts(tokens):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.metrics import KL_VALUES
+from pycotmech.model.arguments import check_memory
 from pycotmech.model.config import layer_flop, logits_flop
 from pycotmech.model.families.llama import VOCAB_SLICE, LlamaFamily
 from pycotmech.model.prefixes import SEGMENT
@@ -69,10 +70,8 @@ class Work:
 
 def memory_budget(memory_gb: float | None, device: torch.device) -> int:
     """Bytes a sweep may use beyond the model: what the user set, or half of what is free on the device."""
-    if memory_gb is not None:
-        if not memory_gb > 0:
-            raise ValueError(f"memory_gb: got {memory_gb}; expected a positive number of gigabytes")
-        return int(memory_gb * 2**30)
+    if (given := check_memory(memory_gb)) is not None:
+        return int(given * 2**30)
     return int(free_bytes(device) * _SHARE_OF_FREE)
 
 

@@ -15,6 +15,7 @@ from pycotmech.engine import planner
 from pycotmech.lens.heads import HeadLogits, Parts
 from pycotmech.lens.readout import VALUES, Readout
 from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
+from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def head_logits(
     projection, the final norm or the unembedding makes it non-linear, so that it has no parts.
     Cost: one forward pass; for each position the output projections of all layers once.
     """
+    check_model(model)
     model.family.refuse_unsupported()
     if normalization not in _NORMALIZATIONS:
         raise ValueError(f"normalization: got {normalization!r}; expected one of {', '.join(_NORMALIZATIONS)}")

@@ -12,6 +12,7 @@ from pycotmech.engine import planner
 from pycotmech.lens.readout import VALUES
 from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
 from pycotmech.lens.results import LogitLens
+from pycotmech.model.arguments import check_model
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
 
@@ -51,6 +52,7 @@ def logit_lens(
     Cost: one forward pass, and L rows through the unembedding for each position. [L, T, V] is never held: the logits of
     some rows at a time, 64 MiB.
     """
+    check_model(model)
     model.family.refuse_unsupported()
     if site not in _SITES:
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(_SITES)}")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pycotmech._warnings import warn
 from pycotmech.model.check import check_against_hf
 from pycotmech.model.families.llama import ModelConfig, family_of
 from pycotmech.model.prefixes import Prefixes
+from pycotmech.model.prompts import Tokens as Tokens
+from pycotmech.model.prompts import is_prompt as is_prompt
+from pycotmech.model.prompts import resolve_positions as resolve_positions
+from pycotmech.model.prompts import token_ids, unpacked
 from pycotmech.model.run import Activations, run
-
-Tokens = Tensor | Sequence[int] | str
-"""One prompt: token ids [T], or a string if the model has a tokenizer."""
 
 
 class Model:
@@ -40,11 +41,14 @@ class Model:
         notes: Sequence[str] = (),
         check: bool = True,
     ) -> None:
+        hf_model = _base_of(hf_model)
+        if tokenizer is not None and not callable(tokenizer):
+            raise TypeError(f"tokenizer: got {type(tokenizer).__name__}; expected a Hugging Face tokenizer, or None")
         self.family = family_of(hf_model)
         self.hf = hf_model
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
-        self.prepend_bos = prepend_bos
+        self.prepend_bos = _checked_bos(prepend_bos, tokenizer)
         self.notes = tuple(notes)
         self.prefixes = Prefixes(self.family)
         """What sweeps keep of the beginnings of prompts: `.clear()`, `.nbytes`, `.limit`."""
@@ -110,29 +114,44 @@ class Model:
     def to_tokens(self, prompt: Tokens, *, argument: str = "tokens") -> Tensor:
         """One prompt as checked token ids [T] on the CPU. A string gets the model's BOS token if its prompts begin with one.
 
+        prompt: a string, token ids [T] as a tensor, an array or a list, or what a tokenizer returned for one string.
+
         Raises ValueError, naming `argument`, for an empty prompt, an id outside the vocabulary, a tensor that is not [T]
-        of integers, or a string without a tokenizer.
+        of integers, or a string without a tokenizer. Warns of a prompt longer than the model's context, and of words of a
+        string that the tokenizer does not know.
         """
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError(f"{argument}: got a string, but the model has no tokenizer; expected token ids [T]")
-            ids = self.tokenizer(prompt)["input_ids"]
-            bos = self.tokenizer.bos_token_id
-            if self.prepend_bos is True and bos is not None and (not ids or ids[0] != bos):
-                ids = [bos, *ids]
-            elif self.prepend_bos is False and bos is not None and ids and ids[0] == bos and not self._begins_with_bos(prompt):
-                ids = ids[1:]
-            prompt = ids
-        tokens = torch.as_tensor(prompt)
-        if tokens.numel() == 0:
-            raise ValueError(f"{argument}: the prompt is empty; expected at least one token")
-        if tokens.ndim != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise ValueError(f"{argument}: expected integer token ids [T], got {tokens.dtype} of shape {list(tokens.shape)}")
+        given = self._encoded(prompt, argument) if isinstance(prompt, str) else unpacked(prompt, argument=argument)
+        tokens = token_ids(given, argument=argument)
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.cfg.d_vocab:
             bad = low if low < 0 else high
             raise ValueError(f"{argument}: token id {bad} is outside the vocabulary of {self.cfg.d_vocab} tokens")
-        return tokens.long().cpu()
+        if len(tokens) > self.cfg.n_ctx:
+            warn(
+                f"{argument}: the prompt has {len(tokens)} tokens, more than the {self.cfg.n_ctx} that the model was made for; "
+                "what it computes beyond them may mean little"
+            )
+        return tokens
+
+    def _encoded(self, text: str, argument: str) -> list[int]:
+        """A string's token ids, with or without BOS as the model's prompts have it."""
+        if self.tokenizer is None:
+            raise ValueError(f"{argument}: got a string, but the model has no tokenizer; expected token ids [T]")
+        try:
+            ids = list(self.tokenizer(text)["input_ids"])
+        except (TypeError, ValueError) as error:  # a lone surrogate, for instance
+            raise ValueError(f"{argument}: the tokenizer cannot encode {text[:80]!r} ({error})") from error
+        bos, unknown = self.tokenizer.bos_token_id, getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is not None and unknown in ids and str(self.tokenizer.unk_token) not in text:
+            warn(
+                f"{argument}: {ids.count(unknown)} part(s) of the prompt are unknown to the tokenizer and became "
+                f"{self.tokenizer.unk_token!r}: {text[:80]!r}"
+            )
+        if self.prepend_bos is True and bos is not None and (not ids or ids[0] != bos):
+            return [bos, *ids]
+        if self.prepend_bos is False and bos is not None and ids and ids[0] == bos and not self._begins_with_bos(text):
+            return ids[1:]
+        return ids
 
     def _begins_with_bos(self, text: str) -> bool:
         return text.startswith(self.tokenizer.bos_token)
@@ -154,10 +173,11 @@ class Model:
         """
         sites = (capture,) if isinstance(capture, str) else tuple(capture)
         self.family.refuse_unsupported()
+        tokens = unpacked(tokens)
         if isinstance(tokens, Tensor) and tokens.ndim == 2:
-            batch = torch.stack([self.to_tokens(row) for row in tokens]) if len(tokens) else tokens
             if not len(tokens):
                 raise ValueError(f"tokens: the batch is empty, got shape {list(tokens.shape)}; expected [B, T]")
+            batch = torch.stack([self.to_tokens(row) for row in tokens])
             return run(self.family, batch, sites, self._positions(positions, batch.shape[1]))
         if isinstance(tokens, (list, tuple)) and (not tokens or not is_prompt(tokens)):
             if not tokens:
@@ -172,26 +192,35 @@ class Model:
         return None if positions is None else resolve_positions(positions, T)
 
 
-def is_prompt(value: object) -> bool:
-    """Whether this is one prompt, not several: a string, ids [T] as a tensor, an array or a list of integers."""
-    if isinstance(value, str):
-        return True
-    if isinstance(value, (Tensor, np.ndarray)):
-        return value.ndim <= 1
-    return isinstance(value, Sequence) and (len(value) == 0 or isinstance(value[0], Integral))
+def _base_of(hf: Any) -> torch.nn.Module:
+    """The Hugging Face model in what was given: a PEFT model's base, whose layers carry the adapters.
 
-
-def resolve_positions(positions: int | Sequence[int] | Tensor, T: int, *, argument: str = "positions") -> list[int]:
-    """Positions counted from the front; negative ones count from the end.
-
-    ValueError if one is outside the prompt or no integer (a mask of booleans names no positions).
+    Raises TypeError or ValueError, naming `hf_model`, for what cannot be analysed.
     """
-    given = positions.tolist() if isinstance(positions, (Tensor, np.ndarray)) else positions
-    out = []
-    for p in given if isinstance(given, Iterable) else [given]:
-        if isinstance(p, bool | np.bool_) or not hasattr(p, "__index__"):
-            raise ValueError(f"{argument}: got {p!r} of type {type(p).__name__}; expected integers, negative from the end")
-        if not -T <= p < T:
-            raise ValueError(f"{argument}: {p} is outside a prompt of {T} tokens; expected {-T}..{T - 1}")
-        out.append(int(p) % T)
-    return out
+    if isinstance(hf, Model):
+        raise TypeError("hf_model: got a pycotmech.Model, which is wrapped already; expected a Hugging Face model (its .hf)")
+    if isinstance(hf, str | os.PathLike):
+        raise TypeError(f"hf_model: got {hf!r}; expected a loaded model: pcm.Model.from_pretrained({str(hf)!r})")
+    if not isinstance(hf, torch.nn.Module):
+        raise TypeError(f"hf_model: got {type(hf).__name__}; expected a Hugging Face causal language model")
+    adapters = getattr(hf, "peft_config", None)
+    if isinstance(adapters, Mapping) and callable(getattr(hf, "get_base_model", None)):
+        learned = [name for name, adapter in adapters.items() if getattr(adapter, "is_prompt_learning", False)]
+        if learned:
+            raise ValueError(
+                f"hf_model: the PEFT adapter(s) {', '.join(map(repr, learned))} learn prompts, which lie outside the model and "
+                "would be ignored; expected adapters of its layers (LoRA, for instance), or the base model alone"
+            )
+        hf = cast(Any, hf).get_base_model()
+    if any(tensor.is_meta for tensor in (*hf.parameters(), *hf.buffers())):
+        raise ValueError(
+            "hf_model: has tensors on the meta device, which have no values; expected a loaded model (plan_paths takes the "
+            "configuration alone)"
+        )
+    return hf
+
+
+def _checked_bos(prepend_bos: bool | None, tokenizer: Any) -> bool | None:
+    if prepend_bos is True and tokenizer is not None and tokenizer.bos_token_id is None:
+        raise ValueError("prepend_bos: got True, but the tokenizer has no BOS token; expected None or False")
+    return prepend_bos

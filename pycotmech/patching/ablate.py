@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.metrics import Metric
+from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.results import Ablation
@@ -62,6 +63,7 @@ def ablate_heads(
     Raises ValueError naming the argument, before anything is run.
     Cost: as `sweep`; a mean over prompts costs one forward pass of each.
     """
+    check_model(model)
     if kind not in ("zero", "mean", "resample"):
         raise ValueError(f"kind: got {kind!r}; expected 'zero', 'mean' or 'resample'")
     for argument, given, of in (("mean", mean, "mean"), ("resample", resample, "resample")):

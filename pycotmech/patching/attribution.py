@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from pycotmech.engine.bases import common_prefix
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
+from pycotmech.model.arguments import check_model
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
@@ -74,6 +75,7 @@ def attribute_heads(
         found.
     An approximation: see the module's text. Source: Nanda 2023; Syed et al. 2023, arXiv 2310.10348.
     """
+    check_model(model)
     name, layer = parse_edit_site(site)
     _check_site(name, site)
     job, single = prepare_job(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,6 +143,9 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     if not isinstance(edit, Edit):
         raise TypeError(f"{name}: expected a pycotmech.Edit, got {type(edit).__name__}")
     site, named = parse_edit_site(edit.site, argument=f"{name}.site")
+    for field, number in (("layer", edit.layer), ("head", edit.head)):
+        if isinstance(number, bool) or not (hasattr(number, "__index__") or (number is None and field == "head")):
+            raise TypeError(f"{name}.{field}: got {number!r} of type {type(number).__name__}; expected an integer")
     if not 0 <= edit.layer < cfg.n_layers or named not in (None, edit.layer):
         expected = f"0..{cfg.n_layers - 1}" if named is None else f"{named}, as in the site's name"
         raise ValueError(f"{name}.layer: got {edit.layer}; expected {expected}")
@@ -152,6 +157,8 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     if edit.head is not None and not 0 <= edit.head < n_heads:
         expected = f"0..{n_heads - 1}, or None for all" if n_heads else "None: this site has no heads"
         raise ValueError(f"{name}.head: got {edit.head} for site {edit.site!r}; expected {expected}")
+    if edit.value is not None and not isinstance(edit.value, Tensor | np.ndarray | Real):
+        raise TypeError(f"{name}.value: got {type(edit.value).__name__}; expected a number or a tensor")
     everywhere = range(length) if edit.positions is None else edit.positions
     positions = torch.tensor(resolve_positions(everywhere, length, argument=f"{name}.positions"), dtype=torch.long)
     if len(positions) == 0:

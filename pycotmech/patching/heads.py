@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pycotmech.engine.metrics import Metric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import PER_QUERY
+from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
 from pycotmech.patching.attribution import attribute_job, check_screen
@@ -81,6 +82,7 @@ def patch_heads(
     `memory_gb`. Exact: one hooked forward per head gives the same numbers. A screen costs what
         `attribute_heads` costs, and saves the variants it leaves out.
     """
+    check_model(model)
     job, single = _job(
         model,
         clean,
@@ -116,6 +118,7 @@ def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[
     read off the other's runs: for z at all positions they cost no sweep of their own. Each `Sweep.plan` is that of the call.
     Raises what `patch_heads` raises; ValueError for a single pair or a screen, which is made over all pairs.
     """
+    check_model(model)
     options = _bound(model, clean, corrupted, arguments)
     if options.pop("screen") is not None:
         raise ValueError(f"screen: got {arguments['screen']}; heads are screened over all pairs at once; expected None")
@@ -139,6 +142,7 @@ def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens
     Raises what `patch_heads` raises before it runs anything, also for a budget that is too small; ValueError for a screen,
     whose heads are known only when it has run.
     """
+    check_model(model)
     options = _bound(model, clean, corrupted, arguments)
     if options["screen"] is not None:
         raise ValueError(f"screen: got {options['screen']}; which heads it leaves is known only when it has run; expected None")

@@ -17,6 +17,7 @@ from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, re
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
 from pycotmech.engine.row_edits import PER_QUERY, Entries, RowEdits, SourceValues
 from pycotmech.engine.staircase import Variants
+from pycotmech.model.arguments import check_seed
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
 from pycotmech.model.prefixes import Prefixes
@@ -76,6 +77,7 @@ def prepare_job(
     site, places, answer, wrong = given["site"], given["places"], given["answer"], given["wrong"]
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction: got {direction!r}; expected 'denoise' or 'noise'")
+    check_seed(given["seed"])
     check_metric(metric, answer, wrong)
     model.family.refuse_unsupported()
     pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=given["read"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from pycotmech.engine.metrics import Metric
+from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.groups import Groups, Positions, labels_of, positions_of
@@ -88,6 +89,7 @@ def knock_out_edges(
     Raises ValueError naming the argument, before anything is run.
     Cost: as `sweep`: one variant for each result.
     """
+    check_model(model)
     cfg, ids = model.cfg, model.to_tokens(tokens)
     where = resolve_positions(read, len(ids), argument="read")[0]
     if segments is not None:

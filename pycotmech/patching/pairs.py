@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from pycotmech.model.model import Tokens, is_prompt, resolve_positions
+from pycotmech.model.prompts import Tokens, listed, resolve_positions, token_ids, unpacked
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -61,7 +61,7 @@ def check_pair(clean: Tokens, corrupted: Tokens, *, model: Model | None = None, 
             if tokenizer is None:
                 raise ValueError(f"{argument}: got a string; give model= or tokenizer= too, or token ids")
             return tokenizer(prompt)["input_ids"]
-        return torch.as_tensor(prompt).tolist()
+        return token_ids(unpacked(prompt, argument=argument), argument=argument).tolist()
 
     a, b = ids(clean, "clean"), ids(corrupted, "corrupted")
     differs = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
@@ -92,11 +92,9 @@ def make_pairs(
     read: int | Sequence[int],
 ) -> tuple[list[Pair], bool]:
     """Checked pairs, and whether one pair was given rather than a list. Raises ValueError before anything is run."""
-    single = is_prompt(clean)
-    if single != is_prompt(corrupted):
+    (cleans, single), (corrupteds, other) = listed(clean, argument="clean"), listed(corrupted, argument="corrupted")
+    if single != other:
         raise ValueError("clean, corrupted: one is a single prompt, the other a list; expected two prompts or two lists")
-    cleans = [clean] if single else list(clean)
-    corrupteds = [corrupted] if single else list(corrupted)
     if len(cleans) != len(corrupteds) or not cleans:
         raise ValueError(
             f"clean, corrupted: {len(cleans)} prompts against {len(corrupteds)}; expected equally many, at least one"
@@ -120,12 +118,19 @@ def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
     return useful
 
 
-def _each(value, n: int, argument: str) -> list:
+def _each(value: Any, n: int, argument: str) -> list:
+    """One value for each of n examples; the same for all where one was given."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
     if value is None or isinstance(value, (Integral, str)):
         return [value] * n
-    values = value.tolist() if isinstance(value, Tensor) else list(value)
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{argument}: got {value!r} of type {type(value).__name__}; expected one, or one per example")
+    values = list(value)
     if len(values) != n:
         raise ValueError(f"{argument}: {len(values)} given for {n} examples; expected one, or one per example")
+    if None in values:
+        raise ValueError(f"{argument}[{values.index(None)}]: got None; expected one for each of the {n} examples")
     return values
 
 
@@ -143,8 +148,10 @@ def _pair(model: Model, clean: Tokens, corrupted: Tokens, answer, wrong, read: i
     first = int(differs[0])
     if first > where:
         raise ValueError(f"read: position {where} lies in front of the first difference, {first}; nothing can change there")
-    answer_id = answer_token(model, clean, answer, where, a, f"answer[{i}]")
-    wrong_id = answer_token(model, clean, wrong, where, a, f"wrong[{i}]")
+    answer_id, wrong_id = (
+        None if given is None else answer_token(model, clean, given, where, a, f"{name}[{i}]")
+        for given, name in ((answer, "answer"), (wrong, "wrong"))
+    )
     if answer_id is not None and answer_id == wrong_id:
         raise ValueError(
             f"answer[{i}] and wrong[{i}] ({answer!r}, {wrong!r}) begin with the same token {answer_id}; "
@@ -153,27 +160,38 @@ def _pair(model: Model, clean: Tokens, corrupted: Tokens, answer, wrong, read: i
     return Pair(a, b, first, where, answer_id, wrong_id)
 
 
-def answer_token(
-    model: Model, prompt: Tokens, answer: int | str | None, read: int, tokens: Tensor, argument: str
-) -> int | None:
-    """A token id; a string stands for its first token behind the prompt, where tokenisers differ from a word on its own."""
-    if answer is None:
-        return None
-    if isinstance(answer, Integral):
+def answer_token(model: Model, prompt: Tokens, answer: int | str | Tensor, read: int, tokens: Tensor, argument: str) -> int:
+    """A token id; a string stands for its first token after the prompt, where tokenizers differ from a word on its own.
+
+    Raises ValueError, naming `argument`, for a string that has no such token, or whose token is the tokenizer's unknown one.
+    """
+    if isinstance(answer, (Tensor, np.ndarray)) and answer.ndim == 0:
+        answer = answer.item()
+    if isinstance(answer, Integral) and not isinstance(answer, bool):
         if not 0 <= answer < model.cfg.d_vocab:
             raise ValueError(f"{argument}: token id {answer} is outside the vocabulary of {model.cfg.d_vocab} tokens")
         return int(answer)
     if not isinstance(answer, str) or not answer:
         raise ValueError(f"{argument}: expected a token id or a word, got {answer!r}")
-    if model.tokenizer is None:
+    tokenizer = model.tokenizer
+    if tokenizer is None:
         raise ValueError(f"{argument}: got the string {answer!r}, but the model has no tokenizer; expected a token id")
-    text = prompt if isinstance(prompt, str) and read == len(tokens) - 1 else model.tokenizer.decode(tokens[: read + 1])
-    before = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    spaced = answer[0].isalnum() and not text[-1:].isspace()  # a word behind a word comes with a space
+    text = prompt if isinstance(prompt, str) and read == len(tokens) - 1 else tokenizer.decode(tokens[: read + 1])
+    before = tokenizer(text, add_special_tokens=False)["input_ids"]
+    spaced = answer[0].isalnum() and not text[-1:].isspace()  # a word after a word comes with a space
+    unknown = False
     for candidate in (" " + answer, answer) if spaced else (answer,):
-        after = model.tokenizer(text + candidate, add_special_tokens=False)["input_ids"]
+        after = tokenizer(text + candidate, add_special_tokens=False)["input_ids"]
         if after[: len(before)] == before and len(after) > len(before):
-            return after[len(before)]
+            token = after[len(before)]
+            if token != getattr(tokenizer, "unk_token_id", None) or answer == str(tokenizer.unk_token):
+                return token
+            unknown = True
+    if unknown:
+        raise ValueError(
+            f"{argument}: the tokenizer does not know {answer!r}, which becomes {str(tokenizer.unk_token)!r}; "
+            "expected a word of its vocabulary, or a token id"
+        )
     raise ValueError(
         f"{argument}: {answer!r} merges with the end of the prompt, so it has no first token of its own; "
         "expected a prompt that does not end in a space, or a token id"

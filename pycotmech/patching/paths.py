@@ -16,6 +16,7 @@ from pycotmech.engine.evaluate import Evaluator
 from pycotmech.engine.metrics import Metric, check_metric, normalise
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.senders import INPUTS
+from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.families.llama import LlamaFamily, family_of
 from pycotmech.model.model import Tokens
 from pycotmech.patching.edits import check_heads
@@ -81,8 +82,10 @@ def path_patch(
     receivers; each path then costs the layers above its receiver, for the positions from the first one replaced on. Exact:
     two hooked forwards per path give the same numbers.
     """
+    check_model(model)
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction: got {direction!r}; expected 'denoise' or 'noise'")
+    check_seed(seed)
     check_metric(metric, answer, wrong)
     model.family.refuse_unsupported()
     paths = check_paths(model.cfg, senders, receivers, receiver_input, per_query_head, freeze_mlps)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pycotmech.engine.metrics import Metric
+from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching.edits import parse_edit_site
@@ -50,6 +51,7 @@ def patch_residual(
     Raises ValueError naming the argument, before anything is run.
     Cost: as `patch_heads` with one head in each layer and position. Exact.
     """
+    check_model(model)
     name, layer = parse_edit_site(site)
     if name not in RESIDUAL_SITES:
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(RESIDUAL_SITES)}")

@@ -15,6 +15,7 @@ from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, se
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.staircase import Variants
+from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Layout, Variant, lay_out
@@ -54,6 +55,7 @@ def sweep(
     Cost: the base once; for each variant its positions from the first edited one on, in the layers from the first edited
     one on. Exact: one hooked forward per variant gives the same numbers.
     """
+    check_model(model)
     variants = list(variants)
     job = prepare(
         model, base, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb,
@@ -134,10 +136,14 @@ def prepare(
     seed: int,
 ) -> _Sweep:
     """Checks the arguments of `sweep`. Raises ValueError or TypeError naming the one that is wrong."""
+    check_seed(seed)
     name = check_metric(metric, answer, wrong)
     tokens = model.to_tokens(base, argument="base")
     where = resolve_positions(read, len(tokens), argument="read")[0]
-    ids = [answer_token(model, base, a, where, tokens, n) for a, n in ((answer, "answer"), (wrong, "wrong"))]
+    ids = [
+        None if given is None else answer_token(model, base, given, where, tokens, name)
+        for given, name in ((answer, "answer"), (wrong, "wrong"))
+    ]
     if ids[0] is not None and ids[0] == ids[1]:
         raise ValueError(f"answer, wrong: {answer!r} and {wrong!r} begin with the same token {ids[0]}; expected two words")
     if len(variants) == 0:

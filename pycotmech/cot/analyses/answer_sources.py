@@ -23,6 +23,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.result import Analysis, about, columns
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.patching import Edit, Variant, sweep
 from pycotmech.stats import bootstrap
@@ -266,6 +267,7 @@ def answer_sources(
     Returns `AnswerSources`. Raises ValueError naming the argument.
     Cost: that of the graphs, and for each cell up to 18 variants, half of them from the word's first occurrence on.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if flow is not None and options:
         raise ValueError(f"{', '.join(options)}: only used without flow=; expected none of them")
     cells = choose(model, examples, steps=steps, right=right)

@@ -35,6 +35,7 @@ from pycotmech.cot.tools.activations import (
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Analysis, about, columns, top_cells
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import LlamaFamily, ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -310,6 +311,7 @@ def answer_writers(
     Returns `AnswerWriters`. Raises ValueError naming the argument.
     Cost: the prompts once, and the unembedding of one row for each head, example and step.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     thresholds = tuple(float(t) for t in thresholds)
     if not thresholds or not all(0 < t < 1 for t in thresholds):
         raise ValueError(f"thresholds: got {thresholds}; expected probabilities between 0 and 1")

@@ -33,6 +33,7 @@ from pycotmech.cot.tools.activations import (
 from pycotmech.cot.tools.cells import Cells, choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import LlamaFamily, ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -251,6 +252,7 @@ def attention_by_source(
     Returns `AttentionBySource`. Raises ValueError naming the argument.
     Cost: the few-shot block once, the text behind it once per example, W_O of every value once per example and layer.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm: got {norm!r}; expected 'l1' or 'l2'")
     kept = None if keep is None else head_mask(model.cfg, keep, argument="keep")

@@ -24,6 +24,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.result import Analysis, about
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -232,6 +233,7 @@ def context_abidance(
     Returns `ContextAbidance`. Raises ValueError naming the argument.
     Cost: that of `answer_writers`; with graphs, theirs in addition.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if definition not in ("heads", "graph", "paper"):
         raise ValueError(f"definition: got {definition!r}; expected 'heads', 'graph' or 'paper'")
     if depth0 not in (None, "context", "leave_out"):

@@ -21,6 +21,7 @@ from pycotmech.cot.tools.result import Progress, about
 from pycotmech.cot.tools.rows import ReadRow, head_outputs, read_rows, word_spans
 from pycotmech.figures.words import plural
 from pycotmech.lens.readout import Readout
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import LlamaFamily, ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -101,6 +102,7 @@ def copy_heads(
     Cost: one forward pass per cell behind the shared prefix; the weights of one row, L H T numbers.
     Source: PAPER E4.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if definition not in get_args(Definition):
         raise ValueError(f"definition: got {definition!r}; expected 'exact' or 'paper'")
     cells = choose(model, examples, steps=steps, right=right)

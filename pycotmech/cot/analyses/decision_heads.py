@@ -18,6 +18,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.cot.tools.rows import head_outputs, read_rows
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import LlamaFamily, ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -97,6 +98,7 @@ def decision_heads(
     Cost: one forward pass per cell behind the shared prefix, and L (H + 2) rows through the unembedding.
     Source: PAPER E3.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     cells = choose(model, examples, steps=steps, right=right)
     cfg = model.cfg
     L, H = cfg.n_layers, cfg.n_heads

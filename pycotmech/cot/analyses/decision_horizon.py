@@ -20,6 +20,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Analysis, Progress, about, columns
 from pycotmech.engine import planner
 from pycotmech.engine.decode import Runs
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.run import KeyValues
 from pycotmech.stats import bootstrap
@@ -147,6 +148,7 @@ def decision_horizon(
     generated, one row for each; the few-shot block once in all. (The authors recompute every prompt for every token.)
     Source: PAPER E12.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if max_new < 1:
         raise ValueError(f"max_new: got {max_new}; expected 1 or more")
     if isinstance(examples, Examples):

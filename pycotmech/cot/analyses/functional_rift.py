@@ -21,6 +21,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Analysis, Progress, about
 from pycotmech.engine import planner
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
 from pycotmech.stats import bootstrap
@@ -324,6 +325,7 @@ def functional_rift(
     Cost: one pass of each example behind the shared prefix, a pass of 2 tokens for each different token, and L + 1 rows
     of unembedding for each position. Memory: the suffix's residual stream of one example, 256 rows of logits.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
     if start is not None and not 0 <= start < cfg.d_vocab:
         raise ValueError(f"start: got {start}; expected a token id in 0..{cfg.d_vocab - 1}")

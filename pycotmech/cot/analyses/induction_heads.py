@@ -23,6 +23,7 @@ from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import Cells, choose, grade
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Progress, about
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -261,6 +262,7 @@ def induction_heads(
         position, as logit differences are here too (F11). A step counts if the model is right on its clean prompt; `changed`
         says whether the corruption then leads it elsewhere (the authors keep those examples only).
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if isinstance(examples, Examples):
         require_consistent(examples, "a broken premise or rule")
         inductive = [i for i, kind in enumerate(examples.kinds) if kind == "induction"]

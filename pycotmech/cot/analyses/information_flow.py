@@ -18,6 +18,7 @@ from pycotmech.cot.tools.cells import Cells, choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
 from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -249,6 +250,7 @@ def information_flow(
     Cost: "exact": the prompts once; for each node a few hundred rows of one projection; with `total` one row or some tens
     through the layers above, for each edge. "paper": the unembedding of a row for every head at every position visited.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if definition not in _WORDS:
         raise ValueError(f"definition: got {definition!r}; expected 'exact', 'projection' or 'paper'")
     if replaced_by not in ("mean", "counterfactual"):

@@ -21,6 +21,7 @@ from pycotmech.cot.tools.head_sets import HeadSet, Scores, scores_of
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.result import Analysis, Progress, about, columns
 from pycotmech.figures.words import plural
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -249,6 +250,7 @@ def keep_only(
     Cost: for each different set one pass of the shared block and of each example's solution.
     Source: PAPER E6.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if not isinstance(sets, Mapping) or not sets:
         raise TypeError(f"sets: got {type(sets).__name__}; expected a mapping from names to sets of heads, at least one")
     _check(definition, n_random)
@@ -307,6 +309,7 @@ def remove(
     Returns a `Removal`. Raises TypeError or ValueError naming the argument, before anything is run.
     Source: PAPER E6, removal.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if order not in ("most", "least"):
         raise ValueError(f"order: got {order!r}; expected 'most' or 'least'")
     if not 0 <= stop <= 1:

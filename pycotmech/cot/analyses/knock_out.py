@@ -21,6 +21,7 @@ from pycotmech.cot.tools.head_sets import scores_of
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.result import Analysis, Progress, about, columns
 from pycotmech.figures.words import plural
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -264,6 +265,7 @@ def knock_out_curve(
     Cost: for each set one pass of the shared block and of each example's solution ("by_step": for each step).
     Source: PAPER E5; the mean as F7 asks, both orders as F12 asks, the halves as F14 asks.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     orders = [order] if isinstance(order, str) else list(order)
     if not orders or not all(o in ("least", "most") for o in orders) or len(set(orders)) < len(orders):
         raise ValueError(f"order: got {order!r}; expected 'least', 'most' or both")

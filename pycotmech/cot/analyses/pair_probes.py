@@ -35,6 +35,7 @@ from pycotmech.cot.tools.question_runs import (
     runs,
 )
 from pycotmech.cot.tools.result import Analysis, Progress, columns, facts
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -261,6 +262,7 @@ def pair_probes(
     Cost: one pass of each question, a probe of each kind for each depth on the relation and on the control task.
     Memory: one batch of residual streams, and the rows of the pairs at all depths.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
     if definition not in get_args(Definition):
         raise ValueError(f"definition: got {definition!r}; expected one of {', '.join(get_args(Definition))}")

@@ -21,6 +21,7 @@ from pycotmech.cot.tools.result import Progress, about
 from pycotmech.engine import planner
 from pycotmech.engine.evaluate import N_SELF_PATCHES
 from pycotmech.engine.metrics import ExampleMetric
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
 from pycotmech.patching import Sweep, patch_heads_each
@@ -135,6 +136,7 @@ def patch_steps(
         with explicit positions one per cell. The logits of one sweep's patched runs are held, L H V numbers for each step.
     Source: PAPER E1, and E2 for steps of kind "induction".
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     if corruption not in get_args(Corruption):
         raise ValueError(f"corruption: got {corruption!r}; expected one of {', '.join(get_args(Corruption))}")
     if corruption != "answer" and isinstance(examples, Examples):

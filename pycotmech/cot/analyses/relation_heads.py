@@ -18,6 +18,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.head_probe import Rows, head_sets, probed, read_positions
 from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of, runs
 from pycotmech.cot.tools.result import Analysis, Progress, columns, facts, top_cells
+from pycotmech.model.arguments import check_common
 from pycotmech.model.families.llama import ModelConfig
 from pycotmech.stats import bootstrap
 from pycotmech.stats.significance import sign_flip
@@ -252,6 +253,7 @@ def relation_heads(
     Cost: one pass of each question; half of them again up to the probe's depth for each set of heads. T weights for each
     head and row that is looked at, a layer at a time. Memory: a batch of queries, z and residual streams.
     """
+    check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
     if kind not in get_args(Kind):
         raise ValueError(f"kind: got {kind!r}; expected 'mean' or 'zero'")

@@ -13,6 +13,7 @@ from torch import BoolTensor, Tensor
 
 from pycotmech.cot.task.examples import Example, Examples, Step
 from pycotmech.cot.task.steps import Graded, graded
+from pycotmech.model.arguments import check_common
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -110,4 +111,5 @@ def choose(
 
 def grade(model: Model, examples: Sequence[Example]) -> Graded:
     """Which steps the model gets right, with the gold text in front. Cost: one forward pass per example."""
+    check_common(model)
     return graded(examples, lambda ids: model.run(ids).logits.argmax(-1).cpu())  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from pycotmech.cot.task.examples import Example, Examples
 from pycotmech.cot.task.make import make_examples
 from pycotmech.cot.task.tokens import Encoder
 from pycotmech.cot.task.vocabulary import ENTITIES, PROPERTIES, concepts
+from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def head_means(
     Raises ValueError naming the argument if the model has no tokenizer, or the prompts do not have the roles needed.
     Cost: one forward pass of each prompt, a few-shot block once; about 6 tokenisations for each prompt made.
     """
+    check_common(model, seed=seed)
     if model.tokenizer is None:
         raise ValueError("mean: the model has no tokenizer, which is needed to tell words apart; expected kind='zero'")
     if over is None:
