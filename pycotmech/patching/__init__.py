@@ -5,12 +5,12 @@ from pycotmech.patching.ablate import ablate_heads
 from pycotmech.patching.attribution import Agreement, Attribution, attribute_heads
 from pycotmech.patching.edits import Edit, Variant
 from pycotmech.patching.heads import patch_heads, patch_heads_each, plan_heads
-from pycotmech.patching.knockout import Knockout, knock_out_edges
+from pycotmech.patching.knockout import knock_out_edges
 from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.path_results import PathSweep
 from pycotmech.patching.paths import path_patch, path_patch_all, plan_paths
 from pycotmech.patching.residual import patch_residual
-from pycotmech.patching.results import Ablation, Sweep, VariantSweep
+from pycotmech.patching.results import Ablation, Knockout, Sweep, VariantSweep
 from pycotmech.patching.sweep import sweep
 
 __all__ = [

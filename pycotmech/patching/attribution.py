@@ -29,11 +29,9 @@ from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.model import Tokens
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.job import PatchJob, prepare_job
-from pycotmech.patching.results import Grid, Sweep
+from pycotmech.patching.results import PlaceResult, Sweep, largest
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from pycotmech.model import Model
 
 SITES = ("z", "q", "k", "v")
@@ -129,8 +127,8 @@ class Agreement:
         )
 
 
-@dataclass(frozen=True)
-class Attribution(Grid):
+@dataclass(frozen=True, kw_only=True)
+class Attribution(PlaceResult):
     """First-order estimates of what patching one head at a time does. B examples, L layers, H heads, T positions.
 
     values [L, H] float32: estimate of `Sweep.values` (corrupted 0, clean 1 if normalised); [L, T, H] by position. NaN in
@@ -140,17 +138,9 @@ class Attribution(Grid):
     clean_metric, corrupted_metric [B]: the metric of the two runs.
     """
 
-    values: NDArray[np.float32]
-    effect: NDArray[np.float32]
     raw_change: NDArray[np.float64]
-    clean_metric: NDArray[np.float64]
-    corrupted_metric: NDArray[np.float64]
-    metric: str
-    direction: str
-    site: str
-    normalized: bool
-    by_position: bool
-    model_name: str
+
+    _SHOWN = "estimate"
 
     def agreement(self, sweep: Sweep) -> Agreement:
         """Compares with the exact sweep of the same prompts and arguments; of a screened one, where it is exact.
@@ -167,7 +157,7 @@ class Attribution(Grid):
         exact, estimate = sweep.effect[swept].astype(np.float64), self.effect[swept].astype(np.float64)
         above = np.abs(exact) > sweep.noise_floor
         n, a, b = int(above.sum()), exact[above], estimate[above]
-        order = [np.argsort(-np.where(use, np.abs(x), -1), kind="stable") for x, use in ((exact, above), (estimate, True))]
+        order = [largest(np.where(use, np.abs(x), np.nan), max(_OVERLAPS)) for x, use in ((exact, above), (estimate, True))]
         return Agreement(
             n=n,
             spearman=_correlation(_ranks(a), _ranks(b)),
@@ -178,22 +168,16 @@ class Attribution(Grid):
 
     def strongest(self, k: int) -> list[tuple[int, int]]:
         """The k heads (layer, head) with the largest estimates, strongest first; by position: at their best position."""
-        score = np.where(np.isnan(self.effect), -1.0, np.abs(self.effect))
-        score = score.max(1) if self.by_position else score
-        order = np.argsort(-score.ravel(), kind="stable")[: min(k, int((score >= 0).sum()))]
-        return [(int(o) // score.shape[1], int(o) % score.shape[1]) for o in order]
+        score = np.abs(self.effect)
+        found = largest(np.fmax.reduce(score, 1) if self.by_position else score, k)
+        return [(l, h) for l, h in found]
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per entry: its place as in `axes`, value, effect."""
-        return self._frame()
-
-    def __str__(self) -> str:
-        lines = [
+    def _heading(self) -> list[str]:
+        return [
             f"{self.model_name}: {self.site}, attribution patching (first order), {self.direction}, metric {self.metric}, "
             f"{' x '.join(self.axes)} {list(self.shape)}",
-            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}",
+            self._runs(),
         ]
-        return "\n".join(lines + [f"  {name:<10} estimate {value:+.4f}" for name, value in self._named(10)])
 
 
 def _ranks(x: NDArray) -> NDArray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,43 +13,14 @@ from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.groups import Groups, Positions, labels_of, positions_of
-from pycotmech.patching.results import VariantSweep
+from pycotmech.patching.results import Knockout
 from pycotmech.patching.sweep import sweep
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from pycotmech.model import Model
 
 Where = str | Sequence[str] | Positions
 """Names of segments, or positions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Knockout(VariantSweep):
-    """Edges cut in a run: in all places at once (N = 1), or in one after the other.
-
-    places: for each result the (layer, head) in which they were cut, head None for all heads of the layer. from_, to: the
-    positions that were no longer seen, and by which.
-    """
-
-    places: tuple[tuple[tuple[int, int | None], ...], ...]
-    from_: tuple[int, ...]
-    to: tuple[int, ...]
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """`VariantSweep.to_dataframe`, with layer and head where each result has one of them."""
-        frame = super().to_dataframe()
-        layers = [{l for l, _ in p} for p in self.places]
-        heads = [{h for _, h in p} for p in self.places]
-        if all(len(h) == 1 and None not in h for h in heads) and all(len(l) == 1 for l in layers):
-            frame.insert(0, "head", [next(iter(h)) for h in heads])
-        if all(len(l) == 1 for l in layers):
-            frame.insert(0, "layer", [next(iter(l)) for l in layers])
-        return frame
-
-    def __str__(self) -> str:
-        return f"attention of {len(self.to)} position(s) to {len(self.from_)} cut\n{super().__str__()}"
 
 
 def knock_out_edges(

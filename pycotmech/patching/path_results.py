@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pycotmech.engine.planner import Plan
-from pycotmech.patching.results import Indexed
-
-if TYPE_CHECKING:
-    import pandas as pd
+from pycotmech.patching.results import Index, Measured, PairResult
 
 Head = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class PathSweep(Indexed):
+@dataclass(frozen=True, kw_only=True)
+class PathSweep(PairResult, Measured):
     """The result of patching one path at a time. B examples, S senders, I inputs, R receivers.
 
     values float32: [S] if the receivers are the logits, else [I, S, R]; on the scale corrupted 0, clean 1 if normalised
@@ -31,25 +27,17 @@ class PathSweep(Indexed):
         of paths to the logits take the direct path, the others are patched as in `patch_heads`.
     """
 
-    values: NDArray[np.float32]
     raw: NDArray[np.float64] = field(repr=False)
-    effect: NDArray[np.float32] = field(repr=False)
     senders: tuple[Head, ...] = field(repr=False)
     receivers: tuple[Head, ...] | Literal["logits"] = field(repr=False)
     inputs: tuple[str, ...]
-    clean_metric: NDArray[np.float64]
-    corrupted_metric: NDArray[np.float64]
-    noise_floor: float
-    metric: str
-    direction: str
-    normalized: bool
     frozen_mlps: bool
     per_query_head: bool
     """Whether k and v were replaced as the receiver alone reads them, or for its whole group."""
     n_layers: int
     n_heads: int
-    plan: Plan
-    model_name: str
+
+    _WIDTH = 24
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -58,43 +46,19 @@ class PathSweep(Indexed):
 
     def path(self, sender: Head, receiver: Head | None = None, input: str | None = None, *, of: str = "effect") -> float:
         """The effect (or value) of one path. Raises KeyError for one that was not measured."""
-        return float(self._grid(of)[self._index(sender, receiver, input)])
+        return float(self._array(of)[self._index(sender, receiver, input)])
 
     def from_senders(self, receiver: Head | None = None, input: str | None = None, *, of: str = "effect") -> NDArray:
         """[L, H]: what each sender tells one receiver (the logits if there is no other); NaN for heads not asked for."""
         index = self._index(None, receiver, input)
-        return self._map(self.senders, self._grid(of)[index])
+        return self._map(self.senders, self._array(of)[index])
 
     def to_receivers(self, sender: Head, input: str | None = None, *, of: str = "effect") -> NDArray:
         """[L, H]: what one sender tells each receiver by one input; NaN for heads not asked for."""
         if self.receivers == "logits":
             raise ValueError("to_receivers: the logits are the only receiver; from_senders() gives the senders' map")
         i, s, _ = self._index(sender, None, input, any_receiver=True)
-        return self._map(self.receivers, self._grid(of)[i, s])
-
-    def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple, float]]:
-        """The k paths with the largest |effect| (or |value|): [((sender, input, receiver), value), ...], (sender,) for the
-        logits; sender and receiver are (layer, head). Paths that do not exist are left out."""
-        grid = self._grid(by, "by")
-        score = np.where(self._exists(), np.abs(grid), -1.0).ravel()
-        order = np.argsort(-score, kind="stable")[: min(k, int((score >= 0).sum()))]
-        places = np.array(np.unravel_index(order, grid.shape)).T.tolist()
-        return [(self._name(place), float(grid.ravel()[o])) for place, o in zip(places, order, strict=True)]
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per path from a lower to a higher layer: sender_layer, sender_head, (input, receiver_layer,
-        receiver_head,) value, effect, above_floor."""
-        import pandas as pd
-
-        where = np.nonzero(self._exists())
-        heads = np.array(self.senders)[where[-1 if self.receivers == "logits" else 1]]
-        columns: dict[str, Any] = {"sender_layer": heads[:, 0], "sender_head": heads[:, 1]}
-        if self.receivers != "logits":
-            to = np.array(self.receivers)[where[2]]
-            columns |= {"input": np.array(self.inputs)[where[0]], "receiver_layer": to[:, 0], "receiver_head": to[:, 1]}
-        effect = self.effect[where]
-        columns |= {"value": self.values[where], "effect": effect, "above_floor": np.abs(effect) > self.noise_floor}
-        return pd.DataFrame(columns)
+        return self._map(self.receivers, self._array(of)[i, s])
 
     def plot(
         self,
@@ -122,7 +86,7 @@ class PathSweep(Indexed):
             to = "the logits" if receiver is None else f"{input or self.inputs[0]} of {_label(receiver)}"
             what = f"paths from each head to {to}"
         else:
-            of = np.abs(np.where(self._exists(), self.effect, 0)).transpose(1, 0, 2).reshape(len(self.senders), -1).argmax(1)
+            of = np.abs(np.where(self._possible(), self.effect, 0)).transpose(1, 0, 2).reshape(len(self.senders), -1).argmax(1)
             strongest = np.take_along_axis(self.effect.transpose(1, 0, 2).reshape(len(self.senders), -1), of[:, None], 1)[:, 0]
             grid, what = self._map(self.senders, strongest), "paths between heads: of each sender the strongest"
         lines = [f"{self.model_name}, {len(self.clean_metric)} pair(s), noise floor {self.noise_floor:.1g}"]
@@ -136,34 +100,41 @@ class PathSweep(Indexed):
             path=path,
         )
 
-    def __str__(self) -> str:
-        frozen = "other heads and MLPs frozen" if self.frozen_mlps else "other heads frozen"
-        to = "the logits" if self.receivers == "logits" else f"{', '.join(self.inputs)} of {len(self.receivers)} head(s)"
-        lines = [
-            f"{self.model_name}: paths from {len(self.senders)} head(s) to {to}, {frozen}, {self.direction}, "
-            f"metric {self.metric}",
-            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, "
-            f"noise floor {self.noise_floor:.2g}",
-        ]
-        for place, value in self.top(10):
-            name = _label(place[0]) + (f" -> {place[1]} of {_label(place[2])}" if len(place) == 3 else " -> logits")
-            note = "" if abs(value) > self.noise_floor else "  (below the noise floor)"
-            lines.append(f"  {name:<24} effect {value:+.4f}{note}")
-        return "\n".join(lines)
-
     # ---- places ------------------------------------------------------------------------------------------------------
 
-    def _grid(self, of: str, argument: str = "of") -> NDArray:
-        if of not in ("effect", "values"):
-            raise ValueError(f"{argument}: got {of!r}; expected 'effect' or 'values'")
-        return getattr(self, of)
-
-    def _exists(self) -> NDArray:
-        """Whether the sender lies below the receiver, in the shape of values."""
+    def _possible(self) -> NDArray[np.bool_]:
+        """Whether the sender lies below the receiver."""
         if self.receivers == "logits":
-            return np.ones(self.shape, dtype=bool)
+            return super()._possible()
         below = np.array([l for l, _ in self.senders])[:, None] < np.array([l for l, _ in self.receivers])
         return np.broadcast_to(below, self.shape)
+
+    def _place(self, index: tuple[int, ...]) -> tuple:
+        """(sender, input, receiver), or (sender,) for the logits."""
+        if self.receivers == "logits":
+            return (self.senders[index[0]],)
+        return (self.senders[index[1]], self.inputs[index[0]], self.receivers[index[2]])
+
+    def _place_name(self, place: tuple) -> str:
+        return _label(place[0]) + (f" -> {place[1]} of {_label(place[2])}" if len(place) == 3 else " -> logits")
+
+    def _place_columns(self, where: Index) -> dict[str, Any]:
+        """sender_layer, sender_head, (input, receiver_layer, receiver_head)."""
+        heads = np.array(self.senders)[where[-1 if self.receivers == "logits" else 1]]
+        columns: dict[str, Any] = {"sender_layer": heads[:, 0], "sender_head": heads[:, 1]}
+        if self.receivers != "logits":
+            to = np.array(self.receivers)[where[2]]
+            columns |= {"input": np.array(self.inputs)[where[0]], "receiver_layer": to[:, 0], "receiver_head": to[:, 1]}
+        return columns
+
+    def _heading(self) -> list[str]:
+        frozen = "other heads and MLPs frozen" if self.frozen_mlps else "other heads frozen"
+        to = "the logits" if self.receivers == "logits" else f"{', '.join(self.inputs)} of {len(self.receivers)} head(s)"
+        return [
+            f"{self.model_name}: paths from {len(self.senders)} head(s) to {to}, {frozen}, {self.direction}, "
+            f"metric {self.metric}",
+            f"{self._runs()}, noise floor {self.noise_floor:.2g}",
+        ]
 
     def _index(self, sender: Head | None, receiver: Head | None, input: str | None, *, any_receiver: bool = False) -> tuple:
         """Where a path stands in values; a sender of None is all of them."""
@@ -176,11 +147,6 @@ class PathSweep(Indexed):
             input = self.inputs[0]
         i = _find(self.inputs, input, "input")
         return (i, s, None if any_receiver else _find(self.receivers, receiver, "receiver"))
-
-    def _name(self, place: list[int]) -> tuple:
-        if self.receivers == "logits":
-            return (self.senders[place[0]],)
-        return (self.senders[place[1]], self.inputs[place[0]], self.receivers[place[2]])
 
     def _map(self, heads: tuple[Head, ...], values: NDArray) -> NDArray:
         out = np.full((self.n_layers, self.n_heads), np.nan, dtype=np.float32)

@@ -1,9 +1,9 @@
-"""What a sweep returns: effects by layer and head, with the figures needed to judge them."""
+"""What sweeps return: effects, with the numbers needed to judge them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,31 +15,153 @@ from pycotmech.model.sites import RESIDUAL_SITES
 if TYPE_CHECKING:
     import pandas as pd
 
+Index = tuple[NDArray[np.intp], ...]
+"""Positions of E entries along each axis of a result, as `np.nonzero` gives them."""
 
-class Indexed:
-    """A result that is indexed, and taken by NumPy, as its `values`."""
 
-    values: NDArray[np.float32]
+def largest(score: NDArray, k: int) -> list[tuple[int, ...]]:
+    """The indices of the k largest scores in descending order; ties in the order of the array. NaN is left out."""
+    order = np.argsort(-score.ravel(), kind="stable")[: min(k, np.count_nonzero(~np.isnan(score)))]
+    return list(map(tuple, np.array(np.unravel_index(order, score.shape)).T.tolist()))
 
-    def __getitem__(self, index: Any):
-        """values[index]: sweep[l, h], sweep[l], sweep[l, t, h]."""
-        return self.values[index]
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What all results have in common. It is indexed, and converted by NumPy, as its first array of `_ARRAYS`.
+
+    effect: the distance from the base run. metric: the metric's name.
+    """
+
+    effect: NDArray[np.float32]
+    metric: str
+    model_name: str
+
+    _ARRAYS: ClassVar[tuple[str, str]] = ("values", "effect")
+    """The arrays of one shape that `top` can rank by."""
+    _COLUMN: ClassVar[str] = "value"
+    """What the first of them is called in a data frame."""
+    _SHOWN: ClassVar[str] = "effect"
+    """What `effect` is called in print."""
+    _WIDTH: ClassVar[int] = 10
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._array()[index]
 
     def __array__(self, dtype=None, copy=None) -> NDArray:
-        return np.array(self.values, dtype=dtype, copy=True if copy is None else copy)
+        return np.array(self._array(), dtype=dtype, copy=True if copy is None else copy)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.values.shape
+        return self.effect.shape
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What the axes of `effect` count."""
+        raise NotImplementedError
+
+    def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple, float]]:
+        """The k entries with the largest |effect| (or |value|): [(place, effect), ...], a place having one item per axis.
+
+        Entries that are NaN, or cannot change, are left out; ties are in the order of the array.
+        """
+        array = self._array(by, "by")
+        found = largest(np.where(self._possible(), np.abs(array), np.nan), k)
+        return [(self._place(index), float(array[index])) for index in found]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per entry: its place, its value, its effect."""
+        import pandas as pd
+
+        where = np.nonzero(self._possible())
+        return pd.DataFrame({**self._place_columns(where), **self._number_columns(where)})
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {self._place_name(place):<{self._WIDTH}} {self._SHOWN} {effect:+.4f}{self._remark(effect)}"
+            for place, effect in self.top(10)
+        ]
+        return "\n".join([*self._heading(), *lines])
+
+    def _array(self, name: str | None = None, argument: str = "of") -> NDArray:
+        if name not in (None, *self._ARRAYS):
+            raise ValueError(f"{argument}: got {name!r}; expected {self._ARRAYS[1]!r} or {self._ARRAYS[0]!r}")
+        return getattr(self, name or self._ARRAYS[0])
+
+    def _possible(self) -> NDArray[np.bool_]:
+        """The entries that mean something, in the shape of `effect`."""
+        return np.ones(self.shape, dtype=bool)
+
+    def _place(self, index: tuple[int, ...]) -> tuple:
+        return index
+
+    def _place_name(self, place: tuple) -> str:
+        raise NotImplementedError
+
+    def _place_columns(self, where: Index) -> dict[str, Any]:
+        """Columns of a data frame that say which entries these are."""
+        raise NotImplementedError
+
+    def _number_columns(self, where: Index) -> dict[str, Any]:
+        return {self._COLUMN: self._array()[where], "effect": self.effect[where]}
+
+    def _heading(self) -> list[str]:
+        raise NotImplementedError
+
+    def _remark(self, effect: float) -> str:
+        return ""
 
 
-class Grid(Indexed):
-    """What results with one entry for each layer, head and position share: `values` and `effect`, indexed alike."""
+@dataclass(frozen=True, kw_only=True)
+class Measured(Result):
+    """A result of exact runs, with what rounding does to them.
 
-    effect: NDArray[np.float32]
+    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; an
+        effect below it is rounding. plan: what the sweep did.
+    """
+
+    noise_floor: float
+    plan: Plan
+
+    @property
+    def above_floor(self) -> NDArray[np.bool_]:
+        """The entries whose |effect| is more than rounding, in the shape of `effect`."""
+        return np.abs(self.effect) > self.noise_floor
+
+    def _number_columns(self, where: Index) -> dict[str, Any]:
+        return {**super()._number_columns(where), "above_floor": self.above_floor[where]}
+
+    def _remark(self, effect: float) -> str:
+        return "" if abs(effect) > self.noise_floor else "  (below the noise floor)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult(Result):
+    """A result of B pairs of a clean and a corrupted run.
+
+    values: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means), otherwise the raw
+        metric's mean. effect: the distance from the base run on the same scale, if normalised positive towards the source.
+    clean_metric, corrupted_metric [B]: the metric of the two runs. direction: "denoise" or "noise".
+    """
+
+    values: NDArray[np.float32]
+    clean_metric: NDArray[np.float64]
+    corrupted_metric: NDArray[np.float64]
+    direction: str
+    normalized: bool
+
+    def _runs(self) -> str:
+        return f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceResult(PairResult):
+    """A result with one entry for each layer, position and head, or for those of these axes that it has."""
+
     site: str
+    """Of a key-value site that was edited for each query head on its own: k_per_query, v_per_query."""
     by_position: bool
     groups: tuple[str, ...] | None = None
+    """Names of the groups of positions that were patched one at a time."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -48,46 +170,26 @@ class Grid(Indexed):
         parts = ("position",) if self.by_position else ("group",) if self.groups else ()
         return ("layer", *parts, *heads)
 
-    def top(self, k: int = 10, *, by: str = "effect") -> list[tuple[tuple[int, ...], float]]:
-        """The k entries with the largest |effect| (or |value|): [((layer, head), value), ...], as in `axes`."""
-        if by not in ("effect", "values"):
-            raise ValueError(f"by: got {by!r}; expected 'effect' or 'values'")
-        score = getattr(self, by)
-        flat = np.where(np.isnan(score), -1.0, np.abs(score)).ravel()
-        order = np.argsort(-flat, kind="stable")[: min(k, int((flat >= 0).sum()))]
-        return [(tuple(int(i) for i in np.unravel_index(o, score.shape)), float(score.ravel()[o])) for o in order]
+    def _place_name(self, place: tuple) -> str:
+        """L2H5, L2H5 at position 7."""
+        at = dict(zip(self.axes, place, strict=True))
+        name = f"L{at['layer']}" + (f"H{at['head']}" if "head" in at else "")
+        if self.groups and "group" in at:
+            name += f" in {self.groups[at['group']]!r}"
+        return name + (f" at position {at['position']}" if "position" in at else "")
 
-    def _named(self, k: int) -> list[tuple[str, float]]:
-        """`top`, with the places' names: L2H5, L2H5 at position 7."""
-        out = []
-        for where, value in self.top(k):
-            place = dict(zip(self.axes, where, strict=True))
-            name = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
-            if self.groups and "group" in place:
-                name += f" in {self.groups[place['group']]!r}"
-            out.append((name + (f" at position {place['position']}" if "position" in place else ""), value))
-        return out
-
-    def _frame(self) -> pd.DataFrame:
-        """One row per entry: its place as in `axes`, value, effect."""
-        import pandas as pd
-
-        grid = np.indices(self.values.shape).reshape(len(self.axes), -1)
-        frame = pd.DataFrame(dict(zip(self.axes, grid, strict=True)))
-        if self.groups:
-            frame["group"] = np.array(self.groups)[frame["group"]]
-        frame["value"] = self.values.ravel()
-        frame["effect"] = self.effect.ravel()
-        return frame
+    def _place_columns(self, where: Index) -> dict[str, Any]:
+        columns = dict(zip(self.axes, where, strict=True))
+        return columns | ({"group": np.array(self.groups)[columns["group"]]} if self.groups else {})
 
 
-@dataclass(frozen=True)
-class Sweep(Grid):
+@dataclass(frozen=True, kw_only=True)
+class Sweep(PlaceResult, Measured):
     """The result of patching one place at a time. B examples, L layers, H heads (Hkv for k and v), T positions.
 
     values [L, H] float32: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means),
-        else the raw metric's mean; [L, T, H] by position, [L, G, H] for groups of positions; without H for residual sites.
-        NaN where a head was not asked for, or was left out by a screen.
+        otherwise the raw metric's mean; [L, T, H] by position, [L, G, H] for groups of positions; without H for residual
+        sites. NaN where a head was not asked for, or was left out by a screen. Indexing gives values: sweep[l, h].
     raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
     effect: the distance from the base run on the scale of `values`, 0 where nothing changes, if normalised positive towards
         the source; taken against the mean of the self-patches.
@@ -96,22 +198,7 @@ class Sweep(Grid):
         effect below it is rounding.
     """
 
-    values: NDArray[np.float32]
     raw: NDArray[np.float64]
-    effect: NDArray[np.float32]
-    clean_metric: NDArray[np.float64]
-    corrupted_metric: NDArray[np.float64]
-    noise_floor: float
-    metric: str
-    direction: str
-    site: str
-    """Of a key-value site that was edited for each query head on its own: k_per_query, v_per_query."""
-    normalized: bool
-    by_position: bool
-    plan: Plan
-    model_name: str
-    groups: tuple[str, ...] | None = None
-    """Names of the groups of positions that were patched one at a time."""
     logits: Tensor | None = field(default=None, repr=False)
     """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
     estimate: NDArray[np.float32] | None = field(default=None, repr=False)
@@ -119,17 +206,8 @@ class Sweep(Grid):
 
     @property
     def exact(self) -> NDArray[np.bool_]:
-        """Which entries were swept: all, but for heads that were not asked for or that a screen left out."""
+        """The entries that were swept: all except heads that were not asked for or were left out by a screen."""
         return ~np.isnan(self.values)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per entry: its place as in `axes`, value, effect, above_floor; if screened also estimate, exact."""
-        frame = self._frame()
-        frame["above_floor"] = np.abs(frame["effect"]) > self.noise_floor
-        if self.estimate is not None:
-            frame["estimate"] = self.estimate.ravel()
-            frame["exact"] = self.exact.ravel()
-        return frame
 
     def plot(self, *, title: str | None = None, path: str | None = None):
         """Heat map, layers upward, heads to the right, red-blue around 0; a matplotlib figure, saved to `path` if given."""
@@ -147,12 +225,17 @@ class Sweep(Grid):
             path=path,
         )
 
-    def __str__(self) -> str:
-        axis = " x ".join(self.axes)
+    def _number_columns(self, where: Index) -> dict[str, Any]:
+        columns = super()._number_columns(where)
+        if self.estimate is not None:
+            columns |= {"estimate": self.estimate[where], "exact": self.exact[where]}
+        return columns
+
+    def _heading(self) -> list[str]:
+        axes = " x ".join(self.axes)
         lines = [
-            f"{self.model_name}: {self.site} patched, {self.direction}, metric {self.metric}, {axis} {list(self.shape)}",
-            f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}, "
-            f"noise floor {self.noise_floor:.2g}",
+            f"{self.model_name}: {self.site} patched, {self.direction}, metric {self.metric}, {axes} {list(self.shape)}",
+            f"{self._runs()}, noise floor {self.noise_floor:.2g}",
         ]
         if self.estimate is not None:
             heads = self.exact.any(1) if self.by_position else self.exact
@@ -162,56 +245,46 @@ class Sweep(Grid):
                 f"screened: only the {int(heads.sum())} heads with the largest first-order estimates were swept, exactly; "
                 f"the others have estimates alone{best}"
             )
-        for name, value in self._named(10):
-            note = "" if abs(value) > self.noise_floor else "  (below the noise floor)"
-            lines.append(f"  {name:<10} effect {value:+.4f}{note}")
-        return "\n".join(lines)
+        return lines
 
 
-@dataclass(frozen=True)
-class VariantSweep:
+@dataclass(frozen=True, kw_only=True)
+class VariantSweep(Measured):
     """The result of a sweep over N variants of one run.
 
     raw [N]: the metric itself, float64. effect [N] float32: the change from the base run, taken against the mean of
-        self-patches. base_metric: of the run without edits.
+        self-patches; indexing gives effects. base_metric: of the run without edits. names: of the variants.
     noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype.
     """
 
     raw: NDArray[np.float64]
-    effect: NDArray[np.float32]
     base_metric: float
-    noise_floor: float
-    metric: str
     names: tuple[str | None, ...]
-    plan: Plan
-    model_name: str
     logits: Tensor | None = field(default=None, repr=False)
     """[N, V] float32 if return_logits was asked for."""
+
+    _ARRAYS = ("effect", "raw")
+    _WIDTH = 16
 
     def __len__(self) -> int:
         return len(self.raw)
 
-    def __getitem__(self, index: Any):
-        """effect[index]."""
-        return self.effect[index]
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return ("variant",)
 
-    def __array__(self, dtype=None, copy=None) -> NDArray:
-        return np.array(self.effect, dtype=dtype, copy=True if copy is None else copy)
+    def _place_name(self, place: tuple) -> str:
+        return self.names[place[0]] or f"variant {place[0]}"
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per variant: name, raw, effect, above_floor."""
-        import pandas as pd
+    def _place_columns(self, where: Index) -> dict[str, Any]:
+        return {"name": list(self.names)}
 
-        above = np.abs(self.effect) > self.noise_floor
-        return pd.DataFrame({"name": list(self.names), "raw": self.raw, "effect": self.effect, "above_floor": above})
+    def _number_columns(self, where: Index) -> dict[str, Any]:
+        return {"raw": self.raw, "effect": self.effect, "above_floor": self.above_floor}
 
-    def __str__(self) -> str:
-        lines = [f"{self.model_name}: {len(self)} variant(s), metric {self.metric}: base {self.base_metric:.4g}, "]
-        lines[0] += f"noise floor {self.noise_floor:.2g}"
-        for n in np.argsort(-np.abs(self.effect), kind="stable")[:10].tolist():
-            note = "" if abs(self.effect[n]) > self.noise_floor else "  (below the noise floor)"
-            lines.append(f"  {self.names[n] or f'variant {n}':<16} effect {self.effect[n]:+.4f}{note}")
-        return "\n".join(lines)
+    def _heading(self) -> list[str]:
+        about = f"{len(self)} variant(s), metric {self.metric}: base {self.base_metric:.4g}"
+        return [f"{self.model_name}: {about}, noise floor {self.noise_floor:.2g}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,15 +302,39 @@ class Ablation(VariantSweep):
     replaced_by: str
     n_averaged: int | None
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """`VariantSweep.to_dataframe`, with layer and head if each head was ablated on its own."""
-        frame = super().to_dataframe()
-        if self.each:
-            frame.insert(0, "layer", [l for l, _ in self.heads])
-            frame.insert(1, "head", [h for _, h in self.heads])
-        return frame
+    def _place_columns(self, where: Index) -> dict[str, Any]:
+        """With layer and head if each head was ablated on its own."""
+        heads = {"layer": [l for l, _ in self.heads], "head": [h for _, h in self.heads]} if self.each else {}
+        return heads | super()._place_columns(where)
 
-    def __str__(self) -> str:
+    def _heading(self) -> list[str]:
         what = "each head on its own" if self.each else f"{len(self.heads)} head(s) at once"
         what = f"{len(self.sets)} sets of heads" if len(self.sets) > 1 and not self.each else what
-        return f"{what} replaced by {self.replaced_by}\n{super().__str__()}"
+        return [f"{what} replaced by {self.replaced_by}", *super()._heading()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knockout(VariantSweep):
+    """Edges cut in a run: in all places at once (N = 1), or in one after the other.
+
+    places: for each result the (layer, head) in which they were cut, head None for all heads of the layer. from_, to: the
+        positions that were no longer seen, and by which.
+    """
+
+    places: tuple[tuple[tuple[int, int | None], ...], ...]
+    from_: tuple[int, ...]
+    to: tuple[int, ...]
+
+    def _place_columns(self, where: Index) -> dict[str, Any]:
+        """With layer and head where each result has one of them."""
+        columns: dict[str, Any] = {}
+        for name, axis in (("layer", 0), ("head", 1)):
+            found = [{place[axis] for place in places} for places in self.places]
+            if all(len(names) == 1 and None not in names for names in found):
+                columns[name] = [next(iter(names)) for names in found]
+            else:
+                break  # of several layers a head has no name
+        return columns | super()._place_columns(where)
+
+    def _heading(self) -> list[str]:
+        return [f"attention of {len(self.to)} position(s) to {len(self.from_)} cut", *super()._heading()]

@@ -343,3 +343,13 @@ def test_an_edit_that_reaches_nothing_is_said(case):
     assert (patched.effect[L - 1] == 0).all() and (patched.effect[0] != 0).any()
     with pytest.warns(UserWarning, match=rf"in layer\(s\) \[{L - 1}\] resid_post at these positions reaches nothing"):
         pcm.patch_residual(model, tokens, other, site="resid_post", positions=[3])
+
+
+def test_the_strongest_variants(grouped):
+    variants = [pcm.Variant((pcm.Edit("z", l, 0, None, 0.0),), name=f"L{l}") for l in range(2)]
+    result = pcm.sweep(grouped[0], torch.tensor([5, 6, 7, 8]), variants)
+    assert result.axes == ("variant",) and result.above_floor.tolist() == result.to_dataframe()["above_floor"].tolist()
+    strongest = int(np.abs(result.effect).argmax())
+    assert result.top(1) == [((strongest,), float(result.effect[strongest]))] and len(result.top()) == 2
+    with pytest.raises(ValueError, match="by: got 'values'; expected 'raw' or 'effect'"):
+        result.top(by="values")
