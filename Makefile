@@ -18,6 +18,10 @@ TRITON := 3.9.0
 # The one at the size of Llama-2 7B needs 16 GiB and an hour: pytest benchmarks/bench_llama7b.py --benchmark-only
 BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py,$(wildcard benchmarks/bench_*.py))
 
+# Workers of the tests; each has one thread (tests/conftest.py).
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+
 DEMO_OUT ?= demo-results
 DEMO_EXAMPLES ?= 4
 DEMO_ARGS ?=
@@ -52,10 +56,15 @@ demo: setup
 	$(BIN)/pycotmech run --model smollm2-135m --out $(DEMO_OUT) --examples $(DEMO_EXAMPLES) $(DEMO_ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
+# The quick tests once for each instruction set below this machine's own, for the arithmetic differs; then all of them, with its own.
 test-all: setup
-	$(BIN)/python -m pytest -q -m "not gpu"
+	@for isa in $$($(BIN)/python tests/instruction_sets.py --below); do \
+	  echo "instruction set $$isa"; \
+	  env $$($(BIN)/python tests/instruction_sets.py $$isa) $(PYTEST) tests/ops tests/engine tests/patching tests/attention tests/lens tests/cot || exit 1; \
+	done
+	$(PYTEST) -m "not gpu"
 
 bench: setup
 	$(BIN)/python -m pytest $(BENCHMARKS) --benchmark-only -q
