@@ -16,6 +16,7 @@ from pycotmech.attention.hf import NAME, Keys, active_capture, compacted, regist
 from pycotmech.attention.results import AttentionSummary
 from pycotmech.attention.segments import Labelled, SegmentRule, Segments
 from pycotmech.attention.statistics import LayerStatistics, Readout, Wanted, read_layer
+from pycotmech.model.families.attention import LayerAttention
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -116,9 +117,7 @@ class AttentionCapture:
 
     # ---- called by the attention function, once per layer ------------------------------------------------------------
 
-    def attend(
-        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: Keys, scale: float | None, softcap: float
-    ) -> Tensor:
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention) -> Tensor:
         """Computes a layer's attention, z [B, H, T, D], and keeps its statistics."""
         layer = getattr(module, "layer_idx", None)
         if layer == 0:  # a new forward pass; one that broke off is dropped
@@ -129,14 +128,14 @@ class AttentionCapture:
                 "layers in order, from 0"
             )
         read = self._read if keys.real is None else self._read_compacted
-        z, statistics = read(layer, q, k, v, keys, scale, softcap)
+        z, statistics = read(layer, q, k, v, keys, attention)
         self._layers.append(LayerStatistics(*(None if x is None else x.detach().cpu() for x in statistics)))  # type: ignore[arg-type]
         if len(self._layers) == module.config.num_hidden_layers:
             self._finish(q.shape[2], keys)
         return z
 
     def _read(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, scale: float | None, softcap: float
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention
     ) -> tuple[Tensor, LayerStatistics]:
         z, statistics = read_layer(
             layer,
@@ -147,13 +146,12 @@ class AttentionCapture:
             labels=self._labelled.labels.to(q.device),
             n_segments=len(self._labelled.names),
             starts=keys.starts,
-            scale=scale,
-            softcap=softcap,
+            attention=attention,
         )
         return z, statistics
 
     def _read_compacted(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, scale: float | None, softcap: float
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention
     ) -> tuple[Tensor, LayerStatistics]:
         """Each example without its padding; its results at the places of its real tokens, rows of padding empty."""
         z, whole = torch.zeros_like(q), None
@@ -168,8 +166,7 @@ class AttentionCapture:
                 wanted=self._wanted,
                 labels=labels[b, real].contiguous(),
                 n_segments=len(self._labelled.names),
-                scale=scale,
-                softcap=softcap,
+                attention=attention,
             )
             z[b, :, rows] = out[0]
             whole = whole or _empty(part, len(q), q.shape[2], keys.end)

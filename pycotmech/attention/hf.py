@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
-from pycotmech import ops
+from pycotmech.model.families.attention import LayerAttention
 
 if TYPE_CHECKING:
     from pycotmech.attention.capture import AttentionCapture
@@ -116,18 +116,18 @@ def attention_forward(
         keys = Keys.of(attention_mask)
         key, value = key[:, :, : keys.end], value[:, :, : keys.end]
     capture = active_capture.get()
+    attention = LayerAttention(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap=softcap or 0.0)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         if capture is not None:
-            return capture.attend(module, q, k, v, keys, scaling, softcap or 0.0)
+            return capture.attend(module, q, k, v, keys, attention)
         if keys.real is None:
-            return ops.attn_extract(q, k, v, starts=keys.starts, scale=scaling, softcap=softcap or 0.0).z
+            return attention.extract(q, k, v, starts=keys.starts).z
         z = torch.zeros_like(q)
         for b, rows, real in compacted(keys.real, q.shape[2]):
             one = slice(b, b + 1)
-            out = ops.attn_extract(q[one, :, rows], k[one, :, real], v[one, :, real], scale=scaling, softcap=softcap or 0.0)
-            z[b, :, rows] = out.z[0]
+            z[b, :, rows] = attention.extract(q[one, :, rows], k[one, :, real], v[one, :, real]).z[0]
         return z
 
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):

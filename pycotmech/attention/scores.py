@@ -16,11 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech import ops
 from pycotmech.attention.prompts import checked, chosen_rows
-from pycotmech.attention.walk import walk
 from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.model import Tokens
+from pycotmech.model.run import watch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,17 +103,16 @@ def head_scores(
     sums = {kind: torch.zeros(cfg.n_layers, cfg.n_heads, dtype=torch.float64) for kind in KINDS}
 
     def attend(l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = ops.attn_extract(q, k, v, scale=family.scale)
+        attention = family.attention(l)
+        out = attention.extract(q, k, v)
         for kind in KINDS:
             for b, qi, ki in _pairs(kind, batch, scored):
                 at = slice(None) if b is None else slice(b, b + 1)
-                p = ops.attn_entries(
-                    q[at], k[at], out.lse[at].contiguous(), qi.to(q.device), ki.to(q.device), scale=family.scale
-                )
+                p = attention.entries(q[at], k[at], out.lse[at].contiguous(), qi.to(q.device), ki.to(q.device))
                 sums[kind][l] += p.sum((0, 2), dtype=torch.float64).cpu()
         return out.z
 
-    walk(family, batch, attend)
+    watch(family, batch, attend)
     n = {kind: _count(kind, batch, scored) for kind in KINDS}
     scores = {kind: (sums[kind] / n[kind] if n[kind] else torch.full_like(sums[kind], torch.nan)).numpy() for kind in KINDS}
     return HeadScores(**scores, n_rows=n, model_name=model.name)

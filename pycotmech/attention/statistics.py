@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycotmech import ops
+from pycotmech.model.families.attention import LayerAttention
 from pycotmech.ops.attn_extract import INLINE_TOPK
 from pycotmech.ops.attn_topk import MAX_TOPK
 
@@ -80,21 +80,20 @@ def read_layer(
     rows: Tensor | None = None,
     z_unused: bool = False,
     starts: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float = 0.0,
+    attention: LayerAttention,
 ) -> tuple[Tensor | None, LayerStatistics]:
     """(z, statistics) of one layer's attention: z [B, H, T, D], statistics of the query rows `rows` (int64 [R]; None: all).
 
-    q, k, v, starts, scale, softcap: as for `ops.attn_extract`. labels: int32 [S] or [B, S], on the device of q.
-    z_unused: attention is computed for the rows that are asked for and those behind them only, and z is None.
+    q, k, v, starts: as for `ops.attn_extract`. attention: what the layer makes of its scores.
+    labels: int32 [S] or [B, S], on the device of q.
+    z_unused: attention is computed for the rows that are asked for and those after them only, and z is None.
     Cost: one attention; another half for column sums, and another half for more than 8 top keys. With rows, both of these
     begin at the first row that is asked for.
     """
     first = 0 if rows is None else int(rows.min())
     tail = q[:, :, first:]
     own_topk = wanted.top_k if rows is None and wanted.top_k <= INLINE_TOPK else 0
-    options = {"starts": starts, "scale": scale, "softcap": softcap}
-    out = ops.attn_extract(
+    out = attention.extract(
         tail if z_unused else q,
         k,
         v,
@@ -103,12 +102,12 @@ def read_layer(
         readout=wanted.features(layer, q, k, v),
         entropy=wanted.entropy,
         topk=own_topk,
-        **options,
+        starts=starts,
     )
     lse = (out.lse if z_unused else out.lse[:, :, first:]).contiguous()
     top_p, top_i = out.topk_p, out.topk_i
     if wanted.top_k > own_topk:
-        top_p, top_i = ops.attn_topk(tail, k, lse, topk=wanted.top_k, **options)
+        top_p, top_i = attention.top_keys(tail, k, lse, topk=wanted.top_k, starts=starts)
     elif not z_unused:
         top_p, top_i = top_p[:, :, first:], top_i[:, :, first:]
     received = None
@@ -116,7 +115,7 @@ def read_layer(
         times = None
         if rows is not None:  # a row that is named twice counts twice
             times = torch.bincount(rows - first, minlength=tail.shape[2])[None, None].to(lse)
-        received = ops.attn_colsum(tail, k, lse, weights=times, **options)
+        received = attention.received(tail, k, lse, weights=times, starts=starts)
 
     def kept(x: Tensor, at: int) -> Tensor:
         return x if rows is None else x[:, :, rows - at]

@@ -13,9 +13,9 @@ from pycotmech.attention.prompts import checked, chosen_rows, is_list_of_prompts
 from pycotmech.attention.results import AttentionSummary
 from pycotmech.attention.segments import SegmentRule, Segments
 from pycotmech.attention.statistics import LayerStatistics, Readout, Wanted, read_layer
-from pycotmech.attention.walk import walk
 from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens
+from pycotmech.model.run import watch
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -103,14 +103,14 @@ class _Job:
                 n_segments=len(self.segments.names),
                 rows=index,
                 z_unused=l == cfg.n_layers - 1,
-                scale=family.scale,
+                attention=family.attention(l),
             )
             self._keep(l, statistics)
             if self.progress is not None:
                 self.progress(l + 1, cfg.n_layers)
             return z
 
-        walk(family, self.tokens, attend)
+        watch(family, self.tokens, attend)
         return self._result()
 
     def _keep(self, l: int, statistics: LayerStatistics) -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.planner import memory_budget
-from pycotmech.model.families.llama import LlamaFamily
-from pycotmech.model.run import EditZ, KeyValues, forward_packed
+from pycotmech.model.climb import EditZ
+from pycotmech.model.families.base import Family
+from pycotmech.model.run import KeyValues, forward_packed
 
 
 class AblatedRuns:
@@ -35,7 +36,7 @@ class AblatedRuns:
 
     def __init__(
         self,
-        family: LlamaFamily,
+        family: Family,
         prompts: Sequence[Tensor],
         reads: Sequence[Sequence[int]],
         *,

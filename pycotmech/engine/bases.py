@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues, Packed, forward_packed
 
 _PASS = 128
@@ -45,11 +45,10 @@ class Bases:
     v: Tensor
     sites: dict[str, Tensor]  # site -> [L, sum of rows, ...] of the base runs
     source: dict[str, Tensor]  # the same sites and rows of the runs that patches come from
-    cos: Tensor  # [positions, D]
-    sin: Tensor
+    angles: Tensor  # of positions 0.., as `Family.rotary` gives them
     reads: tuple[tuple[int, ...], ...]  # for each base the positions that are read, ascending; the last is read[b]
 
-    on_device: ClassVar[tuple[str, ...]] = ("k", "v", "sites", "source", "cos", "sin")
+    on_device: ClassVar[tuple[str, ...]] = ("k", "v", "sites", "source", "angles")
 
     def readings(self, base: Tensor) -> Readings:
         """What is read of variants of these bases [N], variant after variant."""
@@ -97,7 +96,7 @@ def common_prefix(prompts: Sequence[Tensor]) -> int:
 
 
 def run_pairs(
-    family: LlamaFamily,
+    family: Family,
     base_prompts: Sequence[Tensor],
     source_prompts: Sequence[Tensor],
     *,
@@ -172,7 +171,7 @@ def run_pairs(
 
     first_, read_ = torch.tensor(first), torch.tensor([n - 1 for n in ends])
     rows = read_ - first_ + 1
-    cos, sin = family.rotary(torch.arange(max(ends), device=family.device))
+    angles = family.rotary(torch.arange(max(ends), device=family.device))
     out = Bases(
         first=first_,
         read=read_,
@@ -182,8 +181,7 @@ def run_pairs(
         v=v,
         sites={s: _rows(runs[:B], s, rows) for s in sites},
         source={s: _rows(runs[B:], s, rows) for s in source_sites},
-        cos=cos,
-        sin=sin,
+        angles=angles,
         reads=tuple(map(tuple, reads)),
     )
     final = [r.final for r in runs]
@@ -201,7 +199,7 @@ class _Run:
     kept: int  # the first of its rows among those kept
 
 
-def _key_buffers(family: LlamaFamily, past: KeyValues | None, ends: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
+def _key_buffers(family: Family, past: KeyValues | None, ends: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
     """Room for the keys and the values of all bases [L, sum of ends, Hkv, D], with the past filled in; their offsets."""
     cfg = family.cfg
     offsets = (torch.tensor(ends).cumsum(0) - torch.tensor(ends)).tolist()

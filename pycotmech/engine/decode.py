@@ -1,20 +1,20 @@
 """Greedy generation of many runs at once, with z of one run put into another as both go on.
 
-Runs share a computed beginning; each has its own keys and values behind it, so a step costs one row per run. What a run
+Runs share a computed beginning; each has its own keys and values after it, so a step costs one row per run. What a run
 takes from another at earlier positions does not change when text is added (the model is causal), so it is never recomputed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pycotmech import ops
-from pycotmech.model import work
-from pycotmech.model.families.llama import LlamaFamily
-from pycotmech.model.run import KeyValues, blocks
+from pycotmech.model.climb import Keys, climb
+from pycotmech.model.families.base import Family
+from pycotmech.model.run import KeyValues
 
 
 class Runs:
@@ -28,7 +28,7 @@ class Runs:
 
     def __init__(
         self,
-        family: LlamaFamily,
+        family: Family,
         past: KeyValues | None,
         depth: Sequence[int],
         room: int,
@@ -46,13 +46,11 @@ class Runs:
         for run, giver, layer in takes:
             self.takes.setdefault(layer, []).append((run, giver))
         n = len(depth)
-        shape = (2, cfg.n_layers, n * room, cfg.n_key_value_heads, cfg.d_head)
-        self.own = torch.empty(shape, dtype=family.dtype, device=family.device)
+        self.own = Keys.empty(family, n * room, n_layers=cfg.n_layers)
         self.length = [0] * n
 
-    @torch.no_grad()
     def advance(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Adds tokens [S_i] to each run; the residual stream behind the last layer at each run's last token, [m, d], of the
+        """Adds tokens [S_i] to each run; the residual stream after the last layer at each run's last token, [m, d], of the
         m runs that go through all layers.
 
         Raises ValueError if a run has no room left, or gets fewer or more than the run that it takes from.
@@ -69,29 +67,26 @@ class Runs:
         offsets = [0, *torch.tensor(counts).cumsum(0).tolist()]
         run = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         at = torch.cat([torch.arange(have, have + more) for have, more in zip(self.length, counts)])
-        slot = (run * self.room + at).to(device)
         table = family.row_table(run * self.room, at, torch.zeros_like(at), torch.full_like(at, P))
-        cos, sin = family.rotary((at + P).to(device))
-        x = family.embed(torch.cat([t.to(device) for t in tokens]))
-        for l in range(cfg.n_layers):
-            R = offsets[sum(d > l for d in self.depth)]
-            z = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=device)
-            k, v = self.own[0, l], self.own[1, l]
+
+        def attend(l: int, q: Tensor, k: Tensor, v: Tensor, _rows: Tensor | None) -> Tensor:
             past_k, past_v = (k[:0], v[:0]) if self.past is None else (self.past.k[l], self.past.v[l])
-            q = torch.empty_like(z)
-            for a, b in blocks(R):
-                q[a:b], k_new, v[slot[a:b]] = family.qkv(l, x[a:b])
-                ops.rope(q[a:b], cos[a:b], sin[a:b])
-                ops.rope(k_new, cos[a:b], sin[a:b])
-                k[slot[a:b]] = k_new
-            for a, b in blocks(R):
-                z[a:b] = family.attend(l, q[a:b], past_k, past_v, k, v, table[a:b])
+            return family.attend(l, q, past_k, past_v, k, v, table[: len(q)])
+
+        def take(l: int, z: Tensor, _rows: Tensor | None) -> Tensor:
             for to, giver in self.takes.get(l, ()):
                 z[offsets[to] : offsets[to + 1]] = z[offsets[giver] : offsets[giver + 1]]
-            for a, b in blocks(R):
-                x[a:b] += family.attn_out(l, z[a:b])
-                x[a:b] += family.mlp_out(l, x[a:b])
-            work.count(family, work.LayerRows.whole(R))
+            return z
+
+        x = climb(
+            family,
+            torch.cat([t.to(device) for t in tokens]),
+            (at + P).to(device),
+            attend,
+            replace(self.own, at=(run * self.room + at).to(device)),
+            edit_z=take,
+            n_rows=[offsets[sum(d > l for d in self.depth)] for l in range(cfg.n_layers)],
+        )
         self.length = [have + more for have, more in zip(self.length, counts)]
-        whole = sum(d == cfg.n_layers for d in self.depth)
-        return x[torch.tensor(offsets[1 : whole + 1]) - 1]
+        complete = sum(d == cfg.n_layers for d in self.depth)
+        return x[torch.tensor(offsets[1 : complete + 1]) - 1]

@@ -17,8 +17,10 @@ from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.row_edits import RowEdits
 from pycotmech.engine.staircase import Joining, Staircase, Variants
 from pycotmech.model import work
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
-from pycotmech.model.run import ROW_BLOCK, site_dtype, site_shape
+from pycotmech.model.climb import ROW_BLOCK
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
+from pycotmech.model.run import site_dtype, site_shape
 from pycotmech.model.work import LayerRows
 
 N_SELF_PATCHES = 8
@@ -68,7 +70,7 @@ class HeadJoins:
         position where none are given, is `position` [N].
     """
 
-    family: LlamaFamily
+    family: Family
     bases: Bases
     control: Tensor  # [N] bool
     moves: Tensor  # [N] bool
@@ -86,7 +88,7 @@ class HeadJoins:
     @classmethod
     def on_device_of(
         cls,
-        family: LlamaFamily,
+        family: Family,
         bases: Bases,
         *,
         control: Tensor,
@@ -150,7 +152,7 @@ class Evaluator:
     progress: called with (token-forwards done, in all).
     """
 
-    family: LlamaFamily
+    family: Family
     budget: int
     keep_logits: bool
     progress: Callable[[int, int], None] | None

@@ -37,8 +37,8 @@ from torch import Tensor
 from pycotmech._warnings import warn
 from pycotmech.engine import planner
 from pycotmech.engine.staircase import Staircase
-from pycotmech.model.families.llama import LlamaFamily
-from pycotmech.model.run import ROW_BLOCK
+from pycotmech.model.climb import ROW_BLOCK
+from pycotmech.model.families.base import Family
 from pycotmech.model.work import LayerRows
 
 _SHARE_OF_ROOM = 8
@@ -304,9 +304,9 @@ class Graphs:
         """Bytes that graphs may hold where a call may use `room`."""
         return room // _SHARE_OF_ROOM if self.limit is None else min(self.limit, room // 2)
 
-    def trust(self, family: LlamaFamily) -> None:
+    def trust(self, family: Family) -> None:
         """Drops the graphs if they would read weights where they no longer lie."""
-        tensors = (*family.hf.parameters(), *family.hf.buffers())
+        tensors = family.tensors()
         weights = (*((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors), *family.constants())
         with self._lock:
             if weights != self._weights:
@@ -410,11 +410,11 @@ class Graphs:
                 del self._buffers[key]
 
 
-_of: weakref.WeakKeyDictionary[LlamaFamily, Graphs] = weakref.WeakKeyDictionary()
+_of: weakref.WeakKeyDictionary[Family, Graphs] = weakref.WeakKeyDictionary()
 _of_lock = threading.Lock()
 
 
-def graphs_of(family: LlamaFamily) -> Graphs | None:
+def graphs_of(family: Family) -> Graphs | None:
     """The graphs of a model (`graphs_of(model.family)`), fit for its weights as they are; None where nothing is captured.
 
     Cost: a look at every module and weight; once for a call, not once for a pass.
@@ -429,7 +429,7 @@ def graphs_of(family: LlamaFamily) -> Graphs | None:
     return graphs
 
 
-def reserved(family: LlamaFamily, room: int) -> int:
+def reserved(family: Family, room: int) -> int:
     """Bytes that are left to the graphs of a model by a call that may use `room`."""
     if not captures(family.device):
         return 0

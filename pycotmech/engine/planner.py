@@ -12,10 +12,10 @@ from torch import Tensor
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.metrics import KL_VALUES
 from pycotmech.model.arguments import check_memory
+from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.config import layer_flop, logits_flop
-from pycotmech.model.families.llama import VOCAB_SLICE, LlamaFamily
+from pycotmech.model.families.base import VOCAB_SLICE, Family
 from pycotmech.model.prefixes import SEGMENT
-from pycotmech.model.run import ROW_BLOCK
 
 _SHARE_OF_FREE = 0.5
 
@@ -87,12 +87,12 @@ def free_bytes(device: torch.device) -> int:
     return 4 * 2**30  # neither Linux nor CUDA: a size that every machine has
 
 
-def row_bytes(family: LlamaFamily) -> int:
+def row_bytes(family: Family) -> int:
     """A residual row in flight, and its entries in the row tables."""
     return family.cfg.d_model * family.resid_dtype.itemsize + 7 * 8
 
 
-def block_bytes(family: LlamaFamily, rows: int = ROW_BLOCK) -> int:
+def block_bytes(family: Family, rows: int = ROW_BLOCK) -> int:
     """Temporaries of one block of rows: projections and the MLP's hidden layer, or those of a join."""
     cfg, wide = family.cfg, family.resid_dtype.itemsize
     heads = cfg.n_heads * cfg.d_head
@@ -102,7 +102,7 @@ def block_bytes(family: LlamaFamily, rows: int = ROW_BLOCK) -> int:
     return rows * (max(mlp, attention, join) + 2 * cfg.d_head * wide + 100)
 
 
-def logits_bytes(family: LlamaFamily, rows: int, columns: int | None) -> int:
+def logits_bytes(family: Family, rows: int, columns: int | None) -> int:
     """Temporaries of the unembedding and the metric of `rows` rows, for all tokens (columns None) or for some."""
     cfg, wide = family.cfg, family.resid_dtype.itemsize
     if columns is not None:
@@ -113,20 +113,20 @@ def logits_bytes(family: LlamaFamily, rows: int, columns: int | None) -> int:
     )
 
 
-def base_bytes(family: LlamaFamily, length: int, rows: int, kept: int) -> int:
+def base_bytes(family: Family, length: int, rows: int, kept: int) -> int:
     """Keys and values of one base of `length` positions, and `kept` values per layer and row."""
     cfg = family.cfg
     return cfg.n_layers * (length * 2 * cfg.n_key_value_heads * cfg.d_head + rows * kept) * family.resid_dtype.itemsize
 
 
-def layer_bytes(family: LlamaFamily) -> int:
+def layer_bytes(family: Family) -> int:
     """The weights of one layer."""
     cfg = family.cfg
     heads = (2 * cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
     return cfg.d_model * (heads + 3 * cfg.d_mlp + 2) * family.dtype.itemsize
 
 
-def pass_bytes(family: LlamaFamily, rows: int) -> int:
+def pass_bytes(family: Family, rows: int) -> int:
     """What a pass over packed prompts holds beside what is kept of it: its own keys and values, queries, attention's output,
     and the temporaries of a block."""
     cfg, heads = family.cfg, family.cfg.n_heads * family.cfg.d_head
@@ -135,7 +135,7 @@ def pass_bytes(family: LlamaFamily, rows: int) -> int:
     return rows * row + block_bytes(family, min(rows, ROW_BLOCK))
 
 
-def prefix_work(family: LlamaFamily, length: int) -> Work:
+def prefix_work(family: Family, length: int) -> Work:
     """Of the beginning that prompts share, computed anew."""
     out = Work()
     for a in range(0, length, SEGMENT):
@@ -143,7 +143,7 @@ def prefix_work(family: LlamaFamily, length: int) -> Work:
     return out
 
 
-def prompt_work(family: LlamaFamily, sequences: list[tuple[int, int]], *, keys_only: bool = False) -> Work:
+def prompt_work(family: Family, sequences: list[tuple[int, int]], *, keys_only: bool = False) -> Work:
     """Of one pass over sequences (start, end) that are packed. keys_only: nothing is read, so the last layer ends at them."""
     cfg, n = family.cfg, sum(b - a for a, b in sequences)
     keys = sum((b - a) * (a + b + 1) / 2 for a, b in sequences)
@@ -154,7 +154,7 @@ def prompt_work(family: LlamaFamily, sequences: list[tuple[int, int]], *, keys_o
 
 
 def variant_work(
-    family: LlamaFamily,
+    family: Family,
     layer: Tensor,
     stage: Tensor,
     first: Tensor,

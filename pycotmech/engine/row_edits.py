@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycotmech import ops
 from pycotmech.engine.bases import Bases, Stage
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 
 
 class Values(Protocol):
@@ -68,7 +67,7 @@ class RowEdits:
 
     def __init__(
         self,
-        family: LlamaFamily,
+        family: Family,
         bases: Bases,
         tables: Mapping[tuple[str, int], Entries] | None = None,
         value: Values | None = None,
@@ -321,7 +320,7 @@ class SourceValues:
 
     on_device: ClassVar[tuple[str, ...]] = ("bases",)
 
-    def __init__(self, family: LlamaFamily, bases: Bases) -> None:
+    def __init__(self, family: Family, bases: Bases) -> None:
         self.family, self.bases = family, bases
         self.places = torch.stack((bases.first, bases.read, bases.row_offset, bases.key_offset), 1).tolist()
 
@@ -338,12 +337,10 @@ class SourceValues:
         first, read, offset, keys = self.places[base]
         q = bases.source["q"][l][ref, head][:, None].clone()
         position = ref - offset + first
-        ops.rope(q, bases.cos[position], bases.sin[position])
+        family.rotate(l, bases.angles, position, q)
         kv = head // family.cfg.group
         k = bases.source["k"][l][offset : offset + read - first + 1, kv][:, None].clone()
-        ops.rope(k, bases.cos[first : read + 1], bases.sin[first : read + 1])
+        family.rotate(l, bases.angles, slice(first, read + 1), k)
         wide = family.resid_dtype  # in front of `first` the source run is the base run
         k_all = torch.cat((bases.k[l][keys : keys + first, kv], k[:, 0])).to(wide)
-        scores = q[:, 0].to(wide) @ k_all.T * family.scale
-        later = torch.arange(len(k_all), device=ref.device) > position[:, None]
-        return scores.masked_fill(later, -torch.inf).softmax(-1)
+        return family.attention(l).weights(q[:, 0].to(wide) @ k_all.T, position)

@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycotmech import ops
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.evaluate import HeadJoins
 from pycotmech.engine.staircase import Join, Joining, Variants
 from pycotmech.model import work
-from pycotmech.model.families.llama import LlamaFamily
-from pycotmech.model.run import ROW_BLOCK, blocks
+from pycotmech.model.climb import ROW_BLOCK, blocks
+from pycotmech.model.families.base import Family
 
 INPUTS = ("q", "k", "v")
 """What of a receiver takes the value that arrives at it."""
@@ -47,7 +46,7 @@ class Climbed:
 
 @torch.no_grad()
 def climb(
-    family: LlamaFamily,
+    family: Family,
     bases: Bases,
     senders: Variants,
     join: Join,
@@ -94,7 +93,7 @@ def climb(
 class _Rows:
     """The rows of all senders, one after another, and their attention with one input of each head replaced."""
 
-    def __init__(self, family: LlamaFamily, bases: Bases, senders: Variants, editable: Tensor) -> None:
+    def __init__(self, family: Family, bases: Bases, senders: Variants, editable: Tensor) -> None:
         self.family, self.bases = family, bases
         lengths = bases.read[senders.base] - senders.first + 1
         self.offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
@@ -123,11 +122,9 @@ class _Rows:
 
     def _attend(self, l: int, x: Tensor, a: int, b: int, inputs: Sequence[str]) -> Tensor:
         bases, index, key, edited = self.bases, self.index[a:b], self.key[a:b], self.edited[a:b]
-        cos, sin = bases.cos[self.position[a:b]], bases.sin[self.position[a:b]]
         q0, k0, v0 = bases.sites["q"][l][index], bases.k[l][key], bases.v[l][key]
         q, k, v = self.family.qkv(l, x[a:b])
-        for turned in (q0, q, k):
-            ops.rope(turned, cos, sin)
+        self.family.rotate(l, bases.angles, self.position[a:b], q0, q, k)
         q, k, v = torch.where(edited, q, q0), torch.where(edited, k, k0), torch.where(edited, v, v0)
         taken = {"q": (q, k0, v0), "k": (q0, k, v0), "v": (q0, k0, v)}
         many_q, many_k, many_v = (torch.cat(parts) for parts in zip(*(taken[i] for i in inputs), strict=True))
@@ -161,7 +158,7 @@ class PathJoins:
     first position.
     """
 
-    family: LlamaFamily
+    family: Family
     bases: Bases
     climbed: Climbed
     controls: HeadJoins

@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycotmech import ops
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.row_edits import ReadRows, RowEdits, Rows
 from pycotmech.model import work
-from pycotmech.model.families.llama import LlamaFamily
-from pycotmech.model.run import ROW_BLOCK, blocks
+from pycotmech.model.climb import ROW_BLOCK, blocks
+from pycotmech.model.families.base import Family
 from pycotmech.model.work import LayerRows
 
 
@@ -90,7 +89,7 @@ class Staircase:
 
     def __init__(
         self,
-        family: LlamaFamily,
+        family: Family,
         bases: Bases,
         variants: Variants,
         join: Join,
@@ -181,9 +180,7 @@ class Staircase:
             q, k, v = family.qkv(l, x[rows])
             q = self.edits.edit("q", l, rows, q)
             k, v = self.edits.keys(l, rows, k, v)
-            cos, sin = self.bases.cos[self.position[a:b]], self.bases.sin[self.position[a:b]]
-            ops.rope(q, cos, sin)
-            ops.rope(k, cos, sin)
+            family.rotate(l, self.bases.angles, self.position[a:b], q, k)
             table = self.table[a:b].clone()
             table[:, :2] -= a
             z = self.edits.attend(l, rows, q, k, v, table)
@@ -200,11 +197,11 @@ class Staircase:
             rows, read = ReadRows(c, d), self.read_rows[c:d]
             _, k, v = family.qkv(l, x[a:b])
             k, v = self.edits.keys(l, slice(a, b), k, v)
-            ops.rope(k, self.bases.cos[self.position[a:b]], self.bases.sin[self.position[a:b]])
+            family.rotate(l, self.bases.angles, self.position[a:b], k)
             top = x[read]
             q, _, _ = family.qkv(l, top)
             q = self.edits.edit("q", l, rows, q)
-            ops.rope(q, self.bases.cos[self.position[read]], self.bases.sin[self.position[read]])
+            family.rotate(l, self.bases.angles, self.position[read], q)
             table = self.table[read].clone()
             table[:, :2] -= a
             z = self.edits.attend(l, rows, q, k, v, table)

@@ -20,7 +20,7 @@ from pycotmech.model.model import Tokens
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
-    from pycotmech.model.families.llama import LlamaFamily
+    from pycotmech.model.families.base import Family
 
 Normalization = Literal["final", "own", "none"]
 _NORMALIZATIONS = ("final", "own", "none")
@@ -100,7 +100,7 @@ def head_logits(
                 heads[here, l] = prepared(out)
                 mlps[here, l] = prepared(rows.sites["mlp_out"][l, a:b][:, None].to(wide))[:, 0]
                 constant += family.attn_bias(l)
-            embedding[here] = prepared(family.embed(rows.tokens[a:b].to(family.device))[:, None])[:, 0]
+            embedding[here] = prepared(rows.embedding[a:b][:, None])[:, 0]
             bias[here] = prepared(constant.expand(b - a, 1, -1))[:, 0]
             added = readout.bias(ids)
             if added is not None:
@@ -156,7 +156,7 @@ def _blocks(rows: Rows, width: int):
     return ((a, min(a + step, len(rows.final))) for a in range(0, len(rows.final), step))
 
 
-def _check_linear(family: LlamaFamily, readout: Readout, l: int, z: Tensor, out: Tensor) -> None:
+def _check_linear(family: Family, readout: Readout, l: int, z: Tensor, out: Tensor) -> None:
     """Raises ValueError if what the heads add alone is not what they add together."""
     if family.is_plain_projection(l):
         return

@@ -13,7 +13,7 @@ from pycotmech.lens.readout import VALUES
 from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
 from pycotmech.lens.results import LogitLens
 from pycotmech.model.arguments import check_model
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens
 
 if TYPE_CHECKING:
@@ -95,26 +95,26 @@ def logit_lens(
     )
 
 
-def _layers(family: LlamaFamily, rows: Rows, site: str):
+def _layers(family: Family, rows: Rows, site: str):
     """The residual stream of one layer after another, [N, d]."""
     if site == "resid":
-        yield family.embed(rows.tokens.to(family.device))
+        yield rows.embedding
         yield from rows.sites["resid_post"]
     else:
         yield from rows.sites[site]
 
 
-def _blocks(family: LlamaFamily, n: int):
+def _blocks(family: Family, n: int):
     step = max(1, VALUES // family.cfg.d_vocab)
     return (slice(a, min(a + step, n)) for a in range(0, n, step))
 
 
-def _said(family: LlamaFamily, final: Tensor) -> Tensor:
+def _said(family: Family, final: Tensor) -> Tensor:
     """The model's own next token of each row, [N]."""
     return torch.cat([family.logits(final[some].contiguous()).argmax(-1) for some in _blocks(family, len(final))])
 
 
-def _look(family: LlamaFamily, x: Tensor, ids: Tensor, out: dict[str, Tensor]) -> None:
+def _look(family: Family, x: Tensor, ids: Tensor, out: dict[str, Tensor]) -> None:
     """One layer: rows [N, d], tokens [N, K]; fills out's views of this layer, [N, ...]."""
     k = out["top_ids"].shape[-1]
     for some in _blocks(family, len(x)):

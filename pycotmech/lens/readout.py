@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 
 VALUES = 2**24
 """Values of one temporary tensor, such as rows times vocabulary: 64 MiB in float32."""
@@ -18,17 +19,14 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.03, to
 class Readout:
     """The final RMSNorm and the unembedding, taken apart: logits(x) = sum over parts p of x of factor(x) p gamma W_U + bias."""
 
-    def __init__(self, family: LlamaFamily) -> None:
-        norm = family.base.norm
+    def __init__(self, family: Family) -> None:
         self.family = family
-        self.gamma = norm.weight.detach().to(family.resid_dtype)
-        self.eps = float(norm.variance_epsilon)
+        self.gamma = family.final_gain()
         self.tolerance = _TOLERANCE[family.dtype]
-        self._nothing: Tensor | None = None
 
     def factor(self, x: Tensor) -> Tensor:
         """1 / root mean square of rows [..., d] -> [..., 1]."""
-        return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.family.final_factor(x)
 
     def check_norm(self, x: Tensor) -> None:
         """Raises ValueError if the final norm of these rows [N, d] is not their factor times its weight."""
@@ -48,7 +46,7 @@ class Readout:
         """
         known = ids.clamp_min(0).to(parts.device)
         if self.family.plain_unembedding():
-            rows = self.family.hf.lm_head.weight[known].to(parts.dtype)  # [N, K, d]
+            rows = self.family.unembedding_rows(known).to(parts.dtype)  # [N, K, d]
             return parts @ rows.transpose(1, 2)
         N, M, d = parts.shape
         out = torch.empty(N * M, ids.shape[1], dtype=parts.dtype, device=parts.device)
@@ -62,21 +60,14 @@ class Readout:
         for a in range(0, len(rows), step):
             b = min(a + step, len(rows))
             logits = self.family.unembed(rows[a:b])
-            bias = self._bias()
+            bias = self._bias
             yield (a, b), logits if bias is None else logits - bias
 
     def bias(self, ids: Tensor) -> Tensor | None:
         """The unembedding's bias of the tokens [N, K]; None if it has none."""
-        bias = self._bias()
+        bias = self._bias
         return None if bias is None else bias[ids.clamp_min(0).to(bias.device)]
 
+    @cached_property
     def _bias(self) -> Tensor | None:
-        """[V]: the unembedding of zeros."""
-        family = self.family
-        if family.plain_unembedding():
-            bias = family.hf.lm_head.bias
-            return None if bias is None else bias.to(family.resid_dtype)
-        if self._nothing is None:
-            zeros = torch.zeros(1, family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
-            self._nothing = family.unembed(zeros)[0]
-        return self._nothing
+        return self.family.unembedding_bias()

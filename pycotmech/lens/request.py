@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.engine.bases import common_prefix
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 from pycotmech.model.run import forward_packed, site_dtype, site_shape
 from pycotmech.patching.pairs import answer_token
@@ -158,7 +158,7 @@ class Rows:
 
     first: int
     end: int
-    tokens: Tensor  # [n * R]: the token ids that stand at the rows
+    embedding: Tensor  # [n * R, d] of the tokens that stand at the rows
     sites: dict[str, Tensor]
     final: Tensor
 
@@ -182,12 +182,13 @@ def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: flo
         packed = forward_packed(family, suffixes, past, sites=sites, keep=keep, read=read)
         kept = {site: packed.sites[site][:, again.to(family.device)] for site in sites}
         tokens = torch.cat([prompts[i][where[i]] for i in range(a, b)])
+        embedding = family.embed(tokens.to(family.device), where[a:b].flatten().to(family.device))
         final = packed.resid_final
         del packed
-        yield Rows(a, b, tokens, kept, final)
+        yield Rows(a, b, embedding, kept, final)
 
 
-def _bytes(family: LlamaFamily, length: int, rows: int, sites: Sequence[str]) -> int:
+def _bytes(family: Family, length: int, rows: int, sites: Sequence[str]) -> int:
     """Of one prompt: keys and values of all its positions, and the sites of the rows that are kept."""
     kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
     return planner.base_bytes(family, length, rows, kept // family.resid_dtype.itemsize)

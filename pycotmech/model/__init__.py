@@ -1,14 +1,15 @@
 """Models: load one, run it, keep activations; the family adapters that the patching engine is built on."""
 
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
 from pycotmech.model.model import Model, resolve_positions
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import Activations, KeyValues, Packed, forward_packed
 
 __all__ = [
     "Activations",
+    "Family",
     "KeyValues",
-    "LlamaFamily",
     "Model",
     "ModelConfig",
     "Packed",

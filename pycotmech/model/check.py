@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.run import forward_packed
 from pycotmech.model.twin import twin_of
 
@@ -18,7 +16,7 @@ _QUANTISED_TOLERANCE = 0.05  # root-mean-square, relative: quantised weights hav
 _SLACK = 1.25  # on the error of 16-bit logits: over so few positions it scatters a little
 
 
-def check_against_hf(family: LlamaFamily) -> None:
+def check_against_hf(family: Family) -> None:
     """Runs a short prompt on both sides and compares the logits; if they differ, finds the first layer that does.
 
     float32 and float64: each value equal to 1e-4 of the largest. bfloat16 and float16: the root-mean-square error against
@@ -40,12 +38,13 @@ def check_against_hf(family: LlamaFamily) -> None:
                 raise ValueError(_message(name, f"largest difference {worst:.3g} where values reach {scale:.3g}"))
         return
     got, expected = ours[LOGITS].double(), theirs[LOGITS].double()
-    if not all(p.is_floating_point() for p in family.base.parameters()):
+    if family.is_quantised():
         error, scale = _rms(got - expected), _rms(expected)
         if not error <= _QUANTISED_TOLERANCE * scale:
             raise ValueError(_message(LOGITS, f"root-mean-square difference {error:.3g} of {scale:.3g}"))
         return
-    truth = _widened(family, tokens)
+    names = {**_places(family), "logits": LOGITS}
+    truth = {names[place]: value for place, value in family.widened(tokens).items()}
     error, own = _rms(got - truth[LOGITS]), _rms(expected - truth[LOGITS])
     if not error <= _SLACK * own + 1e-12:
         raise ValueError(
@@ -77,19 +76,26 @@ def _rms(x: Tensor) -> float:
     return x.pow(2).mean().sqrt().item()
 
 
-def _ours(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
-    packed = forward_packed(family, [tokens], sites=("attn_out", "mlp_out"), read=torch.arange(len(tokens)))
-    out = {}
+def _places(family: Family) -> dict[str, str]:
+    """The modules whose outputs are compared, by name, and what they are called in messages."""
+    places = {}
     for l in range(family.cfg.n_layers):
-        out[f"layer {l}, attention"] = packed.sites["attn_out"][l]
-        out[f"layer {l}, MLP"] = packed.sites["mlp_out"][l]
+        attention, mlp = family.sublayers(l)
+        places |= {attention: f"layer {l}, attention", mlp: f"layer {l}, MLP"}
+    return places
+
+
+def _ours(family: Family, tokens: Tensor) -> dict[str, Tensor]:
+    packed = forward_packed(family, [tokens], sites=("attn_out", "mlp_out"), read=torch.arange(len(tokens)))
+    by_place = (packed.sites[site][l] for l in range(family.cfg.n_layers) for site in ("attn_out", "mlp_out"))
+    out = dict(zip(_places(family).values(), by_place, strict=True))
     with torch.no_grad():
         out[LOGITS] = family.logits(packed.resid_final)
     return {name: value.cpu() for name, value in out.items()}
 
 
 @torch.no_grad()
-def _theirs(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
+def _theirs(family: Family, tokens: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def recorder(name: str):
@@ -99,35 +105,9 @@ def _theirs(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
         return hook
 
     # Hooks on the model itself would be seen by other threads, and be refused or honoured there.
-    places = {
-        f"model.layers.{l}.{part}": f"layer {l}, {name}"
-        for l in range(family.cfg.n_layers)
-        for part, name in (("self_attn", "attention"), ("mlp", "MLP"))
-    }
+    places = _places(family)
     hf = twin_of(family.hf, places)
     for place, name in places.items():
         hf.get_submodule(place).register_forward_hook(recorder(name))
     logits = hf(tokens[None].to(family.device), use_cache=False).logits[0]
     return {**found, LOGITS: logits.cpu()}
-
-
-@torch.no_grad()
-def _widened(family: LlamaFamily, tokens: Tensor) -> dict[str, Tensor]:
-    """The Hugging Face modules' own arithmetic in float32, one layer's weights widened at a time."""
-    base, out = family.base, {}
-    x = base.embed_tokens(tokens.to(family.device))[None].float()
-    positions = torch.arange(len(tokens), device=family.device)[None]
-    rotary = base.rotary_emb(x, position_ids=positions)
-    mask = torch.full((len(tokens), len(tokens)), float("-inf"), device=family.device).triu(1)[None, None]
-    for l, layer in enumerate(family.layers):
-        wide = copy.deepcopy(layer).float()
-        wide.self_attn.config._attn_implementation = "eager"  # the copy's; takes the additive mask
-        attention = wide.self_attn(wide.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)[0]
-        x = x + attention
-        mlp = wide.mlp(wide.post_attention_layernorm(x))
-        x = x + mlp
-        out[f"layer {l}, attention"], out[f"layer {l}, MLP"] = attention[0].cpu(), mlp[0].cpu()
-    n = copy.deepcopy(base.norm).float()(x)[0]
-    weight = family.hf.lm_head.weight
-    out[LOGITS] = torch.cat([n @ weight[a : a + 8192].float().T for a in range(0, len(weight), 8192)], -1).cpu()
-    return out

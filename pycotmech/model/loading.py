@@ -21,7 +21,7 @@ import torch
 
 from pycotmech.model import _cache, _checkpoint
 from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
-from pycotmech.model.families.llama import FAMILIES
+from pycotmech.model.families.registry import FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pycotmech._warnings import warn
 from pycotmech.model.check import check_against_hf
-from pycotmech.model.families.llama import ModelConfig, family_of
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.registry import family_of
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.prompts import Tokens as Tokens
 from pycotmech.model.prompts import is_prompt as is_prompt

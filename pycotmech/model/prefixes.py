@@ -14,7 +14,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues, forward_packed
 
 SEGMENT = 128
@@ -39,7 +39,7 @@ class Prefixes:
     of a model that is copied or sent to another process, begins with nothing kept.
     """
 
-    def __init__(self, family: LlamaFamily) -> None:
+    def __init__(self, family: Family) -> None:
         self.family = family
         self.limit: int | None = None
         self._segments: OrderedDict[Hashable, Tensor] = OrderedDict()  # -> [2, L, S, Hkv, D]
@@ -106,7 +106,7 @@ class Prefixes:
         if not self.family.is_plain():
             self.clear()
             return False
-        tensors = [*self.family.hf.parameters(), *self.family.hf.buffers()]
+        tensors = self.family.tensors()
         if any(t.is_inference() for t in tensors):  # these count no versions
             self.clear()
             return False

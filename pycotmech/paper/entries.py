@@ -39,7 +39,7 @@ from pycotmech.stats import bootstrap
 if TYPE_CHECKING:
     from pycotmech.cot import Examples, Graded
     from pycotmech.model import Model
-    from pycotmech.model.families.llama import ModelConfig
+    from pycotmech.model.config import ModelConfig
 
 CostOf = Callable[["ModelConfig", Workload], Cost]
 

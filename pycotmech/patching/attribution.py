@@ -25,7 +25,7 @@ from transformers import DynamicCache
 from pycotmech.engine.bases import common_prefix
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
 from pycotmech.model.arguments import check_model
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.job import PatchJob, prepare_job
@@ -288,7 +288,7 @@ def _differentiable(metric: ExampleMetric, logits: Tensor) -> Tensor:
 
 
 def _forward(
-    family: LlamaFamily, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
+    family: Family, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The Hugging Face model's forward over tokens [S] behind the past. base: with what a backward pass needs.
 
@@ -328,7 +328,7 @@ def _forward(
     return [found[l] for l in range(family.cfg.n_layers)], logits, wide
 
 
-def _extended(family: LlamaFamily, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _extended(family: Family, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of each layer, [1, Hkv, P, D], of the past and of the tokens behind it; nothing else is kept."""
     if not len(tokens):
         return past
@@ -349,7 +349,7 @@ def _cache(past: list[tuple[Tensor, Tensor]]) -> DynamicCache:
 
 
 @contextlib.contextmanager
-def _as_found(family: LlamaFamily) -> Iterator[None]:
+def _as_found(family: Family) -> Iterator[None]:
     """SDPA, and no recomputation of layers (it drops the cache); afterwards everything as it was, errors included.
 
     The attention that the model came with may have no backward pass, or keep whole patterns for it.

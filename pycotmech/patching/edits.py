@@ -14,7 +14,7 @@ from torch import Tensor
 from pycotmech._warnings import warn
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.row_edits import PER_QUERY, Entries
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.model import resolve_positions
 from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site
 

@@ -18,7 +18,7 @@ from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normal
 from pycotmech.engine.row_edits import PER_QUERY, Entries, RowEdits, SourceValues
 from pycotmech.engine.staircase import Variants
 from pycotmech.model.arguments import check_seed
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import KeyValues
@@ -174,7 +174,7 @@ class PatchJob:
     targets: for each pair the positions that are patched, ascending.
     """
 
-    family: LlamaFamily
+    family: Family
     prefixes: Prefixes
     pairs: list[Pair]
     targets: list[list[int]]

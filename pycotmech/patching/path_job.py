@@ -17,7 +17,8 @@ from pycotmech.engine.metrics import Metric
 from pycotmech.engine.row_edits import PER_QUERY, RowEdits
 from pycotmech.engine.senders import Climbed, PathJoins, climb
 from pycotmech.engine.staircase import Variants
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.patching.edits import reaches
 from pycotmech.patching.pairs import Pair
@@ -128,7 +129,7 @@ class PathOutcome:
 class PathJob:
     """All paths of all examples: cut into chunks of examples, each into groups of senders, each into pieces of paths."""
 
-    family: LlamaFamily
+    family: Family
     prefixes: Prefixes | None  # None: nothing will be run
     paths: Paths
     spans: list[Span]

@@ -17,7 +17,8 @@ from pycotmech.engine.metrics import Metric, check_metric, normalise
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.senders import INPUTS
 from pycotmech.model.arguments import check_model, check_seed
-from pycotmech.model.families.llama import LlamaFamily, family_of
+from pycotmech.model.families.base import Family
+from pycotmech.model.families.registry import family_of
 from pycotmech.model.model import Tokens
 from pycotmech.patching.edits import check_heads
 from pycotmech.patching.heads import Direction
@@ -211,7 +212,7 @@ def _targets(pair: Pair, positions: Literal["read"] | Sequence[int] | None) -> l
     return targets_of(pair, positions)
 
 
-def _without_weights(config: Any) -> LlamaFamily:
+def _without_weights(config: Any) -> Family:
     """A model of this configuration, for its sizes alone."""
     if isinstance(config, nn.Module) or not hasattr(config, "num_hidden_layers"):
         raise TypeError(f"model: got {type(config).__name__}; expected a pycotmech.Model or a transformers configuration")

@@ -16,7 +16,7 @@ from torch import Tensor
 from pycotmech.engine.bases import PairRuns, run_pairs
 from pycotmech.engine.evaluate import Evaluator
 from pycotmech.engine.metrics import ExampleMetric, Metric
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues
 from pycotmech.patching.pairs import Pair, targets_of
 
@@ -54,7 +54,7 @@ def _upto(tokens: Tensor, pair: Pair) -> bytes:
 
 
 def run_hosts(
-    family: LlamaFamily,
+    family: Family,
     pairs: Sequence[Pair],
     runs: Sequence[SharedRun],
     direction: str,

@@ -16,7 +16,7 @@ from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.staircase import Variants
 from pycotmech.model.arguments import check_model, check_seed
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Layout, Variant, lay_out
 from pycotmech.patching.pairs import answer_token

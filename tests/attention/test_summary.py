@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.model import run as run_module
+from pycotmech.model import climb as climb_module
 from tests.attention.patterns import entropy, patterns, top
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
@@ -165,7 +165,7 @@ def test_row_blocks_change_nothing_beyond_rounding(monkeypatch):
     wide = double(tiny_llama())
     tokens = ids(T)
     whole = pcm.attention_summary(pcm.Model(wide), tokens, segments=SEGMENTS)
-    monkeypatch.setattr(run_module.blocks, "__defaults__", (5,))
+    monkeypatch.setattr(climb_module.blocks, "__defaults__", (5,))
     cut = pcm.attention_summary(pcm.Model(wide), tokens, segments=SEGMENTS)
     np.testing.assert_allclose(whole.mass, cut.mass, rtol=0, atol=1e-12)
     np.testing.assert_allclose(whole.received, cut.received, rtol=0, atol=1e-12)

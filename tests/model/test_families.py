@@ -6,20 +6,20 @@ import torch
 import transformers
 
 import pycotmech as pcm
-from pycotmech import ops
-from pycotmech.model.families import llama as families
+from pycotmech.model.families import registry
+from pycotmech.model.families.attention import LayerAttention
+from pycotmech.model.families.llama import LlamaFamily
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import logits_of, patched_logits, z_of
 
 WINDOW, T, FIRST = 6, 20, 13
 
 
-class Windowed(families.LlamaFamily):
+class Windowed(LlamaFamily):
     model_types = ("mistral",)
-    plain_attention = False
 
-    def attend(self, l, q, k_shared, v_shared, k_own, v_own, table, cuts=None):
-        return ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, self.scale, window=WINDOW, cuts=cuts)[0]
+    def attention(self, l):
+        return LayerAttention(self.layers[l].self_attn.scaling, window=WINDOW)
 
 
 def mistral(window):
@@ -35,7 +35,7 @@ def mistral(window):
 
 @pytest.mark.parametrize("positions", [None, [-1, -3]])
 def test_a_window_is_one_method(monkeypatch, positions):
-    monkeypatch.setattr(families, "FAMILIES", (families.LlamaFamily, Windowed))
+    monkeypatch.setattr(registry, "FAMILIES", (LlamaFamily, Windowed))
     hf = mistral(WINDOW)
     model = pcm.Model(hf)
     clean = torch.randint(61, (T,), generator=torch.Generator().manual_seed(0))
@@ -58,7 +58,7 @@ def test_a_window_is_one_method(monkeypatch, positions):
 
 def test_the_window_matters(monkeypatch):
     """Without the method the check at load says so."""
-    monkeypatch.setattr(families, "FAMILIES", (Windowed,))
-    monkeypatch.setattr(Windowed, "attend", families.LlamaFamily.attend)
+    monkeypatch.setattr(registry, "FAMILIES", (Windowed,))
+    monkeypatch.setattr(Windowed, "attention", LlamaFamily.attention)
     with pytest.raises(ValueError):
         pcm.Model(mistral(WINDOW))

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama import modeling_llama
 
 import pycotmech as pcm
 from tests.reference.tiny import tiny_llama
+from tests.reference.truth import logits_of, patched_logits, z_of
 
 TOKENS = torch.arange(1, 25)
 
@@ -105,13 +107,65 @@ def test_recorders_that_transformers_leaves_behind_are_no_hooks_of_the_user():
     assert pcm.Model(hf).run(TOKENS).logits.shape == (24, 61)
 
 
+class Halved(modeling_llama.LlamaAttention):
+    """An attention that this library does not compute."""
+
+    def forward(self, *args, **kwargs):
+        out, weights = super().forward(*args, **kwargs)
+        return out / 2, weights
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_at_load_names_the_first_layer_that_differs(dtype):
     hf = tiny_llama(n_layers=3, dtype=dtype)
-    hf.model.layers[1].self_attn.scaling = 0.5  # an attention this library does not compute
+    hf.model.layers[1].self_attn.__class__ = Halved
     with pytest.raises(ValueError, match=r"differs from the Hugging Face model's own forward pass, first at layer 1, att"):
         pcm.Model(hf)
     pcm.Model(hf, check=False)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_another_scale_of_scores_is_honoured(when):
+    hf = tiny_llama(n_layers=3)
+    model = pcm.Model(hf)
+    hf.model.layers[1].self_attn.scaling = 0.5
+    model = pcm.Model(hf) if when == "before" else model
+    assert (model.run(TOKENS).logits - logits_of(hf, TOKENS)).abs().max() < 1e-4
+    source, base = z_of(hf, TOKENS), TOKENS.flip(0)
+    found = pcm.patch_heads(model, TOKENS, base, metric="logit_diff", answer=7, wrong=11, normalize=False)
+    for l, h in ((0, 1), (1, 2)):
+        truth = patched_logits(hf, base, source, l, h)
+        assert abs(found.values[l, h] - float(truth[7] - truth[11])) < 1e-4
+
+
+def test_layers_that_are_replaced_or_removed_after_the_model_was_looked_at_are_refused():
+    def refused(change, message):
+        hf = tiny_llama(n_layers=3)
+        model = pcm.Model(hf)
+        model.run(TOKENS)
+        change(hf)
+        with pytest.raises(ValueError, match=message):
+            model.run(TOKENS)
+        with pytest.raises(ValueError, match=message):
+            pcm.patch_heads(model, TOKENS, TOKENS.flip(0))
+        again = pcm.Model(hf)  # as it is now
+        assert (again.run(TOKENS).logits - logits_of(hf, TOKENS)).abs().max() < 1e-4
+
+    other = tiny_llama(n_layers=3, seed=5).model.layers
+
+    def replace(hf):
+        hf.model.layers[1] = other[1]
+
+    def replace_attention(hf):
+        hf.model.layers[2].self_attn = other[2].self_attn
+
+    def fewer(hf):
+        hf.config.num_hidden_layers = 2
+
+    refused(replace, r"model\.layers\.1 was replaced")
+    refused(replace_attention, r"model\.layers\.2\.self_attn was replaced")
+    refused(lambda hf: hf.model.layers.__delitem__(2), "it has 2 layers now and had 3")
+    refused(fewer, "it has 2 layers now and had 3")
 
 
 def test_weights_that_are_not_finite():

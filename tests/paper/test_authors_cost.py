@@ -18,7 +18,7 @@ from pycotmech.cot.analyses import (
     patch_steps,
 )
 from pycotmech.cot.tools.cost import Cost, Workload
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.paper import ENTRIES
 
 LLAMA = ModelConfig(32, 32, 32, 4096, 128, 11008, 32000, 4096, "llama", torch.float32)

@@ -24,7 +24,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.result import Analysis, about, columns
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.patching import Edit, Variant, sweep
 from pycotmech.stats import bootstrap
 

@@ -36,7 +36,8 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Analysis, about, columns, top_cells
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Written(NamedTuple):
 
 
 @torch.no_grad()
-def written(family: LlamaFamily, trace: Trace, prompt: Prompt, *, projection: bool = True) -> Written:
+def written(family: Family, trace: Trace, prompt: Prompt, *, projection: bool = True) -> Written:
     """What each head writes where the prompt is read. The trace needs the sites z and q.
 
     Cost: the unembedding of a row for each head, if the projection is wanted (NaN and -1 otherwise).
@@ -81,7 +82,7 @@ def written(family: LlamaFamily, trace: Trace, prompt: Prompt, *, projection: bo
     size = final_size(family, final)[0]
     direct, contrast = out @ (answer - mean) / size, out @ (answer - wrong) / size
     whole = torch.stack((final[0] @ (answer - mean), final[0] @ (answer - wrong))) / size
-    bias = family.hf.lm_head.bias
+    bias = family.unembedding_bias()
     if bias is not None:
         whole = whole + torch.stack((bias[ids[0]] - bias.mean(), bias[ids[0]] - bias[ids[1]])).to(whole.dtype)
     if projection:

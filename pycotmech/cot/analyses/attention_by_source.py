@@ -25,7 +25,6 @@ from pycotmech.cot.tools.activations import (
     Trace,
     by_example,
     head_mask,
-    output_matrix,
     texts_of,
     trace_cost,
     traced,
@@ -34,7 +33,8 @@ from pycotmech.cot.tools.cells import Cells, choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Analysis, about, top_cells
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Layer(NamedTuple):
     contributions: Tensor  # [n, T], rows sum to 1
 
 
-def decompose(family: LlamaFamily, trace: Trace, l: int, reads: Sequence[int], *, norm: Norm = "l1") -> Layer:
+def decompose(family: Family, trace: Trace, l: int, reads: Sequence[int], *, norm: Norm = "l1") -> Layer:
     """Layer-wise contributions: what each position brings to one layer's attention block at the positions read.
 
     vectors[j] = sum over heads of a_j v_j W_O, and the residual stream for the position itself. A contribution is how much
@@ -73,11 +73,11 @@ def decompose(family: LlamaFamily, trace: Trace, l: int, reads: Sequence[int], *
     layers).
     """
     pattern = trace.pattern(l, reads)
-    transformed = _transformed(family, trace.values(l), output_matrix(family, l))
+    transformed = _transformed(family, trace.values(l), family.output_matrix(l))
     return _decompose(pattern, transformed, trace.at("resid_pre", l, reads), reads, norm)
 
 
-def shares(family: LlamaFamily, trace: Trace, prompts: Sequence[Prompt], *, norm: Norm = "l1") -> Shares:
+def shares(family: Family, trace: Trace, prompts: Sequence[Prompt], *, norm: Norm = "l1") -> Shares:
     """The shares of the sources at the last positions of prompts that begin the trace's text. Cost: attention of one row
     for each, and W_O of every value once."""
     cfg, G, T = family.cfg, len(SOURCES), len(trace)
@@ -91,7 +91,7 @@ def shares(family: LlamaFamily, trace: Trace, prompts: Sequence[Prompt], *, norm
     written, layer = torch.empty_like(mass), torch.empty_like(mass[:, :, 0])
     for l in range(cfg.n_layers):
         pattern, values = trace.pattern(l, reads), trace.values(l).to(family.resid_dtype)
-        matrix = output_matrix(family, l)
+        matrix = family.output_matrix(l)
         mass[:, l] = torch.einsum("nht,ntg->nhg", pattern, member)
         per_head = values.repeat_interleave(cfg.group, 1)
         for g in range(G):
@@ -102,7 +102,7 @@ def shares(family: LlamaFamily, trace: Trace, prompts: Sequence[Prompt], *, norm
     return Shares(mass, written, layer)
 
 
-def _transformed(family: LlamaFamily, values: Tensor, matrix: Tensor) -> Tensor:
+def _transformed(family: Family, values: Tensor, matrix: Tensor) -> Tensor:
     """Values [T, Hkv, D] through W_O by query head: [T, H, d]."""
     per_head = values.to(family.resid_dtype).repeat_interleave(family.cfg.group, 1)
     return torch.einsum("thd,hde->the", per_head, matrix)

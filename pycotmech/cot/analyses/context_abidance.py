@@ -25,7 +25,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.result import Analysis, about
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from pycotmech.cot.tools.rows import ReadRow, head_outputs, read_rows, word_span
 from pycotmech.figures.words import plural
 from pycotmech.lens.readout import Readout
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -142,19 +143,15 @@ def _by_id(tokens: Tensor, token: int) -> list[slice]:
     return [slice(p, p + 1) for p in (tokens == token).nonzero().flatten().tolist()]
 
 
-def written(family: LlamaFamily, row: ReadRow, token: int, *, raw: bool = False) -> Tensor:
+def written(family: Family, row: ReadRow, token: int, *, raw: bool = False) -> Tensor:
     """What each head adds to a token's logit at the row that is read, float64 [L, H].
 
     The final norm divides by the root mean square of the whole row, so the logit is a sum over what was added to the row
     (raw: the plain product with the unembedding's row, neither divided nor weighted). NotImplementedError or ValueError if
     what is attached to the unembedding or the final norm makes it something else.
     """
-    if not family.plain_unembedding():
-        raise NotImplementedError(
-            "model: something is attached to its unembedding; the share of heads in logits needs the unembedding as it is"
-        )
+    direction = family.unembedding_rows(token).double()
     out = head_outputs(family, row.sites["z"]).double()
-    direction = family.hf.lm_head.weight[token].detach().double()
     if not raw:
         readout, final = Readout(family), row.final[None]
         readout.check_norm(final)

@@ -19,7 +19,8 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.cot.tools.rows import head_outputs, read_rows
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def decision_heads(
     return DecisionHeads(xr.Dataset(data, coords={**cells.coords, "layer": np.arange(L), "head": np.arange(H)}), facts)
 
 
-def probability(family: LlamaFamily, rows: Tensor, token: int) -> Tensor:
+def probability(family: Family, rows: Tensor, token: int) -> Tensor:
     """Rows of the residual stream [R, d] -> the probability of a token by the final norm and the unembedding, float64 [R]."""
     out = []
     with torch.no_grad():

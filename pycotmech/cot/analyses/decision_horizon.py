@@ -21,7 +21,7 @@ from pycotmech.cot.tools.result import Analysis, Progress, about, columns
 from pycotmech.engine import planner
 from pycotmech.engine.decode import Runs
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues
 from pycotmech.stats import bootstrap
 

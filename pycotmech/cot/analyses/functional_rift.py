@@ -22,7 +22,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Analysis, Progress, about
 from pycotmech.engine import planner
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
 from pycotmech.stats import bootstrap
 
@@ -426,7 +426,8 @@ def position_curves(model: Model, tokens: Tensor, past: KeyValues | None, memori
     prior = [memorised[ids[i]] for i in range(P, len(ids))]
     used = np.array([bool(c) and b not in c for c, b in zip(context, prior)])
     packed = forward_packed(family, [tokens[P:]], past, sites=("resid_post",))
-    streams = torch.cat((family.embed(tokens[P:].to(family.device))[None], packed.sites["resid_post"]))  # [depth, R, d]
+    embedding = family.embed(tokens[P:].to(family.device), torch.arange(P, len(tokens), device=family.device))
+    streams = torch.cat((embedding[None], packed.sites["resid_post"]))  # [depth, R, d]
     values = {name: np.full((len(prior), len(streams)), np.nan) for name in CURVES}
     for j, stream in enumerate(streams):
         for a in range(0, len(prior), _LOGIT_ROWS):

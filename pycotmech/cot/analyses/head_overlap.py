@@ -15,7 +15,7 @@ from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.head_sets import HeadSet
 from pycotmech.cot.tools.result import Analysis
 from pycotmech.figures.words import plural
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 from pycotmech.stats.significance import adjusted, hypergeometric
 

@@ -24,7 +24,7 @@ from pycotmech.cot.tools.cells import Cells, choose, grade
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
 from pycotmech.cot.tools.result import Analysis, about, top_cells
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:

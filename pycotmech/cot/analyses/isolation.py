@@ -22,7 +22,7 @@ from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.result import Analysis, Progress, about, columns
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:

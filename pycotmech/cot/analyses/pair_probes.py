@@ -36,7 +36,7 @@ from pycotmech.cot.tools.question_runs import (
 )
 from pycotmech.cot.tools.result import Analysis, Progress, columns, facts
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ class Features:
                 if depth:
                     here = trace.at("resid_post", depth - 1, at)
                 else:
-                    here = model.family.embed(trace.tokens[at].to(model.device))
+                    here = model.family.embed(trace.tokens[at].to(model.device), torch.tensor(at, device=model.device))
                 self.rows[j, to] = here.float().cpu().numpy()
             if progress is not None:
                 progress(0.5 * done / len(used), 1.0)

@@ -22,7 +22,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.evaluate import N_SELF_PATCHES
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
 from pycotmech.patching import Sweep, patch_heads_each
 from pycotmech.patching.heads import Direction

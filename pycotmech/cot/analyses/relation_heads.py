@@ -19,7 +19,7 @@ from pycotmech.cot.tools.head_probe import Rows, head_sets, probed, read_positio
 from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of, runs
 from pycotmech.cot.tools.result import Analysis, Progress, columns, facts, top_cells
 from pycotmech.model.arguments import check_common
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 from pycotmech.stats.significance import sign_flip
 

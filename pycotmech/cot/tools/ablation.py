@@ -20,7 +20,7 @@ from pycotmech.cot.tools.cells import Cells
 from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
 from pycotmech.cot.tools.means import N_PROMPTS, HeadMeans, head_means
 from pycotmech.engine.ablated import AblatedRuns
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

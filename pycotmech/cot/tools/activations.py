@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech import ops
 from pycotmech.cot.task.tokens import Encoder
 from pycotmech.cot.tools.cells import Cell, Cells
 from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
@@ -24,7 +23,8 @@ from pycotmech.engine import planner
 from pycotmech.engine.ablated import replacing
 from pycotmech.engine.bases import common_prefix
 from pycotmech.lens.readout import Readout
-from pycotmech.model.families.llama import LlamaFamily, ModelConfig
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
 from pycotmech.model.run import Packed, forward_packed, site_dtype, site_shape
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def texts_of(groups: Sequence[Sequence[tuple[Cell, Prompt]]]) -> tuple[list[Tens
 class Trace:
     """One text, run once. Positions count from its front; a shared beginning is held once for all texts that have it."""
 
-    def __init__(self, family: LlamaFamily, tokens: Tensor, past: Packed | None, own: Packed, number: int) -> None:
+    def __init__(self, family: Family, tokens: Tensor, past: Packed | None, own: Packed, number: int) -> None:
         self.family, self.tokens = family, tokens
         self._past, self._own = past, own
         self.shared = 0 if past is None else past.offsets[-1]
@@ -161,29 +161,18 @@ class Trace:
 
     def queries(self, l: int, positions: Sequence[int]) -> Tensor:
         """[n, H, D], after the rotary embedding."""
-        return rotated(self.family, self.at("q", l, positions), positions)
+        return rotated(self.family, l, self.at("q", l, positions), positions)
 
     def pattern(self, l: int, positions: Sequence[int]) -> Tensor:
         """Attention weights of these rows [n, H, T], 0 behind each row."""
-        return weights(self.family, self.queries(l, positions), self.keys(l), positions)
+        return self.family.pattern(l, self.queries(l, positions), self.keys(l), positions)
 
 
-def rotated(family: LlamaFamily, q: Tensor, positions: Sequence[int]) -> Tensor:
+def rotated(family: Family, l: int, q: Tensor, positions: Sequence[int]) -> Tensor:
     """Queries or keys [n, heads, D] with the rotary embedding of their positions."""
-    cos, sin = family.rotary(torch.tensor(list(positions), device=q.device))
     q = q.clone()
-    ops.rope(q, cos, sin)
+    family.rotate(l, family.rotary(torch.tensor(list(positions), device=q.device)), None, q)
     return q
-
-
-def weights(family: LlamaFamily, q: Tensor, k: Tensor, positions: Sequence[int]) -> Tensor:
-    """Queries [n, H, D] at `positions` over keys [T, Hkv, D] -> attention weights [n, H, T], 0 behind each row."""
-    n, H, D = q.shape
-    wide = family.resid_dtype
-    grouped = q.to(wide).view(n, k.shape[1], -1, D)
-    scores = torch.einsum("nkgd,tkd->nkgt", grouped, k.to(wide)).reshape(n, H, -1) * family.scale
-    seen = torch.arange(len(k), device=q.device) <= torch.tensor(list(positions), device=q.device)[:, None]
-    return scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
 
 
 def traced(
@@ -246,7 +235,7 @@ def trace_cost(cfg: ModelConfig, workload: Workload, sites: int, *, whole: bool 
     return rows_cost(cfg, rows, forwards=workload.examples, memory=held + 4.0 * cfg.n_layers * rows * width)
 
 
-def _mean_z(family: LlamaFamily, texts: Sequence[Tensor], P: int) -> Tensor:
+def _mean_z(family: Family, texts: Sequence[Tensor], P: int) -> Tensor:
     """Mean z of the first token, and of all others: [L, 2, H, D]. The shared beginning counts once for each text."""
     past = forward_packed(family, [texts[0][:P]], sites=("z",)) if P else None
     own = forward_packed(family, [t[P:] for t in texts], None if past is None else past.key_values(0, None), sites=("z",))
@@ -277,47 +266,28 @@ def head_mask(cfg: ModelConfig, heads: Sequence[tuple[int, int]] | Tensor, *, ar
 
 
 @torch.no_grad()
-def output_matrix(family: LlamaFamily, l: int) -> Tensor:
-    """W_O by head [H, D, d], wide; of an adapted or quantised projection the matrix that it amounts to."""
-    cfg, wide, n = family.cfg, family.resid_dtype, family.cfg.n_heads * family.cfg.d_head
-    if family.is_plain_projection(l):
-        matrix = family.layers[l].self_attn.o_proj.weight.detach().to(wide).T
-    else:
-        unit = torch.eye(n, dtype=family.dtype, device=family.device).view(n, cfg.n_heads, cfg.d_head)
-        matrix = (family.attn_out(l, unit) - family.attn_out(l, torch.zeros_like(unit[:1]))).to(wide)
-    return matrix.reshape(cfg.n_heads, cfg.d_head, -1)
-
-
-@torch.no_grad()
-def head_outputs(family: LlamaFamily, l: int, z: Tensor) -> Tensor:
+def head_outputs(family: Family, l: int, z: Tensor) -> Tensor:
     """z [n, H, D] -> what each head adds to the residual stream [n, H, d], the projection's bias left out."""
     return family.head_out(l, z)
 
 
-def token_logits(family: LlamaFamily, x: Tensor, tokens: Sequence[int]) -> Tensor:
+def token_logits(family: Family, x: Tensor, tokens: Sequence[int]) -> Tensor:
     """Logits of a few tokens from residual rows [n, d], final norm included: [n, len(tokens)]."""
     with torch.no_grad():
         return family.logits(x, torch.tensor(list(tokens), device=x.device))
 
 
 @torch.no_grad()
-def direct_directions(family: LlamaFamily, tokens: Sequence[int]) -> Tensor:
+def direct_directions(family: Family, tokens: Sequence[int]) -> Tensor:
     """Directions [n + 1, d] whose product with a vector, divided by the final norm's size, is its share of the logits of
     `tokens`; the last one is of the mean over the vocabulary. NotImplementedError if something is attached to the
     unembedding."""
-    if not family.plain_unembedding():
-        raise NotImplementedError(
-            "model: something is attached to its unembedding; the share of heads in logits needs the unembedding as it is"
-        )
-    weight, gamma, wide = family.hf.lm_head.weight, Readout(family).gamma, family.resid_dtype
-    mean = torch.zeros(family.cfg.d_model, dtype=wide, device=weight.device)
-    for a in range(0, len(weight), 8192):
-        mean += weight[a : a + 8192].to(wide).sum(0)
-    return torch.cat((weight[list(tokens)].to(wide), (mean / len(weight))[None])) * gamma
+    rows = family.unembedding_rows(list(tokens)).to(family.resid_dtype)
+    return torch.cat((rows, family.unembedding_mean()[None])) * family.final_gain()
 
 
 @torch.no_grad()
-def final_size(family: LlamaFamily, x: Tensor) -> Tensor:
+def final_size(family: Family, x: Tensor) -> Tensor:
     """What the final norm divides residual rows [n, d] by: [n]. ValueError if what is attached to it does otherwise."""
     readout = Readout(family)
     readout.check_norm(x)
@@ -325,7 +295,7 @@ def final_size(family: LlamaFamily, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def projected(family: LlamaFamily, x: Tensor, tokens: Sequence[int], *, rows: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+def projected(family: Family, x: Tensor, tokens: Sequence[int], *, rows: int = 256) -> tuple[Tensor, Tensor, Tensor]:
     """U(x) = softmax(unembedding of the normed row): (probabilities of `tokens` [n, K], top token [n], its probability [n]).
 
     x [n, d]. The norm is that of the row itself: U does not depend on how long the row is. Cost: the unembedding of n rows.

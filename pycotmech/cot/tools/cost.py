@@ -15,7 +15,7 @@ from pycotmech.patching.shared_runs import shared_runs
 if TYPE_CHECKING:
     from pycotmech.cot.tools.cells import Cells
     from pycotmech.model import Model
-    from pycotmech.model.families.llama import ModelConfig
+    from pycotmech.model.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pycotmech.cot.tools.activations import Prompt, Trace, head_outputs, output_matrix, rotated, token_logits
+from pycotmech.cot.tools.activations import Prompt, Trace, head_outputs, rotated, token_logits
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from pycotmech.model import work
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.patching import Edit, Variant
 
 Place = tuple[int, int, int]
@@ -52,10 +52,13 @@ class Sources:
     """What a head's z, and a token's embedding, are replaced by: their means over the positions of the text, its first
     token left out; or those of an aligned counterfactual."""
 
-    def __init__(self, family: LlamaFamily, trace: Trace, other: Trace | None = None) -> None:
+    def __init__(self, family: Family, trace: Trace, other: Trace | None = None) -> None:
         self.family, self.trace, self.other = family, trace, other
         self._mean: dict[int, Tensor] = {}
-        self._embedding = family.embed(trace.tokens[1:].to(family.device)).mean(0) if other is None else None
+        self._embedding = None
+        if other is None:
+            positions = torch.arange(1, len(trace.tokens), device=family.device)
+            self._embedding = family.embed(trace.tokens[1:].to(family.device), positions).mean(0)
 
     def z(self, l: int, position: int) -> Tensor:
         """[H, D]"""
@@ -68,15 +71,21 @@ class Sources:
     def embedding(self, position: int) -> Tensor:
         """[d]"""
         if self.other is not None:
-            return self.family.embed(self.other.tokens[position : position + 1].to(self.family.device))[0]
+            return embedded(self.family, self.other.tokens, position)
         return self._embedding  # type: ignore[return-value]
+
+
+def embedded(family: Family, tokens: Tensor, position: int) -> Tensor:
+    """The embedding of one token of a text, [d]."""
+    at = slice(position, position + 1)
+    return family.embed(tokens[at].to(family.device), torch.arange(at.start, at.stop, device=family.device))[0]
 
 
 @dataclass
 class Flow:
     """One prompt, its trace, and what follows from replacing things in it."""
 
-    family: LlamaFamily
+    family: Family
     trace: Trace
     prompt: Prompt
     sources: Sources
@@ -99,7 +108,7 @@ class Flow:
             for l in range(self.family.cfg.n_layers):
                 z = self.trace.at("z", l, [position])[0].to(self.family.resid_dtype)
                 rows.append(head_outputs(self.family, l, (self.sources.z(l, position) - z)[None])[0])
-            token = self.family.embed(self.trace.tokens[position : position + 1].to(self.family.device))[0]
+            token = embedded(self.family, self.trace.tokens, position)
             self._deltas[position] = torch.cat((*rows, (self.sources.embedding(position) - token)[None]))
         return self._deltas[position]
 
@@ -140,18 +149,18 @@ class Flow:
         n = len(x)
         base_q = self.trace.queries(l, [at])[0, h].to(wide)
         keys, values = (t[: at + 1, kv].to(wide) for t in (self.trace.keys(l), self.trace.values(l)))
-        scores = keys @ base_q * family.scale
+        products, attention = keys @ base_q, family.attention(l)
         out = {}
         if "q" in inputs and position == at:
-            new = rotated(family, q, [position] * n)[:, h].to(wide)
-            out["q"] = (new @ keys.T * family.scale).softmax(-1) @ values
+            new = rotated(family, l, q, [position] * n)[:, h].to(wide)
+            out["q"] = attention.weights(new @ keys.T, [at]) @ values
         if "k" in inputs:
-            new = rotated(family, k, [position] * n)[:, kv].to(wide)
-            many = scores.repeat(n, 1)
-            many[:, position] = new @ base_q * family.scale
-            out["k"] = many.softmax(-1) @ values
+            new = rotated(family, l, k, [position] * n)[:, kv].to(wide)
+            changed = products.repeat(n, 1)
+            changed[:, position] = new @ base_q
+            out["k"] = attention.weights(changed, [at]) @ values
         if "v" in inputs:
-            weights = scores.softmax(-1)
+            weights = attention.weights(products[None], [at])[0]
             out["v"] = weights @ values + weights[position] * (v[:, kv].to(wide) - values[position])
         return out
 
@@ -167,7 +176,7 @@ class Flow:
         """
         for (place, _, _), nearer in zip(chain, [*chain[1:], None]):
             l, h, at = place
-            change = (z - self.z(place)) @ output_matrix(self.family, l)[h]
+            change = (z - self.z(place)) @ self.family.output_matrix(l)[h]
             if nearer is None:
                 return self.logit_difference(self.climb(at, change, [l] * len(z), self.family.cfg.n_layers))
             parent, position, input = nearer
@@ -293,5 +302,5 @@ def _screened(flow: Flow, place: Place, position: int, inputs: str, senders: Ten
         return senders.tolist()
     x = flow.trace.at("resid_pre", l, [position]) + flow.deltas(position)[senders]
     moved = [z - flow.z(place) for z in flow.received(place, position, x, inputs).values()]
-    size = torch.stack([(m @ output_matrix(flow.family, l)[h]).norm(dim=-1) for m in moved]).amax(0)
+    size = torch.stack([(m @ flow.family.output_matrix(l)[h]).norm(dim=-1) for m in moved]).amax(0)
     return senders[size.sort(descending=True, stable=True).indices[:k]].sort().values.tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pycotmech.cot.tools.activations import Prompt, Trace, head_outputs, projected, token_logits
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Lens:
     """What heads and residual streams of a trace say, each looked at once. shared: what was found at positions of the
     beginning that texts share, kept from text to text."""
 
-    family: LlamaFamily
+    family: Family
     trace: Trace
     shared: dict = field(default_factory=dict)
     own: dict = field(default_factory=dict)

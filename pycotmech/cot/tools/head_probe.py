@@ -14,7 +14,7 @@ from pycotmech.cot.task.relations import Pair, Question
 from pycotmech.cot.tools.probes import Projection, balanced, fit_linear
 from pycotmech.engine.ablated import AblatedRuns
 from pycotmech.engine.bases import common_prefix
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

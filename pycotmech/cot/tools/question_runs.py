@@ -12,7 +12,7 @@ from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.relations import CLASSES, Question, Unrelated, make_questions
 from pycotmech.cot.tools.activations import Trace, traced
 from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
-from pycotmech.model.families.llama import ModelConfig
+from pycotmech.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

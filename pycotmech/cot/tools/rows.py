@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pycotmech.cot.tools.activations import rotated, weights
+from pycotmech.cot.tools.activations import rotated
 from pycotmech.cot.tools.cells import Cell, Cells
 from pycotmech.engine import planner
 from pycotmech.engine.bases import common_prefix
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues, forward_packed, site_dtype, site_shape
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ def read_rows(
             yield ReadRow(cell, {site: here[site] for site in sites}, packed.resid_final[i], weights)
 
 
-def _bytes(family: LlamaFamily, length: int, rows: int, sites: Sequence[str]) -> int:
+def _bytes(family: Family, length: int, rows: int, sites: Sequence[str]) -> int:
     kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
     return planner.base_bytes(family, length, rows, kept // family.resid_dtype.itemsize)
 
 
-def _weights(family: LlamaFamily, q: Tensor, keys: KeyValues) -> Tensor:
+def _weights(family: Family, q: Tensor, keys: KeyValues) -> Tensor:
     """q [L, H, D] of the last position, before the rotary embedding -> attention weights [L, H, T]."""
     end = [len(keys) - 1]
-    rows = [weights(family, rotated(family, q[l][None], end), keys.k[l], end)[0] for l in range(len(q))]
+    rows = [family.pattern(l, rotated(family, l, q[l][None], end), keys.k[l], end)[0] for l in range(len(q))]
     return torch.stack(rows)
 
 
-def head_outputs(family: LlamaFamily, z: Tensor) -> Tensor:
+def head_outputs(family: Family, z: Tensor) -> Tensor:
     """What each head adds to the residual stream: z [L, H, D] of one row -> z W_O by head [L, H, d], without the bias."""
     return torch.stack([family.head_out(l, z[l][None])[0] for l in range(len(z))])
 

@@ -1,0 +1,168 @@
+"""The one way in which prompts go up through the layers, with a place to watch or replace attention.
+
+Everything that runs a prompt is this loop: `run.forward_packed` (rows of many sequences on a shared past, activations kept),
+`run.watch` (attention of each layer looked at, nothing kept), `engine.decode` (keys appended to, token by token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pycotmech.model import work
+from pycotmech.model.families.base import Family
+
+ROW_BLOCK = 2048
+"""Rows that go through the stages of a layer together: bounds temporary memory, keeps matrix products large."""
+
+Attention = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor | None]
+"""(layer, q [n, H, D], own keys and own values [.., Hkv, D], rows) -> z [n, H, D]. Queries and keys are rotated. rows: which of
+the packed rows the queries are, None for the first n. None in the place of z ends the climb. The tensors are overwritten by
+the next layer: copy what is to be kept."""
+
+EditZ = Callable[[int, Tensor, Tensor | None], Tensor]
+"""(layer, z [n, H, D], packed row numbers [n], None: the first n) -> the z that goes on; it may be changed in place."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the keys and the values of the rows are put: k, v [layers or 1, slots, Hkv, D], the one layer of the second kind
+    overwritten by the next; at [R]: the slot of each row, None: slot r for row r."""
+
+    k: Tensor
+    v: Tensor
+    at: Tensor | None = None
+
+    @staticmethod
+    def empty(family: Family, slots: int, *, n_layers: int = 1, at: Tensor | None = None) -> Keys:
+        """Room that is not filled yet, of keys and values in one piece."""
+        cfg = family.cfg
+        shape = (2, n_layers, slots, cfg.n_key_value_heads, cfg.d_head)
+        return Keys(*torch.empty(shape, dtype=family.dtype, device=family.device), at)
+
+    def layer(self, l: int) -> tuple[Tensor, Tensor]:
+        l = l if len(self.k) > 1 else 0
+        return self.k[l], self.v[l]
+
+
+class Kept:
+    """Activations that are kept on the way.
+
+    sites: name -> [L, rows kept, ...], filled by the climb. rows [n]: which packed rows, ascending; None: all.
+    """
+
+    def __init__(self, sites: dict[str, Tensor], rows: Tensor | None = None) -> None:
+        self.sites, self.rows = sites, rows
+        self._places: dict[int, tuple[slice, Tensor]] = {}
+
+    def store(self, site: str, l: int, a: int, b: int, value: Tensor) -> None:
+        """Takes from value, the site in rows a .. b - 1, what is to be kept."""
+        kept = self.sites.get(site)
+        if kept is None:
+            return
+        if self.rows is None:
+            kept[l, a:b] = value
+        else:
+            to, rows = self._place(self.rows, a, b, value.device)
+            kept[l, to] = value[rows]
+
+    def _place(self, rows: Tensor, a: int, b: int, device: torch.device) -> tuple[slice, Tensor]:
+        """Where the rows of a block are kept, and which rows of the block they are; the same for every layer."""
+        if a not in self._places:
+            i, j = torch.searchsorted(rows, torch.tensor([a, b])).tolist()
+            self._places[a] = slice(i, j), (rows[i:j] - a).to(device)
+        return self._places[a]
+
+
+@torch.no_grad()
+def climb(
+    family: Family,
+    tokens: Tensor,
+    positions: Tensor,
+    attention: Attention,
+    keys: Keys,
+    *,
+    kept: Kept | None = None,
+    edit_z: EditZ | None = None,
+    read: Tensor | None = None,
+    n_rows: Sequence[int] | None = None,
+    n_layers: int | None = None,
+) -> Tensor:
+    """Takes packed rows up through the layers; the residual stream after the last one, [R, d], or of the rows `read`.
+
+    tokens, positions [R], on the model's device.
+    attention: gives z of each layer, from the queries and from what stands in `keys`.
+    edit_z: what every layer does to z before its output projection; layers above see its consequences.
+    read: packed row numbers. Then the last layer computes queries, attention and MLP for these rows only, and without any only
+        keys and values. None: all rows go on.
+    n_rows: how many of the rows, from the first on, go through each layer; None: all. The others stay as they are.
+    n_layers: only the first so many layers; what is said of the last layer then holds for the last of these.
+
+    Memory: the residual stream, the queries and z of one layer, `keys`, and the temporaries of `ROW_BLOCK` rows.
+    """
+    cfg, R = family.cfg, len(tokens)
+    L = cfg.n_layers if n_layers is None else n_layers
+    angles = family.rotary(positions)
+    x = family.embed(tokens, positions)  # [R, d]
+    kept = kept or Kept({})
+    queries = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
+    for l in range(L):
+        n = R if n_rows is None else n_rows[l]
+        if n == 0:
+            break
+        k_own, v_own = keys.layer(l)
+        top = read is not None and l == L - 1
+        for a, b in blocks(n):
+            kept.store("resid_pre", l, a, b, x[a:b])
+            q, k, v = family.qkv(l, x[a:b])
+            kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
+            family.rotate(l, angles, slice(a, b), k)
+            at = slice(a, b) if keys.at is None else keys.at[a:b]
+            k_own[at], v_own[at] = k, v
+            if not top:
+                family.rotate(l, angles, slice(a, b), q)
+                queries[a:b] = q
+        if top:
+            work.count(family, work.LayerRows(n + len(read), len(read), len(read)))
+            return _read_rows(family, l, x[read], angles, attention, edit_z, k_own, v_own, read)
+        z = attention(l, queries[:n], k_own, v_own, None)
+        if z is None:
+            work.count(family, work.LayerRows(qkv=n))
+            return x
+        z = z if edit_z is None else edit_z(l, z, None)
+        for a, b in blocks(n):
+            kept.store("z", l, a, b, z[a:b])
+            out = family.attn_out(l, z[a:b])
+            kept.store("attn_out", l, a, b, out)
+            x[a:b] += out
+            kept.store("resid_mid", l, a, b, x[a:b])
+            out = family.mlp_out(l, x[a:b])
+            kept.store("mlp_out", l, a, b, out)
+            x[a:b] += out
+            kept.store("resid_post", l, a, b, x[a:b])
+        work.count(family, work.LayerRows.whole(n))
+        del z
+    return x
+
+
+def _read_rows(
+    family: Family, l: int, x: Tensor, angles: Tensor, attention: Attention, edit_z: EditZ | None,
+    k_own: Tensor, v_own: Tensor, read: Tensor,
+) -> Tensor:  # fmt: skip
+    """The rest of the last layer for the rows that are read, x [len(read), d]."""
+    if len(read) == 0:
+        return x
+    q = family.qkv(l, x)[0]
+    family.rotate(l, angles, read, q)
+    z = attention(l, q, k_own, v_own, read)
+    assert z is not None
+    z = z if edit_z is None else edit_z(l, z, read)
+    x = x + family.attn_out(l, z)
+    return x + family.mlp_out(l, x)
+
+
+def blocks(n: int, size: int = ROW_BLOCK) -> Iterator[tuple[int, int]]:
+    return ((a, min(a + size, n)) for a in range(0, n, size))

@@ -1,0 +1,380 @@
+"""What a model family is to the rest of the library: sizes, names of parts, and one layer's arithmetic stage by stage.
+
+The engine never runs a Hugging Face block as a whole: it needs the stages apart, on rows of many sequences and variants at
+once. The adapter owns the arithmetic of a stage and nothing else. It uses the model's own modules and weights, never a copy:
+a module that is exactly the library's own (no hooks, no replaced forward) is computed by a fused op from its weights; any
+other (an adapter, a quantised projection, a hooked module) is called as it is. Modules that are never called as a whole,
+such as the decoder layer, must carry no hooks: `refuse_unsupported` says which one does.
+
+The residual stream is kept in float32 (float64 for a float64 model); matrix products get inputs in the model's dtype.
+
+Letters: R packed rows, T positions, H query heads, Hkv key-value heads, D head size, d width of the residual stream, V tokens
+of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pycotmech import ops
+from pycotmech.model import work
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.attention import LayerAttention
+
+VOCAB_SLICE = 8192
+"""Rows of the unembedding that are widened to float32 at a time: 128 MiB for Llama-2 7B."""
+
+_LARGEST_MAPPED = 31 * 2**20
+"""Bytes just below glibc's largest limit for mapped allocations (DEFAULT_MMAP_THRESHOLD_MAX)."""
+
+
+class Family(ABC):
+    """A model of one family, stage by stage.
+
+    A subclass says what its family calls its parts, how it embeds, rotates, norms and unembeds, and what its attention makes
+    of scores (`attention`). Where its layer is built otherwise it overrides more:
+
+    - `rotary` and `rotate` for several rotary bases, a part of each head, or none;
+    - `attn_out` and `mlp_out` for norms of what a sublayer adds, with `is_plain_projection` False where attention is then no
+      longer linear in z: `join` and `head_out` go by differences of two calls there;
+    - `join` for blocks in which attention and MLP run side by side.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    """`model_type` of the configurations that the family reads."""
+
+    hf: nn.Module
+    """The Hugging Face model. Only a family reads its parts."""
+    cfg: ModelConfig
+    dtype: torch.dtype
+    """Of weights, keys, queries and values."""
+    resid_dtype: torch.dtype
+    """Of the residual stream, of logits and of attention weights: float32, or float64 for a float64 model."""
+    device: torch.device
+
+    def __init__(self, hf: nn.Module, cfg: ModelConfig, device: torch.device) -> None:
+        self.hf, self.cfg, self.dtype, self.device = hf, cfg, cfg.dtype, device
+        self.resid_dtype = torch.float64 if cfg.dtype == torch.float64 else torch.float32
+        self._seen = [module for _, module in self._never_called()]
+        if device.type == "cpu":
+            _keep_freed_memory()
+        self.refuse_unsupported()
+
+    # ---- what would be computed wrongly is refused -----------------------------------------------------------------
+
+    def refuse_unsupported(self) -> None:
+        """Raises NotImplementedError or ValueError for anything on the model that the stages below would ignore."""
+        found = list(self._never_called())
+        n_layers = self._n_layers(self.hf)
+        if n_layers != self.cfg.n_layers or len(found) != len(self._seen):
+            raise ValueError(
+                f"model: it has {n_layers} layers now and had {self.cfg.n_layers} when pycotmech looked at it; make a new "
+                "pcm.Model of it"
+            )
+        for (name, module), seen in zip(found, self._seen, strict=True):
+            if module is not seen:
+                raise ValueError(f"model: {name} was replaced after pycotmech looked at it; make a new pcm.Model of the model")
+            what = attached(module)
+            if what:
+                raise ValueError(
+                    f"model: {name} carries {what}, which would be ignored, because a layer is computed stage by stage "
+                    "and this module is never called as a whole; remove it, or put it on a projection, a norm or the MLP"
+                )
+
+    @abstractmethod
+    def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of each module whose own forward never runs."""
+
+    @abstractmethod
+    def _n_layers(self, hf: nn.Module) -> int:
+        """Layers that the model's own forward pass runs now."""
+
+    @abstractmethod
+    def is_plain(self) -> bool:
+        """Whether every module is exactly the library's own with nothing attached: its output follows from its weights."""
+
+    @abstractmethod
+    def constants(self) -> tuple[float, ...]:
+        """Numbers besides the weights that its output follows from."""
+
+    def tensors(self) -> list[Tensor]:
+        """All weights and buffers."""
+        return [*self.hf.parameters(), *self.hf.buffers()]
+
+    def is_quantised(self) -> bool:
+        """Whether some weights are stored in integers."""
+        return not all(p.is_floating_point() for p in self.hf.parameters())
+
+    # ---- the model's own modules, for hooks --------------------------------------------------------------------------
+
+    @abstractmethod
+    def sublayers(self, l: int) -> tuple[str, str]:
+        """Names of the attention module and of the MLP module of a layer in the Hugging Face model."""
+
+    @abstractmethod
+    def tap(self, site: Literal["q", "k", "v", "z"], l: int) -> tuple[str, Literal["input", "output"]]:
+        """Name of the module of the Hugging Face model that reads or gives a site [B, T, heads * D], and which of the two."""
+
+    @abstractmethod
+    def widened(self, tokens: Tensor) -> dict[str, Tensor]:
+        """What the Hugging Face modules compute for tokens [T] in float32, one layer's weights widened at a time.
+
+        By the names of `sublayers` what each adds [T, d], and "logits" [T, V]; on the CPU.
+        """
+
+    # ---- the stages of a forward pass, on rows -----------------------------------------------------------------------
+
+    @abstractmethod
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Token ids [R] at positions [R] -> residual rows [R, d]."""
+
+    @abstractmethod
+    def rotary(self, positions: Tensor) -> Tensor:
+        """The angles of positions [R] as `rotate` takes them: [kinds of layers, 2 (cos, sin), R, D], in float32 whatever the
+        model's dtype."""
+
+    def rotate(self, l: int, angles: Tensor, rows: slice | Tensor | None, *heads: Tensor) -> None:
+        """Rotates queries or keys [n, heads, D] of a layer in place; rows: which of the angles' rows they are, None: all."""
+        cos, sin = angles[self._rotary_kind(l)]
+        if rows is not None:
+            cos, sin = cos[rows], sin[rows]
+        for x in heads:
+            ops.rope(x, cos, sin)
+
+    def _rotary_kind(self, l: int) -> int:
+        return 0
+
+    @abstractmethod
+    def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """resid_pre [R, d] -> q [R, H, D], k [R, Hkv, D], v [R, Hkv, D], before the rotary embedding."""
+
+    @abstractmethod
+    def attention(self, l: int) -> LayerAttention:
+        """What the layer makes of the products of queries and keys: scale, window, soft-cap, softmax."""
+
+    def row_table(self, own: Tensor, within: Tensor, shared: Tensor, n_shared: Tensor) -> Tensor:
+        """Which keys each of R packed rows may see, as `ops.prefix_attn` takes it: int32 [R, 4] on the model's device.
+
+        own [R]: where the own keys of the row's variant (or sequence) begin; within [R]: the row's own key among these;
+        shared [R]: where the keys begin that it shares with others; n_shared [R]: how many of them come before its own.
+        Rows are causal: all of the shared keys, and its own up to itself. A window is the layer's (`attention`).
+        """
+        return torch.stack((own, own + within + 1, shared, shared + n_shared), 1).to(torch.int32).to(self.device)
+
+    def attend(
+        self, l: int, q: Tensor, k_shared: Tensor, v_shared: Tensor, k_own: Tensor, v_own: Tensor, table: Tensor,
+        cuts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """z [R, H, D] of rows q [R, H, D] over the keys that `row_table` gives them, all after the rotary embedding; arguments
+        as in `ops.prefix_attn`. On a GPU it asks nothing of the device."""
+        return self.attention(l).packed(q, k_shared, v_shared, k_own, v_own, table, cuts)
+
+    def pattern(self, l: int, q: Tensor, k: Tensor, positions: Sequence[int] | Tensor) -> Tensor:
+        """Attention weights [n, H, T], in the residual stream's dtype, of queries [n, H, D] at `positions` over keys
+        [T, Hkv, D] of positions 0 .. T - 1, after the rotary embedding; 0 where a key is not seen."""
+        return self.attention(l).pattern(q.to(self.resid_dtype), k.to(self.resid_dtype), positions)
+
+    @abstractmethod
+    def mlp_out(self, l: int, x: Tensor) -> Tensor:
+        """resid_mid [R, d] -> what the MLP adds, [R, d]."""
+
+    # ---- from z to the residual stream -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _output_projection(self, l: int) -> nn.Module:
+        """The module W_O: [R, H * D] -> [R, d]."""
+
+    def attn_out(self, l: int, z: Tensor) -> Tensor:
+        """z [R, H, D] -> what attention adds to the residual stream, [R, d]."""
+        return linear(self._output_projection(l), z.reshape(len(z), -1))
+
+    def head_out(self, l: int, z: Tensor) -> Tensor:
+        """z [R, H, D] -> what each head alone adds to the residual stream, [R, H, d] in its dtype, without `attn_bias`.
+
+        Of a projection that something is attached to: its output on one head's z and zeros, less its output on zeros.
+        """
+        R, H, D = z.shape
+        if self.is_plain_projection(l):
+            weight = self._output_projection(l).weight.to(self.resid_dtype).unflatten(1, (H, D))  # [d, H, D]
+            return torch.einsum("rhd,ohd->rho", z.to(self.resid_dtype), weight)
+        alone = torch.zeros(R, H, H, D, dtype=z.dtype, device=z.device)
+        heads = torch.arange(H, device=z.device)
+        alone[:, heads, heads] = z
+        out = self.attn_out(l, alone.flatten(0, 1)).to(self.resid_dtype) - self.attn_bias(l)  # [R * H, d]
+        return out.unflatten(0, (R, H))
+
+    def attn_bias(self, l: int) -> Tensor:
+        """What attention of a layer adds where z is zero, [d] in the residual stream's dtype: zeros for most models."""
+        cfg, projection = self.cfg, self._output_projection(l)
+        if self.is_plain_projection(l) and projection.bias is None:
+            return torch.zeros(cfg.d_model, dtype=self.resid_dtype, device=self.device)
+        nothing = torch.zeros(1, cfg.n_heads, cfg.d_head, dtype=self.dtype, device=self.device)
+        return self.attn_out(l, nothing)[0].to(self.resid_dtype)
+
+    def output_matrix(self, l: int) -> Tensor:
+        """W_O by head, [H, D, d] in the residual stream's dtype; of an adapted or quantised projection the matrix that it
+        amounts to."""
+        cfg, wide = self.cfg, self.resid_dtype
+        n = cfg.n_heads * cfg.d_head
+        if self.is_plain_projection(l):
+            matrix = self._output_projection(l).weight.detach().to(wide).T
+        else:
+            unit = torch.eye(n, dtype=self.dtype, device=self.device).view(n, cfg.n_heads, cfg.d_head)
+            matrix = (self.attn_out(l, unit) - self.attn_out(l, torch.zeros_like(unit[:1]))).to(wide)
+        return matrix.reshape(cfg.n_heads, cfg.d_head, -1)
+
+    def is_plain_projection(self, l: int) -> bool:
+        """Whether what attention adds is z times a matrix (and perhaps a bias), with nothing attached."""
+        return is_exactly(self._output_projection(l), nn.Linear)
+
+    def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor, index: Tensor | None = None) -> Tensor:
+        """resid_mid of rows in which one head's z was changed, by the difference: x_mid + dz[r] W_O[heads[r]].
+
+        x_mid [R, d] and z [R, H, D] of the unedited run (with index [R]: z of more rows, and which they are); dz [R, D] the
+        change of z; heads [R] the head of each row; or of n heads in each row: dz [R, n, D], heads [R, n]. The other heads'
+        z does not change, so the rest of attention's output is the unedited run's. W_O is never copied: one head reads its
+        own columns, several are one call of the output projection on rows that are zero outside them.
+        """
+        projection, plain = self._output_projection(l), self.is_plain_projection(l)
+        r = torch.arange(len(dz), device=dz.device)
+        r = r if heads.ndim == 1 else r[:, None]
+        if plain and heads.ndim == 1:
+            return x_mid + ops.head_delta(dz.to(z.dtype), heads, projection.weight)
+        z = z if index is None else z[index]
+        if plain:
+            rows = torch.zeros_like(z)
+            rows[r, heads] = dz.to(z.dtype)
+            delta = ops.linear(rows.view(len(dz), -1), projection.weight, None)
+        else:  # whatever is attached to the projection may not be linear: the difference of two calls is still exact
+            rows = z.clone()
+            rows[r, heads] = (rows[r, heads].to(dz.dtype) + dz).to(z.dtype)
+            delta = self.attn_out(l, rows).to(x_mid.dtype) - self.attn_out(l, z).to(x_mid.dtype)
+        return x_mid + delta
+
+    # ---- from the residual stream to logits ----------------------------------------------------------------------------
+
+    def logits(self, x: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """resid_post of the last layer [R, d] -> logits [R, V], or only those of `token_ids` [K]: [R, K].
+
+        Float32 (float64 for a float64 model) throughout: rounding logits to bfloat16 would cost more precision than all
+        the layers below. Cost: the unembedding's weights are widened a slice of the vocabulary at a time.
+        """
+        work.count_logits(self, len(x), None if token_ids is None else len(token_ids))
+        return self.unembed(self.final_norm(x), token_ids)
+
+    @abstractmethod
+    def final_norm(self, x: Tensor) -> Tensor:
+        """resid_post of the last layer [R, d] -> what the unembedding reads, [R, d]; as precise as `logits` needs it."""
+
+    @abstractmethod
+    def final_factor(self, x: Tensor) -> Tensor:
+        """What the final norm multiplies rows [..., d] by before its weight: [..., 1]."""
+
+    @abstractmethod
+    def final_gain(self) -> Tensor:
+        """The final norm's weight, [d] in the residual stream's dtype: final_norm(x) = x * final_factor(x) * final_gain()
+        unless something is attached to it."""
+
+    @abstractmethod
+    def _unembedding(self) -> nn.Module:
+        """The module W_U: [R, d] -> [R, V]."""
+
+    def unembed(self, n: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """Normalised rows [R, d] -> logits [R, V] or [R, K], as `logits`."""
+        head = self._unembedding()
+        if not self.plain_unembedding():
+            out = linear(head, n.to(self.dtype)).to(self.resid_dtype)
+            return out if token_ids is None else out[:, token_ids]
+        weight = head.weight if token_ids is None else head.weight[token_ids]
+        if weight.dtype == n.dtype:
+            out = ops.linear(n, weight, None).to(self.resid_dtype)
+        elif weight.is_cuda:
+            out = torch.mm(n.to(weight.dtype), weight.T, out_dtype=self.resid_dtype)
+        else:
+            out = torch.empty(len(n), len(weight), dtype=n.dtype)
+            for a in range(0, len(weight), VOCAB_SLICE):
+                b = min(a + VOCAB_SLICE, len(weight))
+                out[:, a:b] = ops.linear(n, weight[a:b].to(n.dtype), None)
+        if head.bias is not None:
+            out += head.bias if token_ids is None else head.bias[token_ids]
+        return out
+
+    def plain_unembedding(self) -> bool:
+        """Whether logits are what the unembedding reads times a matrix (and perhaps a bias), with nothing attached."""
+        return is_exactly(self._unembedding(), nn.Linear)
+
+    def unembedding_rows(self, token_ids: Tensor | Sequence[int] | int) -> Tensor:
+        """Rows of the unembedding [..., d] for token ids [...], in the weights' dtype.
+
+        Raises NotImplementedError if logits are more than a product with these rows.
+        """
+        self._needs_plain_unembedding()
+        return self._unembedding().weight.detach()[token_ids]
+
+    def unembedding_mean(self) -> Tensor:
+        """The mean row of the unembedding over the vocabulary, [d] in the residual stream's dtype.
+
+        Raises NotImplementedError as `unembedding_rows`.
+        """
+        self._needs_plain_unembedding()
+        weight = self._unembedding().weight.detach()
+        total = torch.zeros(self.cfg.d_model, dtype=self.resid_dtype, device=weight.device)
+        for a in range(0, len(weight), VOCAB_SLICE):
+            total += weight[a : a + VOCAB_SLICE].to(self.resid_dtype).sum(0)
+        return total / len(weight)
+
+    def unembedding_bias(self) -> Tensor | None:
+        """The unembedding of zeros, [V] in the residual stream's dtype; None if it is a matrix without a bias."""
+        if not self.plain_unembedding():
+            return self.unembed(torch.zeros(1, self.cfg.d_model, dtype=self.resid_dtype, device=self.device))[0]
+        bias = self._unembedding().bias
+        return None if bias is None else bias.detach().to(self.resid_dtype)
+
+    def _needs_plain_unembedding(self) -> None:
+        if not self.plain_unembedding():
+            raise NotImplementedError(
+                "model: something is attached to its unembedding; the share of heads in logits needs the unembedding as it is"
+            )
+
+
+# ---- one module: fused when it is exactly the library's own, called otherwise --------------------------------------------
+
+
+def linear(module: nn.Module, x: Tensor) -> Tensor:
+    """A projection of rows [R, in] -> [R, out]."""
+    if is_exactly(module, nn.Linear):
+        return ops.linear(x, module.weight, module.bias)  # type: ignore[arg-type]
+    return module(x[None])[0]
+
+
+def attached(module: nn.Module) -> str | None:
+    """What on this module would change its forward: hooks, a replaced forward; None if nothing."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    # transformers leaves its own output recorders on a model after the first output_hidden_states=True; they change nothing.
+    if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
+        return "forward hooks"
+    if "forward" in module.__dict__:
+        return "a replaced forward method"
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "global forward hooks"
+    return None
+
+
+def is_exactly(module: nn.Module, *types: type) -> bool:
+    """Whether the module is exactly of one of these classes, with nothing attached to it."""
+    return type(module) in types and attached(module) is None and not nn.utils.parametrize.is_parametrized(module)
+
+
+def _keep_freed_memory() -> None:
+    """Lets the C library keep memory that a block of rows frees for the next block.
+
+    glibc maps every large allocation anew, or gives the freed end of the heap back to the system, and the system clears each
+    page when it is touched again: a tenth of a sweep of a small model. Both limits follow the largest allocation that was
+    ever mapped and freed, up to 32 MiB; this is one. The memory that is kept is at most twice that. Other C libraries: nothing.
+    """
+    torch.empty(_LARGEST_MAPPED, dtype=torch.uint8, device="cpu")
