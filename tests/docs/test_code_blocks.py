@@ -1,0 +1,133 @@
+"""The code blocks of README.md, CONTRIBUTING.md and docs/ run as they stand, on tiny-cot in place of larger models.
+
+Python blocks of one page are run one after another in one namespace, so a page is a session that a reader can follow from its
+top. Of shell blocks the commands that begin with `pycotmech` are run, in a folder with the files that the pages speak of; the
+others build, test and install. A block that cannot run here is marked ```python no-run, and `NOT_RUN` says why.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+import pycotmech as pcm
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+NOT_RUN: dict[tuple[str, str], str] = {}
+"""(page, first line of the block): why it is not run."""
+
+SLOW = ("pycotmech paper",)
+"""Commands that are run with the slow tests."""
+
+SMALLER = ((r"smollm2-135m(-cot)?", "tiny-cot"), (r"--examples \d+", "--examples 2"))
+"""What is written smaller in commands and blocks, so that they take seconds."""
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    line: int
+    info: str
+    text: str
+
+    @property
+    def runs(self) -> bool:
+        return "no-run" not in self.info.split()
+
+    @property
+    def head(self) -> str:
+        return self.text.strip().splitlines()[0]
+
+
+def blocks_of(page: Path, language: str) -> list[Block]:
+    text, name = page.read_text(), page.relative_to(ROOT).as_posix()
+    found = []
+    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S):
+        if match[1].split()[:1] == [language]:
+            found.append(Block(name, text[: match.start()].count("\n") + 2, match[1], match[2]))
+    return found
+
+
+def commands() -> list:
+    """(page, command) of every command in shell blocks, marked slow where it takes long."""
+    out = []
+    for page in PAGES:
+        for block in blocks_of(page, "sh"):
+            for line in block.text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["pycotmech"]:
+                    command = shlex.join(words)
+                    marks = [pytest.mark.slow] if command.startswith(SLOW) else []
+                    out.append(pytest.param(command, marks=marks, id=f"{block.page}: {command[:60]}"))
+    return out
+
+
+def smaller(text: str) -> str:
+    for pattern, replacement in SMALLER:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working folder of a reader, with the files that the pages name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(matplotlib, "is_interactive", lambda: False)
+    model = pcm.Model.from_pretrained("tiny-cot")
+    examples = pcm.cot.make_examples(2, tokenizer=model.tokenizer, bos=model.prepend_bos, shots=1)
+    text = examples[0].steps[5].text
+    (tmp_path / "prompt.txt").write_text(text)
+    (tmp_path / "segments.json").write_text(json.dumps({"question": examples[0].query, "shots": [1, 20]}))
+    pairs = [{"clean": s.clean.tolist(), "corrupted": s.corrupted.tolist(), "answer": s.answer} for s in examples[0].steps[4:6]]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p, "python")], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_python_blocks_run(page, folder):
+    namespace: dict = {"__name__": "__main__"}
+    for block in blocks_of(page, "python"):
+        if block.runs:
+            source = "\n" * (block.line - 1) + smaller(block.text)
+            exec(compile(source, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_run(command, folder, monkeypatch, capsys):
+    from pycotmech import cli
+
+    def call(line: str) -> None:
+        monkeypatch.setattr(sys, "argv", shlex.split(smaller(line)))
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert stopped.value.code == 0, f"{line}\n{capsys.readouterr().err}"
+
+    if command.startswith("pycotmech report"):  # of a folder that a command before it has made
+        call(f"pycotmech run --model tiny-cot --out {shlex.split(command)[2]} --examples 1 --steps 1")
+    call(command)
+
+
+def test_blocks_that_are_not_run_say_why():
+    marked = {(b.page, b.head) for page in PAGES for b in blocks_of(page, "python") if not b.runs}
+    assert marked == set(NOT_RUN)
+
+
+def test_no_block_hides_its_language():
+    """A fence without a language would never be run; texts, trees and tables of files say ```text."""
+    for page in PAGES:
+        for block in re.findall(r"^```([^\n]*)\n.*?^```$", page.read_text(), re.M | re.S):
+            assert block.split()[:1] and block.split()[0] in ("python", "sh", "text", "json"), f"{page.name}: ```{block}"
