@@ -163,6 +163,7 @@ def sweep(
 ) -> None:
     """Patch every head of one prompt pair (or of a few), and print the strongest."""
     from pycotmech.runs import experiment, read_pairs
+    from pycotmech.runs.pairs import words_read
 
     settings = experiment.Settings(
         model=model, dtype=dtype, device=device, seed=seed, direction=direction, metric=metric,
@@ -187,6 +188,7 @@ def sweep(
     names = ("clean", "corrupted", "answer", "wrong")
     given: dict[str, Any] = dict(zip(names, (clean, corrupted, answer, wrong), strict=True))
     if several is not None:
+        names = ("clean", "corrupted", *words_read(metric))
         given = {name: [getattr(pair, name) for pair in several] for name in names}
     with experiment.threads(threads):
         shown.begin("patching", 1)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pycotmech import __version__
 from pycotmech.runs import Axes, PromptPair, Results, State, read_pairs
+from pycotmech.runs.pairs import words_read
 from pycotmech.runs.store import identity as stored_identity
 
 if TYPE_CHECKING:
@@ -393,7 +394,7 @@ def _sweep(model: Model, cells: Sequence[Cell], settings: Settings, progress: Ca
     return patch_heads_each(
         model, [cell.clean for cell in cells], [cell.corrupted for cell in cells],
         direction=settings.direction, positions=settings.positions, metric=settings.metric,
-        answer=[cell.answer for cell in cells], wrong=[cell.wrong for cell in cells],  # None where the metric needs none
+        **{name: [getattr(cell, name) for cell in cells] for name in words_read(settings.metric)},
         memory_gb=settings.memory_gb, seed=settings.seed, progress=progress,
     )  # fmt: skip
 

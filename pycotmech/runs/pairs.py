@@ -11,6 +11,11 @@ from typing import Any
 _FIELDS = ("clean", "corrupted", "answer", "wrong", "name")
 
 
+def words_read(metric: str) -> tuple[str, ...]:
+    """Which of "answer" and "wrong" a metric reads; the others may be missing in a line."""
+    return {"prob": ("answer",), "logit_diff": ("answer", "wrong")}.get(metric, ())
+
+
 @dataclass(frozen=True)
 class PromptPair:
     """One line of a pairs file.
@@ -59,10 +64,7 @@ def _pair(line: str, where: str, number: int, metric: str) -> PromptPair:
         raise ValueError(f"{where}: expected a JSON object with clean and corrupted, got {type(found).__name__}")
     if unknown := sorted(set(found) - set(_FIELDS)):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(_FIELDS)}")
-    needed = ["clean", "corrupted"]
-    needed += ["answer"] if metric in ("prob", "logit_diff") else []
-    needed += ["wrong"] if metric == "logit_diff" else []
-    for field in needed:
+    for field in ("clean", "corrupted", *words_read(metric)):
         if found.get(field) is None:
             why = "" if field in ("clean", "corrupted") else f"; metric {metric!r} needs it"
             raise ValueError(f"{where}: field {field!r} is missing{why}")

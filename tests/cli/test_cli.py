@@ -189,6 +189,16 @@ def pairs_file(folder: Path, *pairs: dict) -> Path:
     return path
 
 
+@pytest.mark.parametrize("metric", ["kl", "prob"])
+def test_words_that_the_metric_does_not_read_may_be_missing(metric, tmp_path, shell):
+    pair = {"clean": CLEAN, "corrupted": CORRUPTED, "answer": "lempus"}
+    path = pairs_file(tmp_path, pair, pair | {"wrong": "tumpus"})
+    code, _, err = shell("run", "--model", "tiny-cot", "--pairs", path, "--metric", metric, "--out", tmp_path / "out")
+    assert code == 0, err
+    code, out, err = shell("sweep", "--model", "tiny-cot", "--pairs", path, "--metric", metric)
+    assert code == 0 and "layer" in out, err
+
+
 def test_own_pairs(tmp_path, shell):
     model = pcm.Model.from_pretrained("tiny-cot")
     ids = [model.to_tokens(text).tolist() for text in (CLEAN, CORRUPTED)]
