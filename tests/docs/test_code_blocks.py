@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,13 @@ import matplotlib
 import pytest
 
 import pycotmech as pcm
+from pycotmech.model.families import registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+FENCED = r"^( *)```([^\n]*)\n(.*?)^\1```$"
+"""A block, perhaps indented in a list: indentation, what stands after the fence, its text."""
 
 NOT_RUN: dict[tuple[str, str], str] = {}
 """(page, first line of the block): why it is not run."""
@@ -52,9 +57,9 @@ class Block:
 def blocks_of(page: Path, language: str) -> list[Block]:
     text, name = page.read_text(), page.relative_to(ROOT).as_posix()
     found = []
-    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S):
-        if match[1].split()[:1] == [language]:
-            found.append(Block(name, text[: match.start()].count("\n") + 2, match[1], match[2]))
+    for match in re.finditer(FENCED, text, re.M | re.S):
+        if match[2].split()[:1] == [language]:
+            found.append(Block(name, text[: match.start()].count("\n") + 2, match[2], textwrap.dedent(match[3])))
     return found
 
 
@@ -83,6 +88,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """The working folder of a reader, with the files that the pages name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(matplotlib, "is_interactive", lambda: False)
+    monkeypatch.setattr(registry, "FAMILIES", registry.FAMILIES)  # CONTRIBUTING.md adds one
     model = pcm.Model.from_pretrained("tiny-cot")
     examples = pcm.cot.make_examples(2, tokenizer=model.tokenizer, bos=model.prepend_bos, shots=1)
     text = examples[0].steps[5].text
@@ -129,5 +135,5 @@ def test_blocks_that_are_not_run_say_why():
 def test_no_block_hides_its_language():
     """A fence without a language would never be run; texts, trees and tables of files say ```text."""
     for page in PAGES:
-        for block in re.findall(r"^```([^\n]*)\n.*?^```$", page.read_text(), re.M | re.S):
-            assert block.split()[:1] and block.split()[0] in ("python", "sh", "text", "json"), f"{page.name}: ```{block}"
+        for _, info, _ in re.findall(FENCED, page.read_text(), re.M | re.S):
+            assert info.split()[:1] and info.split()[0] in ("python", "sh", "text", "json"), f"{page.name}: ```{info}"
