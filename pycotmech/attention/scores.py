@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.attention.prompts import checked, chosen_rows
-from pycotmech.model.arguments import check_model, check_seed
+from pycotmech.model.arguments import check_integer, check_model, check_seed
 from pycotmech.model.model import Tokens
 from pycotmech.model.run import watch
 
@@ -126,6 +126,8 @@ def repeated_tokens(model: Model, *, length: int = 64, batch: int = 4, seed: int
     """
     check_model(model)
     check_seed(seed)
+    check_integer(length, "length", 1)
+    check_integer(batch, "batch", 1)
     tokenizer = model.tokenizer
     special = set() if tokenizer is None else set(tokenizer.all_special_ids)
     ids = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in special])

@@ -100,7 +100,7 @@ class SegmentRule:
                     )
                 at = at[at < S]
             elif low < -S or high >= S:
-                raise ValueError(f"{what}: position {low if low < -S else high} is outside the {S} tokens")
+                raise ValueError(f"{what}: position {low if low < -S else high} is outside the prompt; expected {-S}..{S - 1}")
             at = at % S
         if not len(at) and not self.growing:
             raise ValueError(f"{what}: {where} holds no token")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycotmech.lens.request import token_text
 from pycotmech.lens.results import label_positions
+from pycotmech.model.arguments import check_integer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,8 +102,7 @@ class HeadLogits:
         Cost: L H rows through the unembedding for each position, 64 MiB of logits at a time; reads the model's weights.
         """
         V = self._source()[0].cfg.d_vocab
-        if not 1 <= k <= V:
-            raise ValueError(f"k: got {k}; expected 1 to {V}")
+        check_integer(k, "k", 1, V)
         best = self._over_vocabulary(lambda logits, ids: torch.cat([t.double() for t in logits.topk(k)], -1), 2 * k)
         return best[..., k:].astype(np.int64), best[..., :k].astype(self.heads.dtype)
 

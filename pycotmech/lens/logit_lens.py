@@ -12,7 +12,7 @@ from pycotmech.engine import planner
 from pycotmech.lens.readout import VALUES
 from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
 from pycotmech.lens.results import LogitLens
-from pycotmech.model.arguments import check_model
+from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens
 
@@ -56,8 +56,7 @@ def logit_lens(
     model.family.refuse_unsupported()
     if site not in _SITES:
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(_SITES)}")
-    if not 0 <= top_k <= model.cfg.d_vocab:
-        raise ValueError(f"top_k: got {top_k}; expected 0 to {model.cfg.d_vocab}")
+    check_integer(top_k, "top_k", 0, model.cfg.d_vocab)
     planner.memory_budget(memory_gb, model.device)
     request = ask(model, tokens, positions, answer)
     B, R = request.positions.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from pycotmech.engine import planner
 from pycotmech.engine.bases import common_prefix
 from pycotmech.model.families.base import Family
-from pycotmech.model.model import Tokens, is_prompt, resolve_positions
+from pycotmech.model.prompts import Tokens, listed, resolve_positions
 from pycotmech.model.run import forward_packed, site_dtype, site_shape
 from pycotmech.patching.pairs import answer_token
 
@@ -65,18 +66,14 @@ def ask(
     wrong: Any = None,
 ) -> Request:
     """Checks what the user gave; ValueError names the argument."""
-    if isinstance(tokens, Tensor) and tokens.ndim == 2:
-        raw, batched = list(tokens), True
-    elif is_prompt(tokens):
-        raw, batched = [tokens], False
-    else:
-        raw, batched = list(tokens), True  # type: ignore[arg-type]
+    raw, single = listed(tokens, argument="tokens")
+    batched = not single
     if not raw:
         raise ValueError("tokens: there is no prompt; expected at least one")
     prompts = [model.to_tokens(p, argument=f"tokens[{i}]" if batched else "tokens") for i, p in enumerate(raw)]
     if positions is None and len({len(p) for p in prompts}) > 1:
         raise ValueError("positions: all of them are asked of prompts of unequal lengths; expected positions, such as [-1]")
-    listed = not isinstance(positions, int)
+    keeps_axis = not isinstance(positions, int)
     chosen = positions.tolist() if isinstance(positions, Tensor) else positions
     where = [resolve_positions(range(len(p)) if chosen is None else chosen, len(p)) for p in prompts]  # type: ignore[arg-type]
     if not where[0]:
@@ -99,7 +96,7 @@ def ask(
         labels = (*labels, *_labels(model, other, "wrong"))
         if bool((ids != ids[:1, :1]).any()):
             labels = ("answer", "wrong")
-    return Request(raw, prompts, at, ids, labels, batched, listed)
+    return Request(raw, prompts, at, ids, labels, batched, keeps_axis)
 
 
 def _ids(model: Model, raw, prompts: list[Tensor], where: Tensor, answer: Any, batched: bool, argument: str) -> Tensor:
@@ -113,16 +110,18 @@ def _ids(model: Model, raw, prompts: list[Tensor], where: Tensor, answer: Any, b
         if int(table.max()) >= model.cfg.d_vocab or int(table.min()) < NO_TOKEN:
             raise ValueError(f"{argument}: a token id is outside the vocabulary of {model.cfg.d_vocab} tokens")
         return table
-    if isinstance(answer, Tensor):
+    if isinstance(answer, Tensor | np.ndarray):
         answer = answer.tolist()
-    shared = isinstance(answer, (int, str)) or not batched
+    if not isinstance(answer, Integral | str | Sequence):
+        raise TypeError(f"{argument}: got {answer!r} of type {type(answer).__name__}; expected token ids or strings")
+    shared = isinstance(answer, (Integral, str)) or not batched
     each = [answer] * B if shared else list(answer)
     if len(each) != B:
         raise ValueError(f"{argument}: {len(each)} given for {B} prompts; expected one, or one (or a list) per prompt")
     rows = []
     for i, (mine, prompt, ids) in enumerate(zip(each, raw, prompts, strict=True)):
         name = f"{argument}[{i}]" if batched else argument
-        many = [mine] if isinstance(mine, (int, str)) else list(mine)
+        many = [mine] if isinstance(mine, (Integral, str)) else list(mine)
         if not many:
             raise ValueError(f"{name}: no token is given; expected at least one")
         last = int(where[i, -1])  # a word stands for its first token behind the last position

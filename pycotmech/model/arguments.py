@@ -26,13 +26,19 @@ def check_model(model: object) -> None:
     raise TypeError(f"model: got {type(model).__name__}; expected a pycotmech.Model")
 
 
+def check_integer(value: object, argument: str, low: int, high: int | None = None) -> int:
+    """The value as an int. Raises TypeError or ValueError, naming `argument`, unless it is an integer in low .. high."""
+    expected = f"an integer in {low}..{high}" if high is not None else f"an integer, {low} or more"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument}: got {value!r} of type {type(value).__name__}; expected {expected}")
+    if not low <= value or (high is not None and value > high):
+        raise ValueError(f"{argument}: got {value}; expected {expected}")
+    return int(value)
+
+
 def check_seed(seed: object, *, argument: str = "seed") -> int:
     """The seed as an int. Raises TypeError or ValueError unless it is an integer in 0 .. 2**32 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"{argument}: got {seed!r} of type {type(seed).__name__}; expected an integer in 0..{SEEDS - 1}")
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"{argument}: got {seed}; expected an integer in 0..{SEEDS - 1}")
-    return int(seed)
+    return check_integer(seed, argument, 0, SEEDS - 1)
 
 
 def check_memory(memory_gb: object) -> float | None:

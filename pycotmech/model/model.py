@@ -126,7 +126,7 @@ class Model:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.cfg.d_vocab:
             bad = low if low < 0 else high
-            raise ValueError(f"{argument}: token id {bad} is outside the vocabulary of {self.cfg.d_vocab} tokens")
+            raise ValueError(f"{argument}: token id {bad} is outside the vocabulary; expected 0..{self.cfg.d_vocab - 1}")
         if len(tokens) > self.cfg.n_ctx:
             warn(
                 f"{argument}: the prompt has {len(tokens)} tokens, more than the {self.cfg.n_ctx} that the model was made for; "
@@ -183,10 +183,13 @@ class Model:
         if isinstance(tokens, (list, tuple)) and (not tokens or not is_prompt(tokens)):
             if not tokens:
                 raise ValueError("tokens: the list of prompts is empty; expected at least one")
-            return [self.run(prompt, capture=sites, positions=positions) for prompt in tokens]  # type: ignore[misc]
-        one = self.to_tokens(tokens)  # type: ignore[arg-type]
-        acts = run(self.family, one[None], sites, self._positions(positions, len(one)))
-        return Activations(acts.logits[0], one, {name: value[0] for name, value in acts.items()})
+            prompts = [self.to_tokens(prompt, argument=f"tokens[{i}]") for i, prompt in enumerate(tokens)]
+            return [self._run_one(prompt, sites, positions) for prompt in prompts]
+        return self._run_one(self.to_tokens(tokens), sites, positions)
+
+    def _run_one(self, tokens: Tensor, sites: Sequence[str], positions: int | Sequence[int] | None) -> Activations:
+        acts = run(self.family, tokens[None], sites, self._positions(positions, len(tokens)))
+        return Activations(acts.logits[0], tokens, {name: value[0] for name, value in acts.items()})
 
     @staticmethod
     def _positions(positions: int | Sequence[int] | None, T: int) -> list[int] | None:

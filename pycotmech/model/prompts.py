@@ -49,7 +49,9 @@ def is_prompt(value: object) -> bool:
         return not isinstance(unpacked_value, Mapping) and is_prompt(unpacked_value)
     if isinstance(value, (Tensor, np.ndarray)):
         return value.ndim <= 1
-    return isinstance(value, Sequence) and (len(value) == 0 or value[0] is None or isinstance(value[0], Integral))
+    if not isinstance(value, Sequence):
+        return False
+    return len(value) == 0 or value[0] is None or isinstance(value[0], Integral) or getattr(value[0], "ndim", 1) == 0
 
 
 def listed(prompts: Any, *, argument: str) -> tuple[list[Any], bool]:

@@ -44,7 +44,7 @@ def parse_site(name: str, *, argument: str = "site") -> tuple[str, int | None]:
     """
     if name in SITES:
         return name, None
-    hook = _HOOK.fullmatch(name)
+    hook = _HOOK.fullmatch(name) if isinstance(name, str) else None
     if hook and hook[2] in _HOOK_NAMES:
         return _HOOK_NAMES[hook[2]], int(hook[1])
     raise ValueError(

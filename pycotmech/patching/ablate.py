@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -114,6 +114,8 @@ def _variants(
 
 def _sets(heads, n_layers: int, n_heads: int, each: bool) -> list[Heads]:
     """The sets of heads that are replaced together, each checked: every head on its own with `each`."""
+    if not isinstance(heads, Iterable):
+        raise TypeError(f"heads: got {heads!r}; expected (layer, head) pairs, or a list of sets of them")
     given = list(heads)
     if given and all(isinstance(h, Sequence) and (len(h) == 0 or isinstance(h[0], Sequence)) for h in given):
         if each:

@@ -164,7 +164,7 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     if len(positions) == 0:
         raise ValueError(f"{name}.positions: the list is empty; expected positions, or None for all")
     if len(positions.unique()) < len(positions):
-        raise ValueError(f"{name}.positions: {edit.positions} names a position twice")
+        raise ValueError(f"{name}.positions: {edit.positions} names a position twice; expected each once")
     if (edit.keys is not None) != (site == "edge"):
         raise ValueError(f"{name}.keys: {edit.keys} given for site {edit.site!r}; expected key positions for 'edge' only")
     if site == "edge":
@@ -205,9 +205,9 @@ def _broadcast(edit: Edit, n_positions: int, n_heads: int | None, width: int, na
     try:
         value.expand(full)
     except RuntimeError:
-        raise ValueError(f"{name}.value: shape {list(value.shape)} does not broadcast to {list(full)}") from None
+        raise ValueError(f"{name}.value: got shape {list(value.shape)}; expected one that broadcasts to {list(full)}") from None
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name}.value: has entries that are not finite")
+        raise ValueError(f"{name}.value: got entries that are not finite; expected numbers")
     value = value.reshape(*[1] * (len(full) - value.ndim), *value.shape)
     return (value[:, None] if n_heads is None else value).expand(-1, -1, width)
 

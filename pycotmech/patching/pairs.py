@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens, listed, resolve_positions, token_ids, unpacked
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def check_pair(clean: Tokens, corrupted: Tokens, *, model: Model | None = None, 
 
     clean, corrupted: token ids [T], or strings with `model` or `tokenizer`. Nothing is run.
     """
+    if model is not None:
+        check_model(model)
     tokenizer = tokenizer or (model.tokenizer if model is not None else None)
 
     def ids(prompt: Tokens, argument: str) -> list[int]:
@@ -113,7 +116,7 @@ def targets_of(pair: Pair, positions: Sequence[int] | None) -> list[int]:
     if not useful:
         raise ValueError(
             f"positions: {list(positions)} reach nothing that is read; the prompts first differ at position {pair.first} "
-            f"and the metric is read at {pair.read}"
+            f"and the metric is read at {pair.read}; expected positions in {pair.first}..{pair.read}"
         )
     return useful
 
@@ -124,7 +127,7 @@ def _each(value: Any, n: int, argument: str) -> list:
         value = value.tolist()
     if value is None or isinstance(value, (Integral, str)):
         return [value] * n
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping | Set | bytes):
         raise TypeError(f"{argument}: got {value!r} of type {type(value).__name__}; expected one, or one per example")
     values = list(value)
     if len(values) != n:
@@ -147,7 +150,10 @@ def _pair(model: Model, clean: Tokens, corrupted: Tokens, answer, wrong, read: i
     where = resolve_positions(read, len(a), argument="read")[0]
     first = int(differs[0])
     if first > where:
-        raise ValueError(f"read: position {where} lies in front of the first difference, {first}; nothing can change there")
+        raise ValueError(
+            f"read: position {where} comes before the first difference, {first}, so nothing can change there; expected "
+            f"{first}..{len(a) - 1}"
+        )
     answer_id, wrong_id = (
         None if given is None else answer_token(model, clean, given, where, a, f"{name}[{i}]")
         for given, name in ((answer, "answer"), (wrong, "wrong"))
@@ -169,7 +175,7 @@ def answer_token(model: Model, prompt: Tokens, answer: int | str | Tensor, read:
         answer = answer.item()
     if isinstance(answer, Integral) and not isinstance(answer, bool):
         if not 0 <= answer < model.cfg.d_vocab:
-            raise ValueError(f"{argument}: token id {answer} is outside the vocabulary of {model.cfg.d_vocab} tokens")
+            raise ValueError(f"{argument}: token id {answer} is outside the vocabulary; expected 0..{model.cfg.d_vocab - 1}")
         return int(answer)
     if not isinstance(answer, str) or not answer:
         raise ValueError(f"{argument}: expected a token id or a word, got {answer!r}")

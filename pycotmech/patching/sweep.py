@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,8 @@ def sweep(
     one on. Exact: one hooked forward per variant gives the same numbers.
     """
     check_model(model)
+    if not isinstance(variants, Iterable):
+        raise TypeError(f"variants: got {type(variants).__name__}; expected a list of pycotmech.Variant")
     variants = list(variants)
     job = prepare(
         model, base, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb,

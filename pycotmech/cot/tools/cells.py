@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -91,7 +92,10 @@ def choose(
     if not isinstance(examples, Examples) or len(examples) == 0:
         got = "no example" if isinstance(examples, Examples) else type(examples).__name__
         raise TypeError(f"examples: got {got}; expected what pcm.cot.make_examples gives, at least one")
-    chosen = tuple(range(examples.n_steps)) if steps is None else tuple(int(i) for i in steps)
+    chosen = tuple(range(examples.n_steps)) if steps is None else tuple(steps)
+    if not all(isinstance(i, Integral) for i in chosen):
+        raise TypeError(f"steps: got {list(chosen)}; expected numbers in 0..{examples.n_steps - 1}, or None for all")
+    chosen = tuple(int(i) for i in chosen)
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= i < examples.n_steps for i in chosen):
         raise ValueError(f"steps: got {list(chosen)}; expected numbers in 0..{examples.n_steps - 1}, each once")
     table = grade(model, examples) if right is None else right
