@@ -332,5 +332,7 @@ def test_one_clear_line_that_names_the_argument(name, given, monkeypatch):
     message = str(caught.value)
     assert caught.match(rf"^([a-z_]+, )*{argument}")
     assert "\n" not in message and len(message) < 500
-    assert any(word in message for word in ("expected", "must", "give", "needs", "no meaning", "there is no")), message
+    assert any(
+        word in message for word in ("expected", "must", "give", "needs", "no meaning", "there is no", "does not broadcast to")
+    ), message
     assert Path(str(caught.traceback[-1].path)).is_relative_to(PACKAGE), f"from the depths: {caught.traceback[-1]}"

@@ -28,9 +28,9 @@ def check_model(model: object) -> None:
 
 def check_integer(value: object, argument: str, low: int, high: int | None = None) -> int:
     """The value as an int. Raises TypeError or ValueError, naming `argument`, unless it is an integer in low .. high."""
-    expected = f"an integer in {low}..{high}" if high is not None else f"an integer, {low} or more"
+    expected = f"{low} to {high}" if high is not None else f"{low} or more"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{argument}: got {value!r} of type {type(value).__name__}; expected {expected}")
+        raise TypeError(f"{argument}: got {value!r} of type {type(value).__name__}; expected an integer, {expected}")
     if not low <= value or (high is not None and value > high):
         raise ValueError(f"{argument}: got {value}; expected {expected}")
     return int(value)

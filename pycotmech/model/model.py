@@ -126,7 +126,8 @@ class Model:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.cfg.d_vocab:
             bad = low if low < 0 else high
-            raise ValueError(f"{argument}: token id {bad} is outside the vocabulary; expected 0..{self.cfg.d_vocab - 1}")
+            V = self.cfg.d_vocab
+            raise ValueError(f"{argument}: token id {bad} is outside the vocabulary of {V} tokens; expected 0..{V - 1}")
         if len(tokens) > self.cfg.n_ctx:
             warn(
                 f"{argument}: the prompt has {len(tokens)} tokens, more than the {self.cfg.n_ctx} that the model was made for; "

@@ -205,9 +205,9 @@ def _broadcast(edit: Edit, n_positions: int, n_heads: int | None, width: int, na
     try:
         value.expand(full)
     except RuntimeError:
-        raise ValueError(f"{name}.value: got shape {list(value.shape)}; expected one that broadcasts to {list(full)}") from None
+        raise ValueError(f"{name}.value: shape {list(value.shape)} does not broadcast to {list(full)}") from None
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name}.value: got entries that are not finite; expected numbers")
+        raise ValueError(f"{name}.value: has entries that are not finite; expected numbers")
     value = value.reshape(*[1] * (len(full) - value.ndim), *value.shape)
     return (value[:, None] if n_heads is None else value).expand(-1, -1, width)
 

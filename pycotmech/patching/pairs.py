@@ -174,8 +174,9 @@ def answer_token(model: Model, prompt: Tokens, answer: int | str | Tensor, read:
     if isinstance(answer, (Tensor, np.ndarray)) and answer.ndim == 0:
         answer = answer.item()
     if isinstance(answer, Integral) and not isinstance(answer, bool):
-        if not 0 <= answer < model.cfg.d_vocab:
-            raise ValueError(f"{argument}: token id {answer} is outside the vocabulary; expected 0..{model.cfg.d_vocab - 1}")
+        V = model.cfg.d_vocab
+        if not 0 <= answer < V:
+            raise ValueError(f"{argument}: token id {answer} is outside the vocabulary of {V} tokens; expected 0..{V - 1}")
         return int(answer)
     if not isinstance(answer, str) or not answer:
         raise ValueError(f"{argument}: expected a token id or a word, got {answer!r}")
