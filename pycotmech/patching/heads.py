@@ -164,7 +164,7 @@ def _job(
     """The job that these arguments of `patch_heads` ask for, checked; and whether one pair was given."""
     name, layer = parse_edit_site(site)
     if name not in ("z", "q", "k", "v", "pattern"):
-        raise ValueError(f"site: got {site!r}; expected 'z', 'q', 'k', 'v' or 'pattern' (heads have no other sites)")
+        raise ValueError(f"site: got {site!r}; heads are patched at 'z', 'q', 'k', 'v' or 'pattern'")
     if per_query_head:
         if name not in KEY_VALUE_SITES:
             raise ValueError(f"per_query_head: got True for site {site!r}; expected it for k and v only")
