@@ -16,6 +16,8 @@ from tests.reference.tiny import tiny_llama
 
 PACKAGE = Path(pcm.__file__).parent
 LENGTH = 12
+EXPECTED = ("expected", "must", "give", "needs", "no meaning", "there is no", "does not broadcast to", "are patched at")
+"""One of these says what would have been right."""
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +334,5 @@ def test_one_clear_line_that_names_the_argument(name, given, monkeypatch):
     message = str(caught.value)
     assert caught.match(rf"^([a-z_]+, )*{argument}")
     assert "\n" not in message and len(message) < 500
-    assert any(
-        word in message for word in ("expected", "must", "give", "needs", "no meaning", "there is no", "does not broadcast to")
-    ), message
+    assert any(words in message for words in EXPECTED), message
     assert Path(str(caught.traceback[-1].path)).is_relative_to(PACKAGE), f"from the depths: {caught.traceback[-1]}"
