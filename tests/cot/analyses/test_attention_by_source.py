@@ -34,12 +34,12 @@ def result(model, examples):
 def dense(model, tokens):
     """Per layer: attention [H, T, T] and values by query head [T, H, D], from captured activations, no op of ours."""
     acts = model.run(tokens, capture=("q", "k", "v", "resid_pre", "resid_mid"))
-    cos, sin = model.family.rotary(torch.arange(len(tokens)))
+    cos, sin = model.family.rotary(torch.arange(len(tokens)))[0]
     out = []
     for l in range(model.cfg.n_layers):
         q, k = (_turn(acts[s][l], cos, sin) for s in ("q", "k"))
         k, v = (t.repeat_interleave(model.cfg.group, 1) for t in (k, acts["v"][l]))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * model.family.scale
+        scores = torch.einsum("qhd,khd->hqk", q, k) * model.cfg.d_head**-0.5
         scores = scores.masked_fill(torch.ones(len(tokens), len(tokens)).triu(1).bool(), -torch.inf)
         out.append((scores.softmax(-1), v, acts["resid_pre"][l], acts["resid_mid"][l]))
     return out
