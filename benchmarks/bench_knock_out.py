@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import knock_out
+from pycotmech.cot.analyses import knock_out_curve as knock_out
 from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import ablated_steps
 from tests.reference.truth import hooked

@@ -8,7 +8,7 @@ outcome = paper.run(settings, "paper-results")
 """
 
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
-from pycotmech.paper.entries import ENTRIES, Entry
+from pycotmech.paper.entries import ENTRIES
 from pycotmech.paper.runner import Outcome, run
 
-__all__ = ["CLAIMS", "ENTRIES", "Claim", "Entry", "Outcome", "Verdict", "run"]
+__all__ = ["CLAIMS", "ENTRIES", "Claim", "Outcome", "Verdict", "run"]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pycotmech.cot.analyses import described
 from pycotmech.stats import bootstrap
 
 Word = Literal["borne out", "not borne out", "not decided"]
@@ -27,15 +28,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """text: in our words. source: in the paper. needs: results that decide it. judge: from these to a verdict. by_layer:
-    whether it says in which part of the layers something is found, which a single layer can neither bear out nor deny."""
+    """text: in our words. source: in the paper. judge: from results to a verdict. by_layer: whether it says in which part of
+    the layers something is found, which a single layer can neither bear out nor deny."""
 
     name: str
     text: str
     source: str
-    needs: tuple[str, ...]
     judge: Callable[[Results], Verdict]
     by_layer: bool = True
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The analyses that decide it: those that say so."""
+        return tuple(d.name for d in described() if self.name in d.claims)
 
     def verdict(self, results: Results) -> Verdict:
         missing = [name for name in self.needs if name not in results]
@@ -264,7 +269,6 @@ CLAIMS: tuple[Claim, ...] = (
         "shared_heads",
         "Steps with different needs use almost the same heads: a minority of them is enough for all.",
         "abstract; E5, E6",
-        ("knock_out_curve",),
         _shared_heads,
         by_layer=False,
     ),
@@ -272,21 +276,18 @@ CLAIMS: tuple[Claim, ...] = (
         "movers",
         "Heads that move information along the relations of the ontology appear in the first half of the layers.",
         "abstract; E10",
-        ("relation_heads",),
         _movers,
     ),
     Claim(
         "mixing",
         "Residual streams of related words come to hold their relation in the lower and middle layers.",
         "abstract; E9",
-        ("pair_probes",),
         _mixing,
     ),
     Claim(
         "pathways",
         "Multiple pathways write the answer in parallel.",
         "abstract; E8",
-        ("answer_writers",),
         _pathways,
         by_layer=False,
     ),
@@ -294,7 +295,6 @@ CLAIMS: tuple[Claim, ...] = (
         "sources",
         "The pathways take the answer from the question and from the steps that were generated.",
         "abstract; E8",
-        ("answer_sources",),
         _sources,
         by_layer=False,
     ),
@@ -302,7 +302,6 @@ CLAIMS: tuple[Claim, ...] = (
         "writers",
         "The heads that write the answer lie in the later half of the layers.",
         "abstract; E8",
-        ("answer_writers",),
         _late_writers,
     ),
     Claim(
@@ -310,14 +309,12 @@ CLAIMS: tuple[Claim, ...] = (
         "There is a functional rift in the middle of the model: residual streams follow bigrams of pretraining before it "
         "and the prompt behind it, abruptly.",
         "abstract; E11",
-        ("functional_rift",),
         _rift,
     ),
     Claim(
         "abidance",
         "What heads write stands in the prompt more often in the upper half of the layers than in the lower.",
         "E8, context-abidance",
-        ("context_abidance",),
         _abidance,
     ),
 )

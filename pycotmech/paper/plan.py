@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pycotmech.cot.tools.cost import Cost, Workload, metered
+from pycotmech.cot.tools.registry import Description
 from pycotmech.model.run import forward_packed
-from pycotmech.paper.entries import Entry
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -78,7 +78,7 @@ def shown_time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def make(model: Model, entries: Sequence[Entry], workload: Workload) -> Plan:
+def make(model: Model, entries: Sequence[Description], workload: Workload) -> Plan:
     """The plan of these entries. Cost: one forward pass of 512 tokens, twice, for the speed of this machine."""
     speed = measured_speed(model)
     lines = []

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.paper import plan as planning
-from pycotmech.paper.entries import Entry, Given, chosen
+from pycotmech.paper.entries import chosen
 from pycotmech.paper.summary import write_summary
 from pycotmech.runs import experiment
 
@@ -142,13 +143,13 @@ def _known_costs(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")).get("costs", {}) if path.is_file() else {}
 
 
-def _kept(folder: Path, entry: Entry) -> Analysis | None:
+def _kept(folder: Path, entry: Description) -> Analysis | None:
     if not (folder / "data" / f"{entry.name}.zarr").is_dir():
         return None
-    return entry.load.load(folder / "data")
+    return entry.result.load(folder / "data")
 
 
-def _keep(folder: Path, entry: Entry, result: Analysis) -> None:
+def _keep(folder: Path, entry: Description, result: Analysis) -> None:
     """Table and figure first, the data last and in one move: what `_kept` finds is whole."""
     for name in ("tables", "figures", "data"):
         (folder / name).mkdir(exist_ok=True)

@@ -57,7 +57,7 @@ def write_summary(
 
 
 def cost_table(plan: Plan, costs: Mapping[str, Any]) -> list[str]:
-    """Ours, predicted and counted, beside the authors' loops for the same examples and steps (PAPER: section 3)."""
+    """Ours, predicted and counted, beside the authors' loops for the same examples and steps (docs/protocol.md, Cost)."""
     lines = [
         "| analysis | paper | token-forwards | predicted | TFLOP | time | authors' forwards | token-forwards | TFLOP |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",

@@ -30,6 +30,9 @@ FEWEST_ALIKE = 6
 """Examples that have to agree for an interval without width to decide anything: resamples of equal examples are equal however
 few they are, but a sign test (two-sided) reaches p < 0.05 only from 6 equal signs on, 0.03."""
 
+HALVED = 4
+"""Examples from which on there are two halves of at least two: one to choose on, one to report on."""
+
 
 class Interval(NamedTuple):
     """An estimate and its interval, arrays of one shape. low and high are NaN where fewer than two examples count."""

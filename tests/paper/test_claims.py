@@ -6,7 +6,7 @@ import xarray as xr
 
 from pycotmech.cot.analyses.answer_writers import AnswerWriters
 from pycotmech.cot.analyses.functional_rift import FunctionalRift
-from pycotmech.cot.analyses.knock_out import KnockOutCurve
+from pycotmech.cot.analyses.knock_out_curve import KnockOutCurve
 from pycotmech.cot.analyses.pair_probes import PairProbes
 from pycotmech.paper import CLAIMS
 from pycotmech.paper.claims import decided

@@ -1,6 +1,7 @@
 """Which analyses run, in which order, and what the plan says of them."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import xarray as xr
 
 import pycotmech as pcm
 from pycotmech import cot
-from pycotmech.cot.analyses import knock_out
-from pycotmech.cot.tools.cost import Cost, Workload, row_flop
-from pycotmech.paper import CLAIMS, ENTRIES, entries
-from pycotmech.paper.entries import Given, chosen
+from pycotmech.cot.analyses import knock_out_curve as knock_out
+from pycotmech.cot.tools.cost import Cost, Workload
+from pycotmech.cot.tools.registry import COMPARED, Given
+from pycotmech.model.config import layer_flop
+from pycotmech.paper import CLAIMS, ENTRIES
+from pycotmech.paper.entries import chosen
 from pycotmech.paper.plan import Line, Plan, make, measured_speed, shown_time
 from tests.reference.tiny import tiny_llama
 
@@ -25,9 +28,11 @@ def test_what_an_entry_needs_comes_before_it():
         assert set(entry.needs) <= before, entry.name
         before.add(entry.name)
         assert hasattr(cot, entry.name)
-        assert entry.load.name == entry.name
+        assert getattr(cot, entry.name) is entry.function and entry.function.__name__ == entry.name
+        assert entry.title and entry.function.__module__ == f"pycotmech.cot.analyses.{entry.name}"
     assert {e.source for e in ENTRIES} == {f"E{i}" for i in range(1, 13)}
-    assert {name for claim in CLAIMS for name in claim.needs} <= before
+    assert all(claim.needs for claim in CLAIMS)
+    assert {name for entry in ENTRIES for name in entry.claims} == {claim.name for claim in CLAIMS}
 
 
 @pytest.mark.parametrize(
@@ -76,8 +81,10 @@ def _given(model, n):
     flat[np.setdiff1d(np.arange(n), choosing), :, 20:30] += 100
     dims, coords = ("example", "step", "layer", "head"), {"example": [e.index for e in examples], "step": [2, 5]}
     done = {}
-    for name, (variable, _) in entries._SCORES.items():
-        done[name] = entries.Analysis(xr.Dataset({variable: (dims, flat.reshape(n, 2, 4, 8))}, coords=coords), {})
+    for entry in ENTRIES:
+        if entry.name in COMPARED:
+            scores = {entry.result.main: (dims, flat.reshape(n, 2, 4, 8))}
+            done[entry.name] = entry.result(xr.Dataset(scores, coords=coords), {})
     return dataclasses.replace(given, done=done)
 
 
@@ -85,7 +92,8 @@ def _given(model, n):
 def test_sets_are_chosen_on_one_half_and_reported_on_the_other(model, monkeypatch, n):
     calls = {}
     for name in ("keep_only", "remove"):
-        monkeypatch.setattr(cot, name, lambda *args, _name=name, **kw: calls.update({_name: (args, kw)}))
+        module = importlib.import_module(f"pycotmech.cot.analyses.{name}")
+        monkeypatch.setattr(module, name, lambda *args, _name=name, **kw: calls.update({_name: (args, kw)}))
     given = _given(model, n)
     by_name = {e.name: e for e in ENTRIES}
     by_name["keep_only"].run(given, None), by_name["remove"].run(given, None)
@@ -151,7 +159,7 @@ def test_the_measured_speed_is_of_the_work_that_is_done(model, monkeypatch, laye
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))  # each run takes one second
     cfg = small.cfg
     again = 2.0 * cfg.d_model * cfg.d_head * (cfg.n_heads + 2 * cfg.n_key_value_heads)  # the last layer's queries, as read
-    assert measured_speed(small) == pytest.approx(256 * (row_flop(cfg) + again))
+    assert measured_speed(small) == pytest.approx(256 * (cfg.n_layers * layer_flop(cfg).linear + again))
 
 
 def test_times_are_readable():

@@ -81,7 +81,7 @@ def test_an_analysis_that_fails_leaves_the_others(tmp_path, monkeypatch):
     def broken(given, progress):
         raise ValueError("steps: nothing to see")
 
-    entries = tuple(dataclasses.replace(e, run=broken) if e.name == "patch_steps" else e for e in ENTRIES)
+    entries = tuple(dataclasses.replace(e, how=broken) if e.name == "patch_steps" else e for e in ENTRIES)
     monkeypatch.setattr(
         runner, "chosen", lambda only: [e for e in entries if e.name in ("patch_steps", "copy_heads", "remove")]
     )

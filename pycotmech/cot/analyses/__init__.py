@@ -1,5 +1,29 @@
-"""The paper's analyses (arXiv 2402.18312), one file each; what they share is in bootstrap, cells, cost and result.
+"""The paper's analyses (arXiv 2402.18312), one file each, with its figure in `<name>_figure.py` where that is large.
 
-Every analysis is a function `name(model, examples, *, steps=None, right=None, ..., seed=0, progress=None)` that returns an
-`Analysis`, and has a `cost(cfg, workload, ...)` beside it that says what the function is going to need.
+Every analysis is a function `name(model, examples, *, steps=None, right=None, ..., seed=0, progress=None)` in a file of the
+same name. It returns an `Analysis`, has a `cost(cfg, workload, ...)` beside it that says what the function is going to
+need, and describes itself as ANALYSIS, a `Description`. Nothing else has to be told of a new one. What analyses share is in
+`pycotmech.cot.tools` and `pycotmech.stats`.
 """
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pycotmech.cot.tools.registry import Description
+
+
+def names() -> list[str]:
+    """The names of all analyses. Imports none of them."""
+    return [m.name for m in pkgutil.iter_modules(__path__) if not m.name.endswith("_figure")]
+
+
+@cache
+def described() -> tuple[Description, ...]:
+    """The descriptions of all analyses, by experiment: the order in which they run."""
+    found = [importlib.import_module(f"{__name__}.{name}").ANALYSIS for name in names()]
+    return tuple(sorted(found, key=lambda d: (int(d.source.removeprefix("E")), d.order)))

@@ -1,4 +1,4 @@
-"""Where each pathway takes the answer from: question, generated text or few-shot block (PAPER: E8, answer sources).
+"""Where each pathway takes the answer from: question, generated text or few-shot block (docs/protocol.md, E8, answer sources).
 
 A place counts because the answer's word stands there, in any number or case, not because its token id does: at the
 beginning of a line or a sentence the word has another id. A pathway is followed along values, by which content moves; what
@@ -22,6 +22,7 @@ from pycotmech.cot.tools.activations import SEGMENTS, Prompt, by_example
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Graph
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, about, columns
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -150,7 +151,7 @@ class AnswerSources(Analysis):
 
     def map(self, *, path: str | PathLike | None = None) -> Figure:
         """For each step a map of the heads, coloured by `majority`: red few-shot, blue question, green generated, white none or
-        a tie (PAPER: E8, the paper's colours)."""
+        a tie (docs/protocol.md, E8, the paper's colours)."""
         from pycotmech.cot.analyses.answer_sources_figure import source_maps
 
         n = self.data["pathways"].isel(place=0).notnull().sum("example").transpose("step").values
@@ -336,3 +337,16 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     """Nothing: the authors read sources off the graphs that they have, and cut nothing. What the graphs took is counted once,
     by `information_flow.authors_cost`."""
     return Cost()
+
+
+ANALYSIS = Description(
+    AnswerSources,
+    answer_sources,
+    "E8",
+    cost=lambda cfg, w: cost(cfg, w, flow=True),
+    authors=authors_cost,
+    needs=("information_flow",),
+    claims=("sources",),
+    order=2,
+    how=lambda given, progress: given.call(answer_sources, progress, flow=given.done["information_flow"]),
+)

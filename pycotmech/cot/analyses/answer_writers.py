@@ -1,4 +1,4 @@
-"""Which heads write the answer at the position that predicts it (PAPER: E8, stage I): by projection, and by direct attribution.
+"""Finds the heads that write the answer where it is predicted, by projection and by direct attribution (docs/protocol.md, E8).
 
 The projection asks what a head's output says by itself, at any size: a head that writes almost nothing may say it with
 certainty. Direct attribution asks how much of the answer's logit the head brings, with the norm that the model really
@@ -34,6 +34,7 @@ from pycotmech.cot.tools.activations import (
 )
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, about, columns, top_cells
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -395,3 +396,6 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     """Nothing: the authors' writers are what the first stage of their graphs finds, and are read off these. What the graphs
     took, this stage included, is counted once, by `information_flow.authors_cost`."""
     return Cost()
+
+
+ANALYSIS = Description(AnswerWriters, answer_writers, "E8", cost=cost, authors=authors_cost, claims=("pathways", "writers"))

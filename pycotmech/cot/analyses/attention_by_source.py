@@ -1,4 +1,4 @@
-"""Where heads look from the position that is read: few-shot block, question, generated text (PAPER: E7), three ways.
+"""Where heads look from the position that is read: few-shot block, question, generated text (docs/protocol.md, E7), three ways.
 
 Plain attention says where a head looks, not what it takes from there: a head that rests on the first token gives it most of
 its weight and takes nothing. Beside it stand the value-weighted contribution of each source to what the head writes, and
@@ -30,7 +30,8 @@ from pycotmech.cot.tools.activations import (
     traced,
 )
 from pycotmech.cot.tools.cells import Cells, choose
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, about, top_cells
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -300,8 +301,9 @@ def cost(cfg: ModelConfig, workload: Workload, *, keep: object = None, **options
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     """Theirs: for each example and step the clean run, half a run for the means (of half as many prompts) and the pruned run;
-    full patterns of all heads kept for the examples of one step (PAPER: section 3, E7)."""
-    forwards = 2.5 * workload.cells
+    full patterns of all heads kept for the examples of one step (docs/protocol.md, Cost, E7)."""
     patterns = 4.0 * workload.examples * cfg.n_layers * cfg.n_heads * workload.length**2
-    rows = forwards * workload.length
-    return rows_cost(cfg, rows, forwards=forwards, read=rows, memory=patterns)
+    return forwards_cost(cfg, workload, 2.5 * workload.cells, memory=patterns)
+
+
+ANALYSIS = Description(AttentionBySource, attention_by_source, "E7", cost=cost, authors=authors_cost)

@@ -1,4 +1,4 @@
-"""Whether what heads write stands in the prompt, by layer (PAPER: E8, context-abidance).
+"""Whether what heads write stands in the prompt, by layer (docs/protocol.md, E8, context-abidance).
 
 A head whose output says a word of the prompt works with the context; one that says another word works from memory, or says
 nothing in particular. The authors count this over the nodes of their graphs, as the token passed; it needs no graph: the
@@ -23,6 +23,7 @@ from pycotmech.cot.tools.activations import Prompt, by_example, texts_of, traced
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.flow_graph import Graph
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, about
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -305,3 +306,6 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     """Nothing: the authors read it off the graphs that they have. What these took is counted once, by
     `information_flow.authors_cost`."""
     return Cost()
+
+
+ANALYSIS = Description(ContextAbidance, context_abidance, "E8", cost=cost, authors=authors_cost, claims=("abidance",), order=3)

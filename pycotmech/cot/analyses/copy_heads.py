@@ -1,4 +1,4 @@
-"""Heads that look at the answer where it stands in the prompt, and write it (PAPER: E4)."""
+"""Heads that look at the answer where it stands in the prompt, and write it (docs/protocol.md, E4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.cot.tools.rows import ReadRow, head_outputs, read_rows, word_spans
 from pycotmech.figures.words import plural
@@ -96,12 +97,13 @@ def copy_heads(
     definition "exact": the word's places are found by word (in any number and case, all its tokens, outside the shots), and
         `written` is the head's direct contribution to the answer's logit with the true final norm of the run: summed over
         heads, embedding and MLPs it is the logit itself.
-    definition "paper": the last place of the answer's first token by id, wherever it is (PAPER: F8), and `written` is the
-        plain product of the head's output with the answer's row of the unembedding, without the norm's weights (F13).
+    definition "paper": the last place of the answer's first token by id, wherever it is (docs/protocol.md, Flaws, F8), and
+        `written` is the plain product of the head's output with the answer's row of the unembedding, without the norm's weights
+        (F13).
     steps, right: as `cells.choose`.
     Raises TypeError or ValueError naming the argument.
     Cost: one forward pass per cell behind the shared prefix; the weights of one row, L H T numbers.
-    Source: PAPER E4.
+    Source: docs/protocol.md, E4.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     if definition not in get_args(Definition):
@@ -129,7 +131,7 @@ def copy_heads(
     facts = about(
         model,
         cells,
-        source="PAPER E4",
+        source="docs/protocol.md, E4",
         definition=f"attention of the last position to {where}; "
         + ("direct logit contribution with the true final norm" if definition == "exact" else "product with W_U, no norm"),
         settings={"definition": definition, "seed": seed},
@@ -167,8 +169,12 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Theirs: one full forward per cell, with all attention patterns kept for the examples of one step (PAPER: section 3,
-    E4)."""
-    rows = workload.cells * workload.length
+    """Theirs: one full forward per cell, with all attention patterns kept for the examples of one step.
+
+    Source: docs/protocol.md, Cost, E4.
+    """
     patterns = 4.0 * cfg.n_layers * cfg.n_heads * workload.length**2 * workload.examples
-    return rows_cost(cfg, rows, forwards=workload.cells, read=rows, memory=patterns)
+    return forwards_cost(cfg, workload, workload.cells, memory=patterns)
+
+
+ANALYSIS = Description(CopyHeads, copy_heads, "E4", cost=cost, authors=authors_cost)

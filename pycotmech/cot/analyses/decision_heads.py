@@ -1,4 +1,4 @@
-"""How far each head alone takes the residual stream of its layer to the answer (PAPER: E3)."""
+"""How far each head alone takes the residual stream of its layer to the answer (docs/protocol.md, E3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.cot.tools.rows import head_outputs, read_rows
 from pycotmech.model.arguments import check_common
@@ -41,9 +42,10 @@ class DecisionHeads(HeadAnalysis):
     ranges: ClassVar = {**dict.fromkeys(("p_mid", "p_pre", "p_head"), bootstrap.SHARE), "gain": bootstrap.SHARES_APART}
 
     def relative(self) -> xr.Dataset:
-        """mu = (p_mid - p_head) / p_mid, means over examples first (PAPER: E3): mean, low, high, n [step, layer, head].
+        """mu = (p_mid - p_head) / p_mid, means over examples first: mean, low, high, n [step, layer, head].
 
         0: the head alone reaches its layer's probability; negative: it exceeds it, the rest of the layer works against it.
+        Source: docs/protocol.md, E3.
         """
         alone = self.data["p_head"].transpose("example", "step", "layer", "head")
         whole = self.data["p_mid"].transpose("example", "step", "layer").values[..., None]
@@ -97,7 +99,7 @@ def decision_heads(
     steps, right: as `cells.choose`. seed: of nothing here, kept in the result.
     Raises TypeError or ValueError naming the argument.
     Cost: one forward pass per cell behind the shared prefix, and L (H + 2) rows through the unembedding.
-    Source: PAPER E3.
+    Source: docs/protocol.md, E3.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cells = choose(model, examples, steps=steps, right=right)
@@ -120,7 +122,7 @@ def decision_heads(
     facts = about(
         model,
         cells,
-        source="PAPER E3",
+        source="docs/protocol.md, E3",
         definition="probability of the answer by the logit lens of resid_pre plus one head's output, at the last position",
         settings={"seed": seed},
         meter=meter,
@@ -146,6 +148,11 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Theirs: one full forward per cell, and the unembedding of all its positions for every head (PAPER: section 3, E3)."""
-    rows = workload.cells * workload.length
-    return rows_cost(cfg, rows, forwards=workload.cells, read=rows * (1 + cfg.n_layers * cfg.n_heads))
+    """Theirs: one full forward per cell, and the unembedding of all its positions for every head.
+
+    Source: docs/protocol.md, Cost, E3.
+    """
+    return forwards_cost(cfg, workload, workload.cells, read=1 + cfg.n_layers * cfg.n_heads)
+
+
+ANALYSIS = Description(DecisionHeads, decision_heads, "E3", cost=cost, authors=authors_cost)

@@ -1,4 +1,4 @@
-"""Which layers may be corrupted without changing the reasoning that is generated (PAPER: E12)."""
+"""Which layers may be corrupted without changing the reasoning that is generated (docs/protocol.md, E12)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pycotmech.cot.task.corruptions import require_consistent
 from pycotmech.cot.task.examples import Example, Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.cells import Cells, choose
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, about, columns
 from pycotmech.engine import planner
 from pycotmech.engine.decode import Runs
@@ -42,8 +43,9 @@ class DecisionHorizon(Analysis):
 
     data [example, sentences, layer]: `same`, 1 if the text is the one generated without any change; `agreement`, the share
     of its tokens in front of the first one that differs; `gold`, 1 if it is the gold solution; `words`, the share of its
-    words that occur in the gold solution (the authors' measure, PAPER: F17). [example, sentences]: `clean_gold`, whether
-    the unchanged run writes the gold solution; `swapped`, as `agreement`, for the other question with nothing patched.
+    words that occur in the gold solution (the authors' measure, docs/protocol.md, Flaws, F17). [example, sentences]:
+    `clean_gold`, whether the unchanged run writes the gold solution; `swapped`, as `agreement`, for the other question with
+    nothing patched.
     """
 
     name, title = "decision_horizon", "Layers that may be corrupted without changing the reasoning"
@@ -146,7 +148,7 @@ def decision_horizon(
     together from their counterfactuals.
     Cost: for each example and h about 1.5 L + 2 runs at once, with their own keys and values: the item's tokens and those
     generated, one row for each; the few-shot block once in all. (The authors recompute every prompt for every token.)
-    Source: PAPER E12.
+    Source: docs/protocol.md, E12.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     if max_new < 1:
@@ -174,7 +176,7 @@ def decision_horizon(
     facts = about(
         model,
         cells,
-        source="PAPER E12",
+        source="docs/protocol.md, E12",
         definition="z of all heads of one layer from a run on another question; greedy text against the unchanged run's",
         settings={"max_new": max_new, "seed": seed},
         meter=meter,
@@ -324,13 +326,14 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Theirs: three forwards of the whole text for every generated token, layer and beginning, without a cache (PAPER: section
-    3, E12).
+    """Theirs: three forwards of the whole text for every generated token, layer and beginning, without a cache.
 
+    Source: docs/protocol.md, Cost, E12.
     Assumed: as many tokens are generated, at the mean, as the gold solution has left behind a beginning (for the authors' own
     prompts this gives the forwards that were counted from their outputs to 3 %), in texts as long as the mean prompt.
     """
     begun, new = _generations(workload)
-    forwards = 3.0 * begun * cfg.n_layers * new
-    rows = forwards * workload.length
-    return rows_cost(cfg, rows, forwards=forwards, read=rows)
+    return forwards_cost(cfg, workload, 3.0 * begun * cfg.n_layers * new)
+
+
+ANALYSIS = Description(DecisionHorizon, decision_horizon, "E12", cost=cost, authors=authors_cost)

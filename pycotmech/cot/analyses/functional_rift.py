@@ -1,5 +1,8 @@
-"""Where along the layers the residual stream stops following what was learnt in pretraining and follows the prompt
-(PAPER: E11): the logit lens at every position, on the memorised next word and on the next words seen in the prompt."""
+"""Finds where along the layers the residual stream turns from what was learnt in pretraining to what the prompt says.
+
+The logit lens is applied at every position, to the memorised next word and to the next words seen in the prompt
+(docs/protocol.md, E11).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from torch import Tensor
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, about
 from pycotmech.engine import planner
 from pycotmech.model.arguments import check_common
@@ -317,7 +321,8 @@ def functional_rift(
 
     b_i = argmax P(v | start, s_i), the model's own next word for s_i without a prompt; I_i = the words that followed s_i
     earlier in the prompt. prior = mean of U(x_i)[b_i], context = mean of the largest U(x_i)[v] over v in I_i; over the
-    positions where I_i holds something and not b_i (PAPER: E11, an operational definition: the authors released none).
+    positions where I_i holds something and not b_i (docs/protocol.md, E11: an operational definition, for the authors
+    released none).
     steps, right: as `cells.choose`; a step's positions are those of the item up to the word it predicts.
     start: the token in front of s_i when b_i is looked up; None: the model's BOS if its prompts begin with one, else the
         tokenizer's <|endoftext|>, BOS or EOS, whichever exists first.
@@ -357,7 +362,7 @@ def functional_rift(
     facts = about(
         model,
         cells,
-        source="PAPER E11 (operational definition)",
+        source="docs/protocol.md, E11 (operational definition)",
         definition=f"lens on the next word memorised behind {shown} and on those seen earlier in the prompt, where they differ",
         settings={"start": first, "seed": seed},
         meter=meter,
@@ -459,5 +464,7 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     """A forward and the lens of every position of the whole prompt, for each cell (the authors released no code)."""
-    rows = workload.cells * workload.length
-    return rows_cost(cfg, rows, forwards=workload.cells, read=rows * (cfg.n_layers + 1))
+    return forwards_cost(cfg, workload, workload.cells, read=cfg.n_layers + 1)
+
+
+ANALYSIS = Description(FunctionalRift, functional_rift, "E11", cost=cost, authors=authors_cost, claims=("rift",))

@@ -1,4 +1,4 @@
-"""How much sets of heads overlap, beside what sets of these sizes share by chance (PAPER: E6)."""
+"""How much sets of heads overlap, beside what sets of these sizes share by chance (docs/protocol.md, E6)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pycotmech.cot.analyses.select_heads import Selection
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.head_sets import HeadSet
+from pycotmech.cot.tools.registry import COMPARED, Description
 from pycotmech.cot.tools.result import Analysis
+from pycotmech.cot.tools.select_heads import Selection
 from pycotmech.figures.words import plural
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -125,7 +126,7 @@ def head_overlap(
         resampled together; examples without any score, none of whose steps counts, are not drawn.
     Returns a `HeadOverlap`. Raises TypeError or ValueError naming the set.
     Cost: no forward pass; with a bootstrap, `draws` selections of each set.
-    Source: PAPER E6, which reports intersections without the chance level.
+    Source: docs/protocol.md, E6, which reports intersections without the chance level.
     """
     given = {**(sets or {}), **named}
     if len(given) < 1:
@@ -183,7 +184,8 @@ def head_overlap(
     )
     chosen_on = {s.examples[i] for *_, s in flat if isinstance(s, Selection) and s.examples is not None for i in s.scored}
     about = dict(
-        model=model, notes=[], source="PAPER E6", definition="intersections of sets of heads, beside those of random sets",
+        model=model, notes=[], source="docs/protocol.md, E6",
+        definition="intersections of sets of heads, beside those of random sets",
         settings=dict(heads=n, draws=draws if drawn else 0, chosen_on=len(chosen_on) if drawn else 0, seed=seed),
     )  # fmt: skip
     return HeadOverlap(dataset, about)
@@ -248,3 +250,14 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     """Theirs: nothing is run either."""
     return Cost()
+
+
+ANALYSIS = Description(
+    HeadOverlap,
+    head_overlap,
+    "E6",
+    cost=cost,
+    authors=authors_cost,
+    needs=COMPARED,
+    how=lambda given, progress: head_overlap(given.sets(), model=given.model.name, seed=given.seed),
+)

@@ -1,4 +1,4 @@
-"""Heads of inductive reasoning: what each restores however the step is broken, and how far the breaks agree (PAPER: E2)."""
+"""Finds the heads of inductive reasoning: what each restores however a step is broken (docs/protocol.md, E2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import Cells, choose, grade
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
+from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -258,9 +259,9 @@ def induction_heads(
         first of the three need not be run again.
     Returns `InductionHeads`. Raises TypeError or ValueError naming the argument, before the first sweep.
     Cost: as `patch_steps` on these steps, for each corruption that is run.
-    Source: PAPER E2. The authors' prompts have one hop and other words; the normalised KL is theirs, read at the last
-        position, as logit differences are here too (F11). A step counts if the model is right on its clean prompt; `changed`
-        says whether the corruption then leads it elsewhere (the authors keep those examples only).
+    Source: docs/protocol.md, E2. The authors' prompts have one hop and other words; the normalised KL is theirs, read at the
+        last position, as logit differences are here too (F11). A step counts if the model is right on its clean prompt;
+        `changed` says whether the corruption then leads it elsewhere (the authors keep those examples only).
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     if isinstance(examples, Examples):
@@ -286,7 +287,7 @@ def induction_heads(
     facts = about(
         model,
         cells,
-        source="PAPER E2",
+        source="docs/protocol.md, E2",
         definition="z of one head at a time, clean values into the corrupted run, at all positions; the mean over corruptions "
         "(answer, premise, rule) of ratios of means over examples",
         settings={"corruptions": list(KINDS), "run": todo, "seed": seed},
@@ -329,8 +330,26 @@ def cost(cfg: ModelConfig, workload: Workload, *, answer: bool = False) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Theirs: for each corruption one full forward per head, the two runs, and two to filter (PAPER: section 3, E2).
+    """Theirs: for each corruption one full forward per head, the two runs, and two to filter (docs/protocol.md, Cost, E2).
     Assumed: no row is filtered out; each would add two."""
-    forwards = 3.0 * workload.inductive * (cfg.n_layers * cfg.n_heads + 4)
-    rows = forwards * workload.length
-    return rows_cost(cfg, rows, forwards=forwards, read=rows)
+    return forwards_cost(cfg, workload, 3.0 * workload.inductive * (cfg.n_layers * cfg.n_heads + 4))
+
+
+def _of_paper(given: Given, progress: Progress | None) -> InductionHeads:
+    """The inductive steps, with what `patch_steps` made of the first corruption."""
+    kinds = given.examples.kinds
+    steps = [i for i in given.steps if kinds[i] == "induction"]
+    if not steps:
+        raise ValueError(f"steps: none of {list(given.steps)} is a step of induction, which is what E2 looks at")
+    return given.call(induction_heads, progress, steps=steps, answer=given.done["patch_steps"])
+
+
+ANALYSIS = Description(
+    InductionHeads,
+    induction_heads,
+    "E2",
+    cost=lambda cfg, w: cost(cfg, w, answer=True),
+    authors=authors_cost,
+    needs=("patch_steps",),
+    how=_of_paper,
+)

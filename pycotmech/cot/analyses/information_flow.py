@@ -1,4 +1,4 @@
-"""From the heads that write the answer back to the tokens it came from (PAPER: E8): the graph of every example and step."""
+"""Follows the answer from the heads that write it back to the tokens it came from (docs/protocol.md, E8)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pycotmech.cot.tools.activations import SEGMENTS, Prompt, Trace, by_example,
 from pycotmech.cot.tools.cells import Cells, choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, about, top_cells
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -402,7 +403,7 @@ def cost(cfg: ModelConfig, workload: Workload, *, definition: Definition = "exac
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     """Theirs, all of E8: three forwards for each example and step (the clean run, one for the means, the pruned one), and the
     projections of stage I, each of which takes every position of every prompt that is held with it through the unembedding
-    (PAPER: section 3).
+    (docs/protocol.md, Cost).
 
     Assumed for other models and runs: as many calls as in their graphs, each over as large a part of the heads (21,355
     projections with 1,024 heads), and slices of 11 prompts of a step, or of all if there are fewer.
@@ -412,3 +413,6 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     projections = workload.cells * _PROJECTIONS * cfg.n_layers * cfg.n_heads
     batch = min(_SLICE, workload.examples) * workload.length
     return rows_cost(cfg, rows, forwards=forwards, read=rows + projections * batch)
+
+
+ANALYSIS = Description(InformationFlow, information_flow, "E8", cost=cost, authors=authors_cost, order=1)

@@ -1,4 +1,4 @@
-"""Whether two words know, layer by layer, how they are related (PAPER: E9): probes on pairs of residual streams."""
+"""Whether two words know, layer by layer, how they are related (docs/protocol.md, E9): probes on pairs of residual streams."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from pycotmech.cot.tools.question_runs import (
     questions_of,
     runs,
 )
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, columns, facts
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -256,7 +257,8 @@ def pair_probes(
         in the same role, but further away. Only what sees both tells related pairs from half and half of them.
     shuffled: permute the labels of the training questions: what the probes make of nothing.
     definition: "paper" takes the authors' pairs: properties too, the next unrelated word whatever its distance, and first
-        pieces. Their off-by-one, their single vectors for pairs and their duplicates are in neither (PAPER: F1 to F4).
+        pieces. Their off-by-one, their single vectors for pairs and their duplicates are in neither (docs/protocol.md, Flaws,
+        F1 to F4).
     right: not used, for no answer is predicted: pairs stand in the question.
     Raises TypeError or ValueError naming the argument.
     Cost: one pass of each question, a probe of each kind for each depth on the relation and on the control task.
@@ -320,7 +322,8 @@ def pair_probes(
     }[chosen if isinstance(questions, int) else "own"]
     front = f", {shots} shots in front" if shots else ""
     about = facts(
-        model, examples, len(kept), sum(len(q.pairs) for q in kept), source="PAPER E9", settings=settings, meter=meter,
+        model, examples, len(kept), sum(len(q.pairs) for q in kept), source="docs/protocol.md, E9", settings=settings,
+        meter=meter,
         definition=f"[x_i ; x_j] at each word's {read} piece, split by question, equal classes; {source}{front}",
     )  # fmt: skip
     return PairProbes(xr.Dataset(data, coords=coords), about)
@@ -460,5 +463,8 @@ def cost(
 def authors_cost(
     cfg: ModelConfig, workload: Workload, *, questions: int = QUESTIONS, length: float | None = None, shots: int = 0
 ) -> Cost:
-    """One forward of the full prompt for each question and shot setting (PAPER: section 3), probes not counted."""
+    """One forward of the full prompt for each question and shot setting (docs/protocol.md, Cost), probes not counted."""
     return every_forward(cfg, workload, questions, length, shots)
+
+
+ANALYSIS = Description(PairProbes, pair_probes, "E9", cost=cost, authors=authors_cost, claims=("mixing",), steps=False)

@@ -1,4 +1,4 @@
-"""What each head restores at each step when it alone takes its clean value (PAPER: E1; restoration R, section 2)."""
+"""What each head restores at each step when it alone takes its clean value (docs/protocol.md, E1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pycotmech.cot.task.examples import Examples, Step
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import Cell, choose
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.engine import planner
 from pycotmech.engine.evaluate import N_SELF_PATCHES
@@ -56,9 +57,10 @@ class PatchSteps(HeadAnalysis):
     }
 
     def restoration(self, metric: str = "kl") -> xr.Dataset:
-        """The ratio of means over examples (PAPER: E1), with its bootstrap interval: mean, low, high, n [step, layer, head].
+        """The ratio of means over examples, with its bootstrap interval: mean, low, high, n [step, layer, head].
 
         metric: "kl", "logit_diff" or "prob"; (m - m_corrupted) / (m_clean - m_corrupted), each mean over examples first.
+        Source: docs/protocol.md, E1.
         """
         if metric not in METRICS:
             raise ValueError(f"metric: got {metric!r}; expected one of {', '.join(METRICS)}")
@@ -134,7 +136,7 @@ def patch_steps(
     Raises TypeError or ValueError naming the argument, before the first sweep.
     Cost: one sweep (see `pcm.patch_heads`) for all steps of an example that have the same word replaced, at the last of them;
         with explicit positions one per cell. The logits of one sweep's patched runs are held, L H V numbers for each step.
-    Source: PAPER E1, and E2 for steps of kind "induction".
+    Source: docs/protocol.md, E1, and E2 for steps of kind "induction".
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     if corruption not in get_args(Corruption):
@@ -180,7 +182,7 @@ def patch_steps(
     facts = about(
         model,
         cells,
-        source="PAPER E1" if corruption == "answer" else "PAPER E2",
+        source="docs/protocol.md, E1" if corruption == "answer" else "docs/protocol.md, E2",
         definition=f"{site} of one head at a time, {into}, {where}; restoration is the ratio of means over examples"
         + ("" if corruption == "answer" else f"; corrupted in the {corruption} alone"),
         settings={"direction": direction, "site": site, "positions": positions, "corruption": corruption, "seed": seed},
@@ -254,8 +256,8 @@ def _measured(sweep: Sweep, step: Step, wrong: int, ends: Tensor) -> dict[str, A
 
 
 def induction_score(results: Sequence[PatchSteps]) -> xr.DataArray:
-    """The mean restoration of the KL divergence over kinds of corruption (PAPER: E2): [example, step, layer, head], NaN where
-    one of them does not count. results: of `patch_steps` on the same examples and steps."""
+    """The mean restoration of the KL divergence over kinds of corruption: [example, step, layer, head], NaN where one of them
+    does not count. results: of `patch_steps` on the same examples and steps. Source: docs/protocol.md, E2."""
     if not results or len({r.about["settings"]["corruption"] for r in results}) < len(results):
         raise ValueError("results: expected results of different corruptions, at least one")
     kinds = [r.about["settings"]["corruption"] for r in results]
@@ -289,7 +291,8 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Theirs: one full forward per head, and the two runs (PAPER: section 3, E1)."""
-    forwards = workload.cells * (cfg.n_layers * cfg.n_heads + 2)
-    rows = forwards * workload.length
-    return rows_cost(cfg, rows, forwards=forwards, read=rows)
+    """Theirs: one full forward per head, and the two runs (docs/protocol.md, Cost, E1)."""
+    return forwards_cost(cfg, workload, workload.cells * (cfg.n_layers * cfg.n_heads + 2))
+
+
+ANALYSIS = Description(PatchSteps, patch_steps, "E1", cost=cost, authors=authors_cost)

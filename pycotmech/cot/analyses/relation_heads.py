@@ -1,4 +1,4 @@
-"""Heads that look along the relations of the ontology (PAPER: E10), and whether a probe misses them when they are gone."""
+"""Finds heads that look along the relations of the ontology, and whether a probe misses them (docs/protocol.md, E10)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pycotmech.cot.tools.by_head import layer_share
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.head_probe import Rows, head_sets, probed, read_positions
 from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of, runs
+from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, columns, facts, top_cells
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -240,7 +241,7 @@ def relation_heads(
     drawn at random, the largest standardised auroc of all heads is compared), and reported on the other. Then the `heads`
     strongest of them below the probe's depth are ablated at all positions of the other half, and a linear probe that was
     trained on the first half to tell how two words are related judges the residual stream; against as many random heads of
-    the same layers (PAPER: E10, an operational definition: the authors released none).
+    the same layers (docs/protocol.md, E10, an operational definition: the authors released none).
 
     examples: whose style, ontology and demonstrations the questions take; None: as `cot.relations.make_questions` has it.
     questions: how many to make, or your own. shots: demonstrations in front.
@@ -309,7 +310,7 @@ def relation_heads(
     }  # fmt: skip
     about = facts(
         model, examples, len(kept), sum(len(q.pairs) for q in kept), settings=settings, meter=meter,
-        source="PAPER E10 (operational definition)",
+        source="docs/protocol.md, E10 (operational definition)",
         definition="attention from a word's last piece to all pieces of the earlier word, less that of unrelated words at the "
         "same distance; heads selected on the other half",
     )  # fmt: skip
@@ -409,3 +410,6 @@ def authors_cost(
 ) -> Cost:
     """One forward of the full prompt for each question (the authors released no code)."""
     return every_forward(cfg, workload, questions, length, shots)
+
+
+ANALYSIS = Description(RelationHeads, relation_heads, "E10", cost=cost, authors=authors_cost, claims=("movers",), steps=False)

@@ -1,4 +1,4 @@
-"""Three ways to break an inductive step (PAPER: E2): what the entity is said to be, whom the rule is about, what follows.
+"""Breaks an inductive step in three ways (docs/protocol.md, E2): in its premise, in its rule, or in what follows.
 
 At a step such as "Max is a lempus. Since every lempus is a tumpus, Max is a" the answer needs the premise ("Max is a lempus")
 and the rule ("every lempus is a tumpus"). Replacing the answer's word gives another answer; replacing the concept in the

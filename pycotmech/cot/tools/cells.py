@@ -1,4 +1,4 @@
-"""Which steps of which examples an analysis is made on: those the model gets right, as the authors did (PAPER: 1.6)."""
+"""Chooses the steps of examples that an analysis is made on: those the model gets right (docs/protocol.md, Task)."""
 
 from __future__ import annotations
 

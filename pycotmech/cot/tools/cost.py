@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
 from pycotmech.model.work import Tally, counted
 from pycotmech.patching.pairs import aligned
 from pycotmech.patching.shared_runs import shared_runs
+from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.cells import Cells
     from pycotmech.model import Model
-    from pycotmech.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class Workload:
     beginnings: int = 0
     left: float = 0.0
 
+    def reported(self) -> Workload:
+        """Of the examples that are reported on, where sets of heads are chosen on the others."""
+        part = self.examples if self.examples < bootstrap.HALVED else self.examples - self.examples // 2
+        cells, inductive = (round(n * part / self.examples) for n in (self.cells, self.inductive))
+        return replace(self, examples=part, cells=cells, inductive=inductive)
+
     @property
     def texts(self) -> float:
         """Positions of the examples' longest prompts behind the shared beginning."""
@@ -125,16 +132,16 @@ def _left(cells: Cells) -> list[int]:
     return out
 
 
-def row_flop(cfg: ModelConfig) -> float:
-    """Floating-point operations of the matrix products of one row through all layers, attention's own not counted."""
-    heads = cfg.n_heads * cfg.d_head
-    per_layer = cfg.d_model * (2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head + 3 * cfg.d_mlp)
-    return 2.0 * cfg.n_layers * per_layer
-
-
 def rows_cost(cfg: ModelConfig, rows: float, *, forwards: float = 0.0, read: float = 0.0, memory: float = 0.0) -> Cost:
     """Cost of `rows` rows through all layers, of which `read` go through the whole unembedding."""
-    return Cost(forwards, rows, rows * row_flop(cfg) + read * 2.0 * cfg.d_model * cfg.d_vocab, memory)
+    flop = rows * cfg.n_layers * layer_flop(cfg).linear + read * logits_flop(cfg)
+    return Cost(forwards, rows, float(flop), memory)
+
+
+def forwards_cost(cfg: ModelConfig, workload: Workload, forwards: float, *, read: float = 1.0, memory: float = 0.0) -> Cost:
+    """Cost of so many passes of a whole prompt. read: how often each position goes through the unembedding."""
+    rows = forwards * workload.length
+    return rows_cost(cfg, rows, forwards=forwards, read=rows * read, memory=memory)
 
 
 class Meter:

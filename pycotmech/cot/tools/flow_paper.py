@@ -1,4 +1,4 @@
-"""The authors' construction of the information-flow graph (PAPER: E8, stages I to III), as it is and with its flaws mended.
+"""Builds the information-flow graph as the authors do, or with the flaws of that mended (docs/protocol.md, E8, I to III).
 
 From a writer to the position it attends to most; there to the token that the residual stream says; from the token to the
 heads below whose output says it. Every link is a likeness of unembeddings, none is measured by intervention.

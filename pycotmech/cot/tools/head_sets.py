@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_, or_
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,32 @@ class HeadSet:
         return f"HeadSet({self.name or 'unnamed'}: {len(self)} of {self.mask.size} heads)"
 
 
+def set_combinations(main: Any, others: Sequence[Any], *, shape: tuple[int, int]) -> dict[str, HeadSet]:
+    """The five sets that the authors keep, from a main set and two or more others (docs/protocol.md, E6).
+
+    common: in all of them; only_main: in none of the others; only_other: in one of the others, not in main; other: in one of
+    the others; common_only_main: common and only_main together. shape: (L, H).
+    """
+    m = HeadSet.of(main, shape, argument="main")
+    rest = [HeadSet.of(o, shape, argument=f"others[{i}]") for i, o in enumerate(others)]
+    if not rest:
+        raise ValueError("others: got none; expected at least one other set")
+    either, every = union(rest), intersection(rest)
+    found = {"common": m & every, "only_main": m - either, "only_other": either - m, "other": either}
+    found["common_only_main"] = found["common"] | found["only_main"]
+    return {name: HeadSet(s.mask, name, s.order, s.chosen_on) for name, s in found.items()}
+
+
+def union(sets: Sequence[HeadSet]) -> HeadSet:
+    """All heads of any of the sets, over the steps of one kind for example."""
+    return reduce(or_, sets)
+
+
+def intersection(sets: Sequence[HeadSet]) -> HeadSet:
+    """The heads that are in all of the sets."""
+    return reduce(and_, sets)
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Scores of heads: values [n, S, L, H], NaN where there is none; axes of length 1 stand for what was averaged before.
@@ -123,6 +151,12 @@ class Scores:
     def scored(self) -> NDArray[np.int64]:
         """Rows of the examples that have a score of any head at any step: where no step counts there is none."""
         return np.flatnonzero(np.isfinite(self.values).any((1, 2, 3)))
+
+    def checked(self, shape: tuple[int, int]) -> Scores:
+        """The same. Raises ValueError if they are of heads of another shape."""
+        if self.shape != shape:
+            raise ValueError(f"scores: got heads {list(self.shape)}; the model has {list(shape)}")
+        return self
 
     def at(self, step: int | None) -> Scores:
         """Those of one step; None: as they are."""

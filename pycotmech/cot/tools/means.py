@@ -1,9 +1,9 @@
 """What ablated heads are replaced by: the mean of z over prompts of the task, position for position by its role.
 
 A mean over positions counted from one end mixes words that have nothing to do with one another as soon as prompts differ in
-length (PAPER: F7). Here prompts are matched word by word: the fifth word of the third shot with the fifth word of the third
-shot, its first token with the first token. Where sentences do not stand in one order (distractors, shuffled premises), words
-of one kind in one part of the prompt are taken together instead.
+length (docs/protocol.md, Flaws, F7). Here prompts are matched word by word: the fifth word of the third shot with the fifth
+word of the third shot, its first token with the first token. Where sentences do not stand in one order (distractors, shuffled
+premises), words of one kind in one part of the prompt are taken together instead.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 Progress = Callable[[float, float], None]
 """Called with (done, in all)."""
 A = TypeVar("A")
-HALVED = 4
-"""Examples from which on there are two halves of at least two: one to choose on, one to report on."""
 
 
 class Apart(NamedTuple, Generic[A]):
@@ -86,7 +85,7 @@ class Analysis:
 
     def at_step(self, variable: str, step: int | None, *, held_out: bool = True) -> Apart[Self] | None:
         """One step's result in the parts that its strongest heads are chosen and told on: the halves of the examples that
-        have the variable there, from `HALVED` of them on. With fewer, or without held_out, all of them in both parts.
+        have the variable there, from `bootstrap.HALVED` of them on. With fewer, or without held_out, all of them in both parts.
 
         step None: all steps. None if no example has the variable there. Raises ValueError for a step that is not there.
 
@@ -98,7 +97,7 @@ class Analysis:
         here = self if step is None else type(self)(self.data.isel(step=[known.index(step)]), self.about)
         values = here.data[variable]
         counts = values.notnull().any([d for d in values.dims if d != "example"]).values
-        if held_out and counts.sum() >= HALVED:
+        if held_out and counts.sum() >= bootstrap.HALVED:
             return here.apart(counts)
         if not counts.any():
             return None
@@ -202,6 +201,22 @@ def facts(
     if meter is not None:
         out["cost"] = {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds}
     return out
+
+
+def counting(progress: Progress | None, total: float) -> Callable[[], None]:
+    """Returns what is to be called each time one of `total` parts is done."""
+    done = itertools.count(1)
+
+    def tick() -> None:
+        if progress is not None:
+            progress(next(done), total)
+
+    return tick
+
+
+def headline(name: str, found: Mapping[Any, Any]) -> dict[str, float]:
+    """The main number of a table with its interval: name, low, high."""
+    return {name: float(found["mean"]), "low": float(found["low"]), "high": float(found["high"])}
 
 
 def columns(name: str, found: Mapping[Any, Any]) -> dict[str, float]:

@@ -7,8 +7,8 @@ import xarray as xr
 
 import pycotmech as pcm
 from pycotmech.cot.analyses.head_overlap import head_overlap
-from pycotmech.cot.analyses.knock_out import knock_out_curve
-from pycotmech.cot.analyses.select_heads import select_heads
+from pycotmech.cot.analyses.knock_out_curve import knock_out_curve
+from pycotmech.cot.tools.select_heads import select_heads
 from pycotmech.stats import bootstrap, significance
 
 L, H, STEPS = 4, 8, [2, 5]

@@ -9,8 +9,9 @@ import xarray as xr
 
 import pycotmech as pcm
 from pycotmech.cot.tools import cells as cells_module
-from pycotmech.cot.tools.cost import Cost, metered, row_flop, rows_cost, workload
+from pycotmech.cot.tools.cost import Cost, metered, rows_cost, workload
 from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.model.config import layer_flop
 from tests.reference.tiny import tiny_llama
 
 
@@ -65,7 +66,7 @@ def test_meter_counts_what_a_forward_pass_computes():
         model.run(tokens, capture=("z",))
     cfg = model.cfg
     assert inner.token_forwards == 20 and inner.flop == outer.flop
-    assert inner.flop == pytest.approx(20 * row_flop(cfg) + 20 * 2 * cfg.d_model * cfg.d_vocab)
+    assert inner.flop == pytest.approx(20 * cfg.n_layers * layer_flop(cfg).linear + 20 * 2 * cfg.d_model * cfg.d_vocab)
     assert inner.flop == pytest.approx(rows_cost(cfg, 20, read=20).flop)
     assert not {"qkv", "attn_out", "mlp_out", "logits"} & set(vars(model.family))  # left as found
 

@@ -1,4 +1,4 @@
-"""Accuracy of sets of heads that are kept: at each step, and over all steps beside random sets."""
+"""Accuracy of sets of heads that are kept, at each step and over all steps: for `keep_only` and `remove`."""
 
 from __future__ import annotations
 

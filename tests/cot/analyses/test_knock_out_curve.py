@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import knock_out
-from pycotmech.cot.analyses.knock_out import knock_out_curve, nearest
+from pycotmech.cot.analyses import knock_out_curve as knock_out
+from pycotmech.cot.analyses.knock_out_curve import knock_out_curve, nearest
 from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import AblatedAnswers, ablated_steps
 from pycotmech.stats import bootstrap

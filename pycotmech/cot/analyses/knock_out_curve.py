@@ -1,4 +1,4 @@
-"""Accuracy against the number of heads that are ablated, step by step (PAPER: E5)."""
+"""Accuracy against the number of heads that are ablated, step by step (docs/protocol.md, E5)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.analyses.select_heads import Selection, select_heads, spread
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
-from pycotmech.cot.tools.cells import Cells, choose
-from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
+from pycotmech.cot.tools.ablation_results import AblationResult, answered, check_definition, result_data
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.checks import one_of
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import scores_of
 from pycotmech.cot.tools.means import N_PROMPTS
-from pycotmech.cot.tools.result import Analysis, Progress, about, columns
+from pycotmech.cot.tools.registry import Description
+from pycotmech.cot.tools.result import Progress, about, columns, counting, headline
+from pycotmech.cot.tools.select_heads import Selection, select_heads, spread
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -32,10 +35,9 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 Order = Literal["least", "most"]
-_VARIABLES = ("right", "agrees", "log_prob")
 
 
-class KnockOutCurve(Analysis):
+class KnockOutCurve(AblationResult):
     """Curves of accuracy over sets of heads that are ablated, each set holding the one before it.
 
     data, over order ("least": least important first; "most"; "random 0", ...), size, example and step: `right` 1 where every
@@ -48,39 +50,32 @@ class KnockOutCurve(Analysis):
     name, title = "knock_out_curve", "Accuracy against the number of heads ablated"
     ranges: ClassVar = {"right": bootstrap.SHARE, "agrees": bootstrap.SHARE}
 
-    @property
-    def main(self) -> str:
-        """What is called accuracy: "right" (gold) or, by the paper's definition, "agrees" (with the model itself)."""
-        return self.about["settings"]["accuracy"]
-
     def accuracy(self, variable: str | None = None, *, half: str | None = None) -> xr.Dataset:
         """Mean over examples with its bootstrap interval: mean, low, high, n [order, size, step].
 
         variable: "right", "agrees" or "log_prob". half: "select" or "report": only the examples of that half.
         """
-        return self._half(half).interval(variable or self.main)
+        return AblationResult.accuracy(self._half(half), variable)
 
     def overall(self, variable: str | None = None, *, half: str | None = None) -> xr.Dataset:
         """The same over all steps: each example's mean over its steps, then over examples: [order, size]."""
-        data = self._half(half).data[[variable or self.main]].mean("step")
-        return KnockOutCurve(data, self.about).interval(variable or self.main)
+        return AblationResult.overall(self._half(half), variable)
 
     def _half(self, half: str | None) -> KnockOutCurve:
         if half is None:
             return self
-        if half not in ("select", "report"):
-            raise ValueError(f"half: got {half!r}; expected 'select', 'report' or None")
+        one_of("half", half, ("select", "report", None))
         keep = np.isin(self.data["half"].values, (half, "both"))
         return KnockOutCurve(self.data.isel(example=keep), self.about)
 
     def operating_points(self, *, order: str | None = None, target: float | None = None) -> pd.DataFrame:
         """Where each curve is nearest to the target accuracy, chosen on one half of the examples and reported on the other.
 
-        At least one head is ablated; ties go to the larger number (PAPER: E5). One row for each step, and one for all steps
-        together: step, kind, size (along the axis), removed, kept, chosen_at (accuracy on the selecting half), accuracy,
-        low, high, n (on the reporting half), random (accuracy there with as many heads ablated, mean of the random orders),
-        gain (by how much accuracy is above it, example by example), floor (accuracy there with every head ablated, NaN if
-        the curve does not go so far: what the replacement alone gets right), each of the three with name_low and name_high.
+        At least one head is ablated; ties go to the larger number (docs/protocol.md, E5). One row for each step, and one for
+        all steps together: step, kind, size (along the axis), removed, kept, chosen_at (accuracy on the selecting half),
+        accuracy, low, high, n (on the reporting half), random (accuracy there with as many heads ablated, mean of the random
+        orders), gain (by how much accuracy is above it, example by example), floor (accuracy there with every head ablated, NaN
+        if the curve does not go so far: what the replacement alone gets right), each of the three with name_low and name_high.
         All intervals are over examples: one random order is one, and its interval does not hold what others would give.
         """
         import pandas as pd
@@ -90,7 +85,8 @@ class KnockOutCurve(Analysis):
         chosen_on, reported = ((self.accuracy(half=h), self.overall(half=h)) for h in ("select", "report"))
         to_the_end = bool((self.data["ablated"].sel(order=order).isel(size=-1)).all())
         randoms = [str(o) for o in self.data["order"].values if str(o).startswith("random")]
-        each, rows = self._half("report").data[self.main], []
+        n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
+        by_example, rows = self._half("report").data[self.main], []
         for i, step in enumerate([*self.data["step"].values.tolist(), "all"]):
             by_step = step != "all"
             pick, tell = (x[0].isel(step=i) if by_step else x[1] for x in (chosen_on, reported))
@@ -101,21 +97,13 @@ class KnockOutCurve(Analysis):
             if "step" in removed.dims:
                 removed = removed.isel(step=i) if by_step else removed.mean("step").round()
             at = tell.sel(order=order).isel(size=size)
-            row = {
-                "step": step,
-                "kind": str(self.data["kind"].values[i]) if by_step else "",
-                "size": size,
-                "removed": int(removed),
-                "kept": self.data.sizes["layer"] * self.data.sizes["head"] - int(removed),
-                "chosen_at": float(pick["mean"].sel(order=order).isel(size=size)),
-                "accuracy": float(at["mean"]),
-                "low": float(at["low"]),
-                "high": float(at["high"]),
-                "n": int(at["n"]),
-            }
+            row: dict[str, Any] = {"step": step, "kind": str(self.data["kind"].values[i]) if by_step else "", "size": size}
+            row |= {"removed": int(removed), "kept": n_heads - int(removed)}
+            row["chosen_at"] = float(pick["mean"].sel(order=order).isel(size=size))
+            row |= {**headline("accuracy", at), "n": int(at["n"])}
             floor = tell.sel(order=order).isel(size=-1)
             row |= columns("floor", floor if to_the_end else floor.where(False))
-            here = (each.isel(step=i) if by_step else each.mean("step")).isel(size=size)
+            here = (by_example.isel(step=i) if by_step else by_example.mean("step")).isel(size=size)
             drawn = here.sel(order=randoms).mean("order")  # of each example; NaN without random orders
             for name, values, within in (
                 ("random", drawn, bootstrap.SHARE),
@@ -136,30 +124,19 @@ class KnockOutCurve(Analysis):
             for s, step in enumerate(found["step"].values):
                 for k in range(found.sizes["size"]):
                     here = found.isel(order=o, size=k, step=s)
-                    rows.append(
-                        {
-                            "order": str(order),
-                            "step": int(step),
-                            "kind": str(self.data["kind"].values[s]),
-                            "removed": int(removed[o, k, s]),
-                            "accuracy": float(here["mean"]),
-                            "low": float(here["low"]),
-                            "high": float(here["high"]),
-                            "n": int(here["n"]),
-                            **columns("agreement", agreed.isel(order=o, size=k, step=s)),
-                        }
-                    )
+                    row = {"order": str(order), "step": int(step), "kind": str(self.data["kind"].values[s])}
+                    row |= {"removed": int(removed[o, k, s]), **headline("accuracy", here), "n": int(here["n"])}
+                    rows.append(row | columns("agreement", agreed.isel(order=o, size=k, step=s)))
         return pd.DataFrame(rows)
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Curves with their intervals, a panel for each step, the operating point marked."""
-        from pycotmech.cot.analyses.knock_out_figure import knock_out_figure
+        from pycotmech.cot.analyses.knock_out_curve_figure import knock_out_figure
 
         s = self.about["settings"]
-        kind = "agreement with the untouched model" if self.main == "agrees" else "every token of the gold word"
         apart = "report" in self.data["half"].values
         lines = [
-            f"accuracy: {kind}; bands: 95 % bootstrap over examples; operating point: nearest to {s['target']:g}"
+            f"accuracy: {self.accuracy_words}; bands: 95 % bootstrap over examples; operating point: nearest to {s['target']:g}"
             + (", chosen on one half of the examples and shown for the other" if apart else ""),
             f"heads ordered by {s['scores']}, {s['ranked_on']}",
             f"replaced by {s['replaced_by']}" + ("" if s["positions"] == "all" else "; after the few-shot block only"),
@@ -204,11 +181,7 @@ class KnockOutCurve(Analysis):
                 f"{what}: {row.removed} of {n_heads} heads ablated, accuracy {row.accuracy:.2f}{inside} on "
                 f"{plural(row.n, 'example')} ({where}){near}{random}{floor}"
             )
-        lines.append(
-            f"accuracy is {'agreement with the untouched model' if self.main == 'agrees' else 'every token of the gold word'}"
-        )
-        lines.append(f"ablated heads are replaced by {s['replaced_by']}")
-        return lines
+        return [*lines, f"accuracy is {self.accuracy_words}", f"ablated heads are replaced by {s['replaced_by']}"]
 
 
 def nearest(accuracy: NDArray, target: float) -> int | None:
@@ -263,24 +236,17 @@ def knock_out_curve(
 
     Returns a `KnockOutCurve`. Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: for each set one pass of the shared block and of each example's solution ("by_step": for each step).
-    Source: PAPER E5; the mean as F7 asks, both orders as F12 asks, the halves as F14 asks.
+    Source: docs/protocol.md, E5; the mean as F7 asks, both orders as F12 asks, the halves as F14 asks.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     orders = [order] if isinstance(order, str) else list(order)
     if not orders or not all(o in ("least", "most") for o in orders) or len(set(orders)) < len(orders):
         raise ValueError(f"order: got {order!r}; expected 'least', 'most' or both")
-    for argument, value, allowed in (
-        ("ranking", ranking, ("pooled", "by_step")),
-        ("definition", definition, ("exact", "paper")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    one_of("ranking", ranking, ("pooled", "by_step"))
+    main = check_definition(definition, n_random)
     if not 0 <= target <= 1:
         raise ValueError(f"target: got {target}; expected an accuracy, 0 to 1")
-    if n_random < 0:
-        raise ValueError(f"n_random: got {n_random}; expected 0 or more")
-    cfg = model.cfg
-    shape = (cfg.n_layers, cfg.n_heads)
+    shape = (model.cfg.n_layers, model.cfg.n_heads)
     selection = _selection(scores, variable, sizes, shape)
     with metered(model) as meter:
         cells = choose(model, examples, steps=steps, right=right)
@@ -292,21 +258,19 @@ def knock_out_curve(
         run = ablated_steps(
             model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
         )
-        found = _run(run.answer, masks, cells, progress)
-    axes = {**cells.coords, "order": names, "layer": np.arange(shape[0]), "head": np.arange(shape[1])}
-    data: dict[str, Any] = {v: (("order", "size", "example", "step"), found[v]) for v in _VARIABLES}
-    if ranking == "pooled":
-        masks = masks[:, :, 0]
+        sets = masks.reshape(-1, *masks.shape[2:])  # [order * size, step, L, H]
+        found = answered(run.answer, sets, cells, counting(progress, len(sets)))
+    found = {v: value.reshape(*masks.shape[:2], *cells.shape) for v, value in found.items()}
+    masks = masks if ranking == "by_step" else masks[:, :, 0]
     ranked = ("order", "size", "step")[: masks.ndim - 2]
-    data["removed"] = (ranked, masks.sum((-2, -1)))
-    data["ablated"] = ((*ranked, "layer", "head"), masks)
+    data: dict[str, Any] = {"removed": (ranked, masks.sum((-2, -1))), "ablated": ((*ranked, "layer", "head"), masks)}
     data["half"] = ("example", half)
-    dataset = xr.Dataset(data, coords=axes)
+    dataset = result_data(cells, found, {"order": names, "size": None}, data, shape)
     settings = dict(
         scores=selection.about, rule=selection.rule, ranked_on=basis, ranking=ranking, order=orders, n_random=n_random,
-        target=target, accuracy="agrees" if definition == "paper" else "right", seed=seed, **run.settings,
+        target=target, accuracy=main, seed=seed, **run.settings,
     )  # fmt: skip
-    facts = about(model, cells, source="PAPER E5", definition=definition, settings=settings, meter=meter)
+    facts = about(model, cells, source="docs/protocol.md, E5", definition=definition, settings=settings, meter=meter)
     return KnockOutCurve(dataset, facts)
 
 
@@ -320,9 +284,7 @@ def _selection(scores: Any, variable: str | None, sizes: Sequence[int] | None, s
         counts = spread(n) if sizes is None else sorted({0, *(int(s) for s in sizes)})
         if not all(0 <= c <= n for c in counts) or len(counts) < 2:
             raise ValueError(f"sizes: got {sizes}; expected numbers of heads in 1..{n}, at least one")
-        table = scores_of(scores, variable)
-        if table.shape != shape:
-            raise ValueError(f"scores: got heads {list(table.shape)}; the model has {list(shape)}")
+        table = scores_of(scores, variable).checked(shape)
         missing = int(np.isnan(table.mean()).sum())
         if missing:
             raise ValueError(f"scores: {missing} of {n} heads have no score, so they have no place in the order")
@@ -389,33 +351,6 @@ def _masks(order: str, selection: Selection, seed: int) -> NDArray[np.bool_]:
     return out.reshape(least.shape)
 
 
-def _run(answer, masks: NDArray, cells: Cells, progress: Progress | None) -> dict[str, NDArray]:
-    """Answers [order, size, example, step] for masks [order, size, step (or 1), L, H]."""
-    n_orders, n_sizes = masks.shape[:2]
-    out = {v: np.full((n_orders, n_sizes, *cells.shape), np.nan) for v in _VARIABLES}
-    done = 0
-    for o in range(n_orders):
-        for k in range(n_sizes):
-            for group, mask in _groups(masks[o, k], len(cells.steps)):
-                found = answer(mask, group)
-                for v in _VARIABLES:
-                    out[v][o, k][:, group] = getattr(found, v)[:, group]
-            done += 1
-            if progress is not None:
-                progress(done, n_orders * n_sizes)
-    return out
-
-
-def _groups(masks: NDArray, n_steps: int) -> list[tuple[list[int], NDArray]]:
-    """Steps that share a mask, and the mask: masks [step (or 1 for all), L, H]."""
-    if len(masks) == 1:
-        return [(list(range(n_steps)), masks[0])]
-    groups: dict[bytes, list[int]] = {}
-    for s, mask in enumerate(masks):
-        groups.setdefault(mask.tobytes(), []).append(s)
-    return [(steps, masks[steps[0]]) for steps in groups.values()]
-
-
 def cost(
     cfg: ModelConfig,
     workload: Workload,
@@ -435,7 +370,21 @@ def cost(
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, *, sizes: int = 24, orders: int = 1) -> Cost:
-    """Theirs: a full forward for each set, step and example, the clean run, and half as many prompts for the mean again (PAPER:
-    section 3, E5). sizes: sets of one curve; 24 where they remove by decision or copy scores, up to 10 by induction scores."""
-    forwards = workload.cells * (sizes * orders + 1.5)
-    return rows_cost(cfg, forwards * workload.length, forwards=forwards, read=forwards * workload.length)
+    """Theirs: a full forward for each set, step and example, the clean run, and half as many prompts for the mean again
+    (docs/protocol.md, Cost, E5). sizes: sets of one curve; 24 where they remove by decision or copy scores, up to 10 by
+    induction scores."""
+    return forwards_cost(cfg, workload, workload.cells * (sizes * orders + 1.5))
+
+
+ANALYSIS = Description(
+    KnockOutCurve,
+    knock_out_curve,
+    "E5",
+    cost=lambda cfg, w: cost(cfg, w, orders=2),
+    authors=lambda cfg, w: authors_cost(cfg, w, orders=2),
+    needs=("patch_steps",),
+    claims=("shared_heads",),
+    how=lambda given, progress: given.call(
+        knock_out_curve, progress, given.selection("patch_steps", None), order=("least", "most")
+    ),
+)

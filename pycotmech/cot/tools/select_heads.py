@@ -102,7 +102,7 @@ class Selection:
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Histogram of the scores, each nested set in a darker colour than the one around it, and where the window ends."""
-        from pycotmech.cot.analyses.select_heads_figure import selection_figure
+        from pycotmech.cot.tools.select_heads_figure import selection_figure
 
         both = "both tails" in self.rule
         return selection_figure(
@@ -142,7 +142,7 @@ def select_heads(
     name: str = "",
     seed: int = 0,
 ) -> Selection:
-    """Sets of important heads from their scores (PAPER: E5).
+    """Sets of important heads from their scores (docs/protocol.md, E5).
 
     scores: an `Analysis` (variable: which of its variables), a `Sweep`, or an array [L, H], [n, L, H] or [n, steps, L, H].
     step: the scores of one step; None: the mean over steps of each step's mean over examples.

@@ -1,4 +1,4 @@
-"""Sets kept alone and sets made smaller, against the runs they stand for."""
+"""Sets kept alone (`keep_only`) and sets made smaller (`remove`), against the runs they stand for."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,13 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses import isolation
-from pycotmech.cot.analyses.isolation import intersection, keep_only, remove, set_combinations, union
+from pycotmech.cot.analyses import keep_only as isolation
+from pycotmech.cot.analyses.keep_only import keep_only
+from pycotmech.cot.analyses.remove import remove
 from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import ablated_steps
-from pycotmech.cot.tools.head_sets import HeadSet
+from pycotmech.cot.tools.head_sets import HeadSet, intersection, set_combinations, union
+from pycotmech.stats.draws import sets_like
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 
 L, H = 4, 8
@@ -79,7 +81,7 @@ def test_what_is_kept_is_all_that_is_not_ablated(case):
     keeps_its_ranges(found)
     data = found.data.copy(deep=True)
     data["random"].loc[{"set": "some"}] = np.random.default_rng(0).random(data["random"].sel(set="some").shape)
-    made = isolation.Isolation(data, found.about)
+    made = isolation.KeptSets(data, found.about)
     table = made.table().set_index(["set", "step"])
     tells(table.loc[("some", 5)], "random", data["random"].sel(set="some", step=5).values, (0, 1))
     by_example = data["random"].sel(set="some").mean("step").values
@@ -90,7 +92,7 @@ def test_what_is_kept_is_all_that_is_not_ablated(case):
 
 def test_random_sets_have_the_same_sizes(case):
     masks = np.stack([np.stack([random_set(0)] * 3), np.stack([random_set(1), random_set(2), random_set(1)])])
-    drawn = isolation._random_like(masks, np.random.default_rng(0))
+    drawn = sets_like(masks, np.random.default_rng(0))
     np.testing.assert_array_equal(drawn.sum((2, 3)), masks.sum((2, 3)))
     assert (drawn[0, 0] == drawn[0, 1]).all() and (drawn[1, 0] == drawn[1, 2]).all() and (drawn[1, 0] != drawn[1, 1]).any()
     model, examples, options, _ = case

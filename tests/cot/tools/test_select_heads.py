@@ -6,9 +6,9 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.cot.analyses.select_heads import select_heads, spread
 from pycotmech.cot.tools.head_sets import HeadSet, scores_of
 from pycotmech.cot.tools.result import Analysis
+from pycotmech.cot.tools.select_heads import select_heads, spread
 from pycotmech.stats import significance
 from pycotmech.stats.histogram import freedman_diaconis
 from tests.reference.tiny import tiny_llama

@@ -1,0 +1,262 @@
+"""What sets of heads do alone, all others ablated (docs/protocol.md, E6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.task.examples import Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
+from pycotmech.cot.tools.ablation_results import AblationResult, answered, check_definition, result_data
+from pycotmech.cot.tools.cells import Cells, choose
+from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
+from pycotmech.cot.tools.head_sets import HeadSet, Scores, set_combinations
+from pycotmech.cot.tools.means import N_PROMPTS
+from pycotmech.cot.tools.registry import COMPARED, Description, Given
+from pycotmech.cot.tools.result import Progress, about, columns, counting, headline
+from pycotmech.figures.words import plural
+from pycotmech.model.arguments import check_common
+from pycotmech.model.config import ModelConfig
+from pycotmech.stats import bootstrap
+from pycotmech.stats.draws import sets_like
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.model import Model
+
+Sets = Mapping[str, Any]
+"""Name -> a set of heads (anything `HeadSet.of` takes), or a mapping from step to such sets."""
+
+
+class KeptSets(AblationResult):
+    """Sets of heads that are kept, everything else ablated.
+
+    data, over set, example and step: `right`, `agrees`, `log_prob` as in `KnockOutCurve`; `random` [set, example, step]: right
+    (or agrees) for random sets of the same size, mean of the draws; `kept` [set, step] heads kept; `mask` [set, step, layer,
+    head] which.
+    """
+
+    name, title = "keep_only", "What sets of heads do alone"
+    axis: ClassVar[str] = "set"
+    ranges: ClassVar = dict.fromkeys(("right", "agrees", "random"), bootstrap.SHARE)
+
+    def table(self) -> pd.DataFrame:
+        """Accuracy by set and step, "all" for all steps: set, step, kind, kept, accuracy, low, high, n, random, random_low,
+        random_high. All intervals are over examples: one random set is one, and its interval does not hold what others give."""
+        import pandas as pd
+
+        tried = "random" in self.data
+        found = [(self.accuracy(), self.accuracy("random") if tried else None)]
+        found.append((self.overall(), self.overall("random") if tried else None))
+        steps, kinds, rows = self.data["step"].values.tolist(), self.data["kind"].values.tolist(), []
+        for i, name in enumerate(self.data[self.axis].values):
+            kept = self.data["kept"].isel({self.axis: i})
+            for s, step in enumerate([*steps, "all"]):
+                last = step == "all"
+                at = {self.axis: i} if last else {self.axis: i, "step": s}
+                accuracy, chance = found[last]
+                here = accuracy.isel(at)
+                row = {self.axis: name, "step": step, "kind": "" if last else str(kinds[s])}
+                row |= {"kept": int(round(float(kept.mean())) if last else kept[s]), **headline("accuracy", here)}
+                random = here.where(False) if chance is None else chance.isel(at)
+                rows.append(row | {"n": int(here["n"]), **columns("random", random)})
+        return pd.DataFrame(rows)
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Accuracy of each set at each step, and over all steps with its interval."""
+        from pycotmech.cot.analyses.keep_only_figure import isolation_figure
+
+        overall = self.overall()
+        examples = plural(int(overall["n"].max()), "example")
+        return isolation_figure(
+            self.accuracy()["mean"].transpose(self.axis, "step").values,
+            (overall["mean"].values, overall["low"].values, overall["high"].values),
+            self.overall("random")["mean"].values if "random" in self.data else None,
+            labels=self._labels(),
+            steps=[f"{s}\n{str(k)[0].upper()}" for s, k in zip(self.data["step"].values, self.data["kind"].values)],
+            chance_label=self.random_words("set, same size", "sets, same size"),
+            title=f"{self.about['model']}: {self.title.lower()}",
+            lines=[
+                f"{examples}; bars: 95 % bootstrap; accuracy: {self.accuracy_words}",
+                f"other heads replaced by {self.about['settings']['replaced_by']}",
+                *self.about["notes"],
+            ],
+            path=path,
+        )
+
+    def _labels(self) -> list[str]:
+        sizes = [spanned(kept, "–") for kept in self.data["kept"].values]
+        names = [str(name).replace("_", " ") for name in self.data["set"].values]
+        return [f"{name}\n({n} {'head' if n == '1' else 'heads'})" for name, n in zip(names, sizes)]
+
+    def findings(self) -> list[str]:
+        """For each set, over all steps: what is left of the accuracy, beside random sets of the same size."""
+        n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
+        table = self.table()
+        lines = []
+        for row in table[table["step"] == "all"].itertuples():
+            inside, random = bootstrap.ends(row.low, row.high, "{:.2f}"), ""
+            if np.isfinite(row.random):
+                what = self.random_words("set of that size", "sets of that size")
+                random = f"; {what} {row.random:.2f}{bootstrap.ends(row.random_low, row.random_high, '{:.2f}')}"
+            size = spanned(self.data["kept"].sel({self.axis: row[1]}).values)
+            lines.append(
+                f"{row[1]}: {size} of {n_heads} heads kept, accuracy {row.accuracy:.2f}{inside} over all steps of "
+                f"{plural(row.n, 'example')}{random}"
+            )
+        return [*lines, *self.closing()]
+
+    def closing(self) -> list[str]:
+        """On what the sets were chosen, what accuracy is, and what was put in."""
+        s = self.about["settings"]
+        reused, others = plural(s["reused"], "example was", "examples were"), plural(s.get("others", 0), "other example")
+        return [
+            *([f"{reused} also used to choose the sets: the accuracies are optimistic"] if s["reused"] else []),
+            *([f"the sets were chosen on {others}, none of these"] if s.get("others") and not s["reused"] else []),
+            f"accuracy is {self.accuracy_words}",
+            f"all other heads are replaced by {s['replaced_by']}",
+        ]
+
+    def random_words(self, one: str, several: str) -> str:
+        """What `random` is over: one draw or the mean of several."""
+        k = self.about["settings"]["n_random"]
+        return f"one random {one}" if k == 1 else f"the mean of {k} random {several}"
+
+
+def spanned(numbers: NDArray, to: str = " to ") -> str:
+    """The smallest and the largest of some numbers: "3 to 5", or "3"."""
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low}" if low == high else f"{low}{to}{high}"
+
+
+def keep_only(
+    model: Model,
+    examples: Examples,
+    sets: Sets,
+    *,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    n_random: int = 1,
+    kind: Kind = "mean",
+    mean: Mean = None,
+    n_mean: int = N_PROMPTS,
+    positions: Positions = "all",
+    definition: Literal["exact", "paper"] = "exact",
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> KeptSets:
+    """Keeps sets of heads and ablates all others.
+
+    sets: by name: a `HeadSet`, a bool array [L, H] or (layer, head) pairs; or a mapping from step to such sets, for sets that
+        differ by step. `set_combinations` makes the paper's five from three; `union` and `intersection` those over steps.
+    n_random: random sets of the same sizes, beside each set.
+    Everything else as in `knock_out_curve`; definition "paper": accuracy is agreement with the untouched model.
+    Returns `KeptSets`. Raises TypeError or ValueError naming the argument, before anything is run.
+    Cost: for each different set one pass of the shared block and of each example's solution.
+    Source: docs/protocol.md, E6.
+    """
+    check_common(model, seed=seed, memory_gb=memory_gb)
+    if not isinstance(sets, Mapping) or not sets:
+        raise TypeError(f"sets: got {type(sets).__name__}; expected a mapping from names to sets of heads, at least one")
+    main = check_definition(definition, n_random)
+    shape = (model.cfg.n_layers, model.cfg.n_heads)
+    with metered(model) as meter:
+        given = {str(name): by_step(s, shape, f"sets[{name!r}]") for name, s in sets.items()}
+        cells = choose(model, examples, steps=steps, right=right)
+        kept = np.stack([stacked(s, cells.steps, f"sets[{name!r}]") for name, s in given.items()])  # [set, step, L, H]
+        rng = np.random.default_rng(seed)
+        chance = [sets_like(kept, rng) for _ in range(n_random)]
+        run = ablated_steps(
+            model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
+        )
+        tick = counting(progress, len(kept) * (1 + n_random))
+        found, *others = (answered(run.answer, ~masks, cells, tick) for masks in (kept, *chance))
+    data = kept_data("set", kept, [o[main] for o in others])
+    settings = dict(accuracy=main, n_random=n_random, seed=seed, **chosen_on(given.values(), cells), **run.settings)
+    facts = about(model, cells, source="docs/protocol.md, E6", definition=definition, settings=settings, meter=meter)
+    return KeptSets(result_data(cells, found, {"set": list(given)}, data, shape), facts)
+
+
+def by_step(given: Any, shape: tuple[int, int], argument: str) -> HeadSet | dict[int, HeadSet]:
+    """A set for all steps, or one for each of some."""
+    if isinstance(given, Mapping):
+        return {int(step): HeadSet.of(s, shape, argument=f"{argument}[{step}]") for step, s in given.items()}
+    return HeadSet.of(given, shape, argument=argument)
+
+
+def stacked(given: HeadSet | dict[int, HeadSet], steps: Sequence[int], argument: str) -> NDArray[np.bool_]:
+    """The set of each step: [step, L, H]."""
+    if isinstance(given, HeadSet):
+        return np.stack([given.mask] * len(steps))
+    missing = [s for s in steps if s not in given]
+    if missing:
+        raise ValueError(f"{argument}: has no set for step {missing[0]}; expected one for each of steps {list(steps)}")
+    return np.stack([given[s].mask for s in steps])
+
+
+def chosen_on(given: Iterable[HeadSet | dict[int, HeadSet]], cells: Cells, scores: Scores | None = None) -> dict[str, int]:
+    """How many of the examples were used to choose the sets, or are behind the scores by which heads are taken out of them,
+    and how many others were; as far as is known."""
+    chosen = {e for g in given for s in (g.values() if isinstance(g, dict) else [g]) for e in s.chosen_on}
+    if scores is not None and scores.labelled and scores.examples is not None:
+        chosen |= {scores.examples[i] for i in scores.scored}
+    reused = sum(example.index in chosen for example in cells.examples)
+    return {"reused": reused, "others": len(chosen) - reused}
+
+
+def kept_data(axis: str, kept: NDArray, chance: Sequence[NDArray]) -> dict[str, Any]:
+    """The variables besides the answers: sets that were kept [axis, step, L, H], and accuracies of random ones."""
+    data: dict[str, Any] = {"random": ((axis, "example", "step"), np.mean(chance, 0))} if len(chance) else {}
+    data["kept"] = ((axis, "step"), kept.sum((-2, -1)))
+    return data | {"mask": ((axis, "step", "layer", "head"), kept)}
+
+
+def cost(
+    cfg: ModelConfig,
+    workload: Workload,
+    *,
+    sets: int = 5,
+    n_random: int = 1,
+    kind: Kind = "mean",
+    n_mean: int = N_PROMPTS,
+    steps: int = 1,
+) -> Cost:
+    """Predicted, of keep_only, and of remove with its sizes as sets. steps: how many have sets of their own, 1 if shared."""
+    n = sets * (1 + n_random)
+    if steps == 1:
+        return runs_cost(cfg, workload, n, kind=kind, n_mean=n_mean)
+    return runs_cost(cfg, workload, 0, kind=kind, n_mean=n_mean, apart=n, parts=steps)
+
+
+def authors_cost(cfg: ModelConfig, workload: Workload, *, sets: int = 5, mains: int = 3) -> Cost:
+    """Theirs: a full forward for each set, main set, step and example, the clean run, and half as many for the mean (E6)."""
+    return forwards_cost(cfg, workload, workload.cells * mains * (sets + 1.5))
+
+
+def _of_paper(given: Given, progress: Progress | None) -> KeptSets:
+    """The sets that each score chooses on one half of the examples, and their combinations, on the other half."""
+    sets = {name: selection[0] for name, selection in given.sets(choosing=True).items()}
+    main, *others = sets.values()
+    combined = set_combinations(main, others, shape=(given.model.cfg.n_layers, given.model.cfg.n_heads))
+    kept = {name: s for name, s in (sets | combined).items() if len(s)}
+    return given.reporting().call(keep_only, progress, kept)
+
+
+ANALYSIS = Description(
+    KeptSets,
+    keep_only,
+    "E6",
+    cost=lambda cfg, w: cost(cfg, w.reported(), sets=8),
+    authors=lambda cfg, w: authors_cost(cfg, w.reported()),
+    needs=COMPARED,
+    how=_of_paper,
+)

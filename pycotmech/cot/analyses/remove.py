@@ -1,0 +1,184 @@
+"""What a set of heads does without some of its members (docs/protocol.md, E6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.analyses.keep_only import KeptSets, by_step, chosen_on, cost, kept_data, spanned, stacked
+from pycotmech.cot.analyses.keep_only import authors_cost as authors_cost_of_sets
+from pycotmech.cot.task.examples import Examples
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps
+from pycotmech.cot.tools.ablation_results import VARIABLES, answered, check_definition, result_data, words
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.checks import one_of
+from pycotmech.cot.tools.cost import metered
+from pycotmech.cot.tools.head_sets import Head, scores_of
+from pycotmech.cot.tools.means import N_PROMPTS
+from pycotmech.cot.tools.registry import Description, Given
+from pycotmech.cot.tools.result import Progress, about, counting
+from pycotmech.cot.tools.select_heads import select_heads
+from pycotmech.figures.words import plural
+from pycotmech.model.arguments import check_common
+from pycotmech.stats import bootstrap
+from pycotmech.stats.draws import shuffled_heads
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+
+class Removal(KeptSets):
+    """A set of heads from which more and more are taken, those with the best scores of another kind first.
+
+    data as in `KeptSets` with the axis size for set: `removed` [size] heads that are taken (definition "paper": members of
+    the set or not; `kept` is what stays of it); `random` for as many taken at random.
+    """
+
+    name, title = "remove", "What a set of heads does without some of its members"
+    axis: ClassVar[str] = "size"
+
+    def _labels(self) -> list[str]:
+        return [f"{n} taken" for n in self.data["removed"].values]
+
+    def findings(self) -> list[str]:
+        """Accuracy over all steps at the beginning and with fewer heads, beside that of random removal."""
+        overall, removed = self.overall(), self.data["removed"].values
+        s = self.about["settings"]
+        start = overall.isel(size=0)
+        of = plural(int(start["n"]), "example")
+        n = spanned(self.data["kept"].isel(size=0).values)
+        lines = [f"{s['within']} ({n} heads) alone: accuracy {words(start)} over all steps of {of}"]
+        chance = self.overall("random") if "random" in self.data else None
+        for k in range(1, len(removed)):
+            beside = ""
+            if chance is not None:
+                beside = f"; {self.random_words('draw', 'draws')} of as many: {words(chance.isel(size=k))}"
+            lines.append(f"without the {removed[k]} {s['words']}: {words(overall.isel(size=k))}{beside}")
+        if s["stopped"]:
+            lines.append(f"stopped there: the accuracy of every step is below {s['stop']:g}")
+        return [*lines, *self.closing()]
+
+
+def remove(
+    model: Model,
+    examples: Examples,
+    within: Any,
+    scores: Any,
+    *,
+    variable: str | None = None,
+    sizes: Sequence[int] | None = None,
+    order: Literal["most", "least"] = "most",
+    stop: float = 0.5,
+    steps: Sequence[int] | None = None,
+    right: Graded | Tensor | None = None,
+    n_random: int = 1,
+    kind: Kind = "mean",
+    mean: Mean = None,
+    n_mean: int = N_PROMPTS,
+    positions: Positions = "all",
+    definition: Literal["exact", "paper"] = "exact",
+    name: str = "the set",
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+) -> Removal:
+    """Keeps a set of heads, and takes out of it more and more of those that score highest by another measure.
+
+    within: the set that is kept: as in `keep_only`, one for all steps or a mapping from step to sets.
+    scores: by what heads are taken: as in `select_heads`, pooled over steps. order: "most": the highest first; "least".
+    sizes: how many are taken; None: ten numbers, evenly spread up to half of the (smallest) set.
+    stop: no further sizes once the accuracy of every step is below this.
+    definition: "exact": n heads of the set are taken, the first n in the order that are in it. "paper": as in the authors'
+        code the first n of all heads with a score, so that those outside of the set count among the n and change nothing;
+        random removal draws from all heads too. Accuracy as in `keep_only`.
+    Everything else as in `keep_only`.
+    Returns a `Removal`. Raises TypeError or ValueError naming the argument, before anything is run.
+    Cost: as `keep_only`, for each size.
+    Source: docs/protocol.md, E6, removal.
+    """
+    check_common(model, seed=seed, memory_gb=memory_gb)
+    one_of("order", order, ("most", "least"))
+    if not 0 <= stop <= 1:
+        raise ValueError(f"stop: got {stop}; expected an accuracy, 0 to 1")
+    main = check_definition(definition, n_random)
+    shape = (model.cfg.n_layers, model.cfg.n_heads)
+    table = scores_of(scores, variable).checked(shape)
+    given = by_step(within, shape, "within")
+    with metered(model) as meter:
+        cells = choose(model, examples, steps=steps, right=right)
+        base = stacked(given, cells.steps, "within")  # [step, L, H]
+        ranked = list(select_heads(table, k=0).ranking)[:: 1 if order == "most" else -1]
+        members = definition == "exact"
+        taken = _sizes(sizes, int(base.sum((1, 2)).min()), None if members else len(ranked))
+        kept = np.stack([_without(base, ranked, n, members) for n in taken])  # [size, step, L, H]
+        draws = [shuffled_heads(shape, seed, i) for i in range(n_random)]
+        run = ablated_steps(
+            model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
+        )
+        tick = counting(progress, len(taken) * (1 + n_random))
+        found, others, stopped = [], [], False
+        for masks, n in zip(kept, taken):
+            drawn = [_without(base, draw, n, members) for draw in draws]
+            here = [answered(run.answer, ~each[None], cells, tick) for each in (masks, *drawn)]
+            found.append(here[0])
+            others.append([answers[main] for answers in here[1:]])
+            if bool((np.nan_to_num(bootstrap.mean_interval(here[0][main][0]).mean) < stop).all()):
+                stopped = True
+                break
+    n = len(found)
+    joined = {v: np.concatenate([f[v] for f in found]) for v in VARIABLES}
+    chance = [np.concatenate([o[i] for o in others]) for i in range(n_random)]
+    data = kept_data("size", kept[:n], chance) | {"removed": ("size", taken[:n])}
+    text = f"with the {'highest' if order == 'most' else 'lowest'} scores{'' if members else ' of all heads'} ({table.name})"
+    settings = dict(
+        within=name, scores=table.name, order=order, words=text, stop=stop, stopped=stopped, accuracy=main, n_random=n_random,
+        seed=seed, **chosen_on([given], cells, table), **run.settings,
+    )  # fmt: skip
+    facts = about(model, cells, source="docs/protocol.md, E6", definition=definition, settings=settings, meter=meter)
+    return Removal(result_data(cells, joined, {"size": list(range(n))}, data, shape), facts)
+
+
+def _sizes(sizes: Sequence[int] | None, least: int, ranked: int | None) -> list[int]:
+    """How many heads are taken. least: the size of the (smallest) set; ranked: of all heads with a score, if they count."""
+    if sizes is None:
+        return sorted({round(least / 2 * i / 10) for i in range(11)})
+    out = sorted({0, *(int(s) for s in sizes)})
+    most, what = (least, "the size of the set") if ranked is None else (ranked, "the number of heads with a score")
+    if out[0] < 0 or out[-1] > most:
+        raise ValueError(f"sizes: got {list(sizes)}; expected numbers in 0..{most}, {what}")
+    return out
+
+
+def _without(base: NDArray, ranked: Sequence[Head], n: int, members: bool) -> NDArray[np.bool_]:
+    """Each set [step, L, H] without the first n heads in the ranking; unranked heads are never taken.
+
+    members: the first n that are in the set; else the first n, wherever they are.
+    """
+    out = base.copy()
+    for mask in out:
+        for head in [head for head in ranked if mask[head] or not members][:n]:
+            mask[head] = False
+    return out
+
+
+def _of_paper(given: Given, progress: Progress | None) -> Removal:
+    """The heads that patching puts first, without those that copy, both chosen on one half of the examples."""
+    within = given.sets(choosing=True)["patch_steps"][0]
+    scores = scores_of(given.done["copy_heads"], "copying").of(given.choosing)
+    return given.reporting().call(remove, progress, within, scores, name="the heads that patching puts first")
+
+
+ANALYSIS = Description(
+    Removal,
+    remove,
+    "E6",
+    cost=lambda cfg, w: cost(cfg, w.reported(), sets=11),
+    authors=lambda cfg, w: authors_cost_of_sets(cfg, w.reported(), sets=11, mains=1),
+    needs=("patch_steps", "copy_heads"),
+    how=_of_paper,
+)
