@@ -52,35 +52,19 @@ LIBRARIES = {
 KNOWN_CIRCLES: tuple[frozenset[str], ...] = tuple(
     frozenset(f"pycotmech.{name}" for name in circle.split())
     for circle in (
-        # The sweep's results draw themselves, and the heat map is typed by them.
-        "figures.heatmap patching patching.ablate patching.attribution patching.heads patching.job patching.knockout"
-        " patching.path_results patching.paths patching.residual patching.results patching.sweep",
         # Results draw themselves, and their figures are typed by them.
         "attention.plots attention.results attention.scores",
         "lens.attribution lens.heads lens.plots lens.results",
-        "cot.analyses.select_heads cot.analyses.select_heads_figure",
-        "cot.analyses.information_flow cot.analyses.information_flow_figure",
-        "cot.analyses.answer_sources cot.analyses.answer_sources_figure",
-        "cot.analyses.curves cot.analyses.head_overlap cot.analyses.isolation cot.analyses.knock_out",
         # The implementation registered with transformers records into the capture that reads it.
         "attention.capture attention.hf",
     )
 )
-KNOWN_UPWARD: set[tuple[str, str]] = {
-    ("pycotmech.figures.heatmap", "pycotmech.patching"),  # typed by the sweep's results
-}
+KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_PRIVATE: set[tuple[str, str]] = {
     ("pycotmech.attention.hf", "mask._pycotmech_keys"),  # what was read of a mask is kept on the mask
     ("pycotmech.attention.hf", "getattr(mask, '_pycotmech_keys', None)"),
     ("pycotmech.cli.info", "pycotmech.model._cache"),  # where converted models are kept
     ("pycotmech.cli.info", "pycotmech._core"),  # which instruction sets were compiled
-    ("pycotmech.cot.analyses.knock_out", "selection._source"),  # a selection made again from its own scores
-    ("pycotmech.cot.analyses.knock_out", "selection._options"),
-    *(  # the parts of figures
-        (f"pycotmech.{module}", f"pycotmech.figures.heatmap.{name}")
-        for module in ("cot.analyses.curves", "cot.analyses.information_flow_figure", "figures.bars")
-        for name in ("_draw", "_frame", "_limit", "_saved")
-    ),
 }
 
 
@@ -175,7 +159,7 @@ def test_imports_point_down():
 
 def test_siblings_import_one_way():
     rooms = {(m.split(".")[1], to.split(".")[1]) for m, targets in graph().items() for to in targets}
-    both = sorted((a, b) for a, b in rooms if a < b and (b, a) in rooms and (a, b) != ("figures", "patching"))
+    both = sorted((a, b) for a, b in rooms if a < b and (b, a) in rooms)
     assert not both, both
 
 

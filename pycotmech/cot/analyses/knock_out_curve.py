@@ -252,7 +252,9 @@ def knock_out_curve(
         cells = choose(model, examples, steps=steps, right=right)
         half = _halves(cells.right.any(1).numpy(), definition, seed)
         selection, basis = _apart(selection, examples, half)
-        by_step = [_of_step(selection, s) for s in cells.steps] if ranking == "by_step" else [selection]
+        if ranking == "by_step" and (selection.source is None or selection.source.steps is None):
+            raise ValueError("ranking: 'by_step' needs scores with an axis step; expected 'pooled'")
+        by_step = [selection.at(s) for s in cells.steps] if ranking == "by_step" else [selection]
         names = [*orders, *(f"random {i}" for i in range(n_random))]
         masks = np.stack([np.stack([_masks(o, s, seed) for s in by_step], 1) for o in names])  # [order, size, step, L, H]
         run = ablated_steps(
@@ -308,7 +310,7 @@ def _halves(counts: NDArray[np.bool_], definition: str, seed: int) -> NDArray:
 
 def _apart(selection: Selection, examples: Examples, half: NDArray) -> tuple[Selection, str]:
     """The selection made without the examples that the curve is reported on, where it is known which these are."""
-    source = selection._source
+    source = selection.source
     if selection.examples is None or source is None:
         return selection, "averages as given; they may come from the examples that are reported on"
     rows = len(selection.examples)
@@ -324,12 +326,6 @@ def _apart(selection: Selection, examples: Examples, half: NDArray) -> tuple[Sel
     if not rest:
         return selection, f"scores of {n} examples, all of them reported on"
     return selection.of(keep or rest), f"scores of the {len(keep)} of {n} examples that are not reported on"
-
-
-def _of_step(selection: Selection, step: int) -> Selection:
-    if selection._source is None or selection._source.steps is None:
-        raise ValueError("ranking: 'by_step' needs scores with an axis step; expected 'pooled'")
-    return select_heads(selection._source, step=step, **selection._options)
 
 
 def _masks(order: str, selection: Selection, seed: int) -> NDArray[np.bool_]:

@@ -30,7 +30,8 @@ class Selection:
 
     scores [L, H]: what the rule was applied to. ranking: all heads with a score, the most important first.
     thresholds: for each set, k, t or alpha. bounds: for "window" the scores (low, high) within which heads are ablated.
-    p [L, H]: for "significant" the p-values after correction. rule: in words.
+    p [L, H]: for "significant" the p-values after correction. rule: in words. source: the scores that the rule was applied
+    to, per example if they were given so. options: of `select_heads`.
     """
 
     sets: tuple[HeadSet, ...]
@@ -41,8 +42,8 @@ class Selection:
     about: str
     bounds: tuple[tuple[float, float], ...] = ()
     p: NDArray[np.float64] | None = field(default=None, repr=False)
-    _source: Scores | None = field(default=None, repr=False)
-    _options: dict = field(default_factory=dict, repr=False)
+    source: Scores | None = field(default=None, repr=False)
+    options: dict = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.sets)
@@ -61,26 +62,32 @@ class Selection:
     @property
     def examples(self) -> tuple[int, ...] | None:
         """The examples behind the scores, if they are known."""
-        return None if self._source is None else self._source.examples
+        return None if self.source is None else self.source.examples
 
     @property
     def scored(self) -> NDArray[np.int64]:
         """Places among `examples` of those that have a score; none if they are not known."""
-        return np.empty(0, np.int64) if self._source is None or self.examples is None else self._source.scored
+        return np.empty(0, np.int64) if self.source is None or self.examples is None else self.source.scored
 
     def again(self, rows: Sequence[int] | NDArray) -> Selection:
         """The same rule on the scores of these examples, by row of the scores, repeats counted: for a bootstrap."""
-        if self._source is None or self._source.examples is None:
+        if self.source is None or self.source.examples is None:
             raise ValueError("rows: the scores are averages; expected scores per example, to select again on some of them")
-        s = self._source
+        s = self.source
         rows = np.asarray(rows)
         drawn = Scores(s.values[rows], tuple(s.examples[i] for i in rows), s.steps, s.name, s.labelled)
-        return select_heads(drawn, **self._options)
+        return select_heads(drawn, **self.options)
 
     def of(self, examples: Sequence[int]) -> Selection:
         """The same rule on the scores of these examples only, by their numbers on the axis `example`."""
-        assert self._source is not None
-        return select_heads(self._source.of(examples), **self._options)
+        assert self.source is not None
+        return select_heads(self.source.of(examples), **self.options)
+
+    def at(self, step: int) -> Selection:
+        """The same rule on the scores of one step. Raises ValueError if the scores have no axis step, or not this one."""
+        if self.source is None or self.source.steps is None:
+            raise ValueError(f"step: got {step}; the scores have no steps")
+        return select_heads(self.source, step=step, **self.options)
 
     def table(self) -> pd.DataFrame:
         """One row for each head, the most important first: rank (missing where there is no score), layer, head, score, p (of
@@ -117,11 +124,11 @@ class Selection:
     @property
     def letter(self) -> str:
         """What the thresholds are: "k", "t" or "alpha"."""
-        return {"top_k": "k", "window": "t", "significant": "alpha"}[self._options["rule"]]
+        return {"top_k": "k", "window": "t", "significant": "alpha"}[self.options["rule"]]
 
     def __str__(self) -> str:
         lines = [f"{self.rule}; {self.about}"]
-        lines += [f"  {self._options['name'] or 'set'} {t:g}: {len(s)} heads" for t, s in zip(self.thresholds, self.sets)]
+        lines += [f"  {self.options['name'] or 'set'} {t:g}: {len(s)} heads" for t, s in zip(self.thresholds, self.sets)]
         return "\n".join(lines)
 
 
