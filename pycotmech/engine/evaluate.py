@@ -15,7 +15,8 @@ from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.graphs import graphs_of, reserved
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.row_edits import RowEdits
-from pycotmech.engine.staircase import Joining, Staircase, Variants
+from pycotmech.engine.rows import Joining, Variants
+from pycotmech.engine.staircase import Staircase
 from pycotmech.model import work
 from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.config import ModelConfig
@@ -276,7 +277,7 @@ class Evaluator:
         graphs = graphs_of(self.family)
         for c, d in pieces:
             some, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
-            staircase = Staircase(self.family, joins.bases, some, joins.of(c, d), self.ticked, edits.of(c, d))
+            staircase = Staircase(self.family, joins.bases, some, joins.of(c, d), self.tick, edits.of(c, d))
             final = staircase.run() if graphs is None else graphs.run(staircase, self.budget)
             self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
         return values, logits
@@ -300,14 +301,10 @@ class Evaluator:
         with torch.no_grad():
             return self.family.logits(rows, tokens)
 
-    def ticked(self, rows: LayerRows) -> None:
+    def tick(self, rows: LayerRows) -> None:
         """These rows have gone through one layer: reported as work, and as progress."""
         work.count(self.family, rows)
-        self.tick(rows.mlp)
-
-    def tick(self, layer_rows: int) -> None:
-        """That many rows have gone through one layer."""
-        self.done += layer_rows
+        self.done += rows.passed
         if self.progress is not None:
             n_layers = self.family.cfg.n_layers
             self.progress(min(self.done, self.total) // n_layers, self.total // n_layers)

@@ -325,7 +325,7 @@ class Graphs:
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
             return None
-        rows, family = staircase.begins[-1], staircase.family
+        rows, family = len(staircase.rows), staircase.family
         needed = sum(map(_nbytes, signature.tensors)) + rows * planner.row_bytes(family)
         if not self._seen[key] or needed + planner.block_bytes(family, min(rows, ROW_BLOCK)) > limit:
             return None
@@ -351,7 +351,8 @@ class Graphs:
                         self._buffers[key] = _Buffer(t)
                     self._buffers[key].users += 1
                     taken.append(key)
-                out = torch.empty(len(staircase.read_rows), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
+                n_read = len(staircase.rows.read_rows)
+                out = torch.empty(n_read, family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
                 places = {id(t): self._buffers[k].tensor for t, k in zip(signature.tensors, taken, strict=True)}
                 static = bound(staircase, places)
                 static.tick = ticks.append

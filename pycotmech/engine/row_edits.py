@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.bases import Bases, Stage
+from pycotmech.engine.rows import PackedRows, Rows
 from pycotmech.model.families.base import Family
 
 
@@ -84,11 +85,11 @@ class RowEdits:
                 tables[key] = Entries(kept.variant - first, kept.position, kept.head, kept.ref)
         return RowEdits(self.family, self.bases, tables, self.value)
 
-    def on(self, order: Tensor, offsets: Tensor, first: Tensor, base: Tensor) -> BoundEdits:
-        """The same for packed rows: order [N] the variants as they are packed; offsets [N + 1], first, base [N] in that
-        order."""
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order))
+    def bound(self, to: PackedRows) -> BoundEdits:
+        """The same for packed rows."""
+        offsets, first, base = to.offsets, to.variants.first, to.variants.base
+        rank = torch.empty_like(to.order)
+        rank[to.order] = torch.arange(len(to.order))
         device = self.family.device
         tables, patterns = {}, {}
         for key, e in self.tables.items():
@@ -109,20 +110,7 @@ class RowEdits:
                 rows.numpy(), packed[entries].numpy(),
                 *(t.to(device) for t in (rows, e.head[by_row], e.ref[by_row], packed[entries], entries)),
             )  # fmt: skip
-        return BoundEdits(self, tables, patterns, offsets.tolist())
-
-
-@dataclass(frozen=True)
-class ReadRows:
-    """The rows first..end - 1 of those that are read, in the order in which variants are packed. Where rows are edited that
-    is one of each variant, so that they have the variants' numbers."""
-
-    first: int
-    end: int
-
-
-Rows = slice | ReadRows
-"""A range of packed rows, or of those that are read."""
+        return BoundEdits(self, tables, patterns, to.begins)
 
 
 @dataclass(frozen=True)

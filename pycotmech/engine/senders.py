@@ -1,17 +1,16 @@
 """What senders change in the layers above them while every other head keeps the z of the base run: the first half of path
 patching, for many senders in one pass upward.
 
-With all other heads frozen no position hears of another: a sender's rows go up by themselves, one row for each position at
-which its z was replaced. Attention adds what it added in the base run, MLPs are computed anew or frozen too. Wherever a
-receiver lies, its queries, keys and values are projected from these rows, and each head's z is computed with one of the
-three replaced. One such z serves every query head of the layer: what the others do does not enter.
+With all other heads frozen no position depends on another: a sender's rows go up by themselves, one row for each position at
+which its z was replaced, through a staircase in which attention adds what it added in the base run and MLPs are computed or
+frozen too. Wherever a receiver lies, its queries, keys and values are projected from these rows, and each head's z is
+computed with one of the three replaced. One such z serves every query head of the layer: what the others do does not enter.
 
 Cost: an MLP for each row and layer, and the attention of the layers in which there are receivers.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,15 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycotmech.engine.bases import Bases, Stage
+from pycotmech.engine.bases import Bases
 from pycotmech.engine.evaluate import HeadJoins
-from pycotmech.engine.staircase import Join, Joining, Variants
+from pycotmech.engine.rows import Join, Joining, PackedRows, Variants
+from pycotmech.engine.staircase import Staircase
 from pycotmech.model import work
-from pycotmech.model.climb import ROW_BLOCK, blocks
 from pycotmech.model.families.base import Family
+from pycotmech.model.work import LayerRows
 
 INPUTS = ("q", "k", "v")
-"""What of a receiver takes the value that arrives at it."""
+"""Inputs of a receiver that can take the value that arrives at it."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,11 @@ class Climbed:
 
     offsets: Tensor  # [U + 1]
     z: dict[int, Tensor]  # layer -> [inputs, rows of the senders below it, H, D], z of each head with one input replaced
-    final: Tensor  # [R, d] residual rows after the last layer reached
+    final: Tensor  # [R, d] residual rows after the last layer, or before the highest one with receivers
 
     on_device: ClassVar[tuple[str, ...]] = ("offsets", "z", "final")
 
 
-@torch.no_grad()
 def climb(
     family: Family,
     bases: Bases,
@@ -55,97 +54,67 @@ def climb(
     inputs: Sequence[str],
     editable: Tensor,
     freeze_mlps: bool,
-    tick: Callable[[int], None] | None = None,
+    tick: Callable[[LayerRows], None] | None = None,
 ) -> Climbed:
-    """Takes senders up to the highest of `layers` (none: to the end), every other head frozen.
+    """Takes senders up to the highest of `layers` (none: to the end, where each is read), every other head frozen.
 
     senders: ascending by layer, all joining at `Stage.MID`; join: the rows of a sender's own layer.
     layers: where receivers lie. inputs: which of q, k, v are replaced, each on its own.
     editable [sum of kept rows] bool: the base's rows at which senders are replaced; the others stay the base's own.
     """
-    rows = _Rows(family, bases, senders, editable)
-    # Asked before rows go up: nothing is looked for or read back while they do.
-    cfg, at_layer = family.cfg, senders.layer.tolist()
-    x = torch.empty(len(rows.owner), cfg.d_model, dtype=family.resid_dtype, device=family.device)
-    found: dict[int, Tensor] = {}
-    top = max(layers) if layers else cfg.n_layers
-    for l in range(top):
-        below, here = bisect_left(at_layer, l), bisect_right(at_layer, l)
-        if l in layers and below:
-            found[l] = rows.z(l, x, below, inputs)
-        n, m = rows.begins[below], rows.begins[here]
-        for a, b in blocks(n):
-            x[a:b] += bases.sites["attn_out"][l][rows.index[a:b]]
-        for a, b in blocks(m - n):
-            a, b = a + n, b + n
-            each = (rows.owner[a:b], rows.base[a:b], rows.position[a:b], rows.index[a:b], rows.numbers[a:b])
-            x[a:b] = join(Joining(l, Stage.MID, *each))
-        for a, b in blocks(m):
-            x[a:b] += bases.sites["mlp_out"][l][rows.index[a:b]] if freeze_mlps else family.mlp_out(l, x[a:b])
-        work.count(family, work.LayerRows(mlp=0 if freeze_mlps else m))
-        if tick is not None:
-            tick(m)
-    if layers and (below := bisect_left(at_layer, top)):
-        found[top] = rows.z(top, x, below, inputs)
-    return Climbed(rows.offsets.to(family.device), found, x)
+    receivers = _Receivers(family, bases, layers, inputs, editable.to(family.device))
+    frozen = ("attn_out", "mlp_out") if freeze_mlps else ("attn_out",)
+    upto = max(layers) if layers else None
+    staircase = Staircase(family, bases, senders, join, tick, frozen=frozen, watch=receivers, upto=upto)
+    final = staircase.run()
+    return Climbed(staircase.rows.offsets.to(family.device), receivers.z, final)
 
 
-class _Rows:
-    """The rows of all senders, one after another, and their attention with one input of each head replaced."""
+class _Receivers:
+    """Watches senders' rows, and where receivers lie computes z of each head with one of its inputs as seen from these rows.
 
-    def __init__(self, family: Family, bases: Bases, senders: Variants, editable: Tensor) -> None:
-        self.family, self.bases = family, bases
-        lengths = bases.read[senders.base] - senders.first + 1
-        self.offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
-        self.begins = self.offsets.tolist()
-        owner = torch.repeat_interleave(torch.arange(len(senders)), lengths)
-        self.numbers = owner.numpy()
-        within = torch.arange(len(owner)) - self.offsets[owner]
-        base, first = senders.base[owner], senders.first[owner]
-        position, device = first + within, family.device
-        own, shared = self.offsets[owner], bases.key_offset[base]
-        self.owner, self.base, self.position = owner.to(device), base.to(device), position.to(device)
-        self.index = (bases.row_offset[base] + position - bases.first[base]).to(device)
-        self.key = (shared + position).to(device)
-        self.table = family.row_table(own, within, shared, first)
-        self.edited = editable.to(device)[self.index][:, None, None]
+    z: layer -> [inputs, R, H, D], of the R rows of the senders below it.
+    """
 
-    def z(self, l: int, x: Tensor, n_senders: int, inputs: Sequence[str]) -> Tensor:
-        """z [inputs, R, H, D] of the rows of the first senders: in each head q, or k, or v as seen from x [R, d]."""
+    on_device: ClassVar[tuple[str, ...]] = ("bases", "editable", "key_offset", "z")
+
+    def __init__(self, family: Family, bases: Bases, layers: Sequence[int], inputs: Sequence[str], editable: Tensor) -> None:
+        self.family, self.bases, self.editable = family, bases, editable
+        self.layers, self.inputs = tuple(layers), tuple(inputs)
+        self.key_offset = bases.key_offset.to(family.device)
+        self.z: dict[int, Tensor] = {}
+
+    def __call__(self, l: int, rows: PackedRows, x: Tensor, n: int) -> None:
+        """x [R, d] before layer l, in which the first n senders have joined."""
+        if l not in self.layers or not n:
+            return
         cfg, family = self.family.cfg, self.family
-        shape = (len(inputs), self.begins[n_senders], cfg.n_heads, cfg.d_head)
-        out = torch.empty(shape, dtype=family.dtype, device=family.device)
-        for a, b in self._groups(n_senders):
-            out[:, a:b] = self._attend(l, x, a, b, inputs)
-        work.count(family, work.LayerRows(qkv=self.begins[n_senders]))
-        return out
+        shape = (len(self.inputs), rows.begins[n], cfg.n_heads, cfg.d_head)
+        self.z[l] = torch.empty(shape, dtype=family.dtype, device=family.device)
+        for group, _ in rows.groups(n):
+            self.z[l][:, group] = self._attend(l, rows, x[group], group)
+        work.count(family, LayerRows(qkv=rows.begins[n]))
 
-    def _attend(self, l: int, x: Tensor, a: int, b: int, inputs: Sequence[str]) -> Tensor:
-        bases, index, key, edited = self.bases, self.index[a:b], self.key[a:b], self.edited[a:b]
+    def _attend(self, l: int, rows: PackedRows, x: Tensor, group: slice) -> Tensor:
+        """x [R, d] of a range of rows -> z [inputs, R, H, D]."""
+        bases, inputs, n = self.bases, self.inputs, len(x)
+        index, position = rows.index[group], rows.position[group]
+        key, edited = self.key_offset[rows.base[group]] + position, self.editable[index][:, None, None]
         q0, k0, v0 = bases.sites["q"][l][index], bases.k[l][key], bases.v[l][key]
-        q, k, v = self.family.qkv(l, x[a:b])
-        self.family.rotate(l, bases.angles, self.position[a:b], q0, q, k)
+        q, k, v = self.family.qkv(l, x)  # [R, H, D], [R, Hkv, D]
+        self.family.rotate(l, bases.angles, position, q0, q, k)
         q, k, v = torch.where(edited, q, q0), torch.where(edited, k, k0), torch.where(edited, v, v0)
         taken = {"q": (q, k0, v0), "k": (q0, k, v0), "v": (q0, k0, v)}
-        many_q, many_k, many_v = (torch.cat(parts) for parts in zip(*(taken[i] for i in inputs), strict=True))
-        table = self.table[a:b].repeat(len(inputs), 1)
-        at = torch.arange(len(inputs), device=table.device).repeat_interleave(b - a) * (b - a) - a
-        table[:, :2] += at[:, None].to(table.dtype)
-        z = self.family.attend(l, many_q, bases.k[l], bases.v[l], many_k, many_v, table)
-        z = z.unflatten(0, (len(inputs), -1))
+        all_q, all_k, all_v = (torch.cat(parts) for parts in zip(*(taken[i] for i in inputs), strict=True))
+        table = rows.table[group].repeat(len(inputs), 1)  # [inputs R, 4]
+        own = torch.arange(len(inputs), device=table.device).repeat_interleave(n) * n - group.start
+        table[:, :2] += own[:, None].to(table.dtype)
+        z = self.family.attend(l, all_q, bases.k[l], bases.v[l], all_k, all_v, table)
+        z = z.unflatten(0, (len(inputs), n))  # [inputs, R, H, D]
         if "q" in inputs:  # a query moves z of its own row and no other
             i = inputs.index("q")
             z[i] = torch.where(edited, z[i], bases.sites["z"][l][index])
         return z
-
-    def _groups(self, n_senders: int):
-        """Row ranges of about ROW_BLOCK rows that hold whole senders: their own keys are then in the same block."""
-        first = 0
-        while first < n_senders:
-            a = self.begins[first]
-            upto = max(bisect_right(self.begins, a + ROW_BLOCK, first, n_senders + 1) - 1, first + 1)
-            yield a, self.begins[upto]
-            first = upto
 
 
 @dataclass(frozen=True)
@@ -172,8 +141,8 @@ class PathJoins:
 
     def of(self, first: int, end: int) -> PathJoins:
         """For the variants numbered first..end - 1, which are numbered from 0."""
-        each = {name: getattr(self, name)[first:end] for name in ("moved", "sender", "input", "head", "first")}
-        return replace(self, controls=self.controls.of(first, end), **each)
+        parts = {name: getattr(self, name)[first:end] for name in ("moved", "sender", "input", "head", "first")}
+        return replace(self, controls=self.controls.of(first, end), **parts)
 
     def __call__(self, joining: Joining) -> Tensor:
         family, moved = self.family, self.moved[joining.numbers]

@@ -126,7 +126,7 @@ def climb(
                 family.rotate(l, angles, slice(a, b), q)
                 queries[a:b] = q
         if top:
-            work.count(family, work.LayerRows(n + len(read), len(read), len(read)))
+            work.count(family, work.LayerRows(n, n + len(read), len(read), len(read)))
             return _read_rows(family, l, x[read], angles, attention, edit_z, k_own, v_own, read)
         z = attention(l, queries[:n], k_own, v_own, None)
         if z is None:

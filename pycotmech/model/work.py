@@ -17,20 +17,21 @@ from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
 
 
 class LayerRows(NamedTuple):
-    """Rows that went through each part of a layer, or of several."""
+    """Rows that went through a layer, or several, and of these the rows for which each part was computed."""
 
+    passed: int = 0
     qkv: int = 0
     attn_out: int = 0
     mlp: int = 0
 
     def plus(self, other: LayerRows) -> LayerRows:
         """Both together."""
-        return LayerRows(self.qkv + other.qkv, self.attn_out + other.attn_out, self.mlp + other.mlp)
+        return LayerRows(*(a + b for a, b in zip(self, other, strict=True)))
 
     @staticmethod
     def whole(rows: int) -> LayerRows:
         """So many rows through all parts of one layer."""
-        return LayerRows(rows, rows, rows)
+        return LayerRows(rows, rows, rows, rows)
 
 
 class _HasSizes(Protocol):

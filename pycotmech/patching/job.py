@@ -16,7 +16,7 @@ from pycotmech.engine.bases import PairRuns, Readings, Stage, common_prefix, seq
 from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, read_counts, self_patch_signs, self_patches
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
 from pycotmech.engine.row_edits import PER_QUERY, Entries, RowEdits, SourceValues
-from pycotmech.engine.staircase import Variants
+from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_seed
 from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens

@@ -15,8 +15,8 @@ from pycotmech.engine.bases import PairRuns, Stage, common_prefix
 from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.engine.metrics import Metric
 from pycotmech.engine.row_edits import PER_QUERY, RowEdits
+from pycotmech.engine.rows import Variants
 from pycotmech.engine.senders import Climbed, PathJoins, climb
-from pycotmech.engine.staircase import Variants
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 from pycotmech.model.prefixes import Prefixes

@@ -14,7 +14,7 @@ from pycotmech.engine.bases import Stage, run_pairs
 from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.engine.row_edits import GivenValues, RowEdits
-from pycotmech.engine.staircase import Variants
+from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.model import Tokens, resolve_positions

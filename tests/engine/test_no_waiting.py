@@ -17,7 +17,6 @@ import pycotmech as pcm
 from pycotmech.engine import graphs
 from pycotmech.engine.evaluate import HeadJoins
 from pycotmech.engine.staircase import Staircase
-from pycotmech.patching import path_job
 from tests.reference.tiny import tiny_llama
 
 WAITS = ("_local_scalar_dense", "nonzero", "item", "unique_dim", "_unique2", "unique_consecutive", "is_nonzero", "equal")
@@ -45,13 +44,7 @@ def watched(monkeypatch):
         with watch:
             return plain(self)
 
-    def climb(*args, **kwargs):
-        with watch:
-            return climb_plain(*args, **kwargs)
-
-    climb_plain = path_job.climb
     monkeypatch.setattr(Staircase, "run", run)
-    monkeypatch.setattr(path_job, "climb", climb)
     monkeypatch.setattr(HeadJoins, "_picks", staticmethod(lambda rows: False))  # as on a GPU
     return watch
 
@@ -133,7 +126,8 @@ def without_values(case, monkeypatch):
     def run(self):
         empty = {id(t): torch.empty_like(t, device="meta") for t in graphs.Signature(self).tensors}
         copy = graphs.bound(self, empty)
-        for part in (copy, copy.edits, copy.edits.value, copy.join, getattr(copy.join, "controls", None)):
+        parts = (copy, copy.attention, copy.mlp, copy.watch, copy.edits, copy.edits.value, copy.join)
+        for part in (*parts, getattr(copy.join, "controls", None)):
             if hasattr(part, "family"):
                 vars(part)["family"] = meta
         with mode:

@@ -169,14 +169,14 @@ def test_several_pairs_of_unequal_lengths():
 def test_blocks_that_hold_one_variant(monkeypatch):
     """Edits are found in whatever block of rows a variant falls."""
     from pycotmech.engine import row_edits as late
-    from pycotmech.engine import staircase
+    from pycotmech.engine import rows as packed_rows
 
     case = Case("gqa")
     for site in ("k", "pattern", "v"):
         arguments = dict(site=site, per_query_head=site == "v")
         whole = case.sweep(**arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(staircase, "ROW_BLOCK", 7)
+            patch.setattr(packed_rows, "ROW_BLOCK", 7)
             patch.setattr(late, "_PATTERN_ENTRIES", 1)
             cut = case.sweep(**arguments)
         assert np.abs(whole.raw - cut.raw).max() < 1e-5 * np.abs(whole.effect).max() + 1e-5
