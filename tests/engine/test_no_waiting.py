@@ -17,6 +17,7 @@ import pycotmech as pcm
 from pycotmech.engine import graphs
 from pycotmech.engine.evaluate import HeadJoins
 from pycotmech.engine.staircase import Staircase
+from pycotmech.model.families import family_of
 from tests.reference.tiny import tiny_llama
 
 WAITS = ("_local_scalar_dense", "nonzero", "item", "unique_dim", "_unique2", "unique_consecutive", "is_nonzero", "equal")
@@ -120,7 +121,7 @@ class OneDevice(TorchDispatchMode):
 @pytest.fixture
 def without_values(case, monkeypatch):
     """Each pass is also run on the meta device, its weights and tensors without values; counts passes and operations."""
-    meta = pcm.Model(tiny_llama(n_heads=4, n_key_value_heads=2, n_layers=3).to("meta"), check=False).family
+    meta = family_of(tiny_llama(n_heads=4, n_key_value_heads=2, n_layers=3).to("meta"))
     plain, mode, passes = Staircase.run, OneDevice(), []
 
     def run(self):
