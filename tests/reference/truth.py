@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
 
+from tests.reference.windowed import masked_scores
+
 
 def double(hf: nn.Module) -> nn.Module:
     """A float64 copy of a Hugging Face Llama that stays in float64.
@@ -179,7 +181,7 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
     def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
         T, l, group = query.shape[2], module.layer_idx, module.num_key_value_groups
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -torch.inf)
+        scores = masked_scores(module, query, key, scaling)
         for s, layer, head, positions, keys in edits:
             if (s, layer) == ("edge", l):
                 for h in range(scores.shape[1]) if head is None else [head]:
