@@ -31,7 +31,7 @@ FENCED = r"^( *)```([^\n]*)\n(.*?)^\1```$"
 NOT_RUN: dict[tuple[str, str], str] = {}
 """(page, first line of the block): why it is not run."""
 
-SLOW = ("pycotmech paper",)
+SLOW = re.compile(r"pycotmech paper (?!.*--plan)")
 """Commands that are run with the slow tests."""
 
 SMALLER = ((r"smollm2-135m(-cot)?", "tiny-cot"), (r"--examples \d+", "--examples 2"))
@@ -72,7 +72,7 @@ def commands() -> list:
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["pycotmech"]:
                     command = shlex.join(words)
-                    marks = [pytest.mark.slow] if command.startswith(SLOW) else []
+                    marks = [pytest.mark.slow] if SLOW.match(command) else []
                     out.append(pytest.param(command, marks=marks, id=f"{block.page}: {command[:60]}"))
     return out
 
