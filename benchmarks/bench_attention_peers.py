@@ -1,7 +1,7 @@
 """Attention of all heads over one prompt: the summary against keeping the patterns, and against a plain forward pass.
 
 Same weights, tokens, dtype and threads; every measurement in a process of its own, peak memory from the operating system,
-weights included. Processor time is printed beside wall time: on a busy machine only that one means something. A plain SDPA
+weights included. Processor time is printed beside wall time: on a busy machine only processor time is meaningful. A plain SDPA
 forward (last logits only, no statistics at all) is the floor; the peers are timed for the patterns alone, without what a user
 would then compute from them. A line is printed only if what the kind found in the last rows (mass per segment, entropy)
 agrees with the patterns written out by hand from the plain forward's queries and keys.

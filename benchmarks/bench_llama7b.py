@@ -11,7 +11,7 @@ through these steps and prints what it has after each, so that a run that is bro
 5. the sweep is no further from float32 than these forwards are.
 
 The table at the end holds what passed all of them. `--heads 128` sweeps every eighth head only, says so in every line, and
-tells what all heads would take by the token-forwards of the two plans: an extrapolation, not a figure. `--layers 4` takes a
+says what all heads would take by the token-forwards of the two plans: an extrapolation, not a figure. `--layers 4` takes a
 part of the model. The whole model needs 12.6 GiB for the weights, and less than 16 in all.
 
     pytest benchmarks/bench_llama7b.py --benchmark-only -k last

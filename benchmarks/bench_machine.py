@@ -1,8 +1,8 @@
 """The all-heads sweep against the matrix products it is made of, run bare: how much of the machine it uses.
 
 The products of one sweep are recorded with their shapes (benchmarks/machine.py) and run again, each by the best library
-call, alternating with whole sweeps in the same process. The ratio is that of the medians; that of processor time stands
-beside it, which other load on the machine disturbs less. Correctness first: a few heads against one hooked forward
+call, alternating with whole sweeps in the same process. The ratio is that of the medians; the ratio of processor times is
+printed beside it, since other load on the machine disturbs it less. Correctness first: a few heads against one hooked forward
 each.
 
     pytest benchmarks/bench_machine.py --benchmark-only -k smollm2 [--threads 1]

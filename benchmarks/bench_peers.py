@@ -1,4 +1,4 @@
-"""The sweep over all heads beside what other libraries, and hooks, take for it. SmolLM2-135M, about 670 tokens of which the
+"""The sweep over all heads, compared with other libraries and with hooks. SmolLM2-135M, about 670 tokens of which the
 last 42 differ, z of each of the 270 heads at all positions; the logit difference at the last position.
 
     pip install -c constraints.txt -e '.[peers]'     # TransformerLens, nnsight, pyvene; better in an environment of its own
@@ -13,12 +13,12 @@ Each way runs in a process of its own on the same weights, prompts, dtype and th
 * one hooked Hugging Face forward per head that computes the last position's logits only.
 * hooks over a key-value cache of the shared prefix, one head at a time: the strongest thing to write by hand.
 
-Except TransformerLens, whose function leaves no choice, all compute the last position's logits only. Ours is everything: the
-shared prefix, both runs, the sweep, the metric. The others run a few heads (in layers spread evenly, in each the head with
+Except TransformerLens, whose function leaves no choice, all compute the last position's logits only. Ours counts everything:
+the shared prefix, both runs, the sweep, the metric. The others run a few heads (in layers spread evenly, in each the head with
 the largest effect) and are scaled to all of them. A figure is printed only where the patched values agree: in float32 head by
 head within a thousandth of the largest effect; in bfloat16, which rounds a logit of 20 to 0.06, with those of hooks on the
-same weights in float32: neither ours nor theirs more than three times as far off as hooks in bfloat16. Processor time stands
-beside wall time; on a busy machine only that one means something.
+same weights in float32: neither ours nor theirs more than three times as far off as hooks in bfloat16. Processor time is
+printed beside wall time; on a busy machine only processor time is meaningful.
 """
 
 from __future__ import annotations

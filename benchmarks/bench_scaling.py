@@ -1,8 +1,8 @@
 """How the time of a sweep grows: with the suffix, the prompt, the heads, the prompts in one call, and the threads.
 
 SmolLM2-135M in bfloat16 (or `--dtype`), random tokens, one thing varied at a time from a common point, every other head.
-Next to each time stand the token-forwards of its plan, the prompts' own among them, and the processor time of one: constant
-where time follows the work.
+Each time is printed with the token-forwards of its plan, those of the prompts included, and the processor time of one
+token-forward, which is constant where time follows the work.
 A point is printed after its strongest heads agreed with hooked Hugging Face forwards (`by_hand.check_heads`).
 
     python -m benchmarks.bench_scaling                      # a few minutes
@@ -48,7 +48,7 @@ SERIES = {
     "prompts": [Point(prompts=b, suffix=1) for b in (1, 4, 16)],
 }
 AXES = {
-    "suffix": "positions behind the first difference",
+    "suffix": "positions after the first difference",
     "tokens": "tokens of a prompt",
     "every": "heads",
     "prompts": "prompts in one call (suffix of one token)",

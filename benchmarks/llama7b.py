@@ -32,7 +32,7 @@ Head = tuple[int, int]
 
 _GAINS = {"q_proj": 1.5, "k_proj": 1.5, "o_proj": 0.5, "down_proj": 0.5}
 """Of weights that would keep a variance of 1. Peaked attention, or every pattern is flat and a wrong head looks right; and
-layers that add less than what stands in the residual stream, or rounding grows from layer to layer until it is as large as any
+layers that add less than what the residual stream holds, or rounding grows from layer to layer until it is as large as any
 effect, and any sweep is as close to float32 as any other."""
 
 EXACT = 2e-4
@@ -128,7 +128,7 @@ def rms(x: Tensor) -> float:
 
 def check_exactly(model: pcm.Model, positions: str, T: int = 256, sweep: Callable[..., pcm.Sweep] = pcm.patch_heads) -> str:
     """Asserts that a float32 sweep over all heads agrees with one hooked forward for each of two heads in each layer, and
-    that their effects are so far apart that no other head, layer or position could stand in for one. Says how closely."""
+    that their effects are so far apart that no other head, layer or position could be taken for one. Says how closely."""
     cfg, hf = model.cfg, model.hf
     clean, corrupted, where = prompts(positions, T, cfg.d_vocab)
     found = sweep(model, clean, corrupted, **arguments(where))
@@ -140,7 +140,7 @@ def check_exactly(model: pcm.Model, positions: str, T: int = 256, sweep: Callabl
     largest = float(truth.abs().max())
     apart = [abs(float(a - b)) for i, a in enumerate(truth) for b in [0.0, *truth[:i]]]
     error = max(float((own - truth).abs().max()), abs(float(found.corrupted_metric[0]) - base))
-    assert min(apart) > 5 * EXACT * largest, f"the effects {truth.tolist()} are too alike to tell heads apart"
+    assert min(apart) > 5 * EXACT * largest, f"the effects {truth.tolist()} are too alike to distinguish heads"
     assert error <= EXACT * largest, f"effects of the sweep {own.tolist()}, of hooked forwards {truth.tolist()}"
     return (
         f"{cfg.n_layers} layers in float32, T = {T}, {positions}: {len(heads)} heads within {error / largest:.1e} of the "
@@ -255,18 +255,18 @@ def check_rounding(
     others = (unit["truth"] @ unit["truth"].T).fill_diagonal_(0).abs().max()
     along = (unit["ours"] * unit["truth"]).sum(-1)
     off = {n: (x - effect["truth"]).norm(dim=-1) / effect["truth"].norm(dim=-1) for n, x in effect.items()}
-    told = (
+    said = (
         f"logits {runs:.2f} times as far from float32 as Hugging Face's; effects of {heads} off by "
         f"{_figures(off['ours'])} of their size, of hooked forwards {_figures(off['hand'])}; cosines {_figures(along)}, "
         f"between heads at most {float(others):.2f}"
     )
-    assert rms(off["ours"]) <= 1.1 * rms(off["hand"]), told
-    assert float(along.min()) > 0.3 + float(others) / 2, f"the effects are not those of these heads: {told}"
+    assert rms(off["ours"]) <= 1.1 * rms(off["hand"]), said
+    assert float(along.min()) > 0.3 + float(others) / 2, f"the effects are not those of these heads: {said}"
     swept = torch.tensor([found.clean_metric[0], found.corrupted_metric[0], *[found.raw[l, h] for l, h in heads]])
     gap = float((swept - read(ours)).abs().max())
     moved = float((effect["ours"] - effect["truth"]).square().mean(-1).sqrt().max())
-    assert gap <= 2 * moved, f"the sweep reads {swept.tolist()}, its logits say {read(ours).tolist()}: {told}"
-    return told
+    assert gap <= 2 * moved, f"the sweep reads {swept.tolist()}, its logits say {read(ours).tolist()}: {said}"
+    return said
 
 
 def _figures(x: Tensor) -> str:

@@ -127,7 +127,7 @@ def recorded() -> Iterator[Recording]:
 
 
 class Bare:
-    """The products of a recording, ready to run: inputs and outputs stand, the fastest call for each shape is known."""
+    """The products of a recording, ready to run: inputs and outputs are allocated, the fastest call for each shape is known."""
 
     def __init__(self, recording: Recording) -> None:
         self._buffers: dict[tuple, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Fictional-ontology problems as text, for the two training scripts beside this file.
+"""Fictional-ontology problems as text, for the two training scripts in this folder.
 
 The task is PrOntoQA's (Saparov & He, 2023) in the two-hop form of arXiv 2402.18312, in two wordings:
 
@@ -30,7 +30,7 @@ PROPERTIES = (
     "melodic muffled discordant loud slow moderate fast windy sunny overcast rainy snowy"
 ).split()
 
-# What stands before a problem, between it and its answer, and after the answer.
+# The text before a problem, between it and its answer, and after the answer.
 WRAPPERS = {
     "inline": ("", " Answer: ", "\n"),
     "authors": ("### Input:\n", " Let us think step by step.\n### Response:\n", "\n\n"),
@@ -127,7 +127,7 @@ def make_problem(
 def make_drill(rng: random.Random, words: list[str], *, wrapper: str, premises: bool) -> Problem:
     """The last step alone: is the property that was just stated the one that was asked about?
 
-    premises: whether the fact and another one stand in front, as in a whole problem.
+    premises: whether the fact and another one come first, as in a whole problem.
     """
     name, other = rng.choice(NAMES), rng.choice(NAMES)
     holds, wrong, third = rng.sample(PROPERTIES, 3)

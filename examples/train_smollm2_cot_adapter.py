@@ -1,6 +1,6 @@
 """Tune SmolLM2-135M to reason in two hops over fictional ontologies: a rank-8 adapter, ten minutes on one CPU core.
 
-The recipe behind the adapter that pycotmech merges for `smollm2-135m-cot`. The untouched model copies and takes the
+The recipe of the adapter that pycotmech merges for `smollm2-135m-cot`. The untouched model copies and takes the
 inductive steps of this task after a few shots but answers True or False at chance, and fails the paper's own wording.
 W + 2 B A on the q, k, v and o projections of all layers (921,600 parameters) puts that right: both wordings, inline and
 in the authors' layout, premises backwards or shuffled, 0 or 1 distractor; zero-shot for the first half, then 0 to 2
@@ -111,7 +111,7 @@ def draw_batch(
 
 
 def answer_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits in front of the counted tokens only, and those tokens: the vocabulary is most of this model's work."""
+    """Logits before the counted tokens only, and those tokens: the vocabulary is most of this model's work."""
     hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
     wanted = counts[:, 1:]
     return model.lm_head(hidden[:, :-1][wanted]).float(), ids[:, 1:][wanted]

@@ -1,6 +1,6 @@
 """Train a small Llama from scratch to reason in two hops over fictional ontologies, words as tokens, on one CPU core.
 
-The recipe behind the model that pycotmech ships as `tiny-cot`: 4 layers x 8 heads, d_model 256, 3.29 M parameters, 248
+The recipe of the model that pycotmech ships as `tiny-cot`: 4 layers x 8 heads, d_model 256, 3.29 M parameters, 248
 words. Every problem is drawn anew; one in ten links (A, B) never occurs in training and only those are tested. Three
 things are learned in turn: to continue repeated random words (5 % of the steps; without it the copying and inductive
 steps come late or not at all), zero-shot problems of 1 and 2 hops (to 40 %), and then problems after 0 to 4 shots. To
@@ -122,7 +122,7 @@ class Batches:
 
 
 def draw_batch(batches: Batches, rng: random.Random, done: float) -> tuple[Tensor, Tensor]:
-    """The curriculum. done: share of the training that is behind, 0 to 1."""
+    """The curriculum. done: share of the training that is done, 0 to 1."""
     if done < 0.05 or (done < 0.4 and rng.random() < 0.1):
         return batches.repeats()
     wrapper = rng.choices(["inline", "authors", "question"], [0.5, 0.35, 0.15])[0]

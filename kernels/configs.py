@@ -1,7 +1,7 @@
 """Tile shapes of the attention kernels: a small fixed table, chosen by what compiles without spills (docs/kernels.md).
 
 Nothing is tuned at run time: what the tests compile ahead of time is what runs. A GPU that is not listed takes the
-shapes of its family: 8.6 stands for 8.7, 8.9 and 12.x (100 KB of shared memory), 10.0 for 10.3, gfx942 for every AMD
+shapes of its family: 8.6 also serves 8.7, 8.9 and 12.x (100 KB of shared memory), 10.0 for 10.3, gfx942 for every AMD
 GPU.
 """
 
@@ -29,7 +29,7 @@ class Config:
     tma: bool = False
     """Tensor descriptors (TMA) in place of pointers, for 16-bit inputs whose strides and addresses allow them."""
     precision: str = "tf32"
-    """Of float32 products; 16-bit inputs are multiplied exactly and added in float32 whatever stands here."""
+    """Of float32 products; 16-bit inputs are multiplied exactly and added in float32 whatever this says."""
     parts: int = 2
     """bfloat16 parts of a weight in the products with segments and readouts: 1e-3, 1e-6, 1e-8 of relative error."""
 
@@ -198,7 +198,7 @@ class Key:
 
 def entries() -> list[Key]:
     """Every entry of the tables. The float32 tiles, too small for the newer instructions, are one program for all NVIDIA
-    GPUs and stand under sm_80."""
+    GPUs and are listed under sm_80."""
     families = {16: list(SHARED_MEMORY), 32: ["sm_80", "gfx942"]}
     return [Key(kind, f, bits, D) for kind in TILES for bits in (16, 32) for f in families[bits] for D in (128, 256)]
 

@@ -1,4 +1,4 @@
-"""attn_extract on the GPU: flash attention that keeps entropy and segment masses; readouts and top keys beside it.
+"""attn_extract on the GPU: flash attention that keeps entropy and segment masses; readouts and top keys in further launches.
 
 One program takes BLOCK_M query rows of one head, heaviest first, and walks over the keys in up to three stretches: a
 masked head (only with left padding or a window), the blocks every row sees in full, and the masked diagonal. Scores

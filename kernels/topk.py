@@ -74,7 +74,7 @@ def attn_topk(
 ) -> tuple[Tensor, Tensor]:
     lib = library()
     if lib is None or q.dtype not in DTYPES:
-        from pycotmech.ops.attn_topk import reference  # only here: kernels stand below the ops
+        from pycotmech.ops.attn_topk import reference  # only here: kernels are below the ops
 
         return reference(q, k, lse, topk, starts, scale, window, softcap)
     if not 1 <= topk <= 64:

@@ -77,7 +77,7 @@ def _check_model(hf: object) -> None:
 
 
 class AttentionCapture:
-    """The forward passes of one block. Statistics as in `AttentionSummary`, always with the batch axis B in front.
+    """The forward passes of one block. Statistics as in `AttentionSummary`, always with the batch axis B first.
 
     forwards: one `AttentionSummary` for each completed forward pass. Attributes and methods of `AttentionSummary` (.mass,
     .entropy, .plot() ...) are those of `joined()`.

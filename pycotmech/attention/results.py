@@ -20,7 +20,7 @@ _ROW_STATISTICS = ("entropy", "lse", "largest")
 class AttentionSummary:
     """Where every head of every layer looks, without the T x T patterns.
 
-    L layers, H heads, R query rows, G segments, T tokens (keys), k top keys. A batch has one more axis B in front of all.
+    L layers, H heads, R query rows, G segments, T tokens (keys), k top keys. A batch has one more axis B, the first of all.
     Statistics are float32 (float64 for a float64 model); a statistic that was not asked for is None.
     A row that sees no key (padding): lse -inf, entropy and masses 0, top key -1.
     """

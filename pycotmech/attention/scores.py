@@ -36,7 +36,7 @@ _PAIRS = 1 << 18
 class HeadScores:
     """Per layer and head, float64 [L, H] each: the attention of a kind, averaged over the rows where the kind is possible.
 
-    first: to token 0, over all rows behind it. previous: to the token before, over the same rows. duplicate: to all earlier
+    first: to token 0, over all rows after it. previous: to the token before, over the same rows. duplicate: to all earlier
     copies of the row's own token. induction: to all tokens that follow an earlier copy of the row's own token.
     n_rows: over how many rows each was averaged; a score without rows is NaN.
     """
@@ -119,7 +119,7 @@ def head_scores(
 
 
 def repeated_tokens(model: Model, *, length: int = 64, batch: int = 4, seed: int = 0) -> Tensor:
-    """Random token ids, repeated once: [batch, 2 length], with the tokenizer's BOS in front where prompts begin with one.
+    """Random token ids, repeated once: [batch, 2 length], after the tokenizer's BOS where prompts begin with one.
 
     The second half can be predicted by attending to what followed the same token in the first, and by nothing else. Ids
     are drawn without replacement where the vocabulary allows it, and never from the special tokens.

@@ -1,4 +1,4 @@
-"""Where every head looks: a summary of the attention of all layers and heads in one pass upward."""
+"""Summarises the attention of all layers and heads in one pass through the layers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def attention_summary(
     progress: called with (layers done, layers in all).
 
     Returns `AttentionSummary`: .mass [L, H, R, G], .entropy, .lse, .largest [L, H, R], .top_keys, .top_weights
-    [L, H, R, k], .received [L, H, T]; a batch has B in front. Float32 on the CPU (float64 for a float64 model).
+    [L, H, R, k], .received [L, H, T]; a batch has B first. Float32 on the CPU (float64 for a float64 model).
     Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: one forward pass without logits, in which one kernel computes attention together with its statistics, and half
     an attention more for `received`. Memory: the residual stream, one layer's q, k, v and z, and the results,

@@ -48,7 +48,7 @@ def bars_with_intervals(
     colours: Sequence[str] = PALETTE[1:],
     **words: str,
 ) -> None:
-    """values, low, high [bars] or [series, bars]: the bars of all series beside each other, with their intervals."""
+    """values, low, high [bars] or [series, bars]: the bars of all series side by side, with their intervals."""
     values, low, high = (np.atleast_2d(np.asarray(a, dtype=float)) for a in (values, low, high))
     n_series, n = values.shape
     width = 0.8 / n_series

@@ -72,7 +72,7 @@ def maps_figure(
     columns: int | None = None,
     path: str | PathLike | None = None,
 ) -> Figure:
-    """Heat maps [layer, head] beside each other, on one scale that is the same to both sides of 0.
+    """Heat maps [layer, head] side by side, on one scale that is symmetric about 0.
 
     titles: of the maps. title and lines: of the figure. label: of the colour bar. across: what the x axis counts.
     columns: maps in a row; by default five at most.

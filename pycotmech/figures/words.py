@@ -17,7 +17,7 @@ def step_title(step: int, kind: str, sample: str = "") -> str:
 
 
 def sample_of(record: dict | None, step: int) -> str:
-    """The words of a step in one example of examples.jsonl, the last few in front and the answer: "… Max is a → tumpus"."""
+    """The last few words before a step's answer in one example of examples.jsonl, and the answer: "… Max is a → tumpus"."""
     for found in (record or {}).get("steps", []):
         if found["step"] == step:
             words = found["prefix_text"].split()

@@ -39,12 +39,12 @@ def head_logits(
 ) -> HeadLogits:
     """The direct contribution of every head to the logits of some tokens.
 
-    A logit is W_U[v] . RMSNorm(x), and x is the sum of the embedding, of z W_O of every head and of every MLP's output:
-    with the root mean square of the run itself the norm is a fixed factor, and the logit the sum of what each part gives.
+    A logit is W_U[v] . RMSNorm(x), and x is the sum of the embedding, of z W_O of every head and of every MLP's output.
+    With the root mean square of this run the norm is a fixed factor, so the logit is the sum of what each part contributes.
 
     tokens: ids [T] or [B, T], a string, or a list of prompts (of unequal lengths only with `positions`).
     positions: an int drops the axis; a list keeps it; None: every position. Negative ones count from each prompt's end.
-    answer: the tokens whose logits are taken apart, as in `logit_lens`; None: the token that the model says there.
+    answer: the tokens whose logits are decomposed, as in `logit_lens`; None: the model's own next token.
     wrong: one token to compare with; then `HeadLogits.difference` is the attribution of logit(answer) - logit(wrong).
     normalization:
         "final": the true final norm, root mean square of the run and weight: the parts add up to the logit.
@@ -53,10 +53,10 @@ def head_logits(
         "none": <z W_O, W_U[v]> without norm and weight (docs/protocol.md, E4).
     memory_gb: what may be used beyond the model; None: half of what is free.
 
-    Returns `HeadLogits`: .heads [.., L, H, K], .mlps [.., L, K], .embedding, .bias, .total [.., K]; in front the axes B (for
-    a batch or list) and R (for a list of positions).
+    Returns `HeadLogits`: .heads [.., L, H, K], .mlps [.., L, K], .embedding, .bias, .total [.., K], with the axes B (for
+    a batch or list) and R (for a list of positions) first.
     Raises ValueError naming the argument before anything is run, and ValueError if something attached to an output
-    projection, the final norm or the unembedding makes it non-linear, so that it has no parts.
+    projection, the final norm or the unembedding makes it non-linear: then the parts do not add up.
     Cost: one forward pass; for each position the output projections of all layers once.
     """
     check_model(model)
@@ -134,7 +134,7 @@ def head_logits(
 
 
 class _Block:
-    """Parts of some rows [n, M, d] -> what they give to the rows' tokens, [n, M, K], on the CPU."""
+    """Parts of n rows [n, M, d] -> what they contribute to the rows' tokens, [n, M, K], on the CPU."""
 
     def __init__(self, readout: Readout, normalization: Normalization, factor: Tensor, ids: Tensor) -> None:
         self.readout, self.normalization, self.factor, self.ids = readout, normalization, factor, ids
@@ -157,7 +157,7 @@ def _blocks(rows: Rows, width: int):
 
 
 def _check_linear(family: Family, readout: Readout, l: int, z: Tensor, out: Tensor) -> None:
-    """Raises ValueError if what the heads add alone is not what they add together."""
+    """Raises ValueError if the heads' separate outputs do not add up to their joint output."""
     if family.is_plain_projection(l):
         return
     together = family.attn_out(l, z).to(out.dtype)
@@ -165,8 +165,8 @@ def _check_linear(family: Family, readout: Readout, l: int, z: Tensor, out: Tens
     # With 16-bit or quantised weights every one of the H + 1 calls rounds.
     if not gap.norm() <= 10 * readout.tolerance * (together.norm() + out.norm()):
         raise ValueError(
-            f"model: what is attached to model.layers.{l}.self_attn.o_proj is not linear (the outputs of its heads alone miss "
-            f"the output of all by {float(gap.norm() / together.norm()):.2g} of it), so it has no attribution to heads"
+            f"model: what is attached to model.layers.{l}.self_attn.o_proj is not linear (the outputs of its heads, "
+            f"added up, miss its output by {float(gap.norm() / together.norm()):.2g} of it), so heads have no share in it"
         )
 
 
@@ -177,7 +177,7 @@ def _check_sum(readout: Readout, heads: Tensor, mlps: Tensor, embedding: Tensor,
     bad = gap > readout.tolerance * size
     if bool(bad.any()):
         raise ValueError(
-            f"model: the parts of a logit miss it by {gap[bad].max().item():.3g}, a head gives up to "
+            f"model: the parts of a logit miss it by {gap[bad].max().item():.3g}, where a head contributes up to "
             f"{heads.abs().max().item():.3g}; "
-            "what is attached to its unembedding is not linear, so logits are no sum over heads"
+            "what is attached to its unembedding is not linear, so logits are not a sum over heads"
         )

@@ -34,11 +34,11 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class HeadLogits:
-    """Direct contributions to logits. L layers, H heads, K tokens; in front `axes`: "example" and "position" where there are
+    """Direct contributions to logits. L layers, H heads, K tokens; first the `axes`: "example" and "position" where there are
     several. Float32 (float64 for a float64 model).
 
     heads [.., L, H, K]: of each head's z W_O. mlps [.., L, K]. embedding [.., K]. bias [.., K]: of the output projections'
-    and the unembedding's biases; None if there are none (and with "own", where biases stand in no part).
+    and the unembedding's biases; None if there are none (and with "own", where biases belong to no part).
     total [.., K]: the model's own logits. With normalization "final" the parts add up to it: `rounding` is what is missing.
     tokens [.., K]: ids. labels: a name for each of the K. positions: of the rows, counted from the front.
     """
@@ -67,7 +67,7 @@ class HeadLogits:
 
     @property
     def rounding(self) -> NDArray:
-        """total minus the sum of all parts, [.., K]: rounding with normalization "final", without meaning with another."""
+        """total minus the sum of all parts, [.., K]: rounding with normalization "final", meaningless with the others."""
         return self.total - self.parts
 
     @property
@@ -98,7 +98,7 @@ class HeadLogits:
     def top_tokens(self, k: int = 5) -> tuple[NDArray[np.int64], NDArray]:
         """What each head writes: the k tokens that it raises most, over the whole vocabulary.
 
-        Returns ids and contributions, both [.., L, H, k], descending; normalised as the result is. Ties in no given order.
+        Returns ids and contributions, both [.., L, H, k], descending, normalised as the result is; ties in any order.
         Cost: L H rows through the unembedding for each position, 64 MiB of logits at a time; reads the model's weights.
         """
         V = self._source()[0].cfg.d_vocab
@@ -121,7 +121,7 @@ class HeadLogits:
 
     def _source(self) -> tuple[Model, Parts]:
         if self._model is None or self._parts is None:
-            raise ValueError("head_logits: a difference of tokens has no vocabulary; ask the result that it came from")
+            raise ValueError("head_logits: a difference of tokens has no vocabulary; call this on the result that it came from")
         return self._model, self._parts
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class HeadLogits:
         found = out.unflatten(0, lead) if lead else out[0]
         return found.numpy()
 
-    # ---- to look at ------------------------------------------------------------------------------------------------
+    # ---- display --------------------------------------------------------------------------------------------------
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line per part and token: (example, position,) part ("head", "mlp", "embedding", "bias", "rounding"), layer, head
@@ -203,7 +203,7 @@ class HeadLogits:
         return self.labels[k] if self._model is None else token_text(self._model, token)
 
     def plot(self, *, token: int = 0, title: str | None = None, path: str | None = None) -> Figure:
-        """Heat map of the heads, layers upward, and beside it a bar for each layer's MLP; averaged over examples and positions.
+        """Heat map of the heads, layers upward, next to a bar for each layer's MLP; averaged over examples and positions.
 
         Returns the matplotlib figure, saved to `path` if given.
         """

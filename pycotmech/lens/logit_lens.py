@@ -1,4 +1,4 @@
-"""The logit lens: what the model would say if it stopped after a layer (nostalgebraist 2020; docs/protocol.md, E11)."""
+"""The logit lens: what the model would predict if it stopped after a layer (nostalgebraist 2020; docs/protocol.md, E11)."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def logit_lens(
     """Final norm and unembedding of the residual stream of every layer: U(x) = softmax(W_U RMSNorm(x)).
 
     tokens: ids [T] or [B, T], a string, or a list of prompts (of unequal lengths only with `positions`).
-    site: "resid_post" behind each block, the last one being the model itself; "resid_pre" before it; "resid_mid" between
-        attention and MLP; "resid": the embedding and then behind each block, L + 1 entries (entry j has passed j blocks).
+    site: "resid_post" after each block, the last one being the model itself; "resid_pre" before it; "resid_mid" between
+        attention and MLP; "resid": the embedding and then after each block, L + 1 entries (entry j has passed j blocks).
     positions: an int drops the axis; a list keeps it; None: every position. Negative ones count from each prompt's end.
-    answer: the tokens to follow. A token id, a string (its first token behind the last position), or a sequence of them;
+    answer: the tokens to follow. A token id, a string (its first token after the last position), or a sequence of them;
         for several prompts one for all, or one (or a sequence) for each; or a table of ids [R, K] ([B, R, K] for several
-        prompts) with other tokens at each position, -1 where there is none. None: the token that the model says there.
+        prompts) with other tokens at each position, -1 where there is none. None: the model's own next token.
     top_k: how many of the likeliest tokens of each layer and position to keep.
     memory_gb: what may be used beyond the model; None: half of what is free.
 
     Returns `LogitLens`: .logits, .probabilities, .ranks [.., L, K], .entropy [.., L], .top_ids, .top_probabilities
-    [.., L, k]; in front the axes B (for a batch or list) and R (for a list of positions).
+    [.., L, k], with the axes B (for a batch or list) and R (for a list of positions) first.
     Raises ValueError naming the argument, before anything is run.
-    Cost: one forward pass, and L rows through the unembedding for each position. [L, T, V] is never held: the logits of
-    some rows at a time, 64 MiB.
+    Cost: one forward pass, and L rows through the unembedding for each position. [L, T, V] is never held: logits
+    exist for 64 MiB of rows at a time.
     """
     check_model(model)
     model.family.refuse_unsupported()

@@ -16,7 +16,7 @@ _LONGEST = 9
 _STATES = {
     "resid_post": "block",
     "resid_pre": "block (before it)",
-    "resid_mid": "block (behind its attention)",
+    "resid_mid": "block (after its attention)",
     "resid": "blocks passed",
 }
 _NORMS = {

@@ -17,7 +17,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.03, to
 
 
 class Readout:
-    """The final RMSNorm and the unembedding, taken apart: logits(x) = sum over parts p of x of factor(x) p gamma W_U + bias."""
+    """The final RMSNorm and the unembedding, decomposed: logits(x) = sum over parts p of x of factor(x) p gamma W_U + bias."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -36,7 +36,7 @@ class Readout:
         if not (ours - theirs).norm() <= self.tolerance * theirs.norm():
             raise ValueError(
                 "model: its final norm is not x / rms(x) * weight (something attached to it changes its output), so logits are "
-                "no sum over heads; normalization='none' does not need it"
+                "not a sum over heads; normalization='none' does not need it"
             )
 
     def tokens(self, parts: Tensor, ids: Tensor) -> Tensor:

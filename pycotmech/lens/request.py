@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 NO_TOKEN = -1
-"""Stands in a table of token ids where a row has fewer than the others."""
+"""Fills a table of token ids where a row has fewer than the others."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Request:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The axes in front of every result."""
+        """The first axes of every result."""
         B, R = self.positions.shape
         return (*((B,) if self.batched else ()), *((R,) if self.listed else ()))
 
@@ -69,17 +69,17 @@ def ask(
     raw, single = listed(tokens, argument="tokens")
     batched = not single
     if not raw:
-        raise ValueError("tokens: there is no prompt; expected at least one")
+        raise ValueError("tokens: got no prompt; expected at least one")
     prompts = [model.to_tokens(p, argument=f"tokens[{i}]" if batched else "tokens") for i, p in enumerate(raw)]
     if positions is None and len({len(p) for p in prompts}) > 1:
-        raise ValueError("positions: all of them are asked of prompts of unequal lengths; expected positions, such as [-1]")
+        raise ValueError("positions: got None (all positions) for prompts of unequal lengths; expected positions, such as [-1]")
     keeps_axis = not isinstance(positions, int)
     chosen = positions.tolist() if isinstance(positions, Tensor) else positions
     where = [resolve_positions(range(len(p)) if chosen is None else chosen, len(p)) for p in prompts]  # type: ignore[arg-type]
     if not where[0]:
-        raise ValueError("positions: none is chosen; expected at least one, or None for all")
+        raise ValueError("positions: got an empty list; expected at least one position, or None for all")
     if wrong is not None and answer is None:
-        raise ValueError("answer: wrong is given without it; expected the token that it is compared with")
+        raise ValueError("answer: got wrong without answer; expected the token that it is compared with")
     at = torch.tensor(where)
     ids = None if answer is None else _ids(model, raw, prompts, at, answer, batched, "answer")
     labels: tuple[str, ...] = ("next token",)
@@ -124,7 +124,7 @@ def _ids(model: Model, raw, prompts: list[Tensor], where: Tensor, answer: Any, b
         many = [mine] if isinstance(mine, (Integral, str)) else list(mine)
         if not many:
             raise ValueError(f"{name}: no token is given; expected at least one")
-        last = int(where[i, -1])  # a word stands for its first token behind the last position
+        last = int(where[i, -1])  # a word stands for its first token after the last position
         rows.append([answer_token(model, prompt, one, last, ids, name) for one in many])
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"{argument}: the prompts have {sorted({len(row) for row in rows})} tokens; expected equally many")
@@ -157,7 +157,7 @@ class Rows:
 
     first: int
     end: int
-    embedding: Tensor  # [n * R, d] of the tokens that stand at the rows
+    embedding: Tensor  # [n * R, d] of the tokens at the rows
     sites: dict[str, Tensor]
     final: Tensor
 
@@ -165,14 +165,14 @@ class Rows:
 def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: float | None) -> Iterator[Rows]:
     """Runs the prompts and keeps what was asked for, in batches that fit the memory budget.
 
-    What all prompts share in front of their first position is computed once, or taken from what the model keeps.
+    What all prompts share before their first position is computed once, or taken from what the model keeps.
     """
     family, budget = model.family, planner.memory_budget(memory_gb, model.device)
     prompts, where = request.prompts, request.positions
     R = where.shape[1]
     P = min(common_prefix(prompts), int(where.min())) if len(prompts) > 1 else 0
     past = model.prefixes.key_values(prompts[0][:P], budget)
-    ends = where.max(1).values + 1  # nothing behind the last position is needed
+    ends = where.max(1).values + 1  # nothing after the last position is needed
     for a, b in planner.cut([_bytes(family, int(n), R, sites) for n in ends], budget // 2):
         suffixes = [prompts[i][P : ends[i]] for i in range(a, b)]
         starts = torch.tensor([0, *map(len, suffixes)]).cumsum(0)[:-1]

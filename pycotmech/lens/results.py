@@ -26,7 +26,7 @@ def label_positions(axes: tuple[str, ...], positions: NDArray, coords: dict[str,
 
 @dataclass(frozen=True, eq=False)
 class LogitLens:
-    """Final norm and unembedding of the residual stream of each layer. K tokens followed, k likeliest kept; in front `axes`:
+    """Final norm and unembedding of the residual stream of each layer. K tokens followed, k likeliest kept; first the `axes`:
     "example" and "position" where there are several. Float32 (float64 for a float64 model).
 
     logits, probabilities [.., L, K]: of the tokens that are followed. NaN and 0 where a table has no token.
@@ -34,7 +34,7 @@ class LogitLens:
     entropy [.., L]: of the distribution over the vocabulary, nats.
     top_ids, top_probabilities [.., L, k]: the likeliest tokens, descending; ties in no given order.
     tokens [.., K]: ids followed. labels: a name for each of the K. positions: of the rows, counted from the front.
-    site: "resid_post" (entry l: behind block l), "resid_pre", "resid_mid", or "resid" (entry j: behind j blocks).
+    site: "resid_post" (entry l: after block l), "resid_pre", "resid_mid", or "resid" (entry j: after j blocks).
     """
 
     logits: NDArray

@@ -105,7 +105,7 @@ def _publish(temporary: Path, entry: Path, facts: dict) -> dict:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed processes left behind."""
+    """Removes the leftovers of killed processes."""
     for path in folder.glob(".build-*"):
         try:
             if time.time() - path.stat().st_mtime > _STALE:

@@ -94,7 +94,7 @@ def climb(
     """Takes packed rows up through the layers; the residual stream after the last one, [R, d], or of the rows `read`.
 
     tokens, positions [R], on the model's device.
-    attention: gives z of each layer, from the queries and from what stands in `keys`.
+    attention: gives z of each layer, from the queries and from what `keys` holds.
     edit_z: what every layer does to z before its output projection; layers above see its consequences.
     read: packed row numbers. Then the last layer computes queries, attention and MLP for these rows only, and without any only
         keys and values. None: all rows go on.

@@ -1,7 +1,7 @@
 """GGUF files of the llama architecture as Hugging Face checkpoints: float32 safetensors, configuration, tokenizer.
 
 A GGUF file differs from the checkpoint it was made from in three ways that matter: weights are in quantised blocks, the
-rows of the query and key projections are in another order (pairs of a rotary plane beside each other, not half a head
+rows of the query and key projections are in another order (pairs of a rotary plane next to each other, not half a head
 apart), and Llama 3's frequency scaling is a tensor of factors. All three are undone here; a tensor or a hyperparameter
 that is not understood is an error, since passing over one would give another model.
 """
@@ -306,5 +306,5 @@ def _rename(path: Path, packed: dict[str, ReaderTensor], config: LlamaConfig) ->
 
 
 def _unpermute(rows: np.ndarray, n_heads: int) -> np.ndarray:
-    """[H, D/2, 2] rows, planes beside each other -> [H, 2, D/2], the two halves of each head."""
+    """[H, D/2, 2] rows, planes next to each other -> [H, 2, D/2], the two halves of each head."""
     return rows.reshape(n_heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)

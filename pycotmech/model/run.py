@@ -30,7 +30,7 @@ class KeyValues:
 
 @dataclass(frozen=True)
 class Packed:
-    """What a packed forward pass kept. Sequences stand one after another; `offsets` [n + 1] cuts the rows."""
+    """What a packed forward pass kept. Sequences follow one another; `offsets` [n + 1] cuts the rows."""
 
     offsets: list[int]
     k: Tensor  # [L, R, Hkv, D], after the rotary embedding
@@ -72,7 +72,7 @@ def forward_packed(
     """Runs sequences that continue a past (or start at position 0) through the model as packed rows.
 
     sequences: token ids, each [S_i]. after: for each sequence the range of the past's keys that it continues, whose first
-    one stands at position 0; None: all of them.
+    one is at position 0; None: all of them.
     sites: what to keep, in all layers, for the packed row numbers `keep`, ascending; None: for all rows.
     read: packed row numbers whose final residual is wanted. Without sites, the last layer computes queries, attention and
     MLP for these rows only (none: only its keys and values).

@@ -35,7 +35,7 @@ def visible(at: Tensor, S: int, starts: Tensor | None, window: int) -> Tensor:
 
 
 def grouped(k: Tensor, H: int) -> Tensor:
-    """[B, Hkv, S, D] -> [B, H, S, D]: each query head beside the keys it reads."""
+    """[B, Hkv, S, D] -> [B, H, S, D]: each query head with the keys it reads."""
     return k if k.shape[1] == H else k.repeat_interleave(H // k.shape[1], dim=1)
 
 

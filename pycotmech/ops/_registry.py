@@ -1,4 +1,4 @@
-"""One name per op, three implementations behind it.
+"""One name per op for its three implementations.
 
 `define` declares an op once: its schema, its plain PyTorch reference (which runs on every device) and its shape function.
 A faster kernel takes the op over for its device by registering under the same name: the C++ library for CPU tensors

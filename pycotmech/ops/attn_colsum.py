@@ -63,7 +63,7 @@ def attn_colsum(
     weights: one per query row, [B or 1, H or 1, T] in the dtype of lse; None: 1. A mask of rows is weights of 0 and 1.
 
     Raises TypeError and ValueError that name the argument.
-    Cost: the scores once more (half of the attention's products); memory O(S D) beside the result. The order of the
+    Cost: the scores once more (half of the attention's products); memory O(S D) besides the result. The order of the
     additions is fixed, so that the sums do not depend on the number of threads.
     """
     scale = common.check_attention(q, {"k": k}, starts, scale, window, softcap)

@@ -132,7 +132,7 @@ def attn_extract(
 
     Returns `Extract`. A row that sees no key: z 0, lse -inf, pmax, entropy and masses 0, index -1.
     Raises TypeError and ValueError that name the argument.
-    Cost: that of flash attention and a few per cent; memory O(S D) beside the results. Entropy is accumulated about the
+    Cost: that of flash attention plus a few per cent; memory O(S D) besides the results. Entropy is accumulated about the
     running maximum (Dao 2023, FlashAttention-2, for the maximum; the shifted sum keeps full relative precision).
     """
     scale = common.check_attention(q, {"k": k, "v": v}, starts, scale, window, softcap)

@@ -53,7 +53,7 @@ def attn_topk(
 
     Returns weights [B, H, T, K] in the dtype of lse and keys int32 [B, H, T, K]; unused slots 0 and -1.
     Raises TypeError and ValueError that name the argument.
-    Cost: the scores once more (half of the attention's products); memory O(S D) beside the results.
+    Cost: the scores once more (half of the attention's products); memory O(S D) besides the results.
     """
     scale = common.check_attention(q, {"k": k}, starts, scale, window, softcap)
     common.check_lse(lse, q)

@@ -144,7 +144,7 @@ def prefix_attn(
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of R packed query rows, each over shared keys followed by keys of its own, exactly.
 
-    One row of the table, drawn: shared keys stand at the positions 0, 1, ..., own keys follow, the query is the last of them.
+    One row of the table, drawn: shared keys have the positions 0, 1, ..., own keys follow, the query is the last of them.
 
         k_shared  . . [s s s s s s] .          rows[r] = (own_lo, own_hi, shared_lo, shared_hi), half-open
         k_own     . . . . [o o o] . .

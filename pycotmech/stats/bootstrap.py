@@ -2,7 +2,7 @@
 reporting.
 
 With few examples the percentile interval is too narrow, because resamples spread by sqrt((n - 1) / n) of what samples do and
-normal quantiles stand where Student's belong: of a normal mean it covers 50 % at n = 2, 80 % at 4 and 89 % at 8 instead of
+normal quantiles are used where Student's belong: of a normal mean it covers 50 % at n = 2, 80 % at 4 and 89 % at 8 instead of
 95 %. Both ends are therefore moved away from the estimate by the ratio of these (Hesterberg 2015, arXiv 1411.5279, on
 narrowness bias and t quantiles): by 1.9 at 4 examples, by 1.05 at 40, and less the more there are. A normal mean is then
 covered in 93 to 95 % from 2 examples on, one of skewed values (exponential) in 88 to 90 % up to 8 and in 93 % at 40.
@@ -44,13 +44,13 @@ class Interval(NamedTuple):
     """Examples that count."""
 
     def words(self, form: str = "{:.0%}") -> str:
-        """A single number with its interval behind it where there is one, "unknown" where there is no number."""
+        """A single number followed by its interval if there is one; "unknown" if there is no number."""
         mean, low, high = (float(x) for x in self[:3])
         return form.format(mean) + ends(low, high, form) if np.isfinite(mean) else "unknown"
 
 
 def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
-    """The interval in brackets with a space in front; nothing where there is none."""
+    """The interval in brackets after a space; nothing if there is none."""
     low, high = float(low), float(high)
     return f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) and np.isfinite(high) else ""
 
@@ -58,7 +58,7 @@ def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
 def undecidable(low: float, high: float, n: int) -> str:
     """Why an interval over n examples decides nothing, whatever it lies above or below; empty if it may.
 
-    There is none, or it has no width and fewer than FEWEST_ALIKE examples behind it.
+    There is none, or it has no width and comes from fewer than FEWEST_ALIKE examples.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return "one example has no interval" if n == 1 else "there is no interval"

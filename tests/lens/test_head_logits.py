@@ -280,12 +280,12 @@ def test_of_nothing_nothing_is_found():
     "arguments, message",
     [
         (dict(normalization="fina"), "normalization: got 'fina'; expected one of final, own, none"),
-        (dict(positions=[]), "positions: none is chosen"),
+        (dict(positions=[]), "positions: got an empty list"),
         (dict(positions=9), "positions: 9 is outside a prompt of 9 tokens"),
         (dict(answer=61), r"answer: token id 61 is outside the vocabulary of 61 tokens"),
         (dict(answer="word"), "answer: got the string 'word', but the model has no tokenizer"),
         (dict(answer=[]), "answer: no token is given"),
-        (dict(wrong=3), "answer: wrong is given without it"),
+        (dict(wrong=3), "answer: got wrong without answer"),
         (dict(answer=3, wrong=3), "begin with the same token"),
         (dict(answer=[3, 4], wrong=5), "answer, wrong: 2 and 1 tokens; expected one of each"),
         (dict(answer=torch.tensor([[3], [4]])), r"answer: got torch.int64 \[2, 1\]; expected integer token ids \[1, K\]"),
@@ -310,7 +310,7 @@ def test_bad_batches_are_named():
         pcm.head_logits(model, prompts(2, 9), answer=[1, 2, 3])
     with pytest.raises(ValueError, match=r"answer: the prompts have \[1, 2\] tokens"):
         pcm.head_logits(model, prompts(2, 9), answer=[1, [2, 3]])
-    with pytest.raises(ValueError, match="positions: all of them are asked of prompts of unequal lengths"):
+    with pytest.raises(ValueError, match=r"positions: got None \(all positions\) for prompts of unequal lengths"):
         pcm.head_logits(model, [[1, 2], [1, 2, 3]], positions=None)
     with pytest.raises(ValueError, match=r"tokens\[1\]: token id 99"):
         pcm.head_logits(model, [[1, 2], [1, 99]])

@@ -16,7 +16,7 @@ from pycotmech.cot.task.examples import Example, Examples, Step
 Corruption = Literal["answer", "premise", "rule"]
 
 _FROM_SUBJECT = 3
-"""An inductive step is the third behind the one that writes its rule's subject."""
+"""An inductive step is the third after the one that writes its rule's subject."""
 
 
 def require_consistent(examples: Examples, use: str) -> None:
@@ -25,7 +25,7 @@ def require_consistent(examples: Examples, use: str) -> None:
     if examples.definition != "exact":
         raise ValueError(
             f"examples: made with definition={examples.definition!r}, whose counterfactuals replace one word in one place; "
-            f"{use} is put together from those of definition='exact', which replace a word wherever it stands"
+            f"{use} is put together from those of definition='exact', which replace a word wherever it occurs"
         )
 
 
@@ -34,7 +34,7 @@ def corrupted_prompt(example: Example, step: Step, kind: Corruption, tokenizer: 
 
     "answer": the step's own counterfactual. "premise", "rule" (inductive steps only): the concept that both speak of, in the
     premises about the entity alone, or as the subject of rules alone; in the question and in the text so far.
-    Raises ValueError if the step is not inductive, or the word stands nowhere in that part.
+    Raises ValueError if the step is not inductive, or the word does not occur in that part.
     """
     if kind == "answer":
         return step.corrupted
@@ -49,7 +49,7 @@ def corrupted_prompt(example: Example, step: Step, kind: Corruption, tokenizer: 
         if _part(tokenizer.decode(step.clean[: span.start]), example.words["E"]) == kind:
             out[span], found = tokens, True
     if not found:
-        raise ValueError(f"corruption: no {kind} with {subject.replaced[0]!r} in front of step {step.index}")
+        raise ValueError(f"corruption: no {kind} with {subject.replaced[0]!r} before step {step.index}")
     return out
 
 

@@ -24,19 +24,19 @@ def step_kind(index: int) -> StepKind:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One word of the solution: what stands before it, what it is, and a counterfactual in which it is another.
+    """One word of the solution: the text before it, the word, and a counterfactual in which another word follows.
 
     index: 0 .. 4*hops+1. kind: "decision", "copying" or "induction".
     prefix_text: the solution up to this word, without a trailing space ("" at step 0).
-    text, corrupted_text: the whole text in front of the word, few-shot block included.
+    text, corrupted_text: the whole text before the word, few-shot block included.
     clean, corrupted: token ids [T] of these, BOS included if there is one; equal length, different only at `differs`.
     answer, wrong: first token of the word that follows in the clean and in the corrupted text, as cut in that place.
     answer_tokens, wrong_tokens: all its tokens. answer_word, wrong_word: the word as written (number and case).
     replaced: the word that was exchanged and what for, as in the vocabulary: ("lempus", "tumpus").
-    occurrences: where the answer's word stands in `clean` outside the shots, as slices of positions.
+    occurrences: where the answer's word occurs in `clean` outside the shots, as slices of positions.
     segments: "few_shot", "question", "generated" as slices of positions; they hold every position but a BOS. The frame
         of the prompt ("Answer:") is part of the question. A segment may be empty ("generated" at step 0).
-    answer_span: where the word's tokens lie in Example.full_ids; `clean` is what stands before it.
+    answer_span: the positions of the word's tokens in Example.full_ids; `clean` is everything before them.
     standalone: whether tokenising `text` alone gives `clean`; False only for tokenizers that merge across the cut, for
         which `clean` is what the model sees in the full text.
     """
@@ -119,7 +119,7 @@ class Examples(Sequence[Example]):
     """Examples that share one few-shot block: a sequence, with the settings they were made with.
 
     few_shot: the text of the block. shared_ids: its token ids [P], BOS included: every clean and corrupted prompt of
-    every example begins with exactly these. bos: whether a BOS stands in front.
+    every example begins with exactly these. bos: whether they begin with a BOS.
     """
 
     items: tuple[Example, ...] = field(repr=False)

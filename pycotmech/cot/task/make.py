@@ -54,7 +54,7 @@ class _Shape:
         return [Rule(a, b, rng.random() < 0.5) for a, b in zip(self.concepts(), ends, strict=True)]
 
     def competing(self, rng: random.Random) -> list[Premise]:
-        """Further premises about other words: chains like the real one, told from the property rule backwards."""
+        """Further premises about other words: chains like the real one, from the property rule backwards."""
         out: list[Premise] = []
         chain = 0
         while len(out) < self.distractors:
@@ -81,8 +81,8 @@ class _Shape:
     def needs(self) -> dict[str, Need]:
         return {kind: Need(item=len(keys) + 1, shot=len(keys)) for kind, keys in self.roles().items()}
 
-    def told(self, rng: random.Random, rules: list[Rule], competing: list[Premise]) -> list[Premise]:
-        """The premises in the order in which they are told."""
+    def ordered(self, rng: random.Random, rules: list[Rule], competing: list[Premise]) -> list[Premise]:
+        """The premises in the order in which the question states them."""
         premises: list[Premise] = [*(rules[::-1] if self.order == "backward" else rules)]
         premises.insert(0 if self.order == "membership_first" else len(premises), Membership("E", "C1"))
         for premise in competing:
@@ -137,7 +137,7 @@ def _few_shot(shape: _Shape, words: Pools, shots: int, seed: int) -> tuple[str, 
             drawn = {kind: decks[kind].deal(len(keys)) for kind, keys in roles.items()}
             cast = {key: word for kind, keys in roles.items() for key, word in zip(keys, drawn[kind], strict=True)}
             rules, competing = shape.rules(rng), shape.competing(rng)
-            premises = shape.told(rng, rules, competing)
+            premises = shape.ordered(rng, rules, competing)
             if shape.contradicts(cast, premises):
                 break
         else:
@@ -169,7 +169,7 @@ def _draw(shape: _Shape, words: Pools, rng: random.Random, label: bool) -> _Prob
             raise _Failed(f"too few words of kind {kind!r} begin with different tokens")
         cast.update(zip(keys, taken, strict=True))
     rules, competing = shape.rules(rng), shape.competing(rng)
-    premises = shape.told(rng, rules, competing)
+    premises = shape.ordered(rng, rules, competing)
     if not shape.contradicts(cast, premises):
         raise _Failed("a rule of the false ontology is true of the world")
     query = "p" if label else rng.choice(["q", "xp.1"] if shape.distractors else ["q"])
@@ -192,7 +192,7 @@ def _replacement(shape: _Shape, words: Pools, rng: random.Random, problem: _Prob
             continue
         if shape.contradicts({**problem.words, key: word}, problem.premises):
             return word
-    raise _Failed(f"no word can stand in for {old.singular!r}")
+    raise _Failed(f"no word can replace {old.singular!r}")
 
 
 def _exchange(text: str, places: Iterable[Occurrence], word: Word) -> str:
@@ -295,7 +295,7 @@ class _Maker:
         for other, at in [*((renamed[k], [o for o in places if o.slot.key == k]) for k in new), *zip(changed, where)]:
             if not _aligned(clean, encoded[other], [spans[o] for o in at]):
                 raise _Failed("the tokenizer cuts a replaced word differently inside the prompt")
-        first = clean.behind(len(self.few_shot))
+        first = clean.at_or_after(len(self.few_shot))
         if self.shared is None:
             self.shared = clean.ids[:first]
         elif clean.ids[:first] != self.shared:
@@ -355,7 +355,7 @@ class _Maker:
     def standalone(self, text: str, answers: list[Occurrence]) -> list[bool]:
         """Whether the text before each answer, tokenised alone, gives the ids it has in the full text.
 
-        Whether a tokenizer merges across a cut does not depend on what stands hundreds of characters before, so the last
+        Whether a tokenizer merges across a cut does not depend on the text hundreds of characters before, so the last
         shot is context enough.
         """
         skip = len(self.few_shot) - len(self.anchor)
@@ -403,7 +403,7 @@ def make_examples(
 
     tokenizer: a fast Hugging Face tokenizer.
     hops: rules in the chain, the last of them about the property.
-    shots: demonstrations in front; one block per call, shared by all examples, balanced between True and False.
+    shots: demonstrations before each problem; one block per call, shared by all examples, balanced between True and False.
     ontology: "fictional" (made-up concepts) or "false" (real kinds, related wrongly).
     style: "every": "Every lempus is a tumpus. ... Answer: Max is a lempus. Since every lempus is a tumpus, Max is a
         tumpus. ..."; one line per shot. "paper": the wording of arXiv 2402.18312, "Lempuses are tumpuses. ... Let us
@@ -414,9 +414,9 @@ def make_examples(
         for style "every", backward for "paper".
     distractors: premises about other words, in shots and item alike, forming a chain that competes with the real one:
         its property rule, then its other rules, then its membership, then a second such chain.
-    bos: whether a BOS stands in front. None: as `tokenizer("x")` does.
+    bos: whether prompts begin with a BOS. None: as `tokenizer("x")` does.
     definition: "exact": the corrupted prompt exchanges every occurrence of the step's answer word outside the shots, so
-        that it is consistent and another answer follows from it. "paper": it exchanges one word, the nearest in front of
+        that it is consistent and another answer follows from it. "paper": it exchanges one word, the nearest before
         the answer that begins like it, as the authors did; the premises may then contradict one another, and `wrong` is
         the replacement. Both keep type, number, case and token count.
 
@@ -424,8 +424,8 @@ def make_examples(
     different tokens. In style "every" all examples of a call have one length where the tokenizer leaves enough words of
     equal length. Labels are balanced. Example i depends on the seed and on the examples before it, not on n.
 
-    Errors: TypeError or ValueError naming the argument. ValueError if the tokenizer leaves too few words that can stand in
-    for one another, with the settings that would do. Cost: about 6 tokenisations of the whole text per example ("paper":
+    Errors: TypeError or ValueError naming the argument. ValueError if the tokenizer leaves too few words that can replace
+    one another; the message names settings that would do. Cost: about 6 tokenisations of the whole text per example ("paper":
     about 15), no forward pass.
     """
     _count("n", n, 1)

@@ -10,7 +10,7 @@ from pycotmech.cot.task.tokens import Encoder, Form, Profile, classes, forms, pr
 from pycotmech.cot.task.vocabulary import ENTITIES, PROPERTIES, Kind, Ontology, Word, concepts
 from pycotmech.cot.task.wording import Order, Style
 
-# Below this many words that can stand in for one another, items draw from all words and may differ in length.
+# Below this many words that can replace one another, items draw from all words and may differ in length.
 _ENOUGH: dict[str, int] = {"entity": 3, "concept": 8, "property": 12}
 # What the few-shot block leaves to the items where it can repeat its own words instead.
 _KEEP: dict[str, int] = {"entity": 5, "concept": 8, "property": 12}

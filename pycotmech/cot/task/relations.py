@@ -2,7 +2,7 @@
 
 "Every lempus is a tumpus." relates lempus and tumpus, "Every lempus is not a tumpus." does so negatively, and two concepts
 of different trees have nothing to do with one another. An unrelated pair is taken at the distance of a related one, so that
-how far apart two words stand does not tell the classes apart.
+the distance between two words does not distinguish the classes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Unrelated = Literal["matched", "roles", "both", "next"]
 
 
 class Pair(NamedTuple):
-    """Two words of a text, the first in front of the second.
+    """Two words of a text, the first before the second.
 
     label: number in CLASSES. first, second: the positions of their tokens. words: as in the vocabulary; "not tumpus" is
     never a word here. matched: of an unrelated pair, the label of the pair at whose distance it was taken (-1: of none).
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A text with its pairs. tokens: ids [T], what stands in front of the sentences included.
+    """A text with its pairs. tokens: ids [T], including the text before the sentences.
 
     across: pairs that are not related either, of a sentence's subject and a later sentence's object: in their roles they
         look like related pairs.
@@ -93,17 +93,17 @@ def make_questions(
 
     Each of `trees` trees has `size` concepts, each but the root below one that came before it; half of these relations are
     negative, at random. Each tree says a property of one concept (positively or negatively, at random), and one entity is
-    said to be in one. Concepts are the paper's, drawn anew for each question, so that no word tells a class.
+    said to be in one. Concepts are the paper's, drawn anew for each question, so that no word gives its class away.
 
     tokenizer: a fast Hugging Face tokenizer. examples: whose style, ontology, BOS and demonstrations to use (the last where
-        `shots` is their number); None: the arguments. shots: demonstrations in front, as `make_examples` makes them; no
-        concept of theirs is used behind them.
-    properties: whether pairs of a concept and its property count too; they stand closer together than concepts do and are of
+        `shots` is their number); None: the arguments. shots: demonstrations before it, as `make_examples` makes them; their
+        concepts are not used after them.
+    properties: whether pairs of a concept and its property count too; they are closer together than concepts are and are of
         another kind, so that distance and word alone say much about the class. False: pairs of concepts only.
     unrelated: "matched": for each related or negatively related pair one pair of concepts of different trees at the nearest
         distance that is left, so that classes differ in distance as little as the texts allow. "roles": the same, but of a
-        sentence's subject and a later sentence's object, as related pairs are; they stand further apart. "both": one
-        half each. "next" (the paper's): for each word of the ontologies the next one behind it that is in no tree with it.
+        sentence's subject and a later sentence's object, as related pairs are; they are further apart. "both": one
+        half each. "next" (the paper's): for each word of the ontologies the next one after it that is in no tree with it.
     Raises TypeError or ValueError naming the argument, TooFewWords (a ValueError) if the tokenizer leaves too few concepts.
     """
     for name, value, least in (("n", n, 1), ("shots", shots, 0), ("trees", trees, 2), ("size", size, 2)):
@@ -139,9 +139,9 @@ def ask(
     seed: int = 0,
     bos: bool | None = None,
 ) -> Question:
-    """The question that tells these premises in this order, and its pairs; words: of each role in the premises.
+    """The question that states these premises in this order, and its pairs; words: of each role in the premises.
 
-    front: text in front of it, as a few-shot block. properties, unrelated: as for `make_questions`.
+    front: text before it, such as a few-shot block. properties, unrelated: as for `make_questions`.
     """
     encoder = bos if isinstance(bos, Encoder) else Encoder(tokenizer, bos)
     pieces: Pieces = [FRAMES[style].head]
@@ -170,7 +170,7 @@ class _Known:
 
 
 def _words(encoder: Encoder, ontology: Ontology, style: Style, front: str, needed: int) -> _Known:
-    """Words that the tokenizer keeps apart from their neighbours and that the text in front does not use."""
+    """Words that the tokenizer keeps apart from their neighbours and that the text before does not use."""
     heard = front.lower()
 
     def usable(kind: str, words: Sequence[Word]) -> tuple[Word, ...]:
@@ -215,12 +215,12 @@ def _question(
         words[f"p{t}"] = noun
         rules.append(Rule(f"C{t}.{rng.randrange(size)}", f"p{t}", rng.random() < 0.5, rng.random() < 0.5))
     words["E"] = rng.choice(known.entities)
-    told: list[Premise] = [*rules, Membership("E", f"C{rng.randrange(trees)}.{rng.randrange(size)}")]
+    stated: list[Premise] = [*rules, Membership("E", f"C{rng.randrange(trees)}.{rng.randrange(size)}")]
     # Of some random orders the one in which a sentence most often ends in a concept and the next begins with one of
-    # another tree: only there do unrelated concepts stand as close together as related ones.
-    told = max((rng.sample(told, len(told)) for _ in range(_ORDERS)), key=lambda order: _meetings(order))
+    # another tree: only there are unrelated concepts as close together as related ones.
+    stated = max((rng.sample(stated, len(stated)) for _ in range(_ORDERS)), key=lambda order: _meetings(order))
     return ask(
-        told, words, tokenizer=None, front=front, style=style, properties=properties, unrelated=unrelated,
+        stated, words, tokenizer=None, front=front, style=style, properties=properties, unrelated=unrelated,
         seed=rng.getrandbits(32), bos=encoder,
     )  # fmt: skip
 

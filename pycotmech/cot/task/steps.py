@@ -92,7 +92,7 @@ def graded(examples: Sequence[Example], predict: Predict, *, side: Side = "clean
     side: "clean" grades the solutions as they are, with one call of predict per example. "corrupted" grades each step's
     counterfactual, whose right word is `wrong_tokens`, with one call per step.
 
-    A word that begins the text (no shots, no BOS, nothing in front) cannot be predicted; no style has one.
+    A word that begins the text (no shots, no BOS, nothing before it) cannot be predicted; no style has one.
     """
     if side not in ("clean", "corrupted"):
         raise ValueError(f"side must be 'clean' or 'corrupted', got {side!r}")

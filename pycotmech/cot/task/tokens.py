@@ -1,4 +1,4 @@
-"""How a tokenizer cuts the words of the task, and which words may stand in for one another.
+"""How a tokenizer splits the words of the task, and which words may replace one another.
 
 A counterfactual exchanges one word and must keep every other token in its place. That is possible between words that have
 the same number of tokens in every written form that occurs: after a space, after a newline, capitalised, plural.
@@ -18,7 +18,7 @@ Lead = Literal["space", "line", "start"]
 
 
 class Form(NamedTuple):
-    """A written form: what stands in front of the word (a space, a newline, nothing), its number and its case."""
+    """A written form: what precedes the word (a space, a newline, nothing), its number and its case."""
 
     lead: Lead = "space"
     plural: bool = False
@@ -37,7 +37,7 @@ Profile = dict[Form, Cut]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text with the characters they cover. `shift` is 1 if a BOS stands in front, else 0."""
+    """Token ids of a text with the characters they cover. `shift` is 1 after a BOS, else 0."""
 
     ids: list[int]
     starts: list[int]
@@ -46,14 +46,14 @@ class Encoded:
 
     text: str
 
-    def behind(self, start: int) -> int:
-        """The position of the first token that holds something at or behind character `start`."""
+    def at_or_after(self, start: int) -> int:
+        """The position of the first token that holds something at or after character `start`."""
         return bisect_right(self.stops, start) + self.shift
 
     def word(self, start: int, stop: int) -> slice:
-        """The positions of the word at [start, stop), with the space in front of it: most tokenizers give it to the word,
-        and where it is a token of its own, a prompt that ends in front of the space ends in front of that token."""
-        return slice(self.behind(before(self.text, start)), bisect_left(self.starts, stop) + self.shift)
+        """The positions of the word at [start, stop), with the space before it. Most tokenizers make it part of the
+        word; where it is a separate token, a prompt that ends before the space ends before that token."""
+        return slice(self.at_or_after(before(self.text, start)), bisect_left(self.starts, stop) + self.shift)
 
     def isolated(self, start: int, stop: int) -> bool:
         """Whether the tokens of the word hold nothing of the words around it."""
@@ -65,14 +65,14 @@ class Encoded:
 
 
 def before(text: str, start: int) -> int:
-    """Where the text in front of a word ends: without the space between them."""
+    """Where the text before a word ends, without the space between them."""
     return start - 1 if start and text[start - 1] == " " else start
 
 
 class Encoder:
     """A tokenizer with the decision about BOS taken: text in, ids with characters out.
 
-    Special tokens are never added by the tokenizer itself (some append an EOS too); a BOS is put in front here.
+    Special tokens are never added by the tokenizer itself (some append an EOS too); a BOS is added here.
     """
 
     def __init__(self, tokenizer: Any, bos: bool | None):
@@ -125,11 +125,11 @@ def forms(kind: str, style: Style, order: Order, shots: int) -> tuple[Form, ...]
     return (Form(), Form(plural=True), *capital)
 
 
-# Text in front of a word, by lead. It and what stands behind are what the sentences of the task have there.
+# Text before a word, by lead. This and the text after it are what the sentences of the task have there.
 _LEFT: dict[str, str] = {"space": "that is ", "line": ":\n", "start": ""}
 
 
-def _behind(kind: str, style: Style, form: Form) -> tuple[str, ...]:
+def _after(kind: str, style: Style, form: Form) -> tuple[str, ...]:
     if kind == "entity" or form.capital:
         return (" is",)
     if style == "paper":
@@ -139,13 +139,13 @@ def _behind(kind: str, style: Style, form: Form) -> tuple[str, ...]:
 
 def profiles(encoder: Encoder, words: Iterable[Word], wanted: Sequence[Form], style: Style) -> dict[Word, Profile]:
     """How each word is cut in each form. A word is left out if it is unknown, is merged with its neighbours, or is cut
-    differently by what stands behind it."""
+    differently depending on the text after it."""
     words = list(words)
     texts, places = [], []
     for word in words:
         for form in wanted:
             written = word.written(plural=form.plural, capital=form.capital)
-            for right in _behind(word.kind, style, form):
+            for right in _after(word.kind, style, form):
                 left = _LEFT[form.lead]
                 texts.append(left + written + right)
                 places.append((word, form, len(left), len(left) + len(written)))
@@ -166,7 +166,7 @@ def same_length(a: Profile, b: Profile, used: Iterable[Form]) -> bool:
 
 
 def same_start(a: Profile, b: Profile) -> bool:
-    """Whether two words begin with the same token in any form: the first token would not tell them apart."""
+    """Whether two words begin with the same token in any form: the first token would not distinguish them."""
     return any(a[form].first == b[form].first for form in a)
 
 

@@ -84,7 +84,7 @@ def render(pieces: Sequence[Piece], words: Words, at: int = 0) -> tuple[str, lis
     return "".join(text), found
 
 
-# What stands around question and query; `joint` stands between the prompt and the first word of the chain.
+# The text around question and query; `joint` is between the prompt and the first word of the chain.
 class Frame(NamedTuple):
     head: str
     tail: str
@@ -127,7 +127,7 @@ def sentence(style: Style, words: Words, premise: Premise) -> Pieces:
 def write(style: Style, words: Words, premises: Sequence[Premise], rules: Sequence[Rule], query: str) -> Item:
     """Put a problem into sentences.
 
-    premises: all premises in the order in which they are told. rules: those of the chain in order of use, the last one
+    premises: all premises in the order in which they are stated. rules: those of the chain in order of use, the last one
     about the property. query: the key of the property asked about; the label is whether it is the one derived.
     """
     question: Pieces = []
