@@ -50,6 +50,16 @@ class Bases:
 
     on_device: ClassVar[tuple[str, ...]] = ("k", "v", "sites", "source", "angles")
 
+    @staticmethod
+    def single_rows(family: Family, positions: Sequence[int], sites: dict[str, Tensor]) -> Bases:
+        """One row of a run at each of these positions [n], each a base of its own: for variants of one row that climb with
+        attention frozen. sites: [L, n, ...]. Keys and values are not among them."""
+        at, n_layers, cfg = torch.tensor(positions), family.cfg.n_layers, family.cfg
+        none = torch.empty(n_layers, 0, cfg.n_key_value_heads, cfg.d_head, dtype=family.dtype, device=family.device)
+        rows, angles = torch.arange(len(at)), family.rotary(at[:0].to(family.device))
+        reads = tuple((int(p),) for p in positions)
+        return Bases(at, at, torch.zeros_like(at), rows, none, none, sites, {}, angles, reads)
+
     def readings(self, base: Tensor) -> Readings:
         """What is read of variants of these bases [N], variant after variant."""
         counts = torch.tensor([len(r) for r in self.reads])

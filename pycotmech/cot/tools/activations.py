@@ -140,6 +140,10 @@ class Trace:
         parts = [self._past.sites[site][l, p] if p < P else self._own.sites[site][l, first + p - P] for p in positions]
         return torch.stack(parts)
 
+    def at_layers(self, site: str, positions: Sequence[int]) -> Tensor:
+        """The same in all layers [L, n, ...]."""
+        return torch.stack([self.at(site, l, positions) for l in range(self.family.cfg.n_layers)])
+
     def everywhere(self, site: str, l: int) -> Tensor:
         """A site's activations at all positions [T, ...]."""
         own = self._own.sites[site][l, self._rows]

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from pycotmech.cot.tools.activations import Prompt, Trace, head_outputs, rotated, token_logits
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
+from pycotmech.engine.bases import Bases, Stage
+from pycotmech.engine.rows import Joining, Variants
+from pycotmech.engine.staircase import Staircase
 from pycotmech.model import work
 from pycotmech.model.families.base import Family
 from pycotmech.patching import Edit, Variant
@@ -114,25 +117,32 @@ class Flow:
 
     @torch.no_grad()
     def climb(self, positions: int | list[int], change: Tensor, layers: list[int], to: int) -> Tensor:
-        """The residual stream in front of layer `to` (L: behind the last) at each of `positions` [n] (or one for all), when
-        what a head of each of `layers` [n], all below `to`, adds there changes by each row of change [n, d], and no other
-        head changes. Rows do not hear of one another. Cost: an MLP for each row and layer above its own."""
+        """The residual stream before layer `to` (L: after the last) at each of `positions` [n] (or one for all), when what a
+        head of each of `layers` [n], all below `to`, adds there changes by each row of change [n, d], and no other head
+        changes. Rows do not depend on one another. Cost: an MLP for each row and layer above its own."""
         family, trace = self.family, self.trace
-        many = [positions] * len(change) if isinstance(positions, int) else positions
-        places = sorted(set(many))
-        row = torch.tensor([places.index(p) for p in many], device=change.device)
+        of_rows = [positions] * len(change) if isinstance(positions, int) else positions
+        places = sorted(set(of_rows))
+        row = torch.tensor([places.index(p) for p in of_rows])
         if self.freeze_mlps:
             base = trace.final(places) if to == family.cfg.n_layers else trace.at("resid_pre", to, places)
-            return base[row] + change
-        x, layer = torch.zeros_like(change), torch.tensor(layers, device=change.device)
-        for l in range(int(layer.min()), to):
-            before, middle = (trace.at(site, l, places) for site in ("resid_pre", "resid_mid"))
-            rises, joins, going = layer < l, layer == l, layer <= l
-            x[rises] += (middle - before)[row[rises]]
-            x[joins] = middle[row[joins]] + change[joins]
-            x[going] += family.mlp_out(l, x[going])
-            work.count(family, work.LayerRows(mlp=int(going.sum())))
-        return x
+            return base[row.to(change.device)] + change
+        before, middle = (trace.at_layers(site, places) for site in ("resid_pre", "resid_mid"))  # [L, places, d]
+        bases = Bases.single_rows(family, places, {"resid_mid": middle, "attn_out": middle - before})
+        layer, first = torch.tensor(layers), torch.tensor(of_rows)
+        variants = Variants(row, layer, torch.full_like(layer, int(Stage.MID)), first)
+
+        def join(joining: Joining) -> Tensor:
+            return middle[joining.layer, joining.index] + change[joining.variant]
+
+        upto = None if to == family.cfg.n_layers else to
+        staircase = Staircase(family, bases, variants, join, frozen=("attn_out",), upto=upto)
+        x = staircase.run()
+        if upto is None:
+            return x
+        out = torch.empty_like(x)
+        out[staircase.rows.variant] = x
+        return out
 
     @torch.no_grad()
     def received(self, place: Place, position: int, x: Tensor, inputs: str) -> dict[str, Tensor]:
