@@ -7,6 +7,7 @@ the headers of the safetensors files, so they are compared with the model before
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DERIVED = "rotary_emb.inv_freq"  # a buffer in old Llama checkpoints; it follows from the configuration
 
@@ -55,6 +57,11 @@ def read_headers(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
     return found
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """Of how many decoder layers these tensors are: one more than the highest number among their names."""
+    return max((int(found[1]) + 1 for name in names if (found := _LAYER.match(name))), default=0)
 
 
 def check_tensors(

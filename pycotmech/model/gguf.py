@@ -9,12 +9,16 @@ that is not understood is an error, since passing over one would give another mo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pycotmech.model._checkpoint import check_tensors
+from pycotmech.model._fields import check_fields
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -35,6 +39,15 @@ _BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_OF_BLOCK = re.compile(r"blk\.\d{1,9}\.")
+_SIZES = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+}
+_KEY_VALUE_HEADS = "attention.head_count_kv"
 _FREQUENCIES = "rope_freqs.weight"
 _NO_ORDER = ("vocab_size", "tensor_data_layout")  # hyperparameters that say nothing the tensors do not say
 
@@ -193,9 +206,13 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
             raise ValueError(f"{path} does not say {prefix}{key}")
         return value
 
-    d_model, n_layers, n_heads = take("embedding_length"), take("block_count"), take("attention.head_count")
+    fields = {field: take(key) for field, key in _SIZES.items()}
+    fields["num_key_value_heads"] = take(_KEY_VALUE_HEADS, fields["num_attention_heads"])
+    names = {field: prefix + key for field, key in (*_SIZES.items(), ("num_key_value_heads", _KEY_VALUE_HEADS))}
+    layers = max((int(name.split(".")[1]) + 1 for name in packed if _OF_BLOCK.match(name)), default=0)
+    check_fields(fields, source=path, layers=layers, names=names)
+    d_model, n_heads, n_positions = (fields[f] for f in ("hidden_size", "num_attention_heads", "max_position_embeddings"))
     d_head = take("attention.key_length", left.get("rope.dimension_count", d_model // n_heads))
-    n_positions = take("context_length")
     for key in ("attention.value_length", "rope.dimension_count"):
         if take(key, d_head) != d_head:
             raise ValueError(f"{path} has {prefix}{key} other than the head size {d_head}; this has no counterpart")
@@ -203,17 +220,11 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
         raise ValueError(f"{path} is a mixture of experts; supported here: dense llama models")
     if "token_embd.weight" not in packed:
         raise ValueError(f"{path} has no tensor token_embd.weight")
-    config = LlamaConfig(
+    fields |= dict(
         architectures=["LlamaForCausalLM"],
         dtype="float32",
         vocab_size=int(packed["token_embd.weight"].shape[1]),  # GGUF lists dimensions from the innermost
-        hidden_size=d_model,
-        intermediate_size=take("feed_forward_length"),
-        num_hidden_layers=n_layers,
-        num_attention_heads=n_heads,
-        num_key_value_heads=take("attention.head_count_kv", n_heads),
         head_dim=d_head,
-        max_position_embeddings=n_positions,
         rms_norm_eps=take("attention.layer_norm_rms_epsilon"),
         attention_bias="blk.0.attn_q.bias" in packed,
         mlp_bias="blk.0.ffn_up.bias" in packed,
@@ -221,10 +232,11 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
         rope_parameters=_rope(path, left, packed.get(_FREQUENCIES), d_head, n_positions),
         **special,
     )
+    check_fields(fields, source=path, layers=layers, names=names)
     unknown = sorted(set(left) - set(_NO_ORDER))
     if unknown:
         raise ValueError(f"{path} has hyperparameters that are not understood: {', '.join(unknown)} (of {prefix[:-1]})")
-    return config
+    return LlamaConfig(**fields)
 
 
 def _rope(path: Path, left: dict[str, Any], frequencies: Any, d_head: int, n_positions: int) -> dict[str, Any]:
@@ -283,8 +295,6 @@ def _rename(path: Path, packed: dict[str, ReaderTensor], config: LlamaConfig) ->
     """Hugging Face's names for the tensors of the file; raises unless they are exactly the model's, in its shapes."""
     import torch
     from transformers import LlamaForCausalLM
-
-    from pycotmech.model._checkpoint import check_tensors
 
     renamed: dict[str, ReaderTensor] = {}
     for name, tensor in packed.items():

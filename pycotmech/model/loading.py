@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pycotmech.model import _cache, _checkpoint
+from pycotmech.model._fields import check_fields
 from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
 from pycotmech.model.families.registry import FAMILIES
 
@@ -263,17 +264,20 @@ def _converted(path: Path) -> tuple[Path, dict]:
 
 
 def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_remote_code: bool) -> PreTrainedModel:
-    _read_config(folder / "config.json", source=source)
+    fields = _read_config(folder / "config.json", source=source)
     headers = _checkpoint.read_headers(_checkpoint.weight_files(folder))
+
+    check_fields(fields, source=source, layers=_checkpoint.count_layers(headers))
 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{source}/config.json is not a configuration that transformers reads ({error})") from error
-    with torch.device("meta"):
-        blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers' own checks raise classes of huggingface_hub, of many lines
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source}/config.json is not a configuration that transformers reads ({reason})") from error
     tied = tuple(blank._tied_weights_keys or ()) if config.tie_word_embeddings else ()
     shapes = {name: tuple(weight.shape) for name, weight in blank.state_dict().items()}
     _checkpoint.check_tensors(headers, shapes, tied=tied, source=source)
@@ -310,8 +314,8 @@ def _cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
 
 
-def _read_config(path: Path, *, source: object) -> None:
-    """Raises ValueError for a configuration that is unreadable, of another family, or quantised."""
+def _read_config(path: Path, *, source: object) -> dict[str, Any]:
+    """The fields of config.json. Raises ValueError for one that is unreadable, of another family, or quantised."""
     if not path.is_file():
         raise FileNotFoundError(f"{source} has no config.json")
     try:
@@ -326,6 +330,7 @@ def _read_config(path: Path, *, source: object) -> None:
         raise ValueError(
             f"{source} is quantised ({kind}); load the unquantised checkpoint, or dequantise it in transformers and save that"
         )
+    return config
 
 
 @contextmanager
