@@ -48,6 +48,7 @@ _SIZES = {
     "max_position_embeddings": "context_length",
 }
 _KEY_VALUE_HEADS = "attention.head_count_kv"
+_EPSILON = "attention.layer_norm_rms_epsilon"
 _FREQUENCIES = "rope_freqs.weight"
 _NO_ORDER = ("vocab_size", "tensor_data_layout")  # hyperparameters that say nothing the tensors do not say
 
@@ -208,7 +209,9 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
 
     fields = {field: take(key) for field, key in _SIZES.items()}
     fields["num_key_value_heads"] = take(_KEY_VALUE_HEADS, fields["num_attention_heads"])
-    names = {field: prefix + key for field, key in (*_SIZES.items(), ("num_key_value_heads", _KEY_VALUE_HEADS))}
+    fields["rms_norm_eps"] = take(_EPSILON)
+    names = {"num_key_value_heads": _KEY_VALUE_HEADS, "rms_norm_eps": _EPSILON, **_SIZES}
+    names = {field: prefix + key for field, key in names.items()}
     layers = max((int(name.split(".")[1]) + 1 for name in packed if _OF_BLOCK.match(name)), default=0)
     check_fields(fields, source=path, layers=layers, names=names)
     d_model, n_heads, n_positions = (fields[f] for f in ("hidden_size", "num_attention_heads", "max_position_embeddings"))
@@ -225,7 +228,6 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
         dtype="float32",
         vocab_size=int(packed["token_embd.weight"].shape[1]),  # GGUF lists dimensions from the innermost
         head_dim=d_head,
-        rms_norm_eps=take("attention.layer_norm_rms_epsilon"),
         attention_bias="blk.0.attn_q.bias" in packed,
         mlp_bias="blk.0.ffn_up.bias" in packed,
         tie_word_embeddings="output.weight" not in packed,
@@ -241,6 +243,9 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
 
 def _rope(path: Path, left: dict[str, Any], frequencies: Any, d_head: int, n_positions: int) -> dict[str, Any]:
     """transformers' rope_parameters; takes every rope key out of `left`."""
+    for key in ("rope.freq_base", "rope.scaling.factor", "rope.scale_linear"):
+        if not isinstance(left.get(key, 1.0), int | float):
+            raise ValueError(f"{path} has llama.{key} {left[key]!r}; expected a number")
     theta = float(left.pop("rope.freq_base", 10000.0))
     kind = left.pop("rope.scaling.type", "none")
     factor = float(left.pop("rope.scaling.factor", left.pop("rope.scale_linear", 1.0)))
