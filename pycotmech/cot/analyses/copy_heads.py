@@ -145,6 +145,7 @@ def _by_id(tokens: Tensor, token: int) -> list[slice]:
     return [slice(p, p + 1) for p in (tokens == token).nonzero().flatten().tolist()]
 
 
+@torch.no_grad()
 def written(family: Family, row: ReadRow, token: int, *, raw: bool = False) -> Tensor:
     """What each head adds to a token's logit at the row that is read, float64 [L, H].
 

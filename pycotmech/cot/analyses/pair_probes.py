@@ -353,6 +353,7 @@ def _samples(questions: Sequence[Question], chosen: NDArray, seed: int) -> list[
 class Features:
     """The features of pairs at each depth: [samples, 2 d], made from rows that are kept once."""
 
+    @torch.no_grad()
     def __init__(
         self,
         model: Model,

@@ -55,6 +55,7 @@ class Sources:
     """What a head's z, and a token's embedding, are replaced by: their means over the positions of the text, its first
     token left out; or those of an aligned counterfactual."""
 
+    @torch.no_grad()
     def __init__(self, family: Family, trace: Trace, other: Trace | None = None) -> None:
         self.family, self.trace, self.other = family, trace, other
         self._mean: dict[int, Tensor] = {}
@@ -78,6 +79,7 @@ class Sources:
         return self._embedding  # type: ignore[return-value]
 
 
+@torch.no_grad()
 def embedded(family: Family, tokens: Tensor, position: int) -> Tensor:
     """The embedding of one token of a text, [d]."""
     at = slice(position, position + 1)

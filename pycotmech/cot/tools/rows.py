@@ -63,6 +63,7 @@ def _bytes(family: Family, length: int, rows: int, sites: Sequence[str]) -> int:
     return planner.base_bytes(family, length, rows, kept // family.resid_dtype.itemsize)
 
 
+@torch.no_grad()
 def _weights(family: Family, q: Tensor, keys: KeyValues) -> Tensor:
     """q [L, H, D] of the last position, before the rotary embedding -> attention weights [L, H, T]."""
     end = [len(keys) - 1]
@@ -70,6 +71,7 @@ def _weights(family: Family, q: Tensor, keys: KeyValues) -> Tensor:
     return torch.stack(rows)
 
 
+@torch.no_grad()
 def head_outputs(family: Family, z: Tensor) -> Tensor:
     """What each head adds to the residual stream: z [L, H, D] of one row -> z W_O by head [L, H, d], without the bias."""
     return torch.stack([family.head_out(l, z[l][None])[0] for l in range(len(z))])
