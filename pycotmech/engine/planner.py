@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -127,12 +129,25 @@ def layer_bytes(family: Family) -> int:
 
 
 def pass_bytes(family: Family, rows: int) -> int:
-    """What a pass over packed prompts holds beside what is kept of it: its own keys and values, queries, attention's output,
-    and the temporaries of a block."""
+    """What a pass over packed prompts holds beside what is kept of it: its own keys and values, queries, attention's output of
+    this layer and the one before, and the projections and temporaries of a block."""
     cfg, heads = family.cfg, family.cfg.n_heads * family.cfg.d_head
     keys = cfg.n_layers * 2 * cfg.n_key_value_heads * cfg.d_head * family.dtype.itemsize
-    row = keys + 2 * heads * family.dtype.itemsize + (cfg.d_model + 2 * cfg.d_head) * family.resid_dtype.itemsize
-    return rows * row + block_bytes(family, min(rows, ROW_BLOCK))
+    row = keys + 3 * heads * family.dtype.itemsize + (cfg.d_model + 2 * cfg.d_head) * family.resid_dtype.itemsize
+    block = min(rows, ROW_BLOCK)
+    return rows * row + block_bytes(family, block) + block * _projected(family)
+
+
+def _projected(family: Family) -> int:
+    """A row's query, key and value of one layer."""
+    return (family.cfg.n_heads + 2 * family.cfg.n_key_value_heads) * family.cfg.d_head * family.dtype.itemsize
+
+
+def senders_bytes(family: Family, rows: int, inputs: int) -> int:
+    """Temporaries of a block of senders' rows: attention with each of so many inputs replaced."""
+    cfg = family.cfg
+    z = cfg.n_heads * cfg.d_head * family.dtype.itemsize
+    return block_bytes(family, rows) + rows * (2 * _projected(family) + (inputs + 1) * (_projected(family) + z))
 
 
 def prefix_work(family: Family, length: int) -> Work:
@@ -183,12 +198,17 @@ def variant_work(
     return Work(float((lengths * with_mlp + top).sum()), float(flop.sum()), blocks * layer_bytes(family) + unembedding)
 
 
-def cut(sizes: list[int], limit: int) -> list[tuple[int, int]]:
+def cut(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     """Consecutive ranges whose sizes add up to at most `limit` each (a single item may exceed it)."""
-    out, start, total = [], 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > limit:
+    upto = [0, *accumulate(sizes)]
+    return cut_where(len(sizes), lambda a, b: upto[b] - upto[a] <= limit)
+
+
+def cut_where(n: int, fits: Callable[[int, int], bool]) -> list[tuple[int, int]]:
+    """Consecutive ranges of n items, each as long as it fits (a single item need not)."""
+    out, start = [], 0
+    for i in range(1, n):
+        if not fits(start, i + 1):
             out.append((start, i))
-            start, total = i, 0
-        total += size
-    return [*out, (start, len(sizes))] if sizes else []
+            start = i
+    return [*out, (start, n)] if n else []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.bases import Bases
-from pycotmech.engine.evaluate import HeadJoins
+from pycotmech.engine.joins import HeadJoins
 from pycotmech.engine.rows import Join, Joining, PackedRows, Variants
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model import work

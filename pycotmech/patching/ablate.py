@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from pycotmech.engine.metrics import Metric
 from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens, is_prompt, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.results import Ablation
-from pycotmech.patching.sweep import prepare, sweep
+from pycotmech.patching.sweep import SweepOptions, prepare_variants, sweep
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -35,15 +33,7 @@ def ablate_heads(
     resample: Tokens | Sequence[Tokens] | None = None,
     positions: Sequence[int] | None = None,
     each: bool = False,
-    metric: Metric = "kl",
-    answer: int | str | None = None,
-    wrong: int | str | None = None,
-    clean: Tokens | None = None,
-    read: int = -1,
-    memory_gb: float | None = None,
-    return_logits: bool = False,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Ablation:
     """Replaces z of a set of heads, all at once, and reads a metric against the untouched run.
 
@@ -56,7 +46,8 @@ def ablate_heads(
         the same label only (a label of its own for each position gives means by position).
     resample: the other prompt, or a list of prompts from which `seed` draws one.
     each: every head on its own instead of all at once: one result for each, in one sweep.
-    metric, answer, wrong, clean, read, memory_gb, progress: as in `sweep`; "kl" is taken from the untouched run.
+    options: metric, answer, wrong, clean, read, memory_gb, return_logits, seed, progress, as in `sweep`; "kl" is taken from
+        the untouched run.
 
     Returns an `Ablation`: .effect [1], [len(heads)] with `each`, or one for each set; .replaced_by and .n_averaged say what
     was put in.
@@ -77,14 +68,13 @@ def ablate_heads(
     where = list(range(len(base))) if positions is None else resolve_positions(positions, len(base))
     if roles is not None and (kind != "mean" or (isinstance(mean, Tensor) and mean.is_floating_point())):
         raise ValueError("roles: only a mean that is taken over prompts can be taken by role; expected None")
-    options: dict[str, Any] = dict(metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb)
     nothing = _variants(sets, each, where, lambda l, h: 0.0)
-    prepare(model, tokens, nothing, return_logits=return_logits, seed=seed, **options)  # before anything is run
+    prepare_variants(model, tokens, nothing, **options)  # what is wrong is said before anything is run
     n_averaged = None
     if kind == "zero":
         z, words = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head), "zero"
     elif kind == "resample":
-        z, where, words = _resampled(model, base, resample, where, seed)
+        z, where, words = _resampled(model, base, resample, where, options.get("seed", 0))
     elif isinstance(mean, Tensor) and mean.is_floating_point():
         z, words = mean, f"a mean given as a tensor {list(mean.shape)}"
         shapes = [[cfg.n_layers, *t, cfg.n_heads, cfg.d_head] for t in ([], [len(base)])]
@@ -93,11 +83,15 @@ def ablate_heads(
     else:
         z, words, n_averaged = _mean(model, mean, roles, len(base))
     variants = _variants(sets, each, where, lambda l, h: z[l, h] if z.ndim == 3 else z[l, where, h])
-    more: dict[str, Any] = dict(return_logits=return_logits, seed=seed, progress=progress)
-    result = sweep(model, tokens, variants, **options, **more)
-    found = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    more = dict(kind=kind, heads=tuple(chosen), sets=tuple(sets), each=each, replaced_by=words, n_averaged=n_averaged)
-    return Ablation(**found, **more)
+    return sweep(model, tokens, variants, **options).extended(
+        Ablation,
+        kind=kind,
+        heads=tuple(chosen),
+        sets=tuple(sets),
+        each=each,
+        replaced_by=words,
+        n_averaged=n_averaged,
+    )
 
 
 def _variants(

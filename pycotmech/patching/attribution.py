@@ -23,12 +23,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pycotmech.engine.bases import common_prefix
-from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric, normalise
+from pycotmech.engine.metrics import ExampleMetric, Metric
 from pycotmech.model.arguments import check_model
 from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
-from pycotmech.patching.job import PatchJob, prepare_job
+from pycotmech.patching.pair_layout import PairLayout
+from pycotmech.patching.pair_sweep import prepare_sweep
+from pycotmech.patching.question import Direction, PairQuestion
 from pycotmech.patching.results import PlaceResult, Sweep, largest
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def attribute_heads(
     clean: Tokens | Sequence[Tokens],
     corrupted: Tokens | Sequence[Tokens],
     *,
-    direction: Literal["denoise", "noise"] = "denoise",
+    direction: Direction = "denoise",
     site: Literal["z", "q", "k", "v"] | str = "z",
     positions: Sequence[int] | None = None,
     by_position: bool = False,
@@ -76,13 +78,13 @@ def attribute_heads(
     check_model(model)
     name, layer = parse_edit_site(site)
     _check_site(name, site)
-    job, single = prepare_job(
+    sweep = prepare_sweep(
         model, clean, corrupted,
         site=name, places=check_heads(None, model.cfg.n_layers, heads_of(model.cfg, name), layer),
-        direction=direction, positions=positions, by_position=by_position, metric=metric, answer=answer, wrong=wrong,
-        read=read, memory_gb=None, return_logits=False, seed=0, progress=None,
+        positions=positions, by_position=by_position, direction=direction, metric=metric, answer=answer, wrong=wrong,
+        normalize=normalize, read=read,
     )  # fmt: skip
-    return attribute_job(model, job, normalize, single)
+    return attribute(sweep.question, sweep.layout)
 
 
 def _check_site(name: str, site: str) -> None:
@@ -195,61 +197,54 @@ def _correlation(a: NDArray, b: NDArray) -> float:
 # ---- slopes ----------------------------------------------------------------------------------------------------------
 
 
-def attribute_job(model: Model, job: PatchJob, normalize: bool, single: bool) -> Attribution:
-    """The attribution of a checked job's places; the same scale as the job's `Sweep`."""
-    if job.metric == "kl" and job.direction == "noise":
+def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
+    """The attribution of a sweep's places, on the scale of the sweep."""
+    if question.metric == "kl" and question.direction == "noise":
         raise ValueError(
             "metric: 'kl' has no slope in direction 'noise': the base run is the clean run, where KL(P_clean || P) is at its "
             "least, so that to first order nothing changes; use metric 'logit_diff' or 'prob', or direction 'denoise'"
         )
-    changes, clean, corrupted = [], [], []
-    with _as_found(job.family):
-        prompts = [t[: p.first] for p in job.pairs for t in (p.clean, p.corrupted)]
+    changes, both = [], []
+    with _as_found(question.family):
+        prompts = [t[: p.first] for p in question.pairs for t in (p.clean, p.corrupted)]
         shared = common_prefix(prompts)
-        kept = job.prefixes.key_values(prompts[0][:shared], job.evaluator.budget)  # the sweep's, if there is one
+        kept = question.prefixes.key_values(prompts[0][:shared], question.budget.room)  # the sweep's, if there is one
         layers = () if kept is None else zip(kept.k, kept.v, strict=True)
         past = [(k.transpose(0, 1)[None], v.transpose(0, 1)[None]) for k, v in layers]
-        for i in range(len(job.pairs)):
-            change, *both = _changes(job, i, past, shared)
+        for i in range(len(question.pairs)):
+            change, *metrics = _changes(question, layout, i, past, shared)
             changes.append(change)
-            clean.append(both[0])
-            corrupted.append(both[1])
-    change, clean, corrupted = torch.stack(changes), torch.tensor(clean).double(), torch.tensor(corrupted).double()
-    base = (corrupted if job.direction == "denoise" else clean).mean()
-    values = base + change.mean(0)
-    name = check_metric(job.metric, 0, 0)
-    effect = change.mean(0)
-    if normalize:
-        values = normalise(name, values, clean.mean(), corrupted.mean())
-        effect = (1.0 if job.direction == "denoise" else -1.0) * effect / (clean.mean() - corrupted.mean())
+            both.append(metrics)
+    change, (clean, corrupted) = torch.stack(changes), torch.tensor(both, dtype=torch.float64).T
+    values, effect = question.scale(clean, corrupted).estimated(change)
     return Attribution(
-        values=job.shaped(values, 1).float().numpy(),
-        effect=job.shaped(effect, 1).float().numpy(),
-        raw_change=(job.shaped(change[0], 1) if single else job.shaped(change, 2)).numpy(),
+        values=layout.shaped(values, 1).float().numpy(),
+        effect=layout.shaped(effect, 1).float().numpy(),
+        raw_change=(layout.shaped(change[0], 1) if question.single else layout.shaped(change, 2)).numpy(),
         clean_metric=clean.numpy(),
         corrupted_metric=corrupted.numpy(),
-        metric=name,
-        direction=job.direction,
-        site=job.site,
-        normalized=normalize,
-        by_position=job.by_position,
-        model_name=model.name,
+        metric=question.metric_name,
+        direction=question.direction,
+        site=layout.site,
+        normalized=question.normalize,
+        by_position=layout.by_position,
+        model_name=question.model_name,
     )
 
 
-def _changes(job: PatchJob, i: int, past: list[tuple[Tensor, Tensor]], shared: int) -> tuple[Tensor, float, float]:
-    """Example i: the first-order change of the metric, float64 [L, T or 1, columns]; the clean and the corrupted metric."""
-    family, pair, site = job.family, job.pairs[i], job.site
+def _changes(
+    question: PairQuestion, layout: PairLayout, i: int, past: list[tuple[Tensor, Tensor]], shared: int
+) -> tuple[Tensor, float, float]:
+    """Pair i: the first-order change of the metric, float64 [L, T or 1, columns]; the clean and the corrupted metric."""
+    family, pair, site = question.family, question.pairs[i], layout.site
     past = _extended(family, past, pair.clean[shared : pair.first])
-    base, source = (pair.corrupted, pair.clean) if job.direction == "denoise" else (pair.clean, pair.corrupted)
-    rows = slice(pair.first, pair.read + 1)
+    denoise, rows = question.direction == "denoise", slice(pair.first, pair.read + 1)
+    base, source = (pair.corrupted, pair.clean) if denoise else (pair.clean, pair.corrupted)
     with torch.no_grad():
-        theirs, _, source_logits = _forward(family, site, base=False, tokens=source[rows], past=past)
-    ours, out, base_logits = _forward(family, site, base=True, tokens=base[rows], past=past)
-    clean_logits, corrupted_logits = (
-        (source_logits, base_logits) if job.direction == "denoise" else (base_logits, source_logits)
-    )
-    metric = ExampleMetric(job.metric, clean_logits[0] if job.metric == "kl" else None, pair.answer, pair.wrong)
+        at_source, _, source_logits = _forward(family, site, base=False, tokens=source[rows], past=past)
+    at_base, out, base_logits = _forward(family, site, base=True, tokens=base[rows], past=past)
+    clean_logits, corrupted_logits = (source_logits, base_logits) if denoise else (base_logits, source_logits)
+    metric = ExampleMetric(question.metric, clean_logits[0] if question.metric == "kl" else None, pair.answer, pair.wrong)
     with torch.no_grad():
         clean, corrupted = (float(metric(x)[0]) for x in (clean_logits, corrupted_logits))
     measured = _differentiable(metric, out.to(family.resid_dtype))[0]
@@ -257,26 +252,24 @@ def _changes(job: PatchJob, i: int, past: list[tuple[Tensor, Tensor]], shared: i
         raise ValueError(
             "metric: the callable's result does not depend on the logits by operations that PyTorch can differentiate"
         )
-    slopes = torch.autograd.grad(measured, ours, allow_unused=True)
+    slopes = torch.autograd.grad(measured, at_base, allow_unused=True)
     if not any(slope is not None and bool(slope.any()) for slope in slopes):
         raise ValueError(
-            f"metric: {check_metric(job.metric, 0, 0)} has slope 0 in the base run of pair {i}, so that to first order nothing "
+            f"metric: {question.metric_name} has slope 0 in the base run of pair {i}, so that to first order nothing "
             "changes; use another metric, such as 'logit_diff', or the exact sweep"
         )
 
     cfg, T = family.cfg, len(pair.clean)
     columns = heads_of(cfg, site)
     change = torch.zeros(cfg.n_layers, T, columns, dtype=torch.float64)
-    for l, (a, b, slope) in enumerate(zip(ours, theirs, slopes, strict=True)):
+    for l, (a, b, slope) in enumerate(zip(at_base, at_source, slopes, strict=True)):
         if slope is not None:
             moved = (b.double() - a.detach().double()) * slope.double()
             change[l, rows] = moved[0].unflatten(-1, (columns, -1)).sum(-1).cpu()
-    change *= job.reach(i)[..., None]
-    wanted = torch.zeros(cfg.n_layers, columns, dtype=torch.bool)
-    wanted[tuple(torch.tensor(job.places).T)] = True
-    change = change if job.by_position else change.sum(1, keepdim=True)
-    change.masked_fill_(~wanted[:, None], float("nan"))
-    return change, 0.0 if job.metric == "kl" else clean, corrupted
+    change *= layout.reach(i)[..., None]
+    change = change if layout.by_position else change.sum(1, keepdim=True)
+    change.masked_fill_(~layout.measured, torch.nan)
+    return change, 0.0 if question.metric == "kl" else clean, corrupted
 
 
 def _differentiable(metric: ExampleMetric, logits: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def _broadcast(edit: Edit, n_positions: int, n_heads: int | None, width: int, na
 
 
 @dataclass(frozen=True)
-class Layout:
+class VariantLayout:
     """N variants laid out: where each joins [N], and what is replaced in which site and layer, with the values."""
 
     layer: Tensor
@@ -223,7 +223,7 @@ class Layout:
     values: dict[tuple[str, int], Tensor]  # [rows, width], `Entries.ref` counts the rows
 
 
-def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: int) -> Layout:
+def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: int) -> VariantLayout:
     """Checks all edits and lays them out; edits that can change nothing that is read are left out,
     with a warning.
 
@@ -275,7 +275,7 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
             v, p, h = places[counted.argmax()].tolist()
             where = f"position {p}" + (f", head {h}" if h >= 0 else "")
             raise ValueError(f"variants[{v}]: {site} of layer {l} is replaced twice at {where}; expected one value")
-    return Layout(layer, stage, first, tables, {key: torch.cat(rows) for key, rows in values.items()})
+    return VariantLayout(layer, stage, first, tables, {key: torch.cat(rows) for key, rows in values.items()})
 
 
 def _entries(n: int, placed: Placed, kept: Tensor, offset: int) -> tuple[Entries, Tensor]:

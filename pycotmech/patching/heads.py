@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,16 +12,15 @@ from pycotmech.engine.row_edits import PER_QUERY
 from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
-from pycotmech.patching.attribution import attribute_job, check_screen
+from pycotmech.patching.attribution import attribute, check_screen
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
-from pycotmech.patching.groups import Groups
-from pycotmech.patching.job import PatchJob, finish_each, finish_job, prepare_job
+from pycotmech.patching.pair_sweep import PairSweep, prepare_sweep
+from pycotmech.patching.position_groups import PositionGroups
+from pycotmech.patching.question import Direction
 from pycotmech.patching.results import Sweep
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
-
-Direction = Literal["denoise", "noise"]
 
 HeadSite = Literal["z", "q", "k", "v", "pattern"]
 
@@ -36,7 +34,7 @@ def patch_heads(
     site: HeadSite | str = "z",
     positions: Sequence[int] | None = None,
     by_position: bool = False,
-    groups: Groups | Sequence[Groups] | None = None,
+    groups: PositionGroups | Sequence[PositionGroups] | None = None,
     per_query_head: bool = False,
     metric: Metric = "kl",
     answer: int | str | Sequence[int | str] | None = None,
@@ -83,32 +81,16 @@ def patch_heads(
         `attribute_heads` costs, and saves the variants it leaves out.
     """
     check_model(model)
-    job, single = _job(
-        model,
-        clean,
-        corrupted,
-        site=site,
-        heads=heads,
-        per_query_head=per_query_head,
-        screen=screen,
-        direction=direction,
-        positions=positions,
-        by_position=by_position,
-        groups=groups,
-        metric=metric,
-        answer=answer,
-        wrong=wrong,
-        read=read,
-        memory_gb=memory_gb,
-        return_logits=return_logits,
-        seed=seed,
-        progress=progress,
-    )
+    sweep = _prepare(
+        model, clean, corrupted, site=site, heads=heads, per_query_head=per_query_head, screen=screen, positions=positions,
+        by_position=by_position, groups=groups, direction=direction, metric=metric, answer=answer, wrong=wrong,
+        normalize=normalize, read=read, memory_gb=memory_gb, return_logits=return_logits, seed=seed, progress=progress,
+    )  # fmt: skip
     if screen is None:
-        return finish_job(model, job, normalize, single)
-    estimates = attribute_job(model, job, normalize, single)
-    job = replace(job, places=sorted(estimates.strongest(screen)))
-    return replace(finish_job(model, job, normalize, single), estimate=estimates.effect)
+        return sweep.run()
+    estimates = attribute(sweep.question, sweep.layout)
+    layout = replace(sweep.layout, places=sorted(estimates.strongest(screen)))
+    return replace(PairSweep(sweep.question, layout).run(), estimate=estimates.effect)
 
 
 def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[Tokens], **arguments: Any) -> list[Sweep]:
@@ -119,21 +101,12 @@ def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[
     Raises what `patch_heads` raises; ValueError for a single pair or a screen, which is made over all pairs.
     """
     check_model(model)
-    options = _bound(model, clean, corrupted, arguments)
-    if options.pop("screen") is not None:
+    if arguments.get("screen") is not None:
         raise ValueError(f"screen: got {arguments['screen']}; heads are screened over all pairs at once; expected None")
-    normalize = options.pop("normalize")
-    job, single = _job(**options, screen=None)
-    if single:
+    sweep = _prepare(model, clean, corrupted, **arguments)
+    if sweep.question.single:
         raise ValueError("clean, corrupted: got one pair; expected two lists (patch_heads gives one pair's sweep)")
-    return finish_each(model, job, normalize)
-
-
-def _bound(model: Model, clean: Any, corrupted: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `patch_heads`, with its defaults."""
-    given = inspect.signature(patch_heads).bind(model, clean, corrupted, **arguments)
-    given.apply_defaults()
-    return dict(given.arguments)
+    return sweep.run_each()
 
 
 def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens | Sequence[Tokens], **arguments: Any) -> Plan:
@@ -143,25 +116,24 @@ def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens
     whose heads are known only when it has run.
     """
     check_model(model)
-    options = _bound(model, clean, corrupted, arguments)
-    if options["screen"] is not None:
-        raise ValueError(f"screen: got {options['screen']}; which heads it leaves is known only when it has run; expected None")
-    del options["normalize"]
-    return _job(**options)[0].cuts.plan
+    if (screen := arguments.get("screen")) is not None:
+        raise ValueError(f"screen: got {screen}; which heads it leaves is known only when it has run; expected None")
+    return _prepare(model, clean, corrupted, **arguments).cut()[1]
 
 
-def _job(
+def _prepare(
     model: Model,
     clean: Tokens | Sequence[Tokens],
     corrupted: Tokens | Sequence[Tokens],
     *,
-    site: str,
-    heads: Sequence[tuple[int, int]] | None,
-    per_query_head: bool,
-    screen: int | None,
-    **arguments: Any,
-) -> tuple[PatchJob, bool]:
-    """The job that these arguments of `patch_heads` ask for, checked; and whether one pair was given."""
+    site: str = "z",
+    heads: Sequence[tuple[int, int]] | None = None,
+    per_query_head: bool = False,
+    screen: int | None = None,
+    groups: PositionGroups | Sequence[PositionGroups] | None = None,
+    **options: Any,
+) -> PairSweep:
+    """The sweep that these arguments of `patch_heads` ask for, checked."""
     name, layer = parse_edit_site(site)
     if name not in ("z", "q", "k", "v", "pattern"):
         raise ValueError(f"site: got {site!r}; heads are patched at 'z', 'q', 'k', 'v' or 'pattern'")
@@ -170,8 +142,8 @@ def _job(
             raise ValueError(f"per_query_head: got True for site {site!r}; expected it for k and v only")
         name = PER_QUERY[name]
     places = check_heads(heads, model.cfg.n_layers, heads_of(model.cfg, name), layer)
-    if screen is not None and arguments["groups"] is not None:
+    if screen is not None and groups is not None:
         raise ValueError("screen: heads are screened over all positions or position by position; expected None with groups=")
     if screen is not None:
         check_screen(screen, name, site, len(places))
-    return prepare_job(model, clean, corrupted, site=name, places=places, **arguments)
+    return prepare_sweep(model, clean, corrupted, site=name, places=places, groups=groups, **options)

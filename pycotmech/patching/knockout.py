@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 
-from pycotmech.engine.metrics import Metric
 from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
-from pycotmech.patching.groups import Groups, Positions, labels_of, positions_of
+from pycotmech.patching.position_groups import PositionGroups, Positions, labels_of, positions_of
 from pycotmech.patching.results import Knockout
-from pycotmech.patching.sweep import sweep
+from pycotmech.patching.sweep import SweepOptions, sweep
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -29,19 +27,11 @@ def knock_out_edges(
     *,
     from_: Where,
     to: Where,
-    segments: Groups | None = None,
+    segments: PositionGroups | None = None,
     heads: Sequence[tuple[int, int]] | None = None,
     layers: Sequence[int] | None = None,
     each: Literal["layer", "head"] | None = None,
-    metric: Metric = "kl",
-    answer: int | str | None = None,
-    wrong: int | str | None = None,
-    clean: Tokens | None = None,
-    read: int = -1,
-    memory_gb: float | None = None,
-    return_logits: bool = False,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Knockout:
     """Cuts what flows from some positions to others: the queries at `to` do not see the keys at `from_`, and reads a metric.
 
@@ -53,7 +43,8 @@ def knock_out_edges(
     heads: (layer, head) in which edges are cut; or layers, in all heads of which they are. None, None: in all layers where
         a cut reaches what is read: in the last one only the query at `read` does.
     each: None, all at once, one result; "layer": one result for each layer; "head": one for each head.
-    Other arguments as in `sweep`; "kl" is taken from the untouched run.
+    options: metric, answer, wrong, clean, read, memory_gb, return_logits, seed, progress, as in `sweep`; "kl" is taken from
+        the untouched run.
 
     Returns a `Knockout`: .effect [1], [layers] or [heads], and .places.
     Raises ValueError naming the argument, before anything is run.
@@ -61,7 +52,7 @@ def knock_out_edges(
     """
     check_model(model)
     cfg, ids = model.cfg, model.to_tokens(tokens)
-    where = resolve_positions(read, len(ids), argument="read")[0]
+    where = resolve_positions(options.get("read", -1), len(ids), argument="read")[0]
     if segments is not None:
         labels_of(segments, len(ids), argument="segments")
     keys = _positions(from_, segments, len(ids), "from_")
@@ -94,12 +85,9 @@ def knock_out_edges(
     variants = [
         Variant(tuple(Edit("edge", l, h, queries, keys=keys) for l, h in place), name=_name(place, each)) for place in places
     ]
-    found = sweep(
-        model, tokens, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb,
-        return_logits=return_logits, seed=seed, progress=progress,
-    )  # fmt: skip
-    fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    return Knockout(**fields, places=tuple(map(tuple, places)), from_=tuple(keys), to=tuple(queries))
+    return sweep(model, tokens, variants, **options).extended(
+        Knockout, places=tuple(map(tuple, places)), from_=tuple(keys), to=tuple(queries)
+    )
 
 
 def _name(place: list[tuple[int, int | None]], each: str | None) -> str:
@@ -109,7 +97,7 @@ def _name(place: list[tuple[int, int | None]], each: str | None) -> str:
     return f"L{l}" if each == "layer" else f"L{l}H{h}"
 
 
-def _positions(where: Where, segments: Groups | None, length: int, argument: str) -> list[int]:
+def _positions(where: Where, segments: PositionGroups | None, length: int, argument: str) -> list[int]:
     """Positions, ascending, of what was named."""
     names = [where] if isinstance(where, str) else where
     if not isinstance(names, (slice, int, torch.Tensor)) and any(isinstance(n, str) for n in names):

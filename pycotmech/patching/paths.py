@@ -5,26 +5,26 @@ Wang et al. 2022 (arXiv 2211.00593), section 3.1 and appendix B; Goldowsky-Dill 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pycotmech.engine import planner
-from pycotmech.engine.evaluate import Evaluator
-from pycotmech.engine.metrics import Metric, check_metric, normalise
-from pycotmech.engine.planner import Plan
+from pycotmech.engine.budget import Budget
+from pycotmech.engine.metrics import Metric, check_metric
+from pycotmech.engine.planner import Plan, memory_budget
 from pycotmech.engine.senders import INPUTS
-from pycotmech.model.arguments import check_model, check_seed
+from pycotmech.model.arguments import check_model
 from pycotmech.model.families.base import Family
 from pycotmech.model.families.registry import family_of
 from pycotmech.model.model import Tokens
 from pycotmech.patching.edits import check_heads
-from pycotmech.patching.heads import Direction
-from pycotmech.patching.pairs import Pair, make_pairs, targets_of
-from pycotmech.patching.path_job import PathJob, PathOutcome, Paths, Span
+from pycotmech.patching.pairs import Pair, targets_of
+from pycotmech.patching.path_layout import PathLayout, Paths, Span
 from pycotmech.patching.path_results import PathSweep
+from pycotmech.patching.path_sweep import cut_paths, run_paths
+from pycotmech.patching.question import Direction, Progress, ask
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -53,7 +53,7 @@ def path_patch(
     freeze_mlps: bool = False,
     memory_gb: float | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> PathSweep:
     """Patches the direct path from each sender head to each receiver, one path at a time, exactly, and reads a metric.
 
@@ -84,14 +84,13 @@ def path_patch(
     two hooked forwards per path give the same numbers.
     """
     check_model(model)
-    if direction not in ("denoise", "noise"):
-        raise ValueError(f"direction: got {direction!r}; expected 'denoise' or 'noise'")
-    check_seed(seed)
-    check_metric(metric, answer, wrong)
-    model.family.refuse_unsupported()
+    check_model(model)
     paths = check_paths(model.cfg, senders, receivers, receiver_input, per_query_head, freeze_mlps)
-    pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=read)
-    spans = [Span(pair.read, _targets(pair, positions)) for pair in pairs]
+    question = ask(
+        model, clean, corrupted, direction=direction, metric=metric, answer=answer, wrong=wrong, normalize=normalize,
+        read=read, memory_gb=memory_gb, seed=seed, progress=progress,
+    )  # fmt: skip
+    spans = [Span(pair.read, _targets(pair, positions)) for pair in question.pairs]
     for span in spans:
         if not bool(paths.reach(model.cfg, span).any()):
             where = (
@@ -103,10 +102,7 @@ def path_patch(
             )
     if paths.receivers is None:  # no head hands on what a sender does elsewhere
         spans = [Span(span.read, [span.read]) for span in spans]
-    budget = planner.memory_budget(memory_gb, model.device)
-    job = PathJob(model.family, model.prefixes, paths, spans, seed, Evaluator(model.family, budget, False, progress))
-    outcome = job.run(pairs, direction, metric)
-    return _result(model, job, outcome, metric, direction, normalize, single)
+    return run_paths(question, PathLayout(model.family, paths, spans, seed))
 
 
 def path_patch_all(
@@ -168,8 +164,9 @@ def plan_paths(
     tokens = torch.zeros(n_tokens, dtype=torch.long)
     pair = Pair(tokens, tokens, n_tokens - n_differ, n_tokens - 1, None, None)
     span = Span(pair.read, [pair.read] if paths.receivers is None else _targets(pair, positions))
-    evaluator = Evaluator(family, planner.memory_budget(memory_gb, torch.device("cpu")), False, None)
-    return PathJob(family, None, paths, [span], 0, evaluator).plan(2 if metric == "logit_diff" else family.cfg.d_vocab)
+    columns = 2 if metric == "logit_diff" else None
+    budget = Budget(family, memory_budget(memory_gb, torch.device("cpu")), columns)
+    return cut_paths(PathLayout(family, paths, [span], 0), budget)[1]
 
 
 def check_paths(
@@ -220,40 +217,3 @@ def _without_weights(config: Any) -> Family:
 
     with torch.device("meta"):
         return family_of(AutoModelForCausalLM.from_config(config))
-
-
-def _result(
-    model: Model, job: PathJob, out: PathOutcome, metric: Metric, direction: str, normalize: bool, single: bool
-) -> PathSweep:
-    name = check_metric(metric, 0, 0)
-    clean, corrupted = (torch.tensor(m, dtype=torch.float64) for m in (out.clean, out.corrupted))
-    controls = torch.stack(out.self_patches).mean(0)
-
-    def to_scale(m: Tensor) -> Tensor:
-        return normalise(name, m, clean.mean(), corrupted.mean()) if normalize else m
-
-    values, controls = to_scale(out.raw.mean(0)), to_scale(controls)
-    sign = 1.0 if direction == "denoise" or not normalize else -1.0
-    effect = sign * (values - controls.mean())
-    reached = torch.stack([job.paths.reach(model.cfg, span) for span in job.spans]).any(0)
-    effect[~reached] = 0.0
-    return PathSweep(
-        values=values.float().numpy(),
-        raw=(out.raw[0] if single else out.raw).numpy(),
-        effect=effect.float().numpy(),
-        senders=tuple(job.paths.senders),
-        receivers="logits" if job.paths.receivers is None else tuple(job.paths.receivers),
-        inputs=job.paths.inputs,
-        clean_metric=clean.numpy(),
-        corrupted_metric=corrupted.numpy(),
-        noise_floor=float((controls - controls.mean()).abs().max()),
-        metric=name,
-        direction=direction,
-        normalized=normalize,
-        frozen_mlps=job.paths.freeze_mlps,
-        per_query_head=job.paths.by_query,
-        n_layers=model.cfg.n_layers,
-        n_heads=model.cfg.n_heads,
-        plan=out.plan,
-        model_name=model.name,
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from pycotmech.model.sites import RESIDUAL_SITES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+AnyVariantSweep = TypeVar("AnyVariantSweep", bound="VariantSweep")
 
 Index = tuple[NDArray[np.intp], ...]
 """Positions of E entries along each axis of a result, as `np.nonzero` gives them."""
@@ -265,6 +268,10 @@ class VariantSweep(Measured):
 
     _ARRAYS = ("effect", "raw")
     _WIDTH = 16
+
+    def extended(self, kind: type[AnyVariantSweep], /, **fields: Any) -> AnyVariantSweep:
+        """The same result as one of a kind that says more."""
+        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **fields)
 
     def __len__(self) -> int:
         return len(self.raw)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage, run_pairs
-from pycotmech.engine.evaluate import SELF_PATCH_SITES, Evaluator, HeadJoins, self_patch_signs, self_patches
+from pycotmech.engine.budget import Batch, Budget, Pieces
+from pycotmech.engine.evaluate import Evaluator, Ticker
+from pycotmech.engine.joins import SELF_PATCH_SITES, HeadJoins, self_patch_signs, self_patches
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
+from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_model, check_seed
-from pycotmech.model.config import ModelConfig
 from pycotmech.model.model import Tokens, resolve_positions
-from pycotmech.patching.edits import Layout, Variant, lay_out
+from pycotmech.model.prefixes import SEGMENT
+from pycotmech.patching.edits import Variant, VariantLayout, lay_out
 from pycotmech.patching.pairs import answer_token
+from pycotmech.patching.question import Progress, budget_of
 from pycotmech.patching.results import VariantSweep
+from pycotmech.patching.scale import unscaled
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -39,7 +44,7 @@ def sweep(
     memory_gb: float | None = None,
     return_logits: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> VariantSweep:
     """Runs every variant of one prompt, exactly, and reads a metric.
 
@@ -51,95 +56,138 @@ def sweep(
 
     Returns a `VariantSweep`: .raw [N], .effect [N], .base_metric.
     Raises ValueError naming the argument, before anything is run; also for a variant whose edits reach nothing that is
-    read, for instance a query edited behind the position read, or z in the last layer in front of it.
+    read, for instance a query edited after the position read, or z in the last layer before it.
     Cost: the base once; for each variant its positions from the first edited one on, in the layers from the first edited
     one on. Exact: one hooked forward per variant gives the same numbers.
     """
-    check_model(model)
-    if not isinstance(variants, Iterable):
-        raise TypeError(f"variants: got {type(variants).__name__}; expected a list of pycotmech.Variant")
-    variants = list(variants)
-    job = prepare(
+    return prepare_variants(
         model, base, variants, metric=metric, answer=answer, wrong=wrong, clean=clean, read=read, memory_gb=memory_gb,
-        return_logits=return_logits, seed=seed,
-    )  # fmt: skip
-    tokens, where, ids, layout, reference = job.tokens, job.read, job.token_ids, job.layout, job.reference
-    evaluator, table = job.evaluator, job.table
-    evaluator.progress = progress
+        return_logits=return_logits, seed=seed, progress=progress,
+    ).run()  # fmt: skip
 
-    first = int(layout.first.min())
-    sites = _kept_sites(layout)
-    past = model.prefixes.key_values(tokens[:first], evaluator.budget)
-    runs = run_pairs(
-        model.family, [tokens], [], past=past, first=[first], reads=[[where]], sites=sites, source_sites=()
-    )  # fmt: skip
-    editable = torch.ones(len(runs.bases.sites["z"][0]), dtype=torch.bool)
-    joins = HeadJoins.on_device_of(
-        model.family, runs.bases, control=job.control, moves=job.control, head=job.head,
-        position=torch.full_like(job.head, -1), editable=editable, signs=self_patch_signs(runs.bases, seed, 0),
-    )  # fmt: skip
-    base_logits = evaluator.logits(runs.base_final, None if metric != "logit_diff" else ids)
-    if metric == "kl" and reference is None:
-        reference = base_logits[0]
-    elif reference is not None and not reference.is_floating_point():
-        reference = model.run(reference, positions=[read]).logits[0]  # type: ignore[union-attr]
-    measure = ExampleMetric(metric, None if reference is None else reference.to(model.device), *ids)
-    wide = model.family.resid_dtype
-    stored = {key: v.to(model.device, wide if v.is_floating_point() else v.dtype) for key, v in layout.values.items()}
-    edits = RowEdits(model.family, runs.bases, layout.tables, GivenValues(stored))
-    values, logits = evaluator.run(table, job.pieces, joins, edits, [measure])
 
-    n = len(job.names)
-    control = values[n:].mean()
-    return VariantSweep(
-        raw=values[:n].numpy(),
-        effect=(values[:n] - control).float().numpy(),
-        base_metric=float(measure(base_logits)),
-        noise_floor=float((values[n:] - control).abs().max()),
-        metric=job.metric,
-        names=job.names,
-        plan=job.plan,
-        model_name=model.name,
-        logits=None if logits is None else logits[:n],
-    )
+class SweepOptions(TypedDict, total=False):
+    """The options that all sweeps over variants of one run have in common, as `sweep` describes them."""
+
+    metric: Metric
+    answer: int | str | None
+    wrong: int | str | None
+    clean: Tokens | None
+    read: int
+    memory_gb: float | None
+    return_logits: bool
+    seed: int
+    progress: Progress | None
 
 
 @dataclass(frozen=True)
-class _Sweep:
-    """The arguments of a sweep, checked; nothing has been run."""
+class PreparedSweep:
+    """The arguments of a sweep, checked; nothing has been run.
 
+    token_ids: answer and wrong. reference: what KL is taken from, logits [V] or token ids that are still to be run (and read
+    at `read_reference`); None: the base run. batch: the variants, then the self-patches, whose (layer, head) are `controls`.
+    """
+
+    model: Model
     tokens: Tensor
     read: int
+    metric: Metric
     token_ids: list[int | None]
-    layout: Layout
+    layout: VariantLayout
     names: tuple[str | None, ...]
-    reference: Tensor | None  # what KL is taken from: logits [V], or token ids that are still to be run
-    metric: str
-    evaluator: Evaluator
-    table: Variants  # the variants, with the self-patches behind them
-    control: Tensor  # [N] bool: which are self-patches
-    head: Tensor  # [N] of those; -1 for the others
-    pieces: list[tuple[int, int]]
-    plan: planner.Plan
+    reference: Tensor | None
+    read_reference: int
+    budget: Budget
+    controls: Tensor
+    batch: Batch
+    pieces: Pieces
+    plan: Plan
+    seed: int
+    progress: Progress | None
+
+    def run(self) -> VariantSweep:
+        model, layout, variants = self.model, self.layout, self.batch.variants
+        family, first, n = model.family, int(layout.first.min()), len(self.names)
+        evaluator = Evaluator(
+            family, self.budget.room, self.budget.keep_logits, Ticker(self.progress, self.plan, model.cfg.n_layers)
+        )
+        past = model.prefixes.key_values(self.tokens[:first], self.budget.room)
+        runs = run_pairs(
+            family,
+            [self.tokens],
+            [],
+            past=past,
+            first=[first],
+            reads=self.batch.reads,
+            sites=_kept_sites(layout),
+            source_sites=(),
+        )
+        control = torch.arange(len(variants)) >= n
+        everywhere = torch.full((len(variants),), -1)
+        joins = HeadJoins.on_device_of(
+            family,
+            runs.bases,
+            control=control,
+            moves=control,
+            head=torch.cat((everywhere[:n], self.controls[:, 1])),
+            position=everywhere,
+            editable=torch.ones(len(runs.bases.sites["z"][0]), dtype=torch.bool),
+            signs=self_patch_signs(runs.bases, self.seed, 0),
+        )
+        base_logits = evaluator.logits(runs.base_final, self.token_ids if self.metric == "logit_diff" else None)
+        measure = ExampleMetric(self.metric, self._reference(base_logits), *self.token_ids)
+        stored = {
+            key: v.to(model.device, family.resid_dtype if v.is_floating_point() else v.dtype)
+            for key, v in layout.values.items()
+        }
+        edits = RowEdits(family, runs.bases, layout.tables, GivenValues(stored))
+        values, logits = evaluator.run(variants, self.pieces, joins, edits, [measure])
+        scaled = unscaled(values[:n], values[n:])
+        return VariantSweep(
+            raw=scaled.values.numpy(),
+            effect=scaled.effect.float().numpy(),
+            base_metric=float(measure(base_logits)),
+            noise_floor=scaled.noise_floor,
+            metric=check_metric(self.metric, 0, 0),
+            names=self.names,
+            plan=self.plan,
+            model_name=model.name,
+            logits=None if logits is None else logits[:n],
+        )
+
+    def _reference(self, base_logits: Tensor) -> Tensor | None:
+        """The logits [V] that KL is taken from."""
+        if self.metric != "kl":
+            return None
+        if self.reference is None:
+            return base_logits[0]
+        if self.reference.is_floating_point():
+            return self.reference.to(self.model.device)
+        return self.model.run(self.reference, positions=[self.read_reference]).logits[0].to(self.model.device)
 
 
-def prepare(
+def prepare_variants(
     model: Model,
     base: Tokens,
     variants: Sequence[Variant],
     *,
-    metric: Metric,
-    answer: int | str | None,
-    wrong: int | str | None,
-    clean: Tokens | None,
-    read: int,
-    memory_gb: float | None,
-    return_logits: bool,
-    seed: int,
-) -> _Sweep:
+    metric: Metric = "kl",
+    answer: int | str | None = None,
+    wrong: int | str | None = None,
+    clean: Tokens | None = None,
+    read: int = -1,
+    memory_gb: float | None = None,
+    return_logits: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PreparedSweep:
     """Checks the arguments of `sweep`. Raises ValueError or TypeError naming the one that is wrong."""
+    check_model(model)
     check_seed(seed)
-    name = check_metric(metric, answer, wrong)
+    check_metric(metric, answer, wrong)
+    if not isinstance(variants, Iterable):
+        raise TypeError(f"variants: got {type(variants).__name__}; expected a list of pycotmech.Variant")
+    variants = list(variants)
     tokens = model.to_tokens(base, argument="base")
     where = resolve_positions(read, len(tokens), argument="read")[0]
     ids = [
@@ -152,21 +200,17 @@ def prepare(
         raise ValueError("variants: the list is empty; expected at least one")
     layout = lay_out(variants, model.cfg, len(tokens), where)
     reference = _check_clean(model, clean, metric, read)
-    budget = planner.memory_budget(memory_gb, model.device)
+    budget = budget_of(model, metric, memory_gb, return_logits)
     model.family.refuse_unsupported()
-    evaluator = Evaluator(model.family, budget, return_logits, None)
-    table, control, head = _with_self_patches(model.cfg, layout, seed)
-    lengths, first = where - table.first + 1, int(layout.first.min())
-    columns = 2 if metric == "logit_diff" else None
-    held = 2 * evaluator.base_bytes(first, 0, ()) + sum(v.numel() * 4 for v in layout.values.values())
-    held += evaluator.base_bytes(where + 1, where + 1 - first, _kept_sites(layout))
-    pieces = evaluator.pieces(lengths, held, columns)
+    controls = self_patches(model.cfg, seed, 0)
+    batch = _batch(layout, controls, where, budget)
+    pieces, first = budget.pieces(batch), int(layout.first.min())
     prompt = planner.prefix_work(model.family, first) + planner.prompt_work(model.family, [(first, where + 1)])
-    plan = evaluator.plan(
-        [(table, lengths)], [pieces], held, 1, moves=[control], columns=columns, prompts=prompt
-    )  # fmt: skip
+    plan = budget.plan([(batch, pieces)], examples=1, prompts=prompt)
     names = tuple(v.name for v in variants)
-    return _Sweep(tokens, where, ids, layout, names, reference, name, evaluator, table, control, head, pieces, plan)
+    return PreparedSweep(
+        model, tokens, where, metric, ids, layout, names, reference, read, budget, controls, batch, pieces, plan, seed, progress
+    )
 
 
 def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) -> Tensor | None:
@@ -184,7 +228,7 @@ def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) 
     return tokens
 
 
-def _kept_sites(layout: Layout) -> tuple[str, ...]:
+def _kept_sites(layout: VariantLayout) -> tuple[str, ...]:
     """What the base run keeps: where variants join, and what an edited part is added to."""
     joins = [Stage(s).site for s in layout.stage.unique().tolist()]
     parts = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
@@ -192,14 +236,16 @@ def _kept_sites(layout: Layout) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*SELF_PATCH_SITES, *joins, *added_to)))
 
 
-def _with_self_patches(cfg: ModelConfig, layout: Layout, seed: int) -> tuple[Variants, Tensor, Tensor]:
-    """The variants with the self-patches behind them; which are self-patches; the heads of those, -1 for the others."""
-    controls = self_patches(cfg, seed, 0)
-    n, c = len(layout.layer), len(controls)
-    table = Variants(
+def _batch(layout: VariantLayout, controls: Tensor, read: int, budget: Budget) -> Batch:
+    """The variants, then the self-patches (layer, head) [n, 2]."""
+    n, c, first = len(layout.layer), len(controls), int(layout.first.min())
+    variants = Variants(
         base=torch.zeros(n + c, dtype=torch.long),
         layer=torch.cat((layout.layer, controls[:, 0])),
         stage=torch.cat((layout.stage, torch.full((c,), int(Stage.MID)))),
-        first=torch.cat((layout.first, torch.full((c,), int(layout.first.min())))),
+        first=torch.cat((layout.first, torch.full((c,), first))),
     )
-    return table, torch.arange(n + c) >= n, torch.cat((torch.full((n,), -1), controls[:, 1]))
+    held = 2 * budget.base_bytes(first, 0, ()) + sum(v.numel() * 4 for v in layout.values.values())
+    held += budget.base_bytes(read + 1, read + 1 - first, _kept_sites(layout))
+    passing = held + planner.pass_bytes(budget.family, max(min(first, SEGMENT), read + 1 - first))
+    return Batch(variants, read - variants.first + 1, torch.arange(n + c) >= n, [[read]], held, passing)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import pycotmech as pcm
 from pycotmech.engine import graphs as graphs_module
-from pycotmech.engine.evaluate import HeadJoins
+from pycotmech.engine.joins import HeadJoins
 from pycotmech.model.work import counted
 from tests.reference.tiny import tiny_llama
 
@@ -205,9 +205,9 @@ def test_the_stand_in_sees_what_flows_around_the_buffers(model, on, monkeypatch)
 
 def test_pieces_of_one_call(model, on, monkeypatch):
     """Each piece of variants is a graph; what pieces have in common, the runs of the prompts, is copied once for all."""
-    monkeypatch.setattr("pycotmech.engine.evaluate.reserved", lambda family, room: room // 8)
+    monkeypatch.setattr("pycotmech.engine.budget.reserved", lambda family, room: room // 8)
     monkeypatch.setattr(graphs_module.Graphs, "room", lambda self, room: 2**30)
-    options = dict(memory_gb=0.0012, metric="logit_diff", answer=7, wrong=11, by_position=True)
+    options = dict(memory_gb=0.0006, metric="logit_diff", answer=7, wrong=11, by_position=True)
     lists = [[[prompts(seed)[i] for seed in seeds] for i in (0, 1)] for seeds in ((0, 1, 2), (3, 4, 5), (6, 7, 8))]
     expected = [pcm.patch_heads(model, *two, **options) for two in lists]
     graphs, copies = on(model), []

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import pycotmech as pcm
 from pycotmech.engine import graphs
-from pycotmech.engine.evaluate import HeadJoins
+from pycotmech.engine.joins import HeadJoins
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model.families import family_of
 from tests.reference.tiny import tiny_llama

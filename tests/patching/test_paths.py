@@ -6,7 +6,6 @@ import torch
 import transformers
 
 import pycotmech as pcm
-from pycotmech.engine import planner
 from pycotmech.engine import rows as packed_rows
 from pycotmech.engine import senders as senders_module
 from tests.attention.test_scores import planted
@@ -141,7 +140,7 @@ def test_the_direct_paths_of_all_heads_add_up_with_frozen_mlps(monkeypatch):
     model, seen = pcm.Model(hf), []
     original = senders_module.climb
     monkeypatch.setattr(
-        "pycotmech.patching.path_job.climb", lambda *a, **k: seen.append((a[2], original(*a, **k))) or seen[-1][1]
+        "pycotmech.patching.path_sweep.climb", lambda *a, **k: seen.append((a[2], original(*a, **k))) or seen[-1][1]
     )
     pcm.path_patch(model, clean, corrupted, freeze_mlps=True, **DIFFERENCE)
     acts = [model.run(t, capture=("attn_out", "resid_post")) for t in (clean, corrupted)]
@@ -199,7 +198,7 @@ def test_independent_of_chunks_and_blocks_and_progress_ends_at_its_total(receive
     tolerance = 2e-5 * np.abs(whole.effect).max()
     assert whole.plan.chunks == 1
     one_at_a_time = 1e-4
-    pieces = 2 * (planner.block_bytes(model.family) + 20_000) / 2**30  # of paths, not of senders or examples
+    pieces = 0.9 * whole.plan.bytes_in_flight / 2**30  # of paths, not of senders or examples
     for memory_gb in (one_at_a_time, pieces):
         seen: list[tuple[int, int]] = []
         few = dict(senders=SENDERS) if memory_gb == one_at_a_time else {}

@@ -20,7 +20,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, row
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, about
 from pycotmech.engine import planner
-from pycotmech.engine.evaluate import N_SELF_PATCHES
+from pycotmech.engine.joins import N_SELF_PATCHES
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig

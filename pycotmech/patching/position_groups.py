@@ -10,7 +10,7 @@ from torch import Tensor
 from pycotmech.model.model import resolve_positions
 
 Positions = slice | range | int | Sequence[int] | Tensor
-Groups = Mapping[str, Positions]
+PositionGroups = Mapping[str, Positions]
 """name -> positions: a slice, one position or several, negative from the end."""
 
 
@@ -30,7 +30,7 @@ def positions_of(where: Positions, length: int, *, argument: str) -> list[int]:
     return sorted(set(found))
 
 
-def labels_of(groups: Groups, length: int, *, argument: str = "groups") -> Tensor:
+def labels_of(groups: PositionGroups, length: int, *, argument: str = "groups") -> Tensor:
     """The number of each position's group [length], -1 for none. ValueError if two groups share a position."""
     if not isinstance(groups, Mapping) or not groups:
         raise TypeError(f"{argument}: got {groups!r}; expected a mapping of names to positions, at least one")
@@ -45,16 +45,21 @@ def labels_of(groups: Groups, length: int, *, argument: str = "groups") -> Tenso
     return labels
 
 
-def each_labels(groups: Groups | Sequence[Groups], lengths: Sequence[int]) -> tuple[tuple[str, ...], list[Tensor]]:
+def labels_of_prompts(
+    groups: PositionGroups | Sequence[PositionGroups], lengths: Sequence[int]
+) -> tuple[tuple[str, ...], list[Tensor]]:
     """Names of the groups, and the labels of each prompt's positions; one mapping for all prompts or one for each."""
     if isinstance(groups, Mapping):
-        each, arguments = [groups] * len(lengths), ["groups"] * len(lengths)
+        mappings, arguments = [groups] * len(lengths), ["groups"] * len(lengths)
     else:
-        each, arguments = list(groups), [f"groups[{i}]" for i in range(len(lengths))]
-        if len(each) != len(lengths):
-            raise ValueError(f"groups: {len(each)} given for {len(lengths)} examples; expected one mapping, or one per example")
-    labels = [labels_of(g, n, argument=a) for g, n, a in zip(each, lengths, arguments, strict=True)]
-    for g, argument in zip(each, arguments, strict=True):
-        if list(g) != list(each[0]):
-            raise ValueError(f"{argument}: the names {list(g)} are not those of the first example, {list(each[0])}")
-    return tuple(each[0]), labels
+        mappings, arguments = list(groups), [f"groups[{i}]" for i in range(len(lengths))]
+        if len(mappings) != len(lengths):
+            raise ValueError(
+                f"groups: {len(mappings)} given for {len(lengths)} examples; expected one mapping, or one per example"
+            )
+    labels = [labels_of(g, n, argument=a) for g, n, a in zip(mappings, lengths, arguments, strict=True)]
+    names = tuple(mappings[0])
+    for mapping, argument in zip(mappings, arguments, strict=True):
+        if tuple(mapping) != names:
+            raise ValueError(f"{argument}: the names {list(mapping)} are not those of the first example, {list(names)}")
+    return names, labels

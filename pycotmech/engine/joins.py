@@ -1,0 +1,129 @@
+"""How variants join the staircase: with the base's rows, or moved by the difference in one head's z; and the self-patches,
+from which the noise floor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from pycotmech.engine.bases import Bases, Stage
+from pycotmech.engine.rows import Joining
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.base import Family
+
+N_SELF_PATCHES = 8
+"""Self-patches per example from which the noise floor is read, spread over the layers."""
+
+SELF_PATCH_SITES = ("resid_mid", "z")
+"""What bases keep for them."""
+
+
+def self_patches(cfg: ModelConfig, seed: int, example: int) -> Tensor:
+    """(layer, head) of the self-patches [N_SELF_PATCHES, 2]: layers evenly spread, heads drawn by the seed."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + example)
+    layers = torch.linspace(0, cfg.n_layers - 1, N_SELF_PATCHES).round().long()
+    return torch.stack((layers, torch.randint(cfg.n_heads, (N_SELF_PATCHES,), generator=generator)), 1)
+
+
+def self_patch_signs(bases: Bases, seed: int, chunk: int) -> Tensor:
+    """Random directions of the self-patches' steps, +1 or -1, for each row, head and channel: [sum of rows, H, D]."""
+    generator = torch.Generator().manual_seed(seed * 7_919 + chunk)
+    return torch.randint(2, bases.sites["z"].shape[1:], generator=generator) * 2 - 1
+
+
+class Joins(Protocol):
+    """How variants join, as `Evaluator.run` asks for it: `of` gives the rows of the variants numbered first..end - 1, which
+    are numbered from 0."""
+
+    @property
+    def bases(self) -> Bases: ...
+
+    def of(self, first: int, end: int) -> Callable[[Joining], Tensor]: ...
+
+
+@dataclass(frozen=True)
+class HeadJoins:
+    """Gives the rows with which variants join: the base's, or moved by the difference in one head's z.
+
+    moves [N]: variants that join by a difference: z of `head` [N] becomes the source run's, or for those in `control` [N]
+        (self-patches) moves by one unit in the last place. Where `editable`, everywhere (-1), or at the rows whose label, or
+        position where none are given, is `position` [N].
+    """
+
+    family: Family
+    bases: Bases
+    control: Tensor  # [N] bool
+    moves: Tensor  # [N] bool
+    head: Tensor  # [N]
+    position: Tensor  # [N]
+    editable: Tensor  # [sum of rows] bool
+    signs: Tensor  # [sum of rows, H, D]
+    only_controls: bool  # whether none but self-patches move
+    labels: Tensor | None = None  # [sum of rows]
+
+    on_device: ClassVar[tuple[str, ...]] = (
+        "bases", "control", "moves", "head", "position", "editable", "signs", "labels",
+    )  # fmt: skip
+
+    @classmethod
+    def on_device_of(
+        cls,
+        family: Family,
+        bases: Bases,
+        *,
+        control: Tensor,
+        moves: Tensor,
+        head: Tensor,
+        position: Tensor,
+        editable: Tensor,
+        signs: Tensor,
+        labels: Tensor | None = None,
+    ) -> HeadJoins:
+        """From tensors on the CPU: what decides what is computed is known before rows go through the layers."""
+        only_controls = not bool((moves & ~control).any())
+        tensors = [t.to(family.device) for t in (control, moves, head, position, editable, signs)]
+        return cls(family, bases, *tensors, only_controls, None if labels is None else labels.to(family.device))
+
+    def of(self, first: int, end: int) -> HeadJoins:
+        """For the variants numbered first..end - 1, which are numbered from 0."""
+        return replace(self, **{name: getattr(self, name)[first:end] for name in ("control", "moves", "head", "position")})
+
+    def __call__(self, joining: Joining) -> Tensor:
+        l, index = joining.layer, joining.index
+        if joining.stage != Stage.MID:
+            return self.bases.sites[joining.stage.site][l][index]
+        return self._moved(l, index, joining.variant, joining.position)
+
+    def _moved(self, l: int, index: Tensor, variant: Tensor, position: Tensor) -> Tensor:
+        head, control = self.head[variant].clamp(min=0), self.control[variant]
+        wide, z = self.family.resid_dtype, self.bases.sites["z"][l]
+        before = z[index, head].to(wide)
+        if self.only_controls:
+            dz = torch.zeros_like(before)
+        else:
+            dz = self.bases.source["z"][l][index, head].to(wide).sub_(before)
+        if self._picks(index):
+            mine = control.nonzero().flatten()
+            dz[mine] = self.signs[index[mine], head[mine]] * ulp(before[mine], z.dtype)
+        else:
+            dz = torch.where(control[:, None], self.signs[index, head] * ulp(before, z.dtype), dz)
+        only = self.position[variant]
+        position = position if self.labels is None else self.labels[index]
+        # Those that do not move get a difference of 0.
+        dz *= (self.moves[variant] & self.editable[index] & ((only < 0) | (only == position)))[:, None]
+        return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head, index)
+
+    @staticmethod
+    def _picks(rows: Tensor) -> bool:
+        """Whether to compute for some rows only: a GPU would have to say how many there are, and the program to wait for it."""
+        return rows.device.type == "cpu"
+
+
+def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """One unit in the last place of x as a number of `dtype` (0 for 0)."""
+    exponent = torch.floor(torch.log2(x.abs().clamp_min(torch.finfo(dtype).tiny)))
+    return (torch.exp2(exponent) * torch.finfo(dtype).eps).masked_fill(x == 0, 0)

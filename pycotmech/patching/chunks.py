@@ -1,0 +1,147 @@
+"""The loop that all sweeps over pairs share: pairs that fit the memory budget are run together, both runs are measured, and
+the variants are evaluated while the runs are held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pycotmech.engine.bases import Bases, PairRuns, run_pairs
+from pycotmech.engine.evaluate import Evaluator
+from pycotmech.engine.joins import N_SELF_PATCHES
+from pycotmech.engine.metrics import ExampleMetric
+from pycotmech.model.run import KeyValues
+from pycotmech.patching.question import PairQuestion
+from pycotmech.patching.shared_runs import SharedRun
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pairs that are run together.
+
+    number: of the first of these runs among all, by which the directions of self-patches are drawn.
+    """
+
+    number: int
+    runs: Sequence[SharedRun]
+
+    @property
+    def readers(self) -> list[int]:
+        """The pairs, in the order in which the runs are read."""
+        return [i for run in self.runs for i in run.readers]
+
+
+class Layout(Protocol):
+    """What the loop has to know of the variants.
+
+    base_sites, source_sites: what is kept of the base and of the source runs. measured: bool, in the shape of the results,
+    where there is a result.
+    """
+
+    @property
+    def base_sites(self) -> tuple[str, ...]: ...
+
+    @property
+    def source_sites(self) -> tuple[str, ...]: ...
+
+    @property
+    def measured(self) -> Tensor: ...
+
+    def kept_from(self, i: int) -> int:
+        """The first position of pair i whose activations are kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class PairValues:
+    """What was measured of B pairs.
+
+    raw [B, ...] float64: the metric of every variant, NaN where none was asked for. self_patches [B, N_SELF_PATCHES].
+    clean, corrupted [B]: the metric of both runs. logits [B, ..., V]: of the variants, if they are kept.
+    """
+
+    raw: Tensor
+    self_patches: Tensor
+    clean: Tensor
+    corrupted: Tensor
+    logits: Tensor | None
+
+    def of(self, i: int) -> PairValues:
+        """Those of one pair, as the only one."""
+        at = slice(i, i + 1)
+        logits = None if self.logits is None else self.logits[at]
+        return PairValues(self.raw[at], self.self_patches[at], self.clean[at], self.corrupted[at], logits)
+
+
+AnyChunk = TypeVar("AnyChunk", bound=Chunk)
+
+Evaluate = Callable[[AnyChunk, Bases, list[ExampleMetric], PairValues], None]
+"""Evaluates the variants of a chunk, each reader with its metric, and writes what is found to the values."""
+
+
+def run_chunks(
+    question: PairQuestion, layout: Layout, chunks: Iterable[AnyChunk], evaluator: Evaluator, evaluate: Evaluate[AnyChunk]
+) -> PairValues:
+    """Runs chunk after chunk. Where no variant can change what is read, the result is the base run's."""
+    shape, n, V = layout.measured.shape, len(question.pairs), question.family.cfg.d_vocab
+    out = PairValues(
+        raw=torch.full((n, *shape), torch.nan, dtype=torch.float64),
+        self_patches=torch.empty(n, N_SELF_PATCHES, dtype=torch.float64),
+        clean=torch.empty(n, dtype=torch.float64),
+        corrupted=torch.empty(n, dtype=torch.float64),
+        logits=torch.full((n, *shape, V), torch.nan, dtype=torch.float32) if evaluator.keep_logits else None,
+    )
+    past = question.prefixes.key_values(question.shared, question.budget.room)
+    for chunk in chunks:
+        _run_chunk(question, layout, chunk, past, evaluator, evaluate, out)
+    return out
+
+
+def _run_chunk(
+    question: PairQuestion,
+    layout: Layout,
+    chunk: AnyChunk,
+    past: KeyValues | None,
+    evaluator: Evaluator,
+    evaluate: Evaluate[AnyChunk],
+    out: PairValues,
+) -> None:
+    """A function of its own: what a chunk holds is let go before the next one is run."""
+    base, source = question.prompts(run.host for run in chunk.runs)
+    runs = run_pairs(
+        question.family,
+        base,
+        source,
+        past=past,
+        first=[layout.kept_from(run.host) for run in chunk.runs],
+        reads=[[question.pairs[i].read for i in run.readers] for run in chunk.runs],
+        sites=layout.base_sites,
+        source_sites=layout.source_sites,
+    )
+    metrics = _measure_runs(question, chunk.readers, runs, evaluator, out)
+    for i in chunk.readers:
+        out.raw[i][layout.measured] = (out.corrupted if question.direction == "denoise" else out.clean)[i]
+    evaluate(chunk, runs.bases, metrics, out)
+
+
+def _measure_runs(
+    question: PairQuestion, readers: Sequence[int], runs: PairRuns, evaluator: Evaluator, out: PairValues
+) -> list[ExampleMetric]:
+    """The metric of each reader; its value in both runs goes to `out`."""
+    rows = (runs.source_final, runs.base_final)
+    clean_rows, corrupted_rows = rows if question.direction == "denoise" else rows[::-1]
+    metrics = []
+    for e, i in enumerate(readers):
+        pair = question.pairs[i]
+        tokens = [pair.answer, pair.wrong] if question.metric == "logit_diff" else None
+        logits = evaluator.logits(torch.stack((clean_rows[e], corrupted_rows[e])), tokens)
+        metric = ExampleMetric(question.metric, logits[0] if question.metric == "kl" else None, pair.answer, pair.wrong)
+        clean, corrupted = metric(logits).tolist()
+        # KL(P || P) is 0, without the rounding of its sum.
+        out.clean[i], out.corrupted[i] = 0.0 if question.metric == "kl" else clean, corrupted
+        metrics.append(metric)
+    return metrics

@@ -1,0 +1,201 @@
+"""A sweep over paths: what it costs, the two halves of each path, and the results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pycotmech.engine import planner
+from pycotmech.engine.bases import Bases
+from pycotmech.engine.budget import Batch, Budget, Pieces
+from pycotmech.engine.evaluate import Evaluator
+from pycotmech.engine.joins import HeadJoins, self_patch_signs
+from pycotmech.engine.metrics import ExampleMetric
+from pycotmech.engine.planner import Plan
+from pycotmech.engine.row_edits import RowEdits
+from pycotmech.engine.senders import Climbed, PathJoins, climb
+from pycotmech.model.climb import ROW_BLOCK
+from pycotmech.patching.chunks import Chunk, PairValues, run_chunks
+from pycotmech.patching.path_layout import PathLayout, SenderBatch
+from pycotmech.patching.path_results import PathSweep
+from pycotmech.patching.question import PairQuestion
+from pycotmech.patching.shared_runs import each_alone
+
+
+@dataclass(frozen=True)
+class SenderChunk(Chunk):
+    """With its senders, batch after batch, and the pieces in which the paths of each batch are evaluated (none for the
+    logits, which are read at the end of the senders' own rows)."""
+
+    batches: list[tuple[SenderBatch, Pieces]]
+
+
+def cut_paths(layout: PathLayout, budget: Budget) -> tuple[list[SenderChunk], Plan]:
+    """How the paths are cut, and what they cost. The runs of the prompts are not counted."""
+    cfg, paths, spans = budget.family.cfg, layout.paths, layout.spans
+    sites, runs = (*layout.base_sites, *layout.source_sites), each_alone(len(spans))
+    family, n_inputs = budget.family, len(paths.inputs)
+    sizes = [budget.base_bytes(span.read + 1, span.read + 1 - span.targets[0], sites) for span in spans]
+    chunks, cut, climbed = [], [], planner.Work()
+    in_flight = n_senders = hooked = 0
+    for a, b in planner.cut(sizes, max(1, budget.room // 3)):
+        held, batches = sum(sizes[a:b]), []
+        for senders in layout.batches(a, b, max(1, budget.room // 6)):
+            lengths = layout.rows(a, senders.senders)
+            rising = held + int(layout.sender_bytes(a, senders.senders).sum())
+            rows = min(int(lengths.sum()), max(ROW_BLOCK, int(lengths.max())))
+            in_flight = max(in_flight, rising + planner.senders_bytes(family, rows, n_inputs))
+            batch = _batch(layout, a, b, senders, rising)
+            pieces = budget.pieces(batch) if paths.layers and len(senders.paths) else []
+            batches.append((senders, pieces))
+            cut += [(batch, pieces)] if pieces else []
+            climbed += _climbing(layout, a, senders, budget)
+            n_senders += len(lengths)
+            hooked += int((lengths + senders.senders.first).sum())  # the run that captures what arrives
+        chunks.append(SenderChunk(a, runs[a:b], batches))
+    if paths.layers:
+        plan = budget.plan(cut, examples=len(spans))
+    else:
+        plan = Plan(
+            examples=len(spans), variants=n_senders, chunks=sum(len(chunk.batches) for chunk in chunks), rows=n_senders,
+            token_forwards=0.0, hooked_token_forwards=0.0, flop=0.0, bytes_in_flight=0, budget_bytes=budget.room,
+        )  # fmt: skip
+    plan = replace(
+        plan,
+        flop=plan.flop + climbed.flop,
+        token_forwards=plan.token_forwards + climbed.layer_rows / cfg.n_layers,
+        hooked_token_forwards=plan.hooked_token_forwards + hooked,
+        bytes_in_flight=max(plan.bytes_in_flight, in_flight),
+    )
+    return chunks, plan
+
+
+def _batch(layout: PathLayout, a: int, b: int, senders: SenderBatch, held: int) -> Batch:
+    """The paths of senders, for the planner."""
+    moves = torch.ones(len(senders.paths), dtype=torch.bool)
+    return Batch(senders.paths, layout.rows(a, senders.paths), moves, [[span.read] for span in layout.spans[a:b]], held)
+
+
+def _climbing(layout: PathLayout, a: int, batch: SenderBatch, budget: Budget) -> planner.Work:
+    """The work of the first halves: senders on their way up."""
+    cfg, paths, senders = budget.family.cfg, layout.paths, batch.senders
+    row, rows = planner.layer_flop(cfg), layout.rows(a, senders)
+    layers = max(paths.layers, default=cfg.n_layers) - senders.layer
+    with_receivers = (torch.tensor(paths.layers).long() > senders.layer[:, None]).sum(1)
+    attend = row.qkv + len(paths.inputs) * row.per_key * (senders.first + rows).double()
+    flop = float((rows * (row.attn_out + with_receivers * attend)).sum())
+    if not paths.freeze_mlps:
+        flop += row.mlp * float((rows * layers).sum())
+    if not paths.layers:  # what joins at receivers is counted there
+        flop += len(senders) * planner.logits_flop(cfg, budget.columns)
+    return planner.Work(float((rows * layers).sum()), flop)
+
+
+def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
+    """Runs all paths of all pairs."""
+    chunks, plan = cut_paths(layout, question.budget)
+    evaluator = question.evaluator(plan)
+    found = run_chunks(question, layout, chunks, evaluator, partial(_evaluate, layout, evaluator))
+    scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches)
+    paths, cfg = layout.paths, question.family.cfg
+    return PathSweep(
+        values=scaled.values.float().numpy(),
+        raw=(found.raw[0] if question.single else found.raw).numpy(),
+        effect=scaled.effect.masked_fill(~layout.reached, 0.0).float().numpy(),
+        senders=tuple(paths.senders),
+        receivers="logits" if paths.receivers is None else tuple(paths.receivers),
+        inputs=paths.inputs,
+        clean_metric=found.clean.numpy(),
+        corrupted_metric=found.corrupted.numpy(),
+        noise_floor=scaled.noise_floor,
+        metric=question.metric_name,
+        direction=question.direction,
+        normalized=question.normalize,
+        frozen_mlps=paths.freeze_mlps,
+        per_query_head=paths.by_query,
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        plan=plan,
+        model_name=question.model_name,
+    )
+
+
+def _evaluate(
+    layout: PathLayout,
+    evaluator: Evaluator,
+    chunk: SenderChunk,
+    bases: Bases,
+    metrics: list[ExampleMetric],
+    out: PairValues,
+) -> None:
+    """Evaluates the paths of a chunk, and writes what is found to `out`."""
+    signs = self_patch_signs(bases, layout.seed, chunk.number)
+    controls = [_evaluate_batch(layout, evaluator, chunk, pieces, batch, bases, metrics, signs, out)
+                for batch, pieces in chunk.batches]  # fmt: skip
+    base, values = (torch.cat(parts) for parts in zip(*controls, strict=True))
+    for e, i in enumerate(chunk.readers):
+        out.self_patches[i] = values[base == e]
+
+
+def _evaluate_batch(
+    layout: PathLayout,
+    evaluator: Evaluator,
+    chunk: SenderChunk,
+    pieces: Pieces,
+    batch: SenderBatch,
+    bases: Bases,
+    metrics: list[ExampleMetric],
+    signs: Tensor,
+    out: PairValues,
+) -> tuple[Tensor, Tensor]:
+    """Writes the paths from these senders to `out`; returns base and metric of the self-patches among them."""
+    family, paths, first, senders = evaluator.family, layout.paths, chunk.number, batch.senders
+    joins = _head_joins(layout, chunk, bases, batch.head, batch.number < 0, signs)
+    climbed = climb(
+        family, bases, senders, joins.of(0, len(senders)), layers=paths.layers, inputs=paths.inputs,
+        editable=joins.editable, freeze_mlps=paths.freeze_mlps, tick=evaluator.count,
+    )  # fmt: skip
+    if paths.receivers is None:
+        values = torch.empty(len(senders), dtype=torch.float64)
+        evaluator.measure(climbed.final, senders.base, metrics, values)
+        asked, own = batch.number >= 0, batch.number < 0
+        out.raw[first + senders.base[asked], batch.number[asked]] = values[asked]
+        return senders.base[own], values[own]
+    n = batch.n_self_patches
+    controls = _head_joins(layout, chunk, bases, batch.path_head[:n], torch.ones(n, dtype=torch.bool), signs)
+    values, _ = evaluator.run(
+        batch.paths, pieces, _path_joins(bases, climbed, batch, controls), RowEdits(family, bases), metrics
+    )  # fmt: skip
+    at = n
+    for block in batch.blocks:
+        size = len(block.senders) * len(block.heads)
+        found = values[at : at + size].view(len(block.senders), len(block.heads))[:, block.column]  # [U, K]
+        example, number = first + senders.base[block.senders, None], batch.number[block.senders, None]
+        out.raw[example, block.input, number, block.receivers] = found
+        at += size
+    return batch.paths.base[:n], values[:n]
+
+
+def _head_joins(
+    layout: PathLayout, chunk: SenderChunk, bases: Bases, head: Tensor, control: Tensor, signs: Tensor
+) -> HeadJoins:
+    """z of one head moves, at the positions asked for."""
+    spans = [layout.spans[i] for i in chunk.readers]
+    editable = [torch.isin(torch.arange(s.targets[0], s.read + 1), torch.tensor(s.targets)) for s in spans]
+    return HeadJoins.on_device_of(
+        layout.family, bases, control=control, moves=torch.ones_like(control), head=head,
+        position=torch.full_like(head, -1), editable=torch.cat(editable), signs=signs,
+    )  # fmt: skip
+
+
+def _path_joins(bases: Bases, climbed: Climbed, batch: SenderBatch, controls: HeadJoins) -> PathJoins:
+    device = controls.family.device
+    moved = batch.of_blocks(lambda block: block.moved).numpy()
+    sender, input = (
+        batch.of_blocks(value) for value in (lambda block: block.senders[:, None], lambda block: block.input)
+    )  # fmt: skip
+    tensors = (t.to(device) for t in (sender, input, batch.path_head, batch.paths.first))
+    return PathJoins(controls.family, bases, climbed, controls, moved, *tensors)

@@ -1,0 +1,67 @@
+"""From raw metrics to values and effects: the scale, the sign, and the noise floor, for every sweep.
+
+With m the metric, averaged over the examples, and c and k its value in the clean and in the corrupted run:
+
+    values  (m - k) / (c - k) if normalised, otherwise m
+    effect  values - (the mean of the self-patches on the same scale), times -1 if normalised and clean values are the base's
+    floor   the largest |effect| among the self-patches
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pycotmech.engine.metrics import normalise
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """values, effect: float64, shaped like the raw metric without the examples."""
+
+    values: Tensor
+    effect: Tensor
+    noise_floor: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where the clean and the corrupted run stand. clean, corrupted [B] float64: the metric, named `metric`, of both."""
+
+    metric: str
+    clean: Tensor
+    corrupted: Tensor
+    direction: str
+    normalized: bool
+
+    @property
+    def sign(self) -> float:
+        """Normalised effects are positive towards the source run."""
+        return -1.0 if self.normalized and self.direction == "noise" else 1.0
+
+    def values(self, mean: Tensor) -> Tensor:
+        """Means over the examples on the scale corrupted 0, clean 1, if normalised."""
+        return normalise(self.metric, mean, self.clean.mean(), self.corrupted.mean()) if self.normalized else mean
+
+    def measured(self, raw: Tensor, self_patches: Tensor) -> Scaled:
+        """raw [B, ...], self_patches [B, n]: the metric of every variant and of the self-patches."""
+        return _against(self.values(self_patches.mean(0)), self.values(raw.mean(0)), self.sign)
+
+    def estimated(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and effects of estimated changes [B, ...] of the metric against the base run."""
+        base, effect = (self.corrupted if self.direction == "denoise" else self.clean).mean(), change.mean(0)
+        values = self.values(base + effect)
+        if self.normalized:
+            effect = self.sign * effect / (self.clean.mean() - self.corrupted.mean())
+        return values, effect
+
+
+def unscaled(raw: Tensor, self_patches: Tensor) -> Scaled:
+    """The metric itself, raw [N], and its change against the self-patches [n]: of variants that have no source run."""
+    return _against(self_patches, raw, 1.0)
+
+
+def _against(self_patches: Tensor, values: Tensor, sign: float) -> Scaled:
+    base = self_patches.mean()
+    return Scaled(values, sign * (values - base), float((self_patches - base).abs().max()))
