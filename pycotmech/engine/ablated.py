@@ -1,8 +1,8 @@
-"""Many prompts with a whole set of heads out of the run, at every position: nothing of the untouched run remains.
+"""Runs many prompts with a set of heads ablated at every position.
 
-Where thousands of single-head variants share most of a run (`sweep`), a set that holds heads of every layer shares nothing
-with it. What can be shared is the prefix: all prompts that begin with the same tokens see the same ablated keys and values
-there, so these are computed once for each set of heads and not once for each prompt.
+Thousands of single-head variants share most of a run (`sweep`); a set with heads in every layer shares nothing with it. What
+can be shared is the prefix: prompts that begin with the same tokens see the same ablated keys and values there. These are
+computed once for each set of heads, not once for each prompt.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class AblatedRuns:
     """Prompts that are run again and again, each time with another set of heads replaced.
 
     prompts: token ids [T_i], which all begin with the same `shared` tokens (0: nothing is shared).
-    reads: for each prompt the positions whose final residual is wanted, at or behind `shared`; what stands behind the last
-        of them is not computed.
+    reads: for each prompt the positions whose final residual is wanted, at or after `shared`; what comes after the
+        last of them is not computed.
     fill: what z of an ablated head is replaced by, [L, G, H, D], one value for each of G roles; None: zero.
     roles: for each prompt the role of each of its positions, integers [T_i] in 0..G-1; the shared positions must have the
         same roles in all prompts. None only without fill.
-    everywhere: whether heads are ablated in the shared prefix too, or only behind it.
-    memory_gb: what may be used beyond the model, None: half of what is free; prompts are taken in groups that fit.
-    upto: only the first so many layers are run, and "the last layer" is the last of these; None: all.
+    everywhere: whether heads are ablated in the shared prefix too, or only after it.
+    memory_gb: what may be used beyond the model, None: half of what is free; prompts are taken in batches that fit.
+    upto: how many layers are run, and "the last layer" is the last of these; None: all.
 
-    Raises ValueError naming the argument. Memory: keys and values of the shared prefix and of one group of prompts.
+    Raises ValueError naming the argument. Memory: keys and values of the shared prefix and of one batch of prompts.
     """
 
     def __init__(

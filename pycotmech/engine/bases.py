@@ -1,4 +1,4 @@
-"""The runs that variants start from: prompts run once, their shared prefix computed once, what joins need kept."""
+"""Runs the prompts that variants start from: each prompt once, their shared prefix once, keeping what joins need."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Bases:
-    """Base runs of B prompts. Their keys and values stand one after another; so do the rows kept for joins.
+    """Base runs of B prompts. Their keys and values are packed one after another; so are the rows kept for joins.
 
-    Kept rows of base b are its positions first[b]..read[b]; nothing in front of first[b] is ever edited, nothing behind
+    Kept rows of base b are its positions first[b]..read[b]; nothing before first[b] is ever edited, nothing after
     read[b] is ever read. A base may be read at several positions, each variant of it then at all of them.
     """
 
@@ -205,7 +205,7 @@ class _Run:
     packed: Packed
     final: Tensor  # [reads, d] its rows that are read, after the last layer
     start: int  # the first position that was run
-    at: int  # the packed row of position 0 (those in front of `start` are not its own)
+    at: int  # the packed row of position 0 (those before `start` are not its own)
     kept: int  # the first of its rows among those kept
 
 
@@ -226,7 +226,7 @@ def _distinct(prompts: Sequence[Tensor], starts: Sequence[int]) -> tuple[list[in
     ids = [(start, p.numpy().tobytes()) for start, p in zip(starts, prompts, strict=True)]
     chosen: list[int] = []
     place = [0] * len(prompts)
-    # In this order a prompt stands right behind those that it begins: from the back, only the last one chosen can hold it.
+    # In this order a prompt comes right after those that it begins: from the end, only the last one chosen can hold it.
     for i in sorted(range(len(prompts)), key=lambda i: ids[i], reverse=True):
         held = chosen and ids[chosen[-1]][0] == ids[i][0] and ids[chosen[-1]][1].startswith(ids[i][1])
         if not held:
@@ -238,7 +238,7 @@ def _distinct(prompts: Sequence[Tensor], starts: Sequence[int]) -> tuple[list[in
 def sequences_run(
     bases: Sequence[Tensor], sources: Sequence[Tensor], past: int
 ) -> tuple[str | None, list[list[tuple[int, int]]]]:
-    """How `run_pairs` runs prompts, each up to where it is read, behind `past` tokens that all share.
+    """How `run_pairs` runs prompts, each up to where it is read, after `past` tokens that all share.
 
     Returns whose prompts are run first ("base", "source"), the others from where they differ, or None for all in one pass;
     and for each pass the first position and the end of each sequence in it.

@@ -1,4 +1,4 @@
-"""Greedy generation of many runs at once, with z of one run put into another as both go on.
+"""Greedy generation of many runs at once, with z of one run put into another while both continue.
 
 Runs share a computed beginning; each has its own keys and values after it, so a step costs one row per run. What a run
 takes from another at earlier positions does not change when text is added (the model is causal), so it is never recomputed.

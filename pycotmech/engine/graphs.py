@@ -5,14 +5,14 @@ heads, a small model) a GPU is done with each before the program has launched th
 prompts of the same lengths with the same variants, which is what a loop over examples or steps, or a list of prompts cut
 into chunks, asks for again and again. Only the numbers differ.
 
-The objects that a pass consists of say which of their attributes stand on the device (`on_device`). All else, where to
-cut, which variants join where, which edits fall into which block, decides what is launched; its digest is the signature of
+The objects that a pass consists of say which of their attributes are on the device (`on_device`). Everything else (where to
+cut, which variants join where, which edits fall into which block) decides what is launched; its digest is the signature of
 a pass. A pass whose signature comes up for the second time is captured: bound to buffers that stay where they are, run
-once to warm up, run again while the launches are recorded. The first replay is held against the pass run as usual; if they
-differ beyond rounding nothing is replayed any more. From then on a pass of this signature copies its tensors into the
+once to warm up, run again while the launches are recorded. The first replay is compared with the pass run as usual; if they
+differ beyond rounding, nothing is replayed any more. From then on a pass of this signature copies its tensors into the
 buffers and replays. The arithmetic is the same kernels in the same order.
 
-Weights are read where they lie, so an update in place is seen; weights that were moved or replaced drop all graphs. Models
+Weights are read where they are, so an update in place is seen; weights that were moved or replaced drop all graphs. Models
 with hooks, adapters or other projections than the library's own are never captured: their Python would run once and not
 again. The environment variable PYCOTMECH_CUDA_GRAPHS=0 switches all of this off.
 """
@@ -45,8 +45,8 @@ _SHARE_OF_ROOM = 8
 """A call's memory budget divided by this may be held by graphs and their buffers."""
 
 _ROUNDING = 64
-"""Units in the last place, relative to the norm, by which a first replay may differ from the pass run as usual: buffers lie
-elsewhere than the tensors they stand for, so a library may choose another kernel."""
+"""Units in the last place, relative to the norm, by which a first replay may differ from the pass run as usual: buffers have
+other addresses than the tensors they replace, so a library may choose another kernel."""
 
 _REMEMBERED = 4096
 """Signatures that were seen once."""
@@ -146,11 +146,11 @@ class Signature:
 
     def _object(self, x: object) -> None:
         if not hasattr(x, "on_device"):
-            raise NotCapturable(f"{type(x).__name__} does not say what of it stands on the device")
+            raise NotCapturable(f"{type(x).__name__} does not say which of its attributes are on the device")
         known = id(x) in self._place
         self._say(type(x).__qualname__, self._place.setdefault(id(x), len(self._place)))
         for name in [] if known else sorted(vars(x)):
-            if name in ("family", "tick"):  # one family for all graphs; nothing that is launched hears of a tick
+            if name in ("family", "tick"):  # one family for all graphs; nothing that is launched depends on a tick
                 continue
             self._say(name)
             read = self._input if name in x.on_device else self._fixed
@@ -213,7 +213,7 @@ def bound(x: Any, to: dict[int, Any]) -> Any:
 
 
 class _Buffer:
-    """A place that stays, and what it holds."""
+    """A tensor at a fixed address, and what it holds."""
 
     def __init__(self, like: Tensor) -> None:
         self.tensor = torch.empty(like.shape, dtype=like.dtype, device=like.device)
@@ -221,7 +221,7 @@ class _Buffer:
         self._held: tuple[Callable[[], Tensor | None], int] | None = None
 
     def fill(self, x: Tensor) -> None:
-        """Pieces of one call have their base runs in common: what is there already is not copied again."""
+        """Chunks of one call have their base runs in common: what is there already is not copied again."""
         if x.is_inference():  # has no version
             self.tensor.copy_(x)
             self._held = None
@@ -305,7 +305,7 @@ class Graphs:
         return room // _SHARE_OF_ROOM if self.limit is None else min(self.limit, room // 2)
 
     def trust(self, family: Family) -> None:
-        """Drops the graphs if they would read weights where they no longer lie."""
+        """Drops the graphs if they would read weights where these no longer are."""
         tensors = family.tensors()
         weights = (*((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors), *family.constants())
         with self._lock:
@@ -398,7 +398,7 @@ class Graphs:
             self._drop(1)
 
     def _drop(self, n: int) -> None:
-        """Lets go of the n graphs that were used longest ago."""
+        """Drops the n least recently used graphs."""
         if n:
             self.backend.drain()  # what they hold may still be read
         for _ in range(n):
@@ -416,7 +416,7 @@ _of_lock = threading.Lock()
 
 
 def graphs_of(family: Family) -> Graphs | None:
-    """The graphs of a model (`graphs_of(model.family)`), fit for its weights as they are; None where nothing is captured.
+    """The graphs of a model (`graphs_of(model.family)`), valid for its weights as they are; None where nothing is captured.
 
     Cost: a look at every module and weight; once for a call, not once for a pass.
     """

@@ -1,6 +1,7 @@
 """What a patch is measured by: one number from the logits at one position.
 
-kl          KL(P_clean || P), nats, in both directions: 0 where the run predicts what the clean run predicts (PAPER: E1)
+kl          KL(P_clean || P), nats, in both directions: 0 where the run predicts what the clean run predicts
+            (docs/protocol.md, E1)
 logit_diff  logit(answer) - logit(wrong)
 prob        P(answer)
 a callable  gets the logits [N, V] (float32) of one example, returns [N], row by row
@@ -83,7 +84,7 @@ def kl_from(clean: Tensor, logits: Tensor) -> Tensor:
 
 
 def normalise(metric: str, raw: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
-    """Raw values on the scale corrupted 0, clean 1 (PAPER: E1); all over one example, or already averaged.
+    """Raw values on the scale corrupted 0, clean 1 (docs/protocol.md, E1); of one example, or already averaged.
 
     kl: (KL_corrupted - KL) / KL_corrupted, since KL_clean is 0; others: (m - m_corrupted) / (m_clean - m_corrupted).
     Raises ValueError if clean and corrupted do not differ.

@@ -1,4 +1,4 @@
-"""Edits of rows that are already on their way through the layers: tables of rows, applied where a layer is computed.
+"""Edits of rows that have already joined: tables of rows, applied where a layer is computed.
 
 For each site and layer there is one table of what is replaced: which variant, which position, which head, and where the
 value is found. The staircase asks at each stage for the entries among the rows it holds.
@@ -22,7 +22,7 @@ from pycotmech.model.families.base import Family
 
 
 class Values(Protocol):
-    """What replacements are replaced with. Both are called while rows go through the layers: neither may read a number back
+    """The values of replacements. Both methods are called while rows go through the layers, so neither may read a number back
     from the device."""
 
     def __call__(self, site: str, l: int, ref: Tensor, head: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class RowEdits:
 
 @dataclass(frozen=True)
 class _Table:
-    """The entries of one site and layer, by row. What is looked up while rows go through the layers stands on the CPU too:
+    """The entries of one site and layer, by row. What is looked up while rows go through the layers is on the CPU too:
     nothing waits for the device."""
 
     places: np.ndarray  # [E] packed row of each entry, ascending
@@ -132,7 +132,7 @@ class _Table:
 @dataclass(frozen=True)
 class _Patterns:
     """E replaced patterns of one layer, ordered by variant, head and row, so that most of those of one base and head, which
-    read the same shared values, stand together. What decides shapes and places of products stands on the CPU."""
+    read the same shared values, are together. What decides shapes and places of products is on the CPU."""
 
     packed: np.ndarray  # [E] packed number of the variant, ascending
     base: np.ndarray  # [E]
@@ -177,7 +177,7 @@ class _Patterns:
 class BoundEdits:
     """`RowEdits` bound to packed rows.
 
-    Without an entry for its place each method gives back what it got, so a sweep without edited rows pays nothing.
+    Where nothing is edited each method returns its argument, so a sweep without edited rows pays nothing.
     """
 
     on_device: ClassVar[tuple[str, ...]] = ("bases", "value", "tables", "patterns")
@@ -210,7 +210,7 @@ class BoundEdits:
             x[i] = self._values(site, l, ref, head).to(x.dtype)
 
     def join(self, stage: Stage, l: int, rows: Rows, index: Tensor, x: Tensor) -> Tensor:
-        """x [R, d], the residual rows with which variants join behind a part of the layer whose output they edit."""
+        """x [R, d], the residual rows with which variants join after a part of the layer whose output they edit."""
         site, before = _ADDS.get(stage, ("", ""))
         found = self._find(site, l, rows)
         if found is not None:
@@ -329,6 +329,6 @@ class SourceValues:
         kv = head // family.cfg.group
         k = bases.source["k"][l][offset : offset + read - first + 1, kv][:, None].clone()
         family.rotate(l, bases.angles, slice(first, read + 1), k)
-        wide = family.resid_dtype  # in front of `first` the source run is the base run
+        wide = family.resid_dtype  # before `first` the source run is the base run
         k_all = torch.cat((bases.k[l][keys : keys + first, kv], k[:, 0])).to(wide)
         return family.attention(l).weights(q[:, 0].to(wide) @ k_all.T, position)

@@ -73,9 +73,9 @@ Rows = slice | ReadRows
 
 
 class PackedRows:
-    """Where the rows of N variants stand, R in all, M of which are read.
+    """Where the rows of N variants are, R in all, M of which are read.
 
-    What says where to cut stands in lists on the CPU, what indexes rows on the device: a pass waits for nothing.
+    Where to cut is in lists on the CPU, indices of rows are on the device: a pass waits for nothing.
 
     order [N]: the variants as they are packed; variants: in that order; begins: N + 1 numbers, where the rows of each begin,
     and the same as `offsets`; keys: N numbers, when each joins. Of each row [R]: variant, the number of its variant in the

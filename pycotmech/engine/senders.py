@@ -1,7 +1,7 @@
 """What senders change in the layers above them while every other head keeps the z of the base run: the first half of path
 patching, for many senders in one pass upward.
 
-With all other heads frozen no position depends on another: a sender's rows go up by themselves, one row for each position at
+With all other heads frozen no position depends on another: a sender's rows climb alone, one row for each position at
 which its z was replaced, through a staircase in which attention adds what it added in the base run and MLPs are computed or
 frozen too. Wherever a receiver lies, its queries, keys and values are projected from these rows, and each head's z is
 computed with one of the three replaced. One such z serves every query head of the layer: what the others do does not enter.

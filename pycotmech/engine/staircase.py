@@ -27,7 +27,7 @@ from pycotmech.model.families.base import Family
 from pycotmech.model.work import LayerRows
 
 Watch = Callable[[int, PackedRows, Tensor, int], None]
-"""(layer, rows, residual rows x, n): called before each layer; the first n variants have joined, their rows stand in x."""
+"""(layer, rows, residual rows x, n): called before each layer; the first n variants have joined, their rows are in x."""
 
 
 class Staircase:
@@ -46,7 +46,7 @@ class Staircase:
     """
 
     on_device: ClassVar[tuple[str, ...]] = ("rows", "join", "edits", "attention", "mlp", "watch")
-    """Attributes that stand on the device, and objects that hold such, each of which has this list too. All others are on
+    """Attributes on the device, and objects that hold such attributes, each of which has this list too. All others are on
     the CPU and decide what is launched (`graphs`)."""
 
     def __init__(
@@ -194,5 +194,5 @@ class _Frozen:
         self.site, self.bases, self.rows = site, bases, rows
 
     def __call__(self, l: int, x: Tensor, *ranges: Rows) -> Tensor:
-        """As of the part in whose place it stands: what is added to the last of these ranges, [n, d]."""
+        """As of the part that it replaces: what is added to the last of these ranges, [n, d]."""
         return self.bases.sites[self.site][l][self.rows.index[self.rows.at(ranges[-1])]]
