@@ -1,4 +1,4 @@
-"""What this installation is made of: for `pycotmech info` and for bug reports."""
+"""`pycotmech info`: what this installation is made of, for bug reports too."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import importlib.util
 import os
 import platform
 from importlib import metadata
+from typing import Any
+
+from pycotmech.cli import options as o
 
 
-def info() -> list[tuple[str, list[tuple[str, str]]]]:
-    """Sections of (name, value): versions, machine, compiled modules, and what runs each op."""
+def info(debug: o.Debug = False) -> None:
+    """Show versions, what is compiled, and what runs each op on this machine."""
+    for title, rows in sections():
+        o.say(title)
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            o.say(f"  {name:<{width}}  {value}")
+
+
+def sections() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Returns sections of (name, value): versions, machine, compiled modules, and what runs each op."""
     import torch
 
     from pycotmech import __version__, ops
@@ -40,7 +52,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _cuda_build(torch) -> str:
+def _cuda_build(torch: Any) -> str:
     return f"with CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
 
 

@@ -1,14 +1,14 @@
 """All analyses of arXiv 2402.18312 on one model: what they will cost, the results, and which of the paper's claims hold.
 
 from pycotmech import paper
-from pycotmech.runs import experiment
+from pycotmech.runs import Settings
 
-settings = experiment.Settings(model="smollm2-135m", examples=8)
+settings = Settings(model="smollm2-135m", examples=8)
 outcome = paper.run(settings, "paper-results")
 """
 
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import ENTRIES
-from pycotmech.paper.runner import Outcome, run
+from pycotmech.paper.runner import PaperOutcome, run
 
-__all__ = ["CLAIMS", "ENTRIES", "Claim", "Outcome", "Verdict", "run"]
+__all__ = ["CLAIMS", "ENTRIES", "Claim", "PaperOutcome", "Verdict", "run"]

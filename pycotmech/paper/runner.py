@@ -4,70 +4,98 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.cot.tools.registry import Description, Given
+from pycotmech.files.arrays import DamagedData, open_group
+from pycotmech.files.write import replacing, subfolder, write_text
 from pycotmech.paper import plan as planning
-from pycotmech.paper.entries import chosen
+from pycotmech.paper.claims import CLAIMS, Claim, Verdict
+from pycotmech.paper.entries import ENTRIES, chosen
 from pycotmech.paper.summary import write_summary
-from pycotmech.runs import experiment
+from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
+from pycotmech.runs.progress import Progress
+from pycotmech.runs.settings import Settings, model_identity, torch_threads, versions
+from pycotmech.runs.work import make_examples
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
-    from pycotmech.model import Model
 
 ABOUT = "paper.json"
 DEFAULT_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """results: by entry name. resumed: names that were done before. failures: analyses that could not be done, and why."""
+class PaperOutcome:
+    """What a run of the paper's analyses did.
+
+    results: by entry name. verdicts: each claim, against all results of the folder. resumed: names that were done before.
+    failures: analyses that could not be done, and why.
+    """
 
     folder: Path
     results: dict[str, Analysis]
     plan: planning.Plan
+    verdicts: list[tuple[Claim, Verdict]]
     resumed: list[str]
     failures: dict[str, str]
 
 
 def run(
-    settings: experiment.Settings,
+    settings: Settings,
     out: str | os.PathLike,
     *,
     only: tuple[str, ...] | None = None,
-    progress: experiment.Progress | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     plan_only: bool = False,
-) -> Outcome:
-    """All analyses of the paper, or those in `only` and what they need, on the model and task of the settings.
+) -> PaperOutcome:
+    """Runs all analyses of the paper, or those in `only` and what they need, on the model and task of the settings.
 
     Writes into the folder `out`: data/<analysis>.zarr, tables/<analysis>.csv, figures/<analysis>.png (and others that an
     analysis has, figures/<analysis>_<name>.png), summary.md and paper.json. say: told the plan before the first analysis
-    starts, and what each found. plan_only: stops behind the plan.
-    An analysis that fails leaves the others as they are; it is named in `failures` and tried again by the next run.
-    Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis.
+    starts, and what each found. plan_only: stops after the plan and writes nothing.
+    An analysis that fails leaves the others as they are; it is named in `failures` and tried again by the next run. Data that
+    is damaged is computed again, and tables and figures that are missing are made again.
+    Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis; BlockingIOError
+    where another process writes to the folder.
     """
     settings.check()
     if settings.pairs is not None:
         raise ValueError("pairs: the paper's analyses need the task; expected none")
+    if settings.examples is None:
+        settings = replace(settings, examples=DEFAULT_EXAMPLES)
     entries = chosen(only)
-    progress, say = progress or experiment.Progress(), say or (lambda text: None)
-    folder = experiment.writable(out)
+    opened: AbstractContextManager[Path] = nullcontext(checked_path(out)) if plan_only else open_folder(out)
+    with opened as folder:
+        return _run(settings, folder, entries, progress or Progress(), say or (lambda text: None), plan_only)
 
+
+def _run(
+    settings: Settings,
+    folder: Path,
+    entries: list[Description],
+    progress: Progress,
+    say: Callable[[str], None],
+    plan_only: bool,
+) -> PaperOutcome:
     from pycotmech.cot.tools.cells import choose, grade
     from pycotmech.cot.tools.cost import workload
     from pycotmech.model import Model
 
+    facts = _stored_facts(folder)
+    stored, identity = facts.get("identity"), settings.identity()
+    refuse_other_settings(folder, stored, identity)
     model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
-    with experiment.threads(settings.threads):
-        identity = _identity(settings, model)
-        _refuse_others(folder, identity)
+    with torch_threads(settings.threads):
+        identity |= model_identity(model, stored)
+        identity = json.loads(json.dumps(identity))
+        refuse_other_settings(folder, stored, identity)
         examples = make_examples(model, settings)
         right = grade(model, examples)
         cells = choose(model, examples, steps=settings.chosen_steps, right=right)
@@ -75,14 +103,17 @@ def run(
         say(str(right))
         say(str(plan))
         if plan_only:
-            return Outcome(folder, {}, plan, [], {})
-        facts = {"identity": identity, "versions": experiment.versions(), "costs": _known_costs(folder)}
+            return PaperOutcome(folder, {}, plan, [], [], {})
+        costs: dict[str, Any] = facts.get("costs", {})
+        facts = {"identity": identity, "versions": versions(), "costs": costs}
         _write_json(folder / ABOUT, facts)
         done: dict[str, Analysis] = {}
         resumed, failures = [], {}
         for entry in entries:
-            kept = _kept(folder, entry)
+            kept = _kept(folder, entry, identity, progress)
             if kept is not None:
+                _show(folder, entry, kept, missing_only=True)
+                costs.setdefault(entry.name, dict(kept.about.get("cost", {})))
                 done[entry.name] = kept
                 resumed.append(entry.name)
                 continue
@@ -94,77 +125,77 @@ def run(
             start = time.perf_counter()
             progress.begin(entry.name, 1)
             try:
-                result = entry.run(given, lambda at, total: progress.at(at / max(total, 1), ""))
+                result = entry.run(given, lambda at, total: progress.at(at / max(total, 1)))
             except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be done
                 failures[entry.name] = str(error)
                 continue
             finally:
                 progress.end()
-            facts["costs"][entry.name] = {"seconds": time.perf_counter() - start, **result.about.get("cost", {})}
-            _keep(folder, entry, result)
+            costs[entry.name] = {"seconds": time.perf_counter() - start, **result.about.get("cost", {})}
+            # Table and figures first, the data last and in one move: what `_kept` finds is complete.
+            _show(folder, entry, result)
+            replace(result, about={**result.about, "identity": identity}).save(subfolder(folder, "data"))
             _write_json(folder / ABOUT, facts)
             done[entry.name] = result
             say(str(result))
-        write_summary(folder, model=model, right=right, plan=plan, results=done, costs=facts["costs"], failures=failures)
-    return Outcome(folder, done, plan, resumed, failures)
-
-
-def make_examples(model: Model, settings: experiment.Settings) -> Any:
-    """The examples of the settings; ValueError for a model without a tokenizer."""
-    from pycotmech import cot
-
-    if model.tokenizer is None:
-        raise ValueError(f"model: {model.name} has no tokenizer, so no examples can be made")
-    n = DEFAULT_EXAMPLES if settings.examples is None else settings.examples
-    return cot.make_examples(n, tokenizer=model.tokenizer, bos=model.prepend_bos, **settings.task())
-
-
-def _identity(settings: experiment.Settings, model: Model) -> dict[str, Any]:
-    n = DEFAULT_EXAMPLES if settings.examples is None else settings.examples
-    return {**settings.identity(), "examples": n, "weights": experiment.fingerprint(model)}
-
-
-def _refuse_others(folder: Path, identity: dict[str, Any]) -> None:
-    """Results of other settings are neither mixed with these nor overwritten."""
-    path = folder / ABOUT
-    if not path.is_file():
-        return
-    stored = json.loads(path.read_text("utf-8")).get("identity", {})
-    differ = [f"{k} was {stored.get(k)}, now {v}" for k, v in json.loads(json.dumps(identity)).items() if stored.get(k) != v]
-    if differ:
-        raise ValueError(
-            f"out: {folder} holds results of other settings: {'; '.join(differ)}. Give another folder, or the settings of "
-            "these results to go on with them"
+        others = {e.name: _kept(folder, e, identity, progress) for e in ENTRIES if e.name not in done and e not in entries}
+        results = {e.name: r for e in ENTRIES if (r := done.get(e.name) or others.get(e.name)) is not None}
+        verdicts = [(claim, claim.verdict(results)) for claim in CLAIMS]
+        write_summary(
+            folder, model=model, right=right, plan=plan, results=results, verdicts=verdicts, costs=costs, failures=failures
         )
+        _write_json(folder / ABOUT, facts)
+    return PaperOutcome(folder, done, plan, verdicts, resumed, failures)
 
 
-def _known_costs(folder: Path) -> dict[str, Any]:
-    path = folder / ABOUT
-    return json.loads(path.read_text("utf-8")).get("costs", {}) if path.is_file() else {}
+def _stored_facts(folder: Path) -> dict[str, Any]:
+    """What paper.json holds; where it is lost or damaged, the identity that the results hold themselves."""
+    try:
+        facts = json.loads((folder / ABOUT).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        facts = {}
+    if isinstance(facts, dict) and isinstance(facts.get("identity"), dict):
+        return facts if isinstance(facts.get("costs"), dict) else {"identity": facts["identity"]}
+    kept = sorted((folder / "data").glob("*.zarr"))
+    for path in kept:
+        try:
+            about = json.loads(str(open_group(path).attrs.get("about")))
+        except ValueError:
+            continue
+        if isinstance(about, dict) and isinstance(about.get("identity"), dict):
+            return {"identity": about["identity"]}
+    if kept:
+        raise ValueError(
+            f"out: {folder} holds data but no readable {ABOUT}, so nothing says of which settings they are. Move its data "
+            "away, or give another folder"
+        )
+    return {}
 
 
-def _kept(folder: Path, entry: Description) -> Analysis | None:
-    if not (folder / "data" / f"{entry.name}.zarr").is_dir():
+def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progress: Progress) -> Analysis | None:
+    """The stored result of these settings; None where there is none or it is damaged."""
+    try:
+        result = entry.result.load(folder / "data")
+    except FileNotFoundError:
         return None
-    return entry.result.load(folder / "data")
+    except DamagedData as error:
+        progress.note(f"{error}: {entry.name} counts as not done")
+        return None
+    return result if result.about.get("identity", identity) == identity else None
 
 
-def _keep(folder: Path, entry: Description, result: Analysis) -> None:
-    """Table and figure first, the data last and in one move: what `_kept` finds is whole."""
-    for name in ("tables", "figures", "data"):
-        (folder / name).mkdir(exist_ok=True)
-    result.table().to_csv(folder / "tables" / f"{entry.name}.csv", index=False)
-    result.plot(path=folder / "figures" / f"{entry.name}.png")
-    for name, draw in result.figures().items():
-        draw(path=folder / "figures" / f"{entry.name}_{name}.png")
-    unfinished = folder / "data" / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    path = result.save(unfinished)
-    path.replace(folder / "data" / path.name)
-    unfinished.rmdir()
+def _show(folder: Path, entry: Description, result: Analysis, *, missing_only: bool = False) -> None:
+    """Writes the table and the figures of a result."""
+    figures = {entry.name: result.plot, **{f"{entry.name}_{name}": draw for name, draw in result.figures().items()}}
+    table = subfolder(folder, "tables") / f"{entry.name}.csv"
+    if not (missing_only and table.is_file()):
+        write_text(table, result.table().to_csv(index=False))
+    for name, draw in figures.items():
+        path = subfolder(folder, "figures") / f"{name}.png"
+        if not (missing_only and path.is_file()):
+            with replacing(path) as temporary:
+                draw(path=temporary)
 
 
 def _write_json(path: Path, value: Any) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(value, indent=1, default=str) + "\n", "utf-8")
-    new.replace(path)
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")

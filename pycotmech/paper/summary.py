@@ -1,12 +1,14 @@
-"""The page a person reads: each claim beside what this model shows, every analysis with its figure, and what it cost."""
+"""Writes the page that a person reads: each claim beside what this model shows, every analysis, and what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pycotmech.paper.claims import CLAIMS
+from pycotmech.files.text import markdown, printable
+from pycotmech.files.write import write_text
+from pycotmech.paper.claims import Claim, Verdict
 from pycotmech.paper.plan import Plan, shown_time
 
 if TYPE_CHECKING:
@@ -22,28 +24,28 @@ def write_summary(
     right: Graded,
     plan: Plan,
     results: Mapping[str, Analysis],
+    verdicts: Sequence[tuple[Claim, Verdict]],
     costs: Mapping[str, Any],
     failures: Mapping[str, str],
 ) -> Path:
     """Writes summary.md into the folder."""
     lines = [
-        f"# {model.name} beside “How to think step-by-step” (arXiv 2402.18312)",
+        f"# {markdown(model.name)} beside “How to think step-by-step” (arXiv 2402.18312)",
         "",
-        f"{model!r}. The paper's figures are for Llama-2 7B; another model need not agree.",
-        *(f"Note: {note}." for note in model.notes),
+        f"{markdown(repr(model))}. The paper's figures are for Llama-2 7B; another model need not agree.",
+        *(f"Note: {markdown(note)}." for note in model.notes),
         "",
         "## The paper's claims, and what this model shows",
         "",
         "| claim | here | evidence |",
         "|---|---|---|",
     ]
-    for claim in CLAIMS:
-        verdict = claim.verdict(results)
-        lines.append(f"| {claim.text} ({claim.source}) | **{verdict.word}** | {verdict.evidence} |")
+    for claim, verdict in verdicts:
+        lines.append(f"| {claim.text} ({claim.source}) | **{verdict.word}** | {printable(verdict.evidence)} |")
     lines += ["", "## Which steps it gets right", "", "```", str(right), "```", ""]
     for name, result in results.items():
-        lines += [f"## {result.title} ({result.about['source']})", "", f"{result.about['definition']}.", ""]
-        lines += [f"* {line}" for line in result.findings()]
+        lines += [f"## {result.title} ({markdown(result.about['source'])})", "", f"{markdown(result.about['definition'])}.", ""]
+        lines += [f"* {printable(line)}" for line in result.findings()]
         lines += ["", f"![{result.title}](figures/{name}.png)", ""]
         for other in result.figures():
             lines += [f"![{result.title}, {other}](figures/{name}_{other}.png)", ""]
@@ -52,12 +54,12 @@ def write_summary(
         lines += ["## Not done", "", *(f"* {name}: {why}" for name, why in failures.items()), ""]
     lines += ["## What it cost", "", *cost_table(plan, costs), ""]
     path = folder / "summary.md"
-    path.write_text("\n".join(lines), "utf-8")
+    write_text(path, "\n".join(lines))
     return path
 
 
 def cost_table(plan: Plan, costs: Mapping[str, Any]) -> list[str]:
-    """Ours, predicted and counted, beside the authors' loops for the same examples and steps (docs/protocol.md, Cost)."""
+    """Returns ours, counted and predicted, beside the authors' loops for the same examples and steps (docs/protocol.md, Cost)."""
     lines = [
         "| analysis | paper | token-forwards | predicted | TFLOP | time | authors' forwards | token-forwards | TFLOP |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",

@@ -1,6 +1,23 @@
-"""Files of the package's user: prompt pairs that come in, results that stay, whatever happens to the process."""
+"""Runs into a folder: settings, prompt pairs that come in, results that stay whatever happens to the process.
 
+`pycotmech.runs.experiment` is the main job, `pycotmech.runs.attention` the attention of one text; `pycotmech.paper` runs the
+analyses of the paper on the same ground. `pycotmech.runs.report` shows what a folder holds.
+"""
+
+from pycotmech.runs.folder import open_folder
 from pycotmech.runs.pairs import PromptPair, read_pairs
-from pycotmech.runs.store import Axes, Results, State, read
+from pycotmech.runs.progress import Progress
+from pycotmech.runs.settings import Settings
+from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, read
 
-__all__ = ["Axes", "PromptPair", "Results", "State", "read", "read_pairs"]
+__all__ = [
+    "Progress",
+    "PromptPair",
+    "ResultAxes",
+    "Settings",
+    "SweepState",
+    "SweepStore",
+    "open_folder",
+    "read",
+    "read_pairs",
+]

@@ -33,7 +33,7 @@ class PromptPair:
 
 
 def read_pairs(path: str | PathLike, *, metric: str = "kl") -> list[PromptPair]:
-    """The pairs of a JSONL file, checked as far as that is possible without a model; empty lines are passed over.
+    """Reads the pairs of a JSONL file and checks them as far as that is possible without a model; empty lines are skipped.
 
     metric: what they are for; "prob" needs an answer in each line, "logit_diff" an answer and a wrong one.
     Raises FileNotFoundError, or ValueError naming the file, the line and the field.
@@ -57,9 +57,11 @@ def read_pairs(path: str | PathLike, *, metric: str = "kl") -> list[PromptPair]:
 
 def _pair(line: str, where: str, number: int, metric: str) -> PromptPair:
     try:
-        found = json.loads(line)
-    except ValueError as error:
+        found = json.loads(line, object_pairs_hook=lambda fields: _fields_once(fields, where))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: not valid JSON (nested too deeply)") from error
     if not isinstance(found, dict):
         raise ValueError(f"{where}: expected a JSON object with clean and corrupted, got {type(found).__name__}")
     if unknown := sorted(set(found) - set(_FIELDS)):
@@ -75,11 +77,23 @@ def _pair(line: str, where: str, number: int, metric: str) -> PromptPair:
     name = found.get("name")
     if name is not None and not isinstance(name, str):
         raise ValueError(f"{where}: field 'name': expected a string, got {name!r}")
+    for field in _FIELDS:
+        value = found.get(field)
+        if isinstance(value, str) and not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{where}: field {field!r} holds half of a surrogate pair, which is no text")
     if found["clean"] == found["corrupted"]:
         raise ValueError(f"{where}: fields 'clean' and 'corrupted' are the same; expected prompts that differ")
     return PromptPair(
         found["clean"], found["corrupted"], found.get("answer"), found.get("wrong"), name or f"line {number}", where
     )
+
+
+def _fields_once(fields: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found = dict(fields)
+    if len(found) < len(fields):
+        names = [name for name, _ in fields]
+        raise ValueError(f"{where}: field {next(n for n in names if names.count(n) > 1)!r} is given twice")
+    return found
 
 
 def _is_id(value: Any) -> bool:

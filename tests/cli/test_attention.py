@@ -13,7 +13,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import pycotmech as pcm
-from pycotmech.cli import attention as command
+from pycotmech.cli.attention import attention
+from pycotmech.runs.attention import find_text, read_segments
 
 TEXT = (
     "Every lempus is a tumpus. Every tumpus is bright. Max is a lempus. True or false: Max is bright. "
@@ -26,7 +27,7 @@ QUESTION = "True or false: Max is bright."
 def app():
     app = typer.Typer()
     app.callback()(lambda: None)
-    command.register(app)
+    app.command()(attention)
     return app
 
 
@@ -137,17 +138,17 @@ def test_the_shell_knows_the_command_and_says_errors_in_one_line(prompt, tmp_pat
 
 def test_segments_given_by_text(model, tmp_path):
     tokens = model.to_tokens(TEXT).tolist()
-    found = command.find_text(model, TEXT, "Answer: Max is a lempus", "a")
+    found = find_text(model, TEXT, "Answer: Max is a lempus", "a")
     assert model.tokenizer.decode(tokens[found]).replace(" :", ":") == "Answer: Max is a lempus"
     with pytest.raises(ValueError, match="occurs 3 times"):
-        command.find_text(model, TEXT, "Max is a", "a")
+        find_text(model, TEXT, "Max is a", "a")
     with pytest.raises(ValueError, match="occurs 0 times"):
-        command.find_text(model, TEXT, "zumpus", "a")
+        find_text(model, TEXT, "zumpus", "a")
     path = tmp_path / "s.json"
     for bad, message in (('{"a": [1]}', "expected .start, stop."), ("[1]", "must hold an object"), ("{", "no JSON")):
         path.write_text(bad)
         with pytest.raises(ValueError, match=message):
-            command.read_segments(str(path))
+            read_segments(str(path))
     path.write_text('{"a": [3, null], "b": 2, "c": "piece"}')
-    assert command.read_segments(str(path)) == {"a": slice(3, None), "b": slice(2, 3), "c": "piece"}
-    assert command.read_segments("a=:3, b=-1") == {"a": slice(None, 3), "b": slice(-1, None)}
+    assert read_segments(str(path)) == {"a": slice(3, None), "b": slice(2, 3), "c": "piece"}
+    assert read_segments("a=:3, b=-1") == {"a": slice(None, 3), "b": slice(-1, None)}

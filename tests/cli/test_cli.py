@@ -15,7 +15,7 @@ import pytest
 
 import pycotmech as pcm
 from pycotmech.cli import app as cli
-from pycotmech.runs import State, read
+from pycotmech.runs import SweepState, read
 
 SMALL = ("--model", "tiny-cot", "--examples", "2", "--shots", "0", "--steps", "1,5")
 
@@ -56,8 +56,8 @@ def test_run_keeps_what_the_library_computes(finished):
     data = read(finished)
     model = pcm.Model.from_pretrained("tiny-cot")
     examples = pcm.cot.make_examples(2, tokenizer=model.tokenizer, bos=True, shots=0, seed=0)
-    assert (data["state"] == State.FINISHED).sum() >= 3  # the model is right nearly always
-    for e, s in np.argwhere(data["state"].values == State.FINISHED):
+    assert (data["state"] == SweepState.FINISHED).sum() >= 3  # the model is right nearly always
+    for e, s in np.argwhere(data["state"].values == SweepState.FINISHED):
         step = examples[e].steps[int(data["step"][s])]
         sweep = pcm.patch_heads(model, step.clean, step.corrupted)
         cell = data.isel(example=e, step=s)
@@ -99,7 +99,7 @@ def test_the_screen_shows_the_table_the_notes_and_sentences(finished):
 
 
 def test_run_again_does_nothing_twice(finished, shell):
-    chunk = finished / "results.zarr" / "raw" / "0.0.0.0"
+    chunk = finished / "results.zarr" / "raw" / "c" / "0" / "0" / "0" / "0"
     before = chunk.stat().st_mtime_ns
     code, out, err = shell("run", *SMALL, "--out", finished)
     assert code == 0 and chunk.stat().st_mtime_ns == before
@@ -128,7 +128,7 @@ def test_other_settings_on_the_same_folder_are_refused_by_name(finished, shell, 
 def test_other_weights_under_the_same_name_are_refused(finished, shell, monkeypatch):
     from pycotmech.runs import experiment
 
-    monkeypatch.setattr(experiment, "fingerprint", lambda model: "another")
+    monkeypatch.setattr(experiment, "model_identity", lambda model, stored: {"weights": "another"})
     code, _, err = shell("run", *SMALL, "--out", finished)
     assert code == 2 and "weights was" in err and "now another" in err
 
@@ -140,7 +140,7 @@ def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sh
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         give_up = time.monotonic() + 120
         while time.monotonic() < give_up and process.poll() is None:
-            if (out / "results.zarr").is_dir() and int((read(out)["state"] == State.FINISHED).sum()) >= 3:
+            if (out / "results.zarr").is_dir() and int((read(out)["state"] == SweepState.FINISHED).sum()) >= 3:
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -148,18 +148,18 @@ def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sh
     assert process.returncode == 130, err
     assert "stopped; what is finished is kept" in err and "Traceback" not in err
     first = read(out)
-    kept = np.argwhere(first["state"].values == State.FINISHED)
-    assert 3 <= len(kept) < int((first["state"] != State.SKIPPED).sum())
-    stamps = {e: (out / f"results.zarr/raw/{e}.0.0.0").stat().st_mtime_ns for e in {int(e) for e, _ in kept[:-2]}}
+    kept = np.argwhere(first["state"].values == SweepState.FINISHED)
+    assert 3 <= len(kept) < int((first["state"] != SweepState.SKIPPED).sum())
+    stamps = {e: (out / f"results.zarr/raw/c/{e}/0/0/0").stat().st_mtime_ns for e in {int(e) for e, _ in kept[:-2]}}
     code, screen, err = shell("report", out)
     assert code == 0 and "still to do" in screen
     code, screen, err = shell("run", *settings, "--out", out)
     assert code == 0 and f"{len(kept)} sweeps are finished already" in err and "still to do" not in screen
     second = read(out)
-    assert (second["state"] != State.PENDING).all()
+    assert (second["state"] != SweepState.PENDING).all()
     for e, s in kept:
         np.testing.assert_array_equal(second["raw"][e, s], first["raw"][e, s])
-    assert all((out / f"results.zarr/raw/{e}.0.0.0").stat().st_mtime_ns == t for e, t in stamps.items())
+    assert all((out / f"results.zarr/raw/c/{e}/0/0/0").stat().st_mtime_ns == t for e, t in stamps.items())
 
 
 def test_quiet_says_nothing(tmp_path, shell):
@@ -364,7 +364,7 @@ def test_an_unknown_model_and_debug(shell, tmp_path, monkeypatch):
 
 def test_positions_in_front_of_the_difference_are_refused_before_the_first_sweep(shell, tmp_path):
     code, _, err = shell("run", *SMALL, "--positions", "0", "--out", tmp_path / "out")
-    assert code == 2 and "example 0, step 1: positions: [0] all lie in front of position" in err
+    assert code == 2 and "example 0, step 1: positions: [0] reach nothing that is read" in err
 
 
 def test_sweep_needs_one_source_of_prompts(shell):

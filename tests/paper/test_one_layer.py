@@ -9,7 +9,7 @@ from pycotmech import paper
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools import cells
 from pycotmech.paper import ENTRIES
-from pycotmech.runs import experiment
+from pycotmech.runs import Settings
 from tests.reference.tiny import tiny_llama
 
 BY_LAYER = {"movers", "mixing", "writers", "rift", "abidance"}
@@ -21,7 +21,7 @@ def outcome(tiny_cot_path, tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(tiny_cot_path)
     tiny_llama(n_layers=1, n_heads=4, d_vocab=len(tokenizer), n_positions=512).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    settings = experiment.Settings(model=str(folder / "model"), examples=2, shots=1, steps=(2, 5))
+    settings = Settings(model=str(folder / "model"), examples=2, shots=1, steps=(2, 5))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cells, "grade", every)
         return paper.run(settings, folder / "out")

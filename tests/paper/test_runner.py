@@ -13,9 +13,9 @@ from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools import cells
 from pycotmech.paper import runner
 from pycotmech.paper.entries import ENTRIES
-from pycotmech.runs import experiment
+from pycotmech.runs import Settings
 
-SETTINGS = experiment.Settings(model="tiny-cot", examples=2, shots=2, steps=(2, 5))
+SETTINGS = Settings(model="tiny-cot", examples=2, shots=2, steps=(2, 5))
 ONLY = ("decision_heads", "copy_heads")
 
 
@@ -129,14 +129,14 @@ def test_what_was_cut_off_while_being_written_is_made_again(first, folder, tmp_p
 
 def test_bad_input_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="pairs: the paper's analyses need the task"):
-        paper.run(experiment.Settings(model="tiny-cot", pairs=tmp_path / "x.jsonl"), tmp_path)
+        paper.run(Settings(model="tiny-cot", pairs=tmp_path / "x.jsonl"), tmp_path)
     with pytest.raises(ValueError, match="only: got 'E99'"):
         paper.run(SETTINGS, tmp_path, only=("E99",))
 
 
 @pytest.mark.slow
 def test_the_whole_of_it(tmp_path):
-    outcome = paper.run(experiment.Settings(model="tiny-cot", examples=4, shots=2), tmp_path)
+    outcome = paper.run(Settings(model="tiny-cot", examples=4, shots=2), tmp_path)
     assert not outcome.failures and list(outcome.results) == [e.name for e in ENTRIES]
     for claim in paper.CLAIMS:
         assert claim.verdict(outcome.results).evidence

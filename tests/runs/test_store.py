@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pycotmech.runs import Axes, Results, State, read
-from pycotmech.runs.store import FOLDER, identity, uninterrupted
+from pycotmech.runs import ResultAxes, SweepState, SweepStore, read
+from pycotmech.runs.progress import uninterrupted
+from pycotmech.runs.store import STORE, stored_identity
 
-AXES = Axes(["0", "1", "2"], [5, 9], ["induction", "induction"], n_layers=4, n_heads=3)
+AXES = ResultAxes(["0", "1", "2"], [5, 9], ["induction", "induction"], n_layers=4, n_heads=3)
 SETTINGS = {"model": "m", "steps": [5, 9]}
 
 
@@ -34,16 +35,15 @@ def sweep_of(seed: int) -> SimpleNamespace:
     )
 
 
-def created(folder: Path) -> Results:
-    return Results.create(folder, AXES, identity=SETTINGS, about={"model": {"name": "m", "notes": []}})
+def created(folder: Path) -> SweepStore:
+    return SweepStore.create(folder, AXES, identity=SETTINGS, about={"model": {"name": "m", "notes": []}})
 
 
 def test_what_is_finished_comes_back_with_its_labels(tmp_path):
     results = created(tmp_path)
     results.grade(1, [1, 0])
-    results.finish(1, 0, sweep_of(3), seconds=2.5)
+    results.finish(1, [0], [sweep_of(3)], seconds=2.5)
     results.skip(1, 1)
-    results.close()
     data = read(tmp_path)
     assert data.sizes == {"example": 3, "step": 2, "layer": 4, "head": 3}
     assert data["step"].values.tolist() == [5, 9] and data["kind"].values.tolist() == ["induction"] * 2
@@ -51,16 +51,16 @@ def test_what_is_finished_comes_back_with_its_labels(tmp_path):
     np.testing.assert_array_equal(data["effect"].sel(example=1, step=5), sweep_of(3).effect)
     cell = data.sel(example=1, step=5)
     assert [float(cell[n]) for n in ("clean_metric", "corrupted_metric", "noise_floor", "seconds")] == [1.5, -0.5, 1e-6, 2.5]
-    assert data["state"].values.tolist() == [[0, 0], [State.FINISHED, State.SKIPPED], [0, 0]]
+    assert data["state"].values.tolist() == [[0, 0], [SweepState.FINISHED, SweepState.SKIPPED], [0, 0]]
     assert data["right"].values.tolist() == [[-1, -1], [1, 0], [-1, -1]]
     assert np.isnan(data["raw"].sel(example=0)).all() and np.isnan(data["raw"].sel(example=1, step=9)).all()
-    assert data.attrs["identity"] == SETTINGS == identity(tmp_path)
+    assert data.attrs["identity"] == SETTINGS == stored_identity(tmp_path)
 
 
 def test_plain_xarray_opens_it(tmp_path):
     results = created(tmp_path)
-    results.finish(0, 1, sweep_of(1), 1.0)
-    data = xr.open_zarr(tmp_path / FOLDER, consolidated=False)
+    results.finish(0, [1], [sweep_of(1)], 1.0)
+    data = xr.open_zarr(tmp_path / STORE, consolidated=False)
     np.testing.assert_array_equal(data["values"].sel(example=0, step=9), sweep_of(1).values)
 
 
@@ -68,19 +68,16 @@ def test_every_step_of_an_example_keeps_its_own_numbers(tmp_path):
     results = created(tmp_path)
     for e in range(3):
         for s in range(2):
-            results.finish(e, s, sweep_of(10 * e + s), 1.0)
+            results.finish(e, [s], [sweep_of(10 * e + s)], 1.0)
     data = read(tmp_path)
     for e in range(3):
         for s in range(2):
             np.testing.assert_array_equal(data["raw"][e, s], sweep_of(10 * e + s).raw)
 
 
-def test_one_process_at_a_time(tmp_path):
-    results = created(tmp_path)
-    with pytest.raises(BlockingIOError, match="another process is writing"):
-        Results.resume(tmp_path)
-    results.close()
-    Results.resume(tmp_path).close()
+def test_a_store_is_created_once(tmp_path):
+    created(tmp_path)
+    SweepStore.resume(tmp_path)
     with pytest.raises(FileExistsError, match="holds results already"):
         created(tmp_path)
 
@@ -90,24 +87,22 @@ def test_a_damaged_chunk_is_pending_again_and_costs_no_other_example(tmp_path, n
     results = created(tmp_path)
     for e in range(2):
         for s in range(2):
-            results.finish(e, s, sweep_of(e + s), 1.0)
-    results.close()
-    chunks = sorted((tmp_path / FOLDER / name).glob("1.*"))
+            results.finish(e, [s], [sweep_of(e + s)], 1.0)
+    chunks = [path for path in (tmp_path / STORE / name / "c" / "1").rglob("*") if path.is_file()]
     assert len(chunks) == 1
     chunks[0].write_bytes(chunks[0].read_bytes()[:5])
-    results = Results.resume(tmp_path)
+    results = SweepStore.resume(tmp_path)
     assert results.state().tolist() == [[1, 1], [0, 0], [0, 0]]
-    results.finish(1, 0, sweep_of(7), 1.0)
+    results.finish(1, [0], [sweep_of(7)], 1.0)
     np.testing.assert_array_equal(read(tmp_path)["raw"][1, 0], sweep_of(7).raw)
 
 
 def test_finished_without_data_is_pending_again(tmp_path):
     results = created(tmp_path)
-    results.finish(0, 0, sweep_of(0), 1.0)
-    results.close()
-    for chunk in (tmp_path / FOLDER / "raw").glob("0.*"):
+    results.finish(0, [0], [sweep_of(0)], 1.0)
+    for chunk in (tmp_path / STORE / "raw" / "c" / "0").glob("*/*/*"):
         chunk.unlink()  # as if the power had failed before the data reached the disk
-    assert Results.resume(tmp_path).state().tolist() == [[0, 0], [0, 0], [0, 0]]
+    assert SweepStore.resume(tmp_path).state().tolist() == [[0, 0], [0, 0], [0, 0]]
 
 
 def test_an_unfinished_creation_leaves_nothing(tmp_path, monkeypatch):
@@ -117,8 +112,8 @@ def test_an_unfinished_creation_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(xr.Dataset, "to_zarr", fail)
     with pytest.raises(OSError, match="disk full"):
         created(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
-    assert identity(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    assert stored_identity(tmp_path) is None
     with pytest.raises(FileNotFoundError, match="holds no results"):
         read(tmp_path)
 
@@ -128,8 +123,8 @@ def test_the_mark_comes_after_the_data(tmp_path, monkeypatch):
     sweep = sweep_of(0)
     del sweep.noise_floor  # writing stops half-way
     with pytest.raises(AttributeError):
-        results.finish(0, 0, sweep, 1.0)
-    assert (results.state() == State.PENDING).all()
+        results.finish(0, [0], [sweep], 1.0)
+    assert (results.state() == SweepState.PENDING).all()
 
 
 def test_ctrl_c_waits_for_a_write(interruptible):
@@ -149,14 +144,14 @@ def test_killed_at_any_moment_what_is_marked_is_whole(tmp_path):
         sys.path[:0] = [{str(Path.cwd())!r}, {str(Path(__file__).parent)!r}]
         from pathlib import Path
         from test_store import created, sweep_of
-        from pycotmech.runs.store import Results, identity
+        from pycotmech.runs.store import SweepStore, stored_identity
         folder = Path({str(tmp_path)!r})
-        results = created(folder) if identity(folder) is None else Results.resume(folder)
+        results = created(folder) if stored_identity(folder) is None else SweepStore.resume(folder)
         print("ready", flush=True)
         while True:
             for e in range(3):
                 for s in range(2):
-                    results.finish(e, s, sweep_of(10 * e + s), 1.0)
+                    results.finish(e, [s], [sweep_of(10 * e + s)], 1.0)
         """
     )
     for wait in (0.004, 0.011, 0.023):
@@ -166,6 +161,6 @@ def test_killed_at_any_moment_what_is_marked_is_whole(tmp_path):
                 process.wait(wait)
             process.kill()
         data = read(tmp_path)
-        for e, s in np.argwhere(data["state"].values == State.FINISHED):
+        for e, s in np.argwhere(data["state"].values == SweepState.FINISHED):
             np.testing.assert_array_equal(data["raw"][e, s], sweep_of(10 * e + s).raw)
             np.testing.assert_array_equal(data["effect"][e, s], sweep_of(10 * e + s).effect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from pycotmech.files.arrays import DamagedData, load_arrays, save_arrays
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -139,30 +141,31 @@ class Analysis:
         return "\n".join([head, *(f"  {line}" for line in self.findings())])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>" + self.table().to_html()
+        return f"<pre>{html.escape(str(self))}</pre>" + self.table().to_html()
 
     # ---- to keep ---------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | PathLike) -> Path:
         """Writes <folder>/<name>.zarr (replaced if it is there) and returns its path; `load` reads it back."""
         path = Path(folder) / f"{self.name}.zarr"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = json.dumps(self.about, default=_plain)
-        kept = self.data.assign_attrs(about=about)
-        words = {k: v.astype(object) for k, v in kept.variables.items() if v.dtype.kind == "U"}  # fixed widths are no standard
-        kept.assign({k: v for k, v in words.items() if k in kept.data_vars}).assign_coords(
-            {k: v for k, v in words.items() if k in kept.coords}
-        ).to_zarr(path, mode="w", consolidated=False, zarr_format=3)
+        save_arrays(self.data.assign_attrs(about=json.dumps(self.about, default=_plain)), path)
         return path
 
     @classmethod
     def load(cls, folder: str | PathLike):
-        """What `save` wrote into the folder. Raises FileNotFoundError if it is not there."""
+        """Reads what `save` wrote into the folder.
+
+        Raises FileNotFoundError if it is not there, DamagedData if it is not what was written, ValueError for a store that
+        holds more than plain arrays.
+        """
         path = Path(folder) / f"{cls.name}.zarr"
         if not path.is_dir():
             raise FileNotFoundError(f"folder: {folder} holds no {cls.name}.zarr; expected one written by {cls.__name__}.save")
-        data = xr.load_dataset(path, engine="zarr", consolidated=False)
-        about = json.loads(data.attrs.pop("about"))
+        data = load_arrays(path)
+        try:
+            about = json.loads(data.attrs.pop("about"))
+        except (KeyError, ValueError) as error:
+            raise DamagedData(f"{path} does not say how it was made") from error
         return cls(data, about)
 
 

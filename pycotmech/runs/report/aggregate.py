@@ -6,22 +6,22 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pycotmech.runs import State
+from pycotmech.runs.store import SweepState
 
 
 def by_step(data: xr.Dataset) -> xr.Dataset:
     """Effects by step, layer and head, over the examples whose sweep is finished.
 
     data: what `pycotmech.runs.read` gives. Returns, for each step, layer and head:
-    restoration: the ratio of means (PAPER: E1), which is the mean of the examples' effects weighted by the distance between
-        their clean and corrupted metric; so an example in which the counterfactual hardly matters hardly counts.
+    restoration: the ratio of means (docs/protocol.md, E1), which is the mean of the examples' effects weighted by the distance
+        between their clean and corrupted metric; so an example in which the counterfactual hardly matters hardly counts.
     sd: the standard deviation of the examples' effects around it, with the same weights; NaN for a single example.
     same_sign: the share of examples whose effect has the sign of the restoration.
     And for each step: n (examples used), right and graded (examples that are right, examples graded), pending, noise_floor
     (weighted mean of the examples' floors: no smaller than the floor of the mean), clean_metric and corrupted_metric
     (means), seconds (sum).
     """
-    used = data["state"] == State.FINISHED
+    used = data["state"] == SweepState.FINISHED
     n = used.sum("example")
     weight = abs(data["clean_metric"] - data["corrupted_metric"]).where(used, 0.0)
     share = weight / weight.sum("example").where(n > 0)
@@ -37,7 +37,7 @@ def by_step(data: xr.Dataset) -> xr.Dataset:
             "n": n,
             "right": (data["right"] == 1).sum("example"),
             "graded": (data["right"] >= 0).sum("example"),
-            "pending": (data["state"] == State.PENDING).sum("example"),
+            "pending": (data["state"] == SweepState.PENDING).sum("example"),
             "noise_floor": (data["noise_floor"] * share).sum("example", min_count=1),
             "seconds": data["seconds"].where(used).sum("example"),
         }

@@ -1,4 +1,7 @@
-"""The report of a results folder: tables, figures and a summary, built from what is finished."""
+"""The report of a results folder: tables, figures and a summary, built from what is finished.
+
+A folder may come from a stranger: files are replaced and never written through links, and stored text is shown, not obeyed.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ import pandas as pd
 import xarray as xr
 
 from pycotmech.figures.words import plural, sample_of
-from pycotmech.runs import State, read
+from pycotmech.files.text import markdown, printable
+from pycotmech.files.write import replacing, write_text
+from pycotmech.runs.folder import checked_path
 from pycotmech.runs.report import table
 from pycotmech.runs.report.aggregate import by_step, top_heads
 from pycotmech.runs.report.figures import overview_figure, step_figure
 from pycotmech.runs.report.findings import findings
+from pycotmech.runs.store import SweepState, read
 
 
 @dataclass(frozen=True)
@@ -43,35 +49,59 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
     """
     if top < 1:
         raise ValueError(f"top: got {top}; expected 1 or more")
-    folder = Path(folder).expanduser()
-    data = read(folder)
+    folder = checked_path(folder, "folder")
+    data = _shown(read(folder), folder)
     steps = by_step(data)
     heads = top_heads(steps, top)
     record = _first_record(folder / "examples.jsonl")
     samples = {int(step): sample_of(record, int(step)) for step in steps["step"].values}
-    identity, about = data.attrs["identity"], data.attrs["about"]
+    identity, notes = data.attrs["identity"], [str(note) for note in data.attrs["about"]["model"]["notes"]]
+    if damaged := data.attrs["damaged"]:
+        names = ", ".join(str(example) for example in damaged)
+        notes.append(f"stored data of {plural(len(damaged), 'example')} ({names}) is damaged and left out; "
+                     "the command that made it computes it again")  # fmt: skip
     report = Report(
         folder, steps, heads, table.text(steps, heads, samples), table.legend(identity["metric"], identity["direction"]),
-        _headline(data), list(about["model"]["notes"]), findings(steps, heads), [],
+        _headline(data), notes, findings(steps, heads), [],
     )  # fmt: skip
-    heads.to_csv(folder / "top_heads.csv", index=False, float_format="%.6g")
-    report.files.append(folder / "top_heads.csv")
+    _write(folder / "top_heads.csv", heads.to_csv(index=False, float_format="%.6g"), report)
     if figures:
         report.files.extend(_figures(folder, steps, samples))
     _write(folder / "summary.md", _markdown(report, record), report)
-    _write(folder / "summary.json", json.dumps(_plain(report, data), indent=1, ensure_ascii=False) + "\n", report)
+    _write(folder / "summary.json", json.dumps(_summary(report, data), indent=1, ensure_ascii=False) + "\n", report)
     return report
+
+
+def _shown(data: xr.Dataset, folder: Path) -> xr.Dataset:
+    """The results with every stored text made printable. Raises ValueError where they do not say what they are."""
+    identity, about = _texts(data.attrs["identity"]), _texts(data.attrs["about"])
+    try:
+        _ = identity["metric"], identity["direction"], identity["positions"], about["created"], about["threads"]
+        _ = about["model"]["name"], about["model"]["description"], list(about["model"]["notes"]), about["versions"].items()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"folder: the results in {folder} do not say how they were made ({printable(error)})") from error
+    kinds = [printable(kind) for kind in data["kind"].values]
+    return data.assign_coords(kind=("step", kinds)).assign_attrs(identity=identity, about=about)
+
+
+def _texts(value: Any) -> Any:
+    """A JSON value with all its strings printable."""
+    if isinstance(value, dict):
+        return {printable(k): _texts(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_texts(v) for v in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _headline(data: xr.Dataset) -> str:
     identity, about = data.attrs["identity"], data.attrs["about"]
     state = data["state"].values
-    finished, pending = int((state == State.FINISHED).sum()), int((state == State.PENDING).sum())
+    finished, pending = int((state == SweepState.FINISHED).sum()), int((state == SweepState.PENDING).sum())
     how = "clean heads into the corrupted run" if identity["direction"] == "denoise" else "corrupted heads into the clean run"
     where = identity["positions"]
     at = "" if where == "all" else f" at position{'s' if len(where) > 1 else ''} {', '.join(map(str, where))}"
     n_heads = data.sizes["layer"] * data.sizes["head"]
-    seconds = float(data["seconds"].where(data["state"] == State.FINISHED).sum())
+    seconds = float(data["seconds"].where(data["state"] == SweepState.FINISHED).sum())
     text = (
         f"{about['model']['name']}: {how}{at}, {n_heads} heads one at a time, metric {identity['metric']}; "
         f"{plural(finished, 'sweep')} in {_duration(seconds)}"
@@ -91,37 +121,48 @@ def _figures(folder: Path, steps: xr.Dataset, samples: dict[int, str]) -> list[P
     shown = [int(s) for s, n in zip(steps["step"].values, steps["n"].values, strict=True) if n]
     for step in shown:
         path = folder / ("pairs.png" if str(steps["kind"].sel(step=step).values) == "pair" else f"step_{step:02d}.png")
-        step_figure(steps, step, sample=samples[step], path=path)
+        with replacing(path) as temporary:
+            step_figure(steps, step, sample=samples[step], path=temporary)
         made.append(path)
     if len(shown) > 1:
-        overview_figure(steps, path=folder / "overview.png")
+        with replacing(folder / "overview.png") as temporary:
+            overview_figure(steps, path=temporary)
         made.append(folder / "overview.png")
     return made
 
 
 def _markdown(report: Report, record: dict | None) -> str:
     about, identity = report.steps.attrs["about"], report.steps.attrs["identity"]
-    lines = [f"# {about['model']['name']}: which heads each step depends on", "", report.headline + ".", ""]
-    lines += [f"> Note: {note}." for note in report.notes] + ([""] if report.notes else [])
-    lines += ["## What it shows", "", *[f"* {s}" for s in report.sentences], ""]
-    lines += ["## Strongest heads", "", table.markdown(report.steps, report.top), "", report.legend.replace("\n", " "), ""]
+    lines = [f"# {markdown(about['model']['name'])}: which heads each step depends on", "", markdown(report.headline) + ".", ""]
+    lines += [f"> Note: {markdown(note)}." for note in report.notes] + ([""] if report.notes else [])
+    lines += ["## What it shows", "", *[f"* {markdown(s)}" for s in report.sentences], ""]
+    lines += [
+        "## Strongest heads",
+        "",
+        table.markdown_table(report.steps, report.top),
+        "",
+        report.legend.replace("\n", " "),
+        "",
+    ]
     if record is not None and "question" in record:
-        lines += ["## An example", "", f"{record['question']} {record['query']}", "", f"Solution: {record['chain']}", ""]
+        question, query, chain = (markdown(record.get(name)) for name in ("question", "query", "chain"))
+        lines += ["## An example", "", f"{question} {query}", "", f"Solution: {chain}", ""]
     pictures = [p.name for p in report.files if p.suffix == ".png"]
     if pictures:
         lines += ["## Heat maps", ""]
         lines += [f"![{name.removesuffix('.png')}]({name})\n" for name in reversed(pictures)]
-    lines += ["## How it was made", "", *[f"* {k}: {_text(v)}" for k, v in identity.items()]]
-    lines += [f"* {k}: {_text(v)}" for k, v in about["versions"].items() if k != "pycotmech"]
-    lines += [f"* {about['model']['description']}", f"* begun {about['created']}, {about['threads']} threads", ""]
+    lines += ["## How it was made", "", *[f"* {markdown(k)}: {_listed(v)}" for k, v in identity.items()]]
+    lines += [f"* {markdown(k)}: {_listed(v)}" for k, v in about["versions"].items() if k != "pycotmech"]
+    lines += [f"* {markdown(about['model']['description'])}"]
+    lines += [f"* begun {markdown(about['created'])}, {markdown(about['threads'])} threads", ""]
     return "\n".join(lines)
 
 
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _listed(value: Any) -> str:
+    return markdown(", ".join(map(str, value)) if isinstance(value, list) else value)
 
 
-def _plain(report: Report, data: xr.Dataset) -> dict[str, Any]:
+def _summary(report: Report, data: xr.Dataset) -> dict[str, Any]:
     """summary.json: the same as the Markdown, for programs."""
     steps = report.steps
     per_step = []
@@ -143,7 +184,7 @@ def _plain(report: Report, data: xr.Dataset) -> dict[str, Any]:
         "notes": report.notes,
         "findings": report.sentences,
         "steps": per_step,
-        "complete": bool((data["state"] != State.PENDING).all()),
+        "complete": bool((data["state"] != SweepState.PENDING).all()),
         "settings": data.attrs["identity"],
         "about": data.attrs["about"],
     }
@@ -157,13 +198,17 @@ def _number(value: Any) -> Any:
 
 
 def _first_record(path: Path) -> dict | None:
+    """The first example, all its texts printable; None where there is none: the report does not need it."""
     try:
         with path.open(encoding="utf-8") as file:
-            return json.loads(file.readline())
-    except (OSError, ValueError):
-        return None  # the report does not need it
+            found = _texts(json.loads(file.readline()))
+        for step in found.get("steps", []):
+            _ = step["step"], step["prefix_text"].split(), step["answer_word"]
+        return found
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _write(path: Path, text: str, report: Report) -> None:
-    path.write_text(text, "utf-8")
+    write_text(path, text)
     report.files.append(path)

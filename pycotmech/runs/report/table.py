@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 import xarray as xr
 
+from pycotmech.files.text import markdown
 from pycotmech.runs.report.aggregate import head_name
 
 _LEFT = ("kind", "head")  # columns that are aligned to the left; numbers are to the right
@@ -61,7 +62,7 @@ def text(steps: xr.Dataset, top: pd.DataFrame, samples: Mapping[int, str]) -> st
         if at and row[0]:
             body.append("")
         whole = line(row)
-        if not row[0] and step:  # the second row of a step has room in front
+        if not row[0] and step:  # the second row of a step has room before the heads
             sample = samples.get(int(step), "")
             sample = sample if len(sample) < room else "…" + sample[-room + 2 :]
             whole = " " * indent + sample.ljust(room) + whole[indent + room :]
@@ -70,10 +71,10 @@ def text(steps: xr.Dataset, top: pd.DataFrame, samples: Mapping[int, str]) -> st
     return "\n".join([line(names), "-" * (sum(widths) + 2 * (len(widths) - 1)), *body])
 
 
-def markdown(steps: xr.Dataset, top: pd.DataFrame) -> str:
+def markdown_table(steps: xr.Dataset, top: pd.DataFrame) -> str:
     """The table for summary.md."""
     names = header(steps.attrs["identity"]["metric"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *rows(steps, top)])
+    return "\n".join("| " + " | ".join(map(markdown, row)) + " |" for row in [names, ["---"] * len(names), *rows(steps, top)])
 
 
 def legend(metric: str, direction: str) -> str:

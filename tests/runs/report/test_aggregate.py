@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 import pycotmech as pcm
-from pycotmech.runs import Axes, Results, State, read
+from pycotmech.runs import ResultAxes, SweepState, SweepStore, read
 from pycotmech.runs.report import by_step, findings, top_heads
 from pycotmech.runs.report.table import header, rows, text
 from tests.reference.tiny import tiny_llama
@@ -47,7 +47,7 @@ def test_the_weighted_mean_its_spread_and_signs():
 def test_only_finished_sweeps_count():
     effect = np.full((3, 1, 1, 2), np.nan)
     effect[1] = 0.25
-    state = [[State.PENDING], [State.FINISHED], [State.SKIPPED]]
+    state = [[SweepState.PENDING], [SweepState.FINISHED], [SweepState.SKIPPED]]
     data = dataset(effect, [[np.nan], [1.0], [np.nan]], [[np.nan], [0.0], [np.nan]], state, right=[[1], [1], [0]])
     steps = by_step(data)
     np.testing.assert_allclose(steps["restoration"], 0.25)
@@ -63,11 +63,11 @@ def test_the_ratio_of_means_is_what_patch_heads_gives_for_a_list(tmp_path):
     for i, c in enumerate(corrupted):
         c[4 + i] = (c[4 + i] + 17) % 61
     options = {"metric": "kl"}
-    axes = Axes(["0", "1", "2"], [0], ["pair"], model.cfg.n_layers, model.cfg.n_heads)
+    axes = ResultAxes(["0", "1", "2"], [0], ["pair"], model.cfg.n_layers, model.cfg.n_heads)
     about = {"model": {"name": "m", "notes": []}}
-    results = Results.create(tmp_path, axes, identity={"metric": "kl", "direction": "denoise"}, about=about)
+    results = SweepStore.create(tmp_path, axes, identity={"metric": "kl", "direction": "denoise"}, about=about)
     for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
-        results.finish(i, 0, pcm.patch_heads(model, a, b, **options), 1.0)
+        results.finish(i, [0], [pcm.patch_heads(model, a, b, **options)], 1.0)
     together = pcm.patch_heads(model, clean, corrupted, **options)
     steps = by_step(read(tmp_path))
     np.testing.assert_allclose(steps["restoration"][0], together.values, atol=1e-5)

@@ -1,0 +1,65 @@
+"""`pycotmech paper`: all analyses of the paper on one model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pycotmech.cli import options as o
+
+
+def paper(
+    model: o.Model,
+    out: o.Out,
+    examples: o.Examples = None,
+    only: Annotated[
+        str | None, typer.Option(help="The analyses to run, with what they need, as patch_steps,E8 (all by default).")
+    ] = None,
+    shots: o.Shots = None,
+    style: o.Style = None,
+    order: o.Order = None,
+    ontology: o.Ontology = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it will cost, and stop.")] = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    memory_gb: o.Memory = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Run all analyses of the paper, and hold each of its claims against what this model shows.
+
+    The plan with its cost is printed first. Every analysis that is finished is kept in OUT: stop it with Ctrl-C, and the
+    same command goes on from there.
+    """
+    from pycotmech import paper as analyses
+    from pycotmech.cli.bars import Bars, stopped
+    from pycotmech.runs import Settings
+
+    settings = Settings(
+        model=model, examples=examples, shots=shots, style=style, order=order, ontology=ontology, dtype=dtype, device=device,
+        seed=seed, memory_gb=memory_gb, threads=threads,
+    )  # fmt: skip
+    names = None if only is None else tuple(part.strip() for part in only.split(",") if part.strip())
+    bars = Bars(quiet)
+    try:
+        outcome = analyses.run(
+            settings, out, only=names, progress=bars, plan_only=plan, say=None if quiet else lambda text: o.say(f"{text}\n")
+        )
+    except KeyboardInterrupt:
+        stopped(bars, out)
+        raise
+    if plan:
+        return
+    if not quiet:
+        if outcome.resumed:
+            o.say(f"finished before: {', '.join(outcome.resumed)}")
+        for claim, verdict in outcome.verdicts:
+            o.say(f"* {claim.text}\n  {verdict.word}: {verdict.evidence}")
+        o.say(f"\nfigures, tables and data are in {out}; begin with {outcome.folder / 'summary.md'}")
+    for name, why in outcome.failures.items():
+        o.say(f"pycotmech: not done: {name}: {why}", err=True)
+    if outcome.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,71 @@
+"""`pycotmech run`: the main job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pycotmech.cli import options as o
+
+
+def run(
+    model: o.Model,
+    out: o.Out,
+    examples: o.Examples = None,
+    pairs: o.Pairs = None,
+    steps: Annotated[
+        str | None, typer.Option(help="The steps of the reasoning, as 0,5,9 (all by default).", rich_help_panel=o.TASK)
+    ] = None,
+    shots: o.Shots = None,
+    hops: Annotated[
+        int | None, typer.Option(help="The number of rules in the chain (2 by default).", rich_help_panel=o.TASK)
+    ] = None,
+    style: o.Style = None,
+    order: o.Order = None,
+    ontology: o.Ontology = None,
+    distractors: Annotated[
+        int | None,
+        typer.Option(help="The number of premises that lead nowhere (0 by default).", rich_help_panel=o.TASK),
+    ] = None,
+    direction: o.Direction = "denoise",
+    metric: o.Metric = "kl",
+    positions: o.Positions = "all",
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    memory_gb: o.Memory = None,
+    threads: o.Threads = None,
+    top: o.Top = 5,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Find the heads that each reasoning step depends on: make examples, patch every head, report.
+
+    Only examples in which the model gets a step right are patched at that step. Everything finished is kept in OUT at
+    once: stop it with Ctrl-C, and the same command goes on from there.
+    """
+    from pycotmech.cli.bars import Bars, stopped
+    from pycotmech.cli.report import shown_report
+    from pycotmech.runs import Settings, experiment
+
+    settings = Settings(
+        model=model, pairs=o.path(pairs, "pairs"), examples=examples, steps=o.numbers(steps, "steps"), shots=shots, hops=hops,
+        style=style, order=order, ontology=ontology, distractors=distractors, dtype=dtype, device=device, seed=seed,
+        direction=direction, metric=metric, positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
+    )  # fmt: skip
+    if top < 1:
+        raise ValueError(f"top: got {top}; expected 1 or more")
+    bars = Bars(quiet)
+    try:
+        outcome = experiment.run(settings, out, progress=bars)
+    except KeyboardInterrupt:
+        stopped(bars, out)
+        raise
+    report = shown_report(outcome.folder, top, quiet)
+    if not quiet:
+        o.say(f"\n{len(report.files)} files and results.zarr are in {out}; begin with {outcome.folder / 'summary.md'}")
+    for failure in outcome.failures:
+        o.say(f"pycotmech: not done: {failure}", err=True)
+    if outcome.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,99 @@
+"""`pycotmech sweep`: one prompt pair, or a few as one result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pycotmech.cli import options as o
+
+if TYPE_CHECKING:
+    from pycotmech.patching import Sweep
+
+
+def sweep(
+    model: o.Model,
+    clean: Annotated[str | None, typer.Option(help="The clean prompt.")] = None,
+    corrupted: Annotated[str | None, typer.Option(help="The corrupted prompt, aligned with it token for token.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The word that follows the clean prompt.")] = None,
+    wrong: Annotated[str | None, typer.Option(help="The word that follows the corrupted prompt.")] = None,
+    pairs: o.Pairs = None,
+    direction: o.Direction = "denoise",
+    metric: o.Metric = "kl",
+    positions: o.Positions = "all",
+    screen: Annotated[
+        int | None,
+        typer.Option(
+            help="Sweep only the K heads with the largest first-order estimates.", metavar="K", rich_help_panel=o.PATCH
+        ),
+    ] = None,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write all heads to this CSV file.")] = None,
+    png: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the heat map into this PNG file.")] = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    memory_gb: o.Memory = None,
+    threads: o.Threads = None,
+    top: o.Top = 10,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Patch every head of one prompt pair (or of several, as one result), and print the strongest."""
+    import pycotmech as pcm
+    from pycotmech.cli.bars import Bars
+    from pycotmech.files.write import replacing, write_text
+    from pycotmech.runs import Settings, read_pairs
+    from pycotmech.runs.pairs import words_read
+    from pycotmech.runs.settings import torch_threads
+    from pycotmech.runs.work import work_of_pairs
+
+    settings = Settings(
+        model=model, dtype=dtype, device=device, seed=seed, direction=direction, metric=metric,
+        positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
+    )  # fmt: skip
+    settings.check()
+    if (pairs is None) == (clean is None and corrupted is None):
+        raise ValueError("clean, corrupted, pairs: expected either --clean and --corrupted, or --pairs")
+    if pairs is None and (clean is None or corrupted is None):
+        raise ValueError(f"{'clean' if clean is None else 'corrupted'}: missing; a pair needs --clean and --corrupted")
+    table, picture = o.new_file(csv, "csv"), o.new_file(png, "png")
+    if picture is not None and not picture.suffix:
+        raise ValueError(f"png: {picture} has no ending; expected a name as heads.png")
+    file = o.path(pairs, "pairs")
+    read = None if file is None else read_pairs(file, metric=metric)
+
+    loaded = pcm.Model.from_pretrained(model, dtype=dtype, device=device)
+    bars = Bars(quiet)
+    given: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
+    if read is not None:
+        work_of_pairs(loaded, read, settings)  # names the line of a pair that cannot be swept
+        given = {name: [getattr(pair, name) for pair in read] for name in ("clean", "corrupted", *words_read(metric))}
+    with torch_threads(threads):
+        bars.begin("patching", 1, "sweep")
+        result = pcm.patch_heads(
+            loaded, **given, direction=direction, metric=metric,  # type: ignore[arg-type]
+            positions=settings.positions, screen=screen, memory_gb=memory_gb, seed=seed,
+            progress=lambda done, total: bars.at(done / max(1, total)),
+        )  # fmt: skip
+        bars.end()
+    if table is not None:
+        write_text(table, result.to_dataframe().to_csv(index=False))
+    if picture is not None:
+        with replacing(picture) as temporary:
+            result.plot(path=str(temporary))
+    if not quiet:
+        for note in loaded.notes:
+            o.say(f"Note: {note}.")
+        o.say(_text(result, top))
+        for path in (table, picture):
+            if path is not None:
+                o.say(f"written: {path}")
+
+
+def _text(result: Sweep, top: int) -> str:
+    lines = [line for line in str(result).splitlines() if not line.startswith("  ")]
+    for (layer, head), effect in result.top(top):
+        note = "" if abs(effect) > result.noise_floor else "  (rounding)"
+        lines.append(f"  {f'L{layer}H{head}':<8} {effect:+.4f}{note}")
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""Labelled arrays on disk: xarray datasets as zarr groups whose chunks carry checksums.
+
+A store may come from a stranger. `check_store` reads its metadata, which are JSON, before zarr does, and refuses everything
+but plain numbers and strings in well-known compressions: zarr would look up and run any filter that a store names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from pycotmech.files.text import printable
+from pycotmech.files.write import UNFINISHED, sync, sync_tree
+
+CHECKED = "checksums"
+"""Attribute of a store in which every chunk is written, even if it holds nothing but fill values, and carries a checksum."""
+
+_NUMBERS = re.compile(r"[<>|]?(b1|[iu][1248]|f[248])|U\d{1,6}|[<>]U\d{1,6}|bool|u?int(8|16|32|64)|float(16|32|64)")
+_STRINGS = ("string", "fixed_length_utf32")
+_CODECS = {"bytes", "crc32c", "vlen-utf8", "zstd", "blosc", "gzip", "zlib", "lz4", "transpose"}
+_METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
+
+
+class DamagedData(ValueError):
+    """Stored arrays that are not what was written: a chunk is missing, cut or changed."""
+
+
+def save_arrays(data: xr.Dataset, path: Path, *, chunks: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    """Writes a dataset as a zarr group with a checksum for each chunk. It appears under `path` in one move, on the disk.
+
+    chunks: by variable; a variable without an entry is one chunk. What stands at `path` is replaced.
+    """
+    kept = data.assign_attrs({CHECKED: "crc32c"})
+    # Strings of fixed width are in no standard of zarr 3.
+    words = {name: v.astype(object) for name, v in kept.variables.items() if v.dtype.kind == "U"}
+    kept = kept.assign({k: v for k, v in words.items() if k in kept.data_vars})
+    kept = kept.assign_coords({k: v for k, v in words.items() if k in kept.coords})
+    encoding: dict[str, Any] = {}
+    for name, variable in kept.variables.items():
+        encoding[str(name)] = {"compressors": (ZstdCodec(), Crc32cCodec())}
+        shape = (chunks or {}).get(str(name), variable.shape)
+        if variable.size and variable.ndim:
+            encoding[str(name)]["chunks"] = shape
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
+    try:
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            kept.to_zarr(temporary / path.name, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
+        sync_tree(temporary / path.name)
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            path.rename(temporary / "replaced")
+        (temporary / path.name).rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_arrays(path: Path) -> xr.Dataset:
+    """Reads a whole dataset into memory.
+
+    Raises ValueError for a store that holds more than plain arrays, DamagedData naming the array if one cannot be read or
+    (in a store of `save_arrays`) a chunk of it is missing.
+    """
+    group = open_group(path)
+    for name, array in group.arrays():
+        if CHECKED in group.attrs and array.nchunks_initialized != array.nchunks:
+            raise DamagedData(f"{path}: array {printable(name)} lacks {array.nchunks - array.nchunks_initialized} chunks")
+    try:
+        data = xr.load_dataset(path, engine="zarr", consolidated=False)  # type: ignore[arg-type]
+    except Exception as error:  # whatever a codec makes of damaged bytes
+        raise DamagedData(f"{path}: an array cannot be read ({printable(error)})") from error
+    data.attrs.pop(CHECKED, None)
+    return data
+
+
+def open_group(path: Path, mode: Any = "r") -> zarr.Group:
+    """Opens a store after `check_store`; chunks that are written to it are written even if they hold only fill values."""
+    check_store(path)
+    try:
+        return zarr.open_group(str(path), mode=mode)
+    except Exception as error:  # zarr has many for metadata that do not fit together
+        raise DamagedData(f"{path}: the store cannot be opened ({printable(error)})") from error
+
+
+def check_store(path: Path) -> None:
+    """Raises ValueError for a store that holds symbolic links, codecs or types beyond those that pycotmech writes.
+
+    Nothing but JSON is read, and nothing that it names is looked up. Raises DamagedData for metadata that are not JSON,
+    or where there are none.
+    """
+    if not path.is_dir() or not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise DamagedData(f"{path} is not a store of arrays: it holds no zarr group")
+    for place, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(place, name)):
+                raise ValueError(f"{printable(os.path.join(place, name))} is a symbolic link; a store of arrays holds none")
+        for name in _METADATA.intersection(files):
+            file = Path(place, name)
+            try:
+                found = json.loads(file.read_text("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise DamagedData(f"{printable(file)} cannot be read ({printable(error)})") from error
+            for what, value in _wanted(found):
+                raise ValueError(f"{printable(file)} names {what} {printable(value)[:60]}; only plain arrays are read")
+
+
+def _wanted(metadata: Any) -> Iterator[tuple[str, Any]]:
+    """What zarr would have to look up for this metadata and is not known to be harmless."""
+    if not isinstance(metadata, dict):
+        yield "no object but", metadata
+        return
+    for name, below in metadata.items():  # consolidated metadata hold those of all arrays
+        if name in ("metadata", "consolidated_metadata") and isinstance(below, dict):
+            for value in below.values():
+                yield from _wanted(value)
+    for field in ("codecs", "filters", "compressor", "storage_transformers"):
+        codecs = metadata.get(field) or []
+        for codec in codecs if isinstance(codecs, list) else [codecs]:
+            name = codec.get("name", codec.get("id")) if isinstance(codec, dict) else codec
+            if name not in _CODECS:
+                yield "the codec", name
+    for field in ("dtype", "data_type"):
+        dtype = metadata.get(field)
+        name = dtype.get("name") if isinstance(dtype, dict) else dtype
+        text = name in _STRINGS or (name == "|O" and metadata.get("filters") == [{"id": "vlen-utf8"}])
+        if name is not None and not text and not (isinstance(name, str) and _NUMBERS.fullmatch(name)):
+            yield "the type", name

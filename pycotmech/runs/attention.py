@@ -1,0 +1,168 @@
+"""The attention of every head over one text, in a folder: `summarise_text` is what `pycotmech attention` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pycotmech.files.arrays import save_arrays
+from pycotmech.files.write import replacing, write_text
+from pycotmech.runs.folder import checked_path, open_folder
+from pycotmech.runs.progress import Progress
+from pycotmech.runs.settings import torch_threads
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pycotmech.attention.results import AttentionSummary
+    from pycotmech.attention.scores import HeadScores
+    from pycotmech.model import Model
+
+STORE = "summary.zarr"
+
+
+class TextAttention(NamedTuple):
+    """What `summarise_text` found and wrote."""
+
+    model: Model
+    summary: AttentionSummary
+    scores: HeadScores
+
+
+def summarise_text(
+    prompt: str,
+    out: str | os.PathLike,
+    *,
+    model: str,
+    segments: str | None = None,
+    top_k: int = 8,
+    dtype: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TextAttention:
+    """Summarises the attention of every head over a text, and writes it to the folder `out`.
+
+    Writes heads.csv (a line per head), tokens.csv (the tokens, their segments, the attention they receive), summary.zarr
+    (everything, by layer, head and row), scores.png and mass.png. segments: see `read_segments`.
+    Raises ValueError or OSError naming the argument, and writes nothing then; also where the folder holds results already and
+    `overwrite` is False.
+    """
+    from pycotmech.attention.scores import head_scores
+    from pycotmech.attention.segments import SegmentRule
+    from pycotmech.attention.statistics import Wanted
+    from pycotmech.attention.summary import attention_summary
+    from pycotmech.model import Model
+
+    progress = progress or Progress()
+    Wanted(top_k)
+    named = read_segments(segments)
+    if (checked_path(out) / STORE).exists() and not overwrite:
+        raise ValueError(f"out: {out} holds results already; choose another folder, or give --overwrite")
+    with torch_threads(threads):
+        loaded = Model.from_pretrained(model, dtype=dtype, device=device)
+        tokens = loaded.to_tokens(prompt, argument="text")
+        if len(tokens) < 2:
+            raise ValueError("text: a single token has nothing to look at; expected two or more")
+        rule = {n: where if isinstance(where, slice) else find_text(loaded, prompt, where, n) for n, where in named.items()}
+        SegmentRule(rule).label(len(tokens))
+        with open_folder(out) as folder:
+            progress.note("\n".join([f"{loaded}, {len(tokens)} tokens", *(f"note: {note}" for note in loaded.notes)]))
+            progress.begin("attention", loaded.cfg.n_layers, "layer")
+            summary = attention_summary(loaded, tokens, segments=rule, top_k=top_k, progress=progress.at)
+            progress.end()
+            scores = head_scores(loaded, tokens)
+            _write(folder, loaded, summary, scores)
+    return TextAttention(loaded, summary, scores)
+
+
+def read_segments(text: str | None) -> dict[str, slice | str]:
+    """Reads 'a=3:7,b=9' or a JSON file into {name: token slice or piece of the text}. Raises ValueError naming `segments`."""
+    if not text:
+        return {}
+    if text.endswith(".json"):
+        try:
+            found = json.loads(Path(text).read_text("utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"segments: {text} is no JSON file ({error})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"segments: {text} must hold an object of names, got {type(found).__name__}")
+        return {name: _from_json(name, where) for name, where in found.items()}
+    out: dict[str, slice | str] = {}
+    for part in text.split(","):
+        name, equals, where = (s.strip() for s in part.partition("="))
+        try:
+            bounds = [int(b) if b.strip() else None for b in where.split(":")]
+        except ValueError:
+            bounds = []
+        if not equals or not name or len(bounds) not in (1, 2) or (len(bounds) == 1 and bounds[0] is None):
+            raise ValueError(f"segments: got {part!r}; expected name=start:stop or name=position")
+        if name in out:
+            raise ValueError(f"segments: the name {name!r} stands twice")
+        out[name] = slice(bounds[0], bounds[1]) if len(bounds) == 2 else _one(bounds[0])
+    return out
+
+
+def _from_json(name: str, where: object) -> slice | str:
+    if isinstance(where, str) and where:
+        return where
+    if isinstance(where, list) and len(where) == 2 and all(b is None or type(b) is int for b in where):
+        return slice(*where)
+    if type(where) is int:
+        return _one(where)
+    raise ValueError(f"segments[{name!r}]: got {where!r}; expected [start, stop], a position, or a piece of the text")
+
+
+def _one(position: int) -> slice:
+    return slice(position, position + 1 or None)
+
+
+def find_text(model: Model, prompt: str, piece: str, name: str) -> slice:
+    """Returns the tokens that hold the only occurrence of a piece of the prompt."""
+    n = prompt.count(piece)
+    if n != 1:
+        raise ValueError(f"segments[{name!r}]: {piece!r} occurs {n} times in the text; expected once, or token positions")
+    tokenizer = model.tokenizer
+    if tokenizer is None or not tokenizer.is_fast:
+        raise ValueError(f"segments[{name!r}]: this tokenizer does not say where its tokens stand; give token positions")
+    coded = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
+    ids = model.to_tokens(prompt).tolist()
+    shift = len(ids) - len(coded["input_ids"])
+    if shift < 0 or ids[shift:] != coded["input_ids"]:
+        raise ValueError(f"segments[{name!r}]: special tokens stand inside or after the text; give token positions")
+    begin = prompt.index(piece)
+    inside = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a < begin + len(piece) and b > begin]
+    return slice(inside[0] + shift, inside[-1] + 1 + shift)
+
+
+def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadScores) -> None:
+    heads = summary.per_head().merge(scores.to_dataframe(), on=["layer", "head"])
+    write_text(folder / "heads.csv", heads.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "tokens.csv", token_table(model, summary).to_csv(index=False, float_format="%.6g"))
+    data = summary.to_xarray().assign_attrs(notes=list(model.notes), dtype=str(model.cfg.dtype).removeprefix("torch."))
+    save_arrays(data, folder / STORE)
+    for name, result in (("scores", scores), ("mass", summary)):
+        with replacing(folder / f"{name}.png") as temporary:
+            result.plot(path=str(temporary))
+
+
+def token_table(model: Model, summary: AttentionSummary) -> pd.DataFrame:
+    """Returns a line per token: its text, its segment, and the attention it receives, averaged over heads and later rows."""
+    import numpy as np
+    import pandas as pd
+
+    tokens = summary.tokens
+    labels = ["" if g < 0 else summary.segment_names[g] for g in summary.labels]
+    seen_by = np.arange(len(tokens), 0, -1)  # each row sees itself and what is before it
+    return pd.DataFrame(
+        {
+            "position": np.arange(len(tokens)),
+            "token": tokens,
+            "text": [model.tokenizer.decode([int(t)]) for t in tokens],
+            "segment": labels,
+            "received": summary.received.mean((0, 1)) / seen_by,
+        }
+    )

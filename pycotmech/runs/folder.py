@@ -1,0 +1,133 @@
+"""A results folder: checked, locked while it is written, and refused to a run of other settings."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pycotmech.files.text import printable
+from pycotmech.files.write import UNFINISHED
+from pycotmech.runs.settings import DERIVED
+
+LOCK = ".lock"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def checked_path(out: str | os.PathLike, argument: str = "out") -> Path:
+    """Returns the path of a folder that is there or can be made. Raises ValueError naming the argument otherwise."""
+    text = os.fspath(out)
+    if not text.strip():
+        raise ValueError(f"{argument}: the name is empty; expected a folder")
+    folder = Path(text).expanduser()
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{argument}: {folder} is a file; expected a folder")
+    except OSError as error:  # a name or a path that is too long, a folder that may not be looked into
+        raise _unusable(folder, argument, error) from error
+    return folder
+
+
+def made_folder(out: str | os.PathLike, argument: str = "out") -> Path:
+    """Makes the folder if it is missing. Raises ValueError or PermissionError naming the argument where that cannot be done."""
+    folder = checked_path(out, argument)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, argument, error) from error
+    return folder
+
+
+def check_writable(folder: Path, argument: str = "out") -> None:
+    """Raises PermissionError naming the argument where nothing can be written in the folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unusable(folder, argument, error) from error
+
+
+@contextmanager
+def open_folder(out: str | os.PathLike) -> Iterator[Path]:
+    """Makes the folder if it is missing, and locks it for the block. Nothing is written before the lock is held.
+
+    Raises ValueError or PermissionError naming `out` where nothing can be written, BlockingIOError where another process
+    writes, and OSError naming the folder when the disk is full; what is finished is kept.
+    """
+    folder = made_folder(out)
+    lock = _locked(folder)
+    try:
+        check_writable(folder)
+        _remove_unfinished(folder)
+        yield folder
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, PermissionError):
+            raise
+        message = f"out: the disk of {folder} is full ({os.strerror(error.errno or 0)}); what is finished is kept. Make room"
+        raise OSError(f"{message}, and the same command goes on from there") from error
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def refuse_other_settings(folder: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raises ValueError naming each difference between the identity of a folder's results and that of this run.
+
+    stored: None for a folder without results. Entries in `DERIVED` count only if `now` has them.
+    """
+    if stored is None:
+        return
+    names = [name for name in dict.fromkeys((*stored, *now)) if name in now or name not in DERIVED]
+    differ = [f"{n} was {_shown(stored.get(n))}, now {_shown(now.get(n))}" for n in names if stored.get(n) != now.get(n)]
+    if differ:
+        raise ValueError(
+            f"out: {folder} holds results of other settings: {'; '.join(differ)}. Give another folder, or the settings of "
+            "these results to go on with them"
+        )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return printable(",".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def _unusable(folder: Path, argument: str, error: OSError) -> PermissionError:
+    shown = str(folder) if len(str(folder)) <= 100 else f"{str(folder)[:60]}... ({len(os.fsencode(folder))} bytes)"
+    return PermissionError(f"{argument}: nothing can be written in {shown} ({error.strerror or error}). Give another folder")
+
+
+def _locked(folder: Path) -> int | None:
+    """An exclusive lock on the folder that ends with the process; None where the system has no such lock."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"out: {folder / LOCK} is a symbolic link, which is not followed. Remove it") from error
+        raise _unusable(folder, "out", error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise BlockingIOError(f"out: another process is writing to {folder}") from None
+        raise OSError(f"out: {folder} cannot be locked ({error.strerror}). Give a folder on another file system") from error
+    return descriptor
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what a process that died had not yet given its name."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

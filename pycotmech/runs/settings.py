@@ -1,0 +1,214 @@
+"""The settings of a run: what may be said, what two runs must agree on to share a folder, and what the model adds to that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from pycotmech import __version__
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+DEFAULT_EXAMPLES = 10
+DEFAULT_SHOTS = {"tiny-cot": 4}
+"""Demonstrations in the prompt, for models where 8 is not right: tiny-cot was trained with up to 4."""
+
+DERIVED = ("weights", "config", "prompts")
+"""Entries of an identity that are known only after the model is loaded."""
+
+_TASK = ("examples", "steps", "shots", "hops", "style", "order", "ontology", "distractors")
+_RANGES = {
+    "examples": (1, None),
+    "shots": (0, None),
+    "hops": (1, None),
+    "distractors": (0, None),
+    "seed": (0, 2**32 - 1),
+}
+_IN_NO_NUMBER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does. None stands for the default of the task (10 examples, all steps, 8 shots, 2 hops, ...).
+
+    pairs: a JSONL file of the user's own prompt pairs instead of the task; the task's fields have no meaning with it.
+    positions: where heads are patched, negative from the end; None: everywhere.
+    """
+
+    model: str
+    pairs: Path | None = None
+    examples: int | None = None
+    steps: tuple[int, ...] | None = None
+    shots: int | None = None
+    hops: int | None = None
+    style: str | None = None
+    order: str | None = None
+    ontology: str | None = None
+    distractors: int | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    seed: int = 0
+    direction: str = "denoise"
+    metric: str = "kl"
+    positions: tuple[int, ...] | None = None
+    memory_gb: float | None = None
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError naming the setting for what is wrong with any model."""
+        for name, allowed in _choices().items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(allowed)}")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and (value < least or (most is not None and value > most)):
+                expected = f"{least} or more" if most is None or value < least else f"at most {most}"
+                raise ValueError(f"{name}: got {value}; expected {expected}")
+        check_threads(self.threads)
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise ValueError(f"memory_gb: got {self.memory_gb}; expected a positive number of gigabytes")
+        if self.positions is not None and not self.positions:
+            raise ValueError("positions: the list is empty; expected positions, or none for all")
+        if self.pairs is not None:
+            for name in _TASK:
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: has no meaning with pairs, which are prompts of their own")
+        for step in self.steps or ():
+            if not 0 <= step < self.n_steps:
+                raise ValueError(f"steps: got {step}; expected 0..{self.n_steps - 1} for {self._hops} hops")
+        if self.steps is not None and not self.steps:
+            raise ValueError(f"steps: the list is empty; expected numbers in 0..{self.n_steps - 1}")
+
+    @property
+    def _hops(self) -> int:
+        return 2 if self.hops is None else self.hops
+
+    @property
+    def n_steps(self) -> int:
+        return 4 * self._hops + 2
+
+    @property
+    def chosen_steps(self) -> list[int]:
+        return sorted(set(self.steps)) if self.steps is not None else list(range(self.n_steps))
+
+    @property
+    def n_examples(self) -> int:
+        return DEFAULT_EXAMPLES if self.examples is None else self.examples
+
+    def task(self) -> dict[str, Any]:
+        """The arguments of `cot.make_examples`, without n and the tokenizer."""
+        from pycotmech.cot.task.wording import DEFAULT_ORDER
+
+        style = self.style or "every"
+        return {
+            "hops": self._hops,
+            "shots": DEFAULT_SHOTS.get(self.model, 8) if self.shots is None else self.shots,
+            "ontology": self.ontology or "fictional",
+            "style": style,
+            "order": self.order or DEFAULT_ORDER.get(style),
+            "distractors": self.distractors or 0,
+            "seed": self.seed,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What two runs must agree on to share a results folder. Threads and memory change nothing beyond rounding."""
+        out: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "device": self.device}
+        if self.pairs is not None:
+            out["pairs"] = f"{self.pairs.name} (sha256 {hashlib.sha256(self.pairs.read_bytes()).hexdigest()[:16]})"
+            out["seed"] = self.seed
+        else:
+            out |= {"examples": self.n_examples, "steps": self.chosen_steps, **self.task()}
+        out |= {"direction": self.direction, "metric": self.metric}
+        out["positions"] = "all" if self.positions is None else list(self.positions)
+        return {**out, "pycotmech": __version__}
+
+
+def model_identity(model: Model, stored: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What a loaded model adds to an identity: digests of all weights, and of what its configuration decides.
+
+    stored: the identity of a folder that is continued. Folders of earlier versions hold a digest of a sample of the weights
+    only; the model is then compared by the same sample.
+    Cost: every weight is read once.
+    """
+    import torch
+
+    if stored is not None and "config" not in stored:
+        return {"weights": _sampled_digest(model)}
+    digest = hashlib.sha256()
+    for name, weight in model.hf.state_dict().items():
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+    decided = {k: v for k, v in model.hf.config.to_dict().items() if k not in _IN_NO_NUMBER}
+    config = hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode())
+    return {"weights": f"sha256:{digest.hexdigest()[:32]}", "config": f"sha256:{config.hexdigest()[:32]}"}
+
+
+def _sampled_digest(model: Model) -> str:
+    """Of every tensor's name, shape and first 4,096 values."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in model.hf.state_dict().items():
+        sample = weight.detach().flatten()[:4096].to("cpu", torch.float64)
+        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The version of everything that could change a number."""
+    import numpy
+    import torch
+    import transformers
+
+    return {
+        "pycotmech": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "machine": platform.platform(),
+    }
+
+
+def check_threads(n: int | None) -> None:
+    """Raises ValueError for a number of threads that this machine does not have."""
+    cores = os.cpu_count() or 1
+    if n is not None and not 1 <= n <= cores:
+        expected = "1 or more" if n < 1 else f"at most {cores}, the cores of this machine"
+        raise ValueError(f"threads: got {n}; expected {expected}")
+
+
+@contextmanager
+def torch_threads(n: int | None) -> Iterator[None]:
+    """Lets PyTorch use n threads in the block (None: as many as before) and leaves the number as it was."""
+    import torch
+
+    check_threads(n)
+    before = torch.get_num_threads()
+    try:
+        if n is not None:
+            torch.set_num_threads(n)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _choices() -> dict[str, tuple[str, ...]]:
+    """The settings that are one of a few words."""
+    from pycotmech.cot.task.vocabulary import Ontology
+    from pycotmech.cot.task.wording import Order, Style
+    from pycotmech.engine.metrics import MetricName
+    from pycotmech.patching.heads import Direction
+
+    words = {"direction": Direction, "metric": MetricName, "style": Style, "order": Order, "ontology": Ontology}
+    dtypes = ("auto", "float32", "bfloat16", "float16", "float64")
+    return {"dtype": dtypes, **{name: get_args(literal) for name, literal in words.items()}}
