@@ -59,7 +59,7 @@ def write_summary(
 
 
 def cost_table(plan: Plan, costs: Mapping[str, Any]) -> list[str]:
-    """Returns ours, counted and predicted, beside the authors' loops for the same examples and steps (docs/protocol.md, Cost)."""
+    """Returns our work, counted and predicted, beside the authors' for the same examples and steps (docs/protocol.md, Cost)."""
     lines = [
         "| analysis | paper | token-forwards | predicted | TFLOP | time | authors' forwards | token-forwards | TFLOP |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
