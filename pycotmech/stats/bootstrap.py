@@ -67,6 +67,13 @@ def undecidable(low: float, high: float, n: int) -> str:
     return ""
 
 
+def above_zero(low: float, high: float, n: int) -> bool | None:
+    """Whether a quantity with this interval over n examples is above 0; None if the interval leaves that open."""
+    if undecidable(low, high, n):
+        return None
+    return True if low > 0 else False if high < 0 else None
+
+
 def mean_interval(
     values: ArrayLike, *, within: Range | None = None, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
 ) -> Interval:

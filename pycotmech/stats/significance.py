@@ -143,3 +143,22 @@ def hypergeometric(overlap: int, a: int, b: int, n: int) -> float:
     """The chance that two random sets of a and b of n things share `overlap` or more."""
     top = sum(math.comb(a, i) * math.comb(n - a, b - i) for i in range(overlap, min(a, b) + 1) if b - i <= n - a)
     return top / math.comb(n, b)
+
+
+def above_zero(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool_]:
+    """Which entries are above 0 over examples: values [n, ...] -> bool [...].
+
+    One-sided t test of each entry over its examples, false discovery rate over all entries at most alpha (Benjamini and
+    Hochberg 1995). With fewer than 2 examples nothing is significant.
+    """
+    from scipy import stats
+
+    shape = values.shape[1:]
+    flat = values.reshape(len(values), -1)
+    counted = np.isfinite(flat).sum(0)
+    out = np.zeros(flat.shape[1], dtype=bool)
+    able = (counted > 1) & (np.nanstd(np.where(counted > 0, flat, 0.0), axis=0) > 0)
+    if able.any():
+        p = stats.ttest_1samp(flat[:, able], 0.0, alternative="greater", nan_policy="omit").pvalue
+        out[able] = stats.false_discovery_control(np.asarray(p, dtype=float)) <= alpha
+    return out.reshape(shape)

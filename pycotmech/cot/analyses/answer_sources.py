@@ -23,7 +23,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, about, columns
+from pycotmech.cot.tools.result import Analysis, Progress, columns, counting, headline, labelled
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.patching import Edit, Variant, sweep
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 NONE = "none"
 PLACES = (*SEGMENTS, NONE)
 SCOPES = ("writers", "read", "everywhere")
-_SOURCE = "arXiv 2402.18312, where answers are collected (E8, answer sources)"
 
 
 def pathway_source(graph: Graph, writer: int, prompt: Prompt) -> str:
@@ -125,6 +124,7 @@ class AnswerSources(Analysis):
 
     name = "answer_sources"
     title = "Where the answer is taken from"
+    source = "E8, answer sources"
     ranges: ClassVar = {
         **dict.fromkeys(("pathways", "occurrences"), bootstrap.COUNT),
         **dict.fromkeys(("drop", "control_drop"), bootstrap.SHARES_APART),
@@ -135,9 +135,7 @@ class AnswerSources(Analysis):
         """Share of pathways by place: mean, low, high, n [step, place], a ratio of means over examples."""
         number = self.data["pathways"].transpose("example", "step", "place")
         whole = number.sum("place", skipna=False).values[..., None] + 0 * number.values
-        found = bootstrap.ratio_interval(number.values, whole, within=bootstrap.SHARE)
-        first = number.isel(example=0, drop=True)
-        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+        return labelled(bootstrap.ratio_interval(number.values, whole, within=bootstrap.SHARE), number)
 
     def majority(self) -> xr.DataArray:
         """The part of the prompt that most of a head's nodes have the answer from, over all examples: [step, layer, head] of
@@ -183,7 +181,7 @@ class AnswerSources(Analysis):
                 one = share.isel(step=i).sel(place=name)
                 row: dict[str, Any] = {"step": int(step), "kind": str(self.data["kind"].values[i]), "place": name}
                 row |= columns("pathways", number.isel(step=i).sel(place=name))
-                row |= {"share": float(one["mean"]), "low": float(one["low"]), "high": float(one["high"])}
+                row |= headline("share", one)
                 if name != NONE:
                     row |= columns("occurrences", stands.isel(step=i).sel(segment=name))
                     for scope in SCOPES:
@@ -258,7 +256,7 @@ def answer_sources(
     flow: InformationFlow | None = None,
     seed: int = 0,
     memory_gb: float | None = None,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> AnswerSources:
     """From which part of the prompt the writers have the answer, and what it costs to cut each part off.
@@ -283,7 +281,7 @@ def answer_sources(
     data = {"pathways": cells.empty(len(PLACES)), "occurrences": cells.empty(S), "probability": cells.empty()}
     data["by_head"] = cells.empty(model.cfg.n_layers, model.cfg.n_heads, len(PLACES))
     data |= {"drop": cells.empty(len(SCOPES), S), "control_drop": cells.empty(len(SCOPES), S)}
-    done = 0
+    tick = counting(progress, len(cells))
     with metered(model) as meter:
         if flow is None:
             flow = information_flow.information_flow(
@@ -311,18 +309,14 @@ def answer_sources(
                     for (scope, name, kind, _), effect in zip(made, result.effect, strict=True):
                         which = "drop" if kind == "answer" else "control_drop"
                         data[which][(*at, SCOPES.index(scope), SEGMENTS.index(name))] = -effect
-                done += 1
-                if progress is not None:
-                    progress(done, len(cells))
+                tick()
     dims = {"pathways": ("place",), "by_head": ("layer", "head", "place"), "occurrences": ("segment",), "probability": ()}
     dims |= dict.fromkeys(("drop", "control_drop"), ("scope", "segment"))
     variables = {name: (("example", "step", *dims[name]), value) for name, value in data.items()}
-    coords = {**cells.coords, "place": list(PLACES), "segment": list(SEGMENTS), "scope": list(SCOPES)}
-    coords |= {"layer": range(model.cfg.n_layers), "head": range(model.cfg.n_heads)}
+    axes = {"place": PLACES, "segment": SEGMENTS, "scope": SCOPES, "layer": model.cfg.n_layers, "head": model.cfg.n_heads}
     settings = {"steps": list(cells.steps), "flow": flow.about["settings"], "seed": seed}
     words = f"graphs: {flow.about['definition']}; places by word"
-    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
-    return AnswerSources(xr.Dataset(variables, coords=coords), facts)
+    return AnswerSources.made(model, cells, variables, axes, words, settings, meter)
 
 
 def cost(cfg: ModelConfig, workload: Workload, *, flow: object = None, **options) -> Cost:
@@ -342,7 +336,6 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
 ANALYSIS = Description(
     AnswerSources,
     answer_sources,
-    "E8",
     cost=lambda cfg, w: cost(cfg, w, flow=True),
     authors=authors_cost,
     needs=("information_flow",),

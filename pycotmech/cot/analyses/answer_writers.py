@@ -7,14 +7,13 @@ applied; it adds up over heads, and a head counts when it does so example after 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,13 +32,15 @@ from pycotmech.cot.tools.activations import (
     traced,
 )
 from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.checks import between, one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, about, columns, top_cells
-from pycotmech.model.arguments import check_common
+from pycotmech.cot.tools.result import Analysis, Progress, columns, counting, headline, interval_table, top_cells
+from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 from pycotmech.stats import bootstrap
+from pycotmech.stats.significance import above_zero
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 THRESHOLDS = (0.01, 0.1, 0.5)
 FLOOR, REACH = 0.25, 0.1
 COUNTS = ("writers", "projecting", "control_writers", "late", "sources", "segments")
-_SOURCE = "arXiv 2402.18312, answer-writing heads and parallel pathways (E8, stage I)"
 
 
 class Written(NamedTuple):
@@ -99,25 +99,6 @@ def written(family: Family, trace: Trace, prompt: Prompt, *, projection: bool = 
     return Written(p[..., 0], p[..., 1], top, peak, direct, contrast, mass, whole)
 
 
-def significant(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool_]:
-    """Which entries are above 0 over examples: values [n, ...] -> bool [...].
-
-    One-sided t test of each entry over its examples, false discovery rate over all entries at most alpha (Benjamini and
-    Hochberg 1995). With fewer than 2 examples nothing is significant.
-    """
-    from scipy import stats
-
-    shape = values.shape[1:]
-    flat = values.reshape(len(values), -1)
-    counted = np.isfinite(flat).sum(0)
-    out = np.zeros(flat.shape[1], dtype=bool)
-    able = (counted > 1) & (np.nanstd(np.where(counted > 0, flat, 0.0), axis=0) > 0)
-    if able.any():
-        p = stats.ttest_1samp(flat[:, able], 0.0, alternative="greater", nan_policy="omit").pvalue
-        out[able] = stats.false_discovery_control(np.asarray(p, dtype=float)) <= alpha
-    return out.reshape(shape)
-
-
 @dataclass(frozen=True, eq=False)
 class AnswerWriters(Analysis):
     """By example, step, layer and head: projection and control, the probability of the answer (and of the counterfactual's
@@ -136,6 +117,7 @@ class AnswerWriters(Analysis):
 
     name = "answer_writers"
     title = "Heads that write the answer"
+    source = "E8, stage I"
     ranges: ClassVar = {
         **dict.fromkeys(("projection", "control", "answer_mass", "late"), bootstrap.SHARE),
         **dict.fromkeys(("writers", "projecting", "control_writers", "sources"), bootstrap.COUNT),
@@ -145,8 +127,7 @@ class AnswerWriters(Analysis):
     def top(self, step: int, k: int = 5, *, by: str = "contrast", held_out: bool = True) -> list[tuple[int, int, float]]:
         """The k heads with the largest mean, ranked and told as in `table`: [(layer, head, mean), ...]. by: contrast, direct,
         projection."""
-        if by not in ("contrast", "direct", "projection"):
-            raise ValueError(f"by: got {by!r}; expected 'contrast', 'direct' or 'projection'")
+        one_of("by", by, ("contrast", "direct", "projection"))
         parts = self.at_step(by, step, held_out=held_out)
         if parts is None:
             return []
@@ -175,7 +156,7 @@ class AnswerWriters(Analysis):
                 at = {name: x.sel(layer=l, head=h) for name, x in found.items()}
                 row = {"step": step, "kind": str(self.data["kind"].values[i]), "rank": rank, "layer": int(l), "head": int(h)}
                 one = at.pop("contrast")
-                row |= {name: float(one[key]) for name, key in (("contrast", "mean"), ("low", "low"), ("high", "high"))}
+                row |= headline("contrast", one)
                 for name, other in at.items():
                     row |= columns(name, other)
                 row |= {"n": int(one["n"]), "held_out": parts.held_out}
@@ -184,18 +165,7 @@ class AnswerWriters(Analysis):
 
     def pathways(self) -> pd.DataFrame:
         """Parallel pathways by step and threshold: `COUNTS`, each with low and high, and n."""
-        import pandas as pd
-
-        names = COUNTS
-        found = {name: self.interval(name) for name in names}
-        rows = []
-        for i, step in enumerate(self.data["step"].values):
-            for t, threshold in enumerate(self.data["threshold"].values):
-                row = {"step": int(step), "kind": str(self.data["kind"].values[i]), "threshold": float(threshold)}
-                for name in names:
-                    row |= columns(name, found[name].isel(step=i, threshold=t))
-                rows.append(row | {"n": int(found["writers"]["n"].isel(step=i, threshold=t))})
-        return pd.DataFrame(rows)
+        return interval_table({name: self.interval(name) for name in COUNTS}, ("step", "threshold"))
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Writers by step and threshold; each layer's share of the answer's logit; the map of heads, over all steps."""
@@ -299,7 +269,7 @@ def answer_writers(
     reach: float = REACH,
     seed: int = 0,
     memory_gb: float | None = None,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> AnswerWriters:
     """Finds the heads that write the answer where it is predicted.
 
@@ -317,10 +287,8 @@ def answer_writers(
     thresholds = tuple(float(t) for t in thresholds)
     if not thresholds or not all(0 < t < 1 for t in thresholds):
         raise ValueError(f"thresholds: got {thresholds}; expected probabilities between 0 and 1")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha: got {alpha}; expected a number between 0 and 1")
-    if chosen < 1:
-        raise ValueError(f"chosen: got {chosen}; expected at least 1")
+    between("alpha", alpha, 0, 1)
+    check_integer(chosen, "chosen", 1)
     allowed = None if heads is None else head_mask(model.cfg, heads, argument="heads")
     cells = choose(model, examples, steps=steps, right=right)
     L, H = model.cfg.n_layers, model.cfg.n_heads
@@ -329,7 +297,7 @@ def answer_writers(
     logits = cells.empty(2)
     groups = by_example(cells, model.tokenizer)
     texts, first = texts_of(groups)
-    done = 0
+    tick = counting(progress, len(cells))
     with metered(model) as meter:
         for batch in traced(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
             for i, trace in batch:
@@ -344,23 +312,17 @@ def answer_writers(
                         found, prompt, thresholds, allowed=allowed, floor=floor, reach=reach
                     ).items():
                         data[name][at] = value
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(cells))
-    dims = ("example", "step", "layer", "head")
-    variables = {name: (dims, data[name]) for name in by_head}
-    variables |= {name: (("example", "step", "threshold"), data[name]) for name in COUNTS}
-    variables["logit"] = (("example", "step"), logits[..., 0])
-    variables["logit_difference"] = (("example", "step"), logits[..., 1])
-    passed = np.stack([significant(data["contrast"][:, s], alpha=alpha) for s in range(cells.shape[1])])
+                    tick()
+    variables = data | {name: (("example", "step", "threshold"), data[name]) for name in COUNTS}
+    variables |= {"logit": logits[..., 0], "logit_difference": logits[..., 1]}
+    passed = np.stack([above_zero(data["contrast"][:, s], alpha=alpha) for s in range(cells.shape[1])])
     variables["significant"] = (("step", "layer", "head"), passed)
-    variables["held_out_share"] = (("example", "step"), held_out(data["contrast"], logits[..., 1], chosen, seed))
-    coords = {**cells.coords, "layer": range(L), "head": range(H), "threshold": list(thresholds)}
+    variables["held_out_share"] = held_out(data["contrast"], logits[..., 1], chosen, seed)
     settings = {"steps": list(cells.steps), "alpha": alpha, "chosen": chosen, "floor": floor, "reach": reach, "seed": seed}
     settings["heads"] = "all" if allowed is None else int(allowed.sum())
     words = "projection of z W_O alone, and its share of the logits with the final norm as the model applied it"
-    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
-    return AnswerWriters(xr.Dataset(variables, coords=coords), facts)
+    axes = {"layer": L, "head": H, "threshold": thresholds}
+    return AnswerWriters.made(model, cells, variables, axes, words, settings, meter)
 
 
 def held_out(contrast: NDArray, whole: NDArray, k: int, seed: int) -> NDArray:
@@ -398,4 +360,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     return Cost()
 
 
-ANALYSIS = Description(AnswerWriters, answer_writers, "E8", cost=cost, authors=authors_cost, claims=("pathways", "writers"))
+ANALYSIS = Description(AnswerWriters, answer_writers, cost=cost, authors=authors_cost, claims=("pathways", "writers"))

@@ -10,7 +10,7 @@ here. A source is what stands at its positions in that layer, whatever came ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -29,10 +29,11 @@ from pycotmech.cot.tools.activations import (
     trace_cost,
     traced,
 )
-from pycotmech.cot.tools.cells import Cells, choose
+from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.cot.tools.result import Analysis, Progress, counting, top_cells
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 Norm = Literal["l1", "l2"]
-_SOURCE = "arXiv 2402.18312, attention to few-shot, question and generated text (E7); contributions: Ferrando et al. 2022"
 
 
 class Shares(NamedTuple):
@@ -132,6 +132,7 @@ class AttentionBySource(Analysis):
 
     name = "attention_by_source"
     title = "Attention of the position that is read, by source"
+    source = "E7; contributions: Ferrando et al. 2022"
     ranges: ClassVar = {"mass": bootstrap.SHARE, "contribution": bootstrap.SHARE, "written": bootstrap.COUNT}
 
     def by_step(self) -> xr.Dataset:
@@ -171,8 +172,7 @@ class AttentionBySource(Analysis):
         held_out: heads are ranked on one half of the examples that count, and the sizes are of the other; with fewer than
         four that count, and with False, both are of all of them.
         """
-        if source not in SOURCES:
-            raise ValueError(f"source: got {source!r}; expected one of {', '.join(SOURCES)}")
+        one_of("source", source, SOURCES)
         parts = self.at_step("written", step, held_out=held_out)
         if parts is None:
             return []
@@ -241,7 +241,7 @@ def attention_by_source(
     norm: Norm = "l1",
     seed: int = 0,
     memory_gb: float | None = None,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> AttentionBySource:
     """How much the position that predicts each word takes from the few-shot block, the question and the generated text.
 
@@ -254,8 +254,7 @@ def attention_by_source(
     Cost: the few-shot block once, the text behind it once per example, W_O of every value once per example and layer.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    if norm not in ("l1", "l2"):
-        raise ValueError(f"norm: got {norm!r}; expected 'l1' or 'l2'")
+    one_of("norm", norm, ("l1", "l2"))
     kept = None if keep is None else head_mask(model.cfg, keep, argument="keep")
     cells = choose(model, examples, steps=steps, right=right)
     cfg, G = model.cfg, len(SOURCES)
@@ -266,6 +265,7 @@ def attention_by_source(
     }
     groups = by_example(cells, model.tokenizer)
     texts, first = texts_of(groups)
+    tick = counting(progress, len(groups))
     with metered(model) as meter:
         for batch in traced(model, texts, ("q", "resid_pre"), first=first, keep=kept, memory_gb=memory_gb):
             for i, trace in batch:
@@ -273,24 +273,14 @@ def attention_by_source(
                 for j, (cell, _) in enumerate(groups[i]):
                     for name, value in zip(data, found, strict=True):
                         data[name][cell.e, cell.s] = value[j].cpu().numpy()
-                if progress is not None:
-                    progress(i + 1, len(groups))
-    return AttentionBySource(_dataset(cells, data, cfg), _about(model, cells, kept, norm, seed, meter))
-
-
-def _dataset(cells: Cells, data: dict, cfg) -> xr.Dataset:
-    heads = ("example", "step", "layer", "head", "source")
-    dims = {"mass": heads, "written": heads, "contribution": ("example", "step", "layer", "source")}
-    coords = {**cells.coords, "layer": range(cfg.n_layers), "head": range(cfg.n_heads), "source": list(SOURCES)}
-    return xr.Dataset({k: (dims[k], v) for k, v in data.items()}, coords=coords)
-
-
-def _about(model: Model, cells: Cells, kept: Tensor | None, norm: str, seed: int, meter) -> dict:
+                tick()
+    data["contribution"] = (("example", "step", "layer", "source"), data["contribution"])
     settings = {"steps": list(cells.steps), "norm": norm, "seed": seed}
     run = "whole model" if kept is None else f"{int(kept.sum())} of {kept.numel()} heads left in the model"
     words = f"{run}, read at the last position; layer-wise contributions by {norm.upper()} distance, as in ALTI without its "
     words += "roll-out over layers"
-    return about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
+    axes = {"layer": cfg.n_layers, "head": cfg.n_heads, "source": SOURCES}
+    return AttentionBySource.made(model, cells, data, axes, words, settings, meter)
 
 
 def cost(cfg: ModelConfig, workload: Workload, *, keep: object = None, **options) -> Cost:
@@ -306,4 +296,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     return forwards_cost(cfg, workload, 2.5 * workload.cells, memory=patterns)
 
 
-ANALYSIS = Description(AttentionBySource, attention_by_source, "E7", cost=cost, authors=authors_cost)
+ANALYSIS = Description(AttentionBySource, attention_by_source, cost=cost, authors=authors_cost)

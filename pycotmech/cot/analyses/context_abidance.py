@@ -7,7 +7,7 @@ likeliest token of each head's output where the answer is predicted is in the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.analyses import answer_writers, information_flow
-from pycotmech.cot.analyses.functional_rift import change_point, rise_interval
 from pycotmech.cot.tools.activations import Prompt, by_example, texts_of, traced
 from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, about
+from pycotmech.cot.tools.result import Analysis, Progress, counting
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
+from pycotmech.stats.change import change_point, rise_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 Depth0 = Literal["context", "leave_out"]
-_SOURCE = "arXiv 2402.18312, context-abidance of heads (E8)"
 _EVEN = 1e-4
 """By so much, relative to an even share, a token has to be likelier than the others to be the likeliest one."""
 
@@ -96,6 +96,7 @@ class ContextAbidance(Analysis):
 
     name = "context_abidance"
     title = "Whether what heads write stands in the prompt"
+    source = "E8, context-abidance"
     ranges: ClassVar = {
         **dict.fromkeys(("abides", "peak", "chance"), bootstrap.SHARE),
         **dict.fromkeys(("occurs", "in_context"), bootstrap.COUNT),
@@ -123,7 +124,7 @@ class ContextAbidance(Analysis):
         """The first layer of the upper part where the layers fall into a lower and a higher one best (the upward
         least-squares change point), with its interval over resampled examples. By graphs where there are any.
 
-        NaN where the share rises nowhere, or no more than chance lets it (`functional_rift.rise_interval` holds 0).
+        NaN where the share rises nowhere, or no more than chance lets it (`pycotmech.stats.change.rise_interval` holds 0).
         """
         counted = self.data["occurs"] if self.of_graphs else self.data["abides"].notnull()
         share = self.data["in_context"] if self.of_graphs else self.data["abides"]
@@ -219,7 +220,7 @@ def context_abidance(
     depth0: Depth0 | None = None,
     seed: int = 0,
     memory_gb: float | None = None,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> ContextAbidance:
     """By layer and head, how often what is written stands in the prompt.
 
@@ -235,10 +236,8 @@ def context_abidance(
     Cost: that of `answer_writers`; with graphs, theirs in addition.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    if definition not in ("heads", "graph", "paper"):
-        raise ValueError(f"definition: got {definition!r}; expected 'heads', 'graph' or 'paper'")
-    if depth0 not in (None, "context", "leave_out"):
-        raise ValueError(f"depth0: got {depth0!r}; expected 'context' or 'leave_out'")
+    one_of("definition", definition, ("heads", "graph", "paper"))
+    one_of("depth0", depth0, ("context", "leave_out", None))
     kind = {"heads": None, "graph": "projection", "paper": "paper"}[definition]
     if flow is not None and flow.about["settings"]["definition"] != kind:
         got = flow.about["settings"]["definition"]
@@ -247,12 +246,11 @@ def context_abidance(
     cells = choose(model, examples, steps=steps, right=right)
     L, H = model.cfg.n_layers, model.cfg.n_heads
     spelling = Spelling(model.tokenizer, model.cfg.d_vocab)
-    data = {"abides": cells.empty(L, H), "peak": cells.empty(L, H)}
-    chance = cells.empty()
+    data = {"abides": cells.empty(L, H), "peak": cells.empty(L, H), "chance": cells.empty()}
     counted = cells.empty(2, L, H)
     groups = by_example(cells, model.tokenizer)
     texts, first = texts_of(groups)
-    done = 0
+    tick = counting(progress, len(cells))
     with metered(model) as meter:
         if kind is not None and flow is None:
             flow = information_flow.information_flow(
@@ -266,32 +264,22 @@ def context_abidance(
                     inside = [[spelling.of(t) in context for t in row] for row in found.top.tolist()]
                     peak = data["peak"][at] = found.peak.cpu().numpy()
                     data["abides"][at] = np.where(peak * model.cfg.d_vocab > 1 + _EVEN, inside, np.nan)
-                    chance[at] = spelling.chance(context)
+                    data["chance"][at] = spelling.chance(context)
                     if flow is not None:
                         graph = flow.graph(cell.example.index, cell.step.index)
                         counted[at] = of_graph(graph, prompt, spelling, (L, H), rule)
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(cells))
+                    tick()
     if flow is not None:
         data |= {"occurs": counted[:, :, 0], "in_context": counted[:, :, 1]}
-    variables: dict[str, Any] = {name: (("example", "step", "layer", "head"), value) for name, value in data.items()}
-    variables["chance"] = (("example", "step"), chance)
-    settings = {
-        "steps": list(cells.steps),
-        "definition": definition,
-        "depth0": rule if flow is not None else None,
-        "seed": seed,
-    }
+    depth0 = rule if flow is not None else None
+    settings = {"steps": list(cells.steps), "definition": definition, "depth0": depth0, "seed": seed}
     words = {
         "heads": "likeliest token of z W_O where the answer is predicted",
         "graph": "tokens passed in graphs made by projection, writers " + ("counted" if rule == "context" else "left out"),
         "paper": "tokens passed in the authors' graphs, writers "
         + ("counted as in context" if rule == "context" else "left out"),
     }[definition]
-    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
-    coords = {**cells.coords, "layer": range(L), "head": range(H)}
-    return ContextAbidance(xr.Dataset(variables, coords=coords), facts)
+    return ContextAbidance.made(model, cells, data, {"layer": L, "head": H}, words, settings, meter)
 
 
 def cost(cfg: ModelConfig, workload: Workload, *, definition: str = "heads", flow: object = None, **options) -> Cost:
@@ -308,4 +296,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     return Cost()
 
 
-ANALYSIS = Description(ContextAbidance, context_abidance, "E8", cost=cost, authors=authors_cost, claims=("abidance",), order=3)
+ANALYSIS = Description(ContextAbidance, context_abidance, cost=cost, authors=authors_cost, claims=("abidance",), order=3)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,9 +15,10 @@ from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Progress, about
+from pycotmech.cot.tools.result import Progress, counting
 from pycotmech.cot.tools.rows import ReadRow, head_outputs, read_rows, word_spans
 from pycotmech.figures.words import plural
 from pycotmech.lens.readout import Readout
@@ -43,6 +43,7 @@ class CopyHeads(HeadAnalysis):
     """
 
     name, title = "copy_heads", "Heads that look at the answer's word and write it"
+    source = "E4"
     main, label, by_size = "copying", "attention × logit written", False
     ranges: ClassVar = {"attention": bootstrap.SHARE, "attention_all": bootstrap.SHARE, "copying": bootstrap.COUNT}
 
@@ -106,14 +107,14 @@ def copy_heads(
     Source: docs/protocol.md, E4.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    if definition not in get_args(Definition):
-        raise ValueError(f"definition: got {definition!r}; expected 'exact' or 'paper'")
+    one_of("definition", definition, get_args(Definition))
     cells = choose(model, examples, steps=steps, right=right)
     cfg = model.cfg
     shape = (cfg.n_layers, cfg.n_heads)
     found = {name: cells.empty(*shape) for name in ("attention", "attention_all", "written")}
+    tick = counting(progress, len(cells))
     with metered(model) as meter:
-        for i, row in enumerate(read_rows(model, cells, ("z",), attention=True, memory_gb=memory_gb)):
+        for row in read_rows(model, cells, ("z",), attention=True, memory_gb=memory_gb):
             at = row.cell.e, row.cell.s
             step = row.cell.step
             spans = _by_id(step.clean, step.answer) if definition == "paper" else word_spans(step)
@@ -123,22 +124,15 @@ def copy_heads(
                 found["attention"][at] = weights[-1].cpu().numpy()
                 found["attention_all"][at] = torch.stack(weights).sum(0).cpu().numpy()
             found["written"][at] = written(model.family, row, step.answer, raw=definition == "paper").cpu().numpy()
-            if progress is not None:
-                progress(i + 1, len(cells))
+            tick()
     found["copying"] = found["attention"].clip(min=0) * found["written"].clip(min=0)
-    dims = ("example", "step", "layer", "head")
-    where = "the last place of the answer's word" if definition == "exact" else "the last place of its first token's id"
-    facts = about(
-        model,
-        cells,
-        source="docs/protocol.md, E4",
-        definition=f"attention of the last position to {where}; "
-        + ("direct logit contribution with the true final norm" if definition == "exact" else "product with W_U, no norm"),
-        settings={"definition": definition, "seed": seed},
-        meter=meter,
+    words = "attention of the last position to the last place of " + (
+        "the answer's word; direct logit contribution with the true final norm"
+        if definition == "exact"
+        else "its first token's id; product with W_U, no norm"
     )
-    axes = {**cells.coords, "layer": np.arange(shape[0]), "head": np.arange(shape[1])}
-    return CopyHeads(xr.Dataset({k: (dims, v) for k, v in found.items()}, coords=axes), facts)
+    settings = {"definition": definition, "seed": seed}
+    return CopyHeads.made(model, cells, found, {"layer": shape[0], "head": shape[1]}, words, settings, meter)
 
 
 def _by_id(tokens: Tensor, token: int) -> list[slice]:
@@ -178,4 +172,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     return forwards_cost(cfg, workload, workload.cells, memory=patterns)
 
 
-ANALYSIS = Description(CopyHeads, copy_heads, "E4", cost=cost, authors=authors_cost)
+ANALYSIS = Description(CopyHeads, copy_heads, cost=cost, authors=authors_cost)

@@ -17,7 +17,7 @@ from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Progress, about
+from pycotmech.cot.tools.result import Progress, counting, labelled
 from pycotmech.cot.tools.rows import head_outputs, read_rows
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -38,6 +38,7 @@ class DecisionHeads(HeadAnalysis):
     """
 
     name, title = "decision_heads", "Answer probability that each head alone brings to its layer"
+    source = "E3"
     main, label, by_size = "gain", "change of the answer's probability", True
     ranges: ClassVar = {**dict.fromkeys(("p_mid", "p_pre", "p_head"), bootstrap.SHARE), "gain": bootstrap.SHARES_APART}
 
@@ -49,9 +50,7 @@ class DecisionHeads(HeadAnalysis):
         """
         alone = self.data["p_head"].transpose("example", "step", "layer", "head")
         whole = self.data["p_mid"].transpose("example", "step", "layer").values[..., None]
-        found = bootstrap.ratio_interval(whole - alone.values, whole)
-        first = alone.isel(example=0, drop=True)
-        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+        return labelled(bootstrap.ratio_interval(whole - alone.values, whole), alone)
 
     def findings(self) -> list[str]:
         """For each step the head that brings most; where in the layers the answer appears."""
@@ -66,10 +65,7 @@ class DecisionHeads(HeadAnalysis):
                 lambda index, c=curves: _half_way(c[index].mean(0)), len(curves), within=within
             )
             parts = zip(("{:.0f}", "{:.2f}", "{:.2f}"), *(x.tolist() for x in found[:3]))
-            first, peak, last = (
-                form.format(mean) + (f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) else "")
-                for form, mean, low, high in parts
-            )
+            first, peak, last = (form.format(mean) + bootstrap.ends(low, high, form) for form, mean, low, high in parts)
             lines.append(
                 f"step {step} (n = {len(curves)}): after the attention of layer {first} the lens gives half of its largest "
                 f"probability of the answer ({peak}; after the last attention {last})"
@@ -106,28 +102,19 @@ def decision_heads(
     cfg = model.cfg
     L, H = cfg.n_layers, cfg.n_heads
     p = {"p_pre": cells.empty(L), "p_mid": cells.empty(L), "p_head": cells.empty(L, H)}
+    tick = counting(progress, len(cells))
     with metered(model) as meter:
-        for i, row in enumerate(read_rows(model, cells, ("resid_pre", "resid_mid", "z"), memory_gb=memory_gb)):
+        for row in read_rows(model, cells, ("resid_pre", "resid_mid", "z"), memory_gb=memory_gb):
             pre, mid = row.sites["resid_pre"], row.sites["resid_mid"]
             alone = pre[:, None] + head_outputs(model.family, row.sites["z"])
             at = row.cell.e, row.cell.s
             answer = row.cell.step.answer
             for name, rows in (("p_pre", pre), ("p_mid", mid), ("p_head", alone.flatten(0, 1))):
                 p[name][at] = probability(model.family, rows, answer).view(p[name].shape[2:]).numpy()
-            if progress is not None:
-                progress(i + 1, len(cells))
-    dims = ("example", "step", "layer", "head")
-    data = {name: (dims[: value.ndim], value) for name, value in p.items()}
-    data["gain"] = (dims, p["p_head"] - p["p_pre"][..., None])
-    facts = about(
-        model,
-        cells,
-        source="docs/protocol.md, E3",
-        definition="probability of the answer by the logit lens of resid_pre plus one head's output, at the last position",
-        settings={"seed": seed},
-        meter=meter,
-    )
-    return DecisionHeads(xr.Dataset(data, coords={**cells.coords, "layer": np.arange(L), "head": np.arange(H)}), facts)
+            tick()
+    p["gain"] = p["p_head"] - p["p_pre"][..., None]
+    words = "probability of the answer by the logit lens of resid_pre plus one head's output, at the last position"
+    return DecisionHeads.made(model, cells, p, {"layer": L, "head": H}, words, {"seed": seed}, meter)
 
 
 def probability(family: Family, rows: Tensor, token: int) -> Tensor:
@@ -155,4 +142,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     return forwards_cost(cfg, workload, workload.cells, read=1 + cfg.n_layers * cfg.n_heads)
 
 
-ANALYSIS = Description(DecisionHeads, decision_heads, "E3", cost=cost, authors=authors_cost)
+ANALYSIS = Description(DecisionHeads, decision_heads, cost=cost, authors=authors_cost)

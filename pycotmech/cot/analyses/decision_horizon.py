@@ -18,10 +18,10 @@ from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.cells import Cells, choose
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, Progress, about, columns
+from pycotmech.cot.tools.result import Analysis, Progress, counting, interval_table
 from pycotmech.engine import planner
 from pycotmech.engine.decode import Runs
-from pycotmech.model.arguments import check_common
+from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues
 from pycotmech.stats import bootstrap
@@ -49,24 +49,14 @@ class DecisionHorizon(Analysis):
     """
 
     name, title = "decision_horizon", "Layers that may be corrupted without changing the reasoning"
+    source = "E12"
     ranges: ClassVar = dict.fromkeys(("same", *_SHARES, "clean_gold", "swapped"), bootstrap.SHARE)
 
     def table(self) -> pd.DataFrame:
         """One row per number of sentences and layer: same, low, high, agreement, gold, words (each of these three with name_low
         and name_high), n."""
-        import pandas as pd
-
-        found, rows = self.interval("same"), []
-        beside = {name: self.interval(name) for name in _SHARES}
-        for h in self.data["sentences"].values:
-            for l in self.data["layer"].values:
-                one = found.sel(sentences=h, layer=l)
-                row = {"sentences": int(h), "layer": int(l), "same": float(one["mean"])}
-                row |= {"low": float(one["low"]), "high": float(one["high"])}
-                for name, other in beside.items():
-                    row |= columns(name, other.sel(sentences=h, layer=l))
-                rows.append(row | {"n": int(one["n"])})
-        return pd.DataFrame(rows)
+        found = {name: self.interval(name) for name in ("same", *_SHARES)}
+        return interval_table(found, ("sentences", "layer"), main="same")
 
     def horizon(self, *, share: float = 0.9) -> dict[int, int | None]:
         """For each number of sentences the lowest layer from which on every single layer may be corrupted and at least
@@ -151,8 +141,7 @@ def decision_horizon(
     Source: docs/protocol.md, E12.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    if max_new < 1:
-        raise ValueError(f"max_new: got {max_new}; expected 1 or more")
+    check_integer(max_new, "max_new", 1)
     if isinstance(examples, Examples):
         require_consistent(examples, "the other question")
     cells = choose(model, examples, steps=steps, right=right)
@@ -164,24 +153,19 @@ def decision_horizon(
     budget = planner.memory_budget(memory_gb, model.device)
     with metered(model) as meter:
         past = model.prefixes.key_values(examples.shared_ids, budget)
-        for done, group in enumerate(groups := _groups(todo, model, budget, max_new)):
+        groups = _groups(todo, model, budget, max_new)
+        tick = counting(progress, len(groups))
+        for group in groups:
             for begin, values in zip(group, _generate(model, group, past, len(examples.shared_ids), max_new)):
                 for name, value in values.items():
                     found[name][begin.e, numbers.index(begin.sentences)] = value
-            if progress is not None:
-                progress(done + 1, len(groups))
+            tick()
     by_layer = ("example", "sentences", "layer")
     data = {name: (by_layer[: value.ndim], value) for name, value in found.items()}
     axes = {"example": cells.coords["example"], "sentences": numbers, "layer": np.arange(L)}
-    facts = about(
-        model,
-        cells,
-        source="docs/protocol.md, E12",
-        definition="z of all heads of one layer from a run on another question; greedy text against the unchanged run's",
-        settings={"max_new": max_new, "seed": seed},
-        meter=meter,
-    )
-    return DecisionHorizon(xr.Dataset(data, coords=axes), facts)
+    words = "z of all heads of one layer from a run on another question; greedy text against the unchanged run's"
+    settings = {"max_new": max_new, "seed": seed}
+    return DecisionHorizon.made(model, cells, xr.Dataset(data, coords=axes), None, words, settings, meter)
 
 
 class Beginning(NamedTuple):
@@ -336,4 +320,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     return forwards_cost(cfg, workload, 3.0 * begun * cfg.n_layers * new)
 
 
-ANALYSIS = Description(DecisionHorizon, decision_horizon, "E12", cost=cost, authors=authors_cost)
+ANALYSIS = Description(DecisionHorizon, decision_horizon, cost=cost, authors=authors_cost)

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, Progress, about
+from pycotmech.cot.tools.result import Analysis, Progress, counting
 from pycotmech.engine import planner
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
 from pycotmech.stats import bootstrap
+from pycotmech.stats.change import abruptness, change_point, crossing, rise_at, rise_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +54,7 @@ class FunctionalRift(Analysis):
     """
 
     name, title = "functional_rift", "Pretraining prior against in-context prior, layer by layer"
+    source = "E11 (operational definition)"
     ranges: ClassVar = {**dict.fromkeys(CURVES, bootstrap.SHARE), "positions": bootstrap.COUNT}
 
     def curves(self) -> xr.Dataset:
@@ -103,8 +105,8 @@ class FunctionalRift(Analysis):
             low[0],
             high[0],
             None if np.isnan(cross) else (cross, low[1], high[1]),
-            _above_0(-ends.high[0], -ends.low[0], len(used)),
-            _above_0(ends.low[1], ends.high[1], len(used)),
+            bootstrap.above_zero(-ends.high[0], -ends.low[0], len(used)),
+            bootstrap.above_zero(ends.low[1], ends.high[1], len(used)),
             abrupt,
             (low[2], high[2]),
             rise,
@@ -231,81 +233,6 @@ class Rift:
         return form.format(value) + bootstrap.ends(low, high, form)
 
 
-def _above_0(low: float, high: float, n: int) -> bool | None:
-    """Of an interval over n examples; None if it leaves that open."""
-    if bootstrap.undecidable(low, high, n):
-        return None
-    return True if low > 0 else False if high < 0 else None
-
-
-def change_point(curve: NDArray) -> float:
-    """The first index of the second part, where a curve is best told by two levels (least squares), the second higher.
-
-    Entries that are NaN count in neither part. NaN if no split has a higher second level: nothing rises.
-    """
-    rise, scale = _rises(curve)
-    fit = rise * scale
-    least = 1e-9 * np.abs(curve[np.isfinite(curve)]).max(initial=0.0)
-    return 1.0 + int(fit.argmax()) if fit.size and fit.max() > least else np.nan
-
-
-def _rises(curves: NDArray) -> tuple[NDArray, NDArray]:
-    """For each split of curves [..., D] the second level minus the first, and what it times this scale is the root of what
-    the squared error falls by: [..., D - 1] each, 0 where a part has no entry."""
-    known = np.isfinite(curves)
-    n, total = known.cumsum(-1), np.where(known, curves, 0.0).cumsum(-1)
-    below, above = n[..., :-1], n[..., -1:] - n[..., :-1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rise = (total[..., -1:] - total[..., :-1]) / above - total[..., :-1] / below
-        scale = np.sqrt(below * above / n[..., -1:])
-    return np.where(np.isfinite(rise), rise, 0.0), np.where(np.isfinite(scale), scale, 0.0)
-
-
-def rise_at(curve: NDArray, at: float) -> float:
-    """The mean of a curve from index `at` on minus its mean below; NaN for NaN."""
-    return float(_rises(curve)[0][int(at) - 1]) if np.isfinite(at) else np.nan
-
-
-def rise_interval(curve: NDArray, drawn: NDArray, n: int, level: float = bootstrap.LEVEL) -> tuple[float, float, float]:
-    """The rise of a curve [D] over its `change_point`, with an interval from the curves of resampled examples [draws, D], n of
-    them, widened for few as others are (`bootstrap.factor`).
-
-    The split was chosen because its rise is the largest, so the interval holds for all splits at once: it is as wide as the
-    largest departure, of any split in a draw, from that split's rise (each on the scale on which the split is chosen).
-    (NaN, NaN, NaN) if nothing rises.
-    """
-    at = change_point(curve)
-    if np.isnan(at):
-        return (np.nan, np.nan, np.nan)
-    rise, scale = _rises(curve)
-    again, scales = _rises(drawn)
-    off = again * scales - rise * scale
-    tail = (1 + level) / 2
-    wider = float(bootstrap.factor(n, level)) / scale[int(at) - 1]
-    up, down = (float(np.quantile(x.max(-1), tail)) * wider for x in (off, -off))
-    value = rise_at(curve, at)
-    return value, value - up, value + down
-
-
-def crossing(curve: NDArray) -> float:
-    """The first index from which the curve stays above 0; NaN if it does not end above 0 or never was at or below it."""
-    if not curve[-1] > 0 or (curve > 0).all():
-        return np.nan
-    return float(np.flatnonzero(curve <= 0)[-1] + 1)
-
-
-def abruptness(curve: NDArray, at: float) -> float:
-    """The share of a curve's total rise (from its lowest point to the highest behind it) within one step of `at`."""
-    if np.isnan(at):
-        return float("nan")
-    low = np.minimum.accumulate(curve)
-    rise = float((curve - low).max())
-    if rise <= 0:
-        return float("nan")
-    a, b = max(0, int(at) - 2), min(len(curve) - 1, int(at) + 1)
-    return float(np.clip((curve[b] - curve[a]) / rise, 0, 1))
-
-
 def functional_rift(
     model: Model,
     examples: Examples,
@@ -337,37 +264,26 @@ def functional_rift(
     cells = choose(model, examples, steps=steps, right=right)
     first = _start(model, cells.examples.bos) if start is None else int(start)
     found = {name: cells.empty(cfg.n_layers + 1) for name in CURVES}
-    count = cells.empty()
-    by_example: dict[int, list[Any]] = {}
-    for cell in cells:
-        by_example.setdefault(cell.e, []).append(cell)
+    found["positions"] = cells.empty()
+    by_example = cells.by_example()
+    tick = counting(progress, len(by_example))
     with metered(model) as meter:
         shared = examples.shared_ids
         past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
-        ends = {e: max(len(cell.step.clean) for cell in mine) for e, mine in by_example.items()}
+        ends = {e: max(len(cell.step.clean) for cell in group) for e, group in by_example.items()}
         seen = torch.cat([examples[e].full_ids[len(shared) : end] for e, end in ends.items()]).unique()
         memorised = memorised_next(model, seen, first)
-        for done, (e, mine) in enumerate(by_example.items()):
+        for e, group in by_example.items():
             at = position_curves(model, examples[e].full_ids[: ends[e]], past, memorised)
-            for cell in mine:
-                upto = at.upto(len(cell.step.clean))
-                for name, value in upto.items():
+            for cell in group:
+                for name, value in at.upto(len(cell.step.clean)).items():
                     found[name][cell.e, cell.s] = value
-                count[cell.e, cell.s] = int(at.used[: len(cell.step.clean) - at.first].sum())
-            if progress is not None:
-                progress(done + 1, len(by_example))
-    data = {name: (("example", "step", "depth"), value) for name, value in found.items()}
-    data["positions"] = (("example", "step"), count)
+                found["positions"][cell.e, cell.s] = int(at.used[: len(cell.step.clean) - at.first].sum())
+            tick()
     shown = "nothing" if first is None else f"token {first}"
-    facts = about(
-        model,
-        cells,
-        source="docs/protocol.md, E11 (operational definition)",
-        definition=f"lens on the next word memorised behind {shown} and on those seen earlier in the prompt, where they differ",
-        settings={"start": first, "seed": seed},
-        meter=meter,
-    )
-    return FunctionalRift(xr.Dataset(data, coords={**cells.coords, "depth": np.arange(cfg.n_layers + 1)}), facts)
+    words = f"lens on the next word memorised after {shown} and on those seen earlier in the prompt, where they differ"
+    settings = {"start": first, "seed": seed}
+    return FunctionalRift.made(model, cells, found, {"depth": cfg.n_layers + 1}, words, settings, meter)
 
 
 def _start(model: Model, bos: bool) -> int | None:
@@ -467,4 +383,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     return forwards_cost(cfg, workload, workload.cells, read=cfg.n_layers + 1)
 
 
-ANALYSIS = Description(FunctionalRift, functional_rift, "E11", cost=cost, authors=authors_cost, claims=("rift",))
+ANALYSIS = Description(FunctionalRift, functional_rift, cost=cost, authors=authors_cost, claims=("rift",))

@@ -38,6 +38,7 @@ class HeadOverlap(Analysis):
     """
 
     name, title = "head_overlap", "How much sets of heads overlap"
+    source = "E6"
 
     def table(self) -> pd.DataFrame:
         """One row for each pair: a, b, size_a, size_b, intersection, chance, iou, f1, f1_low, f1_high, f1_chance, p, p_holm."""
@@ -255,7 +256,6 @@ def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
 ANALYSIS = Description(
     HeadOverlap,
     head_overlap,
-    "E6",
     cost=cost,
     authors=authors_cost,
     needs=COMPARED,

@@ -23,7 +23,7 @@ from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import Cells, choose, grade
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.registry import Description, Given
-from pycotmech.cot.tools.result import Progress, about
+from pycotmech.cot.tools.result import Progress
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -61,6 +61,7 @@ class InductionHeads(HeadAnalysis):
     """
 
     name, title = "induction_heads", "What each head restores at inductive steps, however they are broken"
+    source = "E2"
     main, label = "score", "share of KL divergence restored"
     ranges: ClassVar = {**dict.fromkeys(("kl", "kl_corrupted", "noise_floor"), bootstrap.COUNT), "changed": bootstrap.SHARE}
 
@@ -284,16 +285,10 @@ def induction_heads(
             parts[kind] = patch_steps(
                 model, examples, steps=cells.steps, right=right, corruption=kind, seed=seed, memory_gb=memory_gb, progress=told
             )
-    facts = about(
-        model,
-        cells,
-        source="docs/protocol.md, E2",
-        definition="z of one head at a time, clean values into the corrupted run, at all positions; the mean over corruptions "
-        "(answer, premise, rule) of ratios of means over examples",
-        settings={"corruptions": list(KINDS), "run": todo, "seed": seed},
-        meter=meter,
-    )
-    return InductionHeads(combined(parts), facts)
+    words = "z of one head at a time, clean values into the corrupted run, at all positions; the mean over corruptions "
+    words += "(answer, premise, rule) of ratios of means over examples"
+    settings = {"corruptions": list(KINDS), "run": todo, "seed": seed}
+    return InductionHeads.made(model, cells, combined(parts), None, words, settings, meter)
 
 
 def _answer(given: PatchSteps, model: Model, cells: Cells) -> PatchSteps:
@@ -347,7 +342,6 @@ def _of_paper(given: Given, progress: Progress | None) -> InductionHeads:
 ANALYSIS = Description(
     InductionHeads,
     induction_heads,
-    "E2",
     cost=lambda cfg, w: cost(cfg, w, answer=True),
     authors=authors_cost,
     needs=("patch_steps",),

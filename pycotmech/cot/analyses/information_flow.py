@@ -15,10 +15,11 @@ from torch import Tensor
 from pycotmech.cot.tools import flow_exact, flow_paper
 from pycotmech.cot.tools.activations import SEGMENTS, Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
 from pycotmech.cot.tools.cells import Cells, choose
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.cot.tools.result import Analysis, Progress, headline, interval_table, top_cells
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 Definition = Literal["exact", "projection", "paper"]
-_SOURCE = "arXiv 2402.18312, information-flow graphs (E8, stages I to III)"
 _WORDS = {
     "exact": "edges are paths whose sender is replaced, heads off the path frozen",
     "projection": "unembedded head outputs and residual streams, gold word, threshold, first token left out",
@@ -57,6 +57,7 @@ class InformationFlow(Analysis):
 
     name = "information_flow"
     title = "Information flow from the tokens to the answer"
+    source = "E8, stages I to III"
     ranges: ClassVar = {
         **dict.fromkeys(("writers", "nodes", "edges", "with_source", "sources"), bootstrap.COUNT),
         **dict.fromkeys(("first_token", "depth_map"), bootstrap.SHARE),
@@ -93,17 +94,7 @@ class InformationFlow(Analysis):
 
     def table(self) -> pd.DataFrame:
         """One row per step: each of writers, with_source, sources, segments, nodes, edges, first_token with low and high, n."""
-        import pandas as pd
-
-        found = {name: self.interval(name) for name in _COUNTS}
-        rows = []
-        for i, step in enumerate(self.data["step"].values):
-            row: dict[str, Any] = {"step": int(step), "kind": str(self.data["kind"].values[i])}
-            for name in _COUNTS:
-                one = found[name].isel(step=i)
-                row |= {name: float(one["mean"]), f"{name}_low": float(one["low"]), f"{name}_high": float(one["high"])}
-            rows.append(row | {"n": int(found["writers"]["n"].isel(step=i))})
-        return pd.DataFrame(rows)
+        return interval_table({name: self.interval(name) for name in _COUNTS}, ("step",))
 
     def writers(self, step: int | None = None, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
         """The k heads of each step (or of one) that write the answer in most examples: step, kind, rank, layer, head, share
@@ -125,8 +116,7 @@ class InformationFlow(Analysis):
             for rank, (l, h) in enumerate(heads, 1):
                 found = bootstrap.mean_interval(told.sel(layer=l, head=h).values, within=bootstrap.SHARE)
                 row = {"step": here, "kind": str(self.data["kind"].values[steps.index(here)]), "rank": rank}
-                row |= {"layer": int(l), "head": int(h), "share": float(found.mean)}
-                row |= {"low": float(found.low), "high": float(found.high), "n": int(found.n)}
+                row |= {"layer": int(l), "head": int(h), **headline("share", found._asdict()), "n": int(found.n)}
                 rows.append(row | {"held_out": parts.held_out})
         names = ("step", "kind", "rank", "layer", "head", "share", "low", "high", "n", "held_out")
         return pd.DataFrame(rows, columns=list(names))
@@ -232,7 +222,7 @@ def information_flow(
     total: bool = True,
     seed: int = 0,
     memory_gb: float | None = None,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> InformationFlow:
     """The graph from the answer's writers back to the tokens, of every example and step.
 
@@ -252,10 +242,8 @@ def information_flow(
     through the layers above, for each edge. "paper": the unembedding of a row for every head at every position visited.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    if definition not in _WORDS:
-        raise ValueError(f"definition: got {definition!r}; expected 'exact', 'projection' or 'paper'")
-    if replaced_by not in ("mean", "counterfactual"):
-        raise ValueError(f"replaced_by: got {replaced_by!r}; expected 'mean' or 'counterfactual'")
+    one_of("definition", definition, tuple(_WORDS))
+    one_of("replaced_by", replaced_by, ("mean", "counterfactual"))
     unused = {"rules": rules} if definition == "exact" else {"limits": limits}
     for name, value in unused.items():
         if value is not None:
@@ -278,8 +266,8 @@ def information_flow(
     settings["heads"] = "all" if allowed is None else int(allowed.sum())
     settings |= vars(grower.limits if definition == "exact" else rules)
     words = _WORDS[definition] + (f", by its {replaced_by}" if definition == "exact" else "")
-    facts = about(model, cells, source=_SOURCE, definition=words, settings=settings, meter=meter)
-    return InformationFlow(dataset(cells, model.cfg, found, model.tokenizer), facts)
+    data = dataset(cells, model.cfg, found, model.tokenizer)
+    return InformationFlow.made(model, cells, data, None, words, settings, meter)
 
 
 @dataclass
@@ -415,4 +403,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     return rows_cost(cfg, rows, forwards=forwards, read=rows + projections * batch)
 
 
-ANALYSIS = Description(InformationFlow, information_flow, "E8", cost=cost, authors=authors_cost, order=1)
+ANALYSIS = Description(InformationFlow, information_flow, cost=cost, authors=authors_cost, order=1)

@@ -19,7 +19,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import HeadSet, Scores, set_combinations
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import COMPARED, Description, Given
-from pycotmech.cot.tools.result import Progress, about, columns, counting, headline
+from pycotmech.cot.tools.result import Progress, columns, counting, headline
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -45,6 +45,7 @@ class KeptSets(AblationResult):
     """
 
     name, title = "keep_only", "What sets of heads do alone"
+    source = "E6"
     axis: ClassVar[str] = "set"
     ranges: ClassVar = dict.fromkeys(("right", "agrees", "random"), bootstrap.SHARE)
 
@@ -182,8 +183,8 @@ def keep_only(
         found, *others = (answered(run.answer, ~masks, cells, tick) for masks in (kept, *chance))
     data = kept_data("set", kept, [o[main] for o in others])
     settings = dict(accuracy=main, n_random=n_random, seed=seed, **chosen_on(given.values(), cells), **run.settings)
-    facts = about(model, cells, source="docs/protocol.md, E6", definition=definition, settings=settings, meter=meter)
-    return KeptSets(result_data(cells, found, {"set": list(given)}, data, shape), facts)
+    dataset = result_data(cells, found, {"set": list(given)}, data, shape)
+    return KeptSets.made(model, cells, dataset, None, definition, settings, meter)
 
 
 def by_step(given: Any, shape: tuple[int, int], argument: str) -> HeadSet | dict[int, HeadSet]:
@@ -254,7 +255,6 @@ def _of_paper(given: Given, progress: Progress | None) -> KeptSets:
 ANALYSIS = Description(
     KeptSets,
     keep_only,
-    "E6",
     cost=lambda cfg, w: cost(cfg, w.reported(), sets=8),
     authors=lambda cfg, w: authors_cost(cfg, w.reported()),
     needs=COMPARED,

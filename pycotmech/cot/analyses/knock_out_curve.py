@@ -21,7 +21,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import scores_of
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Progress, about, columns, counting, headline
+from pycotmech.cot.tools.result import Progress, columns, counting, headline
 from pycotmech.cot.tools.select_heads import Selection, select_heads, spread
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
@@ -48,6 +48,7 @@ class KnockOutCurve(AblationResult):
     """
 
     name, title = "knock_out_curve", "Accuracy against the number of heads ablated"
+    source = "E5"
     ranges: ClassVar = {"right": bootstrap.SHARE, "agrees": bootstrap.SHARE}
 
     def accuracy(self, variable: str | None = None, *, half: str | None = None) -> xr.Dataset:
@@ -272,8 +273,7 @@ def knock_out_curve(
         scores=selection.about, rule=selection.rule, ranked_on=basis, ranking=ranking, order=orders, n_random=n_random,
         target=target, accuracy=main, seed=seed, **run.settings,
     )  # fmt: skip
-    facts = about(model, cells, source="docs/protocol.md, E5", definition=definition, settings=settings, meter=meter)
-    return KnockOutCurve(dataset, facts)
+    return KnockOutCurve.made(model, cells, dataset, None, definition, settings, meter)
 
 
 def _selection(scores: Any, variable: str | None, sizes: Sequence[int] | None, shape: tuple[int, int]) -> Selection:
@@ -375,7 +375,6 @@ def authors_cost(cfg: ModelConfig, workload: Workload, *, sizes: int = 24, order
 ANALYSIS = Description(
     KnockOutCurve,
     knock_out_curve,
-    "E5",
     cost=lambda cfg, w: cost(cfg, w, orders=2),
     authors=lambda cfg, w: authors_cost(cfg, w, orders=2),
     needs=("patch_steps",),

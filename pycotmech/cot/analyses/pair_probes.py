@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.task.relations import CLASSES, Pair, Question, Unrelated
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.probes import (
     COMPONENTS,
@@ -35,8 +36,8 @@ from pycotmech.cot.tools.question_runs import (
     runs,
 )
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, Progress, columns, facts
-from pycotmech.model.arguments import check_common
+from pycotmech.cot.tools.result import Analysis, Progress, interval_table
+from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 
@@ -68,6 +69,7 @@ class PairProbes(Analysis):
     """
 
     name, title = "pair_probes", "How two words are related, read from their residual streams"
+    source = "E9"
     ranges: ClassVar = dict.fromkeys(("control", "across", "neighbours"), bootstrap.SHARE)
 
     def accuracy(self) -> xr.Dataset:
@@ -100,28 +102,10 @@ class PairProbes(Analysis):
     def table(self) -> pd.DataFrame:
         """One row per probe and depth: probe, depth, accuracy, low, high, macro_f1, control, selectivity, across (each of these
         four with name_low and name_high), best (by held-out questions), n (test questions)."""
-        import pandas as pd
-
-        accuracy, rows = self.accuracy(), []
-        beside = {"macro_f1": self.f1(), "control": self.interval("control"), "selectivity": self.selectivity()}
-        beside["across"] = self.interval("across")
-        for probe in self.data["probe"].values:
-            for depth in self.data["depth"].values:
-                at = {"probe": probe, "depth": depth}
-                found = accuracy.sel(at)
-                rows.append(
-                    {
-                        "probe": str(probe),
-                        "depth": int(depth),
-                        "accuracy": float(found["mean"]),
-                        "low": float(found["low"]),
-                        "high": float(found["high"]),
-                        **{k: v for name, one in beside.items() for k, v in columns(name, one.sel(at)).items()},
-                        "best": int(depth) == self.best(str(probe)),
-                        "n": self.data.sizes["example"],
-                    }
-                )
-        return pd.DataFrame(rows)
+        found = {"accuracy": self.accuracy(), "macro_f1": self.f1(), "control": self.interval("control")}
+        found |= {"selectivity": self.selectivity(), "across": self.interval("across")}
+        best = lambda at: {"best": at["depth"] == self.best(at["probe"])}  # noqa: E731
+        return interval_table(found, ("probe", "depth"), main="accuracy", more=best)
 
     def findings(self) -> list[str]:
         """For each probe its depth of choice, the gain over the embedding, selectivity, the end of the model, and roles."""
@@ -266,20 +250,17 @@ def pair_probes(
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
-    if definition not in get_args(Definition):
-        raise ValueError(f"definition: got {definition!r}; expected one of {', '.join(get_args(Definition))}")
+    one_of("definition", definition, get_args(Definition))
     paper = definition == "paper"
     read: Piece = piece or ("first" if paper else "last")
-    if read not in get_args(Piece):
-        raise ValueError(f"piece: got {piece!r}; expected 'last', 'first' or None")
+    one_of("piece", piece, (*get_args(Piece), None))
     kinds = (probe,) if isinstance(probe, str) else tuple(probe)
     if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(get_args(Probe)):
         raise ValueError(f"probe: got {probe!r}; expected 'linear', 'mlp' or both")
     at = list(range(cfg.n_layers + 1)) if depths is None else [int(d) for d in depths]
     if not at or at != sorted(set(at)) or not 0 <= at[0] <= at[-1] <= cfg.n_layers:
         raise ValueError(f"depths: got {at}; expected ascending numbers in 0..{cfg.n_layers}")
-    if components < 1:
-        raise ValueError(f"components: got {components}; expected 1 or more")
+    check_integer(components, "components", 1)
     chosen: Unrelated = unrelated or ("next" if paper else "both")
     kept = questions_of(model, examples, questions, shots=shots, properties=paper, unrelated=chosen, least=6, seed=seed)
     rng = np.random.default_rng(seed)
@@ -321,12 +302,10 @@ def pair_probes(
         "own": "pairs as given",
     }[chosen if isinstance(questions, int) else "own"]
     front = f", {shots} shots in front" if shots else ""
-    about = facts(
-        model, examples, len(kept), sum(len(q.pairs) for q in kept), source="docs/protocol.md, E9", settings=settings,
-        meter=meter,
-        definition=f"[x_i ; x_j] at each word's {read} piece, split by question, equal classes; {source}{front}",
-    )  # fmt: skip
-    return PairProbes(xr.Dataset(data, coords=coords), about)
+    words = f"[x_i ; x_j] at each word's {read} piece, split by question, equal classes; {source}{front}"
+    n_pairs = sum(len(q.pairs) for q in kept)
+    facts = PairProbes.facts(model, examples, len(kept), n_pairs, words, settings, meter)
+    return PairProbes(xr.Dataset(data, coords=coords), facts)
 
 
 Sample = tuple[int, Pair]
@@ -468,4 +447,4 @@ def authors_cost(
     return every_forward(cfg, workload, questions, length, shots)
 
 
-ANALYSIS = Description(PairProbes, pair_probes, "E9", cost=cost, authors=authors_cost, claims=("mixing",), steps=False)
+ANALYSIS = Description(PairProbes, pair_probes, cost=cost, authors=authors_cost, claims=("mixing",), steps=False)

@@ -15,10 +15,11 @@ from pycotmech.cot.task.corruptions import Corruption, corrupted_prompt, require
 from pycotmech.cot.task.examples import Examples, Step
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
-from pycotmech.cot.tools.cells import Cell, choose
+from pycotmech.cot.tools.cells import Cell, Cells, choose
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Progress, about
+from pycotmech.cot.tools.result import Progress, labelled
 from pycotmech.engine import planner
 from pycotmech.engine.joins import N_SELF_PATCHES
 from pycotmech.engine.metrics import ExampleMetric
@@ -50,6 +51,7 @@ class PatchSteps(HeadAnalysis):
     """
 
     name, title = "patch_steps", "What each head restores by itself"
+    source = "E1"
     main, label = "effect", "share of KL divergence restored"
     ranges: ClassVar = {
         **dict.fromkeys(("kl", "kl_clean", "kl_corrupted", "noise_floor"), bootstrap.COUNT),
@@ -62,13 +64,10 @@ class PatchSteps(HeadAnalysis):
         metric: "kl", "logit_diff" or "prob"; (m - m_corrupted) / (m_clean - m_corrupted), each mean over examples first.
         Source: docs/protocol.md, E1.
         """
-        if metric not in METRICS:
-            raise ValueError(f"metric: got {metric!r}; expected one of {', '.join(METRICS)}")
+        one_of("metric", metric, METRICS)
         patched = self.data[metric].where(~self._unchanged()).transpose("example", "step", "layer", "head")
         clean, corrupted = (self.data[f"{metric}_{run}"].values[..., None, None] for run in ("clean", "corrupted"))
-        found = bootstrap.ratio_interval(patched.values - corrupted, clean - corrupted)
-        first = patched.isel(example=0, drop=True)
-        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+        return labelled(bootstrap.ratio_interval(patched.values - corrupted, clean - corrupted), patched)
 
     def _unchanged(self) -> xr.DataArray:
         """Where the corruption leaves the output as it is, bool [example, step]."""
@@ -139,8 +138,7 @@ def patch_steps(
     Source: docs/protocol.md, E1, and E2 for steps of kind "induction".
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    if corruption not in get_args(Corruption):
-        raise ValueError(f"corruption: got {corruption!r}; expected one of {', '.join(get_args(Corruption))}")
+    one_of("corruption", corruption, get_args(Corruption))
     if corruption != "answer" and isinstance(examples, Examples):
         require_consistent(examples, f"corruption {corruption!r}")
     if corruption != "answer" and model.tokenizer is None:
@@ -150,45 +148,35 @@ def patch_steps(
     cells = choose(model, examples, steps=steps, right=right)
     todo = list(cells)
     prompts = [corrupted_prompt(cell.example, cell.step, corruption, model.tokenizer) for cell in todo]
+    options = dict(direction=direction, site=site, positions=positions, seed=seed, memory_gb=memory_gb)
     found: dict[str, np.ndarray] = {}
     done = 0
     with metered(model) as meter:
         shared = examples.shared_ids
         past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
-        for some in _together(todo, prompts):
+        for together in _together(cells, prompts):
             if progress is not None:
                 progress(done, len(todo))
-            swept = [(todo[i], prompts[i]) for i in some]
+            swept = [(todo[i], prompts[i]) for i in together]
             ends = _ends(model, swept, len(shared), past)
             wrong = [
                 cell.step.wrong if corruption == "answer" else _runner_up(end[1], cell.step.answer)
                 for (cell, _), end in zip(swept, ends, strict=True)
             ]
-            each = _sweeps(model, swept, wrong, ends, direction, site, positions, seed, memory_gb)
-            for (cell, _), one in zip(swept, each, strict=True):
-                for name, value in one.items():
-                    if name not in found:
-                        found[name] = cells.empty(*np.shape(value))
-                    found[name][cell.e, cell.s] = value
-            done += len(some)
+            for (cell, _), measured in zip(swept, _sweeps(model, swept, wrong, ends, **options), strict=True):
+                for name, value in measured.items():
+                    found.setdefault(name, cells.empty(*np.shape(value)))[cell.e, cell.s] = value
+            done += len(together)
     if progress is not None:
         progress(len(todo), len(todo))
-    heads = ("example", "step", "layer", "head")
-    data = {name: (heads[: value.ndim], value) for name, value in found.items()}
     n_layers, n_heads = found["kl"].shape[2:]
-    axes = {**cells.coords, "layer": np.arange(n_layers), "head": np.arange(n_heads)}
     where = "at all positions" if positions is None else f"at positions {list(positions)}"
     into = "clean values into the corrupted run" if direction == "denoise" else "corrupted values into the clean run"
-    facts = about(
-        model,
-        cells,
-        source="docs/protocol.md, E1" if corruption == "answer" else "docs/protocol.md, E2",
-        definition=f"{site} of one head at a time, {into}, {where}; restoration is the ratio of means over examples"
-        + ("" if corruption == "answer" else f"; corrupted in the {corruption} alone"),
-        settings={"direction": direction, "site": site, "positions": positions, "corruption": corruption, "seed": seed},
-        meter=meter,
-    )
-    return PatchSteps(xr.Dataset(data, coords=axes), facts)
+    words = f"{site} of one head at a time, {into}, {where}; restoration is the ratio of means over examples"
+    words += "" if corruption == "answer" else f"; corrupted in the {corruption} alone"
+    settings = {"direction": direction, "site": site, "positions": positions, "corruption": corruption, "seed": seed}
+    axes, source = {"layer": n_layers, "head": n_heads}, "E1" if corruption == "answer" else "E2"
+    return PatchSteps.made(model, cells, found, axes, words, settings, meter, source=source)
 
 
 def _runner_up(logits: Tensor, answer: int) -> int:
@@ -196,14 +184,14 @@ def _runner_up(logits: Tensor, answer: int) -> int:
     return next(t for t in logits.topk(2).indices.tolist() if t != answer)
 
 
-def _together(cells: Sequence[Cell], prompts: Sequence[Tensor]) -> list[list[int]]:
+def _together(cells: Cells, prompts: Sequence[Tensor]) -> list[list[int]]:
     """Numbers of cells that are swept together: of one example, with prompts that begin one another."""
     pairs = [aligned(cell.step.clean, prompt) for cell, prompt in zip(cells, prompts, strict=True)]
-    out = []
-    for e in dict.fromkeys(cell.e for cell in cells):
-        mine = [i for i, cell in enumerate(cells) if cell.e == e]
-        runs = shared_runs([pairs[i] for i in mine])
-        out += [[mine[r] for r in run.readers] for run in runs]
+    out, first = [], 0
+    for group in cells.by_example().values():
+        runs = shared_runs(pairs[first : first + len(group)])
+        out += [[first + r for r in run.readers] for run in runs]
+        first += len(group)
     return out
 
 
@@ -212,11 +200,7 @@ def _sweeps(
     swept: Sequence[tuple[Cell, Tensor]],
     wrong: Sequence[int],
     ends: Tensor,
-    direction: Any,
-    site: str,
-    positions: Any,
-    seed: int,
-    memory_gb: float | None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """All metrics of each cell's sweep. swept: cells and their corrupted prompts. ends [n, 2, V]: logits of each cell's clean
     and corrupted run."""
@@ -225,16 +209,12 @@ def _sweeps(
         model,
         [step.clean for step in steps],
         [corrupted for _, corrupted in swept],
-        direction=direction,
-        site=site,
-        positions=positions,
         metric="kl",
         answer=[step.answer for step in steps],
         wrong=list(wrong),
-        seed=seed,
-        memory_gb=memory_gb,
         return_logits=True,
         normalize=False,
+        **options,
     )
     return [_measured(*parts) for parts in zip(sweeps, steps, wrong, ends, strict=True)]
 
@@ -295,4 +275,4 @@ def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     return forwards_cost(cfg, workload, workload.cells * (cfg.n_layers * cfg.n_heads + 2))
 
 
-ANALYSIS = Description(PatchSteps, patch_steps, "E1", cost=cost, authors=authors_cost)
+ANALYSIS = Description(PatchSteps, patch_steps, cost=cost, authors=authors_cost)

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from pycotmech.cot.task.relations import CLASSES, Question
 from pycotmech.cot.tools.by_head import layer_share
+from pycotmech.cot.tools.checks import between, one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.head_probe import Rows, head_sets, probed, read_positions
 from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of, runs
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, Progress, columns, facts, top_cells
-from pycotmech.model.arguments import check_common
+from pycotmech.cot.tools.result import Analysis, Progress, columns, labelled, top_cells
+from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
+from pycotmech.stats.averages import nanmean
 from pycotmech.stats.significance import sign_flip
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class RelationHeads(Analysis):
     """
 
     name, title = "relation_heads", "Heads that look along the relations of the ontology"
+    source = "E10 (operational definition)"
     ranges: ClassVar = {
         **dict.fromkeys(("attention", "auroc", "accuracy"), bootstrap.SHARE),
         "score": bootstrap.SHARES_APART,
@@ -66,9 +69,7 @@ class RelationHeads(Analysis):
     def scores(self, variable: str = "score") -> xr.Dataset:
         """Mean over the reporting half with its interval: mean, low, high, n [relation, layer, head]."""
         here = self.reported(variable).transpose("example", ...)
-        found = bootstrap.mean_interval(here.values, within=self.ranges.get(variable))
-        first = here.isel(example=0, drop=True)
-        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+        return labelled(bootstrap.mean_interval(here.values, within=self.ranges.get(variable)), here)
 
     def heads(self, relation: str = "related") -> list[tuple[int, int]]:
         """The selected heads, the strongest on the choosing half first."""
@@ -256,16 +257,13 @@ def relation_heads(
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind: got {kind!r}; expected 'mean' or 'zero'")
+    one_of("kind", kind, get_args(Kind))
     at = max(1, round(14 / 32 * cfg.n_layers)) if depth is None else int(depth)
     if not 1 <= at <= cfg.n_layers:
         raise ValueError(f"depth: got {depth}; expected a number in 1..{cfg.n_layers}")
     for name, value, lowest in (("heads", heads, 1), ("random_sets", random_sets, 1), ("draws", draws, 20)):
-        if value < lowest:
-            raise ValueError(f"{name}: got {value}; expected {lowest} or more")
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {level}; expected a number between 0 and 1")
+        check_integer(value, name, lowest)
+    between("level", level, 0, 1)
     kept = questions_of(model, examples, questions, shots=shots, least=8, seed=seed)
     choose, report = bootstrap.halves(len(kept), seed=seed)
     rng = np.random.default_rng(seed)
@@ -273,7 +271,7 @@ def relation_heads(
         seen = _look(model, kept, at, choose, memory_gb, progress)
         score, auroc, mean = _scores(kept, seen.weight, seen.lift)
         p = np.stack([sign_flip(auroc[choose, r] - 0.5, flips=draws, seed=seed) for r in range(len(RELATIONS))])
-        strong = _mean(score[choose])
+        strong = nanmean(score[choose])
         selected = (p < level) & (strong >= least)
         strength = np.where(selected[0], strong[0], -np.inf)[:at]
         order = np.argsort(-strength.ravel(), kind="stable")[: min(heads, int(np.isfinite(strength).sum()))]
@@ -308,13 +306,11 @@ def relation_heads(
         "questions": len(kept), "shots": shots, "heads": heads, "ablated": len(order), "depth": at, "kind": kind,
         "random_sets": random_sets, "level": level, "least": least, "draws": draws, "seed": seed,
     }  # fmt: skip
-    about = facts(
-        model, examples, len(kept), sum(len(q.pairs) for q in kept), settings=settings, meter=meter,
-        source="docs/protocol.md, E10 (operational definition)",
-        definition="attention from a word's last piece to all pieces of the earlier word, less that of unrelated words at the "
-        "same distance; heads selected on the other half",
-    )  # fmt: skip
-    return RelationHeads(xr.Dataset(data, coords=coords), about)
+    words = "attention from a word's last piece to all pieces of the earlier word, less that of unrelated words at the same "
+    words += "distance; heads selected on the other half"
+    n_pairs = sum(len(q.pairs) for q in kept)
+    facts = RelationHeads.facts(model, examples, len(kept), n_pairs, words, settings, meter)
+    return RelationHeads(xr.Dataset(data, coords=coords), facts)
 
 
 # ---- what heads look at --------------------------------------------------------------------------------------------
@@ -379,13 +375,6 @@ def _scores(questions: Sequence[Question], weight: list[NDArray], lift: list[NDA
     return score, auroc, mean
 
 
-def _mean(values: NDArray) -> NDArray:
-    """Over the first axis, of what is there; NaN where nothing is."""
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(there, values, 0.0).sum(0) / there.sum(0)
-
-
 def cost(
     cfg: ModelConfig,
     workload: Workload,
@@ -412,4 +401,4 @@ def authors_cost(
     return every_forward(cfg, workload, questions, length, shots)
 
 
-ANALYSIS = Description(RelationHeads, relation_heads, "E10", cost=cost, authors=authors_cost, claims=("movers",), steps=False)
+ANALYSIS = Description(RelationHeads, relation_heads, cost=cost, authors=authors_cost, claims=("movers",), steps=False)

@@ -21,7 +21,7 @@ from pycotmech.cot.tools.cost import metered
 from pycotmech.cot.tools.head_sets import Head, scores_of
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import Description, Given
-from pycotmech.cot.tools.result import Progress, about, counting
+from pycotmech.cot.tools.result import Progress, counting
 from pycotmech.cot.tools.select_heads import select_heads
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
@@ -40,6 +40,7 @@ class Removal(KeptSets):
     """
 
     name, title = "remove", "What a set of heads does without some of its members"
+    source = "E6"
     axis: ClassVar[str] = "size"
 
     def _labels(self) -> list[str]:
@@ -139,8 +140,8 @@ def remove(
         within=name, scores=table.name, order=order, words=text, stop=stop, stopped=stopped, accuracy=main, n_random=n_random,
         seed=seed, **chosen_on([given], cells, table), **run.settings,
     )  # fmt: skip
-    facts = about(model, cells, source="docs/protocol.md, E6", definition=definition, settings=settings, meter=meter)
-    return Removal(result_data(cells, joined, {"size": list(range(n))}, data, shape), facts)
+    dataset = result_data(cells, joined, {"size": list(range(n))}, data, shape)
+    return Removal.made(model, cells, dataset, None, definition, settings, meter)
 
 
 def _sizes(sizes: Sequence[int] | None, least: int, ranked: int | None) -> list[int]:
@@ -176,7 +177,6 @@ def _of_paper(given: Given, progress: Progress | None) -> Removal:
 ANALYSIS = Description(
     Removal,
     remove,
-    "E6",
     cost=lambda cfg, w: cost(cfg, w.reported(), sets=11),
     authors=lambda cfg, w: authors_cost_of_sets(cfg, w.reported(), sets=11, mains=1),
     needs=("patch_steps", "copy_heads"),

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pycotmech.cot.tools.ablation import AblatedAnswers
 from pycotmech.cot.tools.cells import Cells
-from pycotmech.cot.tools.checks import at_least, one_of
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.result import Analysis
+from pycotmech.model.arguments import check_integer
 from pycotmech.stats import bootstrap
 
 VARIABLES = ("right", "agrees", "log_prob")
@@ -49,7 +50,7 @@ def words(found: xr.Dataset) -> str:
 def check_definition(definition: str, n_random: int) -> str:
     """What is called accuracy by a definition. Raises ValueError naming the argument."""
     one_of("definition", definition, DEFINITIONS)
-    at_least("n_random", n_random, 0)
+    check_integer(n_random, "n_random", 0)
     return "agrees" if definition == "paper" else "right"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from torch import BoolTensor, Tensor
 
@@ -49,6 +50,13 @@ class Cells:
     def __len__(self) -> int:
         return int(self.right.sum())
 
+    def by_example(self) -> dict[int, list[Cell]]:
+        """The cells that count, by the number of their example; without the examples that have none."""
+        groups: dict[int, list[Cell]] = {}
+        for cell in self:
+            groups.setdefault(cell.e, []).append(cell)
+        return groups
+
     @property
     def shape(self) -> tuple[int, int]:
         return tuple(self.right.shape)  # type: ignore[return-value]
@@ -58,7 +66,7 @@ class Cells:
         return [self.examples.kinds[i] for i in self.steps]
 
     @property
-    def coords(self) -> dict[str, object]:
+    def coords(self) -> dict[str, Any]:
         """Coordinates of the axes example and step, for results."""
         return {
             "example": [example.index for example in self.examples],
@@ -69,6 +77,17 @@ class Cells:
     def empty(self, *shape: int) -> NDArray[np.float64]:
         """An array [n, steps, *shape] of NaN."""
         return np.full((*self.shape, *shape), np.nan)
+
+    def dataset(self, data: Mapping[str, Any], axes: Mapping[str, int | Sequence]) -> xr.Dataset:
+        """A result's variables with their coordinates.
+
+        data: by name an array [example, step, ...] whose further axes are the first ones of `axes`, or (axes, array).
+        axes: what further axes count, or their lengths.
+        """
+        dims = ("example", "step", *axes)
+        variables = {k: v if isinstance(v, tuple) else (dims[: v.ndim], v) for k, v in data.items()}
+        coords = {k: np.arange(v) if isinstance(v, int) else list(v) for k, v in axes.items()}
+        return xr.Dataset(variables, coords=self.coords | coords)
 
     def only(self, examples: Sequence[int] | NDArray) -> Cells:
         """The same for some of the examples, by number along the axis."""

@@ -13,12 +13,6 @@ def one_of(argument: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"{argument}: got {value!r}; expected {', '.join(front)} or {last}")
 
 
-def at_least(argument: str, value: float, least: float) -> None:
-    """Raises ValueError if a number is below the least."""
-    if value < least:
-        raise ValueError(f"{argument}: got {value}; expected {least} or more")
-
-
 def between(argument: str, value: float, low: float, high: float, what: str = "a number") -> None:
     """Raises ValueError if a number does not lie between two others."""
     if not low < value < high:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pycotmech.cot.tools.result import Analysis
 from pycotmech.patching.results import Sweep
+from pycotmech.stats.averages import nanmean
 
 Head = tuple[int, int]
 
@@ -178,18 +179,11 @@ class Scores:
     def mean(self, rows: ArrayLike | None = None) -> NDArray[np.float64]:
         """[L, H]: the mean over steps of each step's mean over examples (`rows`: of these, repeats count)."""
         chosen = self.values if rows is None else self.values[np.asarray(rows)]
-        return _nanmean(_nanmean(chosen))
+        return nanmean(nanmean(chosen))
 
     def by_example(self) -> NDArray[np.float64]:
         """[n, L, H]: each example's mean over its steps."""
-        return _nanmean(np.moveaxis(self.values, 1, 0))
-
-
-def _nanmean(x: NDArray) -> NDArray:
-    """Mean over the first axis of what is there; NaN where nothing is."""
-    there = ~np.isnan(x)
-    n = there.sum(0)
-    return np.where(n > 0, np.where(there, x, 0.0).sum(0) / np.maximum(n, 1), np.nan)
+        return nanmean(np.moveaxis(self.values, 1, 0))
 
 
 def scores_of(scores: Any, variable: str | None = None) -> Scores:

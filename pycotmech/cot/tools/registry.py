@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +102,7 @@ class Description:
 
     result: the class of its results, which has its name and its title.
     function: makes a result; the public function of the same name.
-    source: the experiment in docs/protocol.md, "E1" to "E12". order: its place among the analyses of one experiment.
+    order: its place among the analyses of one experiment.
     cost, authors: of our function and of the authors' loops, predicted for a model and a workload.
     needs: names of the analyses whose results it takes.
     claims: names of the claims of the paper that it helps to decide (`pycotmech.paper.claims`).
@@ -111,7 +112,6 @@ class Description:
 
     result: type[Analysis]
     function: Callable[..., Analysis]
-    source: str
     cost: Callable[[ModelConfig, Workload], Cost]
     authors: Callable[[ModelConfig, Workload], Cost]
     needs: tuple[str, ...] = ()
@@ -128,6 +128,11 @@ class Description:
     @property
     def title(self) -> str:
         return self.result.title
+
+    @property
+    def source(self) -> str:
+        """The experiment in docs/protocol.md, "E1" to "E12"."""
+        return re.split(r"\W", self.result.source)[0]
 
     def run(self, given: Given, progress: Progress | None = None) -> Analysis:
         """Makes the result."""

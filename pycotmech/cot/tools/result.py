@@ -56,8 +56,60 @@ class Analysis:
     name: ClassVar[str] = ""
     """As the function is called; the file stem of a stored result."""
     title: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    """The experiment in docs/protocol.md, as "E8, stage I"."""
     ranges: ClassVar[Mapping[str, bootstrap.Range]] = {}
     """Variables that can only lie in a range (bootstrap.SHARE, COUNT, ...), to which their intervals are cut."""
+
+    @classmethod
+    def made(
+        cls,
+        model: Model,
+        cells: Cells,
+        data: Mapping[str, Any] | xr.Dataset,
+        axes: Mapping[str, int | Sequence] | None,
+        definition: str,
+        settings: Mapping[str, Any],
+        meter: Meter | None = None,
+        *,
+        source: str = "",
+    ) -> Self:
+        """A result on cells. data, axes: as `Cells.dataset` takes them, or its dataset and None. definition: in words.
+        source: if not the class's."""
+        data = data if isinstance(data, xr.Dataset) else cells.dataset(data, axes or {})
+        n, parts = len(cells.examples), len(cells)
+        return cls(data, cls.facts(model, cells.examples, n, parts, definition, settings, meter, source=source))
+
+    @classmethod
+    def facts(
+        cls,
+        model: Model,
+        examples: Examples | None,
+        n: int,
+        parts: int,
+        definition: str,
+        settings: Mapping[str, Any],
+        meter: Meter | None = None,
+        *,
+        source: str = "",
+    ) -> dict[str, Any]:
+        """How a result was made, for `about`. examples: whose task it is. n: examples of its first axis; parts: cells, or
+        other parts of these, that count."""
+        names = ("hops", "shots", "ontology", "style", "order", "distractors", "seed")
+        made: dict[str, Any] = {
+            "model": model.name,
+            "notes": list(model.notes),
+            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "source": f"docs/protocol.md, {source or cls.source}",
+            "definition": definition,
+            "settings": dict(settings),
+            "task": {k: getattr(examples, k) for k in names} if examples is not None else {},
+            "examples": n,
+            "cells": parts,
+        }
+        if meter is not None:
+            made["cost"] = {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds}
+        return made
 
     # ---- to read ---------------------------------------------------------------------------------------------------
 
@@ -69,8 +121,7 @@ class Analysis:
             raise ValueError(f"variable: got {variable!r}; expected one with the axis {over!r}: {', '.join(map(str, known))}")
         values = self.data[variable].transpose(over, ...)
         found = bootstrap.mean_interval(values.values, within=self.ranges.get(variable), level=level, seed=seed)
-        first = values.isel({over: 0}, drop=True)
-        return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
+        return labelled(found, values, over)
 
     def apart(self, counts: ArrayLike) -> Apart[Self] | None:
         """The same result on the examples to choose on and on those to report on: the halves of those that count.
@@ -169,41 +220,32 @@ class Analysis:
         return cls(data, about)
 
 
-def about(
-    model: Model, cells: Cells, *, source: str, definition: str, settings: Mapping[str, Any], meter: Meter | None = None
-) -> dict[str, Any]:
-    """How a result was made. source: in the paper, as "E1, sections ..."; definition: in words; meter: what it cost."""
-    made = dict(source=source, definition=definition, settings=settings, meter=meter)
-    return facts(model, cells.examples, len(cells.examples), len(cells), **made)  # type: ignore[arg-type]
+def labelled(found: bootstrap.Interval, values: xr.DataArray, over: str = "example") -> xr.Dataset:
+    """An interval with the labels of the values that it was taken of, without the axis that was averaged."""
+    first = values.isel({over: 0}, drop=True)
+    return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
 
 
-def facts(
-    model: Model,
-    examples: Examples | None,
-    n: int,
-    cells: int,
-    *,
-    source: str,
-    definition: str,
-    settings: Mapping[str, Any],
-    meter: Meter | None = None,
-) -> dict[str, Any]:
-    """The same of any result: n examples of its first axis, of which `cells` parts count; examples: whose task it is."""
-    names = ("hops", "shots", "ontology", "style", "order", "distractors", "seed")
-    out: dict[str, Any] = {
-        "model": model.name,
-        "notes": list(model.notes),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "source": source,
-        "definition": definition,
-        "settings": dict(settings),
-        "task": {k: getattr(examples, k) for k in names} if examples is not None else {},
-        "examples": n,
-        "cells": cells,
-    }
-    if meter is not None:
-        out["cost"] = {"token_forwards": meter.token_forwards, "flop": meter.flop, "seconds": meter.seconds}
-    return out
+def interval_table(
+    found: Mapping[str, xr.Dataset], dims: Sequence[str], *, main: str = "", more: Callable[[dict], dict] | None = None
+) -> pd.DataFrame:
+    """A row for each place along dims: its labels (of a step its kind), each interval as `columns` has it, and the first
+    one's n.
+
+    main: whose interval is called low and high. more: what to put in front of n, from the labels of the place.
+    """
+    import pandas as pd
+
+    first, rows = next(iter(found.values())), []
+    for place in itertools.product(*(first[d].values.tolist() for d in dims)):
+        at = dict(zip(dims, place))
+        row: dict[str, Any] = {}
+        for d in dims:
+            row |= {d: at[d]} | ({"kind": str(first["kind"].sel(step=at[d]).values)} if d == "step" else {})
+        for name, one in found.items():
+            row |= headline(name, one.sel(at)) if name == main else columns(name, one.sel(at))
+        rows.append(row | (more(at) if more else {}) | {"n": int(first["n"].sel(at))})
+    return pd.DataFrame(rows)
 
 
 def counting(progress: Progress | None, total: float) -> Callable[[], None]:

@@ -10,7 +10,7 @@ import xarray as xr
 import pycotmech as pcm
 from pycotmech.cot.tools import cells as cells_module
 from pycotmech.cot.tools.cost import Cost, metered, rows_cost, workload
-from pycotmech.cot.tools.result import Analysis, about, top_cells
+from pycotmech.cot.tools.result import Analysis, top_cells
 from pycotmech.model.config import layer_flop
 from tests.reference.tiny import tiny_llama
 
@@ -72,7 +72,7 @@ def test_meter_counts_what_a_forward_pass_computes():
 
 
 class _Toy(Analysis):
-    name, title = "toy", "Toy"
+    name, title, source = "toy", "Toy", "E1"
 
     def findings(self):
         return ["nothing"]
@@ -86,9 +86,9 @@ def test_a_result_is_kept_whole(model, examples, tmp_path):
     cells = cells_module.choose(model, examples, steps=[5], right=torch.ones(3, 10, dtype=torch.bool))
     values = np.random.default_rng(0).normal(size=(3, 1, 4, 8))
     values[1] = np.nan
-    data = xr.Dataset({"effect": (("example", "step", "layer", "head"), values)}, coords=cells.coords)
-    facts = about(model, cells, source="E1", definition="toy", settings={"seed": np.int64(3), "where": (1, 2)})
-    result = _Toy(data, facts)
+    axes, settings = {"layer": 4, "head": 8}, {"seed": np.int64(3), "where": (1, 2)}
+    result = _Toy.made(model, cells, {"effect": values}, axes, "toy", settings)
+    data, facts = result.data, result.about
     found = result.interval("effect")
     np.testing.assert_allclose(found["mean"].values, np.nanmean(values, 0))
     assert found["n"].values.max() == 2 and found["mean"].dims == ("step", "layer", "head")
@@ -104,7 +104,7 @@ def test_a_result_is_kept_whole(model, examples, tmp_path):
     xr.testing.assert_equal(again.data, result.data)
     assert again.data["kind"].values.tolist() == ["induction"]
     assert again.about["settings"] == {"seed": 3, "where": [1, 2]} and again.about["model"] == "tiny-cot"
-    assert str(again).splitlines()[0] == "Toy (tiny-cot; E1)"
+    assert str(again).splitlines()[0] == "Toy (tiny-cot; docs/protocol.md, E1)"
     with pytest.raises(FileNotFoundError, match=r"toy\.zarr"):
         _Toy.load(tmp_path / "elsewhere")
 

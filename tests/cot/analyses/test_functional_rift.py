@@ -10,7 +10,7 @@ from pycotmech.cot.analyses import functional_rift as rift
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from pycotmech.paper import CLAIMS
-from pycotmech.stats import bootstrap
+from pycotmech.stats import bootstrap, change
 from tests.reference.planted import examples as examples_of
 from tests.reference.planted import models as planted
 from tests.reference.planted.words import BOS
@@ -99,16 +99,16 @@ def test_planted_rift_is_found_at_its_layer(table, writer):
     assert all(circuit.table[w] == b for w, b in known.items() if w in circuit.table)
     difference = (curves["context"] - curves["prior"]).mean(0)
     depth = circuit.layers["rift"] + 1
-    assert rift.change_point(difference[table + 1 :]) + table + 1 == depth
-    assert rift.crossing(difference) == depth
+    assert change.change_point(difference[table + 1 :]) + table + 1 == depth
+    assert change.crossing(difference) == depth
     assert curves["prior_top1"][:, table + 1 : depth].min() == 1 and curves["context_top1"][:, depth:].min() == 1
-    assert rift.abruptness(difference, depth) > 0.9
+    assert change.abruptness(difference, depth) > 0.9
 
 
 def test_nothing_is_found_where_nothing_was_planted():
     curves, _ = planted_curves(planted.nothing())
     difference = np.nanmean(curves["context"] - curves["prior"], 0)
-    assert np.isnan(rift.crossing(difference)) or np.nanmax(np.abs(difference)) < 0.1
+    assert np.isnan(change.crossing(difference)) or np.nanmax(np.abs(difference)) < 0.1
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -143,26 +143,26 @@ def test_a_change_is_seldom_named_in_noise_and_found_where_it_is():
         rng = np.random.default_rng(seed)
         d = rng.normal(size=(8, 13)).cumsum(1) * 0.3 + rng.normal(size=(8, 13)) + step * (np.arange(13) >= 7)
         drawn = bootstrap.resampled(8, draws=500) @ d / 8
-        return rift.rise_interval(d.mean(0), drawn, len(d))[1] > 0
+        return change.rise_interval(d.mean(0), drawn, len(d))[1] > 0
 
     assert np.mean([named(0, seed) for seed in range(200)]) < 0.1
     assert np.mean([named(3, seed) for seed in range(50)]) > 0.9
 
 
 def test_change_points_of_known_curves():
-    assert rift.change_point(np.array([0, 0, 0, 1, 1.0])) == 3
-    assert np.isnan(rift.change_point(np.array([1, 1, 0, 0.0]))) and np.isnan(rift.change_point(np.full(5, 0.1)))
-    assert rift.change_point(np.array([np.nan, 0, 0, np.nan, 1])) == 3
+    assert change.change_point(np.array([0, 0, 0, 1, 1.0])) == 3
+    assert np.isnan(change.change_point(np.array([1, 1, 0, 0.0]))) and np.isnan(change.change_point(np.full(5, 0.1)))
+    assert change.change_point(np.array([np.nan, 0, 0, np.nan, 1])) == 3
     noisy = np.random.default_rng(0).normal(size=(50, 12)) + np.linspace(0, 1, 12)
     for curve in noisy:  # least squares, written out
         errors = [curve[:j].var() * j + curve[j:].var() * (12 - j) for j in range(1, 12)]
         rising = [e if curve[j:].mean() > curve[:j].mean() else np.inf for j, e in enumerate(errors, 1)]
-        assert rift.change_point(curve) == 1 + int(np.argmin(rising))
-    assert rift.crossing(np.array([-1, 1, -1, 1, 1.0])) == 3
-    assert np.isnan(rift.crossing(np.array([-1, 1, -1.0]))) and np.isnan(rift.crossing(np.array([1, 1.0])))
-    assert rift.abruptness(np.array([0, 0, 0, 1, 1.0]), 3) == 1
-    assert rift.abruptness(np.linspace(0, 1, 11), 5) == pytest.approx(0.3)
-    assert np.isnan(rift.abruptness(np.ones(4), np.nan))
+        assert change.change_point(curve) == 1 + int(np.argmin(rising))
+    assert change.crossing(np.array([-1, 1, -1, 1, 1.0])) == 3
+    assert np.isnan(change.crossing(np.array([-1, 1, -1.0]))) and np.isnan(change.crossing(np.array([1, 1.0])))
+    assert change.abruptness(np.array([0, 0, 0, 1, 1.0]), 3) == 1
+    assert change.abruptness(np.linspace(0, 1, 11), 5) == pytest.approx(0.3)
+    assert np.isnan(change.abruptness(np.ones(4), np.nan))
 
 
 def made_up(end):
