@@ -30,7 +30,7 @@ def test_only_the_named_part_is_replaced(model, style, number):
 
 def test_values_are_those_of_hooks(model, examples, every):
     found = pcm.cot.patch_steps(model, examples, right=every, corruption="rule")
-    assert found.data["step"].values.tolist() == [5, 9] and found.about["source"] == "PAPER E2"
+    assert found.data["step"].values.tolist() == [5, 9] and found.about["source"] == "docs/protocol.md, E2"
     e, s = np.argwhere(found.data["kl_corrupted"].values > 0)[0]
     example = examples[int(e)]
     step = example.steps[(5, 9)[s]]

@@ -174,6 +174,6 @@ def test_they_show_themselves(decided, copied, tmp_path):
     keeps_its_ranges(copied)
     for result in (decided, copied):
         assert len(result.table(2)) == 6
-        assert f"{result.title} (tiny-cot; PAPER E" in str(result)
+        assert f"{result.title} (tiny-cot; docs/protocol.md, E" in str(result)
         result.plot(path=tmp_path / f"{result.name}.png")
         assert (tmp_path / f"{result.name}.png").stat().st_size > 5000

@@ -49,7 +49,8 @@ def by_hand(p, prompts):
         shape = data.sizes["layer"], data.sizes["head"]
         data = data.assign_coords(layer=np.arange(shape[0]), head=np.arange(shape[1]))
         parts[kind] = PatchSteps(data, {"settings": {"corruption": kind}})
-    return InductionHeads(combined(parts), {"model": p.model.name, "source": "PAPER E2", "notes": [], "definition": ""})
+    facts = {"model": p.model.name, "source": "docs/protocol.md, E2", "notes": [], "definition": ""}
+    return InductionHeads(combined(parts), facts)
 
 
 @pytest.mark.parametrize("moved", [{}, {"previous": (0, 7), "writer": (3, 0), "n_layers": 5, "n_heads": 8, "seed": 3}])
