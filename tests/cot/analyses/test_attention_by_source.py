@@ -13,14 +13,18 @@ from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
-from tests.reference.truth import double, logits_of, z_of
+from tests.reference.truth import activations, double, logits_of, z_of
+from tests.reference.windowed import registered, windowed
 
 
-@pytest.fixture(scope="module")
-def wide():
-    """A float64 model with grouped queries and its eager truth."""
-    hf = tiny_llama(n_layers=3, n_key_value_heads=2, attention_bias=True)
-    return pcm.Model(double(hf), check=False)
+@pytest.fixture(scope="module", params=["llama", "windowed"])
+def wide(request):
+    """A float64 model with grouped queries."""
+    shape = dict(n_key_value_heads=2, attention_bias=True)
+    if request.param == "llama":
+        return pcm.Model(double(tiny_llama(n_layers=3, **shape)), check=False)
+    with registered():
+        return pcm.Model(double(windowed(windows=[7, 0, 12], **shape)), check=False)
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +36,10 @@ def result(model, examples):
 
 
 def dense(model, tokens):
-    """Per layer: attention [H, T, T] and values by query head [T, H, D], from captured activations, no op of ours."""
-    acts = model.run(tokens, capture=("q", "k", "v", "resid_pre", "resid_mid"))
-    cos, sin = model.family.rotary(torch.arange(len(tokens)))[0]
-    out = []
-    for l in range(model.cfg.n_layers):
-        q, k = (_turn(acts[s][l], cos, sin) for s in ("q", "k"))
-        k, v = (t.repeat_interleave(model.cfg.group, 1) for t in (k, acts["v"][l]))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * model.cfg.d_head**-0.5
-        scores = scores.masked_fill(torch.ones(len(tokens), len(tokens)).triu(1).bool(), -torch.inf)
-        out.append((scores.softmax(-1), v, acts["resid_pre"][l], acts["resid_mid"][l]))
-    return out
-
-
-def _turn(x, cos, sin):
-    a, b = x.chunk(2, -1)
-    return x * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]
+    """Per layer: attention [H, T, T], values by query head [T, H, D], resid_pre and resid_mid [T, d], by hooks."""
+    found = activations(model.hf, tokens)
+    values = (found["v", l].repeat_interleave(model.cfg.group, 1) for l in range(3))
+    return [(found["pattern", l], v, found["resid_pre", l], found["resid_mid", l]) for l, v in enumerate(values)]
 
 
 def test_shares_are_those_of_dense_attention(wide):

@@ -18,11 +18,20 @@ from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
+from tests.reference.windowed import registered, windowed
 
 
 @pytest.fixture(scope="module")
 def wide():
     return pcm.Model(double(tiny_llama(n_layers=3, n_key_value_heads=2)), check=False)
+
+
+@pytest.fixture(scope="module", params=["llama", "windowed"])
+def any_wide(request, wide):
+    if request.param == "llama":
+        return wide
+    with registered():
+        return pcm.Model(double(windowed(windows=[0, 7, 12], n_key_value_heads=2)), check=False)
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +141,15 @@ def test_a_counterfactual_does_not_show_what_only_routes():
 
 @pytest.mark.parametrize("freeze", [True, False])
 @pytest.mark.parametrize(("input", "position"), [("v", 9), ("k", 9), ("q", 17), ("v", 17)])
-def test_an_edge_is_path_patching(wide, pair, freeze, input, position):
+def test_an_edge_is_path_patching(any_wide, pair, freeze, input, position):
     clean, corrupted = pair
-    trace, other = (traces_of(wide, [t])[0] for t in pair)
-    flow = flow_exact.Flow(wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(wide.family, trace, other), freeze)
+    trace, other = (traces_of(any_wide, [t])[0] for t in pair)
+    flow = flow_exact.Flow(
+        any_wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, trace, other), freeze
+    )
     senders = [(0, 1), (0, 3), (1, 2)]
     truth = pcm.path_patch(
-        wide, clean, corrupted, senders=senders, receivers=[(2, 1)], receiver_input=input, positions=[position],
+        any_wide, clean, corrupted, senders=senders, receivers=[(2, 1)], receiver_input=input, positions=[position],
         direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False, freeze_mlps=freeze,
     )  # fmt: skip
     rows = [l * 4 + h for l, h in senders]
@@ -156,33 +167,33 @@ def test_an_edge_is_path_patching(wide, pair, freeze, input, position):
     assert np.abs(expected - base).max() > 1e-6  # there is something to agree on
 
 
-def test_a_writer_is_the_direct_path_to_the_logits(wide, pair):
+def test_a_writer_is_the_direct_path_to_the_logits(any_wide, pair):
     clean, corrupted = pair
-    trace, other = (traces_of(wide, [t])[0] for t in pair)
-    flow = flow_exact.Flow(wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(wide.family, trace, other))
+    trace, other = (traces_of(any_wide, [t])[0] for t in pair)
+    flow = flow_exact.Flow(any_wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, trace, other))
     truth = pcm.path_patch(
-        wide, clean, corrupted, direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False
+        any_wide, clean, corrupted, direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False
     )  # fmt: skip
     found = flow.logit_difference(flow.climb(17, flow.deltas(17)[:-1], [i // 4 for i in range(12)], 3))
     np.testing.assert_allclose(found.numpy(), np.asarray(truth.raw, dtype=float).reshape(-1), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("input", ["k", "v"])
-def test_a_chain_carries_what_its_first_head_changes(wide, pair, input):
+def test_a_chain_carries_what_its_first_head_changes(any_wide, pair, input):
     """Through the next head's input, by Hugging Face's own modules, and from there by a sweep."""
     clean, _ = pair
-    (trace,) = traces_of(wide, [clean])
-    flow = flow_exact.Flow(wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(wide.family, trace))
+    (trace,) = traces_of(any_wide, [clean])
+    flow = flow_exact.Flow(any_wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, trace))
     l, h, at = 1, 3, 9
     z = torch.randn(16, generator=torch.Generator().manual_seed(0)).double()
-    layers, acts = wide.hf.model.layers, wide.run(clean, capture=("z", "resid_mid"))
+    layers, acts = any_wide.hf.model.layers, any_wide.run(clean, capture=("z", "resid_mid"))
     W = layers[l].self_attn.o_proj.weight[:, h * 16 : (h + 1) * 16]
     middle = acts["resid_mid"][l, at] + W @ (z - acts["z"][l, at, h])
     x = middle + layers[l].mlp(layers[l].post_attention_layernorm(middle[None])[None])[0, 0]
     projection = getattr(layers[2].self_attn, f"{input}_proj")
     value = projection(layers[2].input_layernorm(x[None]))[0].view(2, 16)[2 // 2]
     edit = pcm.Edit(input, 2, head=2, positions=[at], value=value[None], per_query_head=True)
-    truth = pcm.sweep(wide, clean, [pcm.Variant((edit,))], metric="logit_diff", answer=7, wrong=11).raw
+    truth = pcm.sweep(any_wide, clean, [pcm.Variant((edit,))], metric="logit_diff", answer=7, wrong=11).raw
     found = flow.carried([((l, h, at), -1, ""), ((2, 2, 17), at, input)], z[None])
     np.testing.assert_allclose(found.numpy(), truth, rtol=1e-9)
 
