@@ -293,17 +293,20 @@ def _forward(
     def keep(name: int | str, x: Tensor) -> None:
         found[name] = x
 
-    handles = [family.base.norm.register_forward_pre_hook(lambda module, args: keep("final", args[0]), prepend=True)]
-    for l, layer in enumerate(family.layers):
-        # What a sweep edits: z before, the projections behind whatever the user's own hooks on these modules do.
-        if site == "z":
-            hook = lambda module, args, l=l: keep(l, args[0])  # noqa: E731
-            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(hook, prepend=True))
+    last = family.cfg.n_layers - 1
+    taps = {**{l: family.tap(site, l) for l in range(last + 1)}, "final": family.tap("final", last)}
+    handles = []
+    for name, (place, end) in taps.items():
+        # What a sweep edits: an input before, an output after whatever the user's own hooks on these modules do.
+        module = family.hf.get_submodule(place)
+        if end == "input":
+            hook = lambda module, args, name=name: keep(name, args[0])  # noqa: E731
+            handles.append(module.register_forward_pre_hook(hook, prepend=True))
         else:
-            hook = lambda module, args, out, l=l: keep(l, out)  # noqa: E731
-            handles.append(getattr(layer.self_attn, f"{site}_proj").register_forward_hook(hook))
+            hook = lambda module, args, out, name=name: keep(name, out)  # noqa: E731
+            handles.append(module.register_forward_hook(hook))
     try:
-        embeds = family.base.embed_tokens(tokens[None].to(family.device)).detach().requires_grad_(base)
+        embeds = family.hf.get_input_embeddings()(tokens[None].to(family.device)).detach().requires_grad_(base)
         P = past[0][0].shape[2] if past else 0
         positions = torch.arange(P, P + len(tokens), device=family.device)[None]
         logits = family.hf(
@@ -329,7 +332,7 @@ def _extended(family: Family, past: list[tuple[Tensor, Tensor]], tokens: Tensor)
     with torch.no_grad():
         P = past[0][0].shape[2] if past else 0
         positions = torch.arange(P, P + len(tokens), device=family.device)[None]
-        family.base(tokens[None].to(family.device), past_key_values=cache, use_cache=True, position_ids=positions)
+        family.hf.base_model(tokens[None].to(family.device), past_key_values=cache, use_cache=True, position_ids=positions)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -343,16 +346,17 @@ def _cache(past: list[tuple[Tensor, Tensor]]) -> DynamicCache:
 
 @contextlib.contextmanager
 def _as_found(family: Family) -> Iterator[None]:
-    """SDPA, and no recomputation of layers (it drops the cache); afterwards everything as it was, errors included.
+    """An attention with a backward pass, and no recomputation of layers (it drops the cache); afterwards everything as it was,
+    errors included.
 
     The attention that the model came with may have no backward pass, or keep whole patterns for it.
     """
-    configs = {id(c): c for c in (family.hf.config, *(layer.self_attn.config for layer in family.layers))}.values()
+    configs = {id(m.config): m.config for m in family.hf.modules() if hasattr(m, "config")}.values()
     found = [(c, c._attn_implementation) for c in configs]
     recomputing = [m for m in family.hf.modules() if getattr(m, "gradient_checkpointing", False)]
     try:
         for config in configs:
-            config._attn_implementation = "sdpa"
+            config._attn_implementation = family.differentiable_attention()
         for module in recomputing:
             module.gradient_checkpointing = False
         with torch.inference_mode(False), torch.enable_grad():

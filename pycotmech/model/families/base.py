@@ -117,8 +117,13 @@ class Family(ABC):
         """Names of the attention module and of the MLP module of a layer in the Hugging Face model."""
 
     @abstractmethod
-    def tap(self, site: Literal["q", "k", "v", "z"], l: int) -> tuple[str, Literal["input", "output"]]:
-        """Name of the module of the Hugging Face model that reads or gives a site [B, T, heads * D], and which of the two."""
+    def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
+        """Name of the module of the Hugging Face model that reads or gives "q", "k", "v" or "z" [B, T, heads * D], or "final"
+        (resid_post of the last layer [B, T, d]), and which of the two."""
+
+    def differentiable_attention(self) -> str:
+        """The implementation in transformers that honours what `attention` says of every layer and has a backward pass."""
+        return "eager" if any(self.attention(l).softcap for l in range(self.cfg.n_layers)) else "sdpa"
 
     @abstractmethod
     def widened(self, tokens: Tensor) -> dict[str, Tensor]:

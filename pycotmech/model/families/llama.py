@@ -100,7 +100,9 @@ class LlamaFamily(Family):
     def sublayers(self, l: int) -> tuple[str, str]:
         return f"model.layers.{l}.self_attn", f"model.layers.{l}.mlp"
 
-    def tap(self, site: Literal["q", "k", "v", "z"], l: int) -> tuple[str, Literal["input", "output"]]:
+    def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
+        if site == "final":
+            return "model.norm", "input"
         attention = f"model.layers.{l}.self_attn"
         return (f"{attention}.o_proj", "input") if site == "z" else (f"{attention}.{site}_proj", "output")
 
