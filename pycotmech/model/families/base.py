@@ -76,6 +76,12 @@ class Family(ABC):
                 f"model: it has {n_layers} layers now and had {self.cfg.n_layers} when pycotmech looked at it; make a new "
                 "pcm.Model of it"
             )
+        weight = self.hf.get_input_embeddings().weight
+        if (weight.dtype, weight.device) != (self.dtype, self.device):
+            raise ValueError(
+                f"model: its weights are {weight.dtype} on {weight.device} now and were {self.dtype} on {self.device} when "
+                "pycotmech looked at it; make a new pcm.Model of it"
+            )
         for (name, module), seen in zip(found, self._seen, strict=True):
             if module is not seen:
                 raise ValueError(f"model: {name} was replaced after pycotmech looked at it; make a new pcm.Model of the model")
