@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    ("_layout",),
+    ("_layout", "_warnings"),
     ("ops",),
     ("model", "figures", "stats"),
     ("engine",),
@@ -205,13 +205,13 @@ def foreign_private_names(module: str) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pycotmech":
             for alias in node.names:
-                # A file with a leading underscore belongs to its package, whose files may import it.
-                at_home = f"{node.module}.{alias.name}" in modules() and node.module == home
+                # A file with a leading underscore belongs to its package, in which files may import it.
+                at_home = f"{node.module}.{alias.name}" in modules() and f"{home}.".startswith(f"{node.module}.")
                 if is_private(alias.name) and not at_home:
                     found.add(f"line {node.lineno}: {node.module}.{alias.name}")
             parts = (node.module or "").split(".")
             private = [i for i, part in enumerate(parts) if is_private(part)]
-            if private and ".".join(parts[: private[0]]) != home:
+            if private and not f"{home}.".startswith(".".join(parts[: private[0]]) + "."):
                 found.add(f"line {node.lineno}: {node.module}")
         elif isinstance(node, ast.Attribute) and is_private(node.attr) and not is_self(node.value):
             if node.attr not in own | NAMED_TUPLE | LIBRARIES.keys():

@@ -131,7 +131,7 @@ def write_numbers(axis: Axes, grid: NDArray, form: Callable[[float], str]) -> No
     """Writes form(value) into every entry of grid [rows, columns] that is a number, in white where |value| is above 0.6."""
     for i, j in np.argwhere(np.isfinite(grid)):
         colour = "white" if abs(grid[i, j]) > 0.6 else "black"
-        axis.text(j, i, form(grid[i, j]), fontsize=6.5, ha="center", va="center", color=colour)
+        axis.text(int(j), int(i), form(float(grid[i, j])), fontsize=6.5, ha="center", va="center", color=colour)
 
 
 def _write_strongest(axis: Axes, grid: NDArray, limit: float) -> None:

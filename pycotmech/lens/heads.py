@@ -85,7 +85,7 @@ class HeadLogits:
     def mean(self, values: NDArray, token: int = 0) -> NDArray:
         """One of the K tokens, averaged over examples and positions: heads -> [L, H], mlps -> [L]."""
         chosen = values[..., token]
-        return np.nanmean(chosen, axis=tuple(range(len(self.axes))), dtype=np.float64) if self.axes else chosen
+        return np.asarray(np.nanmean(chosen, axis=tuple(range(len(self.axes))), dtype=np.float64)) if self.axes else chosen
 
     def top(self, k: int = 10, *, token: int = 0) -> list[tuple[tuple[int, int], float]]:
         """The k heads with the largest |contribution| to a token, averaged over examples and positions."""

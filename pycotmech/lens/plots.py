@@ -45,9 +45,9 @@ def heads_figure(found: HeadLogits, *, token: int = 0, title: str | None = None,
     right.axvline(0, color="0.3", linewidth=0.8)
     right.set_xlabel("MLP")
     for axis in (left, right):
-        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="y", integer=True)
         axis.tick_params(labelsize=8)
-    left.xaxis.get_major_locator().set_params(integer=True)
+    left.locator_params(axis="x", integer=True)
     figure.colorbar(image, ax=left, pad=0.02).set_label("contribution to the logit")
     figure.suptitle(title or f"What writes {found.labels[token]!r}", fontsize=11, fontweight="bold")
     lines = [f"{found.model_name}; {_over(found)}{_NORMS[found.normalization]}"]
@@ -67,7 +67,7 @@ def curves_figure(lens: LogitLens, *, title: str | None = None, path: str | None
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlabel(_STATES[lens.site])
     axis.set_ylabel("probability by the logit lens")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.25)
     other = axis.twinx()
     other.plot(lens.layers, lens.mean(lens.entropy), color="0.6", linestyle=":", label="entropy")
@@ -100,7 +100,7 @@ def grid_figure(lens: LogitLens, *, example: int = 0, title: str | None = None, 
         axis.set_xticklabels([_cut(lens.text(lens.prompt[q])) for q in positions], rotation=60, ha="right", fontsize=7)
     else:
         axis.set_xticklabels([str(q) for q in positions], fontsize=7)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="y", integer=True)
     axis.tick_params(axis="y", labelsize=8)
     axis.set_xlabel("token read")
     axis.set_ylabel(_STATES[lens.site])

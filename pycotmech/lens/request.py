@@ -110,18 +110,17 @@ def _ids(model: Model, raw, prompts: list[Tensor], where: Tensor, answer: Any, b
         if int(table.max()) >= model.cfg.d_vocab or int(table.min()) < NO_TOKEN:
             raise ValueError(f"{argument}: a token id is outside the vocabulary of {model.cfg.d_vocab} tokens")
         return table
-    if isinstance(answer, Tensor | np.ndarray):
-        answer = answer.tolist()
-    if not isinstance(answer, Integral | str | Sequence):
-        raise TypeError(f"{argument}: got {answer!r} of type {type(answer).__name__}; expected token ids or strings")
-    shared = isinstance(answer, (Integral, str)) or not batched
-    each = [answer] * B if shared else list(answer)
+    given: Any = answer.tolist() if isinstance(answer, Tensor | np.ndarray) else answer
+    if not isinstance(given, Integral | str | Sequence):
+        raise TypeError(f"{argument}: got {given!r} of type {type(given).__name__}; expected token ids or strings")
+    shared = isinstance(given, (Integral, str)) or not batched
+    each: list[Any] = [given] * B if shared else list(given)  # pyright: ignore[reportArgumentType]
     if len(each) != B:
         raise ValueError(f"{argument}: {len(each)} given for {B} prompts; expected one, or one (or a list) per prompt")
     rows = []
     for i, (mine, prompt, ids) in enumerate(zip(each, raw, prompts, strict=True)):
         name = f"{argument}[{i}]" if batched else argument
-        many = [mine] if isinstance(mine, (Integral, str)) else list(mine)
+        many: list[Any] = [mine] if isinstance(mine, (Integral, str)) else list(mine)
         if not many:
             raise ValueError(f"{name}: no token is given; expected at least one")
         last = int(where[i, -1])  # a word stands for its first token after the last position

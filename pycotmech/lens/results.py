@@ -61,7 +61,7 @@ class LogitLens:
     def mean(self, values: NDArray) -> NDArray:
         """Averaged over examples and positions, what is missing left out: [L, K] or [L]."""
         values = np.where(self._missing(values), np.nan, values)
-        return np.nanmean(values, axis=tuple(range(len(self.axes))), dtype=np.float64) if self.axes else values
+        return np.asarray(np.nanmean(values, axis=tuple(range(len(self.axes))), dtype=np.float64)) if self.axes else values
 
     def _missing(self, values: NDArray) -> NDArray:
         """Where there is no token: values is [.., L, K] or [.., L]."""

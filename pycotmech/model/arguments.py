@@ -31,9 +31,10 @@ def check_integer(value: object, argument: str, low: int, high: int | None = Non
     expected = f"{low} to {high}" if high is not None else f"{low} or more"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{argument}: got {value!r} of type {type(value).__name__}; expected an integer, {expected}")
-    if not low <= value or (high is not None and value > high):
+    number = int(value)
+    if not low <= number or (high is not None and number > high):
         raise ValueError(f"{argument}: got {value}; expected {expected}")
-    return int(value)
+    return number
 
 
 def check_seed(seed: object, *, argument: str = "seed") -> int:
@@ -49,7 +50,7 @@ def check_memory(memory_gb: object) -> float | None:
         raise TypeError(
             f"memory_gb: got {memory_gb!r} of type {type(memory_gb).__name__}; expected a positive number of gigabytes, or None"
         )
-    if not 0 < memory_gb < math.inf:
+    if not 0 < float(memory_gb) < math.inf:
         raise ValueError(f"memory_gb: got {memory_gb}; expected a positive number of gigabytes, or None: half of what is free")
     return float(memory_gb)
 

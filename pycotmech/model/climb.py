@@ -41,7 +41,8 @@ class Keys:
         """Room that is not filled yet, of keys and values in one piece."""
         cfg = family.cfg
         shape = (2, n_layers, slots, cfg.n_key_value_heads, cfg.d_head)
-        return Keys(*torch.empty(shape, dtype=family.dtype, device=family.device), at)
+        k, v = torch.empty(shape, dtype=family.dtype, device=family.device)
+        return Keys(k, v, at)
 
     def layer(self, l: int) -> tuple[Tensor, Tensor]:
         l = l if len(self.k) > 1 else 0
@@ -114,7 +115,7 @@ def climb(
         if n == 0:
             break
         k_own, v_own = keys.layer(l)
-        top = read is not None and l == L - 1
+        top = read if l == L - 1 else None
         for a, b in blocks(n):
             kept.store("resid_pre", l, a, b, x[a:b])
             q, k, v = family.qkv(l, x[a:b])
@@ -122,12 +123,12 @@ def climb(
             family.rotate(l, angles, slice(a, b), k)
             at = slice(a, b) if keys.at is None else keys.at[a:b]
             k_own[at], v_own[at] = k, v
-            if not top:
+            if top is None:
                 family.rotate(l, angles, slice(a, b), q)
                 queries[a:b] = q
-        if top:
-            work.count(family, work.LayerRows(n, n + len(read), len(read), len(read)))
-            return _read_rows(family, l, x[read], angles, attention, edit_z, k_own, v_own, read)
+        if top is not None:
+            work.count(family, work.LayerRows(n, n + len(top), len(top), len(top)))
+            return _read_rows(family, l, x[top], angles, attention, edit_z, k_own, v_own, top)
         z = attention(l, queries[:n], k_own, v_own, None)
         if z is None:
             work.count(family, work.LayerRows(qkv=n))

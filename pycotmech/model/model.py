@@ -35,7 +35,7 @@ class Model:
     def __init__(
         self,
         hf_model: torch.nn.Module,
-        tokenizer=None,
+        tokenizer: Any = None,
         *,
         name: str | None = None,
         prepend_bos: bool | None = None,
@@ -47,7 +47,7 @@ class Model:
             raise TypeError(f"tokenizer: got {type(tokenizer).__name__}; expected a Hugging Face tokenizer, or None")
         self.family = family_of(hf_model)
         self.hf = hf_model
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
         self.prepend_bos = _checked_bos(prepend_bos, tokenizer)
         self.notes = tuple(notes)
@@ -175,18 +175,18 @@ class Model:
         """
         sites = (capture,) if isinstance(capture, str) else tuple(capture)
         self.family.refuse_unsupported()
-        tokens = unpacked(tokens)
-        if isinstance(tokens, Tensor) and tokens.ndim == 2:
-            if not len(tokens):
-                raise ValueError(f"tokens: the batch is empty, got shape {list(tokens.shape)}; expected [B, T]")
-            batch = torch.stack([self.to_tokens(row) for row in tokens])
+        given: Any = unpacked(tokens)
+        if isinstance(given, Tensor) and given.ndim == 2:
+            if not len(given):
+                raise ValueError(f"tokens: the batch is empty, got shape {list(given.shape)}; expected [B, T]")
+            batch = torch.stack([self.to_tokens(row) for row in given])
             return run(self.family, batch, sites, self._positions(positions, batch.shape[1]))
-        if isinstance(tokens, (list, tuple)) and (not tokens or not is_prompt(tokens)):
-            if not tokens:
+        if isinstance(given, (list, tuple)) and (not given or not is_prompt(given)):
+            if not given:
                 raise ValueError("tokens: the list of prompts is empty; expected at least one")
-            prompts = [self.to_tokens(prompt, argument=f"tokens[{i}]") for i, prompt in enumerate(tokens)]
+            prompts = [self.to_tokens(prompt, argument=f"tokens[{i}]") for i, prompt in enumerate(given)]
             return [self._run_one(prompt, sites, positions) for prompt in prompts]
-        return self._run_one(self.to_tokens(tokens), sites, positions)
+        return self._run_one(self.to_tokens(given), sites, positions)
 
     def _run_one(self, tokens: Tensor, sites: Sequence[str], positions: int | Sequence[int] | None) -> Activations:
         acts = run(self.family, tokens[None], sites, self._positions(positions, len(tokens)))

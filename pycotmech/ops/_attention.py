@@ -104,7 +104,8 @@ def check_range(name: str, x: Tensor, low: int, high: int, what: str) -> None:
         if lo < low or hi > high:
             raise ValueError(f"{name} must be {what} ({low} to {high}), got values from {lo} to {hi}")
     elif x.device.type == "cuda" and not isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
-        torch._assert_async(((x >= low) & (x <= high)).all(), f"{name} must be {what} ({low} to {high})")
+        within = ((x >= low) & (x <= high)).all()
+        torch._assert_async(within, f"{name} must be {what} ({low} to {high})")  # pyright: ignore[reportPrivateImportUsage]
 
 
 def check_integers(name: str, x: Tensor, dtype: torch.dtype, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> None:
@@ -155,7 +156,7 @@ def check_attention(
         raise ValueError(f"window must be 0 (none) or a number of keys, got {window}")
     if not 0 <= softcap < float("inf"):
         raise ValueError(f"softcap must be 0 (none) or positive, got {softcap}")
-    scale = D**-0.5 if scale is None else float(scale)
+    scale = float(D**-0.5) if scale is None else float(scale)
     if not abs(scale) < float("inf"):
         raise ValueError(f"scale must be finite, got {scale}")
     return scale

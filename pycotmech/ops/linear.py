@@ -25,7 +25,7 @@ _product = _onednn()
 
 
 def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if _product is None or x.dtype != torch.float32 or x.device.type != "cpu" or not torch.backends.mkldnn.enabled:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
     if weight.dtype != torch.float32 or x.numel() < _LEAST_ROWS * max(x.shape[-1], 1) or torch.compiler.is_compiling():
         return False
@@ -43,6 +43,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x must be [..., {weight.shape[-1]}] (d_in of weight {list(weight.shape)}), got {list(x.shape)}")
-    if _suits_onednn(x, weight, bias):
+    if _product is not None and _suits_onednn(x, weight, bias):
         return _product(x, weight, bias, "none", [], "")
     return torch.nn.functional.linear(x, weight, bias)

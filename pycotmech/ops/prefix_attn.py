@@ -168,7 +168,7 @@ def prefix_attn(
     """
     keys = {"k_shared": k_shared, "v_shared": v_shared, "k_own": k_own, "v_own": v_own}
     _check(q, keys, rows, window, softcap, cuts)
-    scale = q.shape[2] ** -0.5 if scale is None else float(scale)
+    scale = float(q.shape[2] ** -0.5) if scale is None else float(scale)
     if not abs(scale) < float("inf"):
         raise ValueError(f"scale must be finite, got {scale}")
     run = reference if q.dtype == torch.float64 else _op

@@ -117,9 +117,9 @@ def ratio_interval(
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = top.sum(0) / np.where(counts.any(0), below.sum(0), np.nan)
         drawn = (weights @ top) / np.where(weights @ counts > 0, weights @ below, np.nan)
-    n_counted = counts.sum(0)
+    n_counted = np.asarray(counts.sum(0))
     low, high = widened(mean, *percentiles(drawn, level), n_counted, within=within, level=level)
-    return Interval(*(x.reshape(shape) for x in (mean, low, high, n_counted)))
+    return Interval(mean.reshape(shape), low.reshape(shape), high.reshape(shape), n_counted.reshape(shape))
 
 
 def statistic_interval(

@@ -137,7 +137,7 @@ def ask(
     properties: bool = False,
     unrelated: Unrelated = "matched",
     seed: int = 0,
-    bos: bool | None = None,
+    bos: bool | Encoder | None = None,
 ) -> Question:
     """The question that states these premises in this order, and its pairs; words: of each role in the premises.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from pycotmech import ops
 from pycotmech.model import work
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
+
+Module = TypeVar("Module", bound=nn.Module)
 
 VOCAB_SLICE = 8192
 """Rows of the unembedding that are widened to float32 at a time: 128 MiB for Llama-2 7B."""
@@ -197,8 +199,8 @@ class Family(ABC):
     # ---- from z to the residual stream -------------------------------------------------------------------------------
 
     @abstractmethod
-    def _output_projection(self, l: int) -> nn.Module:
-        """The module W_O: [R, H * D] -> [R, d]."""
+    def _output_projection(self, l: int) -> nn.Linear:
+        """The module W_O: [R, H * D] -> [R, d]; or what was put in its place, whose weights are not read."""
 
     def attn_out(self, l: int, z: Tensor) -> Tensor:
         """z [R, H, D] -> what attention adds to the residual stream, [R, d]."""
@@ -292,8 +294,8 @@ class Family(ABC):
         unless something is attached to it."""
 
     @abstractmethod
-    def _unembedding(self) -> nn.Module:
-        """The module W_U: [R, d] -> [R, V]."""
+    def _unembedding(self) -> nn.Linear:
+        """The module W_U: [R, d] -> [R, V]; or what was put in its place, whose weights are not read."""
 
     def unembed(self, n: Tensor, token_ids: Tensor | None = None) -> Tensor:
         """Normalised rows [R, d] -> logits [R, V] or [R, K], as `logits`."""
@@ -359,7 +361,7 @@ class Family(ABC):
 def linear(module: nn.Module, x: Tensor) -> Tensor:
     """A projection of rows [R, in] -> [R, out]."""
     if is_exactly(module, nn.Linear):
-        return ops.linear(x, module.weight, module.bias)  # type: ignore[arg-type]
+        return ops.linear(x, module.weight, module.bias)
     return module(x[None])[0]
 
 
@@ -376,7 +378,7 @@ def attached(module: nn.Module) -> str | None:
     return None
 
 
-def is_exactly(module: nn.Module, *types: type) -> bool:
+def is_exactly(module: nn.Module, *types: type[Module]) -> TypeGuard[Module]:
     """Whether the module is exactly of one of these classes, with nothing attached to it."""
     return type(module) in types and attached(module) is None and not nn.utils.parametrize.is_parametrized(module)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,22 @@ class LlamaFamily(Family):
 
     model_types = ("llama",)
 
-    norm_types: tuple[type, ...] = (modeling_llama.LlamaRMSNorm,)
-    mlp_types: tuple[type, ...] = (modeling_llama.LlamaMLP,)
-    rotary_types: tuple[type, ...] = (modeling_llama.LlamaRotaryEmbedding,)
+    norm_types: tuple[type[Any], ...] = (modeling_llama.LlamaRMSNorm,)
+    mlp_types: tuple[type[Any], ...] = (modeling_llama.LlamaMLP,)
+    rotary_types: tuple[type[Any], ...] = (modeling_llama.LlamaRotaryEmbedding,)
+
+    hf: modeling_llama.LlamaForCausalLM  # or a class with the same parts under the same names
 
     def __init__(self, hf: nn.Module) -> None:
+        hf = cast(modeling_llama.LlamaForCausalLM, hf)
         config = hf.config
         self.base = hf.model
-        self.layers = list(hf.model.layers)
-        embedding = hf.model.embed_tokens.weight
+        self.layers = [cast(modeling_llama.LlamaDecoderLayer, layer) for layer in self.base.layers]
+        embedding = self.base.embed_tokens.weight
         cfg = ModelConfig(
             n_layers=self._n_layers(hf),
             n_heads=config.num_attention_heads,
-            n_key_value_heads=config.num_key_value_heads,
+            n_key_value_heads=config.num_key_value_heads or config.num_attention_heads,
             d_model=config.hidden_size,
             d_head=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             d_mlp=config.intermediate_size,
@@ -66,7 +69,7 @@ class LlamaFamily(Family):
             )
 
     def is_plain(self) -> bool:
-        kinds: dict[str, tuple[type, ...]] = {
+        kinds: dict[str, tuple[type[Any], ...]] = {
             "input_layernorm": self.norm_types,
             "post_attention_layernorm": self.norm_types,
             "mlp": self.mlp_types,
@@ -89,10 +92,12 @@ class LlamaFamily(Family):
         yield "the model itself", self.hf
         yield "model", self.hf.model
         for l, layer in enumerate(self.hf.model.layers):
+            layer = cast(modeling_llama.LlamaDecoderLayer, layer)
             yield f"model.layers.{l}", layer
             yield f"model.layers.{l}.self_attn", layer.self_attn
 
     def _n_layers(self, hf: nn.Module) -> int:
+        hf = cast(modeling_llama.LlamaForCausalLM, hf)
         return min(len(hf.model.layers), hf.config.num_hidden_layers)  # as many as its own forward pass runs
 
     # ---- the model's own modules, for hooks --------------------------------------------------------------------------
@@ -150,13 +155,13 @@ class LlamaFamily(Family):
     def attention(self, l: int) -> LayerAttention:
         return LayerAttention(self.layers[l].self_attn.scaling)
 
-    def _output_projection(self, l: int) -> nn.Module:
+    def _output_projection(self, l: int) -> nn.Linear:
         return self.layers[l].self_attn.o_proj
 
     def mlp_out(self, l: int, x: Tensor) -> Tensor:
         layer = self.layers[l]
         n = self._norm(layer.post_attention_layernorm, x)
-        mlp = layer.mlp
+        mlp = cast(modeling_llama.LlamaMLP, layer.mlp)
         if not is_exactly(mlp, *self.mlp_types) or not is_exactly(mlp.act_fn, SiLUActivation, nn.SiLU):
             return mlp(n[None])[0]
         parts = []
@@ -178,10 +183,10 @@ class LlamaFamily(Family):
     def final_gain(self) -> Tensor:
         return self.base.norm.weight.detach().to(self.resid_dtype)
 
-    def _unembedding(self) -> nn.Module:
+    def _unembedding(self) -> nn.Linear:
         return self.hf.lm_head
 
-    def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
+    def _norm(self, module: modeling_llama.LlamaRMSNorm, x: Tensor) -> Tensor:
         if is_exactly(module, *self.norm_types):
             return ops.add_rms_norm(x, None, module.weight, module.variance_epsilon)
         return module(x.to(self.dtype)[None])[0]
