@@ -32,6 +32,7 @@ NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
 """Public methods of every NamedTuple, in spite of their names."""
 
 LIBRARIES = {
+    "_getframe": "sys: the frame of the caller",
     "_C": "torch: which ops have a kernel for a dispatch key",
     "_dispatch_has_kernel_for_dispatch_key": "torch: as above",
     "_assert_async": "torch: a check on the device that does not wait for it",
