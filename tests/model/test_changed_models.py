@@ -156,7 +156,7 @@ def compare(model, hf):
         for l in range(len(sweep.values)):
             for h in range(4):
                 truth = patched_logits(hf, CORRUPTED, source, l, h)
-                assert torch.allclose(sweep.logits[l, h], truth, atol=5 * atol), (l, h)
+                assert torch.allclose(sweep.logits[l, h].double(), truth.double(), atol=5 * atol), (l, h)
 
 
 @pytest.mark.parametrize("change", HONOURED, ids=lambda f: f.__name__)
