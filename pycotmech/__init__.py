@@ -1,4 +1,4 @@
-"""pycotmech: how a language model reasons step by step, taken apart exactly and fast.
+"""pycotmech: exact, fast analysis of how language models reason step by step.
 
     import pycotmech as pcm
 

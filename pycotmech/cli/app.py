@@ -1,4 +1,4 @@
-"""The shell: puts the commands together, and turns errors into one line and an exit code. PyTorch comes with what needs it."""
+"""The shell: puts the commands together and turns errors into one line and an exit code; commands import PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pycotmech.files.text import printable
 
 app = typer.Typer(
     name="pycotmech",
-    help="How a language model reasons step by step, taken apart exactly and fast.",
+    help="Exact, fast analysis of how language models reason step by step.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""`pycotmech info`: what this installation is made of, for bug reports too."""
+"""`pycotmech info`: what this installation consists of; also for bug reports."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _cuda_build(torch: Any) -> str:
 
 
 def _core() -> str:
-    """What the torch-free module says of itself: instruction set and compiler."""
+    """Instruction set and compiler of the torch-free module."""
     if importlib.util.find_spec("pycotmech._core") is None:
         return "not built"
     from pycotmech import _core

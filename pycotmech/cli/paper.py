@@ -29,7 +29,7 @@ def paper(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Run all analyses of the paper, and hold each of its claims against what this model shows.
+    """Run all analyses of the paper, and compare each of its claims with what this model shows.
 
     The plan with its cost is printed first. Every analysis that is finished is kept in OUT: stop it with Ctrl-C, and the
     same command goes on from there.

@@ -19,7 +19,7 @@ def report(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Build tables, figures and the summary of a results folder again, from what is finished in it."""
+    """Rebuild the tables, figures and summary of a results folder from what is finished in it."""
     made = shown_report(folder, top, quiet)
     if not quiet:
         o.say(f"\nwritten: {', '.join(path.name for path in made.files)}")

@@ -1,4 +1,4 @@
-"""Take heads out of a run: their output z set to zero, to a mean, or to that of another prompt."""
+"""Ablates heads: replaces their output z by zero, by a mean, or by that of another prompt."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ablate_heads(
         the untouched run.
 
     Returns an `Ablation`: .effect [1], [len(heads)] with `each`, or one for each set; .replaced_by and .n_averaged say what
-    was put in.
+    z was replaced by.
     Raises ValueError naming the argument, before anything is run.
     Cost: as `sweep`; a mean over prompts costs one forward pass of each.
     """
@@ -69,7 +69,7 @@ def ablate_heads(
     if roles is not None and (kind != "mean" or (isinstance(mean, Tensor) and mean.is_floating_point())):
         raise ValueError("roles: only a mean that is taken over prompts can be taken by role; expected None")
     nothing = _variants(sets, each, where, lambda l, h: 0.0)
-    prepare_variants(model, tokens, nothing, **options)  # what is wrong is said before anything is run
+    prepare_variants(model, tokens, nothing, **options)  # errors come before anything is run
     n_averaged = None
     if kind == "zero":
         z, words = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head), "zero"
@@ -130,9 +130,9 @@ def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -
             raise ValueError(f"resample[{i}] has {len(t)} tokens, tokens has {len(base)}; expected equal lengths")
     i = int(torch.randint(len(prompts), (1,), generator=torch.Generator().manual_seed(seed)))
     differs = (all_tokens[i] != base).nonzero().flatten().tolist()
-    useful = [p for p in where if differs and p >= differs[0]]  # in front of it both runs are the same
+    useful = [p for p in where if differs and p >= differs[0]]  # before it both runs are the same
     if not useful:
-        raise ValueError(f"resample[{i}] is the same prompt as tokens at and in front of the positions; nothing would change")
+        raise ValueError(f"resample[{i}] is the same prompt as tokens up to the positions; nothing would change")
     z = model.run(all_tokens[i], capture=("z",), positions=[-1])["z"]  # type: ignore[index]
     return z, useful, f"z of resample[{i}] of {len(prompts)} prompt(s), seed {seed}"
 

@@ -1,11 +1,11 @@
-"""Attribution patching: what every patch would do, to first order, from one backward pass. A screen for the exact sweep.
+"""Attribution patching: estimates every patch to first order, from one backward pass. A screen for the exact sweep.
 
 A patch moves an activation a of the base run to that of the source run. To first order the metric changes by
 (a_source - a_base) . dm/da, with the slope taken at the base run, and one backward pass gives the slopes of all heads and
 positions at once (Nanda 2023, "Attribution Patching"; Syed, Rager and Conmy 2023, arXiv 2310.10348).
 
 It is an approximation. It is worst where the model bends most: a softmax that is nearly 0 or 1 between the two runs, a
-normalisation whose input is replaced as a whole, a probability near 0 or 1. It never stands in place of the exact sweep;
+normalisation whose input is replaced as a whole, a probability near 0 or 1. It never replaces the exact sweep;
 `Attribution.agreement` says how far to trust it, and `patch_heads(screen=k)` uses it to choose what is swept.
 """
 
@@ -62,13 +62,13 @@ def attribute_heads(
     Arguments as in `patch_heads`. site: "z", "q", "k", "v", or a TransformerLens hook name of one of them. With grouped
         queries k and v have one entry for each key-value head.
     metric: what it reads must have a slope at the base run. "kl" has none in direction "noise", where the base run is the
-        clean run and KL at its least. A callable must be differentiable by PyTorch.
+        clean run and KL at its minimum. A callable must be differentiable by PyTorch.
 
     Returns an `Attribution`: .values and .effect on the scale of `Sweep`'s, [L, H], or [L, T, H] by position; the positions
         of a head add up to it.
     Raises ValueError naming the argument, before anything is run; and afterwards if the slope is 0 at every head.
     Cost: for each pair two forward passes and one backward, the Hugging Face model's own (with SDPA), over the positions
-        from the first difference to the one read; what stands in front runs once, without a slope, and what all prompts
+        from the first difference to the one read; what comes before runs once, without a slope, and what all prompts
         share once per model, as in `patch_heads`. The number of heads and positions costs nothing. Memory: what a backward
         pass keeps, for each of those positions and layers about 2 d_model + 2 n_heads d_head + 3 d_mlp + T numbers, and
         each layer's keys and values of the whole prompt. The weights get no gradient; hooks are honoured, flags left as
@@ -202,7 +202,7 @@ def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
     if question.metric == "kl" and question.direction == "noise":
         raise ValueError(
             "metric: 'kl' has no slope in direction 'noise': the base run is the clean run, where KL(P_clean || P) is at its "
-            "least, so that to first order nothing changes; use metric 'logit_diff' or 'prob', or direction 'denoise'"
+            "minimum, so that to first order nothing changes; use metric 'logit_diff' or 'prob', or direction 'denoise'"
         )
     changes, both = [], []
     with _as_found(question.family):
@@ -285,7 +285,7 @@ def _forward(
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The Hugging Face model's forward over tokens [S] behind the past. base: with what a backward pass needs.
 
-    What stands at the site, for each layer [1, S, heads * D]; the last position's logits [1, V] as the model gives them; and
+    Returns the site's values, for each layer [1, S, heads * D]; the last position's logits [1, V] as the model gives them; and
     once more in float32 without a slope, as sweeps read them.
     """
     found: dict[int | str, Tensor] = {}
@@ -325,7 +325,7 @@ def _forward(
 
 
 def _extended(family: Family, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of each layer, [1, Hkv, P, D], of the past and of the tokens behind it; nothing else is kept."""
+    """Keys and values of each layer, [1, Hkv, P, D], of the past and of the tokens after it; nothing else is kept."""
     if not len(tokens):
         return past
     cache = _cache(past)

@@ -36,7 +36,7 @@ class Chunk:
 
 
 class Layout(Protocol):
-    """What the loop has to know of the variants.
+    """What the loop has to know about the variants.
 
     base_sites, source_sites: what is kept of the base and of the source runs. measured: bool, in the shape of the results,
     where there is a result.
@@ -110,7 +110,7 @@ def _run_chunk(
     evaluate: Evaluate[AnyChunk],
     out: PairValues,
 ) -> None:
-    """A function of its own: what a chunk holds is let go before the next one is run."""
+    """A separate function, so that what a chunk holds is freed before the next one is run."""
     base, source = question.prompts(run.host for run in chunk.runs)
     runs = run_pairs(
         question.family,

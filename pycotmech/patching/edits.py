@@ -26,7 +26,7 @@ JOINS_AT = {
     "mlp_out": Stage.POST,
     "resid_post": Stage.POST,
 }
-"""The stage behind which a site lies; those not named lie behind PRE."""
+"""The stage after which a site comes; those not named come after PRE."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,9 @@ class Edit:
     head: of the n_heads for q, z, pattern, edge; of the n_key_value_heads for k and v, where the edit reaches the head's
         whole group; None: all heads, and for sites without heads.
     positions: where (negative from the end); None: everywhere. For edge and pattern: of the queries.
-    value: what stands there instead, a number or a tensor that broadcasts to [positions, width] ([positions, heads, width]
+    value: the replacement, a number or a tensor that broadcasts to [positions, width] ([positions, heads, width]
         with head None): width is D for z, q, k, v, d_model for the residual sites, and T for a pattern, one weight for
-        each key, 0 behind the query.
+        each key, 0 after the query.
     keys: of an edge, the key positions that these queries cannot see; the weights of the others grow to 1. A query that
         sees no key at all gets z = 0.
     per_query_head: for k and v: `head` is a query head, and only what this one reads is replaced.
@@ -125,8 +125,8 @@ def check_heads(
 def reaches(site: str, last_layer: bool, positions: Tensor, read: int) -> Tensor:
     """Which positions [P] an edit of this site can change what is read from: bool [P].
 
-    Behind `read` nothing counts; in the last layer only keys and values (and what they are made of) of other rows do. The
-    query and key of a row that sees itself alone have one weight to give: 1.
+    After `read` nothing counts; in the last layer only keys and values (and what they are made of) of other rows do. A row
+    that sees only itself has the weight 1, whatever its query and key.
     """
     ok = positions <= read
     if last_layer and site not in ("resid_pre", *KEY_VALUE_SITES, *PER_QUERY.values()):
@@ -177,7 +177,7 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     width = {"pattern": length}.get(site, cfg.d_head if n_heads else cfg.d_model)
     values = _broadcast(edit, len(positions), len(heads) if edit.head is None and n_heads else None, width, name)
     if site == "pattern" and bool(((torch.arange(length) > positions[:, None])[:, None] & (values != 0)).any()):
-        raise ValueError(f"{name}.value: a pattern has weights behind its query; expected 0 there, for the model is causal")
+        raise ValueError(f"{name}.value: a pattern has weights after its query; expected 0 there, since the model is causal")
     return Placed(site, edit.layer, heads, positions, values)
 
 

@@ -1,4 +1,4 @@
-"""Patch every head of every layer, one at a time, exactly (PAPER: E1, E2)."""
+"""Patches every head of every layer, one at a time, exactly (docs/protocol.md, E1 and E2)."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def patch_heads(
     Returns a `Sweep`: .values [L, H] ([L, T, H] by position, [L, G, H] for groups; 0 where nothing can change), corrupted 0
     and clean 1; Hkv in place of H for k and v.
     Raises ValueError naming the argument, before anything is run.
-    Cost: the shared prefix once, the rest of both prompts (of a list: once for pairs that begin another one; for z at all
-    positions their sweep too), and about (L - 1) / 2 of L layers for each variant's positions
-    behind the first difference (for q, k, v and pattern also the attention of the layer where it joins); memory within
-    `memory_gb`. Exact: one hooked forward per head gives the same numbers. A screen costs what
-        `attribute_heads` costs, and saves the variants it leaves out.
+    Cost: the shared prefix once; the rest of both prompts (of a list: once for pairs that begin another one; for z at all
+        positions their sweep too); and about (L - 1) / 2 of L layers for each variant's positions after the first difference
+        (for q, k, v and pattern also the attention of the layer where it joins). Memory within `memory_gb`. A screen costs
+        what `attribute_heads` costs, and saves the variants it leaves out.
+    Exact: one hooked forward per head gives the same numbers.
     """
     check_model(model)
     sweep = _prepare(

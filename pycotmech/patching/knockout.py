@@ -1,4 +1,4 @@
-"""Cut attention between positions: what is lost when these positions no longer see those."""
+"""Cuts attention between positions, and measures what is lost."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def knock_out_edges(
     each: Literal["layer", "head"] | None = None,
     **options: Unpack[SweepOptions],
 ) -> Knockout:
-    """Cuts what flows from some positions to others: the queries at `to` do not see the keys at `from_`, and reads a metric.
+    """Cuts what flows from some positions to others and reads a metric: queries at `to` do not see keys at `from_`.
 
     Scores are set to -inf before the softmax, so the weights of the keys that are left grow to 1; a query that sees none
-    has z = 0. Keys behind a query are never seen, so nothing is cut there.
+    has z = 0. Keys after a query are never seen, so nothing is cut there.
 
     from_, to: positions (a slice, one or several, negative from the end), or the name of a segment, or several names.
-    segments: {"question": slice(575, 610), ...}: what the names stand for; they share no position.
+    segments: {"question": slice(575, 610), ...}: the positions of the names; they do not overlap.
     heads: (layer, head) in which edges are cut; or layers, in all heads of which they are. None, None: in all layers where
         a cut reaches what is read: in the last one only the query at `read` does.
     each: None, all at once, one result; "layer": one result for each layer; "head": one for each head.
@@ -59,7 +59,7 @@ def knock_out_edges(
     queries = _positions(to, segments, len(ids), "to")
     if min(keys) > max(queries):
         raise ValueError(
-            f"from_, to: the queries end at position {max(queries)}, in front of the first key {min(keys)}; they see none of it"
+            f"from_, to: the queries end at position {max(queries)}, before the first key {min(keys)}; nothing to cut"
         )
     if each not in (None, "layer", "head"):
         raise ValueError(f"each: got {each!r}; expected None, 'layer' or 'head'")
@@ -74,7 +74,7 @@ def knock_out_edges(
             if not 0 <= l < cfg.n_layers:
                 raise ValueError(f"layers: {l} is out of range; expected 0..{cfg.n_layers - 1}")
         if not named:
-            raise ValueError("layers: there is none in which the cut reaches what is read; expected at least one")
+            raise ValueError("layers: the cut reaches what is read in none of them; expected at least one in which it does")
         chosen = [(l, h) for l in named for h in (range(cfg.n_heads) if each == "head" else [None])]
     if each is None:
         places = [chosen]

@@ -54,7 +54,7 @@ class Paths:
         return (len(self.inputs), len(self.senders), len(self.receivers))
 
     def columns(self, cfg: ModelConfig, layer: int, input: str) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Of the receivers in a layer: their numbers [K], the edit that each stands for [K], the first query head of each
+        """Of the receivers in a layer: their numbers [K], the edit that each belongs to [K], the first query head of each
         edit [C], and how many query heads an edit moves."""
         assert self.receivers is not None
         numbers = [i for i, (l, _) in enumerate(self.receivers) if l == layer]

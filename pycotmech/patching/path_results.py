@@ -49,12 +49,12 @@ class PathSweep(PairResult, Measured):
         return float(self._array(of)[self._index(sender, receiver, input)])
 
     def from_senders(self, receiver: Head | None = None, input: str | None = None, *, of: str = "effect") -> NDArray:
-        """[L, H]: what each sender tells one receiver (the logits if there is no other); NaN for heads not asked for."""
+        """[L, H]: the effect of each sender through one receiver (the logits if it is alone); NaN for heads not asked for."""
         index = self._index(None, receiver, input)
         return self._map(self.senders, self._array(of)[index])
 
     def to_receivers(self, sender: Head, input: str | None = None, *, of: str = "effect") -> NDArray:
-        """[L, H]: what one sender tells each receiver by one input; NaN for heads not asked for."""
+        """[L, H]: the effect of one sender through each receiver, by one input; NaN for heads not asked for."""
         if self.receivers == "logits":
             raise ValueError("to_receivers: the logits are the only receiver; from_senders() gives the senders' map")
         i, s, _ = self._index(sender, None, input, any_receiver=True)
@@ -137,7 +137,7 @@ class PathSweep(PairResult, Measured):
         ]
 
     def _index(self, sender: Head | None, receiver: Head | None, input: str | None, *, any_receiver: bool = False) -> tuple:
-        """Where a path stands in values; a sender of None is all of them."""
+        """The index of a path in values; a sender of None is all of them."""
         s: Any = slice(None) if sender is None else _find(self.senders, sender, "sender")
         if self.receivers == "logits":
             if receiver is not None or input is not None:

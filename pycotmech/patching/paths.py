@@ -1,4 +1,4 @@
-"""Path patching: what one head tells another, or the output, along the direct path between them.
+"""Path patching: the effect of one head on another, or on the output, along the direct path between them.
 
 Wang et al. 2022 (arXiv 2211.00593), section 3.1 and appendix B; Goldowsky-Dill et al. 2023 (arXiv 2304.05969).
 """
@@ -77,7 +77,7 @@ def path_patch(
     freeze_mlps: MLPs keep the base run's output in the first run: then what arrives is dz W_O and nothing else.
 
     Returns a `PathSweep`: .values [senders] for "logits", else [inputs, senders, receivers]; .plan says what it took. For a
-    list of pairs raw has the examples in front.
+    list of pairs raw has the examples first.
     Raises ValueError naming the argument, before anything is run.
     Cost: the first run of all senders is one pass of rows upward that calls MLPs only, and the attention of the layers with
     receivers; each path then costs the layers above its receiver, for the positions from the first one replaced on. Exact:

@@ -1,4 +1,4 @@
-"""Patch the residual stream, or what attention and MLP add to it, one layer and position at a time."""
+"""Patches the residual stream, or what attention and MLP add to it, one layer and position at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def patch_residual(
     """Replaces rows of the residual stream by those of the other run, layer by layer, and reads a metric.
 
     site: "resid_pre", "resid_mid", "resid_post" (the stream before the layer, between attention and MLP, after the layer),
-        "attn_out", "mlp_out" (what they add); or a TransformerLens hook name, which stands for its layer alone.
+        "attn_out", "mlp_out" (what they add); or a TransformerLens hook name, which means its layer alone.
     by_position: each position on its own (None: unless there are groups); False: all positions at once. groups: each group
         of positions on its own.
     positions, and the options direction, metric, answer, wrong, normalize, read, memory_gb, return_logits, seed, progress: as

@@ -87,7 +87,7 @@ def read_segments(text: str | None) -> dict[str, slice | str]:
         try:
             found = json.loads(Path(text).read_text("utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"segments: {text} is no JSON file ({error})") from error
+            raise ValueError(f"segments: {text} is not a JSON file ({error})") from error
         if not isinstance(found, dict):
             raise ValueError(f"segments: {text} must hold an object of names, got {type(found).__name__}")
         return {name: _from_json(name, where) for name, where in found.items()}
@@ -101,7 +101,7 @@ def read_segments(text: str | None) -> dict[str, slice | str]:
         if not equals or not name or len(bounds) not in (1, 2) or (len(bounds) == 1 and bounds[0] is None):
             raise ValueError(f"segments: got {part!r}; expected name=start:stop or name=position")
         if name in out:
-            raise ValueError(f"segments: the name {name!r} stands twice")
+            raise ValueError(f"segments: the name {name!r} is given twice")
         out[name] = slice(bounds[0], bounds[1]) if len(bounds) == 2 else _one(bounds[0])
     return out
 
@@ -127,12 +127,12 @@ def find_text(model: Model, prompt: str, piece: str, name: str) -> slice:
         raise ValueError(f"segments[{name!r}]: {piece!r} occurs {n} times in the text; expected once, or token positions")
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
-        raise ValueError(f"segments[{name!r}]: this tokenizer does not say where its tokens stand; give token positions")
+        raise ValueError(f"segments[{name!r}]: this tokenizer does not say where its tokens are; give token positions")
     coded = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
     ids = model.to_tokens(prompt).tolist()
     shift = len(ids) - len(coded["input_ids"])
     if shift < 0 or ids[shift:] != coded["input_ids"]:
-        raise ValueError(f"segments[{name!r}]: special tokens stand inside or after the text; give token positions")
+        raise ValueError(f"segments[{name!r}]: special tokens are inside or after the text; give token positions")
     begin = prompt.index(piece)
     inside = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a < begin + len(piece) and b > begin]
     return slice(inside[0] + shift, inside[-1] + 1 + shift)

@@ -46,7 +46,7 @@ def read_pairs(path: str | PathLike, *, metric: str = "kl") -> list[PromptPair]:
     except UnicodeDecodeError as error:
         raise ValueError(f"pairs: {path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     out: list[PromptPair] = []
-    # Not splitlines: it also cuts at characters that may stand inside a JSON string.
+    # Not splitlines: it also cuts at characters that may occur inside a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             out.append(_pair(line, f"{path}, line {number}", number, metric))
@@ -80,7 +80,7 @@ def _pair(line: str, where: str, number: int, metric: str) -> PromptPair:
     for field in _FIELDS:
         value = found.get(field)
         if isinstance(value, str) and not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError(f"{where}: field {field!r} holds half of a surrogate pair, which is no text")
+            raise ValueError(f"{where}: field {field!r} holds half of a surrogate pair, which is not text")
     if found["clean"] == found["corrupted"]:
         raise ValueError(f"{where}: fields 'clean' and 'corrupted' are the same; expected prompts that differ")
     return PromptPair(

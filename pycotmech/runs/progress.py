@@ -1,4 +1,4 @@
-"""How a run tells what it does, and how it is kept from being stopped in the middle of a write."""
+"""Reports the progress of a run, and keeps it from being stopped in the middle of a write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Told what happens; the shell shows it. This one shows nothing."""
+    """Receives what happens, so that the shell can show it. This one shows nothing."""
 
     def note(self, text: str) -> None:
         """A line for the user."""

@@ -37,7 +37,7 @@ _IN_NO_NUMBER = {"_name_or_path", "transformers_version", "architectures", "dtyp
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does. None stands for the default of the task (10 examples, all steps, 8 shots, 2 hops, ...).
+    """What a run does. None means the default of the task (10 examples, all steps, 8 shots, 2 hops, ...).
 
     pairs: a JSONL file of the user's own prompt pairs instead of the task; the task's fields have no meaning with it.
     positions: where heads are patched, negative from the end; None: everywhere.

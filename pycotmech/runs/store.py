@@ -45,14 +45,14 @@ _SCALARS = {
     "noise_floor": ("f8", np.nan, "largest |effect| of self-patches moved by one unit in the last place"),
     "seconds": ("f8", np.nan, "wall time of the sweep"),
     "right": ("i1", -1, "1 if the model gets the step right, 0 if not, -1 if not graded"),
-    "state": ("i1", 0, "0 pending, 1 finished, 2 passed over since the model gets the step wrong"),
+    "state": ("i1", 0, "0 pending, 1 finished, 2 skipped since the model gets the step wrong"),
 }
 _VARIABLES = _GRIDS | _SCALARS
 _DATA = tuple(name for name in _VARIABLES if name not in ("right", "state"))
 
 
 class SweepState(IntEnum):
-    """Where one sweep (an example at a step) stands."""
+    """The state of one sweep (an example at a step)."""
 
     PENDING = 0
     FINISHED = 1
@@ -115,7 +115,7 @@ class SweepStore:
             self._write("right", example, np.asarray(right, dtype=np.int8))
 
     def skip(self, example: int, step: int) -> None:
-        """Marks a sweep as passed over. step: its index on the axis, as in `finish`."""
+        """Marks a sweep as skipped. step: its index on the axis, as in `finish`."""
         with uninterrupted():
             self._mark(example, [step], SweepState.SKIPPED)
 
@@ -148,7 +148,7 @@ class SweepStore:
 def read(folder: str | os.PathLike) -> xr.Dataset:
     """Reads all results of a folder, finished or not, into memory; NaN where a sweep is pending.
 
-    A damaged chunk is never read as a value: its example counts as pending, and its number stands in the attribute "damaged".
+    A damaged chunk is never read as a value: its example counts as pending, and its number is in the attribute "damaged".
     Raises FileNotFoundError where there are no results, ValueError where they cannot be read.
     """
     path = Path(folder) / STORE

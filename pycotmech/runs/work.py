@@ -32,7 +32,7 @@ class SweepUnit:
 
 @dataclass(frozen=True)
 class SweepWork:
-    """Everything there is to sweep.
+    """All sweeps of a run.
 
     units: [examples][steps]. names, steps, kinds: of the axes. records: the examples, for examples.jsonl. examples: those of
     the task; None for the user's pairs.

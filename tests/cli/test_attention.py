@@ -102,7 +102,7 @@ def test_results_are_replaced_only_on_request(app, prompt, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--segments", "a=1:2,a=3"], "'a' stands twice"),
+        (["--segments", "a=1:2,a=3"], "'a' is given twice"),
         (["--segments", "a=x:2"], "expected name=start:stop"),
         (["--segments", "a"], "expected name=start:stop"),
         (["--segments", "a=5:900"], "outside the"),
@@ -145,7 +145,7 @@ def test_segments_given_by_text(model, tmp_path):
     with pytest.raises(ValueError, match="occurs 0 times"):
         find_text(model, TEXT, "zumpus", "a")
     path = tmp_path / "s.json"
-    for bad, message in (('{"a": [1]}', "expected .start, stop."), ("[1]", "must hold an object"), ("{", "no JSON")):
+    for bad, message in (('{"a": [1]}', "expected .start, stop."), ("[1]", "must hold an object"), ("{", "not a JSON")):
         path.write_text(bad)
         with pytest.raises(ValueError, match=message):
             read_segments(str(path))

@@ -64,7 +64,7 @@ def test_wrong_arguments(case, monkeypatch):
     bad = [
         (dict(from_="answer"), "from_: got the name 'answer'; the segments are 'shots', 'question', 'chain', 'end'"),
         (dict(to="end", segments=None), "from_: got the name 'question'; no segments were given"),
-        (dict(from_="end", to="chain"), "the queries end at position 11, in front of the first key 13; they see none"),
+        (dict(from_="end", to="chain"), "the queries end at position 11, before the first key 13; nothing to cut"),
         (dict(to=[14]), "to: 14 is outside a prompt of 14 tokens"),
         (dict(segments={"question": [4], "end": [4]}), "segments: 'end' and 'question' overlap at position 4"),
         (dict(each="position"), "each: got 'position'"),
@@ -72,7 +72,7 @@ def test_wrong_arguments(case, monkeypatch):
         (dict(heads=[(0, 4)]), r"heads: \(0, 4\) is out of range"),
         (dict(layers=[3]), "layers: 3 is out of range; expected 0..2"),
         (dict(layers=[2], to="chain"), "reaches what is read"),  # asked for, and it can change nothing: said
-        (dict(layers=[]), "layers: there is none"),
+        (dict(layers=[]), "layers: the cut reaches what is read in none"),
     ]
     for arguments, message in bad:
         with pytest.raises(ValueError, match=message):

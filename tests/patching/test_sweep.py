@@ -280,7 +280,7 @@ def test_wrong_edits_are_named(grouped, monkeypatch):
         (pcm.Edit("edge", 0, 0, None), "expected key positions for 'edge' only"),
         (pcm.Edit("edge", 0, 0, None, 0.0, keys=[1]), "value: an edge is cut"),
         (pcm.Edit("edge", 0, 0, None, keys=[]), "keys: the list is empty"),
-        (pcm.Edit("pattern", 0, 0, [4], future), "weights behind its query"),
+        (pcm.Edit("pattern", 0, 0, [4], future), "weights after its query"),
     ]
     for edit, message in bad:
         with pytest.raises(ValueError, match=message):
