@@ -53,9 +53,6 @@ LIBRARIES = {
 KNOWN_CIRCLES: tuple[frozenset[str], ...] = tuple(
     frozenset(f"pycotmech.{name}" for name in circle.split())
     for circle in (
-        # Results draw themselves, and their figures are typed by them.
-        "attention.plots attention.results attention.scores",
-        "lens.attribution lens.heads lens.plots lens.results",
         # The implementation registered with transformers records into the capture that reads it.
         "attention.capture attention.hf",
     )

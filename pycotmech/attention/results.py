@@ -139,9 +139,17 @@ class AttentionSummary:
         segments: their names; None: all. rows: an index into the R axis. Returns the matplotlib figure, saved to
         `path` if given.
         """
-        from pycotmech.attention.plots import mass_figure
+        from pycotmech.figures.heatmap import share_maps_figure
 
-        return mass_figure(self, segments=segments, rows=rows, title=title, path=path)
+        names = self.segment_names if segments is None else tuple(segments)
+        if not names:
+            raise ValueError("segments: none is chosen")
+        mass = self.over_rows(self.mass, rows)
+        maps = {name: mass[..., self._segment(name)] for name in names}
+        chosen = self.rows if rows is None else self.rows[rows if isinstance(rows, slice) else list(rows)]
+        where = f"row {chosen[0]}" if len(chosen) == 1 else f"mean over {len(chosen)} rows, {chosen.min()} to {chosen.max()}"
+        title = title or f"{self.model_name}: attention mass per segment ({where})".lstrip(": ")
+        return share_maps_figure(maps, title=title, label="share of attention", path=path)
 
     def __str__(self) -> str:
         L, H, R, _ = self.mass.shape[-4:]

@@ -68,9 +68,10 @@ class HeadScores:
 
     def plot(self, *, kinds: Sequence[str] = KINDS, title: str | None = None, path: str | None = None):
         """One heat map for each kind, layers upward, heads to the right; a matplotlib figure, saved to `path` if given."""
-        from pycotmech.attention.plots import scores_figure
+        from pycotmech.figures.heatmap import share_maps_figure
 
-        return scores_figure(self, kinds=kinds, title=title, path=path)
+        title = title or f"{self.model_name}: mean attention to ...".lstrip(": ")
+        return share_maps_figure({kind: self[kind] for kind in kinds}, title=title, label="mean attention", path=path)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{kind} {h[0]}.{h[1]} {s:.2f}" for kind in KINDS for h, s in self.top(kind, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pycotmech.figures.frame import finished
+from pycotmech.figures.frame import finished, saved
 from pycotmech.figures.words import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _COLOURS = "RdBu"  # blue for what restores, red for what works against it
 _NUMBERED = 10
+_SHARE_COLUMNS = 4
 _SMALLEST_NUMBER = 0.05  # of the scale: below it a number would only repeat that there is nothing
 
 
@@ -101,6 +102,32 @@ def maps_figure(
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
     bar.set_label(label)
     return finished(figure, title, lines, path=path)
+
+
+def share_maps_figure(maps: Mapping[str, NDArray], *, title: str, label: str, path: str | PathLike | None = None) -> Figure:
+    """Maps [layer, head] of shares, by name, beside each other on one scale from 0 to 1. label: of the colour bar."""
+    L, H = next(iter(maps.values())).shape
+    columns = min(_SHARE_COLUMNS, len(maps))
+    rows = -(-len(maps) // columns)
+    width, height = max(2.2, min(0.16 * H + 0.9, 4.5)), max(1.9, min(0.13 * L + 0.8, 5.0))
+    figure = Figure(figsize=(columns * width + 1.2, rows * height + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    image: Any = None
+    for axis, (name, values) in zip(axes.flat, maps.items(), strict=False):
+        image = axis.imshow(np.asarray(values, dtype=float), origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.yaxis.get_major_locator().set_params(integer=True)
+    for axis in axes.flat[len(maps) :]:
+        axis.set_axis_off()
+    figure.supxlabel("head", fontsize=9)
+    figure.supylabel("layer", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=7)
+    return saved(figure, path)
 
 
 def map_of_heads(figure: Figure, axis: Axes, grid: NDArray, *, title: str = "", label: str = "") -> None:

@@ -140,14 +140,7 @@ class _Block:
         self.readout, self.normalization, self.factor, self.ids = readout, normalization, factor, ids
 
     def __call__(self, parts: Tensor) -> Tensor:
-        return self.readout.tokens(normalised(self.readout, self.normalization, parts, self.factor[:, None]), self.ids).cpu()
-
-
-def normalised(readout: Readout, normalization: str, parts: Tensor, factor: Tensor) -> Tensor:
-    """Parts [.., d] as the unembedding is to read them; factor [.., 1] of the run's final rows."""
-    if normalization == "none":
-        return parts
-    return parts * (readout.factor(parts) if normalization == "own" else factor) * readout.gamma
+        return self.readout.tokens(self.readout.normalised(parts, self.normalization, self.factor[:, None]), self.ids).cpu()
 
 
 def _blocks(rows: Rows, width: int):

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from pycotmech.model import Model
 
+_NORMS = {
+    "final": "the final norm's factor of the run: parts add up to the logit",
+    "own": "each part normalised by itself: parts do not add up",
+    "none": "without the final norm",
+}
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -127,7 +133,6 @@ class HeadLogits:
     @torch.no_grad()
     def _over_vocabulary(self, of, width: int) -> NDArray:
         """of(logits [n, V], ids [n, K]) -> [n, width], for every head of every row: [.., L, H, width]."""
-        from pycotmech.lens.attribution import normalised
         from pycotmech.lens.readout import VALUES, Readout
 
         model, parts = self._source()
@@ -142,7 +147,7 @@ class HeadLogits:
             ids = parts.ids[a:b].repeat_interleave(H, 0)
             flat = torch.empty((b - a) * H, width, dtype=torch.float64)
             for l in range(L):
-                written = normalised(readout, self.normalization, family.head_out(l, parts.z[l, a:b].to(family.device)), factor)
+                written = readout.normalised(family.head_out(l, parts.z[l, a:b].to(family.device)), self.normalization, factor)
                 for (i, j), logits in readout.vocabulary(written.flatten(0, 1)):
                     flat[i:j] = of(logits, ids[i:j]).cpu()
                 out[a:b, l] = flat.view(b - a, H, width)
@@ -207,9 +212,16 @@ class HeadLogits:
 
         Returns the matplotlib figure, saved to `path` if given.
         """
-        from pycotmech.lens.plots import heads_figure
+        from pycotmech.lens.plots import averaged, heads_figure
 
-        return heads_figure(self, token=token, title=title, path=path)
+        heads, mlps = self.mean(self.heads, token), self.mean(self.mlps, token)
+        constant = f"embedding {self._mean(self.embedding, token):+.2f}, sum of heads {heads.sum():+.2f}, "
+        lines = [
+            f"{self.model_name}; {averaged(self.tokens.shape, self.axes)}{_NORMS[self.normalization]}",
+            constant + f"sum of MLPs {mlps.sum():+.2f}; the model's logit {self._mean(self.total, token):+.2f}",
+        ]
+        title = title or f"What writes {self.labels[token]!r}"
+        return heads_figure(heads, mlps, self.top(8, token=token), title=title, lines=lines, path=path)
 
     def __str__(self) -> str:
         L, H, K = self.heads.shape[-3:]

@@ -28,6 +28,12 @@ class Readout:
         """1 / root mean square of rows [..., d] -> [..., 1]."""
         return self.family.final_factor(x)
 
+    def normalised(self, parts: Tensor, normalization: str, factor: Tensor) -> Tensor:
+        """Parts [.., d] as the unembedding is to read them; factor [.., 1] of the run's final rows."""
+        if normalization == "none":
+            return parts
+        return parts * (self.factor(parts) if normalization == "own" else factor) * self.gamma
+
     def check_norm(self, x: Tensor) -> None:
         """Raises ValueError if the final norm of these rows [N, d] is not their factor times its weight."""
         if not len(x):

@@ -125,7 +125,7 @@ class LogitLens:
         grid: what each layer would say at each position of one example, coloured by its probability. None: the grid where
         there are 2 to 40 positions of one example, else curves. Returns the matplotlib figure, saved to `path` if given.
         """
-        from pycotmech.lens.plots import curves_figure, grid_figure
+        from pycotmech.lens.plots import averaged, curves_figure, grid_figure
 
         several = "position" in self.axes
         if kind not in (None, "curves", "grid"):
@@ -136,8 +136,29 @@ class LogitLens:
             fits = several and "example" not in self.axes and 2 <= self.positions.shape[-1] <= 40 and self.top_ids.shape[-1]
             kind = "grid" if fits else "curves"
         if kind == "curves":
-            return curves_figure(self, title=title, path=path)
-        return grid_figure(self, example=example, title=title, path=path)
+            return curves_figure(
+                self.layers,
+                self.mean(self.probabilities),
+                self.mean(self.entropy),
+                self.labels,
+                site=self.site,
+                title=title or "What each layer would say",
+                lines=[f"{self.model_name}; {averaged(self.tokens.shape, self.axes)}logit lens of {self.site}"],
+                path=path,
+            )
+        at = example if "example" in self.axes else ...
+        ids, p = self.top_ids[at][..., 0], self.top_probabilities[at][..., 0]  # [R, L]
+        positions = self.positions[at].reshape(-1)
+        return grid_figure(
+            p,
+            [[self.text(token) for token in row] for row in ids],
+            [str(q) if self.prompt is None else self.text(self.prompt[q]) for q in positions],
+            site=self.site,
+            of_text=self.prompt is not None,
+            title=title or "What each layer would say next",
+            lines=[f"{self.model_name}; likeliest token by the logit lens of {self.site}"],
+            path=path,
+        )
 
     def __str__(self) -> str:
         over = " x ".join(f"{n} {axis}(s)" for n, axis in zip(self.entropy.shape, self.axes, strict=False))
