@@ -10,8 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pycotmech.engine import planner
-from pycotmech.engine.graphs import reserved
+from pycotmech.engine import graphs, planner
 from pycotmech.engine.planner import Plan, Work
 from pycotmech.engine.rows import Variants
 from pycotmech.model.climb import ROW_BLOCK
@@ -76,7 +75,7 @@ class Budget:
 
     def pieces(self, batch: Batch) -> Pieces:
         """Ranges of variants that fit. Raises ValueError, naming the least budget, if one variant does not."""
-        family, room = self.family, self.room - reserved(self.family, self.room)
+        family, room = self.family, self.room - graphs.kept.reserved(self.family, self.room)
         row, block = planner.row_bytes(family), planner.block_bytes(family, 1)
         held = batch.held + self._logits_bytes(batch)
         longest, left = int(batch.lengths.max()), room - held
@@ -88,7 +87,7 @@ class Budget:
 
     def too_small(self, what: str, needed: int, held: int) -> ValueError:
         """The error that names the least budget. held: of the bytes needed those of the prompts' runs and the logits."""
-        least = needed * self.room / (self.room - reserved(self.family, self.room))
+        least = needed * self.room / (self.room - graphs.kept.reserved(self.family, self.room))
         return ValueError(
             f"memory_gb: {self.room / 2**30:.3g} GiB may be used, and {what} needs {math.ceil(least / 2**20) / 2**10:.4g}, "
             f"of these {held / 2**30:.3g} for the prompts' runs and the logits; expected that much or more, "
@@ -123,7 +122,7 @@ class Budget:
         """Bytes of the largest of these pieces, with what is held and the logits of the rows that are read."""
         rows = max(int(batch.lengths[c:d].sum()) for c, d in pieces)
         block = planner.block_bytes(self.family, min(rows, max(ROW_BLOCK, int(batch.lengths.max()))))
-        held = batch.held + self._logits_bytes(batch) + reserved(self.family, self.room)
+        held = batch.held + self._logits_bytes(batch) + graphs.kept.reserved(self.family, self.room)
         return held + rows * planner.row_bytes(self.family) + block
 
     def _logits_bytes(self, batch: Batch) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pycotmech.engine import graphs
 from pycotmech.engine.budget import LOGIT_ROWS, Pieces
-from pycotmech.engine.graphs import graphs_of
 from pycotmech.engine.joins import Joins
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
@@ -63,11 +63,11 @@ class Evaluator:
         read = joins.bases.readings(variants.base)
         values = torch.empty(len(read.number), dtype=torch.float64)
         logits = torch.empty(len(values), self.family.cfg.d_vocab, dtype=torch.float32) if self.keep_logits else None
-        graphs = graphs_of(self.family)
+        of_model = graphs.kept.of(self.family)
         for c, d in pieces:
             piece, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
             staircase = Staircase(self.family, joins.bases, piece, joins.of(c, d), self.count, edits.of(c, d))
-            final = staircase.run() if graphs is None else graphs.run(staircase, self.room)
+            final = staircase.run() if of_model is None else of_model.run(staircase, self.room)
             self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
         return values, logits
 

@@ -411,30 +411,43 @@ class Graphs:
                 del self._buffers[key]
 
 
-_of: weakref.WeakKeyDictionary[Family, Graphs] = weakref.WeakKeyDictionary()
-_of_lock = threading.Lock()
+class KeptGraphs:
+    """The graphs of every model, each for as long as its model lives."""
+
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakKeyDictionary[Family, Graphs] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def of(self, family: Family) -> Graphs | None:
+        """The graphs of a model (`of(model.family)`), valid for its weights as they are; None where nothing is captured.
+
+        Cost: a look at every module and weight; once for a call, not once for a pass.
+        """
+        if not captures(family.device) or not family.is_plain():
+            return None
+        with self._lock:
+            if family not in self._graphs:
+                self._graphs[family] = Graphs(backend_for(family.device))
+            graphs = self._graphs[family]
+        graphs.trust(family)
+        return graphs
+
+    def reserved(self, family: Family, room: int) -> int:
+        """Bytes that are left to the graphs of a model by a call that may use `room`."""
+        if not captures(family.device):
+            return 0
+        with self._lock:
+            graphs = self._graphs.get(family)
+        return room // _SHARE_OF_ROOM if graphs is None else graphs.room(room)
+
+    def clear(self) -> None:
+        """Forgets the graphs of all models."""
+        with self._lock:
+            self._graphs.clear()
 
 
-def graphs_of(family: Family) -> Graphs | None:
-    """The graphs of a model (`graphs_of(model.family)`), valid for its weights as they are; None where nothing is captured.
-
-    Cost: a look at every module and weight; once for a call, not once for a pass.
-    """
-    if not captures(family.device) or not family.is_plain():
-        return None
-    with _of_lock:
-        if family not in _of:
-            _of[family] = Graphs(backend_for(family.device))
-        graphs = _of[family]
-    graphs.trust(family)
-    return graphs
-
-
-def reserved(family: Family, room: int) -> int:
-    """Bytes that are left to the graphs of a model by a call that may use `room`."""
-    if not captures(family.device):
-        return 0
-    return room // _SHARE_OF_ROOM if family not in _of else _of[family].room(room)
+kept = KeptGraphs()
+"""Where all passes of this process are kept."""
 
 
 def _setting() -> tuple:

@@ -53,7 +53,7 @@ class StandIn:
         self.family, self.log, self.pool = family, [], 0
 
     def capture(self, fn):
-        graphs = graphs_module._of[self.family]
+        graphs = graphs_module.kept.of(self.family)
         out = next(c.cell_contents for c in fn.__closure__ if isinstance(c.cell_contents, torch.Tensor))
 
         def run():
@@ -97,7 +97,7 @@ def on(monkeypatch):
     def start(model):
         monkeypatch.setattr(graphs_module, "captures", lambda device: True)
         monkeypatch.setattr(graphs_module, "backend_for", lambda device: StandIn(model.family))
-        return graphs_module.graphs_of(model.family)
+        return graphs_module.kept.of(model.family)
 
     def poison():
         for t in inputs:
@@ -183,7 +183,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _forget():
-    graphs_module._of.clear()
+    graphs_module.kept.clear()
 
 
 def test_the_stand_in_sees_what_flows_around_the_buffers(model, on, monkeypatch):
@@ -205,7 +205,7 @@ def test_the_stand_in_sees_what_flows_around_the_buffers(model, on, monkeypatch)
 
 def test_pieces_of_one_call(model, on, monkeypatch):
     """Each piece of variants is a graph; what pieces have in common, the runs of the prompts, is copied once for all."""
-    monkeypatch.setattr("pycotmech.engine.budget.reserved", lambda family, room: room // 8)
+    monkeypatch.setattr(graphs_module.kept, "reserved", lambda family, room: room // 8)
     monkeypatch.setattr(graphs_module.Graphs, "room", lambda self, room: 2**30)
     options = dict(memory_gb=0.0006, metric="logit_diff", answer=7, wrong=11, by_position=True)
     lists = [[[prompts(seed)[i] for seed in seeds] for i in (0, 1)] for seeds in ((0, 1, 2), (3, 4, 5), (6, 7, 8))]
@@ -400,7 +400,7 @@ def test_inference_mode(model, on):
 
 
 def test_where_nothing_is_captured(model, monkeypatch):
-    assert graphs_module.graphs_of(model.family) is None and graphs_module.reserved(model.family, 80) == 0
+    assert graphs_module.kept.of(model.family) is None and graphs_module.kept.reserved(model.family, 80) == 0
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     cuda = torch.device("cuda")
     assert graphs_module.captures(cuda) and not graphs_module.captures(torch.device("cpu"))

@@ -27,7 +27,7 @@ def test_replays_are_what_is_run_kernel_by_kernel(case, dtype, monkeypatch):
     monkeypatch.setenv("PYCOTMECH_CUDA_GRAPHS", "1")
     for seed in range(4):
         assert np.array_equal(sweeps(CASES[case], seed, model), expected[seed], equal_nan=True)
-    found = graphs.graphs_of(model.family)
+    found = graphs.kept.of(model.family)
     assert found is not None and found.captures == 1 and found.replays == 3 and found.nbytes > 0
     found.clear()
     assert found.nbytes == 0

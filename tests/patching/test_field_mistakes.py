@@ -178,7 +178,8 @@ def test_layers_below_an_edit_and_positions_before_it_are_not_computed(site, pos
 
     def staircase(self):
         inside.append(1)
-        variants.extend(zip(self.key.tolist(), (self.offsets[1:] - self.offsets[:-1]).tolist(), strict=True))
+        rows = self.rows
+        variants.extend(zip(rows.keys, rows.offsets.diff().tolist(), strict=True))
         try:
             return run(self)
         finally:
