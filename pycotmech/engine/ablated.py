@@ -60,7 +60,7 @@ class AblatedRuns:
         self.budget = memory_budget(memory_gb, family.device)
         rows = 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head + 4 * cfg.n_heads * cfg.d_head + 6 * cfg.d_model
         self.row_bytes = rows * family.dtype.itemsize + 8 * cfg.d_model
-        self.groups = self._groups()
+        self.batches = self._batches()
         self._clean: KeyValues | None = None
 
     def _check(self, prompts: Sequence[Tensor], fill: Tensor | None, roles: Sequence[Tensor] | None) -> None:
@@ -86,18 +86,18 @@ class AblatedRuns:
             if not torch.equal(role[:P], roles[0][:P]):
                 raise ValueError(f"roles[{i}]: the {P} shared positions have other roles than in roles[0]; expected the same")
 
-    def _groups(self) -> list[list[int]]:
+    def _batches(self) -> list[list[int]]:
         """Prompts, by number, that go through the layers together."""
-        groups: list[list[int]] = [[]]
+        batches: list[list[int]] = [[]]
         rows = 0
         for i, prompt in enumerate(self.prompts):
             n = len(prompt) - self.shared
-            if groups[-1] and (rows + n) * self.row_bytes > self.budget:
-                groups.append([])
+            if batches[-1] and (rows + n) * self.row_bytes > self.budget:
+                batches.append([])
                 rows = 0
-            groups[-1].append(i)
+            batches[-1].append(i)
             rows += n
-        return groups
+        return batches
 
     @property
     def rows(self) -> int:
@@ -116,11 +116,11 @@ class AblatedRuns:
             )
         past = self._past(heads)
         out = []
-        for group in self.groups:
-            suffixes = [self.prompts[i][P:] for i in group]
+        for batch in self.batches:
+            suffixes = [self.prompts[i][P:] for i in batch]
             starts = torch.tensor([0, *(len(s) for s in suffixes)]).cumsum(0).tolist()
-            read = torch.tensor([at + r - P for at, i in zip(starts, group) for r in self.reads[i]])
-            roles = torch.cat([self.roles[i][P:] for i in group]) if self.roles else None
+            read = torch.tensor([at + r - P for at, i in zip(starts, batch) for r in self.reads[i]])
+            roles = torch.cat([self.roles[i][P:] for i in batch]) if self.roles else None
             edit = replacing(heads, self.fill, roles)
             out.append(forward_packed(self.family, suffixes, past, read=read, edit_z=edit, upto=self.upto).resid_final)
         return torch.cat(out)

@@ -179,12 +179,12 @@ def run_pairs(
                 fill(b, on_branch[b], parts[b], ends[b])
         runs = [*on_trunk, *on_branch] if trunk == "base" else [*on_branch, *on_trunk]
 
-    first_, read_ = torch.tensor(first), torch.tensor([n - 1 for n in ends])
-    rows = read_ - first_ + 1
+    first_kept, last_read = torch.tensor(first), torch.tensor(ends) - 1
+    rows = last_read - first_kept + 1
     angles = family.rotary(torch.arange(max(ends), device=family.device))
     out = Bases(
-        first=first_,
-        read=read_,
+        first=first_kept,
+        read=last_read,
         key_offset=torch.tensor(key_offset),
         row_offset=rows.cumsum(0) - rows,
         k=k,
@@ -215,8 +215,9 @@ def _key_buffers(family: Family, past: KeyValues | None, ends: Sequence[int]) ->
     offsets = (torch.tensor(ends).cumsum(0) - torch.tensor(ends)).tolist()
     shape = (cfg.n_layers, sum(ends), cfg.n_key_value_heads, cfg.d_head)
     k, v = (torch.empty(shape, dtype=family.dtype, device=family.device) for _ in range(2))
-    for o in offsets if past is not None else []:
-        k[:, o : o + len(past)], v[:, o : o + len(past)] = past.k, past.v
+    if past is not None:
+        for o in offsets:
+            k[:, o : o + len(past)], v[:, o : o + len(past)] = past.k, past.v
     return k, v, offsets
 
 
@@ -247,12 +248,12 @@ def sequences_run(
     def pass_over(prompts: Sequence[Tensor], starts: Sequence[int]) -> list[tuple[int, int]]:
         return [(starts[i], len(prompts[i])) for i in _distinct(prompts, starts)[0]]
 
-    front, B = [past] * len(bases), len(bases)
+    starts, B = [past] * len(bases), len(bases)
     found: dict[str | None, list[list[tuple[int, int]]]] = {None: [pass_over([*bases, *sources], [past] * (B + len(sources)))]}
     if B > 1 and sources:
         parts = [common_prefix(pair) for pair in zip(bases, sources, strict=True)]
-        found["base"] = [pass_over(bases, front), pass_over(sources, parts)]
-        found["source"] = [pass_over(sources, front), pass_over(bases, parts)]
+        found["base"] = [pass_over(bases, starts), pass_over(sources, parts)]
+        found["source"] = [pass_over(sources, starts), pass_over(bases, parts)]
     trunk = min(found, key=lambda t: sum(b - a for passed in found[t] for a, b in passed) + _PASS * len(found[t]))
     return trunk, found[trunk]
 

@@ -144,7 +144,7 @@ class Signature:
     def _say(self, *what: object) -> None:
         self._hash.update(repr(what).encode())
 
-    def _object(self, x: object) -> None:
+    def _object(self, x: Any) -> None:
         if not hasattr(x, "on_device"):
             raise NotCapturable(f"{type(x).__name__} does not say which of its attributes are on the device")
         known = id(x) in self._place

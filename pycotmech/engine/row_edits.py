@@ -1,7 +1,7 @@
 """Edits of rows that have already joined: tables of rows, applied where a layer is computed.
 
-For each site and layer there is one table of what is replaced: which variant, which position, which head, and where the
-value is found. The staircase asks at each stage for the entries among the rows it holds.
+For each site and layer one table says which variant, which position, which head, and where the value is found. The staircase
+asks at each stage for the entries among the rows it holds.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Entries:
     head: Tensor  # [E]; -1 where the site has no heads (edge: all of them)
     ref: Tensor  # [E] by which the value is found
 
-    def __getitem__(self, which: slice) -> Entries:
-        return Entries(self.variant[which], self.position[which], self.head[which], self.ref[which])
+    def __getitem__(self, entries: slice) -> Entries:
+        return Entries(self.variant[entries], self.position[entries], self.head[entries], self.ref[entries])
 
     def __len__(self) -> int:
         return len(self.variant)
@@ -87,29 +87,20 @@ class RowEdits:
 
     def bound(self, to: PackedRows) -> BoundEdits:
         """The same for packed rows."""
-        offsets, first, base = to.offsets, to.variants.first, to.variants.base
         rank = torch.empty_like(to.order)
         rank[to.order] = torch.arange(len(to.order))
-        device = self.family.device
-        tables, patterns = {}, {}
-        for key, e in self.tables.items():
+        tables: dict[tuple[str, int], _Table] = {}
+        patterns: dict[int, tuple[_Patterns, _Patterns]] = {}
+        for (site, l), e in self.tables.items():
             packed = rank[e.variant]
-            rows = offsets[packed] + e.position - first[packed]
-            if key[0] == "pattern":
-                places = (packed, rows, e.head, e.ref, offsets[packed], first[packed], base[packed])
-                of_base = self.bases.key_offset[base[packed]]
-                patterns[key[1]] = tuple(
-                    _Patterns.of(*(t[some] for t in (*places, of_base)), device, read=read)
-                    for read, some in ((False, slice(None)), (True, rows == offsets[packed + 1] - 1))
-                )
-                continue
-            by_row = torch.argsort(rows, stable=True)
-            rows, packed = rows[by_row], packed[by_row]
-            entries = (rows == offsets[packed + 1] - 1).nonzero().flatten()
-            tables[key] = _Table(
-                rows.numpy(), packed[entries].numpy(),
-                *(t.to(device) for t in (rows, e.head[by_row], e.ref[by_row], packed[entries], entries)),
-            )  # fmt: skip
+            row = to.offsets[packed] + e.position - to.variants.first[packed]
+            if site == "pattern":
+                places = torch.stack((packed, row, e.head, e.ref), 1)  # [E, 4]
+                top = row == to.offsets[packed + 1] - 1  # the last row of a variant is the one that is read
+                patterns[l] = _Patterns.of(self.bases, to, places), _Patterns.of(self.bases, to, places[top], read=True)
+            else:
+                by_row = torch.argsort(row, stable=True)
+                tables[site, l] = _Table.of(to, packed[by_row], row[by_row], e.head[by_row], e.ref[by_row])
         return BoundEdits(self, tables, patterns, to.begins)
 
 
@@ -127,6 +118,16 @@ class _Table:
     entry: Tensor  # [K] which entry it is
 
     on_device: ClassVar[tuple[str, ...]] = ("row", "head", "ref", "top", "entry")
+
+    @staticmethod
+    def of(to: PackedRows, packed: Tensor, row: Tensor, head: Tensor, ref: Tensor) -> _Table:
+        """packed [E]: packed number of the variant of each entry; row [E], ascending."""
+        entry = (row == to.offsets[packed + 1] - 1).nonzero().flatten()
+        top, device = packed[entry], to.table.device
+        return _Table(
+            places=row.numpy(), tops=top.numpy(), row=row.to(device), head=head.to(device), ref=ref.to(device),
+            top=top.to(device), entry=entry.to(device),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,18 +149,17 @@ class _Patterns:
     on_device: ClassVar[tuple[str, ...]] = ("row", "own", "see", "ref")
 
     @staticmethod
-    def of(
-        packed: Tensor, row: Tensor, head: Tensor, ref: Tensor, own: Tensor, first: Tensor, base: Tensor, shared: Tensor,
-        device: torch.device, *, read: bool,
-    ) -> _Patterns:  # fmt: skip
-        order = torch.from_numpy(np.lexsort((row.numpy(), head.numpy(), packed.numpy())))
-        packed, row, head, ref, own, first, base, shared = (
-            t[order] for t in (packed, row, head, ref, own, first, base, shared)
-        )
-        n_own = row - own + 1
-        held = (t.numpy() for t in (packed, base, head, shared, first, n_own))
-        see = torch.stack((first, n_own), 1)
-        return _Patterns(*held, *(t.to(device) for t in (packed if read else row, own, see, ref)))
+    def of(bases: Bases, to: PackedRows, places: Tensor, *, read: bool = False) -> _Patterns:
+        """places [E, 4]: packed number of the variant, packed row, head, ref. read: only rows that are read are held."""
+        packed, row, head, _ = places.T.numpy()
+        packed, row, head, ref = places[torch.from_numpy(np.lexsort((row, head, packed)))].T.contiguous()
+        own, base, n_shared = to.offsets[packed], to.variants.base[packed], to.variants.first[packed]
+        n_own, device = row - own + 1, to.table.device
+        return _Patterns(
+            packed=packed.numpy(), base=base.numpy(), head=head.numpy(), shared=bases.key_offset[base].numpy(),
+            n_shared=n_shared.numpy(), n_own=n_own.numpy(), row=(packed if read else row).to(device), own=own.to(device),
+            see=torch.stack((n_shared, n_own), 1).to(device), ref=ref.to(device),
+        )  # fmt: skip
 
     def runs(self, first: int, end: int, width: int) -> Iterator[slice]:
         """The entries of the variants packed as first..end - 1, cut where the base or the head changes, and so that at most
@@ -186,7 +186,7 @@ class BoundEdits:
         self,
         edits: RowEdits,
         tables: dict[tuple[str, int], _Table],
-        patterns: dict[int, tuple[_Patterns, ...]],
+        patterns: dict[int, tuple[_Patterns, _Patterns]],
         begins: list[int],
     ) -> None:
         """patterns: of all rows, and of those that are read; begins [N + 1]: where each variant's rows begin."""
@@ -222,7 +222,7 @@ class BoundEdits:
         """Keys and values [R, Hkv, D] with their edits; [R, H, D] if one query head reads what others do not."""
         k, v = self.edit("k", l, rows, k), self.edit("v", l, rows, v)
         if any(self._find(site, l, rows) is not None for site in PER_QUERY.values()):
-            k, v = self._each_query(k), self._each_query(v)
+            k, v = self._by_query_head(k), self._by_query_head(v)
             k, v = self.edit("k_per_query", l, rows, k), self.edit("v_per_query", l, rows, v)
         return k, v
 
@@ -230,7 +230,7 @@ class BoundEdits:
         """z [R, H, D] of these rows: q [R, H, D]; k, v from `keys`; the table of `ops.prefix_attn` [R, 4]."""
         k_shared, v_shared = self.bases.k[l], self.bases.v[l]
         if k.shape[1] != k_shared.shape[1]:
-            k_shared, v_shared = self._each_query(k_shared), self._each_query(v_shared)
+            k_shared, v_shared = self._by_query_head(k_shared), self._by_query_head(v_shared)
         cuts = None
         found = self._find("edge", l, rows)
         if found is not None:
@@ -251,22 +251,22 @@ class BoundEdits:
         else:
             first, end = rows.first, rows.end
             table, start, at_row = self.patterns[l][1], self.begins[first], first
-        for some in table.runs(first, end, z.shape[2]):
-            head, shared = int(table.head[some.start]), int(table.shared[some.start])
-            longest, keys = int(table.n_own[some].max()), int(table.n_shared[some].max())
-            n_shared, n_own = table.see[some].split(1, 1)
-            own_lo = table.own[some][:, None] - start
-            weights = self.value.pattern(l, table.ref[some], int(table.base[some.start]), head).to(wide)
+        for run in table.runs(first, end, z.shape[2]):
+            head, shared = int(table.head[run.start]), int(table.shared[run.start])
+            longest, keys = int(table.n_own[run].max()), int(table.n_shared[run].max())
+            n_shared, n_own = table.see[run].split(1, 1)  # [E, 1]
+            own_lo = table.own[run][:, None] - start
+            weights = self.value.pattern(l, table.ref[run], int(table.base[run.start]), head).to(wide)  # [E, T]
             at = torch.arange(keys, device=z.device)
             w = weights[:, :keys].masked_fill(at >= n_shared, 0)
-            out = w @ v_shared[shared : shared + keys, head // group].to(wide)
+            out = w @ v_shared[shared : shared + keys, head // group].to(wide)  # [E, D]
             at = torch.arange(longest, device=z.device)
-            seen = at < n_own
+            seen = at < n_own  # [E, longest]
             w = weights.gather(1, (n_shared + at).clamp(max=weights.shape[1] - 1)).masked_fill(~seen, 0)
-            own = v[own_lo + torch.where(seen, at, 0), head // group].to(wide)
-            z[table.row[some] - at_row, head] = (out + torch.einsum("es,esd->ed", w, own)).to(z.dtype)
+            own = v[own_lo + torch.where(seen, at, 0), head // group].to(wide)  # [E, longest, D]
+            z[table.row[run] - at_row, head] = (out + torch.einsum("es,esd->ed", w, own)).to(z.dtype)
 
-    def _each_query(self, x: Tensor) -> Tensor:
+    def _by_query_head(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.family.cfg.group, 1)
 
     def _values(self, site: str, l: int, ref: Tensor, head: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class Joining:
     numbers: np.ndarray
 
     def __getitem__(self, rows: slice) -> Joining:
-        parts = (t[rows] for t in (self.variant, self.base, self.position, self.index, self.numbers))
-        return Joining(self.layer, self.stage, *parts)
+        variant, base, position, index = (t[rows] for t in (self.variant, self.base, self.position, self.index))
+        return Joining(self.layer, self.stage, variant, base, position, index, self.numbers[rows])
 
 
 Join = Callable[[Joining], Tensor]
@@ -119,7 +119,7 @@ class PackedRows:
         """How many variants have joined at this layer and stage."""
         return bisect_right(self.keys, l * len(Stage) + stage)
 
-    def groups(self, n: int) -> Iterator[tuple[slice, ReadRows]]:
+    def spans(self, n: int) -> Iterator[tuple[slice, ReadRows]]:
         """The rows of the first n variants in ranges of about ROW_BLOCK, and those of each that are read. A range holds whole
         variants, so that the own keys of a row are in it."""
         first = 0

@@ -91,23 +91,23 @@ class _Receivers:
         cfg, family = self.family.cfg, self.family
         shape = (len(self.inputs), rows.begins[n], cfg.n_heads, cfg.d_head)
         self.z[l] = torch.empty(shape, dtype=family.dtype, device=family.device)
-        for group, _ in rows.groups(n):
-            self.z[l][:, group] = self._attend(l, rows, x[group], group)
+        for span, _ in rows.spans(n):
+            self.z[l][:, span] = self._attend(l, rows, x[span], span)
         work.count(family, LayerRows(qkv=rows.begins[n]))
 
-    def _attend(self, l: int, rows: PackedRows, x: Tensor, group: slice) -> Tensor:
+    def _attend(self, l: int, rows: PackedRows, x: Tensor, span: slice) -> Tensor:
         """x [R, d] of a range of rows -> z [inputs, R, H, D]."""
         bases, inputs, n = self.bases, self.inputs, len(x)
-        index, position = rows.index[group], rows.position[group]
-        key, edited = self.key_offset[rows.base[group]] + position, self.editable[index][:, None, None]
+        index, position = rows.index[span], rows.position[span]
+        key, edited = self.key_offset[rows.base[span]] + position, self.editable[index][:, None, None]
         q0, k0, v0 = bases.sites["q"][l][index], bases.k[l][key], bases.v[l][key]
         q, k, v = self.family.qkv(l, x)  # [R, H, D], [R, Hkv, D]
         self.family.rotate(l, bases.angles, position, q0, q, k)
         q, k, v = torch.where(edited, q, q0), torch.where(edited, k, k0), torch.where(edited, v, v0)
         taken = {"q": (q, k0, v0), "k": (q0, k, v0), "v": (q0, k0, v)}
         all_q, all_k, all_v = (torch.cat(parts) for parts in zip(*(taken[i] for i in inputs), strict=True))
-        table = rows.table[group].repeat(len(inputs), 1)  # [inputs R, 4]
-        own = torch.arange(len(inputs), device=table.device).repeat_interleave(n) * n - group.start
+        table = rows.table[span].repeat(len(inputs), 1)  # [inputs R, 4]
+        own = torch.arange(len(inputs), device=table.device).repeat_interleave(n) * n - span.start
         table[:, :2] += own[:, None].to(table.dtype)
         z = self.family.attend(l, all_q, bases.k[l], bases.v[l], all_k, all_v, table)
         z = z.unflatten(0, (len(inputs), n))  # [inputs, R, H, D]
@@ -122,7 +122,7 @@ class PathJoins:
     """How paths join: in the layer of the receiver, by the difference that its new q, k or v makes to z of its head.
 
     N variants: the self-patches, whose joins are `controls`, then the paths. moved [N], on the CPU: how many query heads a
-    path moves, those of a group that read one key or value head or one alone; 0 for a self-patch. For each path: sender [N]
+    path moves, those that share a key-value head or one alone; 0 for a self-patch. For each path: sender [N]
     among `climbed`; input [N] number among those replaced; head [N] the first query head whose z changes; first [N] the
     first position.
     """

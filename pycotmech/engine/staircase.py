@@ -83,8 +83,8 @@ class Staircase:
         done = 0  # variants that have joined
         for l in range(top):
             attended = done = self._begin(x, done, l)
-            for group, _ in rows.groups(done):
-                x[group] += self.attention(l, x[group], group, group)
+            for span, _ in rows.spans(done):
+                x[span] += self.attention(l, x[span], span, span)
             done = self._admit(x, done, l, Stage.MID)
             for a, b in blocks(begins[done]):
                 x[a:b] += self.mlp(l, x[a:b], slice(a, b))
@@ -124,8 +124,8 @@ class Staircase:
         rows, family, edits, l = self.rows, self.family, self.edits, self.family.cfg.n_layers - 1
         begins = rows.read_begins
         out = torch.empty(len(rows.read_rows), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
-        for group, read in rows.groups(done):
-            out[read.first : read.end] = x[rows.at(read)] + self.attention(l, x[group], group, read)
+        for span, read in rows.spans(done):
+            out[read.first : read.end] = x[rows.at(read)] + self.attention(l, x[span], span, read)
         pre, mid = begins[done], begins[rows.joined(l, Stage.MID)]
         for a, b in blocks(mid - pre):
             out[pre + a : pre + b] = self._joined(l, Stage.MID, ReadRows(pre + a, pre + b))
@@ -153,20 +153,20 @@ class _Attention:
     def __init__(self, family: Family, bases: Bases, rows: PackedRows, edits: BoundEdits) -> None:
         self.family, self.bases, self.rows, self.edits = family, bases, rows, edits
 
-    def __call__(self, l: int, x: Tensor, group: slice, rows: Rows) -> Tensor:
-        """x [n, d]: the residual rows `group`, of whole variants. Returns what is added to `rows` of these, all or those that
+    def __call__(self, l: int, x: Tensor, span: slice, rows: Rows) -> Tensor:
+        """x [n, d]: the residual rows `span`, of whole variants. Returns what is added to `rows` of these, all or those that
         are read: [m, d]."""
         family, edits, at = self.family, self.edits, self.rows.at(rows)
         angles, position = self.bases.angles, self.rows.position
         q, k, v = family.qkv(l, x)  # [n, H, D], [n, Hkv, D]
         if isinstance(rows, ReadRows):
-            q, _, _ = family.qkv(l, x[at - group.start])
+            q, _, _ = family.qkv(l, x[at - span.start])
         q = edits.edit("q", l, rows, q)
-        k, v = edits.keys(l, group, k, v)
+        k, v = edits.keys(l, span, k, v)
         family.rotate(l, angles, position[at], q)
-        family.rotate(l, angles, position[group], k)
+        family.rotate(l, angles, position[span], k)
         table = self.rows.table[at].clone()  # [m, 4]
-        table[:, :2] -= group.start  # own keys, counted within the group
+        table[:, :2] -= span.start  # own keys, counted within the span
         return edits.edit("attn_out", l, rows, family.attn_out(l, edits.attend(l, rows, q, k, v, table)))
 
 

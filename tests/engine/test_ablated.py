@@ -72,7 +72,7 @@ def test_groups_and_sharing_change_nothing(case):
     together = AblatedRuns(family, prompts, reads, shared=P, fill=fill, roles=roles)
     apart = AblatedRuns(family, prompts, reads, shared=P, fill=fill, roles=roles, memory_gb=together.row_bytes * 14 / 2**30)
     unshared = AblatedRuns(family, prompts, reads, fill=fill, roles=roles)
-    assert together.groups == [[0, 1, 2]] and apart.groups == [[0], [1, 2]]
+    assert together.batches == [[0, 1, 2]] and apart.batches == [[0], [1, 2]]
     expected = unshared.final(heads)
     assert together.rows == P + sum(LENGTHS) - 3 * P and unshared.rows == sum(LENGTHS)
     for runs in (together, apart):

@@ -133,11 +133,11 @@ class Trace:
         return len(self.tokens)
 
     def at(self, site: str, l: int, positions: Sequence[int]) -> Tensor:
-        """A site's activations [n, ...]. Where the shared beginning was not asked for, positions must lie behind it."""
-        P, first = self.shared, self._rows.start
-        if all(p >= P for p in positions):
+        """A site's activations [n, ...]. Where the shared beginning was not asked for, positions must lie after it."""
+        P, first, past = self.shared, self._rows.start, self._past
+        if past is None or all(p >= P for p in positions):
             return self._own.sites[site][l][[first + p - P for p in positions]]
-        parts = [self._past.sites[site][l, p] if p < P else self._own.sites[site][l, first + p - P] for p in positions]
+        parts = [past.sites[site][l, p] if p < P else self._own.sites[site][l, first + p - P] for p in positions]
         return torch.stack(parts)
 
     def at_layers(self, site: str, positions: Sequence[int]) -> Tensor:
