@@ -85,8 +85,11 @@ class HeadJoins:
     ) -> HeadJoins:
         """From tensors on the CPU: what decides what is computed is known before rows go through the layers."""
         only_controls = not bool((moves & ~control).any())
-        tensors = [t.to(family.device) for t in (control, moves, head, position, editable, signs)]
-        return cls(family, bases, *tensors, only_controls, None if labels is None else labels.to(family.device))
+        to = family.device
+        return cls(
+            family, bases, control.to(to), moves.to(to), head.to(to), position.to(to), editable.to(to), signs.to(to),
+            only_controls, None if labels is None else labels.to(to),
+        )  # fmt: skip
 
     def of(self, first: int, end: int) -> HeadJoins:
         """For the variants numbered first..end - 1, which are numbered from 0."""
