@@ -10,14 +10,14 @@ from torch import nn
 def twin_of(model: nn.Module, parts: Iterable[str]) -> nn.Module:
     """A model with the same weights, buffers and hooks, of which the modules named in `parts` are copies.
 
-    parts: names as in `named_modules()`. These modules, and those that contain them, are shallow copies; every other module,
-        and every weight, is the model's own. Hooks put on the copies, and attributes set on them, are not seen by `model`, so
-        other threads may run it, or make twins of their own, at the same time.
+    parts: names as in `named_modules()`, "" for the model itself. These modules, and those that contain them, are shallow
+        copies; every other module, and every weight, is the model's own. Hooks put on the copies, and attributes set on them,
+        are not seen by `model`, so other threads may run it, or make twins of their own, at the same time.
 
     Cost: a few microseconds for each copied module; no weight is copied.
     """
     copies = {"": _copied(model)}
-    for name in parts:
+    for name in filter(None, parts):
         path = name.split(".")
         for i, child in enumerate(path):
             here = ".".join(path[: i + 1])

@@ -11,15 +11,15 @@ normalisation whose input is replaced as a whole, a probability near 0 or 1. It 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from pycotmech.engine.bases import common_prefix
@@ -27,6 +27,7 @@ from pycotmech.engine.metrics import ExampleMetric, Metric
 from pycotmech.model.arguments import check_model
 from pycotmech.model.families.base import Family
 from pycotmech.model.model import Tokens
+from pycotmech.model.twin import twin_of
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.pair_layout import PairLayout
 from pycotmech.patching.pair_sweep import prepare_sweep
@@ -205,14 +206,15 @@ def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
             "minimum, so that to first order nothing changes; use metric 'logit_diff' or 'prob', or direction 'denoise'"
         )
     changes, both = [], []
-    with _as_found(question.family):
+    hf = _differentiable_twin(question.family, layout.site)
+    with torch.inference_mode(False), torch.enable_grad():
         prompts = [t[: p.first] for p in question.pairs for t in (p.clean, p.corrupted)]
         shared = common_prefix(prompts)
         kept = question.prefixes.key_values(prompts[0][:shared], question.budget.room)  # the sweep's, if there is one
         layers = () if kept is None else zip(kept.k, kept.v, strict=True)
         past = [(k.transpose(0, 1)[None], v.transpose(0, 1)[None]) for k, v in layers]
         for i in range(len(question.pairs)):
-            change, *metrics = _changes(question, layout, i, past, shared)
+            change, *metrics = _changes(question, layout, hf, i, past, shared)
             changes.append(change)
             both.append(metrics)
     change, (clean, corrupted) = torch.stack(changes), torch.tensor(both, dtype=torch.float64).T
@@ -233,16 +235,16 @@ def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
 
 
 def _changes(
-    question: PairQuestion, layout: PairLayout, i: int, past: list[tuple[Tensor, Tensor]], shared: int
+    question: PairQuestion, layout: PairLayout, hf: nn.Module, i: int, past: list[tuple[Tensor, Tensor]], shared: int
 ) -> tuple[Tensor, float, float]:
     """Pair i: the first-order change of the metric, float64 [L, T or 1, columns]; the clean and the corrupted metric."""
     family, pair, site = question.family, question.pairs[i], layout.site
-    past = _extended(family, past, pair.clean[shared : pair.first])
+    past = _extended(family, hf, past, pair.clean[shared : pair.first])
     denoise, rows = question.direction == "denoise", slice(pair.first, pair.read + 1)
     base, source = (pair.corrupted, pair.clean) if denoise else (pair.clean, pair.corrupted)
     with torch.no_grad():
-        at_source, _, source_logits = _forward(family, site, base=False, tokens=source[rows], past=past)
-    at_base, out, base_logits = _forward(family, site, base=True, tokens=base[rows], past=past)
+        at_source, _, source_logits = _forward(family, hf, site, base=False, tokens=source[rows], past=past)
+    at_base, out, base_logits = _forward(family, hf, site, base=True, tokens=base[rows], past=past)
     clean_logits, corrupted_logits = (source_logits, base_logits) if denoise else (base_logits, source_logits)
     metric = ExampleMetric(question.metric, clean_logits[0] if question.metric == "kl" else None, pair.answer, pair.wrong)
     with torch.no_grad():
@@ -281,7 +283,7 @@ def _differentiable(metric: ExampleMetric, logits: Tensor) -> Tensor:
 
 
 def _forward(
-    family: Family, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
+    family: Family, hf: nn.Module, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The Hugging Face model's forward over tokens [S] behind the past. base: with what a backward pass needs.
 
@@ -298,7 +300,7 @@ def _forward(
     handles = []
     for name, (place, end) in taps.items():
         # What a sweep edits: an input before, an output after whatever the user's own hooks on these modules do.
-        module = family.hf.get_submodule(place)
+        module = hf.get_submodule(place)
         if end == "input":
             hook = lambda module, args, name=name: keep(name, args[0])  # noqa: E731
             handles.append(module.register_forward_pre_hook(hook, prepend=True))
@@ -306,10 +308,10 @@ def _forward(
             hook = lambda module, args, out, name=name: keep(name, out)  # noqa: E731
             handles.append(module.register_forward_hook(hook))
     try:
-        embeds = family.hf.get_input_embeddings()(tokens[None].to(family.device)).detach().requires_grad_(base)
+        embeds = hf.get_input_embeddings()(tokens[None].to(family.device)).detach().requires_grad_(base)
         P = past[0][0].shape[2] if past else 0
         positions = torch.arange(P, P + len(tokens), device=family.device)[None]
-        logits = family.hf(
+        logits = hf(
             inputs_embeds=embeds,
             past_key_values=_cache(past) if past else None,
             use_cache=bool(past),
@@ -324,7 +326,7 @@ def _forward(
     return [found[l] for l in range(family.cfg.n_layers)], logits, wide
 
 
-def _extended(family: Family, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _extended(family: Family, hf: nn.Module, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of each layer, [1, Hkv, P, D], of the past and of the tokens after it; nothing else is kept."""
     if not len(tokens):
         return past
@@ -332,7 +334,7 @@ def _extended(family: Family, past: list[tuple[Tensor, Tensor]], tokens: Tensor)
     with torch.no_grad():
         P = past[0][0].shape[2] if past else 0
         positions = torch.arange(P, P + len(tokens), device=family.device)[None]
-        family.hf.base_model(tokens[None].to(family.device), past_key_values=cache, use_cache=True, position_ids=positions)
+        hf.base_model(tokens[None].to(family.device), past_key_values=cache, use_cache=True, position_ids=positions)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -344,25 +346,25 @@ def _cache(past: list[tuple[Tensor, Tensor]]) -> DynamicCache:
     return cache
 
 
-@contextlib.contextmanager
-def _as_found(family: Family) -> Iterator[None]:
-    """An attention with a backward pass, and no recomputation of layers (it drops the cache); afterwards everything as it was,
-    errors included.
+def _differentiable_twin(family: Family, site: str) -> nn.Module:
+    """The Hugging Face model with an attention that has a backward pass, and no recomputation of layers (it drops the cache).
 
-    The attention that the model came with may have no backward pass, or keep whole patterns for it.
+    The attention that the model came with may have no backward pass, or keep whole patterns for it. The model itself stays as
+    it is, so that other threads may run it.
     """
-    configs = {id(m.config): m.config for m in family.hf.modules() if hasattr(m, "config")}.values()
-    found = [(c, c._attn_implementation) for c in configs]
-    recomputing = [m for m in family.hf.modules() if getattr(m, "gradient_checkpointing", False)]
-    try:
-        for config in configs:
-            config._attn_implementation = family.differentiable_attention()
-        for module in recomputing:
+    last = family.cfg.n_layers - 1
+    tapped = {family.tap(site, l)[0] for l in range(last + 1)} | {family.tap("final", last)[0]}
+    set_here = {
+        name for name, m in family.hf.named_modules() if hasattr(m, "config") or getattr(m, "gradient_checkpointing", False)
+    }
+    twin = twin_of(family.hf, tapped | set_here)
+    configs: dict[int, Any] = {}
+    for name in set_here:
+        module = twin.get_submodule(name)
+        if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = False
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for config, implementation in found:
-            config._attn_implementation = implementation
-        for module in recomputing:
-            module.gradient_checkpointing = True
+        if hasattr(module, "config"):
+            module.config = configs.setdefault(id(module.config), copy.copy(module.config))
+    for config in configs.values():
+        config._attn_implementation = family.differentiable_attention()
+    return twin

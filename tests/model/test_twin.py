@@ -52,6 +52,28 @@ def test_construction_while_another_thread_sweeps():
         assert all((values == alone).all() for values in running.result())
 
 
+def test_attribution_while_another_thread_sweeps():
+    hf = tiny_llama(n_layers=4, n_heads=4)
+    model, corrupted, stop = pcm.Model(hf), TOKENS.flip(0), threading.Event()
+    alone, screen = pcm.patch_heads(model, TOKENS, corrupted).values, pcm.attribute_heads(model, TOKENS, corrupted).values
+
+    def sweeps():
+        found = []
+        while not stop.is_set():
+            found.append(pcm.patch_heads(model, TOKENS, corrupted).values)
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(sweeps)
+        try:
+            screens = list(pool.map(lambda _: pcm.attribute_heads(model, TOKENS, corrupted).values, range(20)))
+        finally:
+            stop.set()
+        assert all((values == alone).all() for values in running.result())
+    assert all((values == screen).all() for values in screens)
+    assert hf.config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_six_threads_construct_at_once(dtype):
     hf = tiny_llama(n_layers=4, n_heads=4, dtype=dtype)

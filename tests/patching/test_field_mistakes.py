@@ -236,12 +236,12 @@ def test_a_later_token_changes_nothing_before_it(grouped):
     assert np.allclose(summary.received.sum(-1), T, atol=1e-4)  # each row gives away 1, none of it to keys that do not exist
 
     truth = torch.stack(z_of(double(hf), tokens)).float()
-    with attribution._as_found(model.family), torch.no_grad():
-        past = attribution._extended(model.family, [], tokens[:FIRST])
+    twin = attribution._differentiable_twin(model.family, "z")
+    with torch.no_grad():
+        past = attribution._extended(model.family, twin, [], tokens[:FIRST])
         for start, before in ((0, []), (FIRST, past)):
-            runs = [
-                attribution._forward(model.family, "z", base=False, tokens=t[start:], past=before)[0] for t in (tokens, other)
-            ]
+            once = dict(base=False, past=before)
+            runs = [attribution._forward(model.family, twin, "z", tokens=t[start:], **once)[0] for t in (tokens, other)]
             z, changed = (torch.stack([x[0].unflatten(-1, (4, D)) for x in run]) for run in runs)
             assert (z - truth[:, start:]).abs().max() < 1e-4 * truth.abs().max()
             assert (z[:, :-1] - changed[:, :-1]).abs().max() < 1e-5
