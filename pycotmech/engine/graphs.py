@@ -39,6 +39,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.families.base import Family
+from pycotmech.model.prefixes import matmul_precision
 from pycotmech.model.work import LayerRows
 
 _SHARE_OF_ROOM = 8
@@ -454,7 +455,7 @@ def _setting() -> tuple:
     """What decides which kernels are launched, besides the pass and the weights."""
     matmul = torch.backends.cuda.matmul
     return (
-        torch.get_float32_matmul_precision(),
+        *matmul_precision(),
         matmul.allow_bf16_reduced_precision_reduction,
         matmul.allow_fp16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),

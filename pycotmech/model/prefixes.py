@@ -126,11 +126,19 @@ def _sampled(t: Tensor) -> Tensor:
     return flat[::step][:_SAMPLES].double()
 
 
+def matmul_precision() -> tuple[str, str]:
+    """How matrix products of float32 are computed, on a GPU and on the CPU.
+
+    Asked of each library: PyTorch's one answer for all is an error where the user has set one of them.
+    """
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+
+
 def _setting() -> tuple:
     """What rounding depends on, besides weights and tokens."""
     return (
         torch.get_num_threads(),
-        torch.get_float32_matmul_precision(),
+        *matmul_precision(),
         torch.backends.mkldnn.enabled,
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),

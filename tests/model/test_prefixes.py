@@ -251,3 +251,18 @@ def test_threads_may_share_it():
     done.set()
     watcher.join()
     assert not failed
+
+
+@pytest.mark.parametrize("library", ["cuda", "mkldnn"])
+def test_a_precision_that_the_user_sets_for_one_library_stops_nothing(library):
+    clean, corrupted = torch.arange(1, 25), torch.arange(1, 25)
+    corrupted[20] = 50
+    model = pcm.Model(tiny_llama(n_layers=2))
+    before = pcm.patch_heads(model, clean, corrupted)
+    matmul = getattr(torch.backends, library).matmul
+    found, matmul.fp32_precision = matmul.fp32_precision, "ieee" if library == "mkldnn" else "tf32"
+    try:
+        after = pcm.patch_heads(model, clean, corrupted)
+    finally:
+        matmul.fp32_precision = found
+    assert (before.values == after.values).all()
