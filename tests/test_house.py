@@ -50,17 +50,9 @@ LIBRARIES = {
 """Private names of libraries that have no public spelling, and what they are read for."""
 
 # What does not hold yet, each with its reason. These lists only ever shrink.
-KNOWN_CIRCLES: tuple[frozenset[str], ...] = tuple(
-    frozenset(f"pycotmech.{name}" for name in circle.split())
-    for circle in (
-        # The implementation registered with transformers records into the capture that reads it.
-        "attention.capture attention.hf",
-    )
-)
+KNOWN_CIRCLES: tuple[frozenset[str], ...] = ()
 KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_PRIVATE: set[tuple[str, str]] = {
-    ("pycotmech.attention.hf", "mask._pycotmech_keys"),  # what was read of a mask is kept on the mask
-    ("pycotmech.attention.hf", "getattr(mask, '_pycotmech_keys', None)"),
     ("pycotmech.cli.info", "pycotmech.model._cache"),  # where converted models are kept
     ("pycotmech.cli.info", "pycotmech._core"),  # which instruction sets were compiled
 }

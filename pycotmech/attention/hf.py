@@ -12,21 +12,31 @@ implementations leave other numbers there. There is no backward pass.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
 from pycotmech.model.families.attention import LayerAttention
 
-if TYPE_CHECKING:
-    from pycotmech.attention.capture import AttentionCapture
-
 NAME = "pycotmech"
 
-active_capture: ContextVar[AttentionCapture | None] = ContextVar("pycotmech_capture", default=None)
+
+class Recorder(Protocol):
+    """What looks at attention on the way (`capture_attention`)."""
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention) -> Tensor:
+        """Computes a layer's attention, z [B, H, T, D], and keeps its statistics."""
+        ...
+
+
+active_capture: ContextVar[Recorder | None] = ContextVar("pycotmech_capture", default=None)
+
+_keys_of = WeakIdKeyDictionary()
+"""Mask that `key_mask` made -> the `Keys` read from it, once for all layers."""
 
 
 class Keys(NamedTuple):
@@ -39,7 +49,7 @@ class Keys(NamedTuple):
     @staticmethod
     def of(mask: Tensor) -> Keys:
         """From what `key_mask` made; read once for all layers."""
-        if (known := getattr(mask, "_pycotmech_keys", None)) is not None:
+        if (known := _keys_of.get(mask)) is not None:
             return known
         real = mask[:, 0, 0].bool()
         keys = Keys(real.shape[1], None, None)
@@ -47,7 +57,7 @@ class Keys(NamedTuple):
             starts = (real.int().cumsum(1) == 0).sum(1, dtype=torch.int32)
             only_left = real == (torch.arange(keys.end, device=real.device) >= starts[:, None])
             keys = Keys(keys.end, starts, None if only_left.all() else real)
-        mask._pycotmech_keys = keys  # type: ignore[attr-defined]
+        _keys_of[mask] = keys
         return keys
 
 
