@@ -25,7 +25,7 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
     import torch
 
     from pycotmech import __version__, ops
-    from pycotmech.engine.planner import free_bytes
+    from pycotmech.engine.memory import free_bytes
     from pycotmech.model._cache import cache_root
     from pycotmech.model.aliases import ALIASES
 

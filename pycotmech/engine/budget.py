@@ -73,11 +73,17 @@ class Budget:
         signs = 24 * cfg.n_heads * cfg.d_head
         return cfg.n_layers * (length * keys + rows * kept) + rows * signs + length * 2 * cfg.d_head * 4
 
+    def logits_bytes(self, read: int) -> int:
+        """Bytes for the logits of so many rows that are read."""
+        kept = read * self.family.cfg.d_vocab * 4 if self.keep_logits else 0
+        columns = None if self.keep_logits else self.columns
+        return kept + planner.logits_bytes(self.family, min(read, LOGIT_ROWS), columns)
+
     def pieces(self, batch: Batch) -> Pieces:
         """Ranges of variants that fit. Raises ValueError, naming the least budget, if one variant does not."""
         family, room = self.family, self.room - graphs.kept.reserved(self.family, self.room)
         row, block = planner.row_bytes(family), planner.block_bytes(family, 1)
-        held = batch.held + self._logits_bytes(batch)
+        held = batch.held + self.logits_bytes(int(batch.read.sum()))
         longest, left = int(batch.lengths.max()), room - held
         beside_a_block = left - max(longest, ROW_BLOCK) * block
         flight = beside_a_block if beside_a_block >= ROW_BLOCK * row else left * row // (row + block)
@@ -89,7 +95,7 @@ class Budget:
         """The error that names the least budget. held: of the bytes needed those of the prompts' runs and the logits."""
         least = needed * self.room / (self.room - graphs.kept.reserved(self.family, self.room))
         return ValueError(
-            f"memory_gb: {self.room / 2**30:.3g} GiB may be used, and {what} needs {math.ceil(least / 2**20) / 2**10:.4g}, "
+            f"memory_gb: {self.room / 2**30:.3g} GiB may be used, and {what} needs {_rounded_up(least / 2**30):.4g}, "
             f"of these {held / 2**30:.3g} for the prompts' runs and the logits; expected that much or more, "
             "or fewer positions, shorter prompts, or no logits returned"
         )
@@ -122,11 +128,11 @@ class Budget:
         """Bytes of the largest of these pieces, with what is held and the logits of the rows that are read."""
         rows = max(int(batch.lengths[c:d].sum()) for c, d in pieces)
         block = planner.block_bytes(self.family, min(rows, max(ROW_BLOCK, int(batch.lengths.max()))))
-        held = batch.held + self._logits_bytes(batch) + graphs.kept.reserved(self.family, self.room)
+        held = batch.held + self.logits_bytes(int(batch.read.sum())) + graphs.kept.reserved(self.family, self.room)
         return held + rows * planner.row_bytes(self.family) + block
 
-    def _logits_bytes(self, batch: Batch) -> int:
-        read = int(batch.read.sum())
-        kept = read * self.family.cfg.d_vocab * 4 if self.keep_logits else 0
-        columns = None if self.keep_logits else self.columns
-        return kept + planner.logits_bytes(self.family, min(read, LOGIT_ROWS), columns)
+
+def _rounded_up(x: float) -> float:
+    """To four significant digits."""
+    step = 10.0 ** (math.floor(math.log10(x)) - 3)
+    return math.ceil(x / step) * step

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pycotmech._warnings import warn
 from pycotmech.engine import graphs
 from pycotmech.engine.budget import LOGIT_ROWS, Pieces
 from pycotmech.engine.joins import Joins
+from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits
@@ -64,11 +66,20 @@ class Evaluator:
         values = torch.empty(len(read.number), dtype=torch.float64)
         logits = torch.empty(len(values), self.family.cfg.d_vocab, dtype=torch.float32) if self.keep_logits else None
         of_model = graphs.kept.of(self.family)
-        for c, d in pieces:
+        left = list(reversed(pieces))
+        while left:
+            c, d = left.pop()
             piece, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
-            staircase = Staircase(self.family, joins.bases, piece, joins.of(c, d), self.count, edits.of(c, d))
-            final = staircase.run() if of_model is None else of_model.run(staircase, self.room)
-            self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
+            try:
+                with hint_at_budget(f"{d - c} variant(s) went through the layers"):
+                    staircase = Staircase(self.family, joins.bases, piece, joins.of(c, d), self.count, edits.of(c, d))
+                    final = staircase.run() if of_model is None else of_model.run(staircase, self.room)
+                    self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
+            except MemoryError as error:
+                if d - c == 1:
+                    raise
+                warn(f"{error}; they go on in halves")
+                left += [((c + d) // 2, d), (c, (c + d) // 2)]
         return values, logits
 
     def measure(
@@ -79,9 +90,9 @@ class Evaluator:
         for e in which.unique().tolist():
             for rows in (which == e).nonzero().flatten().split(LOGIT_ROWS):
                 out = self.logits(final[rows.to(final.device)], None if logits is not None else metrics[e].token_ids)
-                values[rows] = metrics[e](out).cpu()
                 if logits is not None:
                     logits[rows] = out.float().cpu()
+                values[rows] = metrics[e](out).cpu()  # last: a callable may change the logits that it gets
 
     def logits(self, rows: Tensor, token_ids: Iterable[int | None] | None) -> Tensor:
         """Final residual rows [N, d] -> logits [N, V], or [N, len(token_ids)]."""

@@ -25,7 +25,7 @@ SELF_PATCH_SITES = ("resid_mid", "z")
 def self_patches(cfg: ModelConfig, seed: int, example: int) -> Tensor:
     """(layer, head) of the self-patches [N_SELF_PATCHES, 2]: layers evenly spread, heads drawn by the seed."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + example)
-    layers = torch.linspace(0, cfg.n_layers - 1, N_SELF_PATCHES).round().long()
+    layers = torch.linspace(0, cfg.n_layers - 1, N_SELF_PATCHES, dtype=torch.float32).round().long()
     return torch.stack((layers, torch.randint(cfg.n_heads, (N_SELF_PATCHES,), generator=generator)), 1)
 
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pycotmech.engine.bases import Stage
+from pycotmech.engine.memory import free_bytes
 from pycotmech.engine.metrics import KL_VALUES
 from pycotmech.model.arguments import check_memory
 from pycotmech.model.climb import ROW_BLOCK
@@ -75,18 +75,6 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> int:
     if (given := check_memory(memory_gb)) is not None:
         return int(given * 2**30)
     return int(free_bytes(device) * _SHARE_OF_FREE)
-
-
-def free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30  # neither Linux nor CUDA: a size that every machine has
 
 
 def row_bytes(family: Family) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pycotmech.engine.bases import Bases, PairRuns, run_pairs
 from pycotmech.engine.evaluate import Evaluator
 from pycotmech.engine.joins import N_SELF_PATCHES
+from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.model.run import KeyValues
 from pycotmech.patching.question import PairQuestion
@@ -112,16 +113,17 @@ def _run_chunk(
 ) -> None:
     """A separate function, so that what a chunk holds is freed before the next one is run."""
     base, source = question.prompts(run.host for run in chunk.runs)
-    runs = run_pairs(
-        question.family,
-        base,
-        source,
-        past=past,
-        first=[layout.kept_from(run.host) for run in chunk.runs],
-        reads=[[question.pairs[i].read for i in run.readers] for run in chunk.runs],
-        sites=layout.base_sites,
-        source_sites=layout.source_sites,
-    )
+    with hint_at_budget(f"{len(chunk.runs)} pair(s) of prompts were run"):
+        runs = run_pairs(
+            question.family,
+            base,
+            source,
+            past=past,
+            first=[layout.kept_from(run.host) for run in chunk.runs],
+            reads=[[question.pairs[i].read for i in run.readers] for run in chunk.runs],
+            sites=layout.base_sites,
+            source_sites=layout.source_sites,
+        )
     metrics = _measure_runs(question, chunk.readers, runs, evaluator, out)
     for i in chunk.readers:
         out.raw[i][layout.measured] = (out.corrupted if question.direction == "denoise" else out.clean)[i]

@@ -104,7 +104,7 @@ class PairSweep:
         def of_examples(x: Tensor) -> Tensor:
             return layout.shaped(x[0], 1) if single else layout.shaped(x, 2)
 
-        return Sweep(
+        result = Sweep(
             values=layout.shaped(scaled.values, 1).float().numpy(),
             raw=of_examples(found.raw).numpy(),
             effect=layout.shaped(effect, 1).float().numpy(),
@@ -121,6 +121,8 @@ class PairSweep:
             model_name=question.model_name,
             logits=None if logits is None else of_examples(logits),
         )
+        result.warn_of_nan(layout.shaped(layout.measured, 1).numpy())
+        return result
 
 
 def prepare_sweep(

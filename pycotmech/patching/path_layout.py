@@ -113,11 +113,12 @@ class SenderBatch:
 
 @dataclass(frozen=True)
 class PathLayout:
-    """All paths of all pairs."""
+    """All paths of all pairs. shared: how many tokens all prompts begin with."""
 
     family: Family
     paths: Paths
     spans: list[Span]
+    shared: int
     seed: int
 
     @property
@@ -152,8 +153,9 @@ class PathLayout:
         layer = len(self.paths.inputs) * cfg.n_heads * cfg.d_head * self.family.dtype.itemsize
         return self.rows(a, senders) * (planner.row_bytes(self.family) + above * layer)
 
-    def batches(self, a: int, b: int, room: int) -> list[SenderBatch]:
-        """Those of pairs a..b - 1, each of senders that keep at most `room` bytes (one alone may keep more)."""
+    def batches(self, a: int, b: int, fits: Callable[[int, int], bool]) -> list[SenderBatch]:
+        """Those of pairs a..b - 1. fits: whether senders that keep so many bytes in so many rows may go up together (one alone
+        always may)."""
         paths, n_layers = self.paths, self.family.cfg.n_layers
         top = max(paths.layers, default=n_layers)
         found = []  # layer, head, base, first, number
@@ -166,7 +168,8 @@ class PathLayout:
         found = torch.cat(found)
         layer, head, base, first, number = found[torch.argsort(found[:, 0], stable=True)].T
         senders = Variants(base, layer, torch.full_like(layer, int(Stage.MID)), first)
-        cuts = planner.cut(self.sender_bytes(a, senders).tolist(), room)
+        kept, rows = ([0, *t.cumsum(0).tolist()] for t in (self.sender_bytes(a, senders), self.rows(a, senders)))
+        cuts = planner.cut_where(len(senders), lambda c, d: fits(kept[d] - kept[c], rows[d] - rows[c]))
         reach = [paths.reach(self.family.cfg, span) for span in self.spans[a:b]]
         return [
             self._batch(reach, senders[at], head[at], number[at], self._self_patches(a, b) if at[0] == 0 else None)

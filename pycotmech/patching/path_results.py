@@ -27,7 +27,6 @@ class PathSweep(PairResult, Measured):
         of paths to the logits take the direct path, the others are patched as in `patch_heads`.
     """
 
-    raw: NDArray[np.float64] = field(repr=False)
     senders: tuple[Head, ...] = field(repr=False)
     receivers: tuple[Head, ...] | Literal["logits"] = field(repr=False)
     inputs: tuple[str, ...]

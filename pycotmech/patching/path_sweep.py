@@ -37,18 +37,33 @@ def cut_paths(layout: PathLayout, budget: Budget) -> tuple[list[SenderChunk], Pl
     """How the paths are cut, and what they cost. The runs of the prompts are not counted."""
     cfg, paths, spans = budget.family.cfg, layout.paths, layout.spans
     sites, runs = (*layout.base_sites, *layout.source_sites), each_alone(len(spans))
-    family, n_inputs = budget.family, len(paths.inputs)
+    family, shared = budget.family, layout.shared
+    prefix = 2 * budget.base_bytes(shared, 0, ())  # once for the call, once kept for calls to come
     sizes = [budget.base_bytes(span.read + 1, span.read + 1 - span.targets[0], sites) for span in spans]
     chunks, cut, climbed = [], [], planner.Work()
     in_flight = n_senders = hooked = 0
-    for a, b in planner.cut(sizes, max(1, budget.room // 3)):
-        held, batches = sum(sizes[a:b]), []
-        for senders in layout.batches(a, b, max(1, budget.room // 6)):
-            lengths = layout.rows(a, senders.senders)
-            rising = held + int(layout.sender_bytes(a, senders.senders).sum())
-            rows = min(int(lengths.sum()), max(ROW_BLOCK, int(lengths.max())))
-            in_flight = max(in_flight, rising + planner.senders_bytes(family, rows, n_inputs))
-            batch = _batch(layout, a, b, senders, rising)
+
+    def passing(a: int, b: int) -> int:
+        """Bytes while the prompts of pairs a..b - 1 are run."""
+        return prefix + sum(sizes[a:b]) + planner.pass_bytes(family, 2 * sum(span.read + 1 - shared for span in spans[a:b]))
+
+    def rising(kept: int, rows: int) -> int:
+        """Bytes of senders on their way up, or where they are read."""
+        block = planner.senders_bytes(family, min(rows, ROW_BLOCK), len(paths.inputs))
+        return kept + max(block, 0 if paths.layers else budget.logits_bytes(rows))
+
+    for a, b in planner.cut_where(
+        len(spans), lambda a, b: sum(sizes[a:b]) <= budget.room // 3 and passing(a, b) <= budget.room
+    ):
+        held, batches = prefix + sum(sizes[a:b]), []
+        left = budget.room - held
+        for senders in layout.batches(a, b, lambda kept, rows, left=left: kept <= left // 2 and rising(kept, rows) <= left):
+            lengths, kept = layout.rows(a, senders.senders), int(layout.sender_bytes(a, senders.senders).sum())
+            needed = max(passing(a, b), held + rising(kept, int(lengths.sum())))
+            if needed > budget.room:
+                raise budget.too_small(f"one sender of {int(lengths.max())} rows", needed, held)
+            in_flight = max(in_flight, needed)
+            batch = _batch(layout, a, b, senders, held + kept)
             pieces = budget.pieces(batch) if paths.layers and len(senders.paths) else []
             batches.append((senders, pieces))
             cut += [(batch, pieces)] if pieces else []
@@ -101,7 +116,7 @@ def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
     found = run_chunks(question, layout, chunks, evaluator, partial(_evaluate, layout, evaluator))
     scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches)
     paths, cfg = layout.paths, question.family.cfg
-    return PathSweep(
+    result = PathSweep(
         values=scaled.values.float().numpy(),
         raw=(found.raw[0] if question.single else found.raw).numpy(),
         effect=scaled.effect.masked_fill(~layout.reached, 0.0).float().numpy(),
@@ -121,6 +136,8 @@ def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
         plan=plan,
         model_name=question.model_name,
     )
+    result.warn_of_nan()
+    return result
 
 
 def _evaluate(

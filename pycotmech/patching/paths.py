@@ -102,7 +102,7 @@ def path_patch(
             )
     if paths.receivers is None:  # no head hands on what a sender does elsewhere
         spans = [Span(span.read, [span.read]) for span in spans]
-    return run_paths(question, PathLayout(model.family, paths, spans, seed))
+    return run_paths(question, PathLayout(model.family, paths, spans, len(question.shared), seed))
 
 
 def path_patch_all(
@@ -166,7 +166,7 @@ def plan_paths(
     span = Span(pair.read, [pair.read] if paths.receivers is None else _targets(pair, positions))
     columns = 2 if metric == "logit_diff" else None
     budget = Budget(family, memory_budget(memory_gb, torch.device("cpu")), columns)
-    return cut_paths(PathLayout(family, paths, [span], 0), budget)[1]
+    return cut_paths(PathLayout(family, paths, [span], n_tokens - n_differ, 0), budget)[1]
 
 
 def check_paths(

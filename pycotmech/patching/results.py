@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._warnings import warn
 from pycotmech.engine.planner import Plan
 from pycotmech.model.sites import RESIDUAL_SITES
 
@@ -122,8 +123,18 @@ class Measured(Result):
         effect below it is rounding. plan: what the sweep did.
     """
 
+    raw: NDArray[np.float64] = field(repr=False)
     noise_floor: float
     plan: Plan
+
+    def warn_of_nan(self, measured: NDArray[np.bool_] | None = None) -> None:
+        """Warns if the metric is no finite number in some results. measured: which were asked for; None: all."""
+        bad = ~np.isfinite(self.raw)
+        bad = (bad.any(0) if bad.ndim > self.effect.ndim else bad) & (True if measured is None else measured)
+        if bad.any():
+            first = self._place_name(self._place(largest(bad.astype(float), 1)[0]))
+            total = bad.size if measured is None else int(measured.sum())
+            warn(f"metric: {self.metric} is no finite number in {int(bad.sum())} of {total} results, the first of them {first}")
 
     @property
     def above_floor(self) -> NDArray[np.bool_]:
@@ -201,7 +212,6 @@ class Sweep(PlaceResult, Measured):
         effect below it is rounding.
     """
 
-    raw: NDArray[np.float64]
     logits: Tensor | None = field(default=None, repr=False)
     """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
     estimate: NDArray[np.float32] | None = field(default=None, repr=False)
@@ -260,7 +270,6 @@ class VariantSweep(Measured):
     noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype.
     """
 
-    raw: NDArray[np.float64]
     base_metric: float
     names: tuple[str | None, ...]
     logits: Tensor | None = field(default=None, repr=False)

@@ -44,12 +44,21 @@ class Scale:
         """Means over the examples on the scale corrupted 0, clean 1, if normalised."""
         return normalise(self.metric, mean, self.clean.mean(), self.corrupted.mean()) if self.normalized else mean
 
+    def check(self) -> None:
+        """Raises ValueError if the metric of a run is no finite number."""
+        for run, values in (("clean", self.clean), ("corrupted", self.corrupted)):
+            for i in (~values.isfinite()).nonzero().flatten().tolist()[:1]:
+                raise _not_finite(self.metric, f"is {float(values[i])} in the {run} run of pair {i}")
+
     def measured(self, raw: Tensor, self_patches: Tensor) -> Scaled:
         """raw [B, ...], self_patches [B, n]: the metric of every variant and of the self-patches."""
+        self.check()
+        check_self_patches(self.metric, self_patches)
         return _against(self.values(self_patches.mean(0)), self.values(raw.mean(0)), self.sign)
 
     def estimated(self, change: Tensor) -> tuple[Tensor, Tensor]:
         """Values and effects of estimated changes [B, ...] of the metric against the base run."""
+        self.check()
         base, effect = (self.corrupted if self.direction == "denoise" else self.clean).mean(), change.mean(0)
         values = self.values(base + effect)
         if self.normalized:
@@ -57,8 +66,23 @@ class Scale:
         return values, effect
 
 
-def unscaled(raw: Tensor, self_patches: Tensor) -> Scaled:
+def check_self_patches(metric: str, values: Tensor) -> None:
+    """Raises ValueError if the metric of a self-patch is no finite number: there would be no noise floor."""
+    n = int((~values.isfinite()).sum())
+    if n:
+        raise _not_finite(metric, f"is no finite number in {n} of {values.numel()} self-patches, which leave the run as it is")
+
+
+def _not_finite(metric: str, what: str) -> ValueError:
+    return ValueError(
+        f"metric: {metric} {what}; expected a finite number (a weight that is not finite, or a callable that divides by 0, "
+        "gives none)"
+    )
+
+
+def unscaled(metric: str, raw: Tensor, self_patches: Tensor) -> Scaled:
     """The metric itself, raw [N], and its change against the self-patches [n]: of variants that have no source run."""
+    check_self_patches(metric, self_patches)
     return _against(self_patches, raw, 1.0)
 
 

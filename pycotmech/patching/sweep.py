@@ -142,18 +142,21 @@ class PreparedSweep:
         }
         edits = RowEdits(family, runs.bases, layout.tables, GivenValues(stored))
         values, logits = evaluator.run(variants, self.pieces, joins, edits, [measure])
-        scaled = unscaled(values[:n], values[n:])
-        return VariantSweep(
+        name = check_metric(self.metric, 0, 0)
+        scaled = unscaled(name, values[:n], values[n:])
+        result = VariantSweep(
             raw=scaled.values.numpy(),
             effect=scaled.effect.float().numpy(),
             base_metric=float(measure(base_logits)),
             noise_floor=scaled.noise_floor,
-            metric=check_metric(self.metric, 0, 0),
+            metric=name,
             names=self.names,
             plan=self.plan,
             model_name=model.name,
             logits=None if logits is None else logits[:n],
         )
+        result.warn_of_nan()
+        return result
 
     def _reference(self, base_logits: Tensor) -> Tensor | None:
         """The logits [V] that KL is taken from."""
@@ -222,6 +225,9 @@ def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) 
     if isinstance(clean, Tensor) and clean.is_floating_point():
         if clean.shape != (model.cfg.d_vocab,):
             raise ValueError(f"clean: got logits of shape {list(clean.shape)}; expected [{model.cfg.d_vocab}]")
+        if not bool(clean.isfinite().all()):
+            n = int((~clean.isfinite()).sum())
+            raise ValueError(f"clean: {n} of {len(clean)} logits are not finite; expected finite numbers")
         return clean
     tokens = model.to_tokens(clean, argument="clean")
     resolve_positions(read, len(tokens), argument="read (in clean)")
