@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    ("_layout", "_warnings"),
+    ("_layout", "_warnings", "files"),
     ("ops",),
     ("model", "figures", "stats"),
     ("engine",),

@@ -126,7 +126,8 @@ def _locked(folder: Path) -> int | None:
 
 def _remove_unfinished(folder: Path) -> None:
     """Removes what a process that died had not yet given its name."""
-    for path in folder.glob(f"{UNFINISHED}*"):
+    places = [folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())]
+    for path in (path for place in places for path in place.glob(f"{UNFINISHED}*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

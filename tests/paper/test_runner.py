@@ -11,6 +11,7 @@ import torch
 from pycotmech import paper
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools import cells
+from pycotmech.files.write import UNFINISHED
 from pycotmech.paper import runner
 from pycotmech.paper.entries import ENTRIES
 from pycotmech.runs import Settings
@@ -122,9 +123,10 @@ def only_right(rows):
 
 def test_what_was_cut_off_while_being_written_is_made_again(first, folder, tmp_path):
     out = tmp_path / "out"
-    (out / "data" / ".unfinished" / "copy_heads.zarr").mkdir(parents=True)
+    unfinished = out / "data" / f"{UNFINISHED}0a"
+    (unfinished / "copy_heads.zarr").mkdir(parents=True)
     outcome = paper.run(SETTINGS, out, only=("copy_heads",))
-    assert outcome.resumed == [] and not (out / "data" / ".unfinished").exists()
+    assert outcome.resumed == [] and not unfinished.exists()
 
 
 def test_bad_input_before_any_work(tmp_path):

@@ -1,4 +1,4 @@
-"""The shell on the shipped tiny model: the main job end to end, gone on with, refused, interrupted."""
+"""`pycotmech run` on the shipped tiny model: the main job end to end, continued, refused, interrupted."""
 
 from __future__ import annotations
 
@@ -7,49 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import pycotmech as pcm
-from pycotmech.cli import app as cli
 from pycotmech.runs import SweepState, read
-
-SMALL = ("--model", "tiny-cot", "--examples", "2", "--shots", "0", "--steps", "1,5")
-
-
-@pytest.fixture
-def shell(monkeypatch, capsys):
-    """Runs the console script in this process: shell("run", ...) -> (exit code, output, errors)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pycotmech", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as stopped:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A finished run, for tests that only look at it."""
-    folder = tmp_path_factory.mktemp("finished")
-    arguments = [sys.executable, "-m", "pycotmech", "run", *SMALL, "--out", str(folder)]
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (folder / "screen.txt").write_text(done.stdout, "utf-8")
-    return folder
-
-
-# ---- the main job ----------------------------------------------------------------------------------------------------
+from tests.cli.prompts import CLEAN, CORRUPTED, SMALL, pairs_file
 
 
 def test_run_keeps_what_the_library_computes(finished):
@@ -167,28 +132,6 @@ def test_quiet_says_nothing(tmp_path, shell):
     assert (tmp_path / "out" / "summary.md").is_file()
 
 
-def test_report_rebuilds_and_needs_results(finished, shell, tmp_path):
-    for name in ("summary.md", "step_05.png", "top_heads.csv"):
-        (finished / name).unlink()
-    code, _, _ = shell("report", finished, "--top", "2")
-    assert code == 0 and len(pd.read_csv(finished / "top_heads.csv")) == 4
-    assert (finished / "step_05.png").read_bytes().startswith(b"\x89PNG") and (finished / "summary.md").is_file()
-    code, _, err = shell("report", tmp_path)
-    assert code == 2 and "holds no results" in err
-
-
-# ---- pairs -----------------------------------------------------------------------------------------------------------
-
-CLEAN = "Every wumpus is a lempus . Max is a wumpus . Max is a"
-CORRUPTED = "Every wumpus is a tumpus . Max is a wumpus . Max is a"
-
-
-def pairs_file(folder: Path, *pairs: dict) -> Path:
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
-    return path
-
-
 @pytest.mark.parametrize("metric", ["kl", "prob"])
 def test_words_that_the_metric_does_not_read_may_be_missing(metric, tmp_path, shell):
     pair = {"clean": CLEAN, "corrupted": CORRUPTED, "answer": "lempus"}
@@ -273,41 +216,6 @@ def test_steps_that_share_a_sweep_fail_one_by_one(tmp_path, shell, monkeypatch):
     assert (state == 0).sum() == 1 and (state == 1).sum() >= 5
 
 
-def test_sweep_of_one_pair(shell):
-    code, out, _ = shell("sweep", "--model", "tiny-cot", "--clean", CLEAN, "--corrupted", CORRUPTED, "--top", "3")
-    sweep = pcm.patch_heads(pcm.Model.from_pretrained("tiny-cot"), CLEAN, CORRUPTED)
-    assert code == 0 and out.count("  L") == 3
-    for (layer, head), effect in sweep.top(3):
-        assert f"L{layer}H{head}".ljust(8) + f" {effect:+.4f}" in out
-
-
-def test_a_screened_sweep_says_so(shell, tmp_path):
-    pair = ("--clean", CLEAN, "--corrupted", CORRUPTED)
-    code, out, _ = shell("sweep", "--model", "tiny-cot", *pair, "--screen", "2", "--csv", tmp_path / "a.csv")
-    sweep = pcm.patch_heads(pcm.Model.from_pretrained("tiny-cot"), CLEAN, CORRUPTED, screen=2)
-    assert code == 0 and out.count("  L") == 2 and "only the 2 heads with the largest first-order estimates" in out
-    frame = pd.read_csv(tmp_path / "a.csv")
-    assert frame["exact"].sum() == 2 and np.allclose(frame["estimate"], sweep.estimate.ravel(), atol=1e-5)
-    assert shell("sweep", "--model", "tiny-cot", *pair, "--screen", "99")[2].startswith("pycotmech: error: screen: got 99")
-
-
-# ---- bad input -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("run",), "Missing option '--model'"),
-        (("run", "--model", "tiny-cot", "--out", "x", "--exmples", "3"), "No such option"),
-        (("run", "--model", "tiny-cot", "--out", "x", "--examples", "many"), "--examples"),
-        (("fly",), "No such command 'fly'"),
-    ],
-)
-def test_a_wrong_command_line_is_one_line(shell, arguments, message):
-    code, out, err = shell(*arguments)
-    assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -354,40 +262,6 @@ def test_an_output_folder_that_is_read_only(shell, tmp_path, monkeypatch):
     assert code == 2 and f"out: nothing can be written in {tmp_path}" in err and "Permission denied" in err
 
 
-def test_an_unknown_model_and_debug(shell, tmp_path, monkeypatch):
-    code, _, err = shell("run", "--model", "./no-such-model", "--out", tmp_path / "out")
-    assert code == 2 and "no-such-model" in err and "Traceback" not in err
-    monkeypatch.setattr(sys, "argv", ["pycotmech", "run", "--model", "./no-such-model", "--out", str(tmp_path), "--debug"])
-    with pytest.raises(FileNotFoundError):
-        cli.main()
-
-
 def test_positions_in_front_of_the_difference_are_refused_before_the_first_sweep(shell, tmp_path):
     code, _, err = shell("run", *SMALL, "--positions", "0", "--out", tmp_path / "out")
     assert code == 2 and "example 0, step 1: positions: [0] reach nothing that is read" in err
-
-
-def test_sweep_needs_one_source_of_prompts(shell):
-    code, _, err = shell("sweep", "--model", "tiny-cot")
-    assert code == 2 and "expected either --clean and --corrupted, or --pairs" in err
-    code, _, err = shell("sweep", "--model", "tiny-cot", "--clean", "a")
-    assert code == 2 and "corrupted: missing" in err
-
-
-def test_info_and_version(shell):
-    code, out, _ = shell("info")
-    assert code == 0
-    for expected in ("pycotmech._C", "pycotmech._core", "prefix_attn", "torch", "model cache", "free memory"):
-        assert expected in out
-    assert shell("--version") == (0, f"pycotmech {pcm.__version__}\n", "")
-
-
-def test_help_loads_no_pytorch():
-    script = (
-        "import sys; sys.argv = ['pycotmech', '--help']\nfrom pycotmech.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-    )
-    script += "sys.exit('torch' in sys.modules or 'xarray' in sys.modules or 'numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for command in ("run", "sweep", "attention", "report", "info"):
-        assert command in done.stdout
