@@ -42,6 +42,9 @@ def test_reads_text_and_ids_and_counts_lines_as_an_editor_does(tmp_path):
         ({"clean": "a", "corrupted": "b", "answer": "c"}, "logit_diff", "line 2: field 'wrong' is missing"),
         ({"clean": "a", "corrupted": "b", "wrong": 1.5}, "kl", "line 2: field 'wrong': expected a word or a token id"),
         ({"clean": "a", "corrupted": "b", "name": 1}, "kl", "line 2: field 'name': expected a string, got 1"),
+        ('{"clean": "a", "clean": "c", "corrupted": "b"}', "kl", "line 2: field 'clean' is given twice"),
+        ("[" * 5000, "kl", "line 2: not valid JSON"),
+        ('{"clean": "a \\ud800", "corrupted": "b"}', "kl", "line 2: field 'clean' holds half of a surrogate pair"),
     ],
 )
 def test_each_error_names_the_line_and_the_field(tmp_path, line, metric, message):

@@ -164,3 +164,105 @@ def test_killed_at_any_moment_what_is_marked_is_whole(tmp_path):
         for e, s in np.argwhere(data["state"].values == SweepState.FINISHED):
             np.testing.assert_array_equal(data["raw"][e, s], sweep_of(10 * e + s).raw)
             np.testing.assert_array_equal(data["effect"][e, s], sweep_of(10 * e + s).effect)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+DATA = ("raw", "values", "effect", "clean_metric", "corrupted_metric", "noise_floor", "seconds")
+
+
+def filled(folder: Path) -> None:
+    results = created(folder)
+    for e in range(3):
+        results.grade(e, [1, 0])
+        results.finish(e, [0], [sweep_of(e)], 1.0)
+        results.skip(e, 1)
+
+
+def chunk_of(folder: Path, name: str, example: int) -> Path:
+    (found,) = (path for path in (folder / STORE / name / "c" / str(example)).rglob("*") if path.is_file())
+    return found
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "flipped"])
+@pytest.mark.parametrize("name", DATA)
+def test_damaged_data_is_never_read_and_done_again(tmp_path, name, damage):
+    filled(tmp_path)
+    chunk = chunk_of(tmp_path, name, 1)
+    data = chunk.read_bytes()
+    middle = len(data) // 2
+    if damage == "gone":
+        chunk.unlink()
+    else:
+        flipped = data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+        chunk.write_bytes({"cut": data[:middle], "empty": b"", "flipped": flipped}[damage])
+    seen = read(tmp_path)
+    assert seen["state"].values.tolist() == [[1, 2], [0, 2], [1, 2]] and seen.attrs["damaged"] == [1]
+    assert np.isnan(seen[name][1]).all() and np.isfinite(seen[name][[0, 2], 0]).all()
+    results = SweepStore.resume(tmp_path)
+    assert results.state().tolist() == [[1, 2], [0, 2], [1, 2]] and results.graded().tolist() == [[1, 0]] * 3
+    results.finish(1, [0], [sweep_of(1)], 1.0)
+    again = read(tmp_path)
+    np.testing.assert_array_equal(again["raw"][1, 0], sweep_of(1).raw)
+    assert again.attrs["damaged"] == [] and (again["state"][:, 0] == SweepState.FINISHED).all()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_lost_grades_are_made_again_and_skip_nothing_for_good(tmp_path, damage):
+    filled(tmp_path)
+    chunk = chunk_of(tmp_path, "right", 1)
+    chunk.unlink() if damage == "gone" else chunk.write_bytes(chunk.read_bytes()[:3])
+    results = SweepStore.resume(tmp_path)
+    assert results.graded().tolist() == [[1, 0], [-1, -1], [1, 0]]
+    assert results.state().tolist() == [[1, 2], [1, 0], [1, 2]]
+
+
+def test_a_lost_mark_is_pending(tmp_path):
+    filled(tmp_path)
+    chunk_of(tmp_path, "state", 2).unlink()
+    assert read(tmp_path)["state"].values.tolist() == [[1, 2], [1, 2], [0, 0]]
+    assert SweepStore.resume(tmp_path).state().tolist() == [[1, 2], [1, 2], [0, 0]]
+    assert read(tmp_path).attrs["damaged"] == []
+
+
+def test_data_is_on_the_disk_before_the_mark(tmp_path, monkeypatch):
+    results = created(tmp_path)
+    mark = tmp_path / STORE / "state/c/1/0"
+    before, synced, fsync = mark.read_bytes(), [], os.fsync
+
+    def seen(descriptor):
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")), mark.read_bytes() == before))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    results.finish(1, [0], [sweep_of(1)], 1.0)
+    durable = {path for path, unmarked in synced if unmarked}
+    assert {chunk_of(tmp_path, name, 1) for name in DATA} <= durable
+    assert synced[-2] == (mark, False)
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "file", "link"])
+def test_what_is_no_store_is_named(tmp_path, kind):
+    path = tmp_path / STORE
+    if kind == "file":
+        path.write_text("")
+    elif kind == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.mkdir()
+    for function in (stored_identity, SweepStore.resume):
+        with pytest.raises(ValueError, match=r"results.zarr is not a store.*Move it away, or give another folder"):
+            function(tmp_path)
+
+
+def test_steps_of_one_pass_are_kept_together(tmp_path, monkeypatch):
+    """All of them or none: after a stop, what shared a pass is done again as it was."""
+    results = created(tmp_path)
+    honest = SweepStore._mark
+    monkeypatch.setattr(SweepStore, "_mark", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        results.finish(0, [0, 1], [sweep_of(0), sweep_of(1)], 1.0)
+    assert read(tmp_path)["state"].values.tolist() == [[0, 0]] * 3
+    monkeypatch.setattr(SweepStore, "_mark", honest)
+    results.finish(0, [0, 1], [sweep_of(0), sweep_of(1)], 1.0)
+    assert read(tmp_path)["state"].values.tolist() == [[1, 1], [0, 0], [0, 0]]

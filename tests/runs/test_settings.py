@@ -1,0 +1,63 @@
+"""Settings: their bounds, what identifies a model, and threads that are left as they were."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.runs import Settings
+from pycotmech.runs.settings import model_identity, torch_threads
+from tests.reference.tiny import tiny_llama
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threads": 100_000}, f"threads: got 100000; expected at most {os.cpu_count()}"),
+        ({"threads": 0}, "threads: got 0; expected 1 or more"),
+        ({"seed": 2**62}, f"seed: got {2**62}; expected at most {2**32 - 1}"),
+        ({"seed": -1}, "seed: got -1; expected 0 or more"),
+    ],
+)
+def test_numbers_beyond_their_bounds_are_refused(given, message):
+    with pytest.raises(ValueError) as caught:
+        Settings(model="tiny-cot", **given).check()
+    assert message in str(caught.value)
+
+
+def test_the_largest_seed_works():
+    Settings(model="tiny-cot", seed=2**32 - 1).check()
+    model = pcm.Model(tiny_llama(seed=0), None)
+    pcm.patch_heads(model, torch.tensor([1, 2, 3]), torch.tensor([1, 4, 3]), seed=2**32 - 1)
+
+
+def test_threads_are_left_as_they_were():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), torch_threads(1):
+        assert torch.get_num_threads() == 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="threads: got 100000"), torch_threads(100_000):
+        pass
+
+
+def test_every_weight_and_what_the_configuration_decides_identify_a_model():
+    hf = tiny_llama(seed=0)
+    first = model_identity(pcm.Model(hf, None))
+    assert model_identity(pcm.Model(tiny_llama(seed=0), None)) == first
+    with torch.no_grad():
+        hf.model.layers[0].mlp.up_proj.weight.view(-1)[-1] += 1
+    changed = model_identity(pcm.Model(hf, None))
+    assert changed["weights"] != first["weights"] and changed["config"] == first["config"]
+    other = tiny_llama(seed=0)
+    other.config.rms_norm_eps = 0.1
+    assert model_identity(pcm.Model(other, None))["config"] != first["config"]
+
+
+def test_a_folder_of_an_earlier_version_is_compared_as_it_was():
+    model = pcm.Model(tiny_llama(seed=0), None)
+    old = model_identity(model, stored={"weights": "0123456789abcdef"})
+    assert list(old) == ["weights"] and len(old["weights"]) == 16
