@@ -60,8 +60,8 @@ def _n_layers(result: Any) -> int | None:
 def decided(low: float, high: float, threshold: float, evidence: str = "", *, n: int, above: bool = True) -> Verdict:
     """Borne out if the whole interval over n examples lies on the claim's side of the threshold, not borne out if on the other.
 
-    Not decided, with the reason behind the evidence, if it holds the threshold, if there is none, or if it has no width and
-    too few examples behind it (see `bootstrap.undecidable`).
+    Not decided, with the reason after the evidence, if it contains the threshold, if there is none, or if it has no width and
+    too few examples (see `bootstrap.undecidable`).
     """
     if why := bootstrap.undecidable(low, high, n):
         return Verdict("not decided", _joined(evidence, why))
@@ -136,7 +136,7 @@ def _pathways(results: Results) -> Verdict:
     w, c, s = found["writers"], found["control_writers"], found["sources"]
     evidence = (
         f"{w.words('{:.1f}')} heads at a time write the answer with probability 0.1 or more (the counterfactual's word: "
-        f"{c.words('{:.1f}')}), looking themselves at {s.words('{:.1f}')} places where it stands; n = {int(w.n)}"
+        f"{c.words('{:.1f}')}), looking themselves at {s.words('{:.1f}')} places where it occurs; n = {int(w.n)}"
     )
     more = bootstrap.mean_interval((mean["writers"] - mean["control_writers"]).values)
     return combined(
@@ -233,7 +233,7 @@ def _mixing(results: Results) -> Verdict:
     hits, whole = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
     accuracy = hits / np.where(whole > 0, whole, np.nan)
     first = bootstrap.ratio_interval(hits[:, at], whole[:, at], within=bootstrap.SHARE)
-    beside = {"embedding": accuracy[:, 0], "two tokens in front of each word": found.data["neighbours"].values}
+    beside = {"embedding": accuracy[:, 0], "two tokens before each word": found.data["neighbours"].values}
     gains = {
         f"above the {name}": bootstrap.mean_interval(accuracy[:, at] - x, within=bootstrap.SHARES_APART)
         for name, x in beside.items()
@@ -242,8 +242,8 @@ def _mixing(results: Results) -> Verdict:
     across = bootstrap.mean_interval(apart, within=bootstrap.SHARE)
     above = ", ".join(f"{x.words()} {name}" for name, x in gains.items())
     evidence = (
-        f"a non-linear probe tells related, negated and unrelated words with {first.words()} at depth {depth} of {last}, the "
-        f"best of the lower two thirds, {above}; of unrelated subjects and objects of different sentences it calls "
+        f"a non-linear probe separates related, negated and unrelated words with {first.words()} at depth {depth} of {last}, "
+        f"the best of the lower two thirds, {above}; of unrelated subjects and objects of different sentences it calls "
         f"{across.words()} unrelated; n = {int(first.n)}"
     )
     parts = {name: _above(x, 0.0) for name, x in gains.items()}
@@ -259,7 +259,7 @@ def _abidance(results: Results) -> Verdict:
     rise = bootstrap.mean_interval(upper - lower, within=bootstrap.SHARES_APART)
     low, high = (bootstrap.mean_interval(x, within=bootstrap.SHARE) for x in (lower, upper))
     evidence = (
-        f"the likeliest token that a head writes stands in the prompt in {low.words()} below the middle, {high.words()} above"
+        f"the likeliest token that a head writes occurs in the prompt in {low.words()} below the middle, {high.words()} above"
     )
     return _above(rise, 0.0, f"{evidence}; n = {int(rise.n)}")
 
@@ -307,13 +307,13 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "rift",
         "There is a functional rift in the middle of the model: residual streams follow bigrams of pretraining before it "
-        "and the prompt behind it, abruptly.",
+        "and the prompt after it, abruptly.",
         "abstract; E11",
         _rift,
     ),
     Claim(
         "abidance",
-        "What heads write stands in the prompt more often in the upper half of the layers than in the lower.",
+        "What heads write occurs in the prompt more often in the upper half of the layers than in the lower.",
         "E8, context-abidance",
         _abidance,
     ),

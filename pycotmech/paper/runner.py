@@ -58,8 +58,8 @@ def run(
     """Runs all analyses of the paper, or those in `only` and what they need, on the model and task of the settings.
 
     Writes into the folder `out`: data/<analysis>.zarr, tables/<analysis>.csv, figures/<analysis>.png (and others that an
-    analysis has, figures/<analysis>_<name>.png), summary.md and paper.json. say: told the plan before the first analysis
-    starts, and what each found. plan_only: stops after the plan and writes nothing.
+    analysis has, figures/<analysis>_<name>.png), summary.md and paper.json. say: called with the plan before the first analysis
+    starts, and with what each found. plan_only: stops after the plan and writes nothing.
     An analysis that fails leaves the others as they are; it is named in `failures` and tried again by the next run. Data that
     is damaged is computed again, and tables and figures that are missing are made again.
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis; BlockingIOError

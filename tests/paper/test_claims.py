@@ -141,7 +141,7 @@ def test_mixing_is_judged_against_each_baseline_and_below_the_last_third():
     gained = claim.verdict(probes(10 + spread, np.full(12, 12.5), 10 - spread, held))
     assert gained.word == "borne out" and "62% [62%, 62%] at depth 2 of 3" in gained.evidence
     syntax = claim.verdict(probes(10 + spread, np.full(12, 12), np.full(12, 12), held))
-    assert syntax.word == "not borne out" and syntax.evidence.endswith("not so: above the two tokens in front of each word")
+    assert syntax.word == "not borne out" and syntax.evidence.endswith("not so: above the two tokens before each word")
     roles = claim.verdict(probes(10 + spread, np.full(12, 19), 10 - spread, held, across=0.1))
     assert roles.word == "not borne out" and roles.evidence.endswith("not so: most of these called unrelated")
     late = probes(np.full(12, 10), np.full(12, 10), np.full(12, 9), [0.5, 0.4, 0.4, 0.9])

@@ -1,6 +1,6 @@
 """Where each pathway takes the answer from: question, generated text or few-shot block (docs/protocol.md, E8, answer sources).
 
-A place counts because the answer's word stands there, in any number or case, not because its token id does: at the
+A place counts because the answer's word is there, in any number or case, not because its token id is: at the
 beginning of a line or a sentence the word has another id. A pathway is followed along values, by which content moves; what
 a head reads in queries and keys decides where it looks. Whether the places matter is then measured: heads are kept from
 looking at them.
@@ -45,7 +45,7 @@ SCOPES = ("writers", "read", "everywhere")
 
 def pathway_source(graph: Graph, writer: int, prompt: Prompt) -> str:
     """The part of the prompt from which a writer (or any node, by its number) has most of the answer, by the weights of the
-    edges that end where the answer's word stands; "none" if its pathway reaches no such place or two parts tie.
+    edges that end at the answer's word; "none" if its pathway reaches no such place or two parts tie.
 
     Only this pathway's own edges count, those by queries and keys left out.
     """
@@ -74,7 +74,7 @@ def cuts(
     """Edits that keep heads from looking at the answer's word in one part of the prompt: [(scope, part, kind, variant), ...].
 
     scope: "writers", these heads where the answer is predicted; "read", all heads there; "everywhere", all heads at all
-    positions behind each occurrence. kind: "answer", or "control": as many other positions of the same part, drawn with
+    positions after each occurrence. kind: "answer", or "control": as many other positions of the same part, drawn with
     the seed.
     """
     out = []
@@ -116,10 +116,10 @@ class AnswerSources(Analysis):
     """pathways [example, step, place]: how many writers have the answer from few_shot, question, generated, or "none".
     by_head [example, step, layer, head, place]: how many of the graph's nodes of each head (at any position and depth) have
     the answer from each place, by their own pathways. occurrences [example, step, segment]: how often the answer's word
-    stands in each part.
+    occurs in each part.
     drop, control_drop [example, step, scope, segment]: by how much the answer's probability falls when heads cannot look at
-    the word there, or at as many other positions of that part; NaN where the word does not stand there. scope: the writers
-    where the answer is predicted, all heads there, all heads anywhere behind. probability [example, step]: of the answer.
+    the word there, or at as many other positions of that part; NaN where the word does not occur there. scope: the writers
+    where the answer is predicted, all heads there, all heads anywhere after it. probability [example, step]: of the answer.
     """
 
     name = "answer_sources"
@@ -170,7 +170,7 @@ class AnswerSources(Analysis):
 
     def table(self) -> pd.DataFrame:
         """One row per step and part: pathways, share, occurrences, drop by scope, control (control_drop) by scope, n. The
-        interval of share is low and high, that of the others has their name in front."""
+        interval of share is low and high, that of the others has their name as a prefix."""
         import pandas as pd
 
         share, number, stands = self.shares(), self.interval("pathways"), self.interval("occurrences")

@@ -1,8 +1,8 @@
 """Finds the heads that write the answer where it is predicted, by projection and by direct attribution (docs/protocol.md, E8).
 
-The projection asks what a head's output says by itself, at any size: a head that writes almost nothing may say it with
-certainty. Direct attribution asks how much of the answer's logit the head brings, with the norm that the model really
-applied; it adds up over heads, and a head counts when it does so example after example.
+The projection asks what a head's output predicts on its own, whatever its size: a head that writes almost nothing may predict
+a word with certainty. Direct attribution asks how much of the answer's logit the head brings, with the norm that the model
+really applied; it adds up over heads, and a head counts when it does so example after example.
 """
 
 from __future__ import annotations
@@ -125,8 +125,10 @@ class AnswerWriters(Analysis):
     }
 
     def top(self, step: int, k: int = 5, *, by: str = "contrast", held_out: bool = True) -> list[tuple[int, int, float]]:
-        """The k heads with the largest mean, ranked and told as in `table`: [(layer, head, mean), ...]. by: contrast, direct,
-        projection."""
+        """The k heads with the largest mean, ranked and reported as in `table`: [(layer, head, mean), ...].
+
+        by: contrast, direct, projection.
+        """
         one_of("by", by, ("contrast", "direct", "projection"))
         parts = self.at_step(by, step, held_out=held_out)
         if parts is None:
@@ -274,7 +276,7 @@ def answer_writers(
     """Finds the heads that write the answer where it is predicted.
 
     steps, right: which cells, as in `cells.choose`. thresholds: of the projection's probability; the authors took the four
-    heads with the largest one whatever it was, so that their number said nothing.
+    heads with the largest probability, whatever it was, so that their number is fixed.
     heads: the only ones that may count as writers by projection, (layer, head) pairs or bool [L, H] (the authors: those a
     knock-out had found important); None: all. alpha: false discovery rate of `significant`.
     floor: what a writer must bring of logit(answer) - mean logit: 0.25 raises the odds of the answer by a quarter.

@@ -1,11 +1,12 @@
 """Where heads look from the position that is read: few-shot block, question, generated text (docs/protocol.md, E7), three ways.
 
 Plain attention says where a head looks, not what it takes from there: a head that rests on the first token gives it most of
-its weight and takes nothing. Beside it stand the value-weighted contribution of each source to what the head writes, and
-the decomposition of the whole layer, in which the residual stream counts: the contributions of ALTI (Ferrando, Gallego and
-Costa-jussa 2022), layer by layer. ALTI goes on to multiply the layers' matrices (its roll-out), so as to reach the input
-tokens; that takes the contributions at every position of every layer, not only of those that are read, and is not done
-here. A source is what stands at its positions in that layer, whatever came there from elsewhere in the layers below.
+its weight and takes nothing. Two more measures are
+therefore given: the value-weighted contribution of each source to what the head writes, and the decomposition of the whole
+layer, residual stream included: the contributions of ALTI (Ferrando, Gallego and Costa-jussa 2022), layer by layer. ALTI
+goes on to multiply the layers' matrices (its roll-out) to reach the input tokens. That takes the contributions at every
+position of every layer, not only of those that are read, and is not done here. A source is whatever its positions hold in
+that layer, wherever it came from in the layers below.
 """
 
 from __future__ import annotations
@@ -251,7 +252,7 @@ def attention_by_source(
     replaced by its mean over all positions of these prompts (the first token keeps its own), as the authors pruned the
     model before they looked at plain attention, which they call ALTI.
     Returns `AttentionBySource`. Raises ValueError naming the argument.
-    Cost: the few-shot block once, the text behind it once per example, W_O of every value once per example and layer.
+    Cost: the few-shot block once, the text after it once per example, W_O of every value once per example and layer.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     one_of("norm", norm, ("l1", "l2"))

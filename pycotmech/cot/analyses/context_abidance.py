@@ -1,4 +1,4 @@
-"""Whether what heads write stands in the prompt, by layer (docs/protocol.md, E8, context-abidance).
+"""Whether what heads write occurs in the prompt, by layer (docs/protocol.md, E8, context-abidance).
 
 A head whose output says a word of the prompt works with the context; one that says another word works from memory, or says
 nothing in particular. The authors count this over the nodes of their graphs, as the token passed; it needs no graph: the
@@ -60,7 +60,7 @@ class Spelling:
         return self._written[token]
 
     def context(self, tokens: Tensor) -> set[str]:
-        """What stands in a prompt."""
+        """The words of a prompt."""
         return {self.of(int(t)) for t in tokens} - {""}
 
     def chance(self, context: set[str]) -> float:
@@ -71,7 +71,7 @@ class Spelling:
 
 
 def of_graph(graph: Graph, prompt: Prompt, spelling: Spelling, shape: tuple[int, int], depth0: Depth0) -> NDArray:
-    """[2, L, H]: how often each head occurs in a graph with a token that it hands over, and how often that token stands in
+    """[2, L, H]: how often each head occurs in a graph with a token that it hands over, and how often that token occurs in
     the prompt. A writer hands over the answer and counts as in context (as the authors count) or is left out."""
     out = np.zeros((2, *shape))
     context = spelling.context(prompt.tokens)
@@ -88,9 +88,9 @@ def of_graph(graph: Graph, prompt: Prompt, spelling: Spelling, shape: tuple[int,
 
 @dataclass(frozen=True, eq=False)
 class ContextAbidance(Analysis):
-    """abides [example, step, layer, head]: 1 where the likeliest token of the head's output stands in the prompt, else 0; NaN
+    """abides [example, step, layer, head]: 1 where the likeliest token of the head's output occurs in the prompt, else 0; NaN
     where its output makes no token likelier than another. peak, same axes: that token's probability. chance [example, step]:
-    share of the vocabulary that stands in the prompt.
+    share of the vocabulary that occurs in the prompt.
     With graphs also occurs and in_context, same axes: how often the head is in the graph, and with a token of the prompt.
     """
 
@@ -222,7 +222,7 @@ def context_abidance(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> ContextAbidance:
-    """By layer and head, how often what is written stands in the prompt.
+    """By layer and head, how often what is written occurs in the prompt.
 
     steps, right: which cells, as in `cells.choose`.
     definition: "heads": the likeliest token of every head's output where the answer is predicted; needs no graph, and an

@@ -1,4 +1,4 @@
-"""Heads that look at the answer where it stands in the prompt, and write it (docs/protocol.md, E4)."""
+"""Heads that look at the answer where it occurs in the prompt, and write it (docs/protocol.md, E4)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Definition = Literal["exact", "paper"]
 class CopyHeads(HeadAnalysis):
     """Attention to the answer's word, and what is written of it.
 
-    data: `attention` [example, step, layer, head], of the position that predicts the answer to the last place where its word
-    stands, all its tokens; `attention_all` to all the places outside the shots; `written`, what the head adds to the
+    data: `attention` [example, step, layer, head], of the position that predicts the answer to the last occurrence of its word,
+    all its tokens; `attention_all` to all occurrences outside the shots; `written`, what the head adds to the
     answer's logit; `copying` = attention * written where both are positive, else 0: it looks there and writes it.
-    NaN where the word stands nowhere in front.
+    NaN where the word does not occur before.
     """
 
     name, title = "copy_heads", "Heads that look at the answer's word and write it"
@@ -103,7 +103,7 @@ def copy_heads(
         (F13).
     steps, right: as `cells.choose`.
     Raises TypeError or ValueError naming the argument.
-    Cost: one forward pass per cell behind the shared prefix; the weights of one row, L H T numbers.
+    Cost: one forward pass per cell after the shared prefix; the weights of one row, L H T numbers.
     Source: docs/protocol.md, E4.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
@@ -157,7 +157,7 @@ def written(family: Family, row: ReadRow, token: int, *, raw: bool = False) -> T
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Predicted: each prompt behind the shared prefix once."""
+    """Predicted: each prompt once after the shared prefix."""
     rows = workload.cells * (workload.length - workload.shared) + workload.shared * (cfg.n_layers - 1) / cfg.n_layers
     held = 4.0 * cfg.n_layers * cfg.n_heads * workload.length
     return rows_cost(cfg, rows, forwards=workload.cells, memory=held)

@@ -1,4 +1,4 @@
-"""How far each head alone takes the residual stream of its layer to the answer (docs/protocol.md, E3)."""
+"""How far each head alone moves the residual stream of its layer towards the answer (docs/protocol.md, E3)."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def decision_heads(
 
     p_head[l, h] = U(resid_pre[l] + z[l, h] W_O[l, h])[answer], with U the final norm and the unembedding, at the position
     that predicts the answer; its first token, as the model writes it there. Nothing is patched: the model runs once.
-    steps, right: as `cells.choose`. seed: of nothing here, kept in the result.
+    steps, right: as `cells.choose`. seed: not used, kept in the result.
     Raises TypeError or ValueError naming the argument.
-    Cost: one forward pass per cell behind the shared prefix, and L (H + 2) rows through the unembedding.
+    Cost: one forward pass per cell after the shared prefix, and L (H + 2) rows through the unembedding.
     Source: docs/protocol.md, E3.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
@@ -128,7 +128,7 @@ def probability(family: Family, rows: Tensor, token: int) -> Tensor:
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Predicted: each prompt behind the shared prefix once, and the lens of L (H + 2) rows of each."""
+    """Predicted: each prompt once after the shared prefix, and the lens of L (H + 2) rows of each."""
     rows = workload.cells * (workload.length - workload.shared) + workload.shared * (cfg.n_layers - 1) / cfg.n_layers
     read = workload.cells * cfg.n_layers * (cfg.n_heads + 2)
     return rows_cost(cfg, rows, forwards=workload.cells, read=read, memory=4.0 * _LOGIT_ROWS * cfg.d_vocab)

@@ -39,10 +39,10 @@ _SHARES = ("agreement", "gold", "words")
 
 
 class DecisionHorizon(Analysis):
-    """What is generated with one layer's attention taken from another question, behind h sentences of the solution.
+    """What is generated with one layer's attention taken from another question, after h sentences of the solution.
 
     data [example, sentences, layer]: `same`, 1 if the text is the one generated without any change; `agreement`, the share
-    of its tokens in front of the first one that differs; `gold`, 1 if it is the gold solution; `words`, the share of its
+    of its tokens before the first one that differs; `gold`, 1 if it is the gold solution; `words`, the share of its
     words that occur in the gold solution (the authors' measure, docs/protocol.md, Flaws, F17). [example, sentences]:
     `clean_gold`, whether the unchanged run writes the gold solution; `swapped`, as `agreement`, for the other question with
     nothing patched.
@@ -71,7 +71,7 @@ class DecisionHorizon(Analysis):
 
     def findings(self) -> list[str]:
         """For each number of sentences: from which layer on corruption is harmless and which layer does most harm, chosen on
-        one half of the examples and told on the other; the swap."""
+        one half of the examples and reported on the other; the swap."""
         lines, L = [], self.data.sizes["layer"]
         for h in self.data["sentences"].values.tolist():
             here = type(self)(self.data.sel(sentences=[h]), self.about)
@@ -86,7 +86,7 @@ class DecisionHorizon(Analysis):
                 stay = _share(same[:, first:].mean(1))
                 tail = f"corrupted in any one layer from {first} of {L} on, {stay} of the texts stay the same"
             lines.append(
-                f"behind {h} sentence(s), {parts.words}: {tail}; layer {worst} does most harm "
+                f"after {h} sentence(s), {parts.words}: {tail}; layer {worst} does most harm "
                 f"({_share(same[:, worst])} stay the same); with the whole question exchanged "
                 f"{_share(here.data['swapped'].values[:, 0])} of the text stays"
             )
@@ -131,9 +131,9 @@ def decision_horizon(
     """Generates the rest of the solution with z of all heads of one layer, at all positions, from a run on another question.
 
     The other question is aligned with the first and has other concepts and another property (the same entity); its run gets
-    the text that is being generated too, so only what is read from the question differs. Layer by layer, behind h = 0, 1,
+    the text that is being generated too, so only what is read from the question differs. Layer by layer, after h = 0, 1,
     ... sentences of the gold solution; greedy, at most max_new tokens and at most as many as the gold rest has.
-    steps, right: as `cells.choose`; a beginning counts if the first step behind it does.
+    steps, right: as `cells.choose`; a beginning counts if the first step after it does.
     Raises ValueError naming the argument; the examples have to be of definition="exact", for the other question is put
     together from their counterfactuals.
     Cost: for each example and h about 1.5 L + 2 runs at once, with their own keys and values: the item's tokens and those
@@ -169,7 +169,7 @@ def decision_horizon(
 
 
 class Beginning(NamedTuple):
-    """Where a generation begins: behind so many sentences of an example's gold solution, which is `length` tokens in."""
+    """Where a generation begins: after so many sentences of an example's gold solution, which is `length` tokens in."""
 
     e: int
     sentences: int
@@ -214,7 +214,7 @@ def other_question(example: Example) -> Tensor:
 
 
 def _groups(todo: list[Beginning], model: Model, budget: int, max_new: int) -> list[list[Beginning]]:
-    """Beginnings behind equally many sentences that are generated together: keys, values and rows fit the budget."""
+    """Beginnings after equally many sentences that are generated together: keys, values and rows fit the budget."""
     cfg = model.cfg
     ordered = sorted(todo, key=lambda b: (b.sentences, b.e))
     per_token = 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head * model.family.dtype.itemsize + 16 * cfg.d_model
@@ -276,7 +276,7 @@ def _compared(model: Model, gold: Tensor, clean: Tensor, swapped: Tensor, patche
 
 
 def _before_difference(texts: Tensor, clean: Tensor) -> Tensor:
-    """Share of tokens in front of the first that differs, float64 [n]."""
+    """Share of tokens before the first that differs, float64 [n]."""
     return (texts == clean).long().cumprod(1).double().mean(1)
 
 
@@ -287,7 +287,7 @@ def substring_share(text: str, gold: str) -> float:
 
 
 _BEGINNINGS, _NEW = 3, 27
-"""Beginnings of an example with two hops in our own wording, and tokens left behind one, where the workload does not say."""
+"""Beginnings of an example with two hops in our own wording, and tokens left after one, where the workload does not say."""
 
 
 def _generations(workload: Workload) -> tuple[float, float]:
@@ -299,7 +299,7 @@ def _generations(workload: Workload) -> tuple[float, float]:
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
     """Predicted: for each beginning 1.5 L + 2 runs over the item's tokens and those that are generated, which together are the
-    longest prompt, the last word, the full stop behind it and the label (counted as a token each)."""
+    longest prompt, the last word, the full stop after it and the label (counted as a token each)."""
     runs, (begun, new) = 1.5 * cfg.n_layers + 2, _generations(workload)
     own = workload.texts / workload.examples + 3
     rows = begun * runs * own
@@ -313,7 +313,7 @@ def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:
     """Theirs: three forwards of the whole text for every generated token, layer and beginning, without a cache.
 
     Source: docs/protocol.md, Cost, E12.
-    Assumed: as many tokens are generated, at the mean, as the gold solution has left behind a beginning (for the authors' own
+    Assumed: as many tokens are generated, at the mean, as the gold solution has left after a beginning (for the authors' own
     prompts this gives the forwards that were counted from their outputs to 3 %), in texts as long as the mean prompt.
     """
     begun, new = _generations(workload)

@@ -244,17 +244,17 @@ def functional_rift(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> FunctionalRift:
-    """The logit lens behind every layer, at every position of question and solution, on two kinds of next word.
+    """The logit lens after every layer, at every position of question and solution, on two kinds of next word.
 
     b_i = argmax P(v | start, s_i), the model's own next word for s_i without a prompt; I_i = the words that followed s_i
     earlier in the prompt. prior = mean of U(x_i)[b_i], context = mean of the largest U(x_i)[v] over v in I_i; over the
     positions where I_i holds something and not b_i (docs/protocol.md, E11: an operational definition, for the authors
     released none).
     steps, right: as `cells.choose`; a step's positions are those of the item up to the word it predicts.
-    start: the token in front of s_i when b_i is looked up; None: the model's BOS if its prompts begin with one, else the
+    start: the token before s_i when b_i is looked up; None: the model's BOS if its prompts begin with one, else the
         tokenizer's <|endoftext|>, BOS or EOS, whichever exists first.
     Raises TypeError or ValueError naming the argument.
-    Cost: one pass of each example behind the shared prefix, a pass of 2 tokens for each different token, and L + 1 rows
+    Cost: one pass of each example after the shared prefix, a pass of 2 tokens for each different token, and L + 1 rows
     of unembedding for each position. Memory: the suffix's residual stream of one example, 256 rows of logits.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
@@ -331,7 +331,7 @@ class PositionCurves:
 
 @torch.no_grad()
 def position_curves(model: Model, tokens: Tensor, past: KeyValues | None, memorised: Mapping[int, int]) -> PositionCurves:
-    """The curves at every position of a prompt [T] behind its computed beginning."""
+    """The curves at every position of a prompt [T] after its computed beginning."""
     family, P = model.family, 0 if past is None else len(past)
     ids = tokens.tolist()
     follows: dict[int, set[int]] = {}
@@ -366,7 +366,7 @@ def position_curves(model: Model, tokens: Tensor, past: KeyValues | None, memori
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Predicted: each example behind the prefix, the lens of every position at every depth, some hundred short texts."""
+    """Predicted: each example after the prefix, the lens of every position at every depth, some hundred short texts."""
     own = workload.length - workload.shared
     rows = workload.examples * own * 1.2 + workload.shared
     return rows_cost(

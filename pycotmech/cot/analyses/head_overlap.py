@@ -1,4 +1,4 @@
-"""How much sets of heads overlap, beside what sets of these sizes share by chance (docs/protocol.md, E6)."""
+"""How much sets of heads overlap, and what sets of these sizes share by chance (docs/protocol.md, E6)."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def head_overlap(
         holm = np.where(np.isnan(holm), holm.T, holm)
     data["p"], data["p_holm"] = p, holm
     drawn = _drawn([s for *_, s in flat], masks, draws, seed)
-    behind = np.array([len(s.scored) if isinstance(s, Selection) and s.examples is not None else 0 for *_, s in flat])
-    fewer = np.minimum(behind[:, None], behind[None])  # examples behind a pair: those of the set that has fewer
+    counts = np.array([len(s.scored) if isinstance(s, Selection) and s.examples is not None else 0 for *_, s in flat])
+    fewer = np.minimum(counts[:, None], counts[None])  # examples of a pair: those of the set that has fewer
     for k in _STATISTICS:
         ends = np.full((2, *p.shape), np.nan)
         if drawn:
@@ -186,7 +186,7 @@ def head_overlap(
     chosen_on = {s.examples[i] for *_, s in flat if isinstance(s, Selection) and s.examples is not None for i in s.scored}
     about = dict(
         model=model, notes=[], source="docs/protocol.md, E6",
-        definition="intersections of sets of heads, beside those of random sets",
+        definition="intersections of sets of heads, compared with those of random sets",
         settings=dict(heads=n, draws=draws if drawn else 0, chosen_on=len(chosen_on) if drawn else 0, seed=seed),
     )  # fmt: skip
     return HeadOverlap(dataset, about)

@@ -81,7 +81,7 @@ class InformationFlow(Analysis):
                     yield int(example), int(step)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """All edges, as in `Graph.to_dataframe`, with example and step in front."""
+        """All edges, as in `Graph.to_dataframe`, with example and step first."""
         import pandas as pd
 
         frames = []

@@ -99,7 +99,7 @@ class KeptSets(AblationResult):
         return [f"{name}\n({n} {'head' if n == '1' else 'heads'})" for name, n in zip(names, sizes)]
 
     def findings(self) -> list[str]:
-        """For each set, over all steps: what is left of the accuracy, beside random sets of the same size."""
+        """For each set, over all steps: what is left of the accuracy, and of random sets of the same size."""
         n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
         table = self.table()
         lines = []
@@ -116,7 +116,7 @@ class KeptSets(AblationResult):
         return [*lines, *self.closing()]
 
     def closing(self) -> list[str]:
-        """On what the sets were chosen, what accuracy is, and what was put in."""
+        """What the sets were chosen on, what accuracy is, and what replaces the other heads."""
         s = self.about["settings"]
         reused, others = plural(s["reused"], "example was", "examples were"), plural(s.get("others", 0), "other example")
         return [
@@ -159,7 +159,7 @@ def keep_only(
 
     sets: by name: a `HeadSet`, a bool array [L, H] or (layer, head) pairs; or a mapping from step to such sets, for sets that
         differ by step. `set_combinations` makes the paper's five from three; `union` and `intersection` those over steps.
-    n_random: random sets of the same sizes, beside each set.
+    n_random: how many random sets of the same size are run for each set.
     Everything else as in `knock_out_curve`; definition "paper": accuracy is agreement with the untouched model.
     Returns `KeptSets`. Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: for each different set one pass of the shared block and of each example's solution.
@@ -205,8 +205,8 @@ def stacked(given: HeadSet | dict[int, HeadSet], steps: Sequence[int], argument:
 
 
 def chosen_on(given: Iterable[HeadSet | dict[int, HeadSet]], cells: Cells, scores: Scores | None = None) -> dict[str, int]:
-    """How many of the examples were used to choose the sets, or are behind the scores by which heads are taken out of them,
-    and how many others were; as far as is known."""
+    """How many of the examples were used to choose the sets, or gave the scores by which heads are removed from them, and
+    how many other examples did; as far as is known."""
     chosen = {e for g in given for s in (g.values() if isinstance(g, dict) else [g]) for e in s.chosen_on}
     if scores is not None and scores.labelled and scores.examples is not None:
         chosen |= {scores.examples[i] for i in scores.scored}

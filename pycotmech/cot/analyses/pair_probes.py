@@ -1,4 +1,4 @@
-"""Whether two words know, layer by layer, how they are related (docs/protocol.md, E9): probes on pairs of residual streams."""
+"""Probes for how two words are related, on pairs of residual streams, layer by layer (docs/protocol.md, E9)."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class PairProbes(Analysis):
 
     data, on the axes example (test questions), depth, probe: `confusion` [.., label, predicted], counts; `control`, accuracy
     of the same probe on labels drawn at random for each pair of words; `across`, share of a sentence's subject and another
-    sentence's object that are called unrelated, as they are: at chance or below, the probe tells the words' roles and not
+    sentence's object that are called unrelated, as they are: at chance or below, the probe reads the words' roles and not
     their relation (NaN where a question has none). `neighbours` [example]: accuracy of a rule without a model, the commonest
-    label for the two tokens in front of each word; only what is above it takes more than local syntax. `held_out` [depth,
+    label for the two tokens before each word; only what is above it takes more than local syntax. `held_out` [depth,
     probe]: accuracy on the part of the training set that chose penalty and stopping. `part` [question]: "train", "held" (of
     the training set) or "test". `pair_*` [pair]: every pair's question, label, distance, words.
     """
@@ -114,7 +114,7 @@ class PairProbes(Analysis):
         rule = self.data["neighbours"].values
         known = bootstrap.mean_interval(rule, within=bootstrap.SHARE)
         lines = [f"{s['train']} questions to train on, {n} to test on, {s['samples']} training pairs; chance {CHANCE:.3f}"]
-        lines[0] += f"; the two tokens in front of each word alone give {known.words('{:.3f}')}"
+        lines[0] += f"; the two tokens before each word alone give {known.words('{:.3f}')}"
         each = self._by_question()
         depths = self.data["depth"].values.tolist()
         chosen: dict[str, int] = {}
@@ -128,7 +128,7 @@ class PairProbes(Analysis):
             lines.append(
                 f"{probe}: {float(at['mean']):.3f}{inside} at depth {best} of {depths[-1]}, "
                 f"{float(whole['mean'].isel(depth=0, probe=j)):.3f} at depth {depths[0]}: {_change(gain)}; "
-                f"over the tokens in front {_change(beyond)}; "
+                f"over the tokens before {_change(beyond)}; "
                 f"over its control task {_change(selective)}; from there to depth {depths[-1]} {_change(drop)}"
             )
             across = bootstrap.mean_interval(self._values("across")[:, i, j], within=bootstrap.SHARE)
@@ -137,7 +137,7 @@ class PairProbes(Analysis):
                 verdict = (
                     "it goes by more than roles, be it the relation or the distance, which is larger in these"
                     if across.low > CHANCE
-                    else "it tells the words' roles rather than their relation"
+                    else "it reads the words' roles rather than their relation"
                     if across.high < 0.5
                     else "whether it goes by more than roles is open"
                 )
@@ -233,17 +233,17 @@ def pair_probes(
     training questions.
 
     examples: whose style, ontology and demonstrations the questions take; None: as `cot.relations.make_questions` has it.
-    questions: how many to make, or your own. shots: demonstrations in front, those of the examples if these have as many.
+    questions: how many to make, or your own. shots: demonstrations before it, those of the examples if these have as many.
     depths: 0 (embedding), 1 (after layer 0) .. n_layers; None: all. probe: which.
     piece: the token at which each word is read. None: its last one, at which all of the word has been seen.
     unrelated: which unrelated pairs, as for `make_questions`; None: "both". In those of "matched" the second word is mostly
         a subject, where in related pairs it is what is said of one: to know its role is enough. In those of "roles" it is
-        in the same role, but further away. Only what sees both tells related pairs from half and half of them.
-    shuffled: permute the labels of the training questions: what the probes make of nothing.
+        in the same role, but further away. With half of each, only the relation itself separates the classes.
+    shuffled: permute the labels of the training questions, as a control.
     definition: "paper" takes the authors' pairs: properties too, the next unrelated word whatever its distance, and first
         pieces. Their off-by-one, their single vectors for pairs and their duplicates are in neither (docs/protocol.md, Flaws,
         F1 to F4).
-    right: not used, for no answer is predicted: pairs stand in the question.
+    right: not used: pairs are in the question, and no answer is predicted.
     Raises TypeError or ValueError naming the argument.
     Cost: one pass of each question, a probe of each kind for each depth on the relation and on the control task.
     Memory: one batch of residual streams, and the rows of the pairs at all depths.
@@ -297,11 +297,11 @@ def pair_probes(
     source = {
         "both": "unrelated pairs half at the distances and half in the roles of related ones",
         "matched": "unrelated pairs at the distances of related ones",
-        "roles": "unrelated pairs of one sentence's subject and another's object, which stand further apart",
+        "roles": "unrelated pairs of one sentence's subject and another's object, which are further apart",
         "next": "unrelated pairs the next ones, as the authors chose them",
         "own": "pairs as given",
     }[chosen if isinstance(questions, int) else "own"]
-    front = f", {shots} shots in front" if shots else ""
+    front = f", {shots} shots before" if shots else ""
     words = f"[x_i ; x_j] at each word's {read} piece, split by question, equal classes; {source}{front}"
     n_pairs = sum(len(q.pairs) for q in kept)
     facts = PairProbes.facts(model, examples, len(kept), n_pairs, words, settings, meter)
@@ -312,7 +312,7 @@ Sample = tuple[int, Pair]
 
 
 def _cues(tokens: Sequence[int], pair: Pair) -> list[tuple[int, ...]]:
-    """The two tokens in front of both words, and the last of these."""
+    """The two tokens before both words, and the last of these."""
     starts = (pair.first.start, pair.second.start)
     return [tuple(tokens[s - k] if s >= k else -1 for s in starts for k in range(1, n + 1)) for n in (2, 1)]
 
@@ -436,7 +436,7 @@ def _counted(
 def cost(
     cfg: ModelConfig, workload: Workload, *, questions: int = QUESTIONS, length: float | None = None, shots: int = 0
 ) -> Cost:
-    """Predicted. length: mean tokens of a question behind the demonstrations; None: as long as an example with two hops."""
+    """Predicted. length: mean tokens of a question after the demonstrations; None: as long as an example with two hops."""
     return questions_cost(cfg, workload, questions, length, shots)
 
 

@@ -128,10 +128,10 @@ def patch_steps(
     into the corrupted run, at all positions. All heads that the site has.
     corruption: "answer": the step's counterfactual (E1; E2's third kind at inductive steps). "premise", "rule": E2's other
         two, at inductive steps only (the default then): the concept is replaced in the premise, or in the rule, alone;
-        `wrong` is then the word that the corrupted run likes best beside the answer, which may still be its first choice
+        `wrong` is then the word that the corrupted run likes best apart from the answer, which may still be its first choice
         (`changed` says whether it is not). Both need examples of definition="exact".
     Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability. A cell
-        whose corruption changes nothing is no error: it has nothing to restore, and counts in no restoration.
+        whose corruption changes nothing is not an error: it has nothing to restore and counts in no restoration.
     Raises TypeError or ValueError naming the argument, before the first sweep.
     Cost: one sweep (see `pcm.patch_heads`) for all steps of an example that have the same word replaced, at the last of them;
         with explicit positions one per cell. The logits of one sweep's patched runs are held, L H V numbers for each step.
@@ -180,7 +180,7 @@ def patch_steps(
 
 
 def _runner_up(logits: Tensor, answer: int) -> int:
-    """The likeliest token beside the answer."""
+    """The likeliest token other than the answer."""
     return next(t for t in logits.topk(2).indices.tolist() if t != answer)
 
 
@@ -247,7 +247,7 @@ def induction_score(results: Sequence[PatchSteps]) -> xr.DataArray:
 
 
 def _ends(model: Model, swept: Sequence[tuple[Cell, Tensor]], shared: int, past: KeyValues | None) -> Tensor:
-    """Logits [n, 2, V] behind the last token of each cell's clean and corrupted prompt, which the last cell's begin with."""
+    """Logits [n, 2, V] after the last token of each cell's clean and corrupted prompt, which the last cell's begin with."""
     (host, corrupted), n = swept[-1], len(swept[-1][1]) - shared
     at = torch.tensor([len(prompt) - 1 - shared for _, prompt in swept])
     suffixes = [host.step.clean[shared:], corrupted[shared:]]

@@ -48,7 +48,7 @@ class RelationHeads(Analysis):
     data, by example (question): `attention` [.., class, layer, head], means over the question's pairs; `score` [.., relation,
     layer, head], related (or negated) pairs less unrelated ones at the same distance; `auroc` [.., relation, layer, head],
     how often a related pair is looked along more than an unrelated one, in multiples of even attention, so that it does not
-    matter how much text stands in front. `p` [relation, layer, head], that all heads together reach such an auroc by chance,
+    matter how much text comes before. `p` [relation, layer, head], that all heads together reach such an auroc by chance,
     on the choosing half (`half` [example]); `selected` [relation, layer, head]: below the level there, with at least the
     least score. `accuracy`, `margin` [example, run]: of a probe on the residual stream, whole and with heads out (NaN on the
     choosing half, on which the probe was trained), classes alike; margin is the logit of the true class less the mean of the
@@ -245,12 +245,12 @@ def relation_heads(
     the same layers (docs/protocol.md, E10, an operational definition: the authors released none).
 
     examples: whose style, ontology and demonstrations the questions take; None: as `cot.relations.make_questions` has it.
-    questions: how many to make, or your own. shots: demonstrations in front.
+    questions: how many to make, or your own. shots: demonstrations before it.
     depth: the probe's, 1 (after layer 0) .. n_layers; None: 14 of 32, in proportion. kind: what an ablated head is replaced
         by: its "mean" over the choosing half (the first position has its own), or "zero".
     random_sets: how many random sets of heads. level: of the test. least: the score that a head needs besides. draws: of
         signs.
-    right: not used, for no answer is predicted: pairs stand in the question.
+    right: not used: pairs are in the question, and no answer is predicted.
     Raises TypeError or ValueError naming the argument.
     Cost: one pass of each question; half of them again up to the probe's depth for each set of heads. T weights for each
     head and row that is looked at, a layer at a time. Memory: a batch of queries, z and residual streams.
@@ -385,7 +385,7 @@ def cost(
     depth: int | None = None,
     random_sets: int = RANDOM_SETS,
 ) -> Cost:
-    """Predicted, heads being selected. length: mean tokens of a question behind the demonstrations; None: as long as an
+    """Predicted, heads being selected. length: mean tokens of a question after the demonstrations; None: as long as an
     example with two hops."""
     length = question_length(workload) if length is None else length
     at = max(1, round(14 / 32 * cfg.n_layers)) if depth is None else depth

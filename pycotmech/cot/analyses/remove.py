@@ -47,7 +47,7 @@ class Removal(KeptSets):
         return [f"{n} taken" for n in self.data["removed"].values]
 
     def findings(self) -> list[str]:
-        """Accuracy over all steps at the beginning and with fewer heads, beside that of random removal."""
+        """Accuracy over all steps at the beginning and with fewer heads, with random removal for comparison."""
         overall, removed = self.overall(), self.data["removed"].values
         s = self.about["settings"]
         start = overall.isel(size=0)

@@ -65,7 +65,7 @@ class AblatedAnswers:
     ) -> None:
         self.model = model
         self.prompts, self.spans = list(prompts), [list(s) for s in spans]
-        # A word directly behind the shared tokens is read at the last of them, which then has to stay with the prompts.
+        # A word directly after the shared tokens is read at the last of them, which then has to stay with the prompts.
         first = min((s.start for row in self.spans for s in row if s is not None), default=1)
         self.shared = min(shared, first - 1)
         self._options = dict(shared=self.shared, fill=fill, roles=roles, everywhere=everywhere, memory_gb=memory_gb)
@@ -161,7 +161,7 @@ def ablated_steps(
     """Gets ready to ablate heads in the steps that count.
 
     kind: "mean" or "zero". mean: a `HeadMeans` of these examples, or what `head_means` takes as `over`; None: of n_mean
-    prompts made for it. positions: "all", as the authors did, few-shot block included; "suffix": only behind it.
+    prompts made for it. positions: "all", as the authors did, few-shot block included; "suffix": only after it.
     """
     if kind not in ("mean", "zero"):
         raise ValueError(f"kind: got {kind!r}; expected 'mean' or 'zero'")

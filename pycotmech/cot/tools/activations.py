@@ -1,7 +1,7 @@
 """Prompts run once, their activations at hand at every position: what the analyses of sources and of flow read from.
 
 The prompts of one example's steps are beginnings of one text, so that one pass of it serves all its steps; the few-shot
-block in front is computed once for all examples. Nothing of size T x T is held: attention is given for the rows asked for.
+block before it is computed once for all examples. Nothing of size T x T is held: attention is given for the rows asked for.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Prompt:
 
     tokens [T]; answer, wrong: token ids of the next word and of the counterfactual's; corrupted [T]: the counterfactual.
     segments: parts of the prompt; what is in none counts as "first" (position 0) or "question".
-    occurrences: where the answer's word stands, as slices of positions, few-shot block included.
+    occurrences: where the answer's word occurs, as slices of positions, few-shot block included.
     """
 
     tokens: Tensor = field(repr=False)
@@ -74,12 +74,12 @@ class Prompt:
         return "few_shot" if position == 0 and "few_shot" in self.segments else "question"
 
     def holds_answer(self, position: int) -> bool:
-        """Whether the answer's word stands there (any of its tokens)."""
+        """Whether the answer's word is there (any of its tokens)."""
         return any(span.start <= position < span.stop for span in self.occurrences)
 
 
 def prompt_of(cell: Cell, few_shot: Sequence[slice] = ()) -> Prompt:
-    """The clean prompt of a cell. few_shot: where the answer's word stands in the shots."""
+    """The clean prompt of a cell. few_shot: where the answer's word occurs in the shots."""
     step = cell.step
     spans = sorted((*few_shot, *step.occurrences), key=lambda s: s.start)
     return Prompt(step.clean, step.answer, step.wrong, step.corrupted, step.segments, tuple(spans))
@@ -160,7 +160,7 @@ class Trace:
         return own if self._past is None else torch.cat((self._past.v[l], own))
 
     def final(self, positions: Sequence[int]) -> Tensor:
-        """resid_post of the last layer [n, d]; positions behind the shared beginning."""
+        """resid_post of the last layer [n, d]; positions after the shared beginning."""
         return self._own.resid_final[[self._rows.start + p - self.shared for p in positions]]
 
     def queries(self, l: int, positions: Sequence[int]) -> Tensor:
@@ -168,7 +168,7 @@ class Trace:
         return rotated(self.family, l, self.at("q", l, positions), positions)
 
     def pattern(self, l: int, positions: Sequence[int]) -> Tensor:
-        """Attention weights of these rows [n, H, T], 0 behind each row."""
+        """Attention weights of these rows [n, H, T], 0 after each row."""
         return self.family.pattern(l, self.queries(l, positions), self.keys(l), positions)
 
 

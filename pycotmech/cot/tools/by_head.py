@@ -32,7 +32,7 @@ class HeadAnalysis(Analysis):
         return self.interval(variable or self.main)
 
     def top(self, step: int, k: int = 5, *, held_out: bool = True) -> list[tuple[int, int, float]]:
-        """The k strongest heads of a step, ranked and told as in `table`: [(layer, head, mean score), ...]."""
+        """The k strongest heads of a step, ranked and reported as in `table`: [(layer, head, mean score), ...]."""
         parts = self.at_step(self.main, step, held_out=held_out)
         if parts is None:
             return []
@@ -93,7 +93,7 @@ class HeadAnalysis(Analysis):
         """For each step the head that is strongest on one half of the examples that count there, and the other half:
         (step, what it is in words, result on the other half, layer, head).
 
-        The largest of many scores is too large on the examples that made it the largest: it is told on others.
+        The largest of many scores is too large on the examples that made it the largest: it is reported on others.
         """
         for i, step in enumerate(self.data["step"].values.tolist()):
             here = type(self)(self.data.isel(step=[i]), self.about)
@@ -120,7 +120,7 @@ class HeadAnalysis(Analysis):
 def layer_share(score: xr.DataArray, first: int) -> bootstrap.Interval:
     """Share of the positive score that lies in layers from `first` on, a ratio of means over examples with its interval.
 
-    score [example, ..., layer, head]; whatever stands between is summed with the heads.
+    score [example, ..., layer, head]; the axes between are summed with the heads.
     """
     positive = score.clip(min=0)
     rest = [d for d in score.dims if d not in ("example", "layer")]

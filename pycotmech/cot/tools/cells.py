@@ -133,6 +133,6 @@ def choose(
 
 
 def grade(model: Model, examples: Sequence[Example]) -> Graded:
-    """Which steps the model gets right, with the gold text in front. Cost: one forward pass per example."""
+    """Which steps the model gets right, with the gold text before them. Cost: one forward pass per example."""
     check_common(model)
     return graded(examples, lambda ids: model.run(ids).logits.argmax(-1).cpu())  # type: ignore[arg-type]

@@ -61,8 +61,8 @@ class Workload:
     swept: positions from the first one that differs to the end, of the sweeps that all cells need (steps of an example under
     one replacement need one; 0: not known, one for each cell); sweeps: how many these are (0: not known); together: the most
     cells that one of them answers.
-    beginnings: solutions begun, at their start and behind each sentence, whose next step counts (0: not known); left: tokens
-    that the gold solution has behind one, at the mean.
+    beginnings: solutions begun, at their start and after each sentence, whose next step counts (0: not known); left: tokens
+    that the gold solution has after one, on average.
     """
 
     examples: int
@@ -86,7 +86,7 @@ class Workload:
 
     @property
     def texts(self) -> float:
-        """Positions of the examples' longest prompts behind the shared beginning."""
+        """Positions of the examples' longest prompts after the shared beginning."""
         return self.examples * ((self.longest or self.length) - self.shared)
 
 
@@ -117,7 +117,7 @@ def workload(cells: Cells) -> Workload:
 
 
 def _left(cells: Cells) -> list[int]:
-    """Tokens of the gold solution behind each beginning whose next step counts: the solution's start and the ends of its
+    """Tokens of the gold solution after each beginning whose next step counts: the solution's start and the ends of its
     sentences. A sentence ends with a word of a step and a full stop of one token."""
     out = []
     for e, example in enumerate(cells.examples):

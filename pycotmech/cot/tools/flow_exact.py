@@ -1,4 +1,4 @@
-"""The information-flow graph by intervention: every edge is a path along which something is taken away (PAPER: E8).
+"""The information-flow graph by intervention: every edge is a path along which an output is replaced (docs/protocol.md, E8).
 
 A writer is a head whose output, replaced where the answer is predicted, lowers logit(answer) - logit(wrong) by itself. An
 edge leads from a node to a head below, or to the token itself, at a position that the node attends to: what this sender
@@ -33,7 +33,7 @@ class Limits:
 
     share: of logit(answer) - logit(wrong), what an edge must carry; writer_share, floor: what a writer must, as a share and
     in logits. positions, attention: a node's senders are looked for at so many positions, of at least this weight.
-    depth: of the deepest node. nodes: in all. screened: the senders at each position whose paths are computed, beside the
+    depth: of the deepest node. nodes: in all. screened: the senders at each position whose paths are computed, besides the
     token: those that change the node most with MLPs frozen (of writers: those with the largest direct attribution).
     freeze_mlps: whether MLPs keep what they add; what reaches a head by way of an MLP is then not seen.
     """

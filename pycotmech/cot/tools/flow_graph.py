@@ -48,7 +48,7 @@ class Edge(NamedTuple):
 
 @dataclass(eq=False)
 class Graph:
-    """A directed acyclic graph: children lie in lower layers than their parents, at positions not behind theirs."""
+    """A directed acyclic graph: children lie in lower layers than their parents, at positions not after theirs."""
 
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Builds the information-flow graph as the authors do, or with the flaws of that mended (docs/protocol.md, E8, I to III).
+"""Builds the information-flow graph as the authors do, or with its flaws corrected (docs/protocol.md, E8, I to III).
 
 From a writer to the position it attends to most; there to the token that the residual stream says; from the token to the
 heads below whose output says it. Every link is a likeness of unembeddings, none is measured by intervention.
@@ -46,7 +46,7 @@ class Lens:
         return (token_logits(self.family, out, [token])[:, 0] - size).exp().view(self.family.cfg.n_layers, -1)
 
     def said(self, l: int, position: int) -> tuple[int, float]:
-        """The likeliest token of the residual stream in front of a layer, and its probability."""
+        """The likeliest token of the residual stream before a layer, and its probability."""
         kept = self._kept(position)
         if (l, position) not in kept:
             _, top, peak = projected(self.family, self.trace.at("resid_pre", l, [position]), [])
@@ -78,7 +78,7 @@ class Rules:
 def grow(lens: Lens, prompt: Prompt, rules: Rules, allowed: Tensor | None = None) -> Graph:
     """The graph of one prompt. allowed: bool [L, H], the heads that may be in it; None: all.
 
-    Deterministic: ties go to the lower layer, head and position. Nodes are told apart by (layer, head, position), those at
+    Deterministic: ties go to the lower layer, head and position. Nodes are distinguished by (layer, head, position), those at
     depth 0 by themselves: the authors count a writer's position as -1, which no later node has.
     """
     family, trace, graph = lens.family, lens.trace, Graph()

@@ -131,7 +131,7 @@ def intersection(sets: Sequence[HeadSet]) -> HeadSet:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of heads: values [n, S, L, H], NaN where there is none; axes of length 1 stand for what was averaged before.
+    """Scores of heads: values [n, S, L, H], NaN where there is none; axes of length 1 were averaged before.
 
     examples, steps: what the axes count, None where the scores were averages already. name: in words.
     labelled: whether `examples` are numbers that the scores came with, and not just 0, 1, ...

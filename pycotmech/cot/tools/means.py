@@ -2,7 +2,7 @@
 
 A mean over positions counted from one end mixes words that have nothing to do with one another as soon as prompts differ in
 length (docs/protocol.md, Flaws, F7). Here prompts are matched word by word: the fifth word of the third shot with the fifth
-word of the third shot, its first token with the first token. Where sentences do not stand in one order (distractors, shuffled
+word of the third shot, its first token with the first token. Where sentences are in no fixed order (distractors, shuffled
 premises), words of one kind in one part of the prompt are taken together instead.
 """
 
@@ -78,7 +78,7 @@ def head_means(
     """
     check_common(model, seed=seed)
     if model.tokenizer is None:
-        raise ValueError("mean: the model has no tokenizer, which is needed to tell words apart; expected kind='zero'")
+        raise ValueError("mean: the model has no tokenizer, which is needed to find words; expected kind='zero'")
     if over is None:
         if n < 1:
             raise ValueError(f"n: got {n}; expected at least one prompt")
@@ -138,7 +138,7 @@ class _Words:
         example, encoded = self.examples[i], self.encoded[i]
         found = list(_WORD.finditer(example.full_text))
         stops = torch.tensor([m.end() for m in found])
-        # A token belongs to the word in which its last character lies; a space of its own to the word behind it.
+        # A token belongs to the word in which its last character lies; a separate space to the word after it.
         ends = torch.tensor(encoded.stops)
         at = torch.searchsorted(stops, ends).clamp(max=len(found) - 1).tolist()
         counts = torch.bincount(torch.tensor(at), minlength=len(found)).tolist()

@@ -37,7 +37,7 @@ class Projection:
     def fit(cls, x: NDArray, components: int = COMPONENTS) -> Projection:
         """Of a training set [n, F]."""
         mean, spread = x.mean(0), x.std(0)
-        spread = np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)  # what is constant tells nothing
+        spread = np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)  # a constant axis carries nothing
         z = ((x - mean) / spread).astype(np.float64)
         small = z @ z.T if len(z) <= z.shape[1] else z.T @ z
         values, vectors = np.linalg.eigh(small)

@@ -62,9 +62,7 @@ def questions_of(
             ):
                 raise ValueError(f"questions[{i}].pairs: {p} lies outside the {len(q.tokens)} tokens of the question")
             if not 0 <= p.label < len(CLASSES) or p.first.stop > p.second.stop:
-                raise ValueError(
-                    f"questions[{i}].pairs: {p}; expected a label in 0..2 and the first word in front of the second"
-                )
+                raise ValueError(f"questions[{i}].pairs: {p}; expected a label in 0..2 and the first word before the second")
     return given
 
 
@@ -76,7 +74,7 @@ def position(word: slice, piece: Piece) -> int:
 def runs(
     model: Model, questions: Sequence[Question], sites: Sequence[str], *, whole: bool = False, memory_gb: float | None = None
 ) -> Iterator[tuple[int, Trace]]:
-    """Every question's number and trace. What all begin with is run once; nothing behind its last pair is run. whole:
+    """Every question's number and trace. The beginning that all share is run once; nothing after its last pair is run. whole:
     keep the sites of what is shared too."""
     texts = [q.tokens[: max(p.second.stop for p in (*q.pairs, *q.across))] for q in questions]
     first = min(p.first.start for q in questions for p in (*q.pairs, *q.across))

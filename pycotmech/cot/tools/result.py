@@ -137,12 +137,12 @@ class Analysis:
         return Apart(choosing, reporting, f"n = {len(halves[1])}{' held out' if held_out else ''}", held_out)
 
     def at_step(self, variable: str, step: int | None, *, held_out: bool = True) -> Apart[Self] | None:
-        """One step's result in the parts that its strongest heads are chosen and told on: the halves of the examples that
+        """One step's result in the parts that its strongest heads are chosen and reported on: the halves of the examples that
         have the variable there, from `bootstrap.HALVED` of them on. With fewer, or without held_out, all of them in both parts.
 
         step None: all steps. None if no example has the variable there. Raises ValueError for a step that is not there.
 
-        The largest of many means is too large on the examples that made it the largest: it is told on others.
+        The largest of many means is too large on the examples that made it the largest: it is reported on others.
         """
         known = self.data["step"].values.tolist()
         if step is not None and step not in known:
@@ -166,7 +166,7 @@ class Analysis:
         raise NotImplementedError
 
     def figures(self) -> Mapping[str, Callable[..., Figure]]:
-        """What it draws beside `plot`: a name each, and a method that takes path=."""
+        """What it draws besides `plot`: for each figure a name and a method that takes path=."""
         return {}
 
     def small_print(self, variable: str = "", about: str = "") -> list[str]:
@@ -232,7 +232,7 @@ def interval_table(
     """A row for each place along dims: its labels (of a step its kind), each interval as `columns` has it, and the first
     one's n.
 
-    main: whose interval is called low and high. more: what to put in front of n, from the labels of the place.
+    main: whose interval is called low and high. more: columns before n, from the labels of the place.
     """
     import pandas as pd
 

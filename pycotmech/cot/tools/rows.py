@@ -78,5 +78,5 @@ def head_outputs(family: Family, z: Tensor) -> Tensor:
 
 
 def word_spans(step) -> list[slice]:
-    """Where the answer's word stands in the clean prompt outside the shots, first to last (Step.occurrences)."""
+    """Where the answer's word occurs in the clean prompt outside the shots, first to last (Step.occurrences)."""
     return sorted(step.occurrences, key=lambda span: span.start)

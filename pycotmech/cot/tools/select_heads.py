@@ -61,7 +61,7 @@ class Selection:
 
     @property
     def examples(self) -> tuple[int, ...] | None:
-        """The examples behind the scores, if they are known."""
+        """The examples that the scores are of, if they are known."""
         return None if self.source is None else self.source.examples
 
     @property

@@ -62,7 +62,7 @@ def selection_figure(
 
 
 def _edges(values: NDArray) -> tuple[NDArray, float | None]:
-    """Freedman and Diaconis' bins. Where a few scores lie so far out that there are too many to be told apart: bins that are
+    """Freedman and Diaconis' bins. Where a few scores lie so far out that there are too many to be seen: bins that are
     even in asinh(score / width), and that width, the distance of the quartiles."""
     try:
         found = freedman_diaconis(values)

@@ -87,7 +87,7 @@ def test_what_is_held_out_and_what_the_rule_learns_from_are_training_questions(m
     train = probing._samples(questions, np.flatnonzero(part != "test"), 0)
     expected = np.array([part[q] == "held" for q, _ in train])
     assert len(seen) == 2 and all((held == expected).all() for held in seen) and 0 < expected.mean() < 0.4
-    assert float(found.data["neighbours"].mean()) > 0.95  # the tokens in front tell these pairs
+    assert float(found.data["neighbours"].mean()) > 0.95  # the tokens before distinguish these pairs
     blind = pcm.cot.pair_probes(p.model, questions=questions, depths=[0], probe="linear", shuffled=True)
     assert float(blind.data["neighbours"].mean()) < 0.6
 
@@ -117,7 +117,7 @@ def test_roles_give_distance_matched_pairs_away(model):
     found = pcm.cot.pair_probes(model, questions=36, unrelated="matched", depths=[0, 4], probe="linear")
     assert float(found.accuracy()["mean"].sel(depth=4, probe="linear")) > 0.8
     assert any("roles rather than their relation" in line for line in found.findings())
-    assert float(found.data["neighbours"].mean()) > 0.95  # so do the tokens in front, without any model
+    assert float(found.data["neighbours"].mean()) > 0.95  # so do the tokens before, without any model
     roles = pcm.cot.pair_probes(model, questions=36, unrelated="roles", depths=[0], probe="linear")
     assert float(roles.data["neighbours"].mean()) == pytest.approx(2 / 3, abs=0.12)
 

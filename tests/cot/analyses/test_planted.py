@@ -15,7 +15,7 @@ from pycotmech.paper import CLAIMS
 from tests.reference import planted
 
 N = 8
-MANY = 12  # of which halves of 6 are chosen and told on: fewer that agree decide no claim
+MANY = 12  # of which halves of 6 are chosen and reported on: fewer that agree decide no claim
 EVERY = torch.ones(MANY, 1, dtype=torch.bool)
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 COPYING = [{}, dict(writer=(2, 0), decoy=(0, 2))]
@@ -313,7 +313,7 @@ def test_heads_that_write_nothing_abide_by_nothing():
 
 
 @pytest.mark.parametrize("options", INDUCTION)
-def test_the_horizon_lies_behind_the_writer(options):
+def test_the_horizon_lies_after_the_writer(options):
     """The text goes on as in the prompt. Corrupted in the writer's layer the first word is the other question's; in that of
     the previous-token head, the first word's successor is looked for where the other question has it."""
     made, examples = case("induction", words=4, **options)
