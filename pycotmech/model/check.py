@@ -14,6 +14,7 @@ LOGITS = "the logits"
 _EXACT_TOLERANCE = 1e-4  # of the largest value: two orders of summation in float32, far below any real difference
 _QUANTISED_TOLERANCE = 0.05  # root-mean-square, relative: quantised weights have no pass in float32 to compare with
 _SLACK = 1.25  # on the error of 16-bit logits: over so few positions it scatters a little
+_ROUTED_SLACK = 3.0  # where rounding decides a tie between experts, one row is far off
 
 
 def check_against_hf(family: Family) -> None:
@@ -46,7 +47,7 @@ def check_against_hf(family: Family) -> None:
     names = {**_places(family), "logits": LOGITS}
     truth = {names[place]: value for place, value in family.widened(tokens).items()}
     error, own = _rms(got - truth[LOGITS]), _rms(expected - truth[LOGITS])
-    if not error <= _SLACK * own + 1e-12:
+    if not error <= (_ROUTED_SLACK if family.routed else _SLACK) * own + 1e-12:
         raise ValueError(
             _message(
                 _first_worse(ours, theirs, truth),

@@ -22,12 +22,11 @@ import torch
 from pycotmech.model import _cache, _checkpoint
 from pycotmech.model._fields import check_fields
 from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
-from pycotmech.model.families.registry import FAMILIES
+from pycotmech.model.families.registry import family_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SUPPORTED = tuple(name for family in FAMILIES for name in family.model_types)
 """`model_type` of the configurations that can be loaded."""
 
 _DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -105,10 +104,8 @@ def load(
 
 
 def check_supported(config: object, *, source: object) -> None:
-    """Raises ValueError unless the model_type of `config` (a configuration or its dict) is in SUPPORTED."""
-    kind = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
-    if kind not in SUPPORTED:
-        raise ValueError(f"{source} is of model_type {kind!r}; supported: {', '.join(SUPPORTED)}")
+    """Raises ValueError unless a family reads models with this configuration (or its dict), field by field."""
+    family_class(config, source=str(source))
 
 
 # ---- where it is -----------------------------------------------------------------------------------------------------

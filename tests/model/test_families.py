@@ -17,6 +17,7 @@ WINDOW, T, FIRST = 6, 20, 13
 
 class Windowed(LlamaFamily):
     model_types = ("mistral",)
+    reads = LlamaFamily.reads | {"sliding_window"}
 
     def attention(self, l):
         return LayerAttention(self.layers[l].self_attn.scaling, window=WINDOW)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pycotmech.model import loading
 from pycotmech.model.loading import load
 from tests.reference.tiny import same_model, tiny_llama
 
@@ -180,15 +179,23 @@ def test_another_family_is_refused_before_its_weights_are_read(tmp_path):
     folder, _ = saved(tmp_path)
     edit_config(folder, model_type="gpt2")
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is of model_type 'gpt2'; supported: llama"):
+    with pytest.raises(ValueError, match=r"is of model_type 'gpt2'; supported: .*llama, ministral"):
         load(folder)
 
 
-def test_supported_families_can_be_extended(tmp_path, monkeypatch):
+@pytest.mark.parametrize("field", ["attn_logit_softcapping", "sliding_window", "residual_multiplier", "num_experts"])
+def test_a_field_that_the_family_does_not_know_is_refused_before_weights_are_read(tmp_path, field):
     folder, _ = saved(tmp_path)
-    monkeypatch.setattr(loading, "SUPPORTED", ("mistral", "qwen2"))
-    with pytest.raises(ValueError, match=r"'llama'; supported: mistral, qwen2"):
+    edit_config(folder, **{field: 8})
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"the configuration has {field} = 8, which models of type 'llama' are not known"):
         load(folder)
+
+
+def test_a_field_that_changes_nothing_is_not_looked_at(tmp_path):
+    folder, _ = saved(tmp_path)
+    edit_config(folder, sliding_window=None, unsloth_version="2026.1", is_llama_config=True, residual_multiplier=None)
+    assert load(folder).model is not None
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "holds a list"), ("{}", "model_type None")])

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from tests.reference.parts import tap
 from tests.reference.truth import hooked, logits_of, ungrouped, z_of
 
-PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
+INPUTS = ("q", "k", "v")
 
 
 class PathTruth:
@@ -19,8 +20,12 @@ class PathTruth:
         self.hf, self.base, self.freeze_mlps = hf, base, freeze_mlps
         self.base_z, self.source_z = z_of(hf, base), z_of(hf, source)
         self.base_mlp: list[Tensor] = []
-        record = lambda _module, _args, out: self.base_mlp.append(out.clone())  # noqa: E731
-        with hooked(*[layer.mlp.register_forward_hook(record) for layer in hf.model.layers]):
+
+        def record(out: Tensor) -> Tensor:
+            self.base_mlp.append(out.clone())
+            return out
+
+        with hooked(*[tap(layer, "mlp_out").hook(record) for layer in hf.model.layers]):
             logits_of(hf, base, keep=1)
         self.one_head_each: nn.Module | None = None
 
@@ -39,13 +44,17 @@ class PathTruth:
             return lambda _module, _args: (z.flatten(1)[None],)
 
         def seen(input: str, l: int):
-            return lambda _module, _args, out: arrived.__setitem__((input, l), out[0].clone())
+            def keep(x: Tensor) -> Tensor:
+                arrived[input, l] = x.clone()
+                return x
+
+            return keep
 
         for l, block in enumerate(self.hf.model.layers):
             handles.append(block.self_attn.o_proj.register_forward_pre_hook(frozen(l)))
-            handles += [getattr(block.self_attn, p).register_forward_hook(seen(i, l)) for i, p in PROJECTIONS.items()]
+            handles += [tap(block, i).hook(seen(i, l)) for i in INPUTS]
             if self.freeze_mlps:
-                handles.append(block.mlp.register_forward_hook(lambda _module, _args, _out, l=l: self.base_mlp[l]))
+                handles.append(tap(block, "mlp_out").hook(lambda _x, l=l: self.base_mlp[l]))
         with hooked(*handles):
             logits = logits_of(self.hf, self.base)
         assert arrived["q", 0].shape[1] == D * self.hf.config.num_attention_heads
@@ -63,13 +72,12 @@ class PathTruth:
             self.one_head_each = self.one_head_each or ungrouped(hf)
             hf, head = self.one_head_each, receiver[1]
 
-        def replaced(_module, _args, out):
-            out = out.clone()
-            out[0, :, head * D : (head + 1) * D] = value
-            return out
+        def replaced(x: Tensor) -> Tensor:
+            x = x.clone()
+            x[:, head * D : (head + 1) * D] = value
+            return x
 
-        projection = getattr(hf.model.layers[layer].self_attn, PROJECTIONS[input])
-        with hooked(projection.register_forward_hook(replaced)):
+        with hooked(tap(hf.model.layers[layer], input).hook(replaced)):
             return logits_of(hf, self.base)
 
     def effects(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama import modeling_llama
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
+from tests.reference.parts import modeling, tap
 from tests.reference.windowed import masked_scores
 
 
@@ -20,15 +23,33 @@ def double(hf: nn.Module) -> nn.Module:
     norm of its own and PyTorch's attention.
     """
     wide = copy.deepcopy(hf).double().eval()
-    wide.config._attn_implementation = "sdpa"
+    wide.config._attn_implementation = "capped" if getattr(wide.config, "attn_logit_softcapping", None) else "sdpa"
     for module in wide.modules():
-        if isinstance(module, modeling_llama.LlamaRMSNorm):
+        if type(module).__name__.endswith("RMSNorm"):
             module.forward = _norm.__get__(module)
     return wide
 
 
+def _capped(module, query, key, value, attention_mask, scaling, softcap=None, **_) -> tuple[Tensor, None]:
+    """Attention with a soft-cap of its scores, which PyTorch's own does not have."""
+    key, value = (t.repeat_interleave(module.num_key_value_groups, 1) for t in (key, value))
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)
+    pattern = scores.masked_fill(attention_mask[:, :, -query.shape[2] :] < 0, -torch.inf).softmax(-1)
+    return (pattern @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("capped", _capped)
+AttentionMaskInterface.register("capped", eager_mask)
+
+
+def gain_of(norm: nn.Module) -> Tensor:
+    """What a norm multiplies its rows by: Gemma's by 1 + weight."""
+    return 1 + norm.weight if "Gemma" in type(norm).__name__ else norm.weight
+
+
 def _norm(self, x: Tensor) -> Tensor:
-    return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
+    return gain_of(self) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
 @contextlib.contextmanager
@@ -116,9 +137,15 @@ def ungrouped(hf: nn.Module) -> nn.Module:
     config.num_key_value_heads = config.num_attention_heads
     wide = type(hf)(config).to(hf.dtype).eval()
     weights = dict(hf.state_dict())
+    D = hf.model.layers[0].self_attn.head_dim
     for name, weight in weights.items():
-        if "k_proj" in name or "v_proj" in name:
-            weights[name] = weight.unflatten(0, (-1, config.head_dim)).repeat_interleave(group, 0).flatten(0, 1)
+        flat_norm = "k_norm" in name and len(weight) > D  # over all heads together
+        if "qkv_proj" in name:  # queries, keys and values of all heads, one after another
+            n = config.num_attention_heads * D
+            rest = weight[n:].unflatten(0, (2, -1, D)).repeat_interleave(group, 1)
+            weights[name] = torch.cat((weight[:n], rest.flatten(0, 2)))
+        elif "k_proj" in name or "v_proj" in name or flat_norm:
+            weights[name] = weight.unflatten(0, (-1, D)).repeat_interleave(group, 0).flatten(0, 1)
     wide.load_state_dict(weights)
     return double(wide)
 
@@ -163,25 +190,31 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
         def pre(module, args):
             before[:] = [args[0][0]]
 
-        def hook(module, args, out):
-            return (change("resid_mid", l, before[0] + out[0][0])[None] - before[0], *out[1:])
+        def after(attn_out: Tensor) -> Tensor:
+            return change("resid_mid", l, before[0] + attn_out) - before[0]
 
-        return pre, hook
+        return pre, after
 
     for l, layer in enumerate(hf.model.layers):
-        attn = layer.self_attn
-        pre, post = mid(l)
-        handles += [layer.register_forward_pre_hook(inputs("resid_pre", l)), layer.register_forward_pre_hook(pre)]
-        handles += [m.register_forward_hook(output(s, l)) for s, m in zip("qkv", (attn.q_proj, attn.k_proj, attn.v_proj))]
-        handles += [attn.o_proj.register_forward_pre_hook(inputs("z", l))]
-        handles += [attn.register_forward_hook(output("attn_out", l)), attn.register_forward_hook(post)]
-        handles += [layer.mlp.register_forward_hook(output("mlp_out", l))]
+        handles += [layer.register_forward_pre_hook(inputs("resid_pre", l))]
+        handles += [tap(layer, s).hook(functools.partial(change, s, l)) for s in ("q", "k", "v")]
+        handles += [layer.self_attn.o_proj.register_forward_pre_hook(inputs("z", l))]
+        attention_out = tap(layer, "attn_out")
+        before, after = mid(l)
+        handles += [layer.register_forward_pre_hook(before)]
+        handles += [attention_out.hook(functools.partial(change, "attn_out", l)), attention_out.hook(after)]
+        handles += [tap(layer, "mlp_out").hook(functools.partial(change, "mlp_out", l))]
         handles += [layer.register_forward_hook(output("resid_post", l))]
 
-    def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
+    def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **_):
         T, l, group = query.shape[2], module.layer_idx, module.num_key_value_groups
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        scores = masked_scores(module, query, key, scaling)
+        if attention_mask is None:
+            scores = masked_scores(module, query, key, scaling)
+        else:
+            scores = query @ key.transpose(2, 3) * scaling
+            scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+            scores = scores.masked_fill(attention_mask[:, :, -T:] < 0, -torch.inf)
         for s, layer, head, positions, keys in edits:
             if (s, layer) == ("edge", l):
                 for h in range(scores.shape[1]) if head is None else [head]:
@@ -196,13 +229,14 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
                 pattern[0, head, where] = torch.as_tensor(weights, dtype=pattern.dtype)
         return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
-    plain, modeling_llama.eager_attention_forward = modeling_llama.eager_attention_forward, attention
+    code = modeling(hf.model.layers[0])
+    plain, code.eager_attention_forward = code.eager_attention_forward, attention
     implementation, hf.config._attn_implementation = hf.config._attn_implementation, "eager"
     try:
         with hooked(*handles):
             yield
     finally:
-        modeling_llama.eager_attention_forward = plain
+        code.eager_attention_forward = plain
         hf.config._attn_implementation = implementation
 
 

@@ -96,6 +96,7 @@ class WindowedForCausalLM(LlamaForCausalLM):
 
 class WindowedFamily(LlamaFamily):
     model_types = ("windowed",)
+    reads = LlamaFamily.reads | {"windows", "softcap", "scale"}
 
     def attention(self, l: int) -> LayerAttention:
         module = self.layers[l].self_attn

@@ -50,6 +50,12 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """`model_type` of the configurations that the family reads."""
 
+    reads: ClassVar[frozenset[str]]
+    """Fields of the configuration that the family honours (`fields`); any other that changes what is computed is refused."""
+
+    routed: ClassVar[bool] = False
+    """Whether rows are routed to experts, so that rounding may send a row elsewhere."""
+
     hf: nn.Module
     """The Hugging Face model. Only a family reads its parts."""
     cfg: ModelConfig
@@ -78,7 +84,7 @@ class Family(ABC):
                 f"model: it has {n_layers} layers now and had {self.cfg.n_layers} when pycotmech looked at it; make a new "
                 "pcm.Model of it"
             )
-        weight = self.hf.get_input_embeddings().weight
+        weight = self.hf.get_input_embeddings().weight  # type: ignore[operator]
         if (weight.dtype, weight.device) != (self.dtype, self.device):
             raise ValueError(
                 f"model: its weights are {weight.dtype} on {weight.device} now and were {self.dtype} on {self.device} when "

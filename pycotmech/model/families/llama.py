@@ -13,6 +13,7 @@ from transformers.models.llama import modeling_llama
 
 from pycotmech import ops
 from pycotmech.model.config import ModelConfig
+from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import VOCAB_SLICE, Family, is_exactly, linear
 
@@ -26,9 +27,16 @@ class LlamaFamily(Family):
 
     model_types = ("llama",)
 
+    reads = fields.LLAMA
     norm_types: tuple[type[Any], ...] = (modeling_llama.LlamaRMSNorm,)
     mlp_types: tuple[type[Any], ...] = (modeling_llama.LlamaMLP,)
     rotary_types: tuple[type[Any], ...] = (modeling_llama.LlamaRotaryEmbedding,)
+    embedding_types: tuple[type[Any], ...] = (nn.Embedding,)
+    activation_types: tuple[type[Any], ...] = (SiLUActivation, nn.SiLU)
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    """Names of a layer's norms. The first is that of attention's input, unless a subclass computes it otherwise."""
+    mlp_norm = "post_attention_layernorm"
+    """Name of the norm that the MLP reads through."""
 
     hf: modeling_llama.LlamaForCausalLM  # or a class with the same parts under the same names
 
@@ -36,7 +44,7 @@ class LlamaFamily(Family):
         hf = cast(modeling_llama.LlamaForCausalLM, hf)
         config = hf.config
         self.base = hf.model
-        self.layers = [cast(modeling_llama.LlamaDecoderLayer, layer) for layer in self.base.layers]
+        self.layers: list[Any] = list(self.base.layers)  # of the class that the model has them in
         embedding = self.base.embed_tokens.weight
         cfg = ModelConfig(
             n_layers=self._n_layers(hf),
@@ -62,31 +70,41 @@ class LlamaFamily(Family):
         if self.hf.training and getattr(self.hf.config, "attention_dropout", 0.0):
             raise ValueError("model: in training mode with attention_dropout > 0; call .eval() on it first")
         rope = getattr(self.hf.config, "rope_parameters", None) or {}
-        kind = rope.get("rope_type", "default")
+        self._refuse_rope(rope.get("rope_type", "default"))
+
+    def _refuse_rope(self, kind: str) -> None:
         if kind in ("dynamic", "longrope"):
             raise NotImplementedError(
                 f"model: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
             )
 
     def is_plain(self) -> bool:
-        kinds: dict[str, tuple[type[Any], ...]] = {
-            "input_layernorm": self.norm_types,
-            "post_attention_layernorm": self.norm_types,
+        kinds = self._parts()
+        around = is_exactly(self.base.embed_tokens, *self.embedding_types) and is_exactly(
+            self.base.rotary_emb, *self.rotary_types
+        )
+        return around and all(is_exactly(layer.get_submodule(m), *kind) for layer in self.layers for m, kind in kinds.items())
+
+    def _parts(self) -> dict[str, tuple[type[Any], ...]]:
+        """Name in a layer -> the classes that are computed from their weights, of every module that takes part."""
+        return {
+            **dict.fromkeys(self.norms, self.norm_types),
             "mlp": self.mlp_types,
-            "mlp.act_fn": (SiLUActivation, nn.SiLU),
+            "mlp.act_fn": self.activation_types,
             **{f"self_attn.{name}": (nn.Linear,) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
             **{f"mlp.{name}": (nn.Linear,) for name in ("gate_proj", "up_proj", "down_proj")},
         }
-        around = is_exactly(self.base.embed_tokens, nn.Embedding) and is_exactly(self.base.rotary_emb, *self.rotary_types)
-        return around and all(is_exactly(layer.get_submodule(m), *kind) for layer in self.layers for m, kind in kinds.items())
 
     def constants(self) -> tuple[float, ...]:
-        numbers = [float(self.base.rotary_emb.attention_scaling)]
+        numbers = self._rotary_scales()
         for l, layer in enumerate(self.layers):
             rule = self.attention(l)
             numbers += [rule.scale, rule.window, rule.softcap]
-            numbers += [layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon]
+            numbers += [epsilon(layer.get_submodule(name)) for name in self.norms]
         return tuple(numbers)
+
+    def _rotary_scales(self) -> list[float]:
+        return [float(self.base.rotary_emb.attention_scaling)]
 
     def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
         yield "the model itself", self.hf
@@ -117,21 +135,31 @@ class LlamaFamily(Family):
         out: dict[str, Tensor] = {}
         positions = torch.arange(T, device=self.device)
         x = self.base.embed_tokens(tokens.to(self.device))[None].float()  # [1, T, d]
-        rotary = self.base.rotary_emb(x, position_ids=positions[None])
         for l, layer in enumerate(self.layers):
+            rotary = self._wide_rotary(l, x, positions[None])
             seen = self.attention(l).visible(positions, T)
             mask = torch.zeros(T, T, device=self.device).masked_fill(~seen, -torch.inf)[None, None]
             wide = copy.deepcopy(layer).float()
             wide.self_attn.config._attn_implementation = "eager"  # the copy's; takes the additive mask
-            attention = wide.self_attn(wide.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)[0]
+            attention = self._wide_attention(wide, x, rotary, mask)
             x = x + attention
-            mlp = wide.mlp(wide.post_attention_layernorm(x))
+            mlp = self._wide_mlp(wide, x)
             x = x + mlp
             out |= zip(self.sublayers(l), (attention[0].cpu(), mlp[0].cpu()), strict=True)
         n = copy.deepcopy(self.base.norm).float()(x)[0]
         weight = self.hf.lm_head.weight
         slices = (weight[a : a + VOCAB_SLICE] for a in range(0, len(weight), VOCAB_SLICE))
         return {**out, "logits": torch.cat([n @ rows.float().T for rows in slices], -1).cpu()}
+
+    def _wide_rotary(self, l: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.rotary_emb(x, position_ids=positions)
+
+    def _wide_attention(self, layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """What attention of a widened layer adds, as the Hugging Face layer computes it."""
+        return layer.self_attn(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)[0]
+
+    def _wide_mlp(self, layer: Any, x: Tensor) -> Tensor:
+        return layer.mlp(layer.get_submodule(self.mlp_norm)(x))
 
     # ---- the stages of a forward pass, on rows -----------------------------------------------------------------------
 
@@ -144,13 +172,16 @@ class LlamaFamily(Family):
         return torch.cat((cos, sin))[None]  # [1, 2, R, D]
 
     def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        layer, D = self.layers[l], self.cfg.d_head
-        n = self._norm(layer.input_layernorm, x)
-        attn = layer.self_attn
+        attn, D = self.layers[l].self_attn, self.cfg.d_head
+        n = self._attention_input(l, x)
         q, k, v = (linear(p, n).view(len(x), -1, D) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
         # Queries and keys are rotated in place by the caller; what a hook on a projection kept must not change under it.
         own_q, own_k = is_exactly(attn.q_proj, nn.Linear), is_exactly(attn.k_proj, nn.Linear)
         return q if own_q else q.clone(), k if own_k else k.clone(), v
+
+    def _attention_input(self, l: int, x: Tensor) -> Tensor:
+        """resid_pre [R, d] -> what the projections to queries, keys and values read, [R, d]."""
+        return self._norm(self.layers[l].input_layernorm, x)
 
     def attention(self, l: int) -> LayerAttention:
         return LayerAttention(self.layers[l].self_attn.scaling)
@@ -160,33 +191,51 @@ class LlamaFamily(Family):
 
     def mlp_out(self, l: int, x: Tensor) -> Tensor:
         layer = self.layers[l]
-        n = self._norm(layer.post_attention_layernorm, x)
+        n = self._mlp_input(l, x)
         mlp = cast(modeling_llama.LlamaMLP, layer.mlp)
-        if not is_exactly(mlp, *self.mlp_types) or not is_exactly(mlp.act_fn, SiLUActivation, nn.SiLU):
+        if not is_exactly(mlp, *self.mlp_types) or not is_exactly(mlp.act_fn, *self.activation_types):
             return mlp(n[None])[0]
         parts = []
         for rows in n.split(self.mlp_rows):
-            hidden = ops.swiglu(linear(mlp.gate_proj, rows), linear(mlp.up_proj, rows))  # [rows, d_mlp]
+            hidden = self._gated(linear(mlp.gate_proj, rows), linear(mlp.up_proj, rows))  # [rows, d_mlp]
             parts.append(linear(mlp.down_proj, hidden))
             del hidden
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _mlp_input(self, l: int, x: Tensor) -> Tensor:
+        """resid_mid [R, d] -> what the MLP reads, [R, d]."""
+        return self._norm(self.layers[l].get_submodule(self.mlp_norm), x)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """The hidden layer of the MLP from its two projections, [rows, d_mlp] each."""
+        return ops.swiglu(gate, up)
 
     def final_norm(self, x: Tensor) -> Tensor:
         norm = self.base.norm
         if not self.plain_unembedding() or not is_exactly(norm, *self.norm_types):
             return self._norm(norm, x)
-        return ops.add_rms_norm(x, None, norm.weight.to(x.dtype), norm.variance_epsilon)
+        return ops.add_rms_norm(x, None, self.final_gain().to(x.dtype), epsilon(norm))
 
     def final_factor(self, x: Tensor) -> Tensor:
-        return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + float(self.base.norm.variance_epsilon))
+        return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon(self.base.norm))
 
     def final_gain(self) -> Tensor:
-        return self.base.norm.weight.detach().to(self.resid_dtype)
+        return self._gain(self.base.norm).to(self.resid_dtype)
 
     def _unembedding(self) -> nn.Linear:
         return self.hf.lm_head
 
-    def _norm(self, module: modeling_llama.LlamaRMSNorm, x: Tensor) -> Tensor:
+    def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
+        """RMSNorm of rows [R, d], rounded once to the model's dtype."""
         if is_exactly(module, *self.norm_types):
-            return ops.add_rms_norm(x, None, module.weight, module.variance_epsilon)
+            return ops.add_rms_norm(x, None, self._gain(module), epsilon(module)).to(self.dtype)
         return module(x.to(self.dtype)[None])[0]
+
+    def _gain(self, norm: nn.Module) -> Tensor:
+        """What a norm multiplies its normalised rows by, [d]."""
+        return norm.weight.detach()  # type: ignore[union-attr,operator]
+
+
+def epsilon(norm: nn.Module) -> float:
+    """What an RMSNorm adds to the mean square."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)  # type: ignore[arg-type]

@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from torch import nn
 
 from pycotmech.model.families.base import Family
+from pycotmech.model.families.fields import unclassified
 from pycotmech.model.families.llama import LlamaFamily
 
 FAMILIES: tuple[type[Family], ...] = (LlamaFamily,)
 
+_BY_TYPE = {
+    "gemma2": "gemma2:Gemma2Family",
+    "gemma3_text": "gemma3:Gemma3Family",
+    "ministral": "mistral:MinistralFamily",
+    "mistral": "mistral:MistralFamily",
+    "mixtral": "mixtral:MixtralFamily",
+    "olmo2": "olmo2:Olmo2Family",
+    "olmo3": "olmo2:Olmo3Family",
+    "phi3": "phi3:Phi3Family",
+    "qwen2": "qwen2:Qwen2Family",
+    "qwen3": "qwen3:Qwen3Family",
+    "qwen3_moe": "qwen3_moe:Qwen3MoeFamily",
+    "smollm3": "smollm3:SmolLM3Family",
+}
+"""model_type -> file and class. Loaded when a model of the type is: each imports its part of transformers."""
+
+SUPPORTED = tuple(sorted({*(name for family in FAMILIES for name in family.model_types), *_BY_TYPE}))
+"""Every `model_type` that some family reads."""
+
+
+def family_class(config: Any, source: str = "model") -> type[Family]:
+    """The adapter for a configuration (or its dict), which is checked against it: nothing of a model has to be there yet.
+
+    Raises ValueError, beginning with `source`, for a model type without a family, and for a field that changes what is computed
+    and is not one that the family reads.
+    """
+    values = config if isinstance(config, dict) else config.to_dict()
+    kind = values.get("model_type")
+    found = next((family for family in FAMILIES if kind in family.model_types), None)
+    if found is None and kind in _BY_TYPE:
+        module, name = _BY_TYPE[kind].split(":")
+        found = getattr(importlib.import_module(f"pycotmech.model.families.{module}"), name)
+    if found is None:
+        raise ValueError(f"{source} is of model_type {kind!r}; supported: {', '.join(SUPPORTED)}")
+    unknown = unclassified(values, found.reads)
+    if unknown:
+        raise ValueError(
+            f"{source}: the configuration has {', '.join(f'{name} = {values[name]!r}' for name in unknown)}, which models of "
+            f"type {kind!r} are not known to have; it may change what they compute, so the model is not run without it"
+        )
+    return found
+
 
 def family_of(hf: nn.Module) -> Family:
-    """The adapter for a Hugging Face causal language model; ValueError names the model type and the supported ones."""
-    kind = getattr(getattr(hf, "config", None), "model_type", None)
-    for family in FAMILIES:
-        if kind in family.model_types and hasattr(hf, "lm_head"):
-            return family(hf)  # type: ignore[call-arg]
-    supported = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise ValueError(
-        f"model: {type(hf).__name__} (model_type {kind!r}) is not supported; "
-        f"expected a Hugging Face causal language model with model_type {supported}"
-    )
+    """The adapter for a Hugging Face causal language model; ValueError as `family_class`, or if it has no `lm_head`."""
+    config = getattr(hf, "config", None)
+    if config is None or not hasattr(hf, "lm_head"):
+        raise ValueError(
+            f"model: {type(hf).__name__} is not supported; expected a Hugging Face causal language model with model_type "
+            f"{', '.join(SUPPORTED)}"
+        )
+    return family_class(config)(hf)  # type: ignore[call-arg]

@@ -1,8 +1,10 @@
-"""Every public function on a family with windows, a soft-cap, a scale and a second rotary base: each asks the family, and
-agrees with hooked forward passes, or refuses by name.
+"""Every public function on every family: each asks the family, and agrees with hooked forward passes, or refuses by name.
 
-The windows cut into what two prompts share, so that a variant's rows see a part of the shared prefix.
+One family is made for these tests: it has windows, a soft-cap, a scale and a second rotary base at once. The windows cut into
+what two prompts share, so that a variant's rows see a part of the shared prefix. A new family is one row in `small_families`.
 """
+
+import copy
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import torch
 
 import pycotmech as pcm
 from tests.reference.paths import PathTruth
-from tests.reference.truth import activations, double, edited_logits, logits_of, sweep_truth, ungrouped
+from tests.reference.small_families import FAMILIES, WINDOWS, small
+from tests.reference.truth import activations, double, edited_logits, gain_of, logits_of, sweep_truth, ungrouped
 from tests.reference.windowed import registered, windowed
 
-WINDOWS, T, FIRST, H, HKV, D = [6, 0, 9], 20, 13, 4, 2, 16
+T, FIRST, H, HKV, D = 20, 13, 4, 2, 16
 ANSWER = dict(metric="logit_diff", answer=7, wrong=11, normalize=False)
 CLEAN = torch.randint(61, (T,), generator=torch.Generator().manual_seed(0))
 CORRUPTED = CLEAN.clone()
@@ -24,18 +27,19 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k"
 class Case:
     """A model, its float64 truth, and how near the two must be, relative to the largest value."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        hf = windowed(windows=WINDOWS, n_heads=H, n_key_value_heads=HKV)
-        self.wide = double(hf)
+    def __init__(self, family: str, dtype: torch.dtype) -> None:
+        hf = small(family)
+        self.name, self.wide = family, double(hf)
         self.tolerance = 2e-4 if dtype == torch.float32 else 1e-6  # many results are float32 whatever the model
         with registered():
-            self.model = pcm.Model(hf if dtype == torch.float32 else self.wide)
+            self.model = pcm.Model(hf if dtype == torch.float32 else copy.deepcopy(hf).double())
         self.clean, self.corrupted = activations(self.wide, CLEAN), activations(self.wide, CORRUPTED)
 
     def close(self, ours, truth, scale=None) -> None:
         ours, truth = np.asarray(ours, dtype=np.float64), np.asarray(truth, dtype=np.float64)
         assert ours.shape == truth.shape
         scale = np.abs(truth[np.isfinite(truth)]).max() if scale is None else scale
+        scale = max(scale, 0.05)  # of logits of size 1, where an effect is nearly nothing
         worst = np.nanmax(np.abs(ours - truth)) if ours.size else 0.0
         assert worst <= self.tolerance * scale, (worst, scale)
 
@@ -45,9 +49,12 @@ class Case:
         return float(logits[7] - logits[11])
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+_CASES = [(family, dtype) for family in FAMILIES for dtype in (torch.float32, torch.float64)]
+
+
+@pytest.fixture(scope="module", params=_CASES, ids=lambda case: f"{case[0]}-{str(case[1])[6:]}")
 def case(request):
-    return Case(request.param)
+    return Case(*request.param)
 
 
 def test_windows_soft_cap_scale_and_rotary_base_matter():
@@ -82,7 +89,7 @@ def test_patch_heads(case, site, positions):
             value = source[h] if site == "pattern" else source[:, h]
             where = range(T) if positions is None else [p % T for p in positions]
             truth[l, h] = case.difference(CORRUPTED, [(site, l, h, list(where), value[list(where)])])
-    case.close(found.values, truth, np.abs(truth - case.difference(CORRUPTED)).max())
+    case.close(found.raw, truth, np.abs(truth - case.difference(CORRUPTED)).max())
 
 
 @pytest.mark.parametrize("site", ["k", "v"])
@@ -179,13 +186,20 @@ def test_path_patch(case, freeze_mlps):
 @pytest.mark.parametrize("site", ["z", "q", "k", "v"])
 def test_attribute_heads(case, site):
     """Slopes by finite differences of the hooked model, in float64."""
+    normed = hasattr(case.wide.model.layers[0].self_attn, "q_norm")
+    if (site in "qk" and normed) or (site != "z" and case.name == "phi3"):  # no module gives them in the shape of a projection
+        with pytest.raises(NotImplementedError, match="attribut"):
+            pcm.attribute_heads(case.model, CLEAN, CORRUPTED, site=site, **ANSWER)
+        return
+    # A router narrows to float32, which a difference over so small a step shows.
+    tolerance = 3e-3 if case.name in ("mixtral", "qwen3_moe") else 1e-4
     found = pcm.attribute_heads(case.model, CLEAN, CORRUPTED, site=site, **ANSWER)
     step = 1e-4
     for l, h in ((0, 1), (1, 0), (2, 1)):
         change = case.clean[site, l][:, h] - case.corrupted[site, l][:, h]
         up, down = (case.corrupted[site, l][:, h] + sign * step * change for sign in (1, -1))
         slope = case.difference(CORRUPTED, [(site, l, h, None, up)]) - case.difference(CORRUPTED, [(site, l, h, None, down)])
-        assert abs(found.effect[l, h] - slope / (2 * step)) <= 1e-4 * np.abs(found.effect).max()
+        assert abs(found.effect[l, h] - slope / (2 * step)) <= tolerance * np.abs(found.effect).max()
 
 
 def patterns(case, tokens=CLEAN):
@@ -217,20 +231,36 @@ def test_head_scores(case):
     case.close(found.duplicate, (p * same).sum((-1, -2)) / same.any(1).sum(), 1)
 
 
-def test_head_logits_and_logit_lens(case):
+def test_head_logits(case):
     ids = torch.tensor([7, 11])
+    if case.name == "gemma2":
+        with pytest.raises(NotImplementedError, match="soft-capped"):
+            pcm.head_logits(case.model, CLEAN, answer=7, wrong=11)
+        return
     parts = pcm.head_logits(case.model, CLEAN, answer=7, wrong=11)
     norm, x = case.wide.model.norm, case.clean["resid_post", 2][-1]
-    direction = case.wide.lm_head.weight[ids] * norm.weight * torch.rsqrt(x.pow(2).mean() + norm.variance_epsilon)  # [2, d]
+    direction = case.wide.lm_head.weight[ids] * gain_of(norm) * divisor(norm, x)  # [2, d]
     for l, layer in enumerate(case.wide.model.layers):
         weight = layer.self_attn.o_proj.weight.unflatten(1, (H, D))
         written = torch.einsum("hd,ohd->ho", case.clean["z", l][-1], weight)
+        if hasattr(layer, "post_feedforward_layernorm"):  # divided as the whole row is
+            after = layer.post_attention_layernorm
+            written = written * gain_of(after) * divisor(after, written.sum(0))
         case.close(parts.heads[l], written @ direction.T)
     case.close(parts.total, logits_of(case.wide, CLEAN)[-1, ids])
+    case.close(parts.heads.sum((0, 1)) + parts.mlps.sum(0) + parts.embedding, parts.total)
+
+
+def divisor(norm, x):
+    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + (norm.eps if hasattr(norm, "eps") else norm.variance_epsilon))
+
+
+def test_logit_lens(case):
+    ids, cap = torch.tensor([7, 11]), getattr(case.wide.config, "final_logit_softcapping", None)
     lens = pcm.logit_lens(case.model, CLEAN, positions=[-1, 3], answer=[7, 11])
     for l in range(3):
-        truth = case.wide.lm_head(norm(case.clean["resid_post", l][[-1, 3]]))[:, ids]
-        case.close(lens.logits[:, l], truth)
+        truth = case.wide.lm_head(case.wide.model.norm(case.clean["resid_post", l][[-1, 3]]))[:, ids]
+        case.close(lens.logits[:, l], cap * torch.tanh(truth / cap) if cap else truth)
 
 
 def test_capture_refuses_windows_by_name_and_honours_the_soft_cap():

@@ -1,0 +1,76 @@
+"""Gemma 2: norms before and after each sublayer, soft-caps of scores and logits, windows in every other layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import GELUTanh
+from transformers.models.gemma2 import modeling_gemma2
+
+from pycotmech.model.families.attention import LayerAttention
+from pycotmech.model.families.base import is_exactly
+from pycotmech.model.families.post_norm import PostNormFamily
+
+
+class Gemma2Family(PostNormFamily):
+    """`Family` of Gemma2ForCausalLM.
+
+    Norms multiply by 1 + weight; the embedding is scaled by the root of d_model; the scale of scores is the configuration's
+    (`query_pre_attn_scalar`). Logits are capped, c tanh(logit / c), and so are not a sum of contributions.
+    """
+
+    model_types = ("gemma2",)
+    reads = PostNormFamily.reads | {
+        "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "layer_types", "query_pre_attn_scalar",
+        "sliding_window",
+    }  # fmt: skip
+
+    norm_types = (modeling_gemma2.Gemma2RMSNorm,)
+    mlp_types = (modeling_gemma2.Gemma2MLP,)
+    rotary_types = (modeling_gemma2.Gemma2RotaryEmbedding,)
+    embedding_types = (modeling_gemma2.Gemma2TextScaledWordEmbedding,)
+    activation_types = (GELUTanh,)
+    norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+    mlp_norm = "pre_feedforward_layernorm"
+
+    def attention(self, l: int) -> LayerAttention:
+        attention = self.layers[l].self_attn
+        return LayerAttention(
+            attention.scaling, window=attention.sliding_window or 0, softcap=attention.attn_logit_softcapping or 0.0
+        )
+
+    def constants(self) -> tuple[float, ...]:
+        scale = float(self.base.embed_tokens.embed_scale)  # type: ignore[arg-type]
+        return (*super().constants(), self._logit_cap(), scale)
+
+    def _logit_cap(self) -> float:
+        return self.hf.config.final_logit_softcapping or 0.0
+
+    def unembed(self, n: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        logits, cap = super().unembed(n, token_ids), self._logit_cap()
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    def _needs_plain_unembedding(self) -> None:
+        if self._logit_cap():
+            raise NotImplementedError(
+                f"model: its logits are soft-capped at {self._logit_cap():g}, so they are not a sum of contributions; the "
+                "logit lens and patching do without one"
+            )
+        super()._needs_plain_unembedding()
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh").mul_(up)
+
+    def _gain(self, norm: nn.Module) -> Tensor:
+        return 1 + norm.weight.detach().to(self.resid_dtype)  # type: ignore[union-attr,operator]
+
+    def widened(self, tokens: Tensor) -> dict[str, Tensor]:
+        found, cap = super().widened(tokens), self._logit_cap()
+        return {**found, "logits": cap * torch.tanh(found["logits"] / cap)} if cap else found
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        embedding = self.base.embed_tokens
+        if self.resid_dtype == torch.float64 and is_exactly(embedding, *self.embedding_types):
+            return embedding.weight[tokens] * embedding.embed_scale.to(self.resid_dtype)
+        return super().embed(tokens, positions)

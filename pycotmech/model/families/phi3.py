@@ -1,0 +1,59 @@
+"""Phi-3: Llama with one projection to queries, keys and values and one to gate and up, a part of each head without rotation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.models.phi3 import modeling_phi3
+
+from pycotmech.model.families.attention import LayerAttention
+from pycotmech.model.families.base import is_exactly, linear
+from pycotmech.model.families.llama import LlamaFamily
+
+
+class Phi3Family(LlamaFamily):
+    """`Family` of Phi3ForCausalLM."""
+
+    model_types = ("phi3",)
+    reads = LlamaFamily.reads | {"sliding_window"}
+
+    norm_types = (modeling_phi3.Phi3RMSNorm,)
+    mlp_types = (modeling_phi3.Phi3MLP,)
+    rotary_types = (modeling_phi3.Phi3RotaryEmbedding,)
+
+    def _parts(self) -> dict[str, tuple[type[Any], ...]]:
+        return {
+            **dict.fromkeys(self.norms, self.norm_types),
+            "mlp": self.mlp_types,
+            "mlp.activation_fn": self.activation_types,
+            **dict.fromkeys(("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"), (nn.Linear,)),
+        }
+
+    def attention(self, l: int) -> LayerAttention:
+        return LayerAttention(self.layers[l].self_attn.scaling, window=self.hf.config.sliding_window or 0)
+
+    def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
+        if site in ("q", "k", "v"):
+            raise NotImplementedError(
+                f"model: {self.cfg.family} has no module that gives {site} alone, and so no attribution to it; sites with an "
+                "attribution: z"
+            )
+        return super().tap(site, l)
+
+    def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cfg = self.cfg
+        joint = linear(self.layers[l].self_attn.qkv_proj, self._attention_input(l, x)).view(len(x), -1, cfg.d_head)
+        q, k, v = joint.split((cfg.n_heads, cfg.n_key_value_heads, cfg.n_key_value_heads), 1)
+        return q.contiguous(), k.contiguous(), v.contiguous()
+
+    def mlp_out(self, l: int, x: Tensor) -> Tensor:
+        mlp, n = self.layers[l].mlp, self._mlp_input(l, x)
+        if not is_exactly(mlp, *self.mlp_types) or not is_exactly(mlp.activation_fn, *self.activation_types):
+            return mlp(n[None])[0]
+        parts = []
+        for rows in n.split(self.mlp_rows):
+            gate, up = linear(mlp.gate_up_proj, rows).chunk(2, -1)  # [rows, d_mlp] each
+            parts.append(linear(mlp.down_proj, self._gated(gate.contiguous(), up.contiguous())))
+        return torch.cat(parts)

@@ -1,0 +1,23 @@
+"""Qwen2, Qwen2.5, R1-Distill-Qwen: Llama with biases on queries, keys and values, and windows in some layers of some models."""
+
+from __future__ import annotations
+
+from transformers.models.qwen2 import modeling_qwen2
+
+from pycotmech.model.families.attention import LayerAttention
+from pycotmech.model.families.llama import LlamaFamily
+
+
+class Qwen2Family(LlamaFamily):
+    """`Family` of Qwen2ForCausalLM."""
+
+    model_types = ("qwen2",)
+    reads = LlamaFamily.reads | {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
+
+    norm_types = (modeling_qwen2.Qwen2RMSNorm,)
+    mlp_types = (modeling_qwen2.Qwen2MLP,)
+    rotary_types = (modeling_qwen2.Qwen2RotaryEmbedding,)
+
+    def attention(self, l: int) -> LayerAttention:
+        attention = self.layers[l].self_attn
+        return LayerAttention(attention.scaling, window=attention.sliding_window or 0)

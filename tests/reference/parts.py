@@ -1,0 +1,85 @@
+"""Where a Hugging Face layer gives the activations that this library names: which module's output, and in which shape.
+
+Families differ in it: a norm may follow the projections to queries and keys, or the sublayer; one projection may give all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Tap(NamedTuple):
+    """A module whose output holds a site. take: the output -> [T, width]; put: the output, new rows -> the new output."""
+
+    module: nn.Module
+    take: Change
+    put: Callable[[Tensor, Tensor], Tensor]
+
+    def hook(self, change: Change):
+        """A forward hook that replaces the site's rows [T, width] by change(rows)."""
+
+        def run(_module, _args, out):
+            first = out[0] if isinstance(out, tuple) else out
+            new = self.put(first, change(self.take(first)))
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        return self.module.register_forward_hook(run)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x[0]
+
+
+def _whole(_old: Tensor, new: Tensor) -> Tensor:
+    return new[None]
+
+
+def tap(layer: nn.Module, site: str) -> Tap:
+    """Where a layer gives q, k, v, attn_out or mlp_out."""
+    attention = layer.self_attn
+    if site in ("attn_out", "mlp_out"):
+        norm = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}[site]
+        if hasattr(layer, "post_feedforward_layernorm"):  # what is added is what these norms give
+            return Tap(getattr(layer, norm), _rows, _whole)
+        return Tap(attention if site == "attn_out" else layer.mlp, _rows, _whole)
+    if hasattr(attention, "qkv_proj"):
+        config, D = attention.config, attention.head_dim
+        H, Hkv = config.num_attention_heads * D, config.num_key_value_heads * D
+        a = {"q": 0, "k": H, "v": H + Hkv}[site]
+        b = a + (H if site == "q" else Hkv)
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            out = old.clone()
+            out[0, :, a:b] = new
+            return out
+
+        return Tap(attention.qkv_proj, lambda x: x[0, :, a:b], put)
+    norm = getattr(attention, f"{site}_norm", None)
+    if norm is None:
+        return Tap(getattr(attention, f"{site}_proj"), _rows, _whole)
+    heads = attention.config.num_attention_heads if site == "q" else attention.config.num_key_value_heads
+
+    def take(x: Tensor) -> Tensor:
+        if x.ndim == 3:  # over all heads together
+            return x[0]
+        return x[0].transpose(0, 1).flatten(1) if x.shape[1] == heads else x[0].flatten(1)
+
+    def back(old: Tensor, new: Tensor) -> Tensor:
+        if old.ndim == 3:
+            return new[None]
+        by_head = new.unflatten(1, (heads, -1))
+        return (by_head.transpose(0, 1) if old.shape[1] == heads else by_head)[None]
+
+    return Tap(norm, take, back)
+
+
+def modeling(layer: nn.Module):
+    """The module of transformers in which the layer's attention looks for its eager attention."""
+    files = (sys.modules[kind.__module__] for kind in type(layer.self_attn).__mro__)
+    return next(file for file in files if hasattr(file, "eager_attention_forward"))

@@ -1,0 +1,66 @@
+"""A tiny random model of every family, all of one shape: 3 layers, 4 query and 2 key-value heads of 16, width 48, 61 tokens.
+
+Windows are shorter than the prompts of the tests, soft-caps bend, norms are not 1, and no bias is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import nn
+
+from tests.reference.windowed import windowed
+
+WINDOWS = [6, 0, 9]
+_SHAPE = dict(
+    vocab_size=61, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation="eager",
+)  # fmt: skip
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+
+# model_type -> name in transformers, what its configuration has besides the shape
+CONFIGS: dict[str, tuple[str, dict]] = {
+    "gemma2": ("Gemma2", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9, attn_logit_softcapping=3.0,
+                              final_logit_softcapping=5.0)),
+    "gemma3_text": ("Gemma3Text", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9)),
+    "ministral": ("Ministral", dict(sliding_window=6, layer_types=_MIXED)),
+    "mistral": ("Mistral", dict(sliding_window=6)),
+    "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=7)),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", dict(sliding_window=6, layer_types=_MIXED)),
+    "phi3": ("Phi3", dict(sliding_window=7,
+                          rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5})),
+    "qwen2": ("Qwen2", dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
+    "qwen3": ("Qwen3", {}),
+    "qwen3_moe": ("Qwen3Moe", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40, mlp_only_layers=[1])),
+    "smollm3": ("SmolLM3", dict(no_rope_layer_interval=2)),
+}  # fmt: skip
+
+FAMILIES = ("windowed", *CONFIGS)
+
+
+def small(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """A seeded Hugging Face model of the family in eval mode, weights without gradients."""
+    if family == "windowed":
+        return windowed(windows=WINDOWS, n_heads=4, n_key_value_heads=2)
+    name, options = CONFIGS[family]
+    config = getattr(transformers, f"{name}Config")(**{**_SHAPE, **options})
+    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
+    if "experts" in str(options):
+        model.set_experts_implementation("eager")  # the grouped products of the others take no float64
+    generator, one = torch.Generator().manual_seed(seed), 0.0 if "gemma" in family else 1.0
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "norm" in key:
+                weight.copy_(one + 0.2 * noise)
+            elif key.endswith("bias"):
+                weight.copy_(0.3 * noise)
+            elif "embed_tokens" in key or "lm_head" in key:
+                weight.copy_(noise / 48**0.25)
+            else:
+                gain = 2.0 if "q_proj" in key or "k_proj" in key or "qkv" in key else 1.0
+                weight.copy_(gain * noise / weight.shape[-1] ** 0.5)
+            weight.data = weight.to(dtype)
+    model.config.dtype = dtype
+    return model.eval().requires_grad_(False)
