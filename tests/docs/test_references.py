@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,30 @@ def test_references_of_the_code_lead_somewhere():
             assert word in known, f"{path.relative_to(ROOT)}: docs/protocol.md, {word}"
             found += 1
     assert found > 5 and {"E1", "E12", "F1", "F18", "Cost", "Checks", "Task"} <= known
+
+
+ROOTS = {
+    "pycotmech": "pycotmech",
+    "pcm": "pycotmech",
+    "cot": "pycotmech.cot",
+    "ops": "pycotmech.ops",
+    "stats": "pycotmech.stats",
+}
+NOT_THERE = {"pcm.cot.first_token"}  # CONTRIBUTING.md adds it
+
+
+def test_names_in_backticks_exist():
+    found = set()
+    for path in [p for p in (*PAGES, *CODE) if p.name != "CHANGELOG.md"]:  # which has names of earlier versions
+        found |= set(re.findall(rf"`((?:{'|'.join(ROOTS)})(?:\.\w+)+)", path.read_text()))
+    assert len(found) > 30
+    for name in found - NOT_THERE:
+        first, *rest = name.split(".")
+        if (ROOT / name).exists() or rest[-1] == "py":
+            continue
+        there = importlib.import_module(ROOTS[first])
+        for word in rest:
+            if not hasattr(there, word):
+                assert isinstance(there, types.ModuleType) and importlib.util.find_spec(f"{there.__name__}.{word}"), name
+                importlib.import_module(f"{there.__name__}.{word}")
+            there = getattr(there, word)

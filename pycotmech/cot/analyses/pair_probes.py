@@ -232,7 +232,7 @@ def pair_probes(
     projected to the `components` principal axes of the training set; penalty and stopping are chosen on a fifth of the
     training questions.
 
-    examples: whose style, ontology and demonstrations the questions take; None: as `cot.relations.make_questions` has it.
+    examples: whose style, ontology and demonstrations the questions take; None: as `cot.task.relations.make_questions` has it.
     questions: how many to make, or your own. shots: demonstrations before it, those of the examples if these have as many.
     depths: 0 (embedding), 1 (after layer 0) .. n_layers; None: all. probe: which.
     piece: the token at which each word is read. None: its last one, at which all of the word has been seen.

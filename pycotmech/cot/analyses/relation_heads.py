@@ -244,7 +244,7 @@ def relation_heads(
     trained on the first half to tell how two words are related judges the residual stream; against as many random heads of
     the same layers (docs/protocol.md, E10, an operational definition: the authors released none).
 
-    examples: whose style, ontology and demonstrations the questions take; None: as `cot.relations.make_questions` has it.
+    examples: whose style, ontology and demonstrations the questions take; None: as `cot.task.relations.make_questions` has it.
     questions: how many to make, or your own. shots: demonstrations before it.
     depth: the probe's, 1 (after layer 0) .. n_layers; None: 14 of 32, in proportion. kind: what an ablated head is replaced
         by: its "mean" over the choosing half (the first position has its own), or "zero".
