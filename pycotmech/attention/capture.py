@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pycotmech.attention.hf import NAME, Keys, active_capture, compacted, register_attention
 from pycotmech.attention.results import AttentionSummary
@@ -51,22 +51,20 @@ def capture_attention(
         raise ValueError("readout: an array cannot cover tokens still to be generated; expected 'value_norm' or a callable")
     register_attention()
     capture = AttentionCapture(Wanted(top_k, entropy, received, readout), SegmentRule(segments, growing=True))
-    hf = getattr(model, "hf", model)
-    before = None
+    hf = None if model is None else _checked_model(getattr(model, "hf", model))
+    before = None if hf is None else hf.config._attn_implementation
     if hf is not None:
-        _check_model(hf)
-        before = hf.config._attn_implementation
         hf.set_attn_implementation(NAME)
     token = active_capture.set(capture)
     try:
         yield capture
     finally:
         active_capture.reset(token)
-        if hf is not None:
+        if hf is not None and before is not None:
             hf.set_attn_implementation(before)
 
 
-def _check_model(hf: object) -> None:
+def _checked_model(hf: object) -> PreTrainedModel:
     if not isinstance(hf, PreTrainedModel):
         raise TypeError(f"model: got {type(hf).__name__}; expected a pycotmech or Hugging Face model, or None")
     if not hf._can_set_attn_implementation():  # transformers would only log it, and run the model's own attention
@@ -74,6 +72,7 @@ def _check_model(hf: object) -> None:
             f"model: the attention of {type(hf).__name__} is written into the model in transformers; expected one whose "
             "attention implementation can be chosen"
         )
+    return hf
 
 
 class AttentionCapture:
@@ -87,7 +86,7 @@ class AttentionCapture:
         self.forwards: list[AttentionSummary] = []
         self._wanted, self._rule = wanted, rule
         self._layers: list[LayerStatistics] = []  # of the forward pass that is running
-        self._labelled: Labelled | None = None
+        self._labelled = Labelled((), torch.empty(0, dtype=torch.int32))
         self._joined: tuple[int, AttentionSummary] | None = None
 
     def __len__(self) -> int:
@@ -119,10 +118,10 @@ class AttentionCapture:
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention) -> Tensor:
         """Computes a layer's attention, z [B, H, T, D], and keeps its statistics."""
-        layer = getattr(module, "layer_idx", None)
+        layer, config = getattr(module, "layer_idx", -1), cast(PreTrainedConfig, module.config)
         if layer == 0:  # a new forward pass; one that broke off is dropped
             self._layers, self._labelled = [], self._rule.label(keys.end, keys.starts, len(q))
-        if layer != len(self._layers) or self._labelled is None:
+        if layer != len(self._layers):
             raise RuntimeError(
                 f"capture_attention: layer {layer} ran after {len(self._layers)} layers; expected each forward pass to run its "
                 "layers in order, from 0"
@@ -130,14 +129,14 @@ class AttentionCapture:
         read = self._read if keys.real is None else self._read_compacted
         z, statistics = read(layer, q, k, v, keys, attention)
         self._layers.append(LayerStatistics(*(None if x is None else x.detach().cpu() for x in statistics)))  # type: ignore[arg-type]
-        if len(self._layers) == module.config.num_hidden_layers:
+        if len(self._layers) == config.num_hidden_layers:
             self._finish(q.shape[2], keys)
         return z
 
     def _read(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention
     ) -> tuple[Tensor, LayerStatistics]:
-        z, statistics = read_layer(
+        return read_layer(
             layer,
             q,
             k,
@@ -148,13 +147,13 @@ class AttentionCapture:
             starts=keys.starts,
             attention=attention,
         )
-        return z, statistics
 
     def _read_compacted(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention
     ) -> tuple[Tensor, LayerStatistics]:
         """Each example without its padding; its results at the places of its real tokens, rows of padding empty."""
-        z, whole = torch.zeros_like(q), None
+        assert keys.real is not None
+        z, found = torch.zeros_like(q), None
         labels = self._labelled.labels.to(q.device).expand(len(q), -1)
         for b, rows, real in compacted(keys.real, q.shape[2]):
             one = slice(b, b + 1)
@@ -169,16 +168,16 @@ class AttentionCapture:
                 attention=attention,
             )
             z[b, :, rows] = out[0]
-            whole = whole or _empty(part, len(q), q.shape[2], keys.end)
+            found = found or _empty(part, len(q), q.shape[2], keys.end)
             for name, value in part._asdict().items():
                 if value is None:
                     continue
                 if name == "top_keys":
                     value = torch.where(value >= 0, real[value.clamp_min(0)].int(), -1)
-                getattr(whole, name)[b, :, real if name == "received" else rows] = value[0]
-        if whole is None:
+                getattr(found, name)[b, :, real if name == "received" else rows] = value[0]
+        if found is None:
             raise ValueError("attention_mask: no example has a real token in this forward pass")
-        return z, whole
+        return z, found
 
     def _finish(self, T: int, keys: Keys) -> None:
         layers, self._layers = self._layers, []

@@ -56,20 +56,18 @@ class SegmentRule:
             self._named(1 + max((_reach(p) for p in self.named.values()), default=0), None)
 
     def label(self, S: int, starts: Tensor | None = None, batch: int = 1) -> Labelled:
-        """Segments of S keys. starts: int [B], where each sequence begins behind its left padding."""
-        found = self._named(S, starts) if self.labels is None else self._labelled(S, batch)
+        """Segments of S keys. starts: int [B], where each sequence begins after its left padding."""
+        found = self._named(S, starts) if self.labels is None else self._labelled(self.labels, S, batch)
         return self._with_first(found, starts)
 
-    def _labelled(self, S: int, batch: int) -> Labelled:
-        labels = self.labels
+    def _labelled(self, labels: Tensor, S: int, batch: int) -> Labelled:
         shape = list(labels.shape)
         if labels.ndim == 2 and shape[0] != batch:
             raise ValueError(f"{self.argument}: got labels {shape} for {batch} prompts; expected [T] or [{batch}, T]")
         if not self.growing and shape[-1] != S:
             raise ValueError(f"{self.argument}: got {shape[-1]} labels for {S} tokens; expected one for each")
-        labels = torch.nn.functional.pad(labels, (0, max(0, S - shape[-1])), value=-1)[..., :S]
-        names = tuple(str(g) for g in range(int(self.labels.max()) + 1))
-        return Labelled(names, labels)
+        names = tuple(str(g) for g in range(int(labels.max()) + 1))
+        return Labelled(names, torch.nn.functional.pad(labels, (0, max(0, S - shape[-1])), value=-1)[..., :S])
 
     def _named(self, S: int, starts: Tensor | None) -> Labelled:
         labels = torch.full((S,), -1, dtype=torch.int32)
@@ -107,7 +105,7 @@ class SegmentRule:
         return at.unique()
 
     def _with_first(self, found: Labelled, starts: Tensor | None) -> Labelled:
-        """The first token of each sequence gets a segment behind the others, where it is in none."""
+        """The first token of each sequence gets a segment after the others, where it is in none."""
         labels = found.labels
         if starts is not None:
             labels = labels.expand(len(starts), -1)

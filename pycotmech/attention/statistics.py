@@ -81,12 +81,12 @@ def read_layer(
     z_unused: bool = False,
     starts: Tensor | None = None,
     attention: LayerAttention,
-) -> tuple[Tensor | None, LayerStatistics]:
+) -> tuple[Tensor, LayerStatistics]:
     """(z, statistics) of one layer's attention: z [B, H, T, D], statistics of the query rows `rows` (int64 [R]; None: all).
 
     q, k, v, starts: as for `ops.attn_extract`. attention: what the layer makes of its scores.
     labels: int32 [S] or [B, S], on the device of q.
-    z_unused: attention is computed for the rows that are asked for and those after them only, and z is None.
+    z_unused: attention is computed for the rows that are asked for and those after them only, and so is z.
     Cost: one attention; another half for column sums, and another half for more than 8 top keys. With rows, both of these
     begin at the first row that is asked for.
     """
@@ -120,15 +120,15 @@ def read_layer(
     def kept(x: Tensor, at: int) -> Tensor:
         return x if rows is None else x[:, :, rows - at]
 
-    whole = first if z_unused else 0
+    offset = first if z_unused else 0  # of the rows that attention was computed for
     statistics = LayerStatistics(
-        mass=kept(out.mass, whole),
-        entropy=kept(out.entropy, whole) if wanted.entropy else None,
-        lse=kept(out.lse, whole),
-        largest=kept(out.pmax, whole),
+        mass=kept(out.mass, offset),
+        entropy=kept(out.entropy, offset) if wanted.entropy else None,
+        lse=kept(out.lse, offset),
+        largest=kept(out.pmax, offset),
         top_keys=kept(top_i, first),
         top_weights=kept(top_p, first),
         received=received,
-        read=None if wanted.readout is None else kept(out.read, whole),
+        read=None if wanted.readout is None else kept(out.read, offset),
     )
-    return None if z_unused else out.z, statistics
+    return out.z, statistics

@@ -92,7 +92,7 @@ class _Job:
         labels = self.segments.labels.to(family.device)
         index = None if self.rows is None else torch.tensor(self.rows, device=family.device)
 
-        def attend(l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        def attend(l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             z, statistics = read_layer(
                 l,
                 q,

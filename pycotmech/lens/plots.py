@@ -45,7 +45,7 @@ def heads_figure(
     right.axvline(0, color="0.3", linewidth=0.8)
     right.set_xlabel("MLP")
     for axis in (left, right):
-        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="y", integer=True)
         axis.tick_params(labelsize=8)
     left.xaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=left, pad=0.02).set_label("contribution to the logit")
@@ -71,7 +71,7 @@ def curves_figure(
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlabel(_STATES[site])
     axis.set_ylabel("probability by the logit lens")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.25)
     other = axis.twinx()
     other.plot(layers, entropy, color="0.6", linestyle=":", label="entropy")
@@ -100,17 +100,17 @@ def grid_figure(
     R, L = probabilities.shape
     figure = Figure(figsize=(max(4.6, 0.62 * R + 1.6), max(2.6, 0.27 * L + 1.5)), layout="constrained")
     axis = figure.subplots()
-    options = {"cmap": "viridis", "origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-    image = axis.imshow(probabilities.T, vmin=0, vmax=1, **options)
-    for r, l in np.ndindex(R, L):
-        colour = "black" if probabilities[r, l] > 0.6 else "white"
-        axis.text(r, l, _cut(words[r][l]), fontsize=6, ha="center", va="center", color=colour, clip_on=True)
+    image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap="viridis", origin="lower", aspect="auto", interpolation="nearest")
+    for r, row in enumerate(words):
+        for l, word in enumerate(row):
+            colour = "black" if probabilities[r, l] > 0.6 else "white"
+            axis.text(r, l, _cut(word), fontsize=6, ha="center", va="center", color=colour, clip_on=True)
     axis.set_xticks(range(R))
     if of_text:
         axis.set_xticklabels([_cut(tick) for tick in ticks], rotation=60, ha="right", fontsize=7)
     else:
         axis.set_xticklabels(ticks, fontsize=7)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="y", integer=True)
     axis.tick_params(axis="y", labelsize=8)
     axis.set_xlabel("token read")
     axis.set_ylabel(_STATES[site])

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pycotmech import ops
 from pycotmech.model import work
@@ -56,7 +57,7 @@ class Family(ABC):
     routed: ClassVar[bool] = False
     """Whether rows are routed to experts, so that rounding may send a row elsewhere."""
 
-    hf: nn.Module
+    hf: PreTrainedModel
     """The Hugging Face model. Only a family reads its parts."""
     cfg: ModelConfig
     dtype: torch.dtype
@@ -65,7 +66,7 @@ class Family(ABC):
     """Of the residual stream, of logits and of attention weights: float32, or float64 for a float64 model."""
     device: torch.device
 
-    def __init__(self, hf: nn.Module, cfg: ModelConfig, device: torch.device) -> None:
+    def __init__(self, hf: PreTrainedModel, cfg: ModelConfig, device: torch.device) -> None:
         self.hf, self.cfg, self.dtype, self.device = hf, cfg, cfg.dtype, device
         self.resid_dtype = torch.float64 if cfg.dtype == torch.float64 else torch.float32
         self._seen = [module for _, module in self._never_called()]
@@ -105,7 +106,7 @@ class Family(ABC):
         """Name and module of each module whose own forward never runs."""
 
     @abstractmethod
-    def _n_layers(self, hf: nn.Module) -> int:
+    def _n_layers(self, hf: PreTrainedModel) -> int:
         """Layers that the model's own forward pass runs now."""
 
     @abstractmethod
