@@ -108,8 +108,10 @@ class Budget:
         for batch, pieces in batches:
             v = batch.variants
             for c, d in pieces:
-                parts = (t[c:d] for t in (v.layer, v.stage, v.first, batch.lengths, batch.moves, batch.read))
-                work += planner.variant_work(self.family, *parts, columns)
+                piece = v[torch.arange(c, d)]
+                work += planner.variant_work(
+                    self.family, piece, batch.lengths[c:d], batch.moves[c:d], batch.read[c:d], columns
+                )  # fmt: skip
         return Plan(
             examples=examples,
             variants=sum(len(batch.variants) for batch, _ in batches),

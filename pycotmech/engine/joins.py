@@ -110,8 +110,8 @@ class HeadJoins:
         else:
             dz = self.bases.source["z"][l][index, head].to(wide).sub_(before)
         if self._picks(index):
-            mine = control.nonzero().flatten()
-            dz[mine] = self.signs[index[mine], head[mine]] * ulp(before[mine], z.dtype)
+            chosen = control.nonzero().flatten()
+            dz[chosen] = self.signs[index[chosen], head[chosen]] * ulp(before[chosen], z.dtype)
         else:
             dz = torch.where(control[:, None], self.signs[index, head] * ulp(before, z.dtype), dz)
         only = self.position[variant]

@@ -13,6 +13,7 @@ from torch import Tensor
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.memory import free_bytes
 from pycotmech.engine.metrics import KL_VALUES
+from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_memory
 from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.config import layer_flop, logits_flop
@@ -157,17 +158,11 @@ def prompt_work(family: Family, sequences: list[tuple[int, int]], *, keys_only: 
 
 
 def variant_work(
-    family: Family,
-    layer: Tensor,
-    stage: Tensor,
-    first: Tensor,
-    lengths: Tensor,
-    moves: Tensor,
-    reads: Tensor,
-    columns: int | None,
+    family: Family, variants: Variants, lengths: Tensor, moves: Tensor, reads: Tensor, columns: int | None
 ) -> Work:
-    """Of one pass of the staircase: each [N] as in `Variants`; moves: joins by a product with W_O; reads: rows that are read;
-    columns: logits of them."""
+    """Of one pass of the staircase over N variants. lengths [N]: their rows; moves [N]: which join by a product with W_O;
+    reads [N]: rows that are read; columns: logits of them."""
+    layer, stage, first = variants.layer, variants.stage, variants.first
     cfg, last, row = family.cfg, family.cfg.n_layers - 1, layer_flop(family.cfg)
     above = last - layer
     with_attention = (above - (stage > Stage.PRE).long()).clamp(min=0)  # whole layers below the last one

@@ -159,9 +159,9 @@ def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
     count = torch.zeros(labels, dtype=torch.float64)
     for t in all_tokens:
         z = model.run(t, capture=("z",), positions=[-1])["z"].double().cpu().transpose(0, 1)  # type: ignore[index]
-        mine = torch.zeros(len(t), dtype=torch.long) if label is None else label
-        total.index_add_(0, mine, z)
-        count.index_add_(0, mine, torch.ones(len(t), dtype=torch.float64))
+        role = torch.zeros(len(t), dtype=torch.long) if label is None else label
+        total.index_add_(0, role, z)
+        count.index_add_(0, role, torch.ones(len(t), dtype=torch.float64))
     means = total / count[:, None, None, None]
     over = f"the mean of z over {len(all_tokens)} prompt(s)"
     if label is None:

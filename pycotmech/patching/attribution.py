@@ -151,11 +151,13 @@ class Attribution(PlaceResult):
         Raises ValueError if the sweep is of another model, site, direction, metric, scale or shape.
         """
         for name in ("model_name", "site", "direction", "metric", "normalized", "by_position", "shape"):
-            ours, theirs = getattr(self, name), getattr(sweep, name)
-            if ours != theirs:
-                raise ValueError(f"sweep: its {name} is {theirs!r}, the attribution's is {ours!r}; expected the same")
+            estimated, swept = getattr(self, name), getattr(sweep, name)
+            if estimated != swept:
+                raise ValueError(f"sweep: its {name} is {swept!r}, the attribution's is {estimated!r}; expected the same")
         if len(self.clean_metric) != len(sweep.clean_metric):
             raise ValueError(f"sweep: of {len(sweep.clean_metric)} pairs, the attribution of {len(self.clean_metric)}")
+        from scipy.stats import rankdata
+
         swept = ~(np.isnan(sweep.effect) | np.isnan(self.effect))
         exact, estimate = sweep.effect[swept].astype(np.float64), self.effect[swept].astype(np.float64)
         above = np.abs(exact) > sweep.noise_floor
@@ -163,7 +165,7 @@ class Attribution(PlaceResult):
         order = [largest(np.where(use, np.abs(x), np.nan), max(_OVERLAPS)) for x, use in ((exact, above), (estimate, True))]
         return Agreement(
             n=n,
-            spearman=_correlation(_ranks(a), _ranks(b)),
+            spearman=_correlation(rankdata(a), rankdata(b)),
             pearson=_correlation(a, b),
             top={k: len(set(order[0][:k]) & set(order[1][:k])) / k if n >= k else float("nan") for k in _OVERLAPS},
             sign=float((np.sign(a) == np.sign(b)).mean()) if n else float("nan"),
@@ -181,12 +183,6 @@ class Attribution(PlaceResult):
             f"{' x '.join(self.axes)} {list(self.shape)}",
             self._runs(),
         ]
-
-
-def _ranks(x: NDArray) -> NDArray:
-    """Ranks from 0, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
 def _correlation(a: NDArray, b: NDArray) -> float:
@@ -223,19 +219,14 @@ def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
         values=layout.shaped(values, 1).float().numpy(),
         effect=layout.shaped(effect, 1).float().numpy(),
         raw_change=(layout.shaped(change[0], 1) if question.single else layout.shaped(change, 2)).numpy(),
-        clean_metric=clean.numpy(),
-        corrupted_metric=corrupted.numpy(),
-        metric=question.metric_name,
-        direction=question.direction,
+        **question.facts(clean, corrupted),
         site=layout.site,
-        normalized=question.normalize,
         by_position=layout.by_position,
-        model_name=question.model_name,
     )
 
 
 def _changes(
-    question: PairQuestion, layout: PairLayout, hf: nn.Module, i: int, past: list[tuple[Tensor, Tensor]], shared: int
+    question: PairQuestion, layout: PairLayout, hf: Any, i: int, past: list[tuple[Tensor, Tensor]], shared: int
 ) -> tuple[Tensor, float, float]:
     """Pair i: the first-order change of the metric, float64 [L, T or 1, columns]; the clean and the corrupted metric."""
     family, pair, site = question.family, question.pairs[i], layout.site
@@ -283,7 +274,7 @@ def _differentiable(metric: ExampleMetric, logits: Tensor) -> Tensor:
 
 
 def _forward(
-    family: Family, hf: nn.Module, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
+    family: Family, hf: Any, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The Hugging Face model's forward over tokens [S] behind the past. base: with what a backward pass needs.
 
@@ -326,7 +317,7 @@ def _forward(
     return [found[l] for l in range(family.cfg.n_layers)], logits, wide
 
 
-def _extended(family: Family, hf: nn.Module, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _extended(family: Family, hf: Any, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of each layer, [1, Hkv, P, D], of the past and of the tokens after it; nothing else is kept."""
     if not len(tokens):
         return past
@@ -335,7 +326,7 @@ def _extended(family: Family, hf: nn.Module, past: list[tuple[Tensor, Tensor]], 
         P = past[0][0].shape[2] if past else 0
         positions = torch.arange(P, P + len(tokens), device=family.device)[None]
         hf.base_model(tokens[None].to(family.device), past_key_values=cache, use_cache=True, position_ids=positions)
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore
 
 
 def _cache(past: list[tuple[Tensor, Tensor]]) -> DynamicCache:
@@ -360,7 +351,7 @@ def _differentiable_twin(family: Family, site: str) -> nn.Module:
     twin = twin_of(family.hf, tapped | set_here)
     configs: dict[int, Any] = {}
     for name in set_here:
-        module = twin.get_submodule(name)
+        module: Any = twin.get_submodule(name)
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = False
         if hasattr(module, "config"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from pycotmech.engine.joins import N_SELF_PATCHES
 from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.model.run import KeyValues
+from pycotmech.patching.pair_layout import PairLayout
+from pycotmech.patching.path_layout import PathLayout
 from pycotmech.patching.question import PairQuestion
 from pycotmech.patching.shared_runs import SharedRun
 
@@ -34,27 +36,6 @@ class Chunk:
     def readers(self) -> list[int]:
         """The pairs, in the order in which the runs are read."""
         return [i for run in self.runs for i in run.readers]
-
-
-class Layout(Protocol):
-    """What the loop has to know about the variants.
-
-    base_sites, source_sites: what is kept of the base and of the source runs. measured: bool, in the shape of the results,
-    where there is a result.
-    """
-
-    @property
-    def base_sites(self) -> tuple[str, ...]: ...
-
-    @property
-    def source_sites(self) -> tuple[str, ...]: ...
-
-    @property
-    def measured(self) -> Tensor: ...
-
-    def kept_from(self, i: int) -> int:
-        """The first position of pair i whose activations are kept."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +66,11 @@ Evaluate = Callable[[AnyChunk, Bases, list[ExampleMetric], PairValues], None]
 
 
 def run_chunks(
-    question: PairQuestion, layout: Layout, chunks: Iterable[AnyChunk], evaluator: Evaluator, evaluate: Evaluate[AnyChunk]
+    question: PairQuestion,
+    layout: PairLayout | PathLayout,
+    chunks: Iterable[AnyChunk],
+    evaluator: Evaluator,
+    evaluate: Evaluate[AnyChunk],
 ) -> PairValues:
     """Runs chunk after chunk. Where no variant can change what is read, the result is the base run's."""
     shape, n, V = layout.measured.shape, len(question.pairs), question.family.cfg.d_vocab
@@ -104,7 +89,7 @@ def run_chunks(
 
 def _run_chunk(
     question: PairQuestion,
-    layout: Layout,
+    layout: PairLayout | PathLayout,
     chunk: AnyChunk,
     past: KeyValues | None,
     evaluator: Evaluator,

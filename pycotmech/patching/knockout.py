@@ -102,7 +102,7 @@ def _positions(where: Where, segments: PositionGroups | None, length: int, argum
     names = [where] if isinstance(where, str) else where
     if not isinstance(names, (slice, int, torch.Tensor)) and any(isinstance(n, str) for n in names):
         out: set[int] = set()
-        for name in names:
+        for name in map(str, names):
             if segments is None or name not in segments:
                 known = "no segments were given" if segments is None else f"the segments are {', '.join(map(repr, segments))}"
                 raise ValueError(f"{argument}: got the name {name!r}; {known}")

@@ -108,17 +108,12 @@ class PairSweep:
             values=layout.shaped(scaled.values, 1).float().numpy(),
             raw=of_examples(found.raw).numpy(),
             effect=layout.shaped(effect, 1).float().numpy(),
-            clean_metric=found.clean.numpy(),
-            corrupted_metric=found.corrupted.numpy(),
+            **question.facts(found.clean, found.corrupted),
             noise_floor=scaled.noise_floor,
-            metric=question.metric_name,
-            direction=question.direction,
             site=layout.site,
-            normalized=question.normalize,
             by_position=layout.by_position,
             groups=layout.group_names,
             plan=plan,
-            model_name=question.model_name,
             logits=None if logits is None else of_examples(logits),
         )
         result.warn_of_nan(layout.shaped(layout.measured, 1).numpy())

@@ -171,13 +171,12 @@ def answer_token(model: Model, prompt: Tokens, answer: int | str | Tensor, read:
 
     Raises ValueError, naming `argument`, for a string that has no such token, or whose token is the tokenizer's unknown one.
     """
-    if isinstance(answer, (Tensor, np.ndarray)) and answer.ndim == 0:
-        answer = answer.item()
-    if isinstance(answer, Integral) and not isinstance(answer, bool):
-        V = model.cfg.d_vocab
-        if not 0 <= answer < V:
-            raise ValueError(f"{argument}: token id {answer} is outside the vocabulary of {V} tokens; expected 0..{V - 1}")
-        return int(answer)
+    given: Any = answer.item() if isinstance(answer, (Tensor, np.ndarray)) and answer.ndim == 0 else answer
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        V, token = model.cfg.d_vocab, int(given)
+        if not 0 <= token < V:
+            raise ValueError(f"{argument}: token id {token} is outside the vocabulary of {V} tokens; expected 0..{V - 1}")
+        return token
     if not isinstance(answer, str) or not answer:
         raise ValueError(f"{argument}: expected a token id or a word, got {answer!r}")
     tokenizer = model.tokenizer

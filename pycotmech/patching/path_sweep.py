@@ -123,18 +123,13 @@ def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
         senders=tuple(paths.senders),
         receivers="logits" if paths.receivers is None else tuple(paths.receivers),
         inputs=paths.inputs,
-        clean_metric=found.clean.numpy(),
-        corrupted_metric=found.corrupted.numpy(),
+        **question.facts(found.clean, found.corrupted),
         noise_floor=scaled.noise_floor,
-        metric=question.metric_name,
-        direction=question.direction,
-        normalized=question.normalize,
         frozen_mlps=paths.freeze_mlps,
         per_query_head=paths.by_query,
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         plan=plan,
-        model_name=question.model_name,
     )
     result.warn_of_nan()
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -87,6 +87,13 @@ class PairQuestion:
     def scale(self, clean: Tensor, corrupted: Tensor) -> Scale:
         """clean, corrupted [B]: the metric of both runs."""
         return Scale(self.metric_name, clean, corrupted, self.direction, self.normalize)
+
+    def facts(self, clean: Tensor, corrupted: Tensor) -> dict[str, Any]:
+        """The fields that all results of pairs have."""
+        return dict(
+            clean_metric=clean.numpy(), corrupted_metric=corrupted.numpy(), metric=self.metric_name, direction=self.direction,
+            normalized=self.normalize, model_name=self.model_name,
+        )  # fmt: skip
 
 
 def ask(

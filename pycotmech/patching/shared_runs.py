@@ -35,10 +35,10 @@ def shared_runs(pairs: Sequence[Pair], targets: Sequence[Sequence[int]] | None =
     hosts: dict[int, list[int]] = {}
     text = [(_upto(p.clean, p), _upto(p.corrupted, p)) for p in pairs]
     targets = [targets_of(p, None) for p in pairs] if targets is None else targets
-    whole = [list(t) == targets_of(p, None) for p, t in zip(pairs, targets, strict=True)]
+    at_all = [list(t) == targets_of(p, None) for p, t in zip(pairs, targets, strict=True)]
     for i in sorted(range(len(pairs)), key=lambda i: -pairs[i].read):
-        found = (h for h in hosts if whole[h] and all(a.startswith(b) for a, b in zip(text[h], text[i], strict=True)))
-        host = next(found, i) if whole[i] else i
+        found = (h for h in hosts if at_all[h] and all(a.startswith(b) for a, b in zip(text[h], text[i], strict=True)))
+        host = next(found, i) if at_all[i] else i
         hosts.setdefault(host, []).insert(0, i)
     return [SharedRun(h, tuple(hosts[h])) for h in sorted(hosts)]
 

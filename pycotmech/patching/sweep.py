@@ -21,6 +21,7 @@ from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.model.prefixes import SEGMENT
+from pycotmech.model.run import Activations
 from pycotmech.patching.edits import Variant, VariantLayout, lay_out
 from pycotmech.patching.pairs import answer_token
 from pycotmech.patching.question import Progress, budget_of
@@ -166,7 +167,9 @@ class PreparedSweep:
             return base_logits[0]
         if self.reference.is_floating_point():
             return self.reference.to(self.model.device)
-        return self.model.run(self.reference, positions=[self.read_reference]).logits[0].to(self.model.device)
+        found = self.model.run(self.reference, positions=[self.read_reference])
+        assert isinstance(found, Activations)  # of one prompt
+        return found.logits[0].to(self.model.device)
 
 
 def prepare_variants(
