@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycotmech.model._checkpoint import check_tensors
-from pycotmech.model._fields import check_fields
+from pycotmech.model.config_check import check_config
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -213,7 +213,7 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
     names = {"num_key_value_heads": _KEY_VALUE_HEADS, "rms_norm_eps": _EPSILON, **_SIZES}
     names = {field: prefix + key for field, key in names.items()}
     layers = max((int(name.split(".")[1]) + 1 for name in packed if _OF_BLOCK.match(name)), default=0)
-    check_fields(fields, source=path, layers=layers, names=names)
+    check_config(fields, source=path, layers=layers, names=names)
     d_model, n_heads, n_positions = (fields[f] for f in ("hidden_size", "num_attention_heads", "max_position_embeddings"))
     d_head = take("attention.key_length", left.get("rope.dimension_count", d_model // n_heads))
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -234,7 +234,7 @@ def _config(path: Path, values: dict[str, Any], packed: dict[str, Any], special:
         rope_parameters=_rope(path, left, packed.get(_FREQUENCIES), d_head, n_positions),
         **special,
     )
-    check_fields(fields, source=path, layers=layers, names=names)
+    check_config(fields, source=path, layers=layers, names=names)
     unknown = sorted(set(left) - set(_NO_ORDER))
     if unknown:
         raise ValueError(f"{path} has hyperparameters that are not understood: {', '.join(unknown)} (of {prefix[:-1]})")

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pycotmech.model import _cache, _checkpoint
-from pycotmech.model._fields import check_fields
 from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
+from pycotmech.model.config_check import check_config
 from pycotmech.model.families.registry import family_class
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
     fields = _read_config(folder / "config.json", source=source)
     headers = _checkpoint.read_headers(_checkpoint.weight_files(folder))
 
-    check_fields(fields, source=source, layers=_checkpoint.count_layers(headers))
+    check_config(fields, source=source, layers=_checkpoint.count_layers(headers))
 
     from transformers import AutoConfig, AutoModelForCausalLM
 

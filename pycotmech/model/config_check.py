@@ -38,7 +38,7 @@ _ROPE_NUMBERS = (
 )
 
 
-def check_fields(
+def check_config(
     config: Mapping[str, Any], *, source: object, layers: int | None = None, names: Mapping[str, str] | None = None
 ) -> None:
     """Raises ValueError naming the first field with which no model can be built.
@@ -107,6 +107,10 @@ def _check_rope(config: Mapping[str, Any], field: str, refuse: Any) -> None:
         return
     if not isinstance(rope, Mapping):
         refuse(field, "a mapping with rope_type, or null")
+    if rope and all(isinstance(kind, Mapping) for kind in rope.values()):  # one for each type of layer
+        for part in rope.values():
+            _check_rope({field: part}, field, refuse)
+        return
     kinds = ("default", *ROPE_INIT_FUNCTIONS)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in kinds:

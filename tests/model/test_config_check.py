@@ -7,7 +7,7 @@ import time
 import gguf
 import pytest
 
-from pycotmech.model._fields import check_fields
+from pycotmech.model.config_check import check_config
 from pycotmech.model.loading import load
 from tests.model.test_gguf import gguf_tensors, write
 from tests.reference.tiny import tiny_llama
@@ -43,6 +43,7 @@ BAD = [
     *(("rope_parameters", {"rope_type": "linear", **ROPE, "factor": value}) for value in (-2, 0, "x", True)),
     ("rope_parameters", {**ROPE, "rope_type": "linear"}),
     ("rope_parameters", {**ROPE, "rope_type": "llama3"}),
+    ("rope_parameters", {"full_attention": ROPE, "sliding_attention": {**ROPE, "rope_type": "nope"}}),
     ("rope_scaling", {"type": "nope", "factor": 2.0}),
     ("rope_scaling", 3),
     ("rope_theta", -1),
@@ -79,8 +80,8 @@ def test_a_field_that_no_model_can_have(field, value, folder, tiny_cot_path):
 
 def test_what_is_right_stays(folder, tiny_cot_path):
     config = json.loads((tiny_cot_path / "config.json").read_text())
-    check_fields(config, source="config", layers=4)
-    check_fields({}, source="config")
+    check_config(config, source="config", layers=4)
+    check_config({}, source="config")
     for change in ({"num_key_value_heads": None}, {"pad_token_id": None}, {"pad_token_id": -1}, {"rope_scaling": None}):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         assert load(folder).model.config.num_hidden_layers == 4
