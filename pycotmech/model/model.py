@@ -24,8 +24,8 @@ from pycotmech.model.run import Activations, run
 class Model:
     """A causal language model whose every head can be read and edited.
 
-    hf_model: a loaded Hugging Face model of a supported family (Llama). Its weights are shared, never copied; its hooks,
-        flags and attention implementation stay as they are, and it works as before. What is attached to its projections,
+    hf_model: a loaded Hugging Face model of a supported family (docs/families.md). Its weights are shared, never copied; its
+        hooks, flags and attention implementation stay as they are, and it works as before. What is attached to its projections,
         norms or MLPs (adapters, quantisation, hooks) is honoured by calling them; what would be ignored is refused.
     tokenizer: its tokenizer, or None if prompts are always given as token ids.
     check: run a short prompt at once and compare with the Hugging Face model's own logits; a mismatch is an error that
