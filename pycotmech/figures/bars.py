@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +39,15 @@ def _stack(axis: Axes, shares: NDArray, names: Sequence[str], width: float) -> N
 
 def bars_with_intervals(
     axis: Axes,
-    values: NDArray,
-    low: NDArray,
-    high: NDArray,
+    found: Mapping[Any, Any],
     ticks: Sequence[str],
     *,
     names: Sequence[str] = (),
     colours: Sequence[str] = PALETTE[1:],
     **words: str,
 ) -> None:
-    """values, low, high [bars] or [series, bars]: the bars of all series side by side, with their intervals."""
-    values, low, high = (np.atleast_2d(np.asarray(a, dtype=float)) for a in (values, low, high))
+    """The bars of all series side by side, with their intervals. found: mean, low and high [bars] or [series, bars]."""
+    values, low, high = (np.atleast_2d(np.asarray(found[k], dtype=float)) for k in ("mean", "low", "high"))
     n_series, n = values.shape
     width = 0.8 / n_series
     for i in range(n_series):

@@ -145,7 +145,7 @@ def hypergeometric(overlap: int, a: int, b: int, n: int) -> float:
     return top / math.comb(n, b)
 
 
-def above_zero(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool_]:
+def means_above_zero(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool_]:
     """Which entries are above 0 over examples: values [n, ...] -> bool [...].
 
     One-sided t test of each entry over its examples, false discovery rate over all entries at most alpha (Benjamini and
@@ -159,6 +159,6 @@ def above_zero(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool_]:
     out = np.zeros(flat.shape[1], dtype=bool)
     able = (counted > 1) & (np.nanstd(np.where(counted > 0, flat, 0.0), axis=0) > 0)
     if able.any():
-        p = stats.ttest_1samp(flat[:, able], 0.0, alternative="greater", nan_policy="omit").pvalue
+        _, p = stats.ttest_1samp(flat[:, able], 0.0, alternative="greater", nan_policy="omit")
         out[able] = stats.false_discovery_control(np.asarray(p, dtype=float)) <= alpha
     return out.reshape(shape)

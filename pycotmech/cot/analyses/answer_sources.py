@@ -207,11 +207,9 @@ class AnswerSources(Analysis):
             "everywhere": "no head can, anywhere",
         }
         for j, scope in enumerate(SCOPES):
-            grids = [found[x].sel(scope=scope).transpose("segment", "step").values for x in ("mean", "low", "high")]
+            grids = found.sel(scope=scope).transpose("segment", "step")
             title = f"{words[scope]}:\nfall of the answer's probability"
-            bars_with_intervals(
-                axes[0, j + 1], *grids, steps, names=list(SEGMENTS), colours=PALETTE, title=title, across="step"
-            )
+            bars_with_intervals(axes[0, j + 1], grids, steps, names=SEGMENTS, colours=PALETTE, title=title, across="step")
             axes[0, j + 1].set_ylim(-0.1, 1.05)
         handles, names = axes[0, 1].get_legend_handles_labels()
         axes[0, 1].legend(handles, [x.replace("_", "-") for x in names], fontsize=7, frameon=False)

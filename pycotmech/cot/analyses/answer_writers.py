@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 from pycotmech.stats import bootstrap
-from pycotmech.stats.significance import above_zero
+from pycotmech.stats.significance import means_above_zero
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,8 +180,8 @@ class AnswerWriters(Analysis):
         figure, axes = framed(1, 3, title, self.small_print("logit"), width=4.0, height=3.2)
         found = self.interval("writers")
         names = [f"probability ≥ {t:g}" for t in self.data["threshold"].values]
-        grids = [found[x].transpose("threshold", "step").values for x in ("mean", "low", "high")]
-        bars_with_intervals(axes[0, 0], *grids, steps, names=names, title="heads whose output says the answer", across="step")
+        title = "heads whose output says the answer"
+        bars_with_intervals(axes[0, 0], found.transpose("threshold", "step"), steps, names=names, title=title, across="step")
         axes[0, 0].legend(fontsize=7, frameon=False)
         by_layer = self.data["contrast"].sum("head", skipna=False).mean("step").transpose("example", "layer")
         written_there = bootstrap.mean_interval(by_layer.values)
@@ -315,9 +315,9 @@ def answer_writers(
                     ).items():
                         data[name][at] = value
                     tick()
-    variables = data | {name: (("example", "step", "threshold"), data[name]) for name in COUNTS}
+    variables: dict[str, Any] = data | {name: (("example", "step", "threshold"), data[name]) for name in COUNTS}
     variables |= {"logit": logits[..., 0], "logit_difference": logits[..., 1]}
-    passed = np.stack([above_zero(data["contrast"][:, s], alpha=alpha) for s in range(cells.shape[1])])
+    passed = np.stack([means_above_zero(data["contrast"][:, s], alpha=alpha) for s in range(cells.shape[1])])
     variables["significant"] = (("step", "layer", "head"), passed)
     variables["held_out_share"] = held_out(data["contrast"], logits[..., 1], chosen, seed)
     settings = {"steps": list(cells.steps), "alpha": alpha, "chosen": chosen, "floor": floor, "reach": reach, "seed": seed}

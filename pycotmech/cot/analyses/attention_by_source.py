@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import xarray as xr
@@ -259,7 +259,7 @@ def attention_by_source(
     kept = None if keep is None else head_mask(model.cfg, keep, argument="keep")
     cells = choose(model, examples, steps=steps, right=right)
     cfg, G = model.cfg, len(SOURCES)
-    data = {
+    data: dict[str, Any] = {
         "mass": cells.empty(cfg.n_layers, cfg.n_heads, G),
         "written": cells.empty(cfg.n_layers, cfg.n_heads, G),
         "contribution": cells.empty(cfg.n_layers, G),

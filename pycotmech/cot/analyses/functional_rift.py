@@ -139,9 +139,10 @@ class FunctionalRift(Analysis):
             else r.none_found()
         ]
         if r.crossing and r.ahead:
-            at, *ends = r.crossing
-            inside = bootstrap.ends(*ends, "{:.0f}")
-            lines.append(f"from depth {at:.0f}{inside} on the prompt's next word is ahead of the memorised one")
+            at, low, high = r.crossing
+            lines.append(
+                f"from depth {at:.0f}{bootstrap.ends(low, high, '{:.0f}')} on the prompt's next word is ahead of the memorised one"
+            )
         elif r.ahead:
             lines.append("the prompt's next word is ahead of the memorised one at every depth")
         elif r.ahead is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.head_sets import HeadSet
 from pycotmech.cot.tools.registry import COMPARED, Description
-from pycotmech.cot.tools.result import Analysis
+from pycotmech.cot.tools.result import Analysis, in_words
 from pycotmech.cot.tools.select_heads import Selection
 from pycotmech.figures.words import plural
 from pycotmech.model.config import ModelConfig
@@ -88,14 +88,14 @@ class HeadOverlap(Analysis):
     def findings(self) -> list[str]:
         """The pairs that share more heads than chance, and those of which that cannot be said."""
         table = self.table()
-        known = table[table["p_holm"].notna()]
+        known: pd.DataFrame = table[table["p_holm"].notna()]
         beyond = known[known["p_holm"] < 0.05]
         lines = [f"{len(beyond)} of {len(known)} pairs of sets share more heads than random sets would (p < 0.05, Holm)"]
-        for row in known.sort_values("f1", ascending=False).head(5).itertuples():
-            inside = bootstrap.ends(row.f1_low, row.f1_high, "{:.2f}")
+        for row in known.sort_values(by="f1", ascending=False).head(5).to_dict("records"):
             lines.append(
-                f"{row.a} and {row.b}: {row.intersection:.0f} of {row.size_a} and {row.size_b} heads shared (by chance "
-                f"{row.chance:.1f}), F1 {row.f1:.2f}{inside}, by chance {row.f1_chance:.2f}, p = {row.p_holm:.2g}"
+                f"{row['a']} and {row['b']}: {row['intersection']:.0f} of {row['size_a']} and {row['size_b']} heads shared (by "
+                f"chance {row['chance']:.1f}), F1 {in_words(row, 'f1')}, by chance {row['f1_chance']:.2f}, "
+                f"p = {row['p_holm']:.2g}"
             )
         empty = [str(n) for n, k in zip(self.data["set"].values, self.data["size"].values) if k == 0]
         if empty:

@@ -19,7 +19,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import HeadSet, Scores, set_combinations
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import COMPARED, Description, Given
-from pycotmech.cot.tools.result import Progress, columns, counting, headline
+from pycotmech.cot.tools.result import Progress, columns, counting, headline, in_words
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -100,18 +100,17 @@ class KeptSets(AblationResult):
 
     def findings(self) -> list[str]:
         """For each set, over all steps: what is left of the accuracy, and of random sets of the same size."""
-        n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
-        table = self.table()
-        lines = []
-        for row in table[table["step"] == "all"].itertuples():
-            inside, random = bootstrap.ends(row.low, row.high, "{:.2f}"), ""
-            if np.isfinite(row.random):
-                what = self.random_words("set of that size", "sets of that size")
-                random = f"; {what} {row.random:.2f}{bootstrap.ends(row.random_low, row.random_high, '{:.2f}')}"
-            size = spanned(self.data["kept"].sel({self.axis: row[1]}).values)
+        n_heads, lines = self.data.sizes["layer"] * self.data.sizes["head"], []
+        for row in self.table().to_dict("records"):
+            if row["step"] != "all":
+                continue
+            random, name = "", row[self.axis]
+            if np.isfinite(row["random"]):
+                random = f"; {self.random_words('set of that size', 'sets of that size')} {in_words(row, 'random')}"
+            size = spanned(self.data["kept"].sel({self.axis: name}).values)
             lines.append(
-                f"{row[1]}: {size} of {n_heads} heads kept, accuracy {row.accuracy:.2f}{inside} over all steps of "
-                f"{plural(row.n, 'example')}{random}"
+                f"{name}: {size} of {n_heads} heads kept, accuracy {in_words(row, 'accuracy', main=True)} over all steps of "
+                f"{plural(row['n'], 'example')}{random}"
             )
         return [*lines, *self.closing()]
 

@@ -21,7 +21,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import scores_of
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Progress, columns, counting, headline
+from pycotmech.cot.tools.result import Progress, columns, counting, headline, in_words
 from pycotmech.cot.tools.select_heads import Selection, select_heads, spread
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
@@ -82,7 +82,7 @@ class KnockOutCurve(AblationResult):
         import pandas as pd
 
         order = order or str(self.data["order"].values[0])
-        target = self.about["settings"]["target"] if target is None else target
+        goal: float = self.about["settings"]["target"] if target is None else target
         chosen_on, reported = ((self.accuracy(half=h), self.overall(half=h)) for h in ("select", "report"))
         to_the_end = bool((self.data["ablated"].sel(order=order).isel(size=-1)).all())
         randoms = [str(o) for o in self.data["order"].values if str(o).startswith("random")]
@@ -91,7 +91,7 @@ class KnockOutCurve(AblationResult):
         for i, step in enumerate([*self.data["step"].values.tolist(), "all"]):
             by_step = step != "all"
             pick, tell = (x[0].isel(step=i) if by_step else x[1] for x in (chosen_on, reported))
-            size = nearest(pick["mean"].sel(order=order).values, target)
+            size = nearest(pick["mean"].sel(order=order).values, goal)
             if size is None:
                 continue
             removed = self.data["removed"].sel(order=order).isel(size=size)
@@ -148,7 +148,7 @@ class KnockOutCurve(AblationResult):
             self.overall(),
             self.data["removed"],
             self.data["kind"].values.tolist(),
-            self.operating_points(),
+            self.operating_points().to_dict("records"),
             title=f"{self.about['model']}: {self.title.lower()}",
             lines=lines,
             path=path,
@@ -162,25 +162,17 @@ class KnockOutCurve(AblationResult):
         orders = sum(str(o).startswith("random") for o in self.data["order"].values)
         in_random_order = "in one random order" if orders == 1 else f"in random order, mean of {orders},"
         where = "held-out examples" if "report" in self.data["half"].values else "the same examples"
-        for row in self.operating_points().itertuples():
-            inside = bootstrap.ends(row.low, row.high, "{:.2f}")
-            what = f"step {row.step} ({row.kind})" if row.step != "all" else "all steps"
-            random = ""
-            if np.isfinite(row.random):
-                random = f"; {in_random_order} {row.random:.2f}{bootstrap.ends(row.random_low, row.random_high, '{:.2f}')}"
-            if np.isfinite(row.gain_low):
-                random += f" ({row.gain:+.2f}{bootstrap.ends(row.gain_low, row.gain_high, '{:+.2f}')} above it)"
-            floor = ""
-            if np.isfinite(row.floor):
-                floor = f"; with every head ablated {row.floor:.2f}{bootstrap.ends(row.floor_low, row.floor_high, '{:.2f}')}"
-            near = (
-                ""
-                if abs(row.chosen_at - s["target"]) <= 0.1
-                else f" (nearest to {s['target']:g} when chosen: {row.chosen_at:.2f})"
-            )
+        for row in self.operating_points().to_dict("records"):
+            what = f"step {row['step']} ({row['kind']})" if row["step"] != "all" else "all steps"
+            random = f"; {in_random_order} {in_words(row, 'random')}" if np.isfinite(row["random"]) else ""
+            random += f" ({in_words(row, 'gain', '{:+.2f}')} above it)" if np.isfinite(row["gain_low"]) else ""
+            floor = f"; with every head ablated {in_words(row, 'floor')}" if np.isfinite(row["floor"]) else ""
+            near = ""
+            if abs(row["chosen_at"] - s["target"]) > 0.1:
+                near = f" (nearest to {s['target']:g} when chosen: {row['chosen_at']:.2f})"
             lines.append(
-                f"{what}: {row.removed} of {n_heads} heads ablated, accuracy {row.accuracy:.2f}{inside} on "
-                f"{plural(row.n, 'example')} ({where}){near}{random}{floor}"
+                f"{what}: {row['removed']} of {n_heads} heads ablated, accuracy {in_words(row, 'accuracy', main=True)} on "
+                f"{plural(row['n'], 'example')} ({where}){near}{random}{floor}"
             )
         return [*lines, f"accuracy is {self.accuracy_words}", f"ablated heads are replaced by {s['replaced_by']}"]
 

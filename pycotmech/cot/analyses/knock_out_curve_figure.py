@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,6 @@ from pycotmech.figures.curves import line_with_band
 from pycotmech.figures.frame import PALETTE, finished, small
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 _STYLES = {
@@ -31,7 +30,7 @@ def knock_out_figure(
     overall: xr.Dataset,
     removed: xr.DataArray,
     kinds: Sequence[str],
-    points: pd.DataFrame,
+    points: Sequence[Mapping[str, Any]],
     *,
     title: str,
     lines: Sequence[str],
@@ -40,7 +39,8 @@ def knock_out_figure(
     """A panel for each step that counts and one for all of them, with intervals and operating points.
 
     by_step [order, size, step], overall [order, size]: mean, low, high, n of the accuracy. removed [order, size] or
-    [order, size, step]: heads ablated. kinds [step]: of the steps. points: step, removed and accuracy of operating points.
+    [order, size, step]: heads ablated. kinds [step]: of the steps. points: operating points, each with step, removed and
+    accuracy.
     """
     steps = [i for i in range(by_step.sizes["step"]) if int(by_step["n"].isel(step=i).max()) > 0]
     columns = min(4, len(steps) + 1)
@@ -59,9 +59,10 @@ def knock_out_figure(
                 x = x.mean("step") if last else x.isel(step=steps[at])
             _curve(axis, x.values, found.sel(order=order), order)
         name = "all steps" if last else f"{int(found['step'])} {kinds[steps[at]]}"
-        at_step = points[points["step"] == ("all" if last else int(found["step"]))]
-        for row in at_step.itertuples():
-            axis.plot(row.removed, row.accuracy, "o", ms=4.5, mfc="white", mec="black", zorder=5, label="operating point")
+        for point in (p for p in points if p["step"] == ("all" if last else int(found["step"]))):
+            axis.plot(
+                point["removed"], point["accuracy"], "o", ms=4.5, mfc="white", mec="black", zorder=5, label="operating point"
+            )
         lowest = at + columns > len(steps)
         small(
             axis,

@@ -19,7 +19,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.head_probe import Rows, head_sets, probed, read_positions
 from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of, runs
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, Progress, columns, labelled, top_cells
+from pycotmech.cot.tools.result import Analysis, Progress, columns, in_words, labelled, top_cells
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -128,18 +128,17 @@ class RelationHeads(Analysis):
         count, L = self.data.sizes["layer"] * self.data.sizes["head"], self.data.sizes["layer"]
         lines = []
         for relation in RELATIONS:
-            heads, table = self.heads(relation), self.table(1)
-            row = table[table["relation"] == relation]
+            heads = self.heads(relation)
+            rows = [row for row in self.table(1).to_dict("records") if row["relation"] == relation]
             rule = f"p < {s['level']}, score at least {s['least']}"
             text = f"{relation} pairs (n = {n}): {len(heads)} of {count} heads look along them ({rule})"
-            if len(row) == 0:
+            if not rows:
                 lines.append(text)
                 continue
-            one, share = row.iloc[0], self.first_half(relation)
+            best, share = rows[0], self.first_half(relation)
             lines.append(
-                f"{text}, first L{one['layer']}H{one['head']}: "
-                f"{one.score:+.3f}{bootstrap.ends(one.score_low, one.score_high, '{:+.3f}')} of its attention, "
-                f"AUROC {one.auroc:.2f}{bootstrap.ends(one.auroc_low, one.auroc_high, '{:.2f}')}"
+                f"{text}, first L{best['layer']}H{best['head']}: {in_words(best, 'score', '{:+.3f}')} of its attention, "
+                f"AUROC {in_words(best, 'auroc')}"
             )
             verdict = (
                 "mostly there"
@@ -160,7 +159,7 @@ class RelationHeads(Analysis):
         if len(table) == 0:
             return ["no head below the probe's depth was selected: nothing was ablated"]
         whole = bootstrap.mean_interval(self.reported("accuracy").sel(run="whole").values, within=bootstrap.SHARE)
-        gone, other = table.iloc[0], table.iloc[1]
+        gone, other = table.to_dict("records")
         here = self.reported("margin").transpose("example", "run")
         randoms = self._runs()["random"]
         more = bootstrap.mean_interval((here.sel(run="selected") - here.sel(run=randoms).median("run")).values)
@@ -168,12 +167,12 @@ class RelationHeads(Analysis):
             "the probe loses more by them than by others" if more.high < 0 else
             "the probe loses less by them than by others" if more.low > 0 else "no difference beyond the interval"
         )  # fmt: skip
-        changes = [f"{x.accuracy:+.2f}{bootstrap.ends(x.accuracy_low, x.accuracy_high, '{:+.2f}')}" for x in (gone, other)]
+        changes = [in_words(row, "accuracy", "{:+.2f}") for row in (gone, other)]
         drawn = "one set" if len(randoms) == 1 else f"each question's median over {len(randoms)} sets"
         return [
             f"a probe at depth {s['depth']} is right in {whole.words('{:.2f}')}; {s['ablated']} selected heads out change this "
             f"by {changes[0]}, as many random heads of the same layers ({drawn}) by {changes[1]}",
-            f"its margin changes by {gone.margin:+.2f} and {other.margin:+.2f}, difference {more.words('{:+.2f}')}: {verdict}",
+            f"its margin changes by {gone['margin']:+.2f} and {other['margin']:+.2f}, difference {more.words('{:+.2f}')}: {verdict}",
         ]
 
     def _runs(self) -> dict[str, list[str]]:
@@ -207,9 +206,9 @@ class RelationHeads(Analysis):
         if len(table):
             ticks = ["selected heads", "random heads"][: len(table)]
             words = {"title": f"probe at depth {self.about['settings']['depth']}, heads out", "up": "change"}
-            parts = [[table[f"{name}{end}"].to_numpy() for name in ("accuracy", "margin")] for end in ("", "_low", "_high")]
-            values, low, high = (np.stack(part) for part in parts)
-            bars_with_intervals(axis, values, low, high, ticks, names=("accuracy", "margin (logits)"), **words)
+            ends = {"mean": "", "low": "_low", "high": "_high"}
+            values = {k: np.stack([table[f"{name}{end}"] for name in ("accuracy", "margin")]) for k, end in ends.items()}
+            bars_with_intervals(axis, values, ticks, names=("accuracy", "margin (logits)"), **words)
             axis.axhline(0, color="0.4", lw=0.8)
             axis.legend(fontsize=7)
         else:

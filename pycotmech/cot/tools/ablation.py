@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -68,8 +68,9 @@ class AblatedAnswers:
         # A word directly after the shared tokens is read at the last of them, which then has to stay with the prompts.
         first = min((s.start for row in self.spans for s in row if s is not None), default=1)
         self.shared = min(shared, first - 1)
-        self._options = dict(shared=self.shared, fill=fill, roles=roles, everywhere=everywhere, memory_gb=memory_gb)
-        self._runs: dict[tuple[int, ...], tuple[AblatedRuns, list, Tensor]] = {}
+        self._roles = roles
+        self._options: dict[str, Any] = dict(shared=self.shared, fill=fill, everywhere=everywhere, memory_gb=memory_gb)
+        self._runs: dict[tuple[int, ...], tuple[AblatedRuns | None, list, Tensor]] = {}
         self._done: dict[tuple[bytes, tuple[int, ...]], Answers] = {}
         steps = tuple(range(len(self.spans[0])))
         self._first: NDArray | None = None
@@ -106,11 +107,11 @@ class AblatedAnswers:
         out.agrees[asked] = (first == self._first)[asked]
         return out
 
-    def _prepared(self, steps: tuple[int, ...]):
+    def _prepared(self, steps: tuple[int, ...]) -> tuple[AblatedRuns | None, list, Tensor]:
         """The runs for some steps, (example, step, tokens of the word) in the order they are read, and the gold tokens."""
         kept, reads, places, gold = [], [], [], []
         for e, row in enumerate(self.spans):
-            where = [(s, row[s]) for s in steps if row[s] is not None]
+            where = [(s, span) for s in steps if (span := row[s]) is not None]
             if not where:
                 continue
             kept.append(e)
@@ -119,10 +120,8 @@ class AblatedAnswers:
             gold += [self.prompts[e][span] for _, span in where]
         if not kept:
             return None, [], torch.empty(0)
-        options = dict(self._options)
-        if options["roles"] is not None:
-            options["roles"] = [options["roles"][e] for e in kept]
-        runs = AblatedRuns(self.model.family, [self.prompts[e] for e in kept], reads, **options)
+        roles = None if self._roles is None else [self._roles[e] for e in kept]
+        runs = AblatedRuns(self.model.family, [self.prompts[e] for e in kept], reads, roles=roles, **self._options)
         return runs, places, torch.cat(gold)
 
     @torch.no_grad()
@@ -192,7 +191,7 @@ def ablated_steps(
         everywhere=positions == "all",
         memory_gb=memory_gb,
     )
-    settings = dict(kind=kind, replaced_by=words, mean_prompts=prompts, mean_roles=by, positions=positions)
+    settings: dict[str, object] = dict(kind=kind, replaced_by=words, mean_prompts=prompts, mean_roles=by, positions=positions)
     return AblatedSteps(answer, cells, settings, words)
 
 

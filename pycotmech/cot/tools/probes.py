@@ -73,11 +73,12 @@ def fit_linear(x: NDArray, y: NDArray, held: NDArray, classes: int = 3, strength
             warnings.simplefilter("ignore")
             probe.fit(x[rows], y[rows])
         weights, bias = np.zeros((x.shape[1], classes)), np.full(classes, -np.inf)
+        intercept = np.asarray(probe.intercept_)
         if len(probe.classes_) == 2:
             weights[:, probe.classes_] = np.stack((-probe.coef_[0], probe.coef_[0]), 1) / 2
-            bias[probe.classes_] = np.array([-1, 1]) * probe.intercept_[0] / 2
+            bias[probe.classes_] = np.array([-1, 1]) * intercept[0] / 2
         else:
-            weights[:, probe.classes_], bias[probe.classes_] = probe.coef_.T, probe.intercept_
+            weights[:, probe.classes_], bias[probe.classes_] = probe.coef_.T, intercept
         return weights, bias
 
     best, accuracy = strengths[0], -1.0

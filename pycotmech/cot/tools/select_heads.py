@@ -73,9 +73,8 @@ class Selection:
         """The same rule on the scores of these examples, by row of the scores, repeats counted: for a bootstrap."""
         if self.source is None or self.source.examples is None:
             raise ValueError("rows: the scores are averages; expected scores per example, to select again on some of them")
-        s = self.source
-        rows = np.asarray(rows)
-        drawn = Scores(s.values[rows], tuple(s.examples[i] for i in rows), s.steps, s.name, s.labelled)
+        s, examples, rows = self.source, self.source.examples, np.asarray(rows)
+        drawn = Scores(s.values[rows], tuple(examples[i] for i in rows), s.steps, s.name, s.labelled)
         return select_heads(drawn, **self.options)
 
     def of(self, examples: Sequence[int]) -> Selection:

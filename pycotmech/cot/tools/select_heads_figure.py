@@ -72,7 +72,8 @@ def _edges(values: NDArray) -> tuple[NDArray, float | None]:
         return found, None
     low, high = np.percentile(values, [25, 75])
     width = float(high - low)
-    edges = width * np.sinh(np.linspace(*np.arcsinh(found[[0, -1]] / width), _BINS + 1))
+    first, last = np.arcsinh(found[[0, -1]] / width)
+    edges = width * np.sinh(np.linspace(first, last, _BINS + 1))
     edges[[0, -1]] = found[[0, -1]]  # not a rounding short of the extremes
     return edges, width
 

@@ -9,7 +9,7 @@ from pycotmech.cot.analyses import answer_writers as module
 from pycotmech.cot.tools import cells as cells_module
 from pycotmech.cot.tools.activations import Prompt, direct_directions, final_size, head_outputs, projected
 from pycotmech.cot.tools.cost import Cost, workload
-from pycotmech.stats.significance import above_zero
+from pycotmech.stats.significance import means_above_zero
 from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted
@@ -121,7 +121,7 @@ def test_two_planted_writers_are_two_pathways_with_two_sources():
         assert counts["writers"] == 2 and counts["control_writers"] == 0
         assert counts["sources"] == 2 and counts["segments"] == 2 and counts["late"] == 0.5
         contrasts.append(found.contrast.numpy())
-    assert {tuple(i) for i in np.argwhere(above_zero(np.stack(contrasts), alpha=0.001))} == writers
+    assert {tuple(i) for i in np.argwhere(means_above_zero(np.stack(contrasts), alpha=0.001))} == writers
 
 
 def test_counts_are_worked_out_by_hand():
@@ -163,17 +163,17 @@ def test_in_a_model_with_nothing_planted_no_head_writes():
         counts = module.count_writers(found, prompt, (0.1, 0.5))
         assert counts["writers"].tolist() == [0, 0] and np.isnan(counts["late"]).all() and counts["sources"].tolist() == [0, 0]
         contrasts.append(found.contrast.numpy())
-    assert above_zero(np.stack(contrasts), alpha=0.01).sum() == 0
+    assert means_above_zero(np.stack(contrasts), alpha=0.01).sum() == 0
     assert np.abs(contrasts).max() < 0.25  # the planted writers bring about 12
 
 
 def test_false_discoveries_are_as_rare_as_asked():
     noise = np.random.default_rng(0).normal(size=(200, 8, 30, 9))
-    found = np.array([above_zero(x).any() for x in noise])
+    found = np.array([means_above_zero(x).any() for x in noise])
     assert found.mean() < 0.1  # at most 5 %, with nothing to find
     noise[:, :, 3, 2] += 8
-    assert np.mean([above_zero(x)[3, 2] for x in noise]) > 0.95
-    assert not above_zero(noise[0, :1]).any()
+    assert np.mean([means_above_zero(x)[3, 2] for x in noise]) > 0.95
+    assert not means_above_zero(noise[0, :1]).any()
 
 
 def test_heads_are_chosen_on_one_half_and_judged_on_the_other():
