@@ -140,9 +140,8 @@ class FunctionalRift(Analysis):
         ]
         if r.crossing and r.ahead:
             at, low, high = r.crossing
-            lines.append(
-                f"from depth {at:.0f}{bootstrap.ends(low, high, '{:.0f}')} on the prompt's next word is ahead of the memorised one"
-            )
+            depth = f"{at:.0f}{bootstrap.ends(low, high, '{:.0f}')}"
+            lines.append(f"from depth {depth} on the prompt's next word is ahead of the memorised one")
         elif r.ahead:
             lines.append("the prompt's next word is ahead of the memorised one at every depth")
         elif r.ahead is None:

@@ -87,11 +87,10 @@ class HeadOverlap(Analysis):
 
     def findings(self) -> list[str]:
         """The pairs that share more heads than chance, and those of which that cannot be said."""
-        table = self.table()
-        known: pd.DataFrame = table[table["p_holm"].notna()]
-        beyond = known[known["p_holm"] < 0.05]
-        lines = [f"{len(beyond)} of {len(known)} pairs of sets share more heads than random sets would (p < 0.05, Holm)"]
-        for row in known.sort_values(by="f1", ascending=False).head(5).to_dict("records"):
+        known = [row for row in self.table().to_dict("records") if np.isfinite(row["p_holm"])]
+        beyond = sum(row["p_holm"] < 0.05 for row in known)
+        lines = [f"{beyond} of {len(known)} pairs of sets share more heads than random sets would (p < 0.05, Holm)"]
+        for row in sorted(known, key=lambda row: -row["f1"])[:5]:
             lines.append(
                 f"{row['a']} and {row['b']}: {row['intersection']:.0f} of {row['size_a']} and {row['size_b']} heads shared (by "
                 f"chance {row['chance']:.1f}), F1 {in_words(row, 'f1')}, by chance {row['f1_chance']:.2f}, "

@@ -84,7 +84,8 @@ class RelationHeads(Analysis):
         score = self.reported("score").sel(relation=relation).transpose("example", "layer", "head")
         chosen = self.data["selected"].sel(relation=relation)
         if not bool(chosen.any()) or self.data.sizes["layer"] == 1:
-            return bootstrap.Interval(*(np.array(np.nan) for _ in range(3)), np.array(0))
+            nan = np.array(np.nan)
+            return bootstrap.Interval(nan, nan, nan, np.array(0))
         later = layer_share(score.where(chosen, 0.0), self.data.sizes["layer"] // 2)
         return bootstrap.Interval(1 - later.mean, 1 - later.high, 1 - later.low, later.n)
 
@@ -172,7 +173,8 @@ class RelationHeads(Analysis):
         return [
             f"a probe at depth {s['depth']} is right in {whole.words('{:.2f}')}; {s['ablated']} selected heads out change this "
             f"by {changes[0]}, as many random heads of the same layers ({drawn}) by {changes[1]}",
-            f"its margin changes by {gone['margin']:+.2f} and {other['margin']:+.2f}, difference {more.words('{:+.2f}')}: {verdict}",
+            f"its margin changes by {gone['margin']:+.2f} and {other['margin']:+.2f}, difference "
+            f"{more.words('{:+.2f}')}: {verdict}",
         ]
 
     def _runs(self) -> dict[str, list[str]]:
