@@ -96,12 +96,9 @@ class HeadJoins:
         return replace(self, **{name: getattr(self, name)[first:end] for name in ("control", "moves", "head", "position")})
 
     def __call__(self, joining: Joining) -> Tensor:
-        l, index = joining.layer, joining.index
+        l, index, variant = joining.layer, joining.index, joining.variant
         if joining.stage != Stage.MID:
             return self.bases.sites[joining.stage.site][l][index]
-        return self._moved(l, index, joining.variant, joining.position)
-
-    def _moved(self, l: int, index: Tensor, variant: Tensor, position: Tensor) -> Tensor:
         head, control = self.head[variant].clamp(min=0), self.control[variant]
         wide, z = self.family.resid_dtype, self.bases.sites["z"][l]
         before = z[index, head].to(wide)
@@ -115,7 +112,7 @@ class HeadJoins:
         else:
             dz = torch.where(control[:, None], self.signs[index, head] * ulp(before, z.dtype), dz)
         only = self.position[variant]
-        position = position if self.labels is None else self.labels[index]
+        position = joining.position if self.labels is None else self.labels[index]
         # Those that do not move get a difference of 0.
         dz *= (self.moves[variant] & self.editable[index] & ((only < 0) | (only == position)))[:, None]
         return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head, index)

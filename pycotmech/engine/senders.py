@@ -44,7 +44,7 @@ class Climbed:
     on_device: ClassVar[tuple[str, ...]] = ("offsets", "z", "final")
 
 
-def climb(
+def run_senders(
     family: Family,
     bases: Bases,
     senders: Variants,

@@ -16,7 +16,7 @@ from pycotmech.engine.joins import HeadJoins, self_patch_signs
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits
-from pycotmech.engine.senders import Climbed, PathJoins, climb
+from pycotmech.engine.senders import Climbed, PathJoins, run_senders
 from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.patching.chunks import Chunk, PairValues, run_chunks
 from pycotmech.patching.path_layout import PathLayout, SenderBatch
@@ -166,7 +166,7 @@ def _evaluate_batch(
     """Writes the paths from these senders to `out`; returns base and metric of the self-patches among them."""
     family, paths, first, senders = evaluator.family, layout.paths, chunk.number, batch.senders
     joins = _head_joins(layout, chunk, bases, batch.head, batch.number < 0, signs)
-    climbed = climb(
+    climbed = run_senders(
         family, bases, senders, joins.of(0, len(senders)), layers=paths.layers, inputs=paths.inputs,
         editable=joins.editable, freeze_mlps=paths.freeze_mlps, tick=evaluator.count,
     )  # fmt: skip

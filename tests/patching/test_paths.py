@@ -138,9 +138,9 @@ def test_the_direct_paths_of_all_heads_add_up_with_frozen_mlps(monkeypatch):
     hf = double(tiny_llama(**SHAPES["gqa"]))
     (clean, corrupted), _ = runs("denoise")
     model, seen = pcm.Model(hf), []
-    original = senders_module.climb
+    original = senders_module.run_senders
     monkeypatch.setattr(
-        "pycotmech.patching.path_sweep.climb", lambda *a, **k: seen.append((a[2], original(*a, **k))) or seen[-1][1]
+        "pycotmech.patching.path_sweep.run_senders", lambda *a, **k: seen.append((a[2], original(*a, **k))) or seen[-1][1]
     )
     pcm.path_patch(model, clean, corrupted, freeze_mlps=True, **DIFFERENCE)
     acts = [model.run(t, capture=("attn_out", "resid_post")) for t in (clean, corrupted)]
