@@ -36,7 +36,7 @@ void column_sums_as(const ColsumArgs& a, int workers, const Parallel& parallel) 
   Pipeline pipeline(a.B * a.Hkv, blocks + tiles, blocks, workers);
   PackedKeys<E, Src> keys(a, pipeline.slots());
   const Engine<E>& e = keys.engine;
-  // Every block of keys meets all the rows behind it: they are laid out as operands once.
+  // Every block of keys meets all the rows after it: they are laid out as operands once.
   const int64_t q_size = a.T * group * keys.d_padded;
   Scratch<E> queries(pipeline.slots() * q_size);
 

@@ -1,4 +1,4 @@
-// Tiles of rows that share a base. All query heads of a key-value head stand in one tile (row-major in row, head),
+// Tiles of rows that share a base. All query heads of a key-value head are in one tile (row-major in row, head),
 // since they read the same keys. A tile meets its own keys first, variant by variant, then the shared keys in blocks:
 // scores, online softmax, values, everything in buffers that stay in the second-level cache.
 #include "core/prefix_attn.h"

@@ -21,7 +21,7 @@ constexpr int kMaxTopk = 64;
 // The size of list and buffer: the power of two that holds K.
 PCM_HD int topk_slots(int k) { return k <= 8 ? 8 : k <= 16 ? 16 : k <= 32 ? 32 : 64; }
 
-// Score and key as one integer, the larger the earlier in the ranking. 0 is an empty slot: it ranks behind every finite
+// Score and key as one integer, the larger the earlier in the ranking. 0 is an empty slot: it ranks after every finite
 // score and -inf, and its key reads -1.
 PCM_HD uint64_t rank_of(float score, int32_t key) {
   score += 0.f;  // -0 equals 0

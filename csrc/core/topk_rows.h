@@ -12,9 +12,9 @@ namespace pcm {
 constexpr int kInlineTopk = 8;
 
 struct TopkOps {
-  // A list of up to 8, sorted: score[8] and key[8] (unused slots -inf and -1; with k < 8 the slots behind the k-th hold
+  // A list of up to 8, sorted: score[8] and key[8] (unused slots -inf and -1; with k < 8 the slots after the k-th hold
   // anything). Takes the scores s[from..to), column j being key key0 + j; the keys of a row must come in ascending
-  // order, so that a later score that equals an earlier one ranks behind it.
+  // order, so that a later score that equals an earlier one ranks after it.
   void (*insert)(const float* s, int from, int to, int32_t key0, float* score, int32_t* key, int k);
   // The columns of s[from..to) whose score is above the threshold (a NaN is not), in order; returns how many.
   // `columns` has room for 15 more than there are.

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 4) topk_kernel(const TopkLaunch a) {
   for (int e = thread; e < kRows * kSlots; e += kThreads) rows[e / kSlots].list[e % kSlots] = 0;
   for (int r = thread; r < kRows; r += kThreads) thresholds[r] = -INFINITY, waiting[r] = 0;
 
-  // Query row i stands at key i + S - T and sees the keys [first(i), i + S - T].
+  // Query row i is at key i + S - T and sees the keys [first(i), i + S - T].
   const int shift = a.S - a.T, start = a.starts != nullptr ? max(a.starts[b], 0) : 0;
   const auto first = [&](int i) { return a.window > 0 ? max(start, i + shift + 1 - a.window) : start; };
   const int last = min(r0 + kRows, a.T) - 1, end = last + shift + 1;

@@ -2,7 +2,7 @@
 
 A segment is a slice or a list of positions, or the keys that carry one integer label. Segments do not overlap, need not
 cover everything, and the first token, which many heads use as a resting place, is a segment of its own ("first") unless
-it is in one: a summary that lumps it with the text beside it says little about the text.
+it is in one: a summary that lumps it with the text around it says little about the text.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class SegmentRule:
         return at.unique()
 
     def _with_first(self, found: Labelled, starts: Tensor | None) -> Labelled:
-        """The first token of each sequence gets a segment after the others, where it is in none."""
+        """The first token of each sequence gets a segment after the others, unless it is in one."""
         labels = found.labels
         if starts is not None:
             labels = labels.expand(len(starts), -1)

@@ -26,7 +26,7 @@ from pycotmech.model.work import LayerRows
 class Ticker:
     """Tells a caller's `progress` how many token-forwards of a plan are done.
 
-    progress: called with (token-forwards done, in all); None: nothing is told.
+    progress: called with (token-forwards done, in all); None: nothing is reported.
     """
 
     def __init__(self, progress: Callable[[int, int], None] | None, plan: Plan, n_layers: int) -> None:

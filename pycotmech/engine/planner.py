@@ -118,7 +118,7 @@ def layer_bytes(family: Family) -> int:
 
 
 def pass_bytes(family: Family, rows: int) -> int:
-    """What a pass over packed prompts holds beside what is kept of it: its own keys and values, queries, attention's output of
+    """What a pass over packed prompts holds besides what is kept of it: its own keys and values, queries, attention's output of
     this layer and the one before, and the projections and temporaries of a block."""
     cfg, heads = family.cfg, family.cfg.n_heads * family.cfg.d_head
     keys = cfg.n_layers * 2 * cfg.n_key_value_heads * cfg.d_head * family.dtype.itemsize

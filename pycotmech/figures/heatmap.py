@@ -105,7 +105,7 @@ def maps_figure(
 
 
 def share_maps_figure(maps: Mapping[str, NDArray], *, title: str, label: str, path: str | PathLike | None = None) -> Figure:
-    """Maps [layer, head] of shares, by name, beside each other on one scale from 0 to 1. label: of the colour bar."""
+    """Maps [layer, head] of shares, by name, side by side on one scale from 0 to 1. label: of the colour bar."""
     L, H = next(iter(maps.values())).shape
     columns = min(_SHARE_COLUMNS, len(maps))
     rows = -(-len(maps) // columns)

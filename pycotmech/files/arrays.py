@@ -38,7 +38,7 @@ class DamagedData(ValueError):
 def save_arrays(data: xr.Dataset, path: Path, *, chunks: Mapping[str, tuple[int, ...]] | None = None) -> None:
     """Writes a dataset as a zarr group with a checksum for each chunk. It appears under `path` in one move, on the disk.
 
-    chunks: by variable; a variable without an entry is one chunk. What stands at `path` is replaced.
+    chunks: by variable; a variable without an entry is one chunk. What is at `path` is replaced.
     """
     kept = data.assign_attrs({CHECKED: "crc32c"})
     # Strings of fixed width are in no standard of zarr 3.

@@ -15,11 +15,11 @@ UNFINISHED = ".pycotmech-"
 
 @contextmanager
 def replacing(path: str | PathLike) -> Iterator[Path]:
-    """Yields a new, empty file beside `path` to write into; it takes the place of `path` when the block ends without error.
+    """Yields a new, empty file next to `path` to write into; it takes the place of `path` when the block ends without error.
 
-    What stands at `path` is replaced and never followed: a symbolic link there leaves its target as it is. The data is on
+    What is at `path` is replaced and never followed: a symbolic link there leaves its target as it is. The data is on
     the disk before it is seen under its name.
-    Raises ValueError if `path` is a folder, OSError if nothing can be written beside it.
+    Raises ValueError if `path` is a folder, OSError if nothing can be written next to it.
     """
     path = Path(path)
     if path.is_dir() and not path.is_symlink():

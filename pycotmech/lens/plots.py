@@ -63,7 +63,7 @@ def curves_figure(
     lines: Sequence[str],
     path: str | None = None,
 ) -> Figure:
-    """The probabilities [layers, K] of the labelled tokens over the layers [layers], and the entropy [layers] beside them."""
+    """The probabilities [layers, K] of the labelled tokens over the layers [layers], and the entropy [layers]."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
     for k, label in enumerate(labels):
@@ -95,7 +95,7 @@ def grid_figure(
 ) -> Figure:
     """The likeliest words [R, L] at each position and layer, coloured by their probabilities [R, L].
 
-    ticks [R]: what stands at the positions (of_text), or their numbers.
+    ticks [R]: the tokens at the positions (of_text), or their numbers.
     """
     R, L = probabilities.shape
     figure = Figure(figsize=(max(4.6, 0.62 * R + 1.6), max(2.6, 0.27 * L + 1.5)), layout="constrained")

@@ -123,7 +123,7 @@ def _ids(model: Model, raw, prompts: list[Tensor], where: Tensor, answer: Any, b
         many: list[Any] = [mine] if isinstance(mine, (Integral, str)) else list(mine)
         if not many:
             raise ValueError(f"{name}: no token is given; expected at least one")
-        last = int(where[i, -1])  # a word stands for its first token after the last position
+        last = int(where[i, -1])  # of a word its first token after the last position
         rows.append([answer_token(model, prompt, one, last, ids, name) for one in many])
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"{argument}: the prompts have {sorted({len(row) for row in rows})} tokens; expected equally many")

@@ -148,7 +148,7 @@ def prefix_attn(
 
         k_shared  . . [s s s s s s] .          rows[r] = (own_lo, own_hi, shared_lo, shared_hi), half-open
         k_own     . . . . [o o o] . .
-        positions      0 1 2 3 4 5 6 7 8       the query stands at position 8
+        positions      0 1 2 3 4 5 6 7 8       the query is at position 8
 
     q: [R, H, D]; query head h reads key-value head h // (H / Hkv).
     k_shared, v_shared: [P, Hkv, D], the keys of all bases one after the other; P may be 0.

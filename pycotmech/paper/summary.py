@@ -1,4 +1,4 @@
-"""Writes the page that a person reads: each claim beside what this model shows, every analysis, and what it cost."""
+"""Writes the summary page: each claim with what this model shows, every analysis, and what it cost."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_summary(
 
 
 def cost_table(plan: Plan, costs: Mapping[str, Any]) -> list[str]:
-    """Returns our work, counted and predicted, beside the authors' for the same examples and steps (docs/protocol.md, Cost)."""
+    """Returns our work, counted and predicted, and the authors' for the same examples and steps (docs/protocol.md, Cost)."""
     lines = [
         "| analysis | paper | token-forwards | predicted | TFLOP | time | authors' forwards | token-forwards | TFLOP |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",

@@ -276,7 +276,7 @@ def _differentiable(metric: ExampleMetric, logits: Tensor) -> Tensor:
 def _forward(
     family: Family, hf: Any, site: str, *, base: bool, tokens: Tensor, past: list[tuple[Tensor, Tensor]]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The Hugging Face model's forward over tokens [S] behind the past. base: with what a backward pass needs.
+    """The Hugging Face model's forward over tokens [S] after the past. base: with what a backward pass needs.
 
     Returns the site's values, for each layer [1, S, heads * D]; the last position's logits [1, V] as the model gives them; and
     once more in float32 without a slope, as sweeps read them.

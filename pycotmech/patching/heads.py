@@ -54,7 +54,7 @@ def patch_heads(
         computation of their common prefix.
     direction: "denoise" puts clean activations into the corrupted run, "noise" the reverse.
     site: "z" (the head's output before W_O), "q", "k" (before the rotary embedding), "v", "pattern" (weights after the
-        softmax); or a TransformerLens hook name, which stands for the heads of its layer. With grouped queries k and v have
+        softmax); or a TransformerLens hook name, which means the heads of its layer. With grouped queries k and v have
         one head for each key-value head, and an edit reaches its whole group; per_query_head: it reaches only what one
         query head reads, and there is one entry for each of those.
     positions: where it is replaced (negative from the end); None: everywhere. by_position: each position on its own. For

@@ -167,7 +167,7 @@ def _pair(model: Model, clean: Tokens, corrupted: Tokens, answer, wrong, read: i
 
 
 def answer_token(model: Model, prompt: Tokens, answer: int | str | Tensor, read: int, tokens: Tensor, argument: str) -> int:
-    """A token id; a string stands for its first token after the prompt, where tokenizers differ from a word on its own.
+    """A token id; of a string its first token after the prompt, where tokenizers differ from a word on its own.
 
     Raises ValueError, naming `argument`, for a string that has no such token, or whose token is the tokenizer's unknown one.
     """

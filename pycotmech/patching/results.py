@@ -308,7 +308,7 @@ class Ablation(VariantSweep):
     """Heads taken out of a run: all at once (N = 1), each on its own (N = len(heads)), or set by set (N = len(sets)).
 
     heads: all of them, each once; sets: those replaced together, one for each result.
-    replaced_by: what stands in the heads' place, in words. n_averaged: the number of prompts in a mean, if it was taken here.
+    replaced_by: what the heads' z was replaced by, in words. n_averaged: the number of prompts in a mean, if it was taken here.
     """
 
     kind: str

@@ -27,7 +27,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the clean and the corrupted run stand. clean, corrupted [B] float64: the metric, named `metric`, of both."""
+    """The ends of the scale. clean, corrupted [B] float64: the metric, named `metric`, of both."""
 
     metric: str
     clean: Tensor

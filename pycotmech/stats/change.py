@@ -9,7 +9,7 @@ from pycotmech.stats import bootstrap
 
 
 def change_point(curve: NDArray) -> float:
-    """The first index of the second part, where a curve is best told by two levels (least squares), the second higher.
+    """The first index of the second part, where two levels describe a curve best (least squares), the second higher.
 
     Entries that are NaN count in neither part. NaN if no split has a higher second level: nothing rises.
     """

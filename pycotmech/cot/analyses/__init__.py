@@ -1,8 +1,8 @@
 """The paper's analyses (arXiv 2402.18312), one file each, with its figure in `<name>_figure.py` where that is large.
 
 Every analysis is a function `name(model, examples, *, steps=None, right=None, ..., seed=0, progress=None)` in a file of the
-same name. It returns an `Analysis`, has a `cost(cfg, workload, ...)` beside it that says what the function is going to
-need, and describes itself as ANALYSIS, a `Description`. Nothing else has to be told of a new one. What analyses share is in
+same name. It returns an `Analysis`, has a `cost(cfg, workload, ...)` in the same file that predicts what the function
+needs, and describes itself as ANALYSIS, a `Description`. A new one is registered nowhere else. What analyses share is in
 `pycotmech.cot.tools` and `pycotmech.stats`.
 """
 

@@ -173,7 +173,7 @@ class AnswerSources(Analysis):
         interval of share is low and high, that of the others has their name as a prefix."""
         import pandas as pd
 
-        share, number, stands = self.shares(), self.interval("pathways"), self.interval("occurrences")
+        share, number, occurs = self.shares(), self.interval("pathways"), self.interval("occurrences")
         cut = {"drop": self.interval("drop"), "control": self.interval("control_drop")}
         rows = []
         for i, step in enumerate(self.data["step"].values):
@@ -183,7 +183,7 @@ class AnswerSources(Analysis):
                 row |= columns("pathways", number.isel(step=i).sel(place=name))
                 row |= headline("share", one)
                 if name != NONE:
-                    row |= columns("occurrences", stands.isel(step=i).sel(segment=name))
+                    row |= columns("occurrences", occurs.isel(step=i).sel(segment=name))
                     for scope in SCOPES:
                         for what, found in cut.items():
                             row |= columns(f"{what}_{scope}", found.isel(step=i).sel(scope=scope, segment=name))

@@ -133,8 +133,8 @@ class AnswerWriters(Analysis):
         parts = self.at_step(by, step, held_out=held_out)
         if parts is None:
             return []
-        chosen, told = (part.data[by].sel(step=step).mean("example") for part in (parts.choosing, parts.reporting))
-        return [(int(l), int(h), float(told.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
+        chosen, reported = (part.data[by].sel(step=step).mean("example") for part in (parts.choosing, parts.reporting))
+        return [(int(l), int(h), float(reported.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
 
     def table(self, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
         """The k heads of each step with the largest contrast: step, kind, rank, layer, head, contrast with low and high,
@@ -151,8 +151,8 @@ class AnswerWriters(Analysis):
             parts = self.at_step("contrast", step, held_out=held_out)
             if parts is None:
                 continue
-            told = ("contrast", "projection", "control", "answer_mass")
-            found = {name: parts.reporting.interval(name).sel(step=step) for name in told}
+            shown = ("contrast", "projection", "control", "answer_mass")
+            found = {name: parts.reporting.interval(name).sel(step=step) for name in shown}
             chosen = top_cells(parts.choosing.data["contrast"].sel(step=step).mean("example"), k)
             for rank, (l, h, _) in enumerate(chosen, 1):
                 at = {name: x.sel(layer=l, head=h) for name, x in found.items()}

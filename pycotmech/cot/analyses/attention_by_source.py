@@ -177,10 +177,10 @@ class AttentionBySource(Analysis):
         parts = self.at_step("written", step, held_out=held_out)
         if parts is None:
             return []
-        chosen, told = (
+        chosen, reported = (
             part.data["written"].sel(source=source).mean(("example", "step")) for part in (parts.choosing, parts.reporting)
         )
-        return [(int(l), int(h), float(told.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
+        return [(int(l), int(h), float(reported.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Above, by step: attention, what heads write, the layers' decomposition. Below, by layer, over all steps."""

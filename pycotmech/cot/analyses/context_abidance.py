@@ -95,7 +95,7 @@ class ContextAbidance(Analysis):
     """
 
     name = "context_abidance"
-    title = "Whether what heads write stands in the prompt"
+    title = "Whether what heads write occurs in the prompt"
     source = "E8, context-abidance"
     ranges: ClassVar = {
         **dict.fromkeys(("abides", "peak", "chance"), bootstrap.SHARE),
@@ -181,12 +181,12 @@ class ContextAbidance(Analysis):
         whole = self._share(slice(None))
         if not whole.n:
             return ["no head's output makes any token likelier than another"]
-        what = "tokens handed over in the graphs stand" if self.of_graphs else "likeliest tokens of heads' outputs stand"
+        what = "tokens handed over in the graphs occur" if self.of_graphs else "likeliest tokens of heads' outputs occur"
         if L == 1:
             chance = float(self.data["chance"].mean())
             return [
                 f"{what} in the prompt in {whole.words()} of cases in the only layer (n = {int(whole.n)} examples; "
-                f"{chance:.1%} of the vocabulary stands there)"
+                f"{chance:.1%} of the vocabulary occurs there)"
             ]
         lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))
         jump = self.jump()
@@ -196,7 +196,7 @@ class ContextAbidance(Analysis):
         chance = float(self.data["chance"].mean())
         return [
             f"{what} in the prompt in {lower.words()} of cases in the lower half of the layers, {upper.words()} in the "
-            f"upper (n = {int(max(lower.n, upper.n))} examples; {chance:.1%} of the vocabulary stands there){where}"
+            f"upper (n = {int(max(lower.n, upper.n))} examples; {chance:.1%} of the vocabulary occurs there){where}"
         ]
 
     def _share(self, layers: slice) -> bootstrap.Interval:

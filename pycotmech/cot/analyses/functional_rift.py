@@ -296,7 +296,7 @@ def _start(model: Model, bos: bool) -> int | None:
 
 
 def memorised_next(model: Model, tokens: Tensor, start: int | None) -> dict[int, int]:
-    """token -> argmax P(v | start, token), for different tokens [n]: the bigram a model knows by itself."""
+    """token -> argmax P(v | start, token), for different tokens [n]: the bigram that a model knows without a prompt."""
     out: dict[int, int] = {}
     front = torch.tensor([] if start is None else [start], dtype=torch.long)
     for some in tokens.split(_AHEAD):

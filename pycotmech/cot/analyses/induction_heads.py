@@ -154,7 +154,7 @@ class InductionHeads(HeadAnalysis):
         return rows
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
-        """Heat maps of each step: the mean over corruptions, and each by itself; layers upward."""
+        """Heat maps of each step: the mean over corruptions, and each corruption; layers upward."""
         from pycotmech.figures.heatmap import maps_figure
 
         mean, each = self.scores()["mean"], self.restoration()["mean"]
@@ -281,9 +281,9 @@ def induction_heads(
             if kind in given:
                 parts[kind] = given[kind]
                 continue
-            told = None if progress is None else _part(progress, todo.index(kind), len(todo))
+            part = None if progress is None else _part(progress, todo.index(kind), len(todo))
             parts[kind] = patch_steps(
-                model, examples, steps=cells.steps, right=right, corruption=kind, seed=seed, memory_gb=memory_gb, progress=told
+                model, examples, steps=cells.steps, right=right, corruption=kind, seed=seed, memory_gb=memory_gb, progress=part
             )
     words = "z of one head at a time, clean values into the corrupted run, at all positions; the mean over corruptions "
     words += "(answer, premise, rule) of ratios of means over examples"

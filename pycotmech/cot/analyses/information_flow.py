@@ -111,10 +111,10 @@ class InformationFlow(Analysis):
             parts = self.at_step("writers", here, held_out=held_out)
             if parts is None:
                 continue
-            chosen, told = (part.data["depth_map"].sel(step=here, depth=0) for part in (parts.choosing, parts.reporting))
+            chosen, reported = (part.data["depth_map"].sel(step=here, depth=0) for part in (parts.choosing, parts.reporting))
             heads = [(l, h) for l, h, share in top_cells(chosen.mean("example"), k) if share > 0]
             for rank, (l, h) in enumerate(heads, 1):
-                found = bootstrap.mean_interval(told.sel(layer=l, head=h).values, within=bootstrap.SHARE)
+                found = bootstrap.mean_interval(reported.sel(layer=l, head=h).values, within=bootstrap.SHARE)
                 row = {"step": here, "kind": str(self.data["kind"].values[steps.index(here)]), "rank": rank}
                 row |= {"layer": int(l), "head": int(h), **headline("share", found._asdict()), "n": int(found.n)}
                 rows.append(row | {"held_out": parts.held_out})
@@ -173,7 +173,7 @@ class InformationFlow(Analysis):
         n = int(mean["writers"].n)
         out = [
             f"{mean['writers'].words('{:.1f}')} heads at a time write the answer (n = {n} examples), and from "
-            f"{mean['with_source'].words('{:.1f}')} of them a place is reached where its word stands: "
+            f"{mean['with_source'].words('{:.1f}')} of them a place is reached where its word occurs: "
             f"{mean['sources'].words('{:.1f}')} different places, in {mean['segments'].words('{:.1f}')} of the three "
             "parts of the prompt"
         ]

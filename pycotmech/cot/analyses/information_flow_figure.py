@@ -24,7 +24,7 @@ _DEPTHS = 4
 
 
 class Token(NamedTuple):
-    """What stands at a position: its text, the part of the prompt, and whether the answer's word is there."""
+    """What is at a position: its text, the part of the prompt, and whether the answer's word is there."""
 
     word: str
     segment: str = ""
@@ -122,7 +122,7 @@ def _draw_graph(axis: Axes, graph: Graph, tokens: Mapping[int, Token], n_layers:
 
 
 def _spread(nodes: Sequence[Node]) -> list[float]:
-    """Sideways offsets of nodes that lie at one position and layer, so that they can be told apart."""
+    """Sideways offsets of nodes that lie at one position and layer, so that they do not cover one another."""
     groups: dict[tuple[int, int], list[int]] = {}
     for i, node in enumerate(nodes):
         groups.setdefault((node.position, node.layer), []).append(i)

@@ -26,7 +26,7 @@ def isolation_figure(
     lines: Sequence[str],
     path: str | PathLike | None = None,
 ) -> Figure:
-    """Left: accuracy of each set at each step. Right: over all steps with its interval, beside random sets.
+    """Left: accuracy of each set at each step. Right: over all steps with its interval, and that of random sets.
 
     by_step [set, step]; overall: mean, low, high [set]; chance [set]: accuracy of random sets, if there are any.
     labels [set], steps [step]: how the axes name them.

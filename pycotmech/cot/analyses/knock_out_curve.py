@@ -97,12 +97,12 @@ class KnockOutCurve(AblationResult):
             removed = self.data["removed"].sel(order=order).isel(size=size)
             if "step" in removed.dims:
                 removed = removed.isel(step=i) if by_step else removed.mean("step").round()
-            at = tell.sel(order=order).isel(size=size)
+            at = report.sel(order=order).isel(size=size)
             row: dict[str, Any] = {"step": step, "kind": str(self.data["kind"].values[i]) if by_step else "", "size": size}
             row |= {"removed": int(removed), "kept": n_heads - int(removed)}
             row["chosen_at"] = float(pick["mean"].sel(order=order).isel(size=size))
             row |= {**headline("accuracy", at), "n": int(at["n"])}
-            floor = tell.sel(order=order).isel(size=-1)
+            floor = report.sel(order=order).isel(size=-1)
             row |= columns("floor", floor if to_the_end else floor.where(False))
             here = (by_example.isel(step=i) if by_step else by_example.mean("step")).isel(size=size)
             drawn = here.sel(order=randoms).mean("order")  # of each example; NaN without random orders
@@ -215,7 +215,7 @@ def knock_out_curve(
     sizes: how many heads are ablated; None: about 12 numbers from none to all. With a `Selection` its own sets.
     order: "least": the least important heads go first; "most": the most important; or both.
     ranking: "pooled": one ranking for all steps, so that one pass answers all of them; "by_step": each step by its own scores.
-    n_random: curves in random orders beside it.
+    n_random: how many curves in random orders to add.
     kind, mean, n_mean, positions: what heads are replaced by, and where; see `head_means`. The default is the mean over
         other prompts of the same kind at the same word of the template, at all positions, few-shot block included.
     target: the accuracy of the operating point.

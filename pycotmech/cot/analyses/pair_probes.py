@@ -113,7 +113,7 @@ class PairProbes(Analysis):
         n, whole = self.data.sizes["example"], self.accuracy()
         rule = self.data["neighbours"].values
         known = bootstrap.mean_interval(rule, within=bootstrap.SHARE)
-        lines = [f"{s['train']} questions to train on, {n} to test on, {s['samples']} training pairs; chance {CHANCE:.3f}"]
+        lines = [f"{s['train']} training questions, {n} test questions, {s['samples']} training pairs; chance {CHANCE:.3f}"]
         lines[0] += f"; the two tokens before each word alone give {known.words('{:.3f}')}"
         each = self._by_question()
         depths = self.data["depth"].values.tolist()
@@ -133,7 +133,7 @@ class PairProbes(Analysis):
             )
             across = bootstrap.mean_interval(self._values("across")[:, i, j], within=bootstrap.SHARE)
             if np.isfinite(across.mean):
-                told = across.words("{:.2f}")
+                called = across.words("{:.2f}")
                 verdict = (
                     "it goes by more than roles, be it the relation or the distance, which is larger in these"
                     if across.low > CHANCE
@@ -142,7 +142,7 @@ class PairProbes(Analysis):
                     else "whether it goes by more than roles is open"
                 )
                 lines.append(
-                    f"{probe}: calls {told} of unrelated subjects and objects of different sentences unrelated: {verdict}"
+                    f"{probe}: calls {called} of unrelated subjects and objects of different sentences unrelated: {verdict}"
                 )
         if len(chosen) == 2:
             (a, i), (b, j) = chosen.items()
@@ -171,7 +171,7 @@ class PairProbes(Analysis):
             line_with_band(left, depth, *values, color=colour, label=probe)
             left.plot(depth, control.isel(probe=j), "--", color=colour, lw=1, label=f"{probe}, control task")
             right.plot(depth, across.isel(probe=j), color=colour, label=probe)
-        left.axhline(float(self.data["neighbours"].mean()), color="0.3", lw=0.9, ls="-.", label="tokens in front alone")
+        left.axhline(float(self.data["neighbours"].mean()), color="0.3", lw=0.9, ls="-.", label="tokens before alone")
         for axis in (left, right):
             axis.axhline(CHANCE, color="0.5", lw=0.8, ls=":")
             axis.set_ylim(0, 1.02)

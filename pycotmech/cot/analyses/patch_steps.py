@@ -87,10 +87,10 @@ class PatchSteps(HeadAnalysis):
         floor = self.data["noise_floor"].max("example")
         clear = ((found["low"] > floor) | (found["high"] < -floor)).sum(("layer", "head"))
         lines = self._strongest()
-        told = found["low"].notnull().any(("layer", "head")).values
+        known = found["low"].notnull().any(("layer", "head")).values
         size = self.data.sizes["layer"] * self.data.sizes["head"]
-        if told.any():
-            counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values[told], clear.values[told])]
+        if known.any():
+            counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values[known], clear.values[known])]
             lines.append(
                 f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)} (of {size} heads "
                 f"without an effect about {math.ceil(size / 20)}, one in 20, may lie there by chance, more if they are skewed)"

@@ -242,7 +242,7 @@ def relation_heads(
     Heads are selected on one half of the questions, by a permutation test over all heads at once (each question's sign is
     drawn at random, the largest standardised auroc of all heads is compared), and reported on the other. Then the `heads`
     strongest of them below the probe's depth are ablated at all positions of the other half, and a linear probe that was
-    trained on the first half to tell how two words are related judges the residual stream; against as many random heads of
+    trained on the first half for how two words are related reads the residual stream; compared with as many random heads of
     the same layers (docs/protocol.md, E10, an operational definition: the authors released none).
 
     examples: whose style, ontology and demonstrations the questions take; None: as `cot.task.relations.make_questions` has it.

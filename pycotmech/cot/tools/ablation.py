@@ -212,8 +212,8 @@ def runs_cost(
     L, word = cfg.n_layers, 1.5  # tokens of a word, about
     read = load.cells * word
 
-    def one(behind: float, parts: int) -> Cost:
-        rows = parts * load.shared + behind  # all but the last layer, which is computed only where it is read
+    def one(after: float, parts: int) -> Cost:
+        rows = parts * load.shared + after  # all but the last layer, which is computed only where it is read
         return rows_cost(cfg, (rows * (L - 1) + read) / L, forwards=load.cells, read=read)
 
     total = (sets + 1) * one(load.texts + load.examples * (word - 1), 1)

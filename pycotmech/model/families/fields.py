@@ -1,7 +1,7 @@
 """Fields of a configuration that change what a model computes: each is one that its family reads, or the model is refused.
 
 A field that a family does not know is not always harmless: a soft-cap, a scale of the residual stream or a kind of layer that
-is passed over gives numbers that look right. Fields of tokens, training and generation are not looked at.
+is ignored gives numbers that look right. Fields of tokens, training and generation are not looked at.
 """
 
 from __future__ import annotations

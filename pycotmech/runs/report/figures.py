@@ -28,7 +28,7 @@ def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | P
 
 
 def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) -> Figure:
-    """All steps of a run beside each other, on one scale."""
+    """All steps of a run side by side, on one scale."""
     about, identity = steps.attrs["about"], steps.attrs["identity"]
     shown = [steps.isel(step=i) for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]
     return maps_figure(

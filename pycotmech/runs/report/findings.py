@@ -93,7 +93,7 @@ def _floor(steps: xr.Dataset) -> str:
         return f"No effect rises above the noise floor ({floor:.1g}): what is shown is rounding."
     return (
         f"{above:,} of {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g}); "
-        "the others cannot be told from zero."
+        "the others cannot be distinguished from zero."
         if above < total
         else f"All {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g})."
     )

@@ -22,7 +22,7 @@ def header(metric: str) -> list[str]:
 
 
 def rows(steps: xr.Dataset, top: pd.DataFrame) -> list[list[str]]:
-    """Cells of the table, a row per head; what belongs to a step stands in its first row only."""
+    """Cells of the table, a row per head; what belongs to a step is in its first row only."""
     metric = steps.attrs["identity"]["metric"]
     measured = ["corrupted_metric"] if metric == "kl" else ["clean_metric", "corrupted_metric"]
     columns = len(header(metric))
@@ -47,7 +47,7 @@ def rows(steps: xr.Dataset, top: pd.DataFrame) -> list[list[str]]:
 
 
 def text(steps: xr.Dataset, top: pd.DataFrame, samples: Mapping[int, str]) -> str:
-    """The table for a terminal. samples: by step, its words in an example; they stand in the step's second row."""
+    """The table for a terminal. samples: by step, its words in an example; they are in the step's second row."""
     names = header(steps.attrs["identity"]["metric"])
     cells = rows(steps, top)
     widths = [max(len(row[c]) for row in [names, *cells]) for c in range(len(names))]

@@ -48,7 +48,7 @@ def test_source_is_that_of_the_pathways_own_edges():
     edges = [
         Edge(0, -1, 6, 0, "v", 0.9, 0.4),  # question
         Edge(0, 2, 9, 0, "k", 0.9, 5.0),  # only where to look
-        Edge(1, 2, 9, 0, "v", 0.9, 0.1),  # generated, and by what stands there question and few-shot
+        Edge(1, 2, 9, 0, "v", 0.9, 0.1),  # generated, and by what is there question and few-shot
         Edge(2, -1, 5, 0, "v", 0.9, 0.3),
         Edge(2, -1, 2, 0, "v", 0.9, -0.7),
         Edge(3, -1, 4, 0, "v", 0.9, 0.9),  # no occurrence
