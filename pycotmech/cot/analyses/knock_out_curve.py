@@ -90,7 +90,7 @@ class KnockOutCurve(AblationResult):
         by_example, rows = self._half("report").data[self.main], []
         for i, step in enumerate([*self.data["step"].values.tolist(), "all"]):
             by_step = step != "all"
-            pick, tell = (x[0].isel(step=i) if by_step else x[1] for x in (chosen_on, reported))
+            pick, report = (x[0].isel(step=i) if by_step else x[1] for x in (chosen_on, reported))
             size = nearest(pick["mean"].sel(order=order).values, goal)
             if size is None:
                 continue
