@@ -63,16 +63,24 @@ def open_folder(out: str | os.PathLike) -> Iterator[Path]:
     lock = _locked(folder)
     try:
         check_writable(folder)
-        _remove_unfinished(folder)
-        yield folder
-    except OSError as error:
-        if error.errno not in _FULL or isinstance(error, PermissionError):
-            raise
-        message = f"out: the disk of {folder} is full ({os.strerror(error.errno or 0)}); what is finished is kept. Make room"
-        raise OSError(f"{message}, and the same command goes on from there") from error
+        with naming_full_disk(folder):
+            _remove_unfinished(folder)
+            yield folder
     finally:
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Turns the error of a full disk into one that names the folder and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        message = f"the disk of {folder} is full ({os.strerror(error.errno or 0)}); what is finished is kept. Make room"
+        raise OSError(f"{message}, and the same command goes on from there") from error
 
 
 def refuse_other_settings(folder: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -265,3 +266,25 @@ def test_an_output_folder_that_is_read_only(shell, tmp_path, monkeypatch):
 def test_positions_in_front_of_the_difference_are_refused_before_the_first_sweep(shell, tmp_path):
     code, _, err = shell("run", *SMALL, "--positions", "0", "--out", tmp_path / "out")
     assert code == 2 and "example 0, step 1: positions: [0] reach nothing that is read" in err
+
+
+def limited() -> None:
+    """No file of this process may grow beyond a few bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(tmp_path):
+    arguments = [sys.executable, "-m", "pycotmech", "run", *SMALL, "--out", str(tmp_path / "out"), "--quiet"]
+    full = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limited)
+    line = full.stderr.splitlines()[-1]
+    assert full.returncode == 2 and f"error: the disk of {tmp_path / 'out'} is full" in line and "Make room" in line
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".pycotmech-")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0 and (read(tmp_path / "out")["state"] != SweepState.PENDING).all()
+
+
+def test_a_store_that_is_none_is_named(tmp_path, shell):
+    (tmp_path / "results.zarr").mkdir()
+    for arguments in (("run", *SMALL, "--out", tmp_path), ("report", tmp_path)):
+        code, _, err = shell(*arguments)
+        assert code == 2 and f"{tmp_path / 'results.zarr'} is not a store of arrays" in err and "Move it away" in err

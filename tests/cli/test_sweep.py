@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
 import pycotmech as pcm
 from tests.cli.prompts import CLEAN, CORRUPTED
@@ -32,3 +33,17 @@ def test_sweep_needs_one_source_of_prompts(shell):
     assert code == 2 and "expected either --clean and --corrupted, or --pairs" in err
     code, _, err = shell("sweep", "--model", "tiny-cot", "--clean", "a")
     assert code == 2 and "corrupted: missing" in err
+
+
+@pytest.mark.parametrize("option", ["--csv", "--png"])
+def test_files_that_cannot_be_written_are_named_before_the_model_is_loaded(shell, tmp_path, monkeypatch, option):
+    monkeypatch.setattr(pcm.Model, "from_pretrained", lambda *a, **k: pytest.fail("the model was loaded"))
+    pair = ("--model", "tiny-cot", "--clean", CLEAN, "--corrupted", CORRUPTED)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for path, message in ((tmp_path / "folder", "is a folder; expected a file"), ("", "the name is empty")):
+        code, _, err = shell("sweep", *pair, option, path)
+        assert code == 2 and f"{option[2:]}: " in err and message in err
+    code, _, err = shell("sweep", *pair, option, tmp_path / "file" / "below")
+    assert code == 2 and f"{option[2:]}: " in err and "is a file; expected a folder" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from pycotmech.cot.tools import cells
 from pycotmech.files.write import UNFINISHED
 from pycotmech.paper import runner
 from pycotmech.paper.entries import ENTRIES
-from pycotmech.runs import Settings
+from pycotmech.runs import Settings, open_folder
 
 SETTINGS = Settings(model="tiny-cot", examples=2, shots=2, steps=(2, 5))
 ONLY = ("decision_heads", "copy_heads")
@@ -127,6 +128,72 @@ def test_what_was_cut_off_while_being_written_is_made_again(first, folder, tmp_p
     (unfinished / "copy_heads.zarr").mkdir(parents=True)
     outcome = paper.run(SETTINGS, out, only=("copy_heads",))
     assert outcome.resumed == [] and not unfinished.exists()
+
+
+@pytest.mark.parametrize("state", ["lost", "empty", "not an object"])
+def test_results_say_themselves_of_which_settings_they_are(first, folder, tmp_path, state):
+    out = shutil.copytree(folder, tmp_path / "out")
+    (out / "paper.json").unlink()
+    if state != "lost":
+        (out / "paper.json").write_text("" if state == "empty" else "[1]")
+    with pytest.raises(ValueError, match="holds results of other settings: seed was 0, now 1"):
+        paper.run(dataclasses.replace(SETTINGS, seed=1), out, only=ONLY)
+    again = paper.run(SETTINGS, out, only=ONLY)
+    assert again.resumed == list(ONLY)
+    assert json.loads((out / "paper.json").read_text("utf-8"))["costs"]["copy_heads"]["token_forwards"] > 10
+
+
+def test_data_of_unknown_settings_is_not_taken_for_these(first, folder, tmp_path):
+    out = shutil.copytree(folder, tmp_path / "out")
+    (out / "paper.json").unlink()
+    for name in ONLY:  # as earlier versions left them
+        path = out / "data" / f"{name}.zarr" / "zarr.json"
+        metadata = json.loads(path.read_text("utf-8"))
+        about = json.loads(metadata["attributes"]["about"])
+        del about["identity"]
+        metadata["attributes"]["about"] = json.dumps(about)
+        path.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=r"holds data but no readable paper.json"):
+        paper.run(SETTINGS, out, only=ONLY)
+
+
+def test_damaged_data_is_made_again_and_lost_tables_and_figures_too(first, folder, tmp_path):
+    out = shutil.copytree(folder, tmp_path / "out")
+    main = first[0].results["copy_heads"].main
+    (chunk,) = (path for path in (out / "data/copy_heads.zarr" / main / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    (out / "tables/decision_heads.csv").unlink()
+    (out / "figures/decision_heads.png").unlink()
+    again = paper.run(SETTINGS, out, only=ONLY)
+    assert again.resumed == ["decision_heads"] and list(again.results) == list(ONLY)
+    np.testing.assert_array_equal(again.results["copy_heads"].data[main], first[0].results["copy_heads"].data[main])
+    assert (out / "tables/decision_heads.csv").read_text() == (folder / "tables/decision_heads.csv").read_text()
+    assert (out / "figures/decision_heads.png").stat().st_size > 5000
+
+
+def test_some_analyses_after_more_keep_the_summary_of_all(first, folder, tmp_path):
+    out = shutil.copytree(folder, tmp_path / "out")
+    some = paper.run(SETTINGS, out, only=("copy_heads",))
+    assert list(some.results) == ["copy_heads"]
+    summary = (out / "summary.md").read_text("utf-8")
+    assert all(f"(figures/{name}.png)" in summary for name in ONLY)
+    about = {claim.text: verdict.evidence for claim, verdict in some.verdicts}
+    assert about == {claim.text: verdict.evidence for claim, verdict in first[0].verdicts}
+
+
+def test_one_process_at_a_time(tmp_path):
+    with open_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is writing"):
+        paper.run(SETTINGS, tmp_path, only=ONLY)
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    (tmp_path / "outside").mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tables").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="tables is a symbolic link"):
+        paper.run(SETTINGS, out, only=("copy_heads",))
+    assert not list((tmp_path / "outside").iterdir())
 
 
 def test_bad_input_before_any_work(tmp_path):

@@ -18,7 +18,7 @@ import xarray as xr
 from pycotmech.figures.words import plural, sample_of
 from pycotmech.files.text import markdown, printable
 from pycotmech.files.write import replacing, write_text
-from pycotmech.runs.folder import checked_path
+from pycotmech.runs.folder import checked_path, naming_full_disk
 from pycotmech.runs.report import table
 from pycotmech.runs.report.aggregate import by_step, top_heads
 from pycotmech.runs.report.figures import overview_figure, step_figure
@@ -64,11 +64,12 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
         folder, steps, heads, table.text(steps, heads, samples), table.legend(identity["metric"], identity["direction"]),
         _headline(data), notes, findings(steps, heads), [],
     )  # fmt: skip
-    _write(folder / "top_heads.csv", heads.to_csv(index=False, float_format="%.6g"), report)
-    if figures:
-        report.files.extend(_figures(folder, steps, samples))
-    _write(folder / "summary.md", _markdown(report, record), report)
-    _write(folder / "summary.json", json.dumps(_summary(report, data), indent=1, ensure_ascii=False) + "\n", report)
+    with naming_full_disk(folder):
+        _write(folder / "top_heads.csv", heads.to_csv(index=False, float_format="%.6g"), report)
+        if figures:
+            report.files.extend(_figures(folder, steps, samples))
+        _write(folder / "summary.md", _markdown(report, record), report)
+        _write(folder / "summary.json", json.dumps(_summary(report, data), indent=1, ensure_ascii=False) + "\n", report)
     return report
 
 
