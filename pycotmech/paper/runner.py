@@ -181,7 +181,9 @@ def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progres
     except DamagedData as error:
         progress.note(f"{error}: {entry.name} counts as not done")
         return None
-    return result if result.about.get("identity", identity) == identity else None
+    # Folders begun by earlier versions hold results that do not say it themselves.
+    of = result.about.get("identity", identity if "config" not in identity else None)
+    return result if of == identity else None
 
 
 def _show(folder: Path, entry: Description, result: Analysis, *, missing_only: bool = False) -> None:

@@ -51,6 +51,7 @@ def summarise_text(
     Raises ValueError or OSError naming the argument, and writes nothing then; also where the folder holds results already and
     `overwrite` is False.
     """
+    from pycotmech.attention.results import AttentionSummary
     from pycotmech.attention.scores import head_scores
     from pycotmech.attention.segments import SegmentRule
     from pycotmech.attention.statistics import Wanted
@@ -72,7 +73,10 @@ def summarise_text(
         with open_folder(out) as folder:
             progress.note("\n".join([f"{loaded}, {len(tokens)} tokens", *(f"note: {note}" for note in loaded.notes)]))
             progress.begin("attention", loaded.cfg.n_layers, "layer")
-            summary = attention_summary(loaded, tokens, segments=rule, top_k=top_k, progress=progress.at)
+            summary = attention_summary(
+                loaded, tokens, segments=rule, top_k=top_k, progress=lambda done, total: progress.at(done)
+            )
+            assert isinstance(summary, AttentionSummary)  # of one text
             progress.end()
             scores = head_scores(loaded, tokens)
             _write(folder, loaded, summary, scores)
@@ -86,7 +90,7 @@ def read_segments(text: str | None) -> dict[str, slice | str]:
     if text.endswith(".json"):
         try:
             found = json.loads(Path(text).read_text("utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"segments: {text} is not a JSON file ({error})") from error
         if not isinstance(found, dict):
             raise ValueError(f"segments: {text} must hold an object of names, got {type(found).__name__}")
@@ -96,13 +100,14 @@ def read_segments(text: str | None) -> dict[str, slice | str]:
         name, equals, where = (s.strip() for s in part.partition("="))
         try:
             bounds = [int(b) if b.strip() else None for b in where.split(":")]
+            if not equals or not name or len(bounds) > 2:
+                raise ValueError
+            found = slice(*bounds) if len(bounds) == 2 else _one(int(where))
         except ValueError:
-            bounds = []
-        if not equals or not name or len(bounds) not in (1, 2) or (len(bounds) == 1 and bounds[0] is None):
-            raise ValueError(f"segments: got {part!r}; expected name=start:stop or name=position")
+            raise ValueError(f"segments: got {part!r}; expected name=start:stop or name=position") from None
         if name in out:
             raise ValueError(f"segments: the name {name!r} is given twice")
-        out[name] = slice(bounds[0], bounds[1]) if len(bounds) == 2 else _one(bounds[0])
+        out[name] = found
     return out
 
 
@@ -154,7 +159,8 @@ def token_table(model: Model, summary: AttentionSummary) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    tokens = summary.tokens
+    tokens, received = summary.tokens, summary.received
+    assert tokens is not None and received is not None and model.tokenizer is not None  # of a text, all rows
     labels = ["" if g < 0 else summary.segment_names[g] for g in summary.labels]
     seen_by = np.arange(len(tokens), 0, -1)  # each row sees itself and what is before it
     return pd.DataFrame(
@@ -163,6 +169,6 @@ def token_table(model: Model, summary: AttentionSummary) -> pd.DataFrame:
             "token": tokens,
             "text": [model.tokenizer.decode([int(t)]) for t in tokens],
             "segment": labels,
-            "received": summary.received.mean((0, 1)) / seen_by,
+            "received": received.mean((0, 1)) / seen_by,
         }
     )

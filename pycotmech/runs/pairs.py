@@ -106,8 +106,9 @@ def _check_prompt(value: Any, where: str) -> None:
         raise ValueError(f"{where}: expected text or a list of token ids, got {value!r:.60}")
     if not value:
         raise ValueError(f"{where}: the prompt is empty")
-    if ids and min(value) < 0:
-        raise ValueError(f"{where}: token id {min(value)} is negative")
+    least = 0 if isinstance(value, str) else min(value)
+    if least < 0:
+        raise ValueError(f"{where}: token id {least} is negative")
 
 
 def _check_answer(value: Any, where: str) -> None:

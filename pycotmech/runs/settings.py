@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pycotmech import __version__
 
@@ -147,7 +147,8 @@ def model_identity(model: Model, stored: Mapping[str, Any] | None = None) -> dic
     for name, weight in model.hf.state_dict().items():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
-    decided = {k: v for k, v in model.hf.config.to_dict().items() if k not in _IN_NO_NUMBER}
+    settings: dict[str, Any] = cast(Any, model.hf.config).to_dict()
+    decided = {k: v for k, v in settings.items() if k not in _IN_NO_NUMBER}
     config = hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode())
     return {"weights": f"sha256:{digest.hexdigest()[:32]}", "config": f"sha256:{config.hexdigest()[:32]}"}
 

@@ -187,14 +187,14 @@ def _arrays(path: Path, mode: str) -> dict[str, zarr.Array]:
                 raise ValueError(f"{path} has format {printable(group.attrs.get('format'))}; this version reads up to {FORMAT}")
             if not isinstance(group.attrs.get("identity"), dict):
                 raise DamagedData(f"{path} does not say of which settings its results are")
-            arrays = {name: group[name] for name in _VARIABLES if name in group}
+            arrays = {name: array for name, array in group.arrays() if name in _VARIABLES}
     except ValueError as error:
         raise ValueError(f"{error}. Move it away, or give another folder") from error
-    axes = next(iter(arrays.values())).shape if "raw" in arrays else ()
+    axes = arrays["raw"].shape if "raw" in arrays else ()
     for name in _VARIABLES:
-        if name not in arrays or arrays[name].shape != axes[: 4 if name in _GRIDS else 2]:  # type: ignore[union-attr]
-            raise DamagedData(f"{path} lacks the array {name}, or it has another shape. Move it away")
-    return arrays  # type: ignore[return-value]
+        if name not in arrays or arrays[name].shape != axes[: 4 if name in _GRIDS else 2]:
+            raise DamagedData(f"{path} lacks the array {name}, or it has another shape. Move it away, or give another folder")
+    return {name: arrays[name] for name in _VARIABLES}
 
 
 def _intact(path: Path, arrays: Mapping[str, zarr.Array]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:

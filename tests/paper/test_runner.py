@@ -146,8 +146,7 @@ def test_results_say_themselves_of_which_settings_they_are(first, folder, tmp_pa
 def test_data_of_unknown_settings_is_not_taken_for_these(first, folder, tmp_path):
     out = shutil.copytree(folder, tmp_path / "out")
     (out / "paper.json").unlink()
-    for name in ONLY:  # as earlier versions left them
-        path = out / "data" / f"{name}.zarr" / "zarr.json"
+    for path in (out / "data").glob("*.zarr/zarr.json"):  # as earlier versions left them
         metadata = json.loads(path.read_text("utf-8"))
         about = json.loads(metadata["attributes"]["about"])
         del about["identity"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -27,7 +29,7 @@ def by_step(data: xr.Dataset) -> xr.Dataset:
     share = weight / weight.sum("example").where(n > 0)
     effect = data["effect"].astype("f8").where(used)
     mean = (effect * share).sum("example", skipna=True, min_count=1)
-    sd = np.sqrt((share * (effect - mean) ** 2).sum("example", skipna=True, min_count=1)).where(n > 1)
+    sd = ((share * (effect - mean) ** 2).sum("example", skipna=True, min_count=1) ** 0.5).where(n > 1)
     same = ((np.sign(effect) == np.sign(mean)) & used).sum("example") / n.where(n > 0)
     out = xr.Dataset(
         {
@@ -87,6 +89,12 @@ COLUMNS = [
     "step", "kind", "rank", "layer", "head", "restoration", "sd", "same_sign", "noise_floor", "above_floor", "examples",
     "right", "graded",
 ]  # fmt: skip
+
+
+def records(top: pd.DataFrame, step: int | None = None) -> list[dict[str, Any]]:
+    """The rows of `top_heads`, of one step or of all, as dictionaries."""
+    chosen: Any = top if step is None else top[top["step"] == step]
+    return chosen.to_dict("records")
 
 
 def head_name(layer: int, head: int) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from pycotmech.figures.words import listed, plural
-from pycotmech.runs.report.aggregate import head_name
+from pycotmech.runs.report.aggregate import head_name, records
 
 _STRONG = 0.05
 """A head that restores less than this by itself is not named as one that a step depends on."""
@@ -30,41 +33,43 @@ def findings(steps: xr.Dataset, top: pd.DataFrame) -> list[str]:
 
 def _about_step(steps: xr.Dataset, top: pd.DataFrame, step: int, direction: str) -> str:
     here = steps.sel(step=step)
-    rows = top[top["step"] == step]
+    rows = [row for row in records(top, step) if row["above_floor"]]
     kind = str(here["kind"].values)
     name = "The pairs" if kind == "pair" else f"Step {step} ({kind})"
     verb = "depend" if kind == "pair" else "depends"
     towards = "restores" if direction == "denoise" else "destroys"
-    strong = rows[(rows["restoration"] >= _STRONG) & rows["above_floor"]]
-    against = rows[(rows["restoration"] <= -_STRONG) & rows["above_floor"]]
+    strong = [row for row in rows if row["restoration"] >= _STRONG]
+    against = [row for row in rows if row["restoration"] <= -_STRONG]
     text = f"{name}: no single head {towards} {_STRONG:.0%} or more"
-    if len(strong):
-        first = strong.iloc[0]
-        text = f"{name} {verb} most on {_name(first)}, which {towards} {_percent(first)} by itself"
+    if strong:
+        first = strong[0]
+        text = f"{name} {verb} most on {_name(first)}, which {towards} {first['restoration']:.0%} by itself"
         if first["examples"] > 1:
             n, agree = first["examples"], round(first["same_sign"] * first["examples"])
             text += f" (in all {n} examples)" if agree == n else f" (in {agree} of {n} examples)"
         if len(strong) > 1:
-            text += f"; then {listed([f'{_name(r)} ({_percent(r)})' for _, r in strong.iloc[1:4].iterrows()])}"
-    if len(against):
+            text += f"; then {_heads(strong[1:4])}"
+    if against:
         works = "works" if len(against) == 1 else "work"
-        text += f"; {listed([f'{_name(r)} ({_percent(r)})' for _, r in against.iloc[:3].iterrows()])} {works} against it"
+        text += f"; {_heads(against[:3])} {works} against it"
     return text + "."
 
 
 def _recurring(top: pd.DataFrame, direction: str) -> str:
-    n_steps = top["step"].nunique()
+    n_steps = len(set(top["step"]))
     if n_steps < 2:
         return ""
-    strong = top[(top["restoration"].abs() >= _STRONG) & top["above_floor"]]
-    counts = strong.groupby(["layer", "head"])["step"].agg(list)
-    again = sorted(((len(s), l, h, s) for (l, h), s in counts.items() if len(s) > 1), key=lambda x: (-x[0], x[1], x[2]))
+    steps_of: dict[tuple[int, int], list[str]] = {}
+    for row in records(top):
+        if abs(row["restoration"]) >= _STRONG and row["above_floor"]:
+            steps_of.setdefault((row["layer"], row["head"]), []).append(str(row["step"]))
+    again = sorted(((head, found) for head, found in steps_of.items() if len(found) > 1), key=lambda x: (-len(x[1]), x[0]))
     if not again:
         return "No head is among the strongest in more than one step."
     named = []
-    for n, l, h, found in again[:_SEVERAL]:
-        where = "all steps" if n == n_steps else f"steps {listed([str(step) for step in found])}"
-        named.append(f"{head_name(l, h)} ({where})")
+    for head, found in again[:_SEVERAL]:
+        where = "all steps" if len(found) == n_steps else f"steps {listed(found)}"
+        named.append(f"{head_name(*head)} ({where})")
     more = len(again) - len(named)
     return f"Among the strongest in several steps: {listed(named)}" + (f", and {more} more." if more else ".")
 
@@ -120,9 +125,9 @@ def _few(steps: xr.Dataset) -> str:
     return f"{where} rests on {n}: read it as a sketch. More examples (--examples) say more."
 
 
-def _name(row: pd.Series) -> str:
-    return head_name(int(row["layer"]), int(row["head"]))
+def _name(row: Mapping[str, Any]) -> str:
+    return head_name(row["layer"], row["head"])
 
 
-def _percent(row: pd.Series) -> str:
-    return f"{row['restoration']:.0%}"
+def _heads(rows: Sequence[Mapping[str, Any]]) -> str:
+    return listed([f"{_name(row)} ({row['restoration']:.0%})" for row in rows])

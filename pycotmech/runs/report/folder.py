@@ -20,7 +20,7 @@ from pycotmech.files.text import markdown, printable
 from pycotmech.files.write import replacing, write_text
 from pycotmech.runs.folder import checked_path, naming_full_disk
 from pycotmech.runs.report import table
-from pycotmech.runs.report.aggregate import by_step, top_heads
+from pycotmech.runs.report.aggregate import by_step, records, top_heads
 from pycotmech.runs.report.figures import overview_figure, step_figure
 from pycotmech.runs.report.findings import findings
 from pycotmech.runs.store import SweepState, read
@@ -171,13 +171,14 @@ def _summary(report: Report, data: xr.Dataset) -> dict[str, Any]:
         here = steps.isel(step=i)
         step = int(here["step"])
         names = ("n", "right", "graded", "pending", "noise_floor", "clean_metric", "corrupted_metric", "seconds")
-        heads = report.top[report.top["step"] == step].drop(columns=["step", "kind"])
         per_step.append(
             {
                 "step": step,
                 "kind": str(here["kind"].values),
                 **{name: _number(here[name].item()) for name in names},
-                "top_heads": [{k: _number(v) for k, v in row.items()} for row in heads.to_dict("records")],
+                "top_heads": [
+                    {k: _number(v) for k, v in row.items() if k not in ("step", "kind")} for row in records(report.top, step)
+                ],
             }
         )
     return {

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from pycotmech.files.text import markdown
-from pycotmech.runs.report.aggregate import head_name
+from pycotmech.runs.report.aggregate import head_name, records
 
 _LEFT = ("kind", "head")  # columns that are aligned to the left; numbers are to the right
 
@@ -37,8 +37,8 @@ def rows(steps: xr.Dataset, top: pd.DataFrame) -> list[list[str]]:
             continue
         front += [f"{float(here[name]):.3g}" for name in measured]
         front.append(f"{float(here['noise_floor']):.0e}")
-        for rank, (_, row) in enumerate(top[top["step"] == step].iterrows()):
-            name = head_name(int(row["layer"]), int(row["head"]))
+        for rank, row in enumerate(records(top, int(step))):
+            name = head_name(row["layer"], row["head"])
             sd = "-" if math.isnan(row["sd"]) else f"{row['sd']:.3f}"
             agree = f"{round(row['same_sign'] * n)}/{n}"
             effect = f"{row['restoration']:+.3f}" + ("" if row["above_floor"] else " (rounding)")
