@@ -155,21 +155,21 @@ def _pairs(kind: str, tokens: Tensor, rows: Tensor) -> Iterator[tuple[int | None
         yield None, rows, rows - 1
     else:
         for b, ids in enumerate(tokens):
-            for some, seen in _matches(kind, ids, rows):
+            for queries, seen in _matches(kind, ids, rows):
                 at, key = seen.nonzero(as_tuple=True)
                 if len(at):
-                    yield b, some[at], key
+                    yield b, queries[at], key
 
 
 def _matches(kind: str, ids: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows [r], bool [r, T]): which keys are earlier copies of the row's token, or follow one."""
     T = len(ids)
     keys = torch.arange(T)
-    for some in rows.split(max(1, _PAIRS // T)):
-        same = ids[some][:, None] == ids  # [r, T]
+    for queries in rows.split(max(1, _PAIRS // T)):
+        same = ids[queries][:, None] == ids  # [r, T]
         if kind == "induction":
             same = torch.nn.functional.pad(same[:, :-1], (1, 0))
-        yield some, same & (keys < some[:, None])
+        yield queries, same & (keys < queries[:, None])
 
 
 def _count(kind: str, tokens: Tensor, rows: Tensor) -> int:

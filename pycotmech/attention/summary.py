@@ -62,14 +62,14 @@ def attention_summary(
 def _of_list(model: Model, prompts: Sequence[Tokens], segments, rows, wanted: Wanted, progress) -> list[AttentionSummary]:
     if not prompts:
         raise ValueError("tokens: the list of prompts is empty; expected at least one")
-    each = [segments] * len(prompts)
+    by_prompt = [segments] * len(prompts)
     if isinstance(segments, (list, tuple)) and not isinstance(segments[0], int):  # one for each prompt
         if len(segments) != len(prompts):
             raise ValueError(f"segments: got {len(segments)} for {len(prompts)} prompts; expected one for all, or one for each")
-        each = list(segments)
+        by_prompt = list(segments)
     L, N = model.cfg.n_layers, len(prompts)
     steps = [None if progress is None else lambda done, _all, i=i: progress(i * L + done, N * L) for i in range(N)]
-    jobs = [_Job(model, p, s, rows, wanted, step) for p, s, step in zip(prompts, each, steps, strict=True)]
+    jobs = [_Job(model, p, s, rows, wanted, step) for p, s, step in zip(prompts, by_prompt, steps, strict=True)]
     return [job.run() for job in jobs]
 
 

@@ -15,7 +15,7 @@ from pycotmech.engine.planner import Plan, Work
 from pycotmech.engine.rows import Variants
 from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.families.base import Family
-from pycotmech.model.run import site_dtype, site_shape
+from pycotmech.model.run import site_bytes
 
 LOGIT_ROWS = 256
 """Rows of the unembedding's output that exist at once."""
@@ -68,7 +68,7 @@ class Budget:
         """Bytes of one base of `length` positions with these sites kept for `rows` of them, and of the directions of its
         self-patches (8 bytes each, three times while they are drawn)."""
         cfg, family = self.family.cfg, self.family
-        kept = sum(torch.Size(site_shape(family, site)).numel() * site_dtype(family, site).itemsize for site in sites)
+        kept = sum(site_bytes(family, site) for site in sites)
         keys = 2 * cfg.n_key_value_heads * cfg.d_head * family.dtype.itemsize
         signs = 24 * cfg.n_heads * cfg.d_head
         return cfg.n_layers * (length * keys + rows * kept) + rows * signs + length * 2 * cfg.d_head * 4

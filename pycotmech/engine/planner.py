@@ -19,6 +19,7 @@ from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.config import layer_flop, logits_flop
 from pycotmech.model.families.base import VOCAB_SLICE, Family
 from pycotmech.model.prefixes import SEGMENT
+from pycotmech.model.run import site_bytes
 
 _SHARE_OF_FREE = 0.5
 
@@ -104,10 +105,12 @@ def logits_bytes(family: Family, rows: int, columns: int | None) -> int:
     )
 
 
-def base_bytes(family: Family, length: int, rows: int, kept: int) -> int:
-    """Keys and values of one base of `length` positions, and `kept` values per layer and row."""
-    cfg = family.cfg
-    return cfg.n_layers * (length * 2 * cfg.n_key_value_heads * cfg.d_head + rows * kept) * family.resid_dtype.itemsize
+def prompt_bytes(family: Family, length: int, rows: int, sites: Sequence[str]) -> int:
+    """Keys and values of one prompt of `length` positions, as if in the residual stream's dtype, and these sites of so many of
+    its rows."""
+    cfg, wide = family.cfg, family.resid_dtype.itemsize
+    kept = sum(site_bytes(family, site) for site in sites) // wide
+    return cfg.n_layers * (length * 2 * cfg.n_key_value_heads * cfg.d_head + rows * kept) * wide
 
 
 def layer_bytes(family: Family) -> int:

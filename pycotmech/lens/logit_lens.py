@@ -110,28 +110,28 @@ def _blocks(family: Family, n: int):
 
 def _said(family: Family, final: Tensor) -> Tensor:
     """The model's own next token of each row, [N]."""
-    return torch.cat([family.logits(final[some].contiguous()).argmax(-1) for some in _blocks(family, len(final))])
+    return torch.cat([family.logits(final[rows].contiguous()).argmax(-1) for rows in _blocks(family, len(final))])
 
 
 def _look(family: Family, x: Tensor, ids: Tensor, out: dict[str, Tensor]) -> None:
     """One layer: rows [N, d], tokens [N, K]; fills out's views of this layer, [N, ...]."""
     k = out["top_ids"].shape[-1]
-    for some in _blocks(family, len(x)):
-        logits = family.logits(x[some].contiguous())
-        chosen = ids[some].to(logits.device)
+    for rows in _blocks(family, len(x)):
+        logits = family.logits(x[rows].contiguous())
+        chosen = ids[rows].to(logits.device)
         log_z = logits.logsumexp(-1, keepdim=True)
         found = logits.gather(1, chosen.clamp_min(0))
         missing = chosen == NO_TOKEN
-        out["logits"][some] = found.masked_fill(missing, torch.nan).cpu()
-        out["probabilities"][some] = torch.exp(found - log_z).masked_fill(missing, 0.0).cpu()
+        out["logits"][rows] = found.masked_fill(missing, torch.nan).cpu()
+        out["probabilities"][rows] = torch.exp(found - log_z).masked_fill(missing, 0.0).cpu()
         ranks = torch.stack([(logits > found[:, [i]]).sum(-1) for i in range(found.shape[1])], -1)
-        out["ranks"][some] = ranks.masked_fill(missing, -1).int().cpu()
+        out["ranks"][rows] = ranks.masked_fill(missing, -1).int().cpu()
         if k:
             top = logits.topk(k)
-            out["top_ids"][some] = top.indices.int().cpu()
-            out["top_probabilities"][some] = torch.exp(top.values - log_z).cpu()
+            out["top_ids"][rows] = top.indices.int().cpu()
+            out["top_probabilities"][rows] = torch.exp(top.values - log_z).cpu()
         # log Z - sum p x: with the largest logit at 0, so that no digits are lost to its size.
         shifted = logits - logits.amax(-1, keepdim=True)
         p = torch.exp(shifted)
         z = p.sum(-1)
-        out["entropy"][some] = (z.log() - (p * shifted).sum(-1) / z).clamp_min(0).cpu()
+        out["entropy"][rows] = (z.log() - (p * shifted).sum(-1) / z).clamp_min(0).cpu()

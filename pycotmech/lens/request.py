@@ -14,9 +14,8 @@ from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.engine.bases import common_prefix
-from pycotmech.model.families.base import Family
 from pycotmech.model.prompts import Tokens, listed, resolve_positions
-from pycotmech.model.run import forward_packed, site_dtype, site_shape
+from pycotmech.model.run import forward_packed
 from pycotmech.patching.pairs import answer_token
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: flo
     P = min(common_prefix(prompts), int(where.min())) if len(prompts) > 1 else 0
     past = model.prefixes.key_values(prompts[0][:P], budget)
     ends = where.max(1).values + 1  # nothing after the last position is needed
-    for a, b in planner.cut([_bytes(family, int(n), R, sites) for n in ends], budget // 2):
+    for a, b in planner.cut([planner.prompt_bytes(family, int(n), R, sites) for n in ends], budget // 2):
         suffixes = [prompts[i][P : ends[i]] for i in range(a, b)]
         starts = torch.tensor([0, *map(len, suffixes)]).cumsum(0)[:-1]
         read = (starts[:, None] + where[a:b] - P).flatten()
@@ -184,9 +183,3 @@ def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: flo
         final = packed.resid_final
         del packed
         yield Rows(a, b, embedding, kept, final)
-
-
-def _bytes(family: Family, length: int, rows: int, sites: Sequence[str]) -> int:
-    """Of one prompt: keys and values of all its positions, and the sites of the rows that are kept."""
-    kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
-    return planner.base_bytes(family, length, rows, kept // family.resid_dtype.itemsize)

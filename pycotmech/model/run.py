@@ -56,6 +56,11 @@ def site_dtype(family: Family, site: str) -> torch.dtype:
     return family.resid_dtype if site.startswith("resid") else family.dtype
 
 
+def site_bytes(family: Family, site: str) -> int:
+    """Of one row of a site in one layer."""
+    return torch.Size(site_shape(family, site)).numel() * site_dtype(family, site).itemsize
+
+
 @torch.no_grad()
 def forward_packed(
     family: Family,

@@ -20,16 +20,16 @@ from torch import Tensor
 from pycotmech.cot.tools.activations import (
     SEGMENTS,
     Prompt,
-    Trace,
+    TextActivations,
     by_example,
     direct_directions,
     final_size,
     head_mask,
     head_outputs,
     projected,
+    text_activations,
+    text_activations_cost,
     texts_of,
-    trace_cost,
-    traced,
 )
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.checks import between, one_of
@@ -69,16 +69,16 @@ class Written(NamedTuple):
 
 
 @torch.no_grad()
-def written(family: Family, trace: Trace, prompt: Prompt, *, projection: bool = True) -> Written:
-    """What each head writes where the prompt is read. The trace needs the sites z and q.
+def written(family: Family, acts: TextActivations, prompt: Prompt, *, projection: bool = True) -> Written:
+    """What each head writes where the prompt is read. The activations need the sites z and q.
 
     Cost: the unembedding of a row for each head, if the projection is wanted (NaN and -1 otherwise).
     """
     cfg, read = family.cfg, [prompt.read]
-    out = torch.stack([head_outputs(family, l, trace.at("z", l, read))[0] for l in range(cfg.n_layers)])
+    out = torch.stack([head_outputs(family, l, acts.at("z", l, read))[0] for l in range(cfg.n_layers)])
     shape = out.shape[:2]
     ids = [prompt.answer, prompt.wrong]
-    final = trace.final(read)
+    final = acts.final(read)
     answer, wrong, mean = direct_directions(family, ids)
     size = final_size(family, final)[0]
     direct, contrast = out @ (answer - mean) / size, out @ (answer - wrong) / size
@@ -94,7 +94,7 @@ def written(family: Family, trace: Trace, prompt: Prompt, *, projection: bool = 
     mass = out.new_zeros(*shape, len(prompt.occurrences))
     if prompt.occurrences:
         for l in range(cfg.n_layers):
-            row = trace.pattern(l, read)[0]
+            row = acts.pattern(l, read)[0]
             mass[l] = torch.stack([row[:, span].sum(1) for span in prompt.occurrences], 1)
     return Written(p[..., 0], p[..., 1], top, peak, direct, contrast, mass, whole)
 
@@ -301,10 +301,10 @@ def answer_writers(
     texts, first = texts_of(groups)
     tick = counting(progress, len(cells))
     with metered(model) as meter:
-        for batch in traced(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
-            for i, trace in batch:
+        for batch in text_activations(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
+            for i, acts in batch:
                 for cell, prompt in groups[i]:
-                    found = written(model.family, trace, prompt)
+                    found = written(model.family, acts, prompt)
                     at = (cell.e, cell.s)
                     for name in by_head[:-1]:
                         data[name][at] = getattr(found, name).cpu().numpy()
@@ -353,7 +353,7 @@ def cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     """Predicted: the prompts once, and the unembedding of a row for each head and cell."""
     rows = workload.cells * cfg.n_layers * cfg.n_heads
     held = 4.0 * 256 * cfg.d_vocab
-    return trace_cost(cfg, workload, 2, held=held) + rows_cost(cfg, 0, read=rows)
+    return text_activations_cost(cfg, workload, 2, held=held) + rows_cost(cfg, 0, read=rows)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:

@@ -23,12 +23,12 @@ from torch import Tensor
 from pycotmech.cot.tools.activations import (
     SOURCES,
     Prompt,
-    Trace,
+    TextActivations,
     by_example,
     head_mask,
+    text_activations,
+    text_activations_cost,
     texts_of,
-    trace_cost,
-    traced,
 )
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.checks import one_of
@@ -52,7 +52,7 @@ Norm = Literal["l1", "l2"]
 
 
 class Shares(NamedTuple):
-    """Of one trace, for n positions read; the last axis is `SOURCES`."""
+    """Of one text, for n positions read; the last axis is `SOURCES`."""
 
     mass: Tensor  # [n, L, H, G] attention weight
     written: Tensor  # [n, L, H, G] size of the sum over a source of a_j v_j W_O
@@ -66,7 +66,7 @@ class Layer(NamedTuple):
     contributions: Tensor  # [n, T], rows sum to 1
 
 
-def decompose(family: Family, trace: Trace, l: int, reads: Sequence[int], *, norm: Norm = "l1") -> Layer:
+def decompose(family: Family, acts: TextActivations, l: int, reads: Sequence[int], *, norm: Norm = "l1") -> Layer:
     """Layer-wise contributions: what each position brings to one layer's attention block at the positions read.
 
     vectors[j] = sum over heads of a_j v_j W_O, and the residual stream for the position itself. A contribution is how much
@@ -74,15 +74,15 @@ def decompose(family: Family, trace: Trace, l: int, reads: Sequence[int], *, nor
     equations 10 and 11, without the layer norm that a pre-norm model does not have there, and without the roll-out over
     layers).
     """
-    pattern = trace.pattern(l, reads)
-    transformed = _transformed(family, trace.values(l), family.output_matrix(l))
-    return _decompose(pattern, transformed, trace.at("resid_pre", l, reads), reads, norm)
+    pattern = acts.pattern(l, reads)
+    transformed = _transformed(family, acts.values(l), family.output_matrix(l))
+    return _decompose(pattern, transformed, acts.at("resid_pre", l, reads), reads, norm)
 
 
-def shares(family: Family, trace: Trace, prompts: Sequence[Prompt], *, norm: Norm = "l1") -> Shares:
-    """The shares of the sources at the last positions of prompts that begin the trace's text. Cost: attention of one row
+def shares(family: Family, acts: TextActivations, prompts: Sequence[Prompt], *, norm: Norm = "l1") -> Shares:
+    """The shares of the sources at the last positions of prompts that begin the text. Cost: attention of one row
     for each, and W_O of every value once."""
-    cfg, G, T = family.cfg, len(SOURCES), len(trace)
+    cfg, G, T = family.cfg, len(SOURCES), len(acts)
     reads = [p.read for p in prompts]
     member = torch.zeros(len(prompts), T, G, dtype=family.resid_dtype)
     for i, prompt in enumerate(prompts):
@@ -92,14 +92,14 @@ def shares(family: Family, trace: Trace, prompts: Sequence[Prompt], *, norm: Nor
     mass = torch.empty(len(prompts), cfg.n_layers, cfg.n_heads, G, dtype=family.resid_dtype, device=family.device)
     written, layer = torch.empty_like(mass), torch.empty_like(mass[:, :, 0])
     for l in range(cfg.n_layers):
-        pattern, values = trace.pattern(l, reads), trace.values(l).to(family.resid_dtype)
+        pattern, values = acts.pattern(l, reads), acts.values(l).to(family.resid_dtype)
         matrix = family.output_matrix(l)
         mass[:, l] = torch.einsum("nht,ntg->nhg", pattern, member)
         per_head = values.repeat_interleave(cfg.group, 1)
         for g in range(G):
             z = torch.einsum("nht,thd->nhd", pattern * member[:, None, :, g], per_head)
             written[:, l, :, g] = torch.einsum("nhd,hde->nhe", z, matrix).norm(dim=-1)
-        found = _decompose(pattern, _transformed(family, values, matrix), trace.at("resid_pre", l, reads), reads, norm)
+        found = _decompose(pattern, _transformed(family, values, matrix), acts.at("resid_pre", l, reads), reads, norm)
         layer[:, l] = torch.einsum("nt,ntg->ng", found.contributions, member)
     return Shares(mass, written, layer)
 
@@ -268,9 +268,9 @@ def attention_by_source(
     texts, first = texts_of(groups)
     tick = counting(progress, len(groups))
     with metered(model) as meter:
-        for batch in traced(model, texts, ("q", "resid_pre"), first=first, keep=kept, memory_gb=memory_gb):
-            for i, trace in batch:
-                found = shares(model.family, trace, [p for _, p in groups[i]], norm=norm)
+        for batch in text_activations(model, texts, ("q", "resid_pre"), first=first, keep=kept, memory_gb=memory_gb):
+            for i, acts in batch:
+                found = shares(model.family, acts, [p for _, p in groups[i]], norm=norm)
                 for j, (cell, _) in enumerate(groups[i]):
                     for name, value in zip(data, found, strict=True):
                         data[name][cell.e, cell.s] = value[j].cpu().numpy()
@@ -287,7 +287,7 @@ def attention_by_source(
 def cost(cfg: ModelConfig, workload: Workload, *, keep: object = None, **options) -> Cost:
     """Predicted: the shared beginning once, each example's own text once; twice if heads are pruned."""
     held = 4.0 * workload.length * cfg.n_heads * cfg.d_model
-    return (1 if keep is None else 2) * trace_cost(cfg, workload, 2, held=held)
+    return (1 if keep is None else 2) * text_activations_cost(cfg, workload, 2, held=held)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:

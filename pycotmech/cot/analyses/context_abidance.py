@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.analyses import answer_writers, information_flow
-from pycotmech.cot.tools.activations import Prompt, by_example, texts_of, traced
+from pycotmech.cot.tools.activations import Prompt, by_example, text_activations, texts_of
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
@@ -256,10 +256,10 @@ def context_abidance(
             flow = information_flow.information_flow(
                 model, examples, steps=steps, right=right, definition=kind, memory_gb=memory_gb  # type: ignore[arg-type]
             )  # fmt: skip
-        for batch in traced(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
-            for i, trace in batch:
+        for batch in text_activations(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
+            for i, acts in batch:
                 for cell, prompt in groups[i]:
-                    found, at = answer_writers.written(model.family, trace, prompt), (cell.e, cell.s)
+                    found, at = answer_writers.written(model.family, acts, prompt), (cell.e, cell.s)
                     context = spelling.context(prompt.tokens)
                     inside = [[spelling.of(t) in context for t in row] for row in found.top.tolist()]
                     peak = data["peak"][at] = found.peak.cpu().numpy()

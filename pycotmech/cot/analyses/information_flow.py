@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.tools import flow_exact, flow_paper
-from pycotmech.cot.tools.activations import SEGMENTS, Prompt, Trace, by_example, head_mask, texts_of, trace_cost, traced
+from pycotmech.cot.tools.activations import (
+    SEGMENTS,
+    Prompt,
+    TextActivations,
+    by_example,
+    head_mask,
+    text_activations,
+    text_activations_cost,
+    texts_of,
+)
 from pycotmech.cot.tools.cells import Cells, choose
 from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
@@ -256,10 +265,12 @@ def information_flow(
     grower = _Grower(model, definition, allowed, replaced_by, limits or flow_exact.Limits(), rules, total, memory_gb)
     found: dict[tuple[int, int], tuple[Graph, Prompt, float]] = {}
     with metered(model) as meter:
-        for batch in traced(model, texts, ("z", "q", "resid_pre", "resid_mid"), first=first, whole=True, memory_gb=memory_gb):
-            for i, trace in batch:
-                for (cell, prompt), graph in zip(groups[i], grower.graphs(trace, [p for _, p in groups[i]]), strict=True):
-                    found[cell.e, cell.s] = (graph, prompt, first_token(trace, graph))
+        for batch in text_activations(
+            model, texts, ("z", "q", "resid_pre", "resid_mid"), first=first, whole=True, memory_gb=memory_gb
+        ):
+            for i, acts in batch:
+                for (cell, prompt), graph in zip(groups[i], grower.graphs(acts, [p for _, p in groups[i]]), strict=True):
+                    found[cell.e, cell.s] = (graph, prompt, first_token(acts, graph))
                     if progress is not None:
                         progress(len(found), len(cells))
     settings = {"steps": list(cells.steps), "definition": definition, "replaced_by": replaced_by, "total": total, "seed": seed}
@@ -286,20 +297,20 @@ class _Grower:
     def __post_init__(self) -> None:
         self.shared: dict = {}  # what was seen at positions that all texts share
 
-    def graphs(self, trace: Trace, prompts: Sequence[Prompt]) -> Iterator[Graph]:
+    def graphs(self, acts: TextActivations, prompts: Sequence[Prompt]) -> Iterator[Graph]:
         family = self.model.family
         if self.definition != "exact":
-            lens = flow_paper.Lens(family, trace, self.shared)
+            lens = flow_paper.Lens(family, acts, self.shared)
             for prompt in prompts:
                 yield flow_paper.grow(lens, prompt, self.rules, self.allowed)
             return
-        others: list[Trace | None] = [None] * len(prompts)
+        others: list[TextActivations | None] = [None] * len(prompts)
         if self.replaced_by == "counterfactual":
             corrupted = [p.corrupted for p in prompts]
-            batches = traced(self.model, corrupted, ("z",), whole=True, memory_gb=self.memory_gb)  # type: ignore[arg-type]
+            batches = text_activations(self.model, corrupted, ("z",), whole=True, memory_gb=self.memory_gb)  # type: ignore[arg-type]
             others = [t for batch in batches for _, t in batch]
         for prompt, other in zip(prompts, others, strict=True):
-            flow = flow_exact.Flow(family, trace, prompt, flow_exact.Sources(family, trace, other), self.limits.freeze_mlps)
+            flow = flow_exact.Flow(family, acts, prompt, flow_exact.Sources(family, acts, other), self.limits.freeze_mlps)
             graph, variants = flow_exact.grow(flow, self.limits, self.allowed)
             yield self._measured(graph, variants, prompt) if self.total and variants else graph
 
@@ -317,9 +328,9 @@ class _Grower:
         return Graph(nodes, edges)
 
 
-def first_token(trace: Trace, graph: Graph) -> float:
+def first_token(acts: TextActivations, graph: Graph) -> float:
     """Mean attention of the graph's nodes to the first token; NaN without nodes."""
-    return float(np.mean([float(trace.pattern(n.layer, [n.position])[0, n.head, 0]) for n in graph.nodes] or [np.nan]))
+    return float(np.mean([float(acts.pattern(n.layer, [n.position])[0, n.head, 0]) for n in graph.nodes] or [np.nan]))
 
 
 def counts(graph: Graph, prompt: Prompt) -> dict[str, float]:
@@ -375,7 +386,7 @@ def cost(cfg: ModelConfig, workload: Workload, *, definition: Definition = "exac
     """Predicted. "exact": the prompts once, projections of senders, and the sweeps of the edges found; the number of nodes
     and edges is not known before: 8 and 20 for each cell, edges read from a third of the suffix on. "paper": 60 positions.
     A model whose heads look far back everywhere, as untrained ones do, needs several times that."""
-    whole = trace_cost(cfg, workload, 3, whole=True)
+    whole = text_activations_cost(cfg, workload, 3, whole=True)
     if definition != "exact":
         visited = 60 * workload.cells
         return whole + rows_cost(cfg, 0, read=visited * cfg.n_layers * cfg.n_heads)

@@ -350,15 +350,15 @@ class Features:
         self.pairs = np.array([[rows[q, position(word, piece)] for word in (p.first, p.second)] for q, p in samples])
         self.rows = np.empty((len(depths), len(rows), model.cfg.d_model), dtype=np.float32)
         used = sorted(wanted)
-        for done, (i, trace) in enumerate(runs(model, [questions[q] for q in used], ("resid_post",), memory_gb=memory_gb), 1):
+        for done, (i, acts) in enumerate(runs(model, [questions[q] for q in used], ("resid_post",), memory_gb=memory_gb), 1):
             q = used[i]
             at = sorted(wanted[q])
             to = slice(rows[q, at[0]], rows[q, at[-1]] + 1)
             for j, depth in enumerate(depths):
                 if depth:
-                    here = trace.at("resid_post", depth - 1, at)
+                    here = acts.at("resid_post", depth - 1, at)
                 else:
-                    here = model.family.embed(trace.tokens[at].to(model.device), torch.tensor(at, device=model.device))
+                    here = model.family.embed(acts.tokens[at].to(model.device), torch.tensor(at, device=model.device))
                 self.rows[j, to] = here.float().cpu().numpy()
             if progress is not None:
                 progress(0.5 * done / len(used), 1.0)

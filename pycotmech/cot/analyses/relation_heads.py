@@ -332,25 +332,25 @@ def _look(
     total = torch.zeros(cfg.n_layers, 2, cfg.n_heads, cfg.d_head, dtype=family.resid_dtype, device=model.device)
     count = torch.zeros(2)
     chosen = set(choose.tolist())
-    for i, trace in runs(model, questions, ("q", "z", "resid_post"), memory_gb=memory_gb, whole=True):
+    for i, acts in runs(model, questions, ("q", "z", "resid_post"), memory_gb=memory_gb, whole=True):
         pairs = questions[i].pairs
         read = sorted({p.second.stop - 1 for p in pairs})
         found = np.zeros((len(pairs), cfg.n_layers, cfg.n_heads))
         for l in range(cfg.n_layers):
-            pattern = trace.pattern(l, read)  # [rows, H, T]
+            pattern = acts.pattern(l, read)  # [rows, H, T]
             for j, p in enumerate(pairs):
                 found[j, l] = pattern[read.index(p.second.stop - 1), :, p.first].sum(-1).cpu().numpy()
             if i in chosen:
-                z = trace.everywhere("z", l).to(family.resid_dtype)
+                z = acts.everywhere("z", l).to(family.resid_dtype)
                 total[l, 0] += z[0]
                 total[l, 1] += z[1:].sum(0)
         if i in chosen:
-            count += torch.tensor([1.0, len(trace) - 1.0])
+            count += torch.tensor([1.0, len(acts) - 1.0])
         even = np.array([(p.first.stop - p.first.start) / p.second.stop for p in pairs])
         weight.append(found)
         lift.append(found / even[:, None, None])
         where = read_positions(questions[i])
-        rows.append((where, trace.at("resid_post", depth - 1, where).float().cpu().numpy()))
+        rows.append((where, acts.at("resid_post", depth - 1, where).float().cpu().numpy()))
         if progress is not None:
             progress(0.6 * (i + 1) / len(questions), 1.0)
     mean = total / count.to(total.dtype).to(total.device)[None, :, None, None]

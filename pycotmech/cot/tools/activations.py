@@ -1,4 +1,4 @@
-"""Prompts run once, their activations at hand at every position: what the analyses of sources and of flow read from.
+"""Texts run once, their activations at hand at every position: what the analyses of sources and of flow read.
 
 The prompts of one example's steps are beginnings of one text, so that one pass of it serves all its steps; the few-shot
 block before it is computed once for all examples. Nothing of size T x T is held: attention is given for the rows asked for.
@@ -25,7 +25,7 @@ from pycotmech.engine.bases import common_prefix
 from pycotmech.lens.readout import Readout
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
-from pycotmech.model.run import Packed, forward_packed, site_dtype, site_shape
+from pycotmech.model.run import Packed, forward_packed
 
 if TYPE_CHECKING:
     from pycotmech.cot.task.examples import Examples
@@ -120,7 +120,7 @@ def texts_of(groups: Sequence[Sequence[tuple[Cell, Prompt]]]) -> tuple[list[Tens
     return texts, min(prompt.read for group in groups for _, prompt in group)
 
 
-class Trace:
+class TextActivations:
     """One text, run once. Positions count from its front; a shared beginning is held once for all texts that have it."""
 
     def __init__(self, family: Family, tokens: Tensor, past: Packed | None, own: Packed, number: int) -> None:
@@ -179,7 +179,7 @@ def rotated(family: Family, l: int, q: Tensor, positions: Sequence[int]) -> Tens
     return q
 
 
-def traced(
+def text_activations(
     model: Model,
     texts: Sequence[Tensor],
     sites: Sequence[str],
@@ -188,8 +188,8 @@ def traced(
     whole: bool = False,
     keep: Tensor | None = None,
     memory_gb: float | None = None,
-) -> Iterator[list[tuple[int, Trace]]]:
-    """Runs texts and gives their traces in batches that fit the memory: lists of (number of the text, trace).
+) -> Iterator[list[tuple[int, TextActivations]]]:
+    """Runs texts and gives their activations in batches that fit the memory: lists of (number of the text, its activations).
 
     sites: what to keep ("q" for attention rows). first: the first position whose sites or final residual are looked at;
     nothing from there on counts as shared. None: the first at which texts differ. whole: keep the sites of the shared
@@ -220,19 +220,20 @@ def traced(
         past = Packed([0, P], kept_keys.k, kept_keys.v, {}, kept_keys.k.new_empty(0))
     keys = None if past is None else past.key_values(0, None)
     budget = room // 2
-    kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
-    sizes = [planner.base_bytes(family, len(t), len(t) - P, kept // family.resid_dtype.itemsize) for t in texts]
+    sizes = [planner.prompt_bytes(family, len(t), len(t) - P, sites) for t in texts]
     for a, b in planner.cut(sizes, budget):
         own = [t[P:] for t in texts[a:b]]
         lengths = [len(t) for t in own]
-        every = torch.arange(sum(lengths))
-        packed = forward_packed(family, own, keys, sites=sites, read=every, edit_z=edit(lengths, P))
-        yield [(i, Trace(family, texts[i], past, packed, i - a)) for i in range(a, b)]
+        rows = torch.arange(sum(lengths))
+        packed = forward_packed(family, own, keys, sites=sites, read=rows, edit_z=edit(lengths, P))
+        yield [(i, TextActivations(family, texts[i], past, packed, i - a)) for i in range(a, b)]
 
 
-def trace_cost(cfg: ModelConfig, workload: Workload, sites: int, *, whole: bool = False, held: float = 0.0) -> Cost:
-    """Of `traced`, with this many sites kept; held: bytes beyond the traces. Where no site of the shared beginning is kept,
-    its last layer ends with keys and values."""
+def text_activations_cost(cfg: ModelConfig, workload: Workload, sites: int, *, whole: bool = False, held: float = 0.0) -> Cost:
+    """Of `text_activations`, with this many sites kept; held: bytes beyond the activations.
+
+    Where no site of the shared beginning is kept, its last layer ends with keys and values.
+    """
     shared = workload.shared * (1.0 if whole else 1 - 1 / cfg.n_layers)
     rows = shared + workload.texts
     width = sites * max(cfg.d_model, cfg.n_heads * cfg.d_head) + 2 * cfg.n_key_value_heads * cfg.d_head

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pycotmech.cot.tools.activations import Prompt, Trace, head_outputs, rotated, token_logits
+from pycotmech.cot.tools.activations import Prompt, TextActivations, head_outputs, rotated, token_logits
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.rows import Joining, Variants
@@ -56,20 +56,20 @@ class Sources:
     token left out; or those of an aligned counterfactual."""
 
     @torch.no_grad()
-    def __init__(self, family: Family, trace: Trace, other: Trace | None = None) -> None:
-        self.family, self.trace, self.other = family, trace, other
+    def __init__(self, family: Family, acts: TextActivations, other: TextActivations | None = None) -> None:
+        self.family, self.acts, self.other = family, acts, other
         self._mean: dict[int, Tensor] = {}
         self._embedding = None
         if other is None:
-            positions = torch.arange(1, len(trace.tokens), device=family.device)
-            self._embedding = family.embed(trace.tokens[1:].to(family.device), positions).mean(0)
+            positions = torch.arange(1, len(acts.tokens), device=family.device)
+            self._embedding = family.embed(acts.tokens[1:].to(family.device), positions).mean(0)
 
     def z(self, l: int, position: int) -> Tensor:
         """[H, D]"""
         if self.other is not None:
             return self.other.at("z", l, [position])[0].to(self.family.resid_dtype)
         if l not in self._mean:
-            self._mean[l] = self.trace.everywhere("z", l)[1:].to(self.family.resid_dtype).mean(0)
+            self._mean[l] = self.acts.everywhere("z", l)[1:].to(self.family.resid_dtype).mean(0)
         return self._mean[l]
 
     def embedding(self, position: int) -> Tensor:
@@ -88,17 +88,17 @@ def embedded(family: Family, tokens: Tensor, position: int) -> Tensor:
 
 @dataclass
 class Flow:
-    """One prompt, its trace, and what follows from replacing things in it."""
+    """One prompt, its activations, and what follows from replacing things in it."""
 
     family: Family
-    trace: Trace
+    acts: TextActivations
     prompt: Prompt
     sources: Sources
     freeze_mlps: bool = False
     _deltas: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.final = self.trace.final([self.prompt.read])
+        self.final = self.acts.final([self.prompt.read])
         self.difference = float(self.logit_difference(self.final))
 
     def logit_difference(self, x: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ class Flow:
         if position not in self._deltas:
             rows = []
             for l in range(self.family.cfg.n_layers):
-                z = self.trace.at("z", l, [position])[0].to(self.family.resid_dtype)
+                z = self.acts.at("z", l, [position])[0].to(self.family.resid_dtype)
                 rows.append(head_outputs(self.family, l, (self.sources.z(l, position) - z)[None])[0])
-            token = embedded(self.family, self.trace.tokens, position)
+            token = embedded(self.family, self.acts.tokens, position)
             self._deltas[position] = torch.cat((*rows, (self.sources.embedding(position) - token)[None]))
         return self._deltas[position]
 
@@ -122,14 +122,14 @@ class Flow:
         """The residual stream before layer `to` (L: after the last) at each of `positions` [n] (or one for all), when what a
         head of each of `layers` [n], all below `to`, adds there changes by each row of change [n, d], and no other head
         changes. Rows do not depend on one another. Cost: an MLP for each row and layer above its own."""
-        family, trace = self.family, self.trace
+        family, acts = self.family, self.acts
         of_rows = [positions] * len(change) if isinstance(positions, int) else positions
         places = sorted(set(of_rows))
         row = torch.tensor([places.index(p) for p in of_rows])
         if self.freeze_mlps:
-            base = trace.final(places) if to == family.cfg.n_layers else trace.at("resid_pre", to, places)
+            base = acts.final(places) if to == family.cfg.n_layers else acts.at("resid_pre", to, places)
             return base[row.to(change.device)] + change
-        before, middle = (trace.at_layers(site, places) for site in ("resid_pre", "resid_mid"))  # [L, places, d]
+        before, middle = (acts.at_layers(site, places) for site in ("resid_pre", "resid_mid"))  # [L, places, d]
         bases = Bases.single_rows(family, places, {"resid_mid": middle, "attn_out": middle - before})
         layer, first = torch.tensor(layers), torch.tensor(of_rows)
         variants = Variants(row, layer, torch.full_like(layer, int(Stage.MID)), first)
@@ -159,8 +159,8 @@ class Flow:
         q, k, v = family.qkv(l, x.to(family.resid_dtype))
         work.count(family, work.LayerRows(qkv=len(x)))
         n = len(x)
-        base_q = self.trace.queries(l, [at])[0, h].to(wide)
-        keys, values = (t[: at + 1, kv].to(wide) for t in (self.trace.keys(l), self.trace.values(l)))
+        base_q = self.acts.queries(l, [at])[0, h].to(wide)
+        keys, values = (t[: at + 1, kv].to(wide) for t in (self.acts.keys(l), self.acts.values(l)))
         products, attention = keys @ base_q, family.attention(l)
         out = {}
         if "q" in inputs and position == at:
@@ -178,7 +178,7 @@ class Flow:
 
     def z(self, place: Place) -> Tensor:
         l, h, at = place
-        return self.trace.at("z", l, [at])[0, h].to(self.family.resid_dtype)
+        return self.acts.at("z", l, [at])[0, h].to(self.family.resid_dtype)
 
     def carried(self, chain: list[tuple[Place, int, str]], z: Tensor) -> Tensor:
         """What logit(answer) - logit(wrong) becomes when z of the first head of a chain is each row of z [n, D].
@@ -248,7 +248,7 @@ def grow(flow: Flow, limits: Limits, allowed: Tensor | None = None) -> tuple[Gra
                     chains.append([(place, -1, ""), (head, found.position, found.input), *rest])
                     todo.append(number[place])
                 child = number[place]
-            token = int(flow.trace.tokens[found.position])
+            token = int(flow.acts.tokens[found.position])
             graph.edges.append(Edge(i, child, found.position, token, found.input, found.attention, found.share))
             edges.append(flow.variant(chains[i][0][0], found.z, f"edge {len(edges)}"))
     return graph, [*variants, *edges]
@@ -275,7 +275,7 @@ def _senders(flow: Flow, chain: list[tuple[Place, int, str]], limits: Limits, al
     (place, _, _) = chain[0]
     l, h, at = place
     H = flow.family.cfg.n_heads
-    row = flow.trace.pattern(l, [at])[0, h]
+    row = flow.acts.pattern(l, [at])[0, h]
     order = row[1:].sort(descending=True, stable=True).indices[: limits.positions] + 1
     attended = [p for p in order.tolist() if float(row[p]) >= limits.attention]
     senders = torch.arange(l * H, device=row.device)
@@ -292,7 +292,7 @@ def _senders(flow: Flow, chain: list[tuple[Place, int, str]], limits: Limits, al
         layers = [0 if i == token else i // H for _, _, chosen in asked for i in chosen]
         rows = flow.climb(positions, changes, layers, l)
     else:
-        rows = flow.trace.at("resid_pre", 0, positions) + changes
+        rows = flow.acts.at("resid_pre", 0, positions) + changes
     found: list[tuple[int, int, str, Tensor]] = []
     for (p, inputs, chosen), x in zip(asked, rows.split([len(chosen) for *_, chosen in asked]), strict=True):
         for name, z in flow.received(place, p, x, inputs).items():
@@ -312,7 +312,7 @@ def _screened(flow: Flow, place: Place, position: int, inputs: str, senders: Ten
     l, h, _ = place
     if len(senders) <= k:
         return senders.tolist()
-    x = flow.trace.at("resid_pre", l, [position]) + flow.deltas(position)[senders]
+    x = flow.acts.at("resid_pre", l, [position]) + flow.deltas(position)[senders]
     moved = [z - flow.z(place) for z in flow.received(place, position, x, inputs).values()]
     size = torch.stack([(m @ flow.family.output_matrix(l)[h]).norm(dim=-1) for m in moved]).amax(0)
     return senders[size.sort(descending=True, stable=True).indices[:k]].sort().values.tolist()

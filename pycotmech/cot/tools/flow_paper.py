@@ -11,30 +11,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pycotmech.cot.tools.activations import Prompt, Trace, head_outputs, projected, token_logits
+from pycotmech.cot.tools.activations import Prompt, TextActivations, head_outputs, projected, token_logits
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from pycotmech.model.families.base import Family
 
 
 @dataclass
 class Lens:
-    """What heads and residual streams of a trace say, each looked at once. shared: what was found at positions of the
+    """What heads and residual streams of a text say, each looked at once. shared: what was found at positions of the
     beginning that texts share, kept from text to text."""
 
     family: Family
-    trace: Trace
+    acts: TextActivations
     shared: dict = field(default_factory=dict)
     own: dict = field(default_factory=dict)
 
     def _kept(self, position: int) -> dict:
-        return self.shared if position < self.trace.shared else self.own
+        return self.shared if position < self.acts.shared else self.own
 
     def _heads(self, position: int) -> tuple[Tensor, Tensor]:
         """Output of every head at a position [L H, d], and the normalisers of what they say [L H]."""
         kept = self._kept(position)
         if position not in kept:
             L = self.family.cfg.n_layers
-            out = torch.cat([head_outputs(self.family, l, self.trace.at("z", l, [position]))[0] for l in range(L)])
+            out = torch.cat([head_outputs(self.family, l, self.acts.at("z", l, [position]))[0] for l in range(L)])
             with torch.no_grad():
                 size = torch.cat([self.family.logits(out[a : a + 256]).logsumexp(-1) for a in range(0, len(out), 256)])
             kept[position] = (out, size)
@@ -49,7 +49,7 @@ class Lens:
         """The likeliest token of the residual stream before a layer, and its probability."""
         kept = self._kept(position)
         if (l, position) not in kept:
-            _, top, peak = projected(self.family, self.trace.at("resid_pre", l, [position]), [])
+            _, top, peak = projected(self.family, self.acts.at("resid_pre", l, [position]), [])
             kept[l, position] = (int(top), float(peak))
         return kept[l, position]
 
@@ -81,10 +81,10 @@ def grow(lens: Lens, prompt: Prompt, rules: Rules, allowed: Tensor | None = None
     Deterministic: ties go to the lower layer, head and position. Nodes are distinguished by (layer, head, position), those at
     depth 0 by themselves: the authors count a writer's position as -1, which no later node has.
     """
-    family, trace, graph = lens.family, lens.trace, Graph()
+    family, acts, graph = lens.family, lens.acts, Graph()
     target = prompt.answer
     if not rules.gold:
-        target = int(family.logits(trace.final([prompt.read])).argmax())
+        target = int(family.logits(acts.final([prompt.read])).argmax())
     number: dict[tuple[int, int, int], int] = {}
     for l, h, w in _writers(lens, prompt.read, target, family.cfg.n_layers, rules, rules.writers, allowed):
         graph.nodes.append(Node(l, h, prompt.read, 0, w))
@@ -95,7 +95,7 @@ def grow(lens: Lens, prompt: Prompt, rules: Rules, allowed: Tensor | None = None
         width, depth, found = max(1, width - 1), depth + 1, []
         for i in frontier:
             parent = graph.nodes[i]
-            for position, weight in _attended(trace, parent, rules):
+            for position, weight in _attended(acts, parent, rules):
                 token, said = lens.said(parent.layer, position)
                 below = []
                 if said >= rules.floor:
@@ -108,7 +108,7 @@ def grow(lens: Lens, prompt: Prompt, rules: Rules, allowed: Tensor | None = None
                         found.append(number[place])
                     graph.edges.append(Edge(i, number[place], position, token, "", weight, w))
                 if not below:
-                    graph.edges.append(Edge(i, -1, position, int(trace.tokens[position]), "", weight, float("nan")))
+                    graph.edges.append(Edge(i, -1, position, int(acts.tokens[position]), "", weight, float("nan")))
         frontier = found
     return graph
 
@@ -126,9 +126,9 @@ def _writers(
     return [x for x in found if x[2] >= rules.floor and x[2] >= 0]
 
 
-def _attended(trace: Trace, node: Node, rules: Rules) -> list[tuple[int, float]]:
+def _attended(acts: TextActivations, node: Node, rules: Rules) -> list[tuple[int, float]]:
     """Stage II: the positions with the largest weights above the median of the row."""
-    row = trace.pattern(node.layer, [node.position])[0, node.head]
+    row = acts.pattern(node.layer, [node.position])[0, node.head]
     visible = row if not rules.skip_first else row[: node.position + 1]
     median = visible.median()
     row = visible.clone()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.relations import CLASSES, Question, Unrelated, make_questions
-from pycotmech.cot.tools.activations import Trace, traced
+from pycotmech.cot.tools.activations import TextActivations, text_activations
 from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
 from pycotmech.model.config import ModelConfig
 
@@ -73,12 +73,12 @@ def position(word: slice, piece: Piece) -> int:
 
 def runs(
     model: Model, questions: Sequence[Question], sites: Sequence[str], *, whole: bool = False, memory_gb: float | None = None
-) -> Iterator[tuple[int, Trace]]:
-    """Every question's number and trace. The beginning that all share is run once; nothing after its last pair is run. whole:
+) -> Iterator[tuple[int, TextActivations]]:
+    """Every question's number and its activations. The beginning that all share is run once; nothing after its last pair is run. whole:
     keep the sites of what is shared too."""
     texts = [q.tokens[: max(p.second.stop for p in (*q.pairs, *q.across))] for q in questions]
     first = min(p.first.start for q in questions for p in (*q.pairs, *q.across))
-    for batch in traced(model, texts, sites, first=first, whole=whole, memory_gb=memory_gb):
+    for batch in text_activations(model, texts, sites, first=first, whole=whole, memory_gb=memory_gb):
         yield from batch
 
 

@@ -14,7 +14,7 @@ from pycotmech.cot.tools.cells import Cell, Cells
 from pycotmech.engine import planner
 from pycotmech.engine.bases import common_prefix
 from pycotmech.model.families.base import Family
-from pycotmech.model.run import KeyValues, forward_packed, site_dtype, site_shape
+from pycotmech.model.run import KeyValues, forward_packed
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -47,7 +47,7 @@ def read_rows(
     todo, budget = list(cells), planner.memory_budget(memory_gb, model.device) // 2
     past = model.prefixes.key_values(prompts[0][:P], budget)
     wanted = tuple(dict.fromkeys((*sites, "q") if attention else sites))
-    for a, b in planner.cut([_bytes(family, len(p), len(p) - P, wanted) for p in prompts], budget):
+    for a, b in planner.cut([planner.prompt_bytes(family, len(p), len(p) - P, wanted) for p in prompts], budget):
         suffixes = [p[P:] for p in prompts[a:b]]
         ends = torch.tensor([len(s) for s in suffixes]).cumsum(0) - 1
         packed = forward_packed(family, suffixes, past, sites=wanted, read=ends)
@@ -58,12 +58,6 @@ def read_rows(
             yield ReadRow(cell, {site: here[site] for site in sites}, packed.resid_final[i], weights)
 
 
-def _bytes(family: Family, length: int, rows: int, sites: Sequence[str]) -> int:
-    kept = sum(torch.Size(site_shape(family, s)).numel() * site_dtype(family, s).itemsize for s in sites)
-    return planner.base_bytes(family, length, rows, kept // family.resid_dtype.itemsize)
-
-
-@torch.no_grad()
 def _weights(family: Family, q: Tensor, keys: KeyValues) -> Tensor:
     """q [L, H, D] of the last position, before the rotary embedding -> attention weights [L, H, T]."""
     end = [len(keys) - 1]

@@ -1,10 +1,10 @@
-"""Prompts and traces for the tests of sources, writers and flow."""
+"""Prompts and their activations for the tests of sources, writers and flow."""
 
 from __future__ import annotations
 
 import torch
 
-from pycotmech.cot.tools.activations import Prompt, traced
+from pycotmech.cot.tools.activations import Prompt, text_activations
 from tests.reference.planted import Planted
 from tests.reference.planted import Prompt as PlantedPrompt
 
@@ -18,16 +18,16 @@ def asked(prompt: PlantedPrompt) -> Prompt:
     return Prompt(prompt.tokens, prompt.answer, prompt.wrong, prompt.corrupted, prompt.segments, spans)
 
 
-def traces_of(model, texts, sites=SITES, **options):
-    """All traces, in order."""
-    return [trace for batch in traced(model, texts, sites, **options) for _, trace in batch]
+def activations_of(model, texts, sites=SITES, **options):
+    """Of all texts, in order."""
+    return [kept for batch in text_activations(model, texts, sites, **options) for _, kept in batch]
 
 
-def planted_traces(planted: Planted, n: int, *, seed: int = 0):
-    """[(what is asked, trace, planted prompt), ...]"""
+def planted_activations(planted: Planted, n: int, *, seed: int = 0):
+    """[(what is asked, activations, planted prompt), ...]"""
     found = planted.prompts(n, seed)
-    traces = traces_of(planted.model, [p.tokens for p in found], whole=True)
-    return [(asked(p), trace, p) for p, trace in zip(found, traces, strict=True)]
+    kept = activations_of(planted.model, [p.tokens for p in found], whole=True)
+    return [(asked(p), acts, p) for p, acts in zip(found, kept, strict=True)]
 
 
 def random_tokens(n: int, vocabulary: int = 61, seed: int = 0) -> torch.Tensor:

@@ -8,11 +8,11 @@ import pycotmech as pcm
 from pycotmech.cot.analyses import answer_sources as module
 from pycotmech.cot.analyses import context_abidance as abidance
 from pycotmech.cot.tools import flow_exact
-from pycotmech.cot.tools.activations import Prompt, Shots, traced
+from pycotmech.cot.tools.activations import Prompt, Shots, text_activations
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import metered, workload
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
-from tests.cot.analyses.flow_cases import planted_traces
+from tests.cot.analyses.flow_cases import planted_activations
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
@@ -61,8 +61,8 @@ def test_source_is_that_of_the_pathways_own_edges():
 
 def test_planted_pathways_take_the_answer_from_where_they_were_planted():
     p = planted.parallel()
-    for prompt, trace, _ in planted_traces(p, 4):
-        flow = flow_exact.Flow(p.model.family, trace, prompt, flow_exact.Sources(p.model.family, trace))
+    for prompt, kept, _ in planted_activations(p, 4):
+        flow = flow_exact.Flow(p.model.family, kept, prompt, flow_exact.Sources(p.model.family, kept))
         graph = flow_exact.grow(flow, flow_exact.Limits())[0]
         found = {graph.nodes[w][:2]: module.pathway_source(graph, w, prompt) for w in graph.writers}
         assert found == {p.heads["question"]: "question", p.heads["generated"]: "generated"}
@@ -70,7 +70,7 @@ def test_planted_pathways_take_the_answer_from_where_they_were_planted():
 
 def test_cutting_a_planted_source_off_costs_the_answer():
     p = planted.copying()
-    for prompt, _, _ in planted_traces(p, 3):
+    for prompt, _, _ in planted_activations(p, 3):
         made = module.cuts(prompt, [p.heads["writer"]], p.model.cfg.n_layers)
         assert [m[:3] for m in made] == [(scope, "question", kind) for kind in ("answer", "control") for scope in module.SCOPES]
         found = pcm.sweep(p.model, prompt.tokens, [m[3] for m in made], metric="prob", answer=prompt.answer)
@@ -263,14 +263,14 @@ def test_bad_input(model, examples, every, flow, call, words):
 def test_traces_of_prompts_agree_with_runs_of_their_own(model, examples):
     """One pass of an example's text serves all its steps: each prompt read in it is as if it had been run alone."""
     texts = [example.full_ids for example in examples]
-    for batch in traced(model, texts, ("z",)):
-        for i, trace in batch:
+    for batch in text_activations(model, texts, ("z",)):
+        for i, kept in batch:
             for step in examples[i].steps[::3]:
                 alone = model.run(step.clean, capture=("z",), positions=-1)
                 read = len(step.clean) - 1
-                logits = model.family.logits(trace.final([read]))[0]
+                logits = model.family.logits(kept.final([read]))[0]
                 torch.testing.assert_close(logits, alone.logits[0], rtol=1e-3, atol=1e-3)
-                torch.testing.assert_close(trace.at("z", 2, [read])[0], alone["z"][2, -1], rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(kept.at("z", 2, [read])[0], alone["z"][2, -1], rtol=1e-3, atol=1e-4)
 
 
 def test_a_shared_beginning_that_is_kept_is_not_computed_again(model, examples):
@@ -279,7 +279,7 @@ def test_a_shared_beginning_that_is_kept_is_not_computed_again(model, examples):
 
     def run(**options):
         with metered(model) as meter:
-            found = [t for batch in traced(model, texts, ("z", "q"), first=first, **options) for _, t in batch]
+            found = [t for batch in text_activations(model, texts, ("z", "q"), first=first, **options) for _, t in batch]
         return found, meter.token_forwards
 
     model.prefixes.clear()

@@ -10,7 +10,7 @@ from pycotmech.cot.tools import cells as cells_module
 from pycotmech.cot.tools.activations import Prompt, direct_directions, final_size, head_outputs, projected
 from pycotmech.cot.tools.cost import Cost, workload
 from pycotmech.stats.significance import means_above_zero
-from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
+from tests.cot.analyses.flow_cases import activations_of, planted_activations, random_tokens
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
@@ -34,12 +34,12 @@ def asked(tokens, answer=7, wrong=11, spans=()):
 
 def test_direct_attribution_adds_up_to_the_models_logits(wide):
     tokens = random_tokens(20)
-    (trace,) = traces_of(wide, [tokens])
-    found = module.written(wide.family, trace, asked(tokens))
+    (kept,) = activations_of(wide, [tokens])
+    found = module.written(wide.family, kept, asked(tokens))
     acts = wide.run(tokens, capture=("resid_pre", "mlp_out"), positions=-1)
     rest = acts["resid_pre"][0, -1] + acts["mlp_out"][:, -1].sum(0)  # embedding and MLPs
     answer, wrong, mean = direct_directions(wide.family, [7, 11])
-    size = final_size(wide.family, trace.final([19]))[0]
+    size = final_size(wide.family, kept.final([19]))[0]
     logits = acts.logits[0]
     for name, direction, whole in (
         ("direct", answer - mean, logits[7] - logits.mean()),
@@ -54,16 +54,16 @@ def test_direct_attribution_adds_up_to_the_models_logits(wide):
 
 def test_direct_attribution_is_that_of_head_logits(wide):
     tokens = random_tokens(20)
-    (trace,) = traces_of(wide, [tokens])
-    found = module.written(wide.family, trace, asked(tokens))
+    (kept,) = activations_of(wide, [tokens])
+    found = module.written(wide.family, kept, asked(tokens))
     theirs = pcm.head_logits(wide, tokens, answer=7, wrong=11)
     np.testing.assert_allclose(found.contrast.numpy(), theirs.heads[..., 0] - theirs.heads[..., 1], rtol=1e-10, atol=1e-12)
 
 
 def test_projection_is_the_lens_of_a_heads_output(wide):
     tokens = random_tokens(20)
-    (trace,) = traces_of(wide, [tokens])
-    found = module.written(wide.family, trace, asked(tokens))
+    (kept,) = activations_of(wide, [tokens])
+    found = module.written(wide.family, kept, asked(tokens))
     z = wide.run(tokens, capture=("z",))["z"][:, -1]
     norm, head = wide.hf.model.norm, wide.hf.lm_head
     for l in range(3):
@@ -82,13 +82,13 @@ def test_projection_is_the_lens_of_a_heads_output(wide):
 def test_lens_of_the_last_layer_is_the_model_and_the_projection_knows_no_size(wide):
     """The last documents a flaw: what a head says by projection does not depend on how loud it is (F13)."""
     tokens = random_tokens(20)
-    (trace,) = traces_of(wide, [tokens])
+    (kept,) = activations_of(wide, [tokens])
     everything = list(range(61))
-    p, top, peak = projected(wide.family, trace.final([19]), everything)
+    p, top, peak = projected(wide.family, kept.final([19]), everything)
     truth = wide.hf(tokens[None]).logits[0, -1].softmax(-1)
     torch.testing.assert_close(p[0], truth, rtol=1e-9, atol=1e-12)
     assert int(top) == int(truth.argmax()) and float(peak) == pytest.approx(float(truth.max()))
-    out = head_outputs(wide.family, 1, trace.at("z", 1, [19]))[0]
+    out = head_outputs(wide.family, 1, kept.at("z", 1, [19]))[0]
     loud = projected(wide.family, 1000 * out, [7])[0]
     torch.testing.assert_close(loud, projected(wide.family, out, [7])[0], rtol=1e-3, atol=0)  # but for the norm's epsilon
     direction = direct_directions(wide.family, [7])[0]
@@ -102,9 +102,9 @@ def test_a_head_whose_output_is_the_answers_unembedding_ranks_first():
     W[:, 2 * 16] = 4 * hf.lm_head.weight[7] / hf.model.norm.weight
     model = pcm.Model(hf, check=False)
     tokens = random_tokens(20)
-    (trace,) = traces_of(model, [tokens])
-    found = module.written(model.family, trace, asked(tokens))
-    z = float(trace.at("z", 1, [19])[0, 2, 0])
+    (kept,) = activations_of(model, [tokens])
+    found = module.written(model.family, kept, asked(tokens))
+    z = float(kept.at("z", 1, [19])[0, 2, 0])
     scores = found.projection if z > 0 else -found.direct.abs()
     assert divmod(int(scores.argmax() if z > 0 else found.direct.abs().argmax()), 4) == (1, 2)
 
@@ -113,8 +113,8 @@ def test_two_planted_writers_are_two_pathways_with_two_sources():
     p = planted.parallel()
     writers = {p.heads["question"], p.heads["generated"]}
     contrasts = []
-    for prompt, trace, _ in planted_traces(p, 6):
-        found = module.written(p.model.family, trace, prompt)
+    for prompt, kept, _ in planted_activations(p, 6):
+        found = module.written(p.model.family, kept, prompt)
         at = {tuple(i) for i in ((found.projection >= 0.5) & (found.direct >= 0.25)).nonzero().tolist()}
         assert at == writers
         counts = module.count_writers(found, prompt, (0.5,))
@@ -158,8 +158,8 @@ def test_in_a_model_with_nothing_planted_no_head_writes():
     """By projection alone some do: noise that is made as loud as everything else says something, sometimes the answer."""
     p = planted.nothing()
     contrasts = []
-    for prompt, trace, _ in planted_traces(p, 12):
-        found = module.written(p.model.family, trace, prompt)
+    for prompt, kept, _ in planted_activations(p, 12):
+        found = module.written(p.model.family, kept, prompt)
         counts = module.count_writers(found, prompt, (0.1, 0.5))
         assert counts["writers"].tolist() == [0, 0] and np.isnan(counts["late"]).all() and counts["sources"].tolist() == [0, 0]
         contrasts.append(found.contrast.numpy())

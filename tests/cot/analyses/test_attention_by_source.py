@@ -9,7 +9,7 @@ from pycotmech.cot.analyses import attention_by_source as module
 from pycotmech.cot.tools import cells as cells_module
 from pycotmech.cot.tools.activations import SOURCES, Prompt, by_example, head_mask
 from pycotmech.cot.tools.cost import workload
-from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
+from tests.cot.analyses.flow_cases import activations_of, planted_activations, random_tokens
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
@@ -49,7 +49,7 @@ def test_shares_are_those_of_dense_attention(wide):
     prompts = [
         Prompt(tokens[:n], 3, 4, segments={k: slice(s.start, min(s.stop, n)) for k, s in segments.items()}) for n in (19, 30)
     ]
-    first, _ = traces_of(wide, [tokens, other])
+    first, _ = activations_of(wide, [tokens, other])
     assert first.shared == 11
     found = module.shares(wide.family, first, prompts)
     for i, prompt in enumerate(prompts):
@@ -70,10 +70,10 @@ def test_shares_are_those_of_dense_attention(wide):
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_vectors_of_the_decomposition_sum_to_the_layers_output(wide, norm):
     tokens = random_tokens(24)
-    (trace,) = traces_of(wide, [tokens])
+    (kept,) = activations_of(wide, [tokens])
     reads = [7, 23]
     for l, (pattern, v, pre, mid) in enumerate(dense(wide, tokens)):
-        found = module.decompose(wide.family, trace, l, reads, norm=norm)
+        found = module.decompose(wide.family, kept, l, reads, norm=norm)
         projection = wide.hf.model.layers[l].self_attn.o_proj
         W = projection.weight.T.view(wide.cfg.n_heads, wide.cfg.d_head, -1)
         for i, r in enumerate(reads):
@@ -91,10 +91,10 @@ def test_vectors_of_the_decomposition_sum_to_the_layers_output(wide, norm):
 def test_pruned_run_is_the_hooked_one_and_the_whole_one_where_nothing_is_pruned(wide):
     tokens = [random_tokens(16), torch.cat((random_tokens(16)[:9], random_tokens(5, seed=3)))]
     everything = torch.ones(3, 4, dtype=torch.bool)
-    whole, same = traces_of(wide, tokens), traces_of(wide, tokens, keep=everything)
+    whole, same = activations_of(wide, tokens), activations_of(wide, tokens, keep=everything)
     assert torch.equal(whole[1].pattern(2, [12]), same[1].pattern(2, [12]))
     keep = head_mask(wide.cfg, [(0, 1), (2, 3)], argument="keep")
-    pruned = traces_of(wide, tokens, keep=keep)
+    pruned = activations_of(wide, tokens, keep=keep)
     z = [torch.stack(z_of(wide.hf, t)) for t in tokens]  # [L, T, H, D]
     fill = torch.cat([x[:, 1:] for x in z], 1).mean(1)  # [L, H, D]
     handles = []
@@ -109,22 +109,22 @@ def test_pruned_run_is_the_hooked_one_and_the_whole_one_where_nothing_is_pruned(
     truth = [logits_of(wide.hf, t)[-1] for t in tokens]
     for handle in handles:
         handle.remove()
-    for trace, expected in zip(pruned, truth, strict=True):
-        torch.testing.assert_close(wide.family.logits(trace.final([len(trace) - 1]))[0], expected, rtol=1e-9, atol=1e-10)
+    for kept, expected in zip(pruned, truth, strict=True):
+        torch.testing.assert_close(wide.family.logits(kept.final([len(kept) - 1]))[0], expected, rtol=1e-9, atol=1e-10)
     assert not torch.allclose(pruned[0].final([15]), whole[0].final([15]))
 
 
 def test_a_planted_head_takes_what_it_writes_from_where_it_looks():
     p = planted.parallel()
-    for prompt, trace, where in planted_traces(p, 4):
-        found = module.shares(p.model.family, trace, [prompt])
+    for prompt, kept, where in planted_activations(p, 4):
+        found = module.shares(p.model.family, kept, [prompt])
         for role in ("question", "generated"):
             l, h = p.heads[role]
             g = SOURCES.index(role)
             assert found.written[0, l, h, g] > 0.95 * found.written[0, l, h].sum()
         l, h = p.heads["generated"]
         assert found.mass[0, l, h, SOURCES.index("generated")] > 0.95
-        tokens = module.decompose(p.model.family, trace, l, [prompt.read]).contributions[0, : prompt.read]
+        tokens = module.decompose(p.model.family, kept, l, [prompt.read]).contributions[0, : prompt.read]
         assert int(tokens.argmax()) == where.positions["answer_generated"]  # in the decomposition too, behind the residual
 
 

@@ -13,7 +13,7 @@ from pycotmech.cot.tools import flow_exact, flow_paper
 from pycotmech.cot.tools.activations import Prompt
 from pycotmech.cot.tools.cost import workload
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
-from tests.cot.analyses.flow_cases import planted_traces, random_tokens, traces_of
+from tests.cot.analyses.flow_cases import activations_of, planted_activations, random_tokens
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 from tests.reference.tiny import tiny_llama
@@ -47,8 +47,8 @@ def result(model, examples, every):
     return pcm.cot.information_flow(model, examples, steps=[0, 5], right=every)
 
 
-def exact(p, prompt, trace, **limits):
-    flow = flow_exact.Flow(p.model.family, trace, prompt, flow_exact.Sources(p.model.family, trace))
+def exact(p, prompt, kept, **limits):
+    flow = flow_exact.Flow(p.model.family, kept, prompt, flow_exact.Sources(p.model.family, kept))
     return flow_exact.grow(flow, flow_exact.Limits(**limits))[0]
 
 
@@ -78,8 +78,8 @@ def check_dag(graph, length):
 def test_induction_is_recovered_as_writer_previous_token_head_and_tokens():
     p = planted.induction()
     writer, previous = p.heads["writer"], p.heads["previous"]
-    for prompt, trace, where in planted_traces(p, 4):
-        graph = exact(p, prompt, trace)
+    for prompt, kept, where in planted_activations(p, 4):
+        graph = exact(p, prompt, kept)
         assert graph.nodes[0][:2] == writer and graph.nodes[0].weight > 0.8
         assert all(n.weight < 0.4 for n in graph.nodes[1 : len(graph.writers)])  # the unembedding reads "previous" a little
         found, at = edges_of(graph), where.positions["answer"]
@@ -89,15 +89,15 @@ def test_induction_is_recovered_as_writer_previous_token_head_and_tokens():
         assert (previous, "token", where.positions["earlier"], "v") in found
         assert {n[:2] for n in graph.nodes} == {writer, previous}
         check_dag(graph, len(prompt.tokens))
-        mended = flow_paper.grow(flow_paper.Lens(p.model.family, trace), prompt, flow_paper.Rules())
+        mended = flow_paper.grow(flow_paper.Lens(p.model.family, kept), prompt, flow_paper.Rules())
         assert mended.nodes[0][:3] == (*writer, prompt.read)  # behind it heads of noise that say the word by chance
         assert mended.nodes[mended.of(0)[0].child][:3] == (*previous, at)
 
 
 def test_two_planted_writers_are_two_pathways_to_two_sources():
     p = planted.parallel()
-    for prompt, trace, where in planted_traces(p, 4):
-        graph = exact(p, prompt, trace)
+    for prompt, kept, where in planted_activations(p, 4):
+        graph = exact(p, prompt, kept)
         assert {n[:2] for n in graph.nodes if n.depth == 0} == {p.heads["question"], p.heads["generated"]}
         found = module.counts(graph, prompt)
         assert (found["writers"], found["with_source"], found["sources"], found["segments"]) == (2, 2, 2, 2)
@@ -108,8 +108,8 @@ def test_two_planted_writers_are_two_pathways_to_two_sources():
 
 def test_a_chain_of_three_heads_is_followed():
     p = planted.relation()
-    for prompt, trace, where in planted_traces(p, 3, seed=1):
-        found = edges_of(exact(p, prompt, trace))
+    for prompt, kept, where in planted_activations(p, 3, seed=1):
+        found = edges_of(exact(p, prompt, kept))
         at = where.positions["object"]
         assert (p.heads["writer"], p.heads["relate"], at, "v") in found
         assert (p.heads["relate"], "token", where.positions["answer"], "v") in found
@@ -119,9 +119,9 @@ def test_a_chain_of_three_heads_is_followed():
 def test_where_nothing_was_planted_no_graph_is_found():
     """But the authors' construction always names four writers."""
     p = planted.nothing()
-    for prompt, trace, _ in planted_traces(p, 4):
-        assert exact(p, prompt, trace).nodes == []
-        lens = flow_paper.Lens(p.model.family, trace)
+    for prompt, kept, _ in planted_activations(p, 4):
+        assert exact(p, prompt, kept).nodes == []
+        lens = flow_paper.Lens(p.model.family, kept)
         graph = flow_paper.grow(lens, prompt, flow_paper.Rules(floor=0.5))
         assert module.counts(graph, prompt)["sources"] == 0
         assert len(flow_paper.grow(lens, prompt, flow_paper.Rules.paper()).writers) == 4
@@ -129,9 +129,9 @@ def test_where_nothing_was_planted_no_graph_is_found():
 
 def test_a_counterfactual_does_not_show_what_only_routes():
     p = planted.copying()
-    (prompt, trace, where), *_ = planted_traces(p, 1)
-    (other,) = traces_of(p.model, [prompt.corrupted], whole=True)
-    flow = flow_exact.Flow(p.model.family, trace, prompt, flow_exact.Sources(p.model.family, trace, other))
+    (prompt, kept, where), *_ = planted_activations(p, 1)
+    (other,) = activations_of(p.model, [prompt.corrupted], whole=True)
+    flow = flow_exact.Flow(p.model.family, kept, prompt, flow_exact.Sources(p.model.family, kept, other))
     graph = flow_exact.grow(flow, flow_exact.Limits())[0]
     assert edges_of(graph) == {(p.heads["writer"], "token", where.positions["answer"], "v")}
 
@@ -143,9 +143,9 @@ def test_a_counterfactual_does_not_show_what_only_routes():
 @pytest.mark.parametrize(("input", "position"), [("v", 9), ("k", 9), ("q", 17), ("v", 17)])
 def test_an_edge_is_path_patching(any_wide, pair, freeze, input, position):
     clean, corrupted = pair
-    trace, other = (traces_of(any_wide, [t])[0] for t in pair)
+    kept, other = (activations_of(any_wide, [t])[0] for t in pair)
     flow = flow_exact.Flow(
-        any_wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, trace, other), freeze
+        any_wide.family, kept, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, kept, other), freeze
     )
     senders = [(0, 1), (0, 3), (1, 2)]
     truth = pcm.path_patch(
@@ -169,8 +169,8 @@ def test_an_edge_is_path_patching(any_wide, pair, freeze, input, position):
 
 def test_a_writer_is_the_direct_path_to_the_logits(any_wide, pair):
     clean, corrupted = pair
-    trace, other = (traces_of(any_wide, [t])[0] for t in pair)
-    flow = flow_exact.Flow(any_wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, trace, other))
+    kept, other = (activations_of(any_wide, [t])[0] for t in pair)
+    flow = flow_exact.Flow(any_wide.family, kept, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, kept, other))
     truth = pcm.path_patch(
         any_wide, clean, corrupted, direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False
     )  # fmt: skip
@@ -182,8 +182,8 @@ def test_a_writer_is_the_direct_path_to_the_logits(any_wide, pair):
 def test_a_chain_carries_what_its_first_head_changes(any_wide, pair, input):
     """Through the next head's input, by Hugging Face's own modules, and from there by a sweep."""
     clean, _ = pair
-    (trace,) = traces_of(any_wide, [clean])
-    flow = flow_exact.Flow(any_wide.family, trace, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, trace))
+    (kept,) = activations_of(any_wide, [clean])
+    flow = flow_exact.Flow(any_wide.family, kept, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, kept))
     l, h, at = 1, 3, 9
     z = torch.randn(16, generator=torch.Generator().manual_seed(0)).double()
     layers, acts = any_wide.hf.model.layers, any_wide.run(clean, capture=("z", "resid_mid"))
@@ -245,9 +245,9 @@ def naive_paper(model, tokens):
 
 def test_the_authors_construction_is_that_of_a_naive_one(wide, pair):
     tokens = pair[0]
-    (trace,) = traces_of(wide, [tokens])
+    (kept,) = activations_of(wide, [tokens])
     prompt = Prompt(tokens, 7, 11)
-    graph = flow_paper.grow(flow_paper.Lens(wide.family, trace), prompt, flow_paper.Rules.paper())
+    graph = flow_paper.grow(flow_paper.Lens(wide.family, kept), prompt, flow_paper.Rules.paper())
     nodes, edges = naive_paper(wide, tokens)
 
     def at(n):
@@ -257,18 +257,18 @@ def test_the_authors_construction_is_that_of_a_naive_one(wide, pair):
     ours = [(at(graph.nodes[e.parent]), at(graph.nodes[e.child]), e.token) for e in graph.edges if e.child >= 0]
     assert ours == edges and len(edges) > 4
     check_dag(graph, 18)
-    again = flow_paper.grow(flow_paper.Lens(wide.family, trace), prompt, flow_paper.Rules.paper())
+    again = flow_paper.grow(flow_paper.Lens(wide.family, kept), prompt, flow_paper.Rules.paper())
     assert repr(again.nodes) == repr(graph.nodes) and repr(again.edges) == repr(graph.edges)
 
 
 def test_only_allowed_heads_are_in_the_graph(wide, pair):
-    (trace,) = traces_of(wide, [pair[0]])
+    (kept,) = activations_of(wide, [pair[0]])
     allowed = torch.zeros(3, 4, dtype=torch.bool)
     allowed[0, 2] = allowed[1, 1] = allowed[2, 0] = True
     prompt = Prompt(pair[0], 7, 11)
-    graph = flow_paper.grow(flow_paper.Lens(wide.family, trace), prompt, flow_paper.Rules.paper(), allowed)
+    graph = flow_paper.grow(flow_paper.Lens(wide.family, kept), prompt, flow_paper.Rules.paper(), allowed)
     assert graph.nodes and all(bool(allowed[n.layer, n.head]) for n in graph.nodes)
-    flow = flow_exact.Flow(wide.family, trace, prompt, flow_exact.Sources(wide.family, trace))
+    flow = flow_exact.Flow(wide.family, kept, prompt, flow_exact.Sources(wide.family, kept))
     graph = flow_exact.grow(flow, flow_exact.Limits(floor=0.0, writer_share=0.0, share=0.0), allowed)[0]
     assert all(bool(allowed[n.layer, n.head]) for n in graph.nodes)
 
