@@ -74,8 +74,11 @@ def position(word: slice, piece: Piece) -> int:
 def runs(
     model: Model, questions: Sequence[Question], sites: Sequence[str], *, whole: bool = False, memory_gb: float | None = None
 ) -> Iterator[tuple[int, TextActivations]]:
-    """Every question's number and its activations. The beginning that all share is run once; nothing after its last pair is run. whole:
-    keep the sites of what is shared too."""
+    """Gives every question's number and its activations.
+
+    The beginning that all share is run once; nothing after a question's last pair is run. whole: keep the sites of what is
+    shared too.
+    """
     texts = [q.tokens[: max(p.second.stop for p in (*q.pairs, *q.across))] for q in questions]
     first = min(p.first.start for q in questions for p in (*q.pairs, *q.across))
     for batch in text_activations(model, texts, sites, first=first, whole=whole, memory_gb=memory_gb):
