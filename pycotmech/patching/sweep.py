@@ -14,6 +14,7 @@ from pycotmech.engine.bases import Stage, run_pairs
 from pycotmech.engine.budget import Batch, Budget, Pieces
 from pycotmech.engine.evaluate import Evaluator, Ticker
 from pycotmech.engine.joins import SELF_PATCH_SITES, HeadJoins, self_patch_signs, self_patches
+from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import GivenValues, RowEdits
@@ -113,16 +114,11 @@ class PreparedSweep:
             family, self.budget.room, self.budget.keep_logits, Ticker(self.progress, self.plan, model.cfg.n_layers)
         )
         past = model.prefixes.key_values(self.tokens[:first], self.budget.room)
-        runs = run_pairs(
-            family,
-            [self.tokens],
-            [],
-            past=past,
-            first=[first],
-            reads=self.batch.reads,
-            sites=_kept_sites(layout),
-            source_sites=(),
-        )
+        with hint_at_budget("the prompt was run"):
+            runs = run_pairs(
+                family, [self.tokens], [], past=past, first=[first], reads=self.batch.reads, sites=_kept_sites(layout),
+                source_sites=(),
+            )  # fmt: skip
         control = torch.arange(len(variants)) >= n
         everywhere = torch.full((len(variants),), -1)
         joins = HeadJoins.on_device_of(

@@ -296,7 +296,7 @@ def test_arguments_are_checked_before_anything_runs(monkeypatch):
         (dict(positions="read"), "positions: got 'r' of type str; expected integers"),
         (dict(groups={"a": torch.arange(40) > 30}), r"groups\['a'\]: got False of type bool"),
         (dict(positions=[3, 4]), "positions: .* reach nothing that is read"),
-        (dict(read=3), "read: position 3 lies in front of the first difference"),
+        (dict(read=3), "read: position 3 comes before the first difference"),
         (dict(read=[1, 2]), "read: 2 given for 1 examples"),
         (dict(memory_gb=0), "memory_gb: got 0"),
     ]
