@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.bases import Bases, Stage
-from pycotmech.engine.rows import Joining
+from pycotmech.engine.rows import Joining, Variants
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 
@@ -27,6 +27,17 @@ def self_patches(cfg: ModelConfig, seed: int, example: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + example)
     layers = torch.linspace(0, cfg.n_layers - 1, N_SELF_PATCHES, dtype=torch.float32).round().long()
     return torch.stack((layers, torch.randint(cfg.n_heads, (N_SELF_PATCHES,), generator=generator)), 1)
+
+
+def with_self_patches(variants: Variants, patches: Tensor, base: int, first: int) -> Variants:
+    """The variants, then the self-patches (layer, head) [n, 2] of one base from position `first` on."""
+    n = len(patches)
+    return Variants(
+        base=torch.cat((variants.base, torch.full((n,), base))),
+        layer=torch.cat((variants.layer, patches[:, 0])),
+        stage=torch.cat((variants.stage, torch.full((n,), int(Stage.MID)))),
+        first=torch.cat((variants.first, torch.full((n,), first))),
+    )
 
 
 def self_patch_signs(bases: Bases, seed: int, chunk: int) -> Tensor:

@@ -1,4 +1,16 @@
-"""Activation patching: exact sweeps over heads, positions and examples."""
+"""Activation patching: exact sweeps over heads, positions and examples.
+
+The public functions are in `heads`, `residual`, `paths`, `sweep`, `ablate`, `knockout` and `attribution`. A sweep over pairs
+takes these steps:
+1. `question` checks what is asked.
+2. `pair_layout` (`path_layout`) says which variants answer it.
+3. `chunks` runs the prompts, as many together as fit; `pair_sweep` (`path_sweep`) evaluates their variants.
+4. `scale` turns what was measured into values and effects, `results` (`path_results`) shows them.
+
+Modules without a test of their own name are covered by `tests/patching/test_heads.py` (`question`, `chunks`, `pair_layout`,
+`pair_sweep`, `position_groups`, `results`), `test_sites.py` (`residual`), `test_paths.py` (`path_layout`, `path_sweep`,
+`path_results`) and `test_sweep.py` (`edits`).
+"""
 
 from pycotmech.engine.planner import Plan
 from pycotmech.patching.ablate import ablate_heads

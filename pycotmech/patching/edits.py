@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from operator import index
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycotmech._warnings import warn
 from pycotmech.engine.bases import Stage
+from pycotmech.engine.joins import SELF_PATCH_SITES
 from pycotmech.engine.row_edits import PER_QUERY, Entries
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.model import resolve_positions
@@ -88,6 +89,13 @@ def parse_edit_site(name: str, *, argument: str = "site") -> tuple[str, int | No
             f"{argument}: unknown site {name!r}; expected one of {', '.join(EDIT_SITES)}, or a TransformerLens hook name "
             "such as 'blocks.3.attn.hook_z'"
         ) from None
+
+
+def base_sites(stages: Iterable[Stage], edited: Iterable[str]) -> tuple[str, ...]:
+    """What base runs keep: where variants and self-patches join, and what an edited part is added to."""
+    added_to = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
+    joins = [stage.site for stage in stages]
+    return tuple(dict.fromkeys((*SELF_PATCH_SITES, *joins, *(added_to[site] for site in edited if site in added_to))))
 
 
 def heads_of(cfg: ModelConfig, site: str) -> int:

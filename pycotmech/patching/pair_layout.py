@@ -13,12 +13,12 @@ from torch.nn.functional import pad
 
 from pycotmech._warnings import warn
 from pycotmech.engine.bases import Stage
-from pycotmech.engine.joins import SELF_PATCH_SITES, self_patches
+from pycotmech.engine.joins import self_patches, with_self_patches
 from pycotmech.engine.row_edits import PER_QUERY, Entries
 from pycotmech.engine.rows import Variants
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.sites import RESIDUAL_SITES
-from pycotmech.patching.edits import JOINS_AT, heads_of, reaches
+from pycotmech.patching.edits import JOINS_AT, base_sites, heads_of, reaches
 from pycotmech.patching.pairs import Pair, targets_of
 from pycotmech.patching.position_groups import PositionGroups, labels_of_prompts
 from pycotmech.patching.shared_runs import SharedRun, each_alone, shared_runs
@@ -89,8 +89,7 @@ class PairLayout:
 
     @property
     def base_sites(self) -> tuple[str, ...]:
-        added_to = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}.get(self.site)
-        return tuple(dict.fromkeys((*SELF_PATCH_SITES, self.stage.site, *([added_to] if added_to else []))))
+        return base_sites([self.stage], [self.site])
 
     def kept_from(self, i: int) -> int:
         """The first position of pair i whose activations are needed: a pattern of the source run is made from its keys."""
@@ -147,7 +146,7 @@ class PairLayout:
     def table(self, runs: Sequence[SharedRun]) -> VariantTable:
         """The variants of these runs."""
         places = torch.tensor(self.places)
-        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first, head, part, control
+        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first; head, part, control
         edits: list[tuple[Tensor, ...]] = []  # layer, variant, position, head, ref
         n_variants = n_rows = 0
         for b, run in enumerate(runs):
@@ -167,17 +166,10 @@ class PairLayout:
                 edits.append(tuple(t[order] for t in edit))
             controls = self_patches(self.cfg, self.seed, i)
             n, c = len(kept), len(controls)
-            found.append(
-                (
-                    torch.full((n + c,), b),
-                    torch.cat((layers, controls[:, 0])),
-                    torch.cat((torch.full((n,), int(self.stage)), torch.full((c,), int(Stage.MID)))),
-                    torch.cat((first, torch.full((c,), self.targets[i][0]))),
-                    torch.cat((heads, controls[:, 1])),
-                    torch.cat((part, torch.full((c,), -1))),
-                    torch.arange(n + c) >= n,
-                )
-            )
+            plain = Variants(torch.full((n,), b), layers, torch.full((n,), int(self.stage)), first)
+            v = with_self_patches(plain, controls, b, self.targets[i][0])
+            heads, part = torch.cat((heads, controls[:, 1])), torch.cat((part, torch.full((c,), -1)))
+            found.append((v.base, v.layer, v.stage, v.first, heads, part, torch.arange(n + c) >= n))
             n_variants += n + c
             n_rows += self.pairs[i].read + 1 - self.kept_from(i)
         base, layer, stage, first, head, part, control = map(torch.cat, zip(*found, strict=True))

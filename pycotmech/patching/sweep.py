@@ -13,7 +13,7 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage, run_pairs
 from pycotmech.engine.budget import Batch, Budget, Pieces
 from pycotmech.engine.evaluate import Evaluator, Ticker
-from pycotmech.engine.joins import SELF_PATCH_SITES, HeadJoins, self_patch_signs, self_patches
+from pycotmech.engine.joins import HeadJoins, self_patch_signs, self_patches, with_self_patches
 from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.engine.planner import Plan
@@ -23,7 +23,7 @@ from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.model.prefixes import SEGMENT
 from pycotmech.model.run import Activations
-from pycotmech.patching.edits import Variant, VariantLayout, lay_out
+from pycotmech.patching.edits import Variant, VariantLayout, base_sites, lay_out
 from pycotmech.patching.pairs import answer_token
 from pycotmech.patching.question import Progress, budget_of
 from pycotmech.patching.results import VariantSweep
@@ -92,7 +92,6 @@ class PreparedSweep:
 
     model: Model
     tokens: Tensor
-    read: int
     metric: Metric
     token_ids: list[int | None]
     layout: VariantLayout
@@ -211,7 +210,7 @@ def prepare_variants(
     plan = budget.plan([(batch, pieces)], examples=1, prompts=prompt)
     names = tuple(v.name for v in variants)
     return PreparedSweep(
-        model, tokens, where, metric, ids, layout, names, reference, read, budget, controls, batch, pieces, plan, seed, progress
+        model, tokens, metric, ids, layout, names, reference, read, budget, controls, batch, pieces, plan, seed, progress
     )
 
 
@@ -234,23 +233,15 @@ def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) 
 
 
 def _kept_sites(layout: VariantLayout) -> tuple[str, ...]:
-    """What the base run keeps: where variants join, and what an edited part is added to."""
-    joins = [Stage(s).site for s in layout.stage.unique().tolist()]
-    parts = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
-    added_to = [parts[site] for site, _ in layout.tables if site in parts]
-    return tuple(dict.fromkeys((*SELF_PATCH_SITES, *joins, *added_to)))
+    return base_sites([Stage(s) for s in layout.stage.unique().tolist()], [site for site, _ in layout.tables])
 
 
 def _batch(layout: VariantLayout, controls: Tensor, read: int, budget: Budget) -> Batch:
     """The variants, then the self-patches (layer, head) [n, 2]."""
-    n, c, first = len(layout.layer), len(controls), int(layout.first.min())
-    variants = Variants(
-        base=torch.zeros(n + c, dtype=torch.long),
-        layer=torch.cat((layout.layer, controls[:, 0])),
-        stage=torch.cat((layout.stage, torch.full((c,), int(Stage.MID)))),
-        first=torch.cat((layout.first, torch.full((c,), first))),
-    )
+    n, first = len(layout.layer), int(layout.first.min())
+    plain = Variants(torch.zeros(n, dtype=torch.long), layout.layer, layout.stage, layout.first)
+    variants = with_self_patches(plain, controls, 0, first)
     held = 2 * budget.base_bytes(first, 0, ()) + sum(v.numel() * 4 for v in layout.values.values())
     held += budget.base_bytes(read + 1, read + 1 - first, _kept_sites(layout))
     passing = held + planner.pass_bytes(budget.family, max(min(first, SEGMENT), read + 1 - first))
-    return Batch(variants, read - variants.first + 1, torch.arange(n + c) >= n, [[read]], held, passing)
+    return Batch(variants, read - variants.first + 1, torch.arange(len(variants)) >= n, [[read]], held, passing)
