@@ -9,35 +9,36 @@ from pycotmech.kernels.tiles import LOG2E, capped, load_rows, visible
 
 @triton.jit
 def _add_rows(
-    acc, k, Q, LSE, W, b, h, offs_n, lo, hi, first, shift, T, window, stride_qt, c, scale, softcap,
+    b_sum, b_k, Q, LSE, W, b, h, o_n, lo, hi, first, shift, T, window, stride_qt, c, scale, softcap,
     D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr,
     WEIGHTED: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
+    """b_sum [BLOCK_N] plus what the query rows lo to hi give to the keys b_k [BLOCK_N, DP], BLOCK_M rows at a time."""
     for m0 in tl.range(lo, hi, BLOCK_M, num_stages=STAGES):
-        offs_m = m0 + tl.arange(0, BLOCK_M)
+        o_m = m0 + tl.arange(0, BLOCK_M)
         if TMA:
-            q = Q.load([b, h, m0, 0]).reshape(BLOCK_M, DP)
+            b_q = Q.load([b, h, m0, 0]).reshape(BLOCK_M, DP)
         else:
-            q = load_rows(Q, offs_m, 0, T, stride_qt, D, DP, MASKED)
+            b_q = load_rows(Q, o_m, 0, T, stride_qt, D, DP, MASKED)
         if MASKED:
-            lse = tl.load(LSE + offs_m, mask=offs_m < T, other=float("inf"))  # rows beyond T weigh exp(-inf) = 0
+            b_lse = tl.load(LSE + o_m, mask=o_m < T, other=float("inf"))  # rows beyond T weigh exp(-inf) = 0
         else:
-            lse = tl.load(LSE + offs_m)
-        s = tl.dot(k, q.T, input_precision=PREC)  # [BLOCK_N, BLOCK_M]
+            b_lse = tl.load(LSE + o_m)
+        b_s = tl.dot(b_k, b_q.T, input_precision=PREC)  # [BLOCK_N, DP] [DP, BLOCK_M] -> [BLOCK_N, BLOCK_M]
         if CAP:
-            s = capped(s, scale, softcap)
-        p = tl.exp2(s * c - (lse * LOG2E)[None, :])
+            b_s = capped(b_s, scale, softcap)
+        b_p = tl.exp2(b_s * c - (b_lse * LOG2E)[None, :])
         if MASKED:
-            seen = visible((offs_m + shift)[None, :], offs_n[:, None], first, window)
-            p = tl.where(seen & (offs_m < T)[None, :], p, 0.0)
+            m_seen = visible((o_m + shift)[None, :], o_n[:, None], first, window)
+            b_p = tl.where(m_seen & (o_m < T)[None, :], b_p, 0.0)
         if WEIGHTED:
             if MASKED:
-                w = tl.load(W + offs_m, mask=offs_m < T, other=0.0)
+                b_w = tl.load(W + o_m, mask=o_m < T, other=0.0)
             else:
-                w = tl.load(W + offs_m)
-            p = p * w[None, :]
-        acc += tl.sum(p, 1)
-    return acc
+                b_w = tl.load(W + o_m)
+            b_p = b_p * b_w[None, :]
+        b_sum += tl.sum(b_p, 1)
+    return b_sum
 
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window"])
@@ -49,16 +50,17 @@ def colsum_kernel(
     STAGES: tl.constexpr, PREC: tl.constexpr, WEIGHTED: tl.constexpr, PADDED: tl.constexpr, BANDED: tl.constexpr,
     CAP: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
+    """What BLOCK_N keys of one head of one sequence receive. Names: p_ pointers, b_ tiles, o_ offsets, m_ masks."""
     n0 = tl.program_id(0) * BLOCK_N  # the first keys are seen by the most rows, and come first
     bh = tl.program_id(1)
     b = bh // H
     h = bh % H
     hk = h // GROUP
-    offs_n = n0 + tl.arange(0, BLOCK_N)
+    o_n = n0 + tl.arange(0, BLOCK_N)
     if TMA:
-        k = K.load([b, hk, n0, 0]).reshape(BLOCK_N, DP)
+        b_k = K.load([b, hk, n0, 0]).reshape(BLOCK_N, DP)
     else:
-        k = load_rows(K + b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh, offs_n, 0, S, stride_kt, D, DP, True)
+        b_k = load_rows(K + b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh, o_n, 0, S, stride_kt, D, DP, True)
         Q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh
     LSE += bh.to(tl.int64) * T
     W += b.to(tl.int64) * stride_wb + h.to(tl.int64) * stride_wh
@@ -82,20 +84,20 @@ def colsum_kernel(
         if n0 < first:  # padding among the keys: no block is full
             full_hi = 0
     full_lo = tl.maximum(lo, tl.minimum(full_lo, tl.cdiv(hi, BLOCK_M) * BLOCK_M))
-    acc = tl.zeros([BLOCK_N], tl.float32)
-    acc = _add_rows(
-        acc, k, Q, LSE, W, b, h, offs_n, lo, tl.minimum(full_lo, hi), first, shift, T, window, stride_qt, c, scale,
+    b_sum = tl.zeros([BLOCK_N], tl.float32)
+    b_sum = _add_rows(
+        b_sum, b_k, Q, LSE, W, b, h, o_n, lo, tl.minimum(full_lo, hi), first, shift, T, window, stride_qt, c, scale,
         softcap, D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, True,
     )  # fmt: skip
-    acc = _add_rows(
-        acc, k, Q, LSE, W, b, h, offs_n, full_lo, full_hi, first, shift, T, window, stride_qt, c, scale, softcap,
+    b_sum = _add_rows(
+        b_sum, b_k, Q, LSE, W, b, h, o_n, full_lo, full_hi, first, shift, T, window, stride_qt, c, scale, softcap,
         D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, False,
     )  # fmt: skip
-    acc = _add_rows(
-        acc, k, Q, LSE, W, b, h, offs_n, tl.maximum(full_lo, full_hi), hi, first, shift, T, window, stride_qt, c, scale,
+    b_sum = _add_rows(
+        b_sum, b_k, Q, LSE, W, b, h, o_n, tl.maximum(full_lo, full_hi), hi, first, shift, T, window, stride_qt, c, scale,
         softcap, D, DP, BLOCK_M, STAGES, PREC, WEIGHTED, CAP, TMA, True,
     )  # fmt: skip
-    tl.store(OUT + bh.to(tl.int64) * S + offs_n, acc, mask=offs_n < S)
+    tl.store(OUT + bh.to(tl.int64) * S + o_n, b_sum, mask=o_n < S)
 
 
 def attn_colsum(q, k, lse, weights, starts, scale, window, softcap):

@@ -51,74 +51,79 @@ def _weigh(acc, p, x, alpha, PARTS: tl.constexpr, ONE_HOT: tl.constexpr):
 
 
 @triton.jit
-def _keep_best(tv, ti, s, start, offs_n, TOPK: tl.constexpr):
-    """The running top keys tv, ti [rows, slots] after the tile s: each round replaces a row's worst slot if beaten.
+def _keep_best(b_top, o_top, b_s, start, o_n, TOPK: tl.constexpr):
+    """The running top scores and keys b_top, o_top [BLOCK_M, KP] after the tile b_s [BLOCK_M, BLOCK_N]: each round
+    replaces a row's worst slot if beaten.
 
     Not a loop while any row improves: a loop inside the key loop would switch its software pipelining off.
     """
-    if tl.max((tl.max(s, 1) > tl.min(tv, 1)).to(tl.int32), 0) > 0:
+    if tl.max((tl.max(b_s, 1) > tl.min(b_top, 1)).to(tl.int32), 0) > 0:
         for _ in tl.static_range(TOPK):
-            best, arg = tl.max(s, 1, return_indices=True)  # the lowest key among equals
-            worst = tl.min(tv, 1)
-            last = tl.max(tl.where(tv == worst[:, None], ti, -1), 1)  # among equal slots the highest key goes
-            put = (best > worst)[:, None] & (tv == worst[:, None]) & (ti == last[:, None])
-            tv = tl.where(put, best[:, None], tv)
-            ti = tl.where(put, (arg + start)[:, None], ti)
-            s = tl.where((arg + start)[:, None] == offs_n[None, :], NEG, s)
-    return tv, ti
+            best, arg = tl.max(b_s, 1, return_indices=True)  # the lowest key among equals
+            worst = tl.min(b_top, 1)
+            last = tl.max(tl.where(b_top == worst[:, None], o_top, -1), 1)  # among equal slots the highest key goes
+            put = (best > worst)[:, None] & (b_top == worst[:, None]) & (o_top == last[:, None])
+            b_top = tl.where(put, best[:, None], b_top)
+            o_top = tl.where(put, (arg + start)[:, None], o_top)
+            b_s = tl.where((arg + start)[:, None] == o_n[None, :], NEG, b_s)
+    return b_top, o_top
 
 
 @triton.jit
 def _walk(
-    acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, lo, hi, first, S, window,
+    b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, lo, hi, first, S, window,
     stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
     D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr,
     WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr, CP: tl.constexpr, TOPK: tl.constexpr,
     PARTS: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
+    """The keys lo to hi, BLOCK_N at a time, for BLOCK_M query rows; returns the running sums. MASKED: a row may miss a key."""
     for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
-        offs_n = start + tl.arange(0, BLOCK_N)
+        o_n = start + tl.arange(0, BLOCK_N)
         if TMA:
-            k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
+            b_k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
         else:
-            k = load_rows(K, offs_n, first, S, stride_kt, D, DP, MASKED)
-        s = tl.dot(q, k.T, input_precision=PREC)
+            b_k = load_rows(K, o_n, first, S, stride_kt, D, DP, MASKED)
+        b_s = tl.dot(b_q, b_k.T, input_precision=PREC)  # [BLOCK_M, DP] [DP, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         if CAP:
-            s = capped(s, scale, softcap)
+            b_s = capped(b_s, scale, softcap)
         if MASKED:
-            s = tl.where(visible(at[:, None], offs_n[None, :], first, window), s, NEG)
+            b_s = tl.where(visible(at[:, None], o_n[None, :], first, window), b_s, NEG)
         if WITH_Z or GP > 0 or CP > 0:
-            m_new = tl.maximum(m_i, tl.max(s, 1))
-            alpha = tl.exp2((m_i - m_new) * c)
-            t = (s - m_new[:, None]) * c
-            p = tl.exp2(t)
+            m_new = tl.maximum(b_m, tl.max(b_s, 1))
+            alpha = tl.exp2((b_m - m_new) * c)
+            b_t = (b_s - m_new[:, None]) * c
+            b_p = tl.exp2(b_t)
             if ENTROPY:
-                u_i = alpha * (u_i + l_i * ((m_i - m_new) * c)) + tl.sum(p * t, 1)
-            l_i = l_i * alpha + tl.sum(p, 1)
+                b_u = alpha * (b_u + b_l * ((b_m - m_new) * c)) + tl.sum(b_p * b_t, 1)
+            b_l = b_l * alpha + tl.sum(b_p, 1)
             if WITH_Z:
                 if TMA:
-                    v = V.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
+                    b_v = V.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
                 else:
-                    v = load_rows(V, offs_n, first, S, stride_vt, D, DP, MASKED)
-                acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PREC)
+                    b_v = load_rows(V, o_n, first, S, stride_vt, D, DP, MASKED)
+                # [BLOCK_M, BLOCK_N] [BLOCK_N, DP] -> [BLOCK_M, DP]
+                b_z = tl.dot(b_p.to(b_v.dtype), b_v, b_z * alpha[:, None], input_precision=PREC)
             if GP > 0:
                 if MASKED:
-                    seg = tl.load(SEG + offs_n, mask=offs_n < S, other=-1)
+                    b_seg = tl.load(SEG + o_n, mask=o_n < S, other=-1)
                 else:
-                    seg = tl.load(SEG + offs_n)
-                member = (seg[:, None] - seg_base) == tl.arange(0, GP)[None, :]
-                macc = _weigh(macc, p, member.to(tl.bfloat16), alpha, PARTS, True)
+                    b_seg = tl.load(SEG + o_n)
+                m_seg = (b_seg[:, None] - seg_base) == tl.arange(0, GP)[None, :]
+                # [BLOCK_M, BLOCK_N] [BLOCK_N, GP] -> [BLOCK_M, GP]
+                b_mass = _weigh(b_mass, b_p, m_seg.to(tl.bfloat16), alpha, PARTS, True)
             if CP > 0:
-                offs_c = tl.arange(0, CP)
-                ok = (offs_c < n_read)[None, :]
+                o_c = tl.arange(0, CP)
+                m_c = (o_c < n_read)[None, :]
                 if MASKED:
-                    ok = ok & ((offs_n >= first) & (offs_n < S))[:, None]
-                x = tl.load(READ + offs_n.to(tl.int64)[:, None] * stride_rt + offs_c[None, :], mask=ok, other=0.0)
-                racc = _weigh(racc, p, x, alpha, PARTS, False)
-            m_i = m_new
+                    m_c = m_c & ((o_n >= first) & (o_n < S))[:, None]
+                x = tl.load(READ + o_n.to(tl.int64)[:, None] * stride_rt + o_c[None, :], mask=m_c, other=0.0)
+                # [BLOCK_M, BLOCK_N] [BLOCK_N, CP] -> [BLOCK_M, CP]
+                b_read = _weigh(b_read, b_p, x, alpha, PARTS, False)
+            b_m = m_new
         if TOPK > 0:
-            tv, ti = _keep_best(tv, ti, s, start, offs_n, TOPK)
-    return acc, macc, racc, m_i, l_i, u_i, tv, ti
+            b_top, o_top = _keep_best(b_top, o_top, b_s, start, o_n, TOPK)
+    return b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top
 
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window", "seg_base", "n_seg", "n_read", "G", "C"])
@@ -132,18 +137,22 @@ def extract_kernel(
     CP: tl.constexpr, TOPK: tl.constexpr, KP: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
     BANDED: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK_M query rows of one head of one sequence.
+
+    Names: p_ pointers, b_ tiles, o_ offsets, m_ masks; b_m running maximum, b_l sum of weights, b_u entropy about the maximum.
+    """
     pid = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
     bh = tl.program_id(1)
     b = bh // H
     h = bh % H
     hk = h // GROUP
     m0 = pid * BLOCK_M
-    offs_m = m0 + tl.arange(0, BLOCK_M)
-    row_ok = offs_m < T
+    o_m = m0 + tl.arange(0, BLOCK_M)
+    m_row = o_m < T
     if TMA:
-        q = Q.load([b, h, m0, 0]).reshape(BLOCK_M, DP)
+        b_q = Q.load([b, h, m0, 0]).reshape(BLOCK_M, DP)
     else:
-        q = load_rows(Q + b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh, offs_m, 0, T, stride_qt, D, DP, True)
+        b_q = load_rows(Q + b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh, o_m, 0, T, stride_qt, D, DP, True)
         K += b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh
         V += b.to(tl.int64) * stride_vb + hk.to(tl.int64) * stride_vh
     SEG += b.to(tl.int64) * stride_sb
@@ -154,19 +163,19 @@ def extract_kernel(
         c = scale * LOG2E
     GQ: tl.constexpr = GP if GP > 0 else 16
     CQ: tl.constexpr = CP if CP > 0 else 16
-    m_i = tl.full([BLOCK_M], NEG, tl.float32)
-    l_i = tl.zeros([BLOCK_M], tl.float32)
-    u_i = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, DP], tl.float32)
-    macc = tl.zeros([BLOCK_M, GQ], tl.float32)
-    racc = tl.zeros([BLOCK_M, CQ], tl.float32)
-    tv = tl.full([BLOCK_M, KP], SEEN, tl.float32)  # an invisible key is no better than an empty slot
-    ti = tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]  # distinct: one slot goes at a time
+    b_m = tl.full([BLOCK_M], NEG, tl.float32)
+    b_l = tl.zeros([BLOCK_M], tl.float32)
+    b_u = tl.zeros([BLOCK_M], tl.float32)
+    b_z = tl.zeros([BLOCK_M, DP], tl.float32)
+    b_mass = tl.zeros([BLOCK_M, GQ], tl.float32)
+    b_read = tl.zeros([BLOCK_M, CQ], tl.float32)
+    b_top = tl.full([BLOCK_M, KP], SEEN, tl.float32)  # an invisible key is no better than an empty slot
+    o_top = tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]  # distinct: one slot goes at a time
     if KP > TOPK:  # slots beyond K never lose
-        tv = tl.where((tl.arange(0, KP) < TOPK)[None, :], tv, 3.0e38)
+        b_top = tl.where((tl.arange(0, KP) < TOPK)[None, :], b_top, 3.0e38)
 
     shift = S - T
-    at = offs_m + shift
+    at = o_m + shift
     hi = tl.minimum(m0 + BLOCK_M, T) + shift
     full_hi = (m0 + shift + 1) // BLOCK_N * BLOCK_N  # every row sees the keys before it ...
     first = 0
@@ -177,55 +186,55 @@ def extract_kernel(
         full_lo = tl.cdiv(tl.maximum(first, hi - window), BLOCK_N) * BLOCK_N  # ... and none loses those from here on
         full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
         lo = tl.maximum(first, tl.maximum(m0 + shift - window + 1, 0)) // BLOCK_N * BLOCK_N
-        acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
-            acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi), first,
-            S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top = _walk(
+            b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi),
+            first, S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
             D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
         )  # fmt: skip
-    acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
-        acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, full_lo, full_hi, first, S,
+    b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top = _walk(
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, full_lo, full_hi, first, S,
         window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
         D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, False,
     )  # fmt: skip
-    acc, macc, racc, m_i, l_i, u_i, tv, ti = _walk(
-        acc, macc, racc, m_i, l_i, u_i, tv, ti, q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi, first,
-        S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
+    b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top = _walk(
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi,
+        first, S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
         D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
     )  # fmt: skip
 
-    row = bh.to(tl.int64) * T + offs_m
-    empty = m_i < SEEN
-    inv = tl.where(empty, 0.0, 1.0 / l_i)
+    row = bh.to(tl.int64) * T + o_m
+    m_empty = b_m < SEEN
+    inv = tl.where(m_empty, 0.0, 1.0 / b_l)
     if WITH_Z:
-        offs_d = tl.arange(0, DP)
-        z = tl.where(empty[:, None], 0.0, acc * inv[:, None])
-        z_ptr = Z + b.to(tl.int64) * stride_zb + h.to(tl.int64) * stride_zh + offs_m.to(tl.int64)[:, None] * stride_zt
-        tl.store(z_ptr + offs_d[None, :], z.to(Z.dtype.element_ty), mask=row_ok[:, None] & (offs_d < D)[None, :])
-        tl.store(LSE + row, tl.where(empty, float("-inf"), (m_i * c + tl.log2(l_i)) * LN2), mask=row_ok)
-        tl.store(PMAX + row, inv, mask=row_ok)
+        o_d = tl.arange(0, DP)
+        z = tl.where(m_empty[:, None], 0.0, b_z * inv[:, None])
+        p_z = Z + b.to(tl.int64) * stride_zb + h.to(tl.int64) * stride_zh + o_m.to(tl.int64)[:, None] * stride_zt
+        tl.store(p_z + o_d[None, :], z.to(Z.dtype.element_ty), mask=m_row[:, None] & (o_d < D)[None, :])
+        tl.store(LSE + row, tl.where(m_empty, float("-inf"), (b_m * c + tl.log2(b_l)) * LN2), mask=m_row)
+        tl.store(PMAX + row, inv, mask=m_row)
     if ENTROPY:
-        ent = (tl.log2(l_i) - u_i * inv) * LN2
-        tl.store(ENT + row, tl.where(empty, 0.0, ent), mask=row_ok)
+        ent = (tl.log2(b_l) - b_u * inv) * LN2
+        tl.store(ENT + row, tl.where(m_empty, 0.0, ent), mask=m_row)
     if GP > 0:
-        offs_g = tl.arange(0, GP)
-        mass = tl.where(empty[:, None], 0.0, macc * inv[:, None])
-        tl.store(MASS + row[:, None] * G + seg_base + offs_g[None, :], mass, mask=row_ok[:, None] & (offs_g < n_seg)[None, :])
+        o_g = tl.arange(0, GP)
+        mass = tl.where(m_empty[:, None], 0.0, b_mass * inv[:, None])
+        tl.store(MASS + row[:, None] * G + seg_base + o_g[None, :], mass, mask=m_row[:, None] & (o_g < n_seg)[None, :])
     if CP > 0:
-        offs_c = tl.arange(0, CP)
-        read = tl.where(empty[:, None], 0.0, racc * inv[:, None])
-        tl.store(OUT + row[:, None] * C + offs_c[None, :], read, mask=row_ok[:, None] & (offs_c < n_read)[None, :])
+        o_c = tl.arange(0, CP)
+        read = tl.where(m_empty[:, None], 0.0, b_read * inv[:, None])
+        tl.store(OUT + row[:, None] * C + o_c[None, :], read, mask=m_row[:, None] & (o_c < n_read)[None, :])
     if TOPK > 0:
-        offs_k = tl.arange(0, KP)
-        top = tl.load(LSE + row, mask=row_ok, other=0.0) * LOG2E
-        used = (tv > SEEN) & (offs_k < TOPK)[None, :]
+        o_k = tl.arange(0, KP)
+        top = tl.load(LSE + row, mask=m_row, other=0.0) * LOG2E
+        used = (b_top > SEEN) & (o_k < TOPK)[None, :]
         for slot in tl.static_range(TOPK):  # the slots hold the best keys in no order: pick them by score, then key
-            best = tl.max(tl.where(used, tv, NEG), 1)
-            key = tl.min(tl.where(used & (tv == best[:, None]), ti, 0x7FFFFFFF), 1)
+            best = tl.max(tl.where(used, b_top, NEG), 1)
+            key = tl.min(tl.where(used & (b_top == best[:, None]), o_top, 0x7FFFFFFF), 1)
             found = best > SEEN
-            mine = used & (tv == best[:, None]) & (ti == key[:, None])
-            tl.store(TOP_P + row * TOPK + slot, tl.where(found, tl.exp2(best * c - top), 0.0), mask=row_ok)
-            tl.store(TOP_I + row * TOPK + slot, tl.where(found, key, -1), mask=row_ok)
-            used = used & (~mine)
+            m_taken = used & (b_top == best[:, None]) & (o_top == key[:, None])
+            tl.store(TOP_P + row * TOPK + slot, tl.where(found, tl.exp2(best * c - top), 0.0), mask=m_row)
+            tl.store(TOP_I + row * TOPK + slot, tl.where(found, key, -1), mask=m_row)
+            used = used & (~m_taken)
 
 
 def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, *, kind, g0=0, g=0, c0=0, c=0, topk=0):

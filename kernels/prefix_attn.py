@@ -2,7 +2,7 @@
 
 A tile holds BLOCK_R rows times the query heads of one key head. Each row carries its own ranges, so one tile may hold
 rows of several variants and of several bases: own keys are walked over flat, with a mask; the part of the prefix that
-all rows of the tile share runs without one; what only some of them see comes last, masked. A window only moves the
+all rows of the tile share runs without one; what only part of them see comes last, masked. A window only moves the
 ranges.
 """
 
@@ -18,44 +18,45 @@ _FAR = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _uncut(seen, pos, row, h, CUTS, e_lo, e_hi):
-    """`seen` without what the cuts e_lo to e_hi take out. Only launches with cuts have this inner loop."""
+def _uncut(m_seen, pos, row, h, CUTS, e_lo, e_hi):
+    """`m_seen` without what the cuts e_lo to e_hi take out. Only launches with cuts have this inner loop."""
     for e in range(e_lo, e_hi):
         cut = CUTS + e * 4
         head = tl.load(cut + 1)
-        mine = (row == tl.load(cut)) & ((head < 0) | (head == h))
-        seen = seen & ~(mine[:, None] & (pos >= tl.load(cut + 2)) & (pos < tl.load(cut + 3)))
-    return seen
+        m_cut = (row == tl.load(cut)) & ((head < 0) | (head == h))
+        m_seen = m_seen & ~(m_cut[:, None] & (pos >= tl.load(cut + 2)) & (pos < tl.load(cut + 3)))
+    return m_seen
 
 
 @triton.jit
 def _attend(
-    acc, m_i, l_i, q, K, V, hk, start, first, end, key_lo, key_hi, base, row, h, CUTS, e_lo, e_hi, stride_kt, stride_vt,
+    b_z, b_m, b_l, b_q, K, V, hk, start, first, end, key_lo, key_hi, base, row, h, CUTS, e_lo, e_hi, stride_kt, stride_vt,
     c, scale, softcap, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, PREC: tl.constexpr, CAP: tl.constexpr,
     TMA: tl.constexpr, HAS_CUTS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One block of keys from `start` on; a row sees keys key_lo to key_hi, and key j is at its position j + base."""
     key = start + tl.arange(0, BLOCK_N)
     if TMA:
-        k = K.load([start, hk, 0]).reshape(BLOCK_N, DP)
-        v = V.load([start, hk, 0]).reshape(BLOCK_N, DP)
+        b_k = K.load([start, hk, 0]).reshape(BLOCK_N, DP)
+        b_v = V.load([start, hk, 0]).reshape(BLOCK_N, DP)
     else:
-        k = load_rows(K, key, first, end, stride_kt, D, DP, MASKED)
-        v = load_rows(V, key, first, end, stride_vt, D, DP, MASKED)
-    s = tl.dot(q, k.T, input_precision=PREC)
+        b_k = load_rows(K, key, first, end, stride_kt, D, DP, MASKED)
+        b_v = load_rows(V, key, first, end, stride_vt, D, DP, MASKED)
+    b_s = tl.dot(b_q, b_k.T, input_precision=PREC)  # [BLOCK_M, DP] [DP, BLOCK_N] -> [BLOCK_M, BLOCK_N]
     if CAP:
-        s = capped(s, scale, softcap)
+        b_s = capped(b_s, scale, softcap)
     if MASKED:
-        seen = (key[None, :] >= key_lo[:, None]) & (key[None, :] < key_hi[:, None])
+        m_seen = (key[None, :] >= key_lo[:, None]) & (key[None, :] < key_hi[:, None])
         if HAS_CUTS:
-            seen = _uncut(seen, key[None, :] + base[:, None], row, h, CUTS, e_lo, e_hi)
-        s = tl.where(seen, s, NEG)
-    m_new = tl.maximum(m_i, tl.max(s, 1))
-    alpha = tl.exp2((m_i - m_new) * c)
-    p = tl.exp2((s - m_new[:, None]) * c)
-    l_i = l_i * alpha + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PREC)
-    return acc, m_new, l_i
+            m_seen = _uncut(m_seen, key[None, :] + base[:, None], row, h, CUTS, e_lo, e_hi)
+        b_s = tl.where(m_seen, b_s, NEG)
+    m_new = tl.maximum(b_m, tl.max(b_s, 1))
+    alpha = tl.exp2((b_m - m_new) * c)
+    b_p = tl.exp2((b_s - m_new[:, None]) * c)
+    b_l = b_l * alpha + tl.sum(b_p, 1)
+    # [BLOCK_M, BLOCK_N] [BLOCK_N, DP] -> [BLOCK_M, DP]
+    b_z = tl.dot(b_p.to(b_v.dtype), b_v, b_z * alpha[:, None], input_precision=PREC)
+    return b_z, m_new, b_l
 
 
 @triton.jit(do_not_specialize=["R", "H", "window"])
@@ -67,6 +68,10 @@ def prefix_kernel(
     BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr, HAS_CUTS: tl.constexpr,
     CAP: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK_R rows times the query heads of one key head: BLOCK_M query vectors, lane by lane.
+
+    Names: p_ pointers, b_ tiles, o_ offsets, m_ masks; b_m running maximum, b_l sum of weights.
+    """
     BLOCK_M: tl.constexpr = BLOCK_R * GROUP_P
     r0 = tl.program_id(0) * BLOCK_R
     hk = tl.program_id(1)
@@ -74,11 +79,11 @@ def prefix_kernel(
     row = r0 + lane // GROUP_P
     g = lane % GROUP_P
     h = hk * GROUP + g
-    ok = (row < R) & (g < GROUP)
-    offs_d = tl.arange(0, DP)
-    in_d = (offs_d < D)[None, :]
-    q_ptr = Q + row.to(tl.int64) * stride_qr + h.to(tl.int64) * stride_qh
-    q = tl.load(q_ptr[:, None] + offs_d[None, :], mask=ok[:, None] & in_d, other=0.0)
+    m_row = (row < R) & (g < GROUP)
+    o_d = tl.arange(0, DP)
+    m_d = (o_d < D)[None, :]
+    p_q = Q + row.to(tl.int64) * stride_qr + h.to(tl.int64) * stride_qh
+    b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_row[:, None] & m_d, other=0.0)
     if not TMA:  # KF, VF: what all rows of a tile see, by descriptor where there are any; the rest goes by pointers
         KF += hk.to(tl.int64) * stride_ksh
         VF += hk.to(tl.int64) * stride_vsh
@@ -86,14 +91,14 @@ def prefix_kernel(
     VS += hk.to(tl.int64) * stride_vsh
     KO += hk.to(tl.int64) * stride_koh
     VO += hk.to(tl.int64) * stride_voh
-    own_lo = tl.load(ROWS + row * 4, mask=ok, other=0)
-    own_hi = tl.load(ROWS + row * 4 + 1, mask=ok, other=0)
-    sh_lo = tl.load(ROWS + row * 4 + 2, mask=ok, other=0)
-    sh_hi = tl.load(ROWS + row * 4 + 3, mask=ok, other=0)
+    own_lo = tl.load(ROWS + row * 4, mask=m_row, other=0)
+    own_hi = tl.load(ROWS + row * 4 + 1, mask=m_row, other=0)
+    sh_lo = tl.load(ROWS + row * 4 + 2, mask=m_row, other=0)
+    sh_hi = tl.load(ROWS + row * 4 + 3, mask=m_row, other=0)
     n_shared = sh_hi - sh_lo
     own_base = n_shared - own_lo  # position of own key j: j + own_base; of shared key j: j - the range's first
     sh_base = -sh_lo
-    gone = tl.maximum(n_shared + own_hi - own_lo - window, 0)  # positions that the window has left behind
+    gone = tl.maximum(n_shared + own_hi - own_lo - window, 0)  # positions before the window
     sh_lo = tl.minimum(sh_lo + gone, sh_hi)
     own_lo = tl.minimum(own_lo + tl.maximum(gone - n_shared, 0), own_hi)
     e_lo = 0
@@ -105,61 +110,61 @@ def prefix_kernel(
         c = LOG2E + 0.0 * scale
     else:
         c = scale * LOG2E
-    m_i = tl.full([BLOCK_M], NEG, tl.float32)
-    l_i = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, DP], tl.float32)
+    b_m = tl.full([BLOCK_M], NEG, tl.float32)
+    b_l = tl.zeros([BLOCK_M], tl.float32)
+    b_z = tl.zeros([BLOCK_M, DP], tl.float32)
 
     n_own = own_hi - own_lo
-    lo = tl.min(tl.where(ok & (n_own > 0), own_lo, _FAR), 0)
-    hi = tl.max(tl.where(ok & (n_own > 0), own_hi, 0), 0)
+    lo = tl.min(tl.where(m_row & (n_own > 0), own_lo, _FAR), 0)
+    hi = tl.max(tl.where(m_row & (n_own > 0), own_hi, 0), 0)
     if not HAS_CUTS:  # noqa: SIM102  decided at compile time; the condition inside, at run time
         # Where every row has one own key (one-position sweeps) it is read row by row, without a walk over its
         # neighbours' keys.
-        if (tl.max(tl.where(ok, n_own, 1), 0) == 1) & (tl.min(tl.where(ok, n_own, 1), 0) == 1):
-            k1 = load_rows(KO, own_lo, lo, hi, stride_kot, D, DP, True)
-            v1 = load_rows(VO, own_lo, lo, hi, stride_vot, D, DP, True)
-            m_i = tl.sum(q.to(tl.float32) * k1.to(tl.float32), 1)
+        if (tl.max(tl.where(m_row, n_own, 1), 0) == 1) & (tl.min(tl.where(m_row, n_own, 1), 0) == 1):
+            b_k1 = load_rows(KO, own_lo, lo, hi, stride_kot, D, DP, True)
+            b_v1 = load_rows(VO, own_lo, lo, hi, stride_vot, D, DP, True)
+            b_m = tl.sum(b_q.to(tl.float32) * b_k1.to(tl.float32), 1)
             if CAP:
-                m_i = capped(m_i, scale, softcap)
-            l_i = tl.full([BLOCK_M], 1.0, tl.float32)
-            acc = v1.to(tl.float32)
+                b_m = capped(b_m, scale, softcap)
+            b_l = tl.full([BLOCK_M], 1.0, tl.float32)
+            b_z = b_v1.to(tl.float32)
             hi = lo
     for start in tl.range(lo, hi, BLOCK_N, num_stages=1):
-        acc, m_i, l_i = _attend(
-            acc, m_i, l_i, q, KO, VO, hk, start, lo, hi, own_lo, own_hi, own_base, row, h, CUTS, e_lo, e_hi,
+        b_z, b_m, b_l = _attend(
+            b_z, b_m, b_l, b_q, KO, VO, hk, start, lo, hi, own_lo, own_hi, own_base, row, h, CUTS, e_lo, e_hi,
             stride_kot, stride_vot, c, scale, softcap, D, DP, BLOCK_N, PREC, CAP, False, HAS_CUTS, True,
         )  # fmt: skip
 
-    some = ok & (sh_hi > sh_lo)
-    lo = tl.min(tl.where(some, sh_lo, _FAR), 0)
-    hi = tl.max(tl.where(some, sh_hi, 0), 0)
-    full_lo = tl.max(tl.where(ok, sh_lo, 0), 0)  # every row of the tile sees full_lo to full_hi, and masks nothing there
-    full_hi = tl.min(tl.where(ok, sh_hi, _FAR), 0)
+    m_sees = m_row & (sh_hi > sh_lo)
+    lo = tl.min(tl.where(m_sees, sh_lo, _FAR), 0)
+    hi = tl.max(tl.where(m_sees, sh_hi, 0), 0)
+    full_lo = tl.max(tl.where(m_row, sh_lo, 0), 0)  # every row of the tile sees full_lo to full_hi, and masks nothing there
+    full_hi = tl.min(tl.where(m_row, sh_hi, _FAR), 0)
     lo = tl.minimum(lo, hi)
     full_lo = tl.minimum(lo + tl.cdiv(tl.maximum(full_lo - lo, 0), BLOCK_N) * BLOCK_N, lo + tl.cdiv(hi - lo, BLOCK_N) * BLOCK_N)
     full_hi = full_lo + tl.maximum(full_hi - full_lo, 0) // BLOCK_N * BLOCK_N
     if HAS_CUTS:
         full_hi = full_lo
     for start in tl.range(full_lo, full_hi, BLOCK_N, num_stages=STAGES):
-        acc, m_i, l_i = _attend(
-            acc, m_i, l_i, q, KF, VF, hk, start, lo, hi, sh_lo, sh_hi, sh_base, row, h, CUTS, e_lo, e_hi,
+        b_z, b_m, b_l = _attend(
+            b_z, b_m, b_l, b_q, KF, VF, hk, start, lo, hi, sh_lo, sh_hi, sh_base, row, h, CUTS, e_lo, e_hi,
             stride_kst, stride_vst, c, scale, softcap, D, DP, BLOCK_N, PREC, CAP, TMA, HAS_CUTS, False,
         )  # fmt: skip
     head = (full_lo - lo) // BLOCK_N
     tail = tl.cdiv(tl.maximum(hi - full_hi, 0), BLOCK_N)
     for i in tl.range(0, head + tail, num_stages=1):
         start = tl.where(i < head, lo + i * BLOCK_N, full_hi + (i - head) * BLOCK_N)
-        acc, m_i, l_i = _attend(
-            acc, m_i, l_i, q, KS, VS, hk, start, lo, hi, sh_lo, sh_hi, sh_base, row, h, CUTS, e_lo, e_hi,
+        b_z, b_m, b_l = _attend(
+            b_z, b_m, b_l, b_q, KS, VS, hk, start, lo, hi, sh_lo, sh_hi, sh_base, row, h, CUTS, e_lo, e_hi,
             stride_kst, stride_vst, c, scale, softcap, D, DP, BLOCK_N, PREC, CAP, False, HAS_CUTS, True,
         )  # fmt: skip
 
-    empty = m_i < SEEN
-    z = tl.where(empty[:, None], 0.0, acc / l_i[:, None])
-    z_ptr = Z + row.to(tl.int64) * stride_zr + h.to(tl.int64) * stride_zh
-    tl.store(z_ptr[:, None] + offs_d[None, :], z.to(Z.dtype.element_ty), mask=ok[:, None] & in_d)
-    lse = tl.where(empty, float("-inf"), (m_i * c + tl.log2(l_i)) * LN2)
-    tl.store(LSE + row.to(tl.int64) * H + h, lse, mask=ok)
+    m_empty = b_m < SEEN
+    z = tl.where(m_empty[:, None], 0.0, b_z / b_l[:, None])
+    p_z = Z + row.to(tl.int64) * stride_zr + h.to(tl.int64) * stride_zh
+    tl.store(p_z[:, None] + o_d[None, :], z.to(Z.dtype.element_ty), mask=m_row[:, None] & m_d)
+    b_lse = tl.where(m_empty, float("-inf"), (b_m * c + tl.log2(b_l)) * LN2)
+    tl.store(LSE + row.to(tl.int64) * H + h, b_lse, mask=m_row)
 
 
 def _by_row(cuts, n_rows):

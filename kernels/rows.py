@@ -67,6 +67,7 @@ def rope_kernel(
 
 @triton.jit(do_not_specialize=["d"])
 def swiglu_kernel(GATE, UP, OUT, d, stride_g, stride_u, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """BLOCK channels of one row: silu(gate) * up."""
     r = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     g = tl.load(GATE + r * stride_g + offs, mask=offs < d, other=0.0).to(WIDE)

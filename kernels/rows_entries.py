@@ -22,23 +22,23 @@ def rows_kernel(
     Q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh
     K += b.to(tl.int64) * stride_kb + (h // GROUP).to(tl.int64) * stride_kh
     r = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = n0 + tl.arange(0, BLOCK_N)
+    o_n = n0 + tl.arange(0, BLOCK_N)
     i = tl.load(ROWS + r, mask=r < R, other=-1).to(tl.int32)
-    q = load_rows(Q, i, 0, T, stride_qt, D, DP, True)
-    k = load_rows(K, offs_n, 0, S, stride_kt, D, DP, True)
-    lse = tl.load(LSE + bh.to(tl.int64) * T + i, mask=(i >= 0) & (i < T), other=0.0)
-    s = tl.dot(q, k.T, input_precision=PREC)
+    b_q = load_rows(Q, i, 0, T, stride_qt, D, DP, True)
+    b_k = load_rows(K, o_n, 0, S, stride_kt, D, DP, True)
+    b_lse = tl.load(LSE + bh.to(tl.int64) * T + i, mask=(i >= 0) & (i < T), other=0.0)
+    b_s = tl.dot(b_q, b_k.T, input_precision=PREC)  # [BLOCK_M, DP] [DP, BLOCK_N] -> [BLOCK_M, BLOCK_N]
     if CAP:
-        x = capped(s, scale, softcap) * LOG2E
+        b_x = capped(b_s, scale, softcap) * LOG2E
     else:
-        x = s * (scale * LOG2E)
+        b_x = b_s * (scale * LOG2E)
     first = 0
     if PADDED:
         first = tl.load(STARTS + b)
-    seen = visible((i + S - T)[:, None], offs_n[None, :], first, window)
-    p = tl.where(seen, tl.exp2(x - (lse * LOG2E)[:, None]), 0.0)
-    out = OUT + (bh.to(tl.int64) * R + r)[:, None] * S + offs_n[None, :]
-    tl.store(out, p, mask=(r < R)[:, None] & (offs_n < S)[None, :])
+    m_seen = visible((i + S - T)[:, None], o_n[None, :], first, window)
+    b_p = tl.where(m_seen, tl.exp2(b_x - (b_lse * LOG2E)[:, None]), 0.0)
+    p_out = OUT + (bh.to(tl.int64) * R + r)[:, None] * S + o_n[None, :]
+    tl.store(p_out, b_p, mask=(r < R)[:, None] & (o_n < S)[None, :])
 
 
 @triton.jit(do_not_specialize=["H", "E", "T", "S", "window"])
@@ -57,19 +57,19 @@ def entries_kernel(
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     i = tl.load(QI + e, mask=e < E, other=-1).to(tl.int32)
     j = tl.load(KI + e, mask=e < E, other=-1).to(tl.int32)
-    q = load_rows(Q, i, 0, T, stride_qt, D, DP, True).to(tl.float32)
-    k = load_rows(K, j, 0, S, stride_kt, D, DP, True).to(tl.float32)
-    lse = tl.load(LSE + bh.to(tl.int64) * T + i, mask=(i >= 0) & (i < T), other=0.0)
-    s = tl.sum(q * k, 1)
+    b_q = load_rows(Q, i, 0, T, stride_qt, D, DP, True).to(tl.float32)
+    b_k = load_rows(K, j, 0, S, stride_kt, D, DP, True).to(tl.float32)
+    b_lse = tl.load(LSE + bh.to(tl.int64) * T + i, mask=(i >= 0) & (i < T), other=0.0)
+    b_s = tl.sum(b_q * b_k, 1)  # [BLOCK, DP] -> [BLOCK]
     if CAP:
-        x = capped(s, scale, softcap) * LOG2E
+        b_x = capped(b_s, scale, softcap) * LOG2E
     else:
-        x = s * (scale * LOG2E)
+        b_x = b_s * (scale * LOG2E)
     first = 0
     if PADDED:
         first = tl.load(STARTS + b)
-    p = tl.where(visible(i + S - T, j, first, window), tl.exp2(x - lse * LOG2E), 0.0)
-    tl.store(OUT + bh.to(tl.int64) * E + e, p, mask=e < E)
+    b_p = tl.where(visible(i + S - T, j, first, window), tl.exp2(b_x - b_lse * LOG2E), 0.0)
+    tl.store(OUT + bh.to(tl.int64) * E + e, b_p, mask=e < E)
 
 
 def attn_rows(q, k, lse, rows, starts, scale, window, softcap):
