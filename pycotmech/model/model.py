@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from pycotmech.model.prompts import is_prompt as is_prompt
 from pycotmech.model.prompts import resolve_positions as resolve_positions
 from pycotmech.model.prompts import token_ids, unpacked
 from pycotmech.model.run import Activations, run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Model:
@@ -46,7 +49,7 @@ class Model:
         if tokenizer is not None and not callable(tokenizer):
             raise TypeError(f"tokenizer: got {type(tokenizer).__name__}; expected a Hugging Face tokenizer, or None")
         self.family = family_of(hf_model)
-        self.hf = hf_model
+        self.hf = cast("PreTrainedModel", hf_model)
         self.tokenizer: Any = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
         self.prepend_bos = _checked_bos(prepend_bos, tokenizer)

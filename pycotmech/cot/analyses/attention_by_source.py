@@ -275,13 +275,13 @@ def attention_by_source(
                     for name, value in zip(data, found, strict=True):
                         data[name][cell.e, cell.s] = value[j].cpu().numpy()
                 tick()
-    data["contribution"] = (("example", "step", "layer", "source"), data["contribution"])
+    variables = {**data, "contribution": (("example", "step", "layer", "source"), data["contribution"])}
     settings = {"steps": list(cells.steps), "norm": norm, "seed": seed}
     run = "whole model" if kept is None else f"{int(kept.sum())} of {kept.numel()} heads left in the model"
     words = f"{run}, read at the last position; layer-wise contributions by {norm.upper()} distance, as in ALTI without its "
     words += "roll-out over layers"
     axes = {"layer": cfg.n_layers, "head": cfg.n_heads, "source": SOURCES}
-    return AttentionBySource.made(model, cells, data, axes, words, settings, meter)
+    return AttentionBySource.made(model, cells, variables, axes, words, settings, meter)
 
 
 def cost(cfg: ModelConfig, workload: Workload, *, keep: object = None, **options) -> Cost:
