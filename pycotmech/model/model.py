@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -160,6 +160,16 @@ class Model:
 
     def _begins_with_bos(self, text: str) -> bool:
         return text.startswith(self.tokenizer.bos_token)
+
+    @overload
+    def run(
+        self, tokens: Tensor | str, *, capture: Sequence[str] = (), positions: int | Sequence[int] | None = None
+    ) -> Activations: ...
+
+    @overload
+    def run(
+        self, tokens: Tokens | Sequence[Tokens], *, capture: Sequence[str] = (), positions: int | Sequence[int] | None = None
+    ) -> Activations | list[Activations]: ...
 
     def run(
         self,

@@ -126,11 +126,11 @@ def packed_attention(
     return attend
 
 
-def watch(family: Family, tokens: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> None:
+def watch(family: Family, tokens: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor | None]) -> None:
     """Runs tokens [B, T] up to the last layer's attention, with `attend` in the place of attention.
 
-    attend: (layer, q [B, H, T, D], k and v [B, Hkv, T, D], rotated) -> z [B, H, T, D]; that of the last layer is not used. The
-    tensors are overwritten by the next layer: copy what is to be kept.
+    attend: (layer, q [B, H, T, D], k and v [B, Hkv, T, D], rotated) -> z [B, H, T, D]; None in the last layer, where
+    it is not used. The tensors are overwritten by the next layer: copy what is to be kept.
 
     Memory: the residual stream, and q, k, v and z of one layer. Cost: a forward pass without the last layer's output
     projection and MLP, and without the unembedding.
@@ -139,7 +139,7 @@ def watch(family: Family, tokens: Tensor, attend: Callable[[int, Tensor, Tensor,
 
     def attention(l: int, q: Tensor, k: Tensor, v: Tensor, _rows: Tensor | None) -> Tensor | None:
         z = attend(l, *(t.unflatten(0, (B, T)).transpose(1, 2) for t in (q, k, v)))  # views [B, heads, T, D]
-        return None if l == family.cfg.n_layers - 1 else z.transpose(1, 2).flatten(0, 1)  # [B * T, H, D]
+        return None if z is None or l == family.cfg.n_layers - 1 else z.transpose(1, 2).flatten(0, 1)  # [B * T, H, D]
 
     positions = torch.arange(T, device=family.device).repeat(B)
     climb(family, tokens.to(family.device).flatten(), positions, attention, Keys.empty(family, B * T))
