@@ -3,7 +3,7 @@
 #   make demo      the main job on a real model: which heads does each reasoning step depend on? (5 to 10 minutes)
 #   make test      the quick tests;  make test-all  also the slow ones
 #   make bench     speed, side by side with what hooks can do
-#   make lint      ruff
+#   make lint      ruff and pyright
 #   make clean     removes what was built and the demo's results;  make distclean  also .venv
 
 PYTHON ?= python3
@@ -72,6 +72,7 @@ bench: setup
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --exclude '*.md' .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf build dist *.egg-info demo-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
