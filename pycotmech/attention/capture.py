@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pycotmech.attention.hf import NAME, Keys, active_capture, compacted, register_attention
+from pycotmech.attention.hf import NAME, RealKeys, active_capture, compacted, register_attention
 from pycotmech.attention.results import AttentionSummary
 from pycotmech.attention.segments import Labelled, SegmentRule, Segments
 from pycotmech.attention.statistics import LayerStatistics, Readout, Wanted, read_layer
@@ -116,7 +116,7 @@ class AttentionCapture:
 
     # ---- called by the attention function, once per layer ------------------------------------------------------------
 
-    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention) -> Tensor:
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys, attention: LayerAttention) -> Tensor:
         """Computes a layer's attention, z [B, H, T, D], and keeps its statistics."""
         layer, config = getattr(module, "layer_idx", -1), cast(PreTrainedConfig, module.config)
         if layer == 0:  # a new forward pass; one that broke off is dropped
@@ -134,7 +134,7 @@ class AttentionCapture:
         return z
 
     def _read(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys, attention: LayerAttention
     ) -> tuple[Tensor, LayerStatistics]:
         return read_layer(
             layer,
@@ -149,7 +149,7 @@ class AttentionCapture:
         )
 
     def _read_compacted(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys, attention: LayerAttention
     ) -> tuple[Tensor, LayerStatistics]:
         """Each example without its padding; its results at the places of its real tokens, rows of padding empty."""
         assert keys.real is not None
@@ -179,7 +179,7 @@ class AttentionCapture:
             raise ValueError("attention_mask: no example has a real token in this forward pass")
         return z, found
 
-    def _finish(self, T: int, keys: Keys) -> None:
+    def _finish(self, T: int, keys: RealKeys) -> None:
         layers, self._layers = self._layers, []
         stacked = {
             name: None if getattr(layers[0], name) is None else torch.stack([getattr(s, name) for s in layers], 1).numpy()

@@ -28,7 +28,7 @@ NAME = "pycotmech"
 class Recorder(Protocol):
     """What looks at attention on the way (`capture_attention`)."""
 
-    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: Keys, attention: LayerAttention) -> Tensor:
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys, attention: LayerAttention) -> Tensor:
         """Computes a layer's attention, z [B, H, T, D], and keeps its statistics."""
         ...
 
@@ -36,10 +36,10 @@ class Recorder(Protocol):
 active_capture: ContextVar[Recorder | None] = ContextVar("pycotmech_capture", default=None)
 
 _keys_of = WeakIdKeyDictionary()
-"""Mask that `key_mask` made -> the `Keys` read from it, once for all layers."""
+"""Mask that `key_mask` made -> the `RealKeys` read from it, once for all layers."""
 
 
-class Keys(NamedTuple):
+class RealKeys(NamedTuple):
     """Which keys exist. Queries are the last T of the first `end` keys."""
 
     end: int
@@ -47,16 +47,16 @@ class Keys(NamedTuple):
     real: Tensor | None  # bool [B, end], where padding is not only on the left
 
     @staticmethod
-    def of(mask: Tensor) -> Keys:
+    def of(mask: Tensor) -> RealKeys:
         """From what `key_mask` made; read once for all layers."""
         if (known := _keys_of.get(mask)) is not None:
             return known
         real = mask[:, 0, 0].bool()
-        keys = Keys(real.shape[1], None, None)
+        keys = RealKeys(real.shape[1], None, None)
         if not real.all():
             starts = (real.int().cumsum(1) == 0).sum(1, dtype=torch.int32)
             only_left = real == (torch.arange(keys.end, device=real.device) >= starts[:, None])
-            keys = Keys(keys.end, starts, None if only_left.all() else real)
+            keys = RealKeys(keys.end, starts, None if only_left.all() else real)
         _keys_of[mask] = keys
         return keys
 
@@ -121,9 +121,9 @@ def attention_forward(
     """Attention of one layer, as transformers calls it: query [B, H, T, D], key and value [B, Hkv, S, D] -> z [B, T, H, D]."""
     _refuse(module, attention_mask, dropout, key.shape[2], options)
     if attention_mask is None:
-        keys = Keys(key.shape[2], None, None)
+        keys = RealKeys(key.shape[2], None, None)
     else:
-        keys = Keys.of(attention_mask)
+        keys = RealKeys.of(attention_mask)
         key, value = key[:, :, : keys.end], value[:, :, : keys.end]
     capture = active_capture.get()
     attention = LayerAttention(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap=softcap or 0.0)

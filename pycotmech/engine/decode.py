@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pycotmech.model.climb import Keys, climb
+from pycotmech.model.climb import KeySlots, climb
 from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues
 
@@ -46,7 +46,7 @@ class Runs:
         for run, giver, layer in takes:
             self.takes.setdefault(layer, []).append((run, giver))
         n = len(depth)
-        self.own = Keys.empty(family, n * room, n_layers=cfg.n_layers)
+        self.own = KeySlots.empty(family, n * room, n_layers=cfg.n_layers)
         self.length = [0] * n
 
     def advance(self, tokens: Sequence[Tensor]) -> Tensor:

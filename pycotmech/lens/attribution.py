@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.lens.heads import HeadLogits, Parts
-from pycotmech.lens.readout import VALUES, Readout
-from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
+from pycotmech.lens.readout import VALUES, LogitReadout
+from pycotmech.lens.request import NO_TOKEN, PromptRows, check_request, rows_of
 from pycotmech.model.arguments import check_model
 from pycotmech.model.model import Tokens
 
@@ -64,7 +64,7 @@ def head_logits(
     if normalization not in _NORMALIZATIONS:
         raise ValueError(f"normalization: got {normalization!r}; expected one of {', '.join(_NORMALIZATIONS)}")
     planner.memory_budget(memory_gb, model.device)
-    request = ask(model, tokens, positions, answer, wrong)
+    request = check_request(model, tokens, positions, answer, wrong)
     family, cfg = model.family, model.cfg
     B, R = request.positions.shape
     N, L, H = B * R, cfg.n_layers, cfg.n_heads
@@ -77,7 +77,7 @@ def head_logits(
     )
     heads, mlps = torch.empty(N, L, H, K, dtype=wide), torch.empty(N, L, K, dtype=wide)
     embedding, bias, total = (torch.empty(N, K, dtype=wide) for _ in range(3))
-    readout = Readout(family)
+    readout = LogitReadout(family)
     for rows in rows_of(model, request, ("z", "mlp_out"), memory_gb):
         for a, b in _blocks(rows, H * cfg.d_model):
             here = slice(rows.first * R + a, rows.first * R + b)
@@ -136,20 +136,20 @@ def head_logits(
 class _Block:
     """Parts of n rows [n, M, d] -> what they contribute to the rows' tokens, [n, M, K], on the CPU."""
 
-    def __init__(self, readout: Readout, normalization: Normalization, factor: Tensor, ids: Tensor) -> None:
+    def __init__(self, readout: LogitReadout, normalization: Normalization, factor: Tensor, ids: Tensor) -> None:
         self.readout, self.normalization, self.factor, self.ids = readout, normalization, factor, ids
 
     def __call__(self, parts: Tensor) -> Tensor:
         return self.readout.tokens(self.readout.normalised(parts, self.normalization, self.factor[:, None]), self.ids).cpu()
 
 
-def _blocks(rows: Rows, width: int):
+def _blocks(rows: PromptRows, width: int):
     """Ranges of rows whose head outputs fit in one temporary."""
     step = max(1, VALUES // width)
     return ((a, min(a + step, len(rows.final))) for a in range(0, len(rows.final), step))
 
 
-def _check_linear(family: Family, readout: Readout, l: int, z: Tensor, out: Tensor) -> None:
+def _check_linear(family: Family, readout: LogitReadout, l: int, z: Tensor, out: Tensor) -> None:
     """Raises ValueError if the heads' separate outputs do not add up to their joint output."""
     if family.is_plain_projection(l):
         return
@@ -163,7 +163,7 @@ def _check_linear(family: Family, readout: Readout, l: int, z: Tensor, out: Tens
         )
 
 
-def _check_sum(readout: Readout, heads: Tensor, mlps: Tensor, embedding: Tensor, bias: Tensor, total: Tensor) -> None:
+def _check_sum(readout: LogitReadout, heads: Tensor, mlps: Tensor, embedding: Tensor, bias: Tensor, total: Tensor) -> None:
     """Raises ValueError if the parts do not add up to the logits by far more than rounding."""
     size = heads.abs().sum((1, 2)) + mlps.abs().sum(1) + embedding.abs() + bias.abs() + total.abs()
     gap = (heads.sum((1, 2)) + mlps.sum(1) + embedding + bias - total).abs()

@@ -133,10 +133,10 @@ class HeadLogits:
     @torch.no_grad()
     def _over_vocabulary(self, of, width: int) -> NDArray:
         """of(logits [n, V], ids [n, K]) -> [n, width], for every head of every row: [.., L, H, width]."""
-        from pycotmech.lens.readout import VALUES, Readout
+        from pycotmech.lens.readout import VALUES, LogitReadout
 
         model, parts = self._source()
-        family, readout = model.family, Readout(model.family)
+        family, readout = model.family, LogitReadout(model.family)
         L, N, H, _ = parts.z.shape
         # Ids and values share a table: float64 holds both exactly.
         out = torch.empty(N, L, H, width, dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.lens.readout import VALUES
-from pycotmech.lens.request import NO_TOKEN, Rows, ask, rows_of
+from pycotmech.lens.request import NO_TOKEN, PromptRows, check_request, rows_of
 from pycotmech.lens.results import LogitLens
 from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.families.base import Family
@@ -58,7 +58,7 @@ def logit_lens(
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(_SITES)}")
     check_integer(top_k, "top_k", 0, model.cfg.d_vocab)
     planner.memory_budget(memory_gb, model.device)
-    request = ask(model, tokens, positions, answer)
+    request = check_request(model, tokens, positions, answer)
     B, R = request.positions.shape
     L = model.cfg.n_layers + (site == "resid")
     K = 1 if request.ids is None else request.ids.shape[-1]
@@ -94,7 +94,7 @@ def logit_lens(
     )
 
 
-def _layers(family: Family, rows: Rows, site: str):
+def _layers(family: Family, rows: PromptRows, site: str):
     """The residual stream of one layer after another, [N, d]."""
     if site == "resid":
         yield rows.embedding

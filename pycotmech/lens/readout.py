@@ -16,7 +16,7 @@ VALUES = 2**24
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
 
 
-class Readout:
+class LogitReadout:
     """The final RMSNorm and the unembedding, decomposed: logits(x) = sum over parts p of x of factor(x) p gamma W_U + bias."""
 
     def __init__(self, family: Family) -> None:

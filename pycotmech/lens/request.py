@@ -57,7 +57,7 @@ class Request:
         return (*(("example",) if self.batched else ()), *(("position",) if self.listed else ()))
 
 
-def ask(
+def check_request(
     model: Model,
     tokens: Tokens | Sequence[Tokens],
     positions: int | Sequence[int] | Tensor | None,
@@ -113,17 +113,17 @@ def _ids(model: Model, raw, prompts: list[Tensor], where: Tensor, answer: Any, b
     if not isinstance(given, Integral | str | Sequence):
         raise TypeError(f"{argument}: got {given!r} of type {type(given).__name__}; expected token ids or strings")
     shared = isinstance(given, (Integral, str)) or not batched
-    each: list[Any] = [given] * B if shared else list(given)  # pyright: ignore[reportArgumentType]
-    if len(each) != B:
-        raise ValueError(f"{argument}: {len(each)} given for {B} prompts; expected one, or one (or a list) per prompt")
+    by_prompt: list[Any] = [given] * B if shared else list(given)  # pyright: ignore[reportArgumentType]
+    if len(by_prompt) != B:
+        raise ValueError(f"{argument}: {len(by_prompt)} given for {B} prompts; expected one, or one (or a list) per prompt")
     rows = []
-    for i, (mine, prompt, ids) in enumerate(zip(each, raw, prompts, strict=True)):
+    for i, (asked, prompt, ids) in enumerate(zip(by_prompt, raw, prompts, strict=True)):
         name = f"{argument}[{i}]" if batched else argument
-        many: list[Any] = [mine] if isinstance(mine, (Integral, str)) else list(mine)
-        if not many:
+        words: list[Any] = [asked] if isinstance(asked, (Integral, str)) else list(asked)
+        if not words:
             raise ValueError(f"{name}: no token is given; expected at least one")
         last = int(where[i, -1])  # of a word its first token after the last position
-        rows.append([answer_token(model, prompt, one, last, ids, name) for one in many])
+        rows.append([answer_token(model, prompt, word, last, ids, name) for word in words])
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"{argument}: the prompts have {sorted({len(row) for row in rows})} tokens; expected equally many")
     return torch.tensor(rows)[:, None].expand(B, R, -1).contiguous()
@@ -134,8 +134,8 @@ def _labels(model: Model, ids: Tensor, role: str) -> tuple[str, ...]:
     K = ids.shape[-1]
     out = []
     for k in range(K):
-        one = ids[..., k].unique().tolist()
-        out.append(token_text(model, one[0]) if len(one) == 1 else role if K == 1 else f"{role} {k}")
+        found = ids[..., k].unique().tolist()
+        out.append(token_text(model, found[0]) if len(found) == 1 else role if K == 1 else f"{role} {k}")
     return tuple(out)
 
 
@@ -150,7 +150,7 @@ def token_text(model: Model, token: int) -> str:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PromptRows:
     """The rows of prompts first .. end - 1: sites [L, n * R, ...] and resid_post of the last layer [n * R, d]."""
 
     first: int
@@ -160,7 +160,7 @@ class Rows:
     final: Tensor
 
 
-def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: float | None) -> Iterator[Rows]:
+def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: float | None) -> Iterator[PromptRows]:
     """Runs the prompts and keeps what was asked for, in batches that fit the memory budget.
 
     What all prompts share before their first position is computed once, or taken from what the model keeps.
@@ -182,4 +182,4 @@ def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: flo
         embedding = family.embed(tokens.to(family.device), where[a:b].flatten().to(family.device))
         final = packed.resid_final
         del packed
-        yield Rows(a, b, embedding, kept, final)
+        yield PromptRows(a, b, embedding, kept, final)

@@ -28,7 +28,7 @@ EditZ = Callable[[int, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Keys:
+class KeySlots:
     """Where the keys and the values of the rows are put: k, v [layers or 1, slots, Hkv, D], the one layer of the second kind
     overwritten by the next; at [R]: the slot of each row, None: slot r for row r."""
 
@@ -37,12 +37,12 @@ class Keys:
     at: Tensor | None = None
 
     @staticmethod
-    def empty(family: Family, slots: int, *, n_layers: int = 1, at: Tensor | None = None) -> Keys:
+    def empty(family: Family, slots: int, *, n_layers: int = 1, at: Tensor | None = None) -> KeySlots:
         """Room that is not filled yet, of keys and values in one piece."""
         cfg = family.cfg
         shape = (2, n_layers, slots, cfg.n_key_value_heads, cfg.d_head)
         k, v = torch.empty(shape, dtype=family.dtype, device=family.device)
-        return Keys(k, v, at)
+        return KeySlots(k, v, at)
 
     def layer(self, l: int) -> tuple[Tensor, Tensor]:
         l = l if len(self.k) > 1 else 0
@@ -84,7 +84,7 @@ def climb(
     tokens: Tensor,
     positions: Tensor,
     attention: Attention,
-    keys: Keys,
+    keys: KeySlots,
     *,
     kept: Kept | None = None,
     edit_z: EditZ | None = None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pycotmech.model.climb import Attention, EditZ, Kept, Keys, climb
+from pycotmech.model.climb import Attention, EditZ, Kept, KeySlots, climb
 from pycotmech.model.families.base import Family
 from pycotmech.model.sites import QUERY_SITES, RESIDUAL_SITES, parse_site
 
@@ -99,7 +99,7 @@ def forward_packed(
         s: torch.empty(L, n_kept, *site_shape(family, s), dtype=site_dtype(family, s), device=device)
         for s in dict.fromkeys(sites)
     }
-    own = Keys.empty(family, R, n_layers=L)
+    own = KeySlots.empty(family, R, n_layers=L)
     x = climb(
         family, tokens, positions.to(device), packed_attention(family, lengths, past, after), own,
         kept=Kept(kept, keep), edit_z=edit_z, read=None if kept else read, n_layers=upto,
@@ -142,7 +142,7 @@ def watch(family: Family, tokens: Tensor, attend: Callable[[int, Tensor, Tensor,
         return None if z is None or l == family.cfg.n_layers - 1 else z.transpose(1, 2).flatten(0, 1)  # [B * T, H, D]
 
     positions = torch.arange(T, device=family.device).repeat(B)
-    climb(family, tokens.to(family.device).flatten(), positions, attention, Keys.empty(family, B * T))
+    climb(family, tokens.to(family.device).flatten(), positions, attention, KeySlots.empty(family, B * T))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, counting
-from pycotmech.cot.tools.rows import ReadRow, head_outputs, read_rows, word_spans
+from pycotmech.cot.tools.rows import ReadRow, read_rows, row_head_outputs, word_spans
 from pycotmech.figures.words import plural
-from pycotmech.lens.readout import Readout
+from pycotmech.lens.readout import LogitReadout
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
@@ -148,9 +148,9 @@ def written(family: Family, row: ReadRow, token: int, *, raw: bool = False) -> T
     what is attached to the unembedding or the final norm makes it something else.
     """
     direction = family.unembedding_rows(token).double()
-    out = head_outputs(family, row.sites["z"]).double()
+    out = row_head_outputs(family, row.sites["z"]).double()
     if not raw:
-        readout, final = Readout(family), row.final[None]
+        readout, final = LogitReadout(family), row.final[None]
         readout.check_norm(final)
         direction = direction * readout.gamma.double() * readout.factor(final.double())[0]
     return out @ direction

@@ -18,7 +18,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, counting, labelled
-from pycotmech.cot.tools.rows import head_outputs, read_rows
+from pycotmech.cot.tools.rows import read_rows, row_head_outputs
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
@@ -106,7 +106,7 @@ def decision_heads(
     with metered(model) as meter:
         for row in read_rows(model, cells, ("resid_pre", "resid_mid", "z"), memory_gb=memory_gb):
             pre, mid = row.sites["resid_pre"], row.sites["resid_mid"]
-            alone = pre[:, None] + head_outputs(model.family, row.sites["z"])
+            alone = pre[:, None] + row_head_outputs(model.family, row.sites["z"])
             at = row.cell.e, row.cell.s
             answer = row.cell.step.answer
             for name, rows in (("p_pre", pre), ("p_mid", mid), ("p_head", alone.flatten(0, 1))):

@@ -22,7 +22,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
 from pycotmech.engine import planner
 from pycotmech.engine.ablated import replacing
 from pycotmech.engine.bases import common_prefix
-from pycotmech.lens.readout import Readout
+from pycotmech.lens.readout import LogitReadout
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 from pycotmech.model.run import Packed, forward_packed
@@ -294,7 +294,7 @@ def direct_directions(family: Family, tokens: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def final_size(family: Family, x: Tensor) -> Tensor:
     """What the final norm divides residual rows [n, d] by: [n]. ValueError if what is attached to it does otherwise."""
-    readout = Readout(family)
+    readout = LogitReadout(family)
     readout.check_norm(x)
     return 1 / readout.factor(x)[:, 0]
 

@@ -66,7 +66,7 @@ def _weights(family: Family, q: Tensor, keys: KeyValues) -> Tensor:
 
 
 @torch.no_grad()
-def head_outputs(family: Family, z: Tensor) -> Tensor:
+def row_head_outputs(family: Family, z: Tensor) -> Tensor:
     """What each head adds to the residual stream: z [L, H, D] of one row -> z W_O by head [L, H, d], without the bias."""
     return torch.stack([family.head_out(l, z[l][None])[0] for l in range(len(z))])
 

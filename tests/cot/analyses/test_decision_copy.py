@@ -9,7 +9,7 @@ from pycotmech.cot.analyses import copy_heads as copying
 from pycotmech.cot.analyses import decision_heads as decision
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
-from pycotmech.cot.tools.rows import head_outputs, read_rows
+from pycotmech.cot.tools.rows import read_rows, row_head_outputs
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations
@@ -74,7 +74,7 @@ def test_all_heads_together_are_their_layer():
         step = example.steps[5]
         acts = several.run(step.clean, capture=("resid_pre", "z"))
         pre, z = acts["resid_pre"][:, -1], acts["z"][:, -1]
-        together = pre + head_outputs(several.family, z).sum(1)
+        together = pre + row_head_outputs(several.family, z).sum(1)
         want = lens(hf, together)[:, step.answer].numpy()
         np.testing.assert_allclose(found["p_mid"].values[e], want, rtol=1e-4)
         alone = decision.probability(several.family, together, step.answer)
