@@ -152,11 +152,11 @@ def _sources(results: Results) -> Verdict:
     """Pathways lead to the question and to the generated text alike."""
     found = results["answer_sources"]
     number = found.data["pathways"].sum("step", min_count=1).transpose("example", "place")
-    whole = number.sum("place").values
-    if not np.nansum(whole) > 0:
+    total = number.sum("place").values
+    if not np.nansum(total) > 0:
         return Verdict("not decided", "no head writes the answer, so there is no pathway")
     share = {
-        p: bootstrap.ratio_interval(number.sel(place=p).values, whole, within=bootstrap.SHARE)
+        p: bootstrap.ratio_interval(number.sel(place=p).values, total, within=bootstrap.SHARE)
         for p in ("question", "generated", "few_shot")
     }
     evidence = "pathways take the answer from " + ", ".join(
@@ -230,9 +230,9 @@ def _mixing(results: Results) -> Verdict:
     depth = found.best("mlp", upto=2 / 3 * last)
     at = list(found.data["depth"].values).index(depth)
     confusion = found.data["confusion"].sel(probe="mlp").transpose("example", "depth", "label", "predicted").values
-    hits, whole = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
-    accuracy = hits / np.where(whole > 0, whole, np.nan)
-    first = bootstrap.ratio_interval(hits[:, at], whole[:, at], within=bootstrap.SHARE)
+    hits, judged = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
+    accuracy = hits / np.where(judged > 0, judged, np.nan)
+    first = bootstrap.ratio_interval(hits[:, at], judged[:, at], within=bootstrap.SHARE)
     beside = {"embedding": accuracy[:, 0], "two tokens before each word": found.data["neighbours"].values}
     gains = {
         f"above the {name}": bootstrap.mean_interval(accuracy[:, at] - x, within=bootstrap.SHARES_APART)

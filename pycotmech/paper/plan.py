@@ -33,7 +33,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """All of them. flop_per_second: measured on a short run of this model."""
 
     lines: tuple[Line, ...]
@@ -78,14 +78,14 @@ def shown_time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def make(model: Model, entries: Sequence[Description], workload: Workload) -> Plan:
+def make(model: Model, entries: Sequence[Description], workload: Workload) -> CostPlan:
     """The plan of these entries. Cost: one forward pass of 512 tokens, twice, for the speed of this machine."""
     speed = measured_speed(model)
     lines = []
     for entry in entries:
         ours, authors = entry.cost(model.cfg, workload), entry.authors(model.cfg, workload)
         lines.append(Line(entry.name, entry.source, ours, authors, _OVERHEAD * ours.flop / speed))
-    return Plan(tuple(lines), speed, workload)
+    return CostPlan(tuple(lines), speed, workload)
 
 
 def measured_speed(model: Model) -> float:

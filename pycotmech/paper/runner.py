@@ -40,7 +40,7 @@ class PaperOutcome:
 
     folder: Path
     results: dict[str, Analysis]
-    plan: planning.Plan
+    plan: planning.CostPlan
     verdicts: list[tuple[Claim, Verdict]]
     resumed: list[str]
     failures: dict[str, str]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pycotmech.files.text import markdown, printable
 from pycotmech.files.write import write_text
 from pycotmech.paper.claims import Claim, Verdict
-from pycotmech.paper.plan import Plan, shown_time
+from pycotmech.paper.plan import CostPlan, shown_time
 
 if TYPE_CHECKING:
     from pycotmech.cot import Graded
@@ -22,7 +22,7 @@ def write_summary(
     *,
     model: Model,
     right: Graded,
-    plan: Plan,
+    plan: CostPlan,
     results: Mapping[str, Analysis],
     verdicts: Sequence[tuple[Claim, Verdict]],
     costs: Mapping[str, Any],
@@ -58,7 +58,7 @@ def write_summary(
     return path
 
 
-def cost_table(plan: Plan, costs: Mapping[str, Any]) -> list[str]:
+def cost_table(plan: CostPlan, costs: Mapping[str, Any]) -> list[str]:
     """Returns our work, counted and predicted, and the authors' for the same examples and steps (docs/protocol.md, Cost)."""
     lines = [
         "| analysis | paper | token-forwards | predicted | TFLOP | time | authors' forwards | token-forwards | TFLOP |",

@@ -136,12 +136,12 @@ def statistic_interval(
 
     Cost: draws + 1 calls of `statistic`.
     """
-    whole = np.asarray(statistic(np.arange(n)), dtype=np.float64)
+    found = np.asarray(statistic(np.arange(n)), dtype=np.float64)
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.asarray(statistic(rng.integers(n, size=n)), dtype=np.float64) for _ in range(draws)])
-    number = np.full(whole.shape, n)
-    low, high = widened(whole, *percentiles(drawn, level), number, within=within, level=level)
-    return Interval(whole, low, high, number)
+    number = np.full(found.shape, n)
+    low, high = widened(found, *percentiles(drawn, level), number, within=within, level=level)
+    return Interval(found, low, high, number)
 
 
 def resampled(n: int, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
@@ -166,10 +166,10 @@ def percentiles(drawn: NDArray, level: float = LEVEL) -> tuple[NDArray, NDArray]
     """The percentiles of draws [draws, ...], of those draws in which the statistic is defined: the ends of the interval as it
     is before `widened`."""
     out = np.full((2, *drawn.shape[1:]), np.nan)
-    some = np.isfinite(drawn).any(0)
+    defined = np.isfinite(drawn).any(0)
     tail = 100 * (1 - level) / 2
-    if some.any():
-        out[:, some] = np.nanpercentile(drawn[:, some], [tail, 100 - tail], axis=0)
+    if defined.any():
+        out[:, defined] = np.nanpercentile(drawn[:, defined], [tail, 100 - tail], axis=0)
     return out[0], out[1]
 
 

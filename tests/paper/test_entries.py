@@ -16,7 +16,7 @@ from pycotmech.cot.tools.registry import COMPARED, Given
 from pycotmech.model.config import layer_flop
 from pycotmech.paper import CLAIMS, ENTRIES
 from pycotmech.paper.entries import chosen
-from pycotmech.paper.plan import Line, Plan, make, measured_speed, shown_time
+from pycotmech.paper.plan import CostPlan, Line, make, measured_speed, shown_time
 from tests.reference.tiny import tiny_llama
 
 WORK = Workload(examples=8, cells=78, length=650.0, suffix=44.0, shared=613, longest=670.0, inductive=16)
@@ -147,7 +147,7 @@ def test_the_plan_adds_up(model):
     assert all(entry.name in text for entry in ENTRIES)
     total = sum(e.cost(model.cfg, WORK).token_forwards for e in ENTRIES)
     assert f"{total:,.0f}" in next(line for line in text.splitlines() if line.startswith("all "))
-    by_hand = Plan((Line("a", "E1", Cost(1, 10, 3e12, 2**30), Cost(5, 50, 9e12), 3.0),), 1e12, WORK)
+    by_hand = CostPlan((Line("a", "E1", Cost(1, 10, 3e12, 2**30), Cost(5, 50, 9e12), 3.0),), 1e12, WORK)
     assert "3.00" in str(by_hand) and "1.0 GiB" in str(by_hand) and "about 3.0 s" in str(by_hand)
 
 

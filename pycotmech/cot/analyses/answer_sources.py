@@ -134,8 +134,8 @@ class AnswerSources(Analysis):
     def shares(self) -> xr.Dataset:
         """Share of pathways by place: mean, low, high, n [step, place], a ratio of means over examples."""
         number = self.data["pathways"].transpose("example", "step", "place")
-        whole = number.sum("place", skipna=False).values[..., None] + 0 * number.values
-        return labelled(bootstrap.ratio_interval(number.values, whole, within=bootstrap.SHARE), number)
+        total = number.sum("place", skipna=False).values[..., None] + 0 * number.values
+        return labelled(bootstrap.ratio_interval(number.values, total, within=bootstrap.SHARE), number)
 
     def majority(self) -> xr.DataArray:
         """The part of the prompt that most of a head's nodes have the answer from, over all examples: [step, layer, head] of

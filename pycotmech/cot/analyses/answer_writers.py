@@ -82,10 +82,10 @@ def written(family: Family, acts: TextActivations, prompt: Prompt, *, projection
     answer, wrong, mean = direct_directions(family, ids)
     size = final_size(family, final)[0]
     direct, contrast = out @ (answer - mean) / size, out @ (answer - wrong) / size
-    whole = torch.stack((final[0] @ (answer - mean), final[0] @ (answer - wrong))) / size
+    logits = torch.stack((final[0] @ (answer - mean), final[0] @ (answer - wrong))) / size
     bias = family.unembedding_bias()
     if bias is not None:
-        whole = whole + torch.stack((bias[ids[0]] - bias.mean(), bias[ids[0]] - bias[ids[1]])).to(whole.dtype)
+        logits = logits + torch.stack((bias[ids[0]] - bias.mean(), bias[ids[0]] - bias[ids[1]])).to(logits.dtype)
     if projection:
         p, top, peak = projected(family, out.flatten(0, 1), ids)
         p, top, peak = p.view(*shape, 2), top.view(shape), peak.view(shape)
@@ -96,7 +96,7 @@ def written(family: Family, acts: TextActivations, prompt: Prompt, *, projection
         for l in range(cfg.n_layers):
             row = acts.pattern(l, read)[0]
             mass[l] = torch.stack([row[:, span].sum(1) for span in prompt.occurrences], 1)
-    return Written(p[..., 0], p[..., 1], top, peak, direct, contrast, mass, whole)
+    return Written(p[..., 0], p[..., 1], top, peak, direct, contrast, mass, logits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,10 +114,10 @@ def _decompose(pattern: Tensor, transformed: Tensor, resid: Tensor, reads: Seque
     vectors = torch.bmm(pattern.permute(2, 0, 1), transformed).transpose(0, 1).contiguous()  # [n, T, d]
     at = torch.arange(len(reads), device=vectors.device)
     vectors[at, torch.tensor(reads, device=vectors.device)] += resid.to(vectors.dtype)
-    whole = vectors.sum(1)
+    total = vectors.sum(1)
     order = 1 if norm == "l1" else 2
-    left = (whole[:, None] - vectors).norm(p=order, dim=-1)
-    nearer = (whole.norm(p=order, dim=-1)[:, None] - left).clamp_min(0)
+    left = (total[:, None] - vectors).norm(p=order, dim=-1)
+    nearer = (total.norm(p=order, dim=-1)[:, None] - left).clamp_min(0)
     return Layer(vectors, nearer / nearer.sum(1, keepdim=True))
 
 

@@ -178,14 +178,14 @@ class ContextAbidance(Analysis):
     def findings(self) -> list[str]:
         """The share in the lower and in the upper half, and where it rises; of a model of one layer, the share."""
         L = self.data.sizes["layer"]
-        whole = self._share(slice(None))
-        if not whole.n:
+        overall = self._share(slice(None))
+        if not overall.n:
             return ["no head's output makes any token likelier than another"]
         what = "tokens handed over in the graphs occur" if self.of_graphs else "likeliest tokens of heads' outputs occur"
         if L == 1:
             chance = float(self.data["chance"].mean())
             return [
-                f"{what} in the prompt in {whole.words()} of cases in the only layer (n = {int(whole.n)} examples; "
+                f"{what} in the prompt in {overall.words()} of cases in the only layer (n = {int(overall.n)} examples; "
                 f"{chance:.1%} of the vocabulary occurs there)"
             ]
         lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))

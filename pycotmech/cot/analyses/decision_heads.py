@@ -49,8 +49,8 @@ class DecisionHeads(HeadAnalysis):
         Source: docs/protocol.md, E3.
         """
         alone = self.data["p_head"].transpose("example", "step", "layer", "head")
-        whole = self.data["p_mid"].transpose("example", "step", "layer").values[..., None]
-        return labelled(bootstrap.ratio_interval(whole - alone.values, whole), alone)
+        with_all = self.data["p_mid"].transpose("example", "step", "layer").values[..., None]
+        return labelled(bootstrap.ratio_interval(with_all - alone.values, with_all), alone)
 
     def findings(self) -> list[str]:
         """For each step the head that brings most; where in the layers the answer appears."""
@@ -121,8 +121,8 @@ def probability(family: Family, rows: Tensor, token: int) -> Tensor:
     """Rows of the residual stream [R, d] -> the probability of a token by the final norm and the unembedding, float64 [R]."""
     out = []
     with torch.no_grad():
-        for some in rows.split(_LOGIT_ROWS):
-            logits = family.logits(some)
+        for chunk in rows.split(_LOGIT_ROWS):
+            logits = family.logits(chunk)
             out.append(torch.exp(logits[:, token] - torch.logsumexp(logits, -1)).double().cpu())
     return torch.cat(out)
 

@@ -264,12 +264,12 @@ def _compared(model: Model, gold: Tensor, clean: Tensor, swapped: Tensor, patche
     m = len(gold)
     clean, swapped, patched = clean[:m], swapped[:m], patched[:, :m]
     decode = model.tokenizer.decode
-    whole = decode(gold)
+    gold_text = decode(gold)
     return {
         "same": (patched == clean).all(1).double().numpy(),
         "agreement": _before_difference(patched, clean).numpy(),
         "gold": (patched == gold).all(1).double().numpy(),
-        "words": np.array([substring_share(decode(text), whole) for text in patched]),
+        "words": np.array([substring_share(decode(text), gold_text) for text in patched]),
         "clean_gold": float((clean == gold).all()),
         "swapped": float(_before_difference(swapped[None], clean)[0]),
     }

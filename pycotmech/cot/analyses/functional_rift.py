@@ -299,13 +299,13 @@ def memorised_next(model: Model, tokens: Tensor, start: int | None) -> dict[int,
     """token -> argmax P(v | start, token), for different tokens [n]: the bigram that a model knows without a prompt."""
     out: dict[int, int] = {}
     front = torch.tensor([] if start is None else [start], dtype=torch.long)
-    for some in tokens.split(_AHEAD):
-        texts = [torch.cat((front, t[None])) for t in some]
+    for chunk in tokens.split(_AHEAD):
+        texts = [torch.cat((front, t[None])) for t in chunk]
         ends = torch.tensor([len(t) for t in texts]).cumsum(0) - 1
         final = forward_packed(model.family, texts, read=ends).resid_final
         with torch.no_grad():
             best = model.family.logits(final).argmax(-1)
-        out |= dict(zip(some.tolist(), best.tolist(), strict=True))
+        out |= dict(zip(chunk.tolist(), best.tolist(), strict=True))
     return out
 
 

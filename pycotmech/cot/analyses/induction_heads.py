@@ -40,7 +40,7 @@ _PARTS = ("effect", "kl", "kl_corrupted", "noise_floor", "changed")
 _DRAWS = 1000
 
 
-class Agreement(NamedTuple):
+class RankAgreement(NamedTuple):
     """How alike two corruptions rank a step's heads: Spearman's rank correlation over heads, its interval over examples."""
 
     step: int
@@ -75,10 +75,10 @@ class InductionHeads(HeadAnalysis):
         order = ("corruption", "example", "step", "layer", "head")
         effect = self.data["effect"].transpose(*order).values  # against self-patches, whose rounding the raw KL still holds
         broken = self.data["kl_corrupted"].transpose(*order[:3]).values[..., None, None]
-        whole = np.where(np.isfinite(broken), broken, 0.0)
-        restored = np.where(whole > 0, np.nan_to_num(effect) * whole, 0.0)
+        moved = np.where(np.isfinite(broken), broken, 0.0)
+        restored = np.where(moved > 0, np.nan_to_num(effect) * moved, 0.0)
         weights = bootstrap.resampled(effect.shape[1], draws=_DRAWS)
-        below = (whole.sum(1), np.einsum("dn,cn...->dc...", weights, whole))
+        below = (moved.sum(1), np.einsum("dn,cn...->dc...", weights, moved))
         found, drawn = (  # NaN where nothing was broken, so that there is nothing to restore
             top / np.where(w > 0, w, np.nan)
             for top, w in zip((restored.sum(1), np.einsum("dn,cn...->dc...", weights, restored)), below, strict=True)
@@ -115,29 +115,29 @@ class InductionHeads(HeadAnalysis):
     def common(self, step: int) -> list[tuple[int, int, float]]:
         """The heads beyond the noise floor under every corruption, to the same side, the strongest first: [(layer, head,
         score), ...]."""
-        each, score = self.clear().sel(step=step), self.scores()["mean"].sel(step=step)
-        same = (np.abs(each.sum("corruption")) == len(self.kinds)).transpose("layer", "head").values
+        clear, score = self.clear().sel(step=step), self.scores()["mean"].sel(step=step)
+        same = (np.abs(clear.sum("corruption")) == len(self.kinds)).transpose("layer", "head").values
         heads = [(int(l), int(h), float(score[l, h])) for l, h in np.argwhere(same)]
         return sorted(heads, key=lambda head: -abs(head[2]))
 
     def by_chance(self, step: int) -> float:
         """How many heads would be in `common` if those that are clear under each corruption were drawn at random."""
-        each = self.clear().sel(step=step)
-        n = each.sizes["layer"] * each.sizes["head"]
-        shares = [(each == sign).mean(("layer", "head")).values for sign in (1, -1)]
+        clear = self.clear().sel(step=step)
+        n = clear.sizes["layer"] * clear.sizes["head"]
+        shares = [(clear == sign).mean(("layer", "head")).values for sign in (1, -1)]
         return float(sum(n * s.prod() for s in shares))
 
-    def agreement(self) -> list[Agreement]:
+    def agreement(self) -> list[RankAgreement]:
         """Of every two corruptions at every step. NaN where a corruption moves nothing."""
         found, drawn, n = self._ratios
-        whole, again = (_ranks(x.reshape(*x.shape[:-2], -1)) for x in (found, drawn))
+        ranks, again = (_ranks(x.reshape(*x.shape[:-2], -1)) for x in (found, drawn))
         out = []
         for s, step in enumerate(self.data["step"].values.tolist()):
             for a, b in combinations(range(len(self.kinds)), 2):
-                mean = float(_correlation(whole[a, s], whole[b, s]))
+                mean = float(_correlation(ranks[a, s], ranks[b, s]))
                 drawn = bootstrap.percentiles(_correlation(again[:, a, s], again[:, b, s])[:, None])
                 low, high = bootstrap.widened([mean], *drawn, [n[s]], within=bootstrap.SHARES_APART)
-                out.append(Agreement(step, (self.kinds[a], self.kinds[b]), mean, float(low[0]), float(high[0]), int(n[s])))
+                out.append(RankAgreement(step, (self.kinds[a], self.kinds[b]), mean, float(low[0]), float(high[0]), int(n[s])))
         return out
 
     def table(self, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
@@ -146,10 +146,10 @@ class InductionHeads(HeadAnalysis):
         return super().table(k, held_out=held_out)
 
     def _beside(self, step: int, heads: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        each, common = self.restoration()["mean"].sel(step=step), {head[:2] for head in self.common(step)}
+        restored_by, common = self.restoration()["mean"].sel(step=step), {head[:2] for head in self.common(step)}
         rows = []
         for l, h in heads:
-            restored = {kind: float(each.sel(corruption=kind, layer=l, head=h)) for kind in self.kinds}
+            restored = {kind: float(restored_by.sel(corruption=kind, layer=l, head=h)) for kind in self.kinds}
             rows.append({**restored, "common": (l, h) in common})
         return rows
 
@@ -157,7 +157,7 @@ class InductionHeads(HeadAnalysis):
         """Heat maps of each step: the mean over corruptions, and each corruption; layers upward."""
         from pycotmech.figures.heatmap import maps_figure
 
-        mean, each = self.scores()["mean"], self.restoration()["mean"]
+        mean, by_kind = self.scores()["mean"], self.restoration()["mean"]
         grids, titles = [], []
         for i, step in enumerate(self.data["step"].values):
             n = int(self._ratios[2][i])
@@ -166,7 +166,7 @@ class InductionHeads(HeadAnalysis):
             grids.append(mean.isel(step=i).values)
             titles.append(f"step {step}, n = {n}\nmean of {len(self.kinds)}")
             for kind in self.kinds:
-                grids.append(each.sel(corruption=kind).isel(step=i).values)
+                grids.append(by_kind.sel(corruption=kind).isel(step=i).values)
                 titles.append(f"step {step}\n{_WORDS[kind]}")
         return maps_figure(
             grids,
@@ -236,8 +236,8 @@ def _correlation(a: NDArray, b: NDArray) -> NDArray:
 def combined(parts: Mapping[str, PatchSteps]) -> xr.Dataset:
     """The data of `InductionHeads` from a result of `patch_steps` for each corruption, on the same examples and steps."""
     kinds = xr.DataArray(list(parts), dims="corruption", name="corruption")
-    each = [xr.Dataset({k: r.data[k] for k in _PARTS}) for r in parts.values()]
-    data = xr.concat(each, kinds, join="exact", combine_attrs="drop")
+    datasets = [xr.Dataset({k: r.data[k] for k in _PARTS}) for r in parts.values()]
+    data = xr.concat(datasets, kinds, join="exact", combine_attrs="drop")
     return data.assign(score=induction_score(list(parts.values())))
 
 

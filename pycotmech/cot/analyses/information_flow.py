@@ -191,8 +191,8 @@ class InformationFlow(Analysis):
         if len(layer):
             words, layers = [], (0.0, d.sizes["layer"] - 1.0)
             for at in range(int(depth.max()) + 1):
-                each = [_mean(layer[(depth == at) & (owner == e)]) for e in range(N)]
-                words.append(f"{bootstrap.mean_interval(each, within=layers).words('{:.1f}')} at depth {at}")
+                means = [_mean(layer[(depth == at) & (owner == e)]) for e in range(N)]
+                words.append(f"{bootstrap.mean_interval(means, within=layers).words('{:.1f}')} at depth {at}")
             out.append(
                 f"mean layer of the heads in the {len(list(self.cells()))} graphs (n = {n} examples): {', '.join(words)}"
             )
@@ -386,13 +386,13 @@ def cost(cfg: ModelConfig, workload: Workload, *, definition: Definition = "exac
     """Predicted. "exact": the prompts once, projections of senders, and the sweeps of the edges found; the number of nodes
     and edges is not known before: 8 and 20 for each cell, edges read from a third of the suffix on. "paper": 60 positions.
     A model whose heads look far back everywhere, as untrained ones do, needs several times that."""
-    whole = text_activations_cost(cfg, workload, 3, whole=True)
+    traces = text_activations_cost(cfg, workload, 3, whole=True)
     if definition != "exact":
         visited = 60 * workload.cells
-        return whole + rows_cost(cfg, 0, read=visited * cfg.n_layers * cfg.n_heads)
+        return traces + rows_cost(cfg, 0, read=visited * cfg.n_layers * cfg.n_heads)
     projections = 2.0 * cfg.d_model * cfg.d_head * (cfg.n_heads + 2 * cfg.n_key_value_heads)
     screened = workload.cells * 8 * 3 * cfg.n_layers * cfg.n_heads / 2 * projections
-    out = whole + Cost(flop=screened)
+    out = traces + Cost(flop=screened)
     if total:
         rows = workload.cells * (workload.suffix * 1.5 + 20 * workload.suffix / 3 / 2 + 8 * workload.suffix / 2)
         out = out + rows_cost(cfg, rows)

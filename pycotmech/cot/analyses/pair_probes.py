@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.task.relations import CLASSES, Pair, Question, Unrelated
+from pycotmech.cot.task.relations import CLASSES, Question, Unrelated, WordPair
 from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.probes import (
@@ -82,12 +82,12 @@ class PairProbes(Analysis):
         """Macro-F1 of all pairs of the test questions, which are resampled for the interval: mean, low, high [depth, probe]."""
         confusion = self._confusion()
         n = len(confusion)
-        whole = macro_f1(confusion.sum(0))
+        found = macro_f1(confusion.sum(0))
         weights = bootstrap.resampled(n, draws=draws, seed=seed)
         drawn = macro_f1(np.tensordot(weights, confusion, 1))
-        number = np.full(whole.shape, n)
-        ends = bootstrap.widened(whole, *bootstrap.percentiles(drawn), number, within=bootstrap.SHARE)
-        return self._labelled(bootstrap.Interval(whole, *ends, number))
+        number = np.full(found.shape, n)
+        ends = bootstrap.widened(found, *bootstrap.percentiles(drawn), number, within=bootstrap.SHARE)
+        return self._labelled(bootstrap.Interval(found, *ends, number))
 
     def selectivity(self) -> xr.Dataset:
         """Accuracy less that on the control task, question by question: mean, low, high [depth, probe]."""
@@ -110,24 +110,24 @@ class PairProbes(Analysis):
     def findings(self) -> list[str]:
         """For each probe its depth of choice, the gain over the embedding, selectivity, the end of the model, and roles."""
         s = self.about["settings"]
-        n, whole = self.data.sizes["example"], self.accuracy()
+        n, accuracy = self.data.sizes["example"], self.accuracy()
         rule = self.data["neighbours"].values
         known = bootstrap.mean_interval(rule, within=bootstrap.SHARE)
         lines = [f"{s['train']} training questions, {n} test questions, {s['samples']} training pairs; chance {CHANCE:.3f}"]
         lines[0] += f"; the two tokens before each word alone give {known.words('{:.3f}')}"
-        each = self._by_question()
+        accuracies = self._by_question()
         depths = self.data["depth"].values.tolist()
         chosen: dict[str, int] = {}
         for j, probe in enumerate(self.data["probe"].values.tolist()):
             best = self.best(probe)
             i = chosen[probe] = depths.index(best)
-            at = whole.isel(depth=i, probe=j)
-            gain, beyond = each[:, i, j] - each[:, 0, j], each[:, i, j] - rule
-            drop, selective = each[:, -1, j] - each[:, i, j], (each - self._values("control"))[:, i, j]
+            at = accuracy.isel(depth=i, probe=j)
+            gain, beyond = accuracies[:, i, j] - accuracies[:, 0, j], accuracies[:, i, j] - rule
+            drop, selective = accuracies[:, -1, j] - accuracies[:, i, j], (accuracies - self._values("control"))[:, i, j]
             inside = bootstrap.ends(at["low"], at["high"], "{:.3f}")
             lines.append(
                 f"{probe}: {float(at['mean']):.3f}{inside} at depth {best} of {depths[-1]}, "
-                f"{float(whole['mean'].isel(depth=0, probe=j)):.3f} at depth {depths[0]}: {_change(gain)}; "
+                f"{float(accuracy['mean'].isel(depth=0, probe=j)):.3f} at depth {depths[0]}: {_change(gain)}; "
                 f"over the tokens before {_change(beyond)}; "
                 f"over its control task {_change(selective)}; from there to depth {depths[-1]} {_change(drop)}"
             )
@@ -147,7 +147,7 @@ class PairProbes(Analysis):
         if len(chosen) == 2:
             (a, i), (b, j) = chosen.items()
             names = self.data["probe"].values.tolist()
-            difference = each[:, j, names.index(b)] - each[:, i, names.index(a)]
+            difference = accuracies[:, j, names.index(b)] - accuracies[:, i, names.index(a)]
             lines.append(f"{b} less {a}, each at its depth: {_change(difference)}")
         return lines
 
@@ -308,10 +308,10 @@ def pair_probes(
     return PairProbes(xr.Dataset(data, coords=coords), facts)
 
 
-Sample = tuple[int, Pair]
+Sample = tuple[int, WordPair]
 
 
-def _cues(tokens: Sequence[int], pair: Pair) -> list[tuple[int, ...]]:
+def _cues(tokens: Sequence[int], pair: WordPair) -> list[tuple[int, ...]]:
     """The two tokens before both words, and the last of these."""
     starts = (pair.first.start, pair.second.start)
     return [tuple(tokens[s - k] if s >= k else -1 for s in starts for k in range(1, n + 1)) for n in (2, 1)]

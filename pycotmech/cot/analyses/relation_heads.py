@@ -159,7 +159,7 @@ class RelationHeads(Analysis):
         s, table = self.about["settings"], self.ablation()
         if len(table) == 0:
             return ["no head below the probe's depth was selected: nothing was ablated"]
-        whole = bootstrap.mean_interval(self.reported("accuracy").sel(run="whole").values, within=bootstrap.SHARE)
+        untouched = bootstrap.mean_interval(self.reported("accuracy").sel(run="whole").values, within=bootstrap.SHARE)
         gone, other = table.to_dict("records")
         here = self.reported("margin").transpose("example", "run")
         randoms = self._runs()["random"]
@@ -171,8 +171,8 @@ class RelationHeads(Analysis):
         changes = [in_words(row, "accuracy", "{:+.2f}") for row in (gone, other)]
         drawn = "one set" if len(randoms) == 1 else f"each question's median over {len(randoms)} sets"
         return [
-            f"a probe at depth {s['depth']} is right in {whole.words('{:.2f}')}; {s['ablated']} selected heads out change this "
-            f"by {changes[0]}, as many random heads of the same layers ({drawn}) by {changes[1]}",
+            f"a probe at depth {s['depth']} is right in {untouched.words('{:.2f}')}; {s['ablated']} selected heads out change "
+            f"this by {changes[0]}, as many random heads of the same layers ({drawn}) by {changes[1]}",
             f"its margin changes by {gone['margin']:+.2f} and {other['margin']:+.2f}, difference "
             f"{more.words('{:+.2f}')}: {verdict}",
         ]

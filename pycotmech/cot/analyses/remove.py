@@ -125,7 +125,7 @@ def remove(
         found, others, stopped = [], [], False
         for masks, n in zip(kept, taken):
             drawn = [_without(base, draw, n, members) for draw in draws]
-            here = [answered(run.answer, ~each[None], cells, tick) for each in (masks, *drawn)]
+            here = [answered(run.answer, ~mask[None], cells, tick) for mask in (masks, *drawn)]
             found.append(here[0])
             others.append([answers[main] for answers in here[1:]])
             if bool((np.nan_to_num(bootstrap.mean_interval(here[0][main][0]).mean) < stop).all()):

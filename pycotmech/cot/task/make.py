@@ -360,9 +360,9 @@ class _Maker:
         """
         skip = len(self.few_shot) - len(self.anchor)
         tail = text[skip:]
-        whole, *parts = self.encoder.many([tail, *(text[skip : before(text, a.start)] for a in answers)])
-        ends = [whole.word(a.start - skip, a.stop - skip).start for a in answers]
-        return [part.ids == whole.ids[:end] for part, end in zip(parts, ends, strict=True)]
+        joint, *parts = self.encoder.many([tail, *(text[skip : before(text, a.start)] for a in answers)])
+        ends = [joint.word(a.start - skip, a.stop - skip).start for a in answers]
+        return [part.ids == joint.ids[:end] for part, end in zip(parts, ends, strict=True)]
 
 
 def _segments(begin: int, question: int, generated: int, end: int) -> dict[str, slice]:

@@ -32,7 +32,7 @@ _TRIES = 200
 Unrelated = Literal["matched", "roles", "both", "next"]
 
 
-class Pair(NamedTuple):
+class WordPair(NamedTuple):
     """Two words of a text, the first before the second.
 
     label: number in CLASSES. first, second: the positions of their tokens. words: as in the vocabulary; "not tumpus" is
@@ -60,8 +60,8 @@ class Question:
     """
 
     tokens: LongTensor = field(repr=False)
-    pairs: tuple[Pair, ...] = field(repr=False)
-    across: tuple[Pair, ...] = field(default=(), repr=False)
+    pairs: tuple[WordPair, ...] = field(repr=False)
+    across: tuple[WordPair, ...] = field(default=(), repr=False)
     text: str = ""
 
 
@@ -256,10 +256,10 @@ def _pairs(
     ids: torch.Tensor,
     properties: bool,
     unrelated: Unrelated,
-) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+) -> tuple[tuple[WordPair, ...], tuple[WordPair, ...]]:
     part = _parts([s.premise for s in said])
     places: list[tuple[int, str, str, slice]] = []  # sentence, role, "a" or "b", positions
-    found: list[Pair] = []
+    found: list[WordPair] = []
     for i, s in enumerate(said):
         if isinstance(s.premise, Membership):
             if s.premise.concept in part:
@@ -271,13 +271,13 @@ def _pairs(
         places.append((i, a, "a", s.subject))
         if not is_property or properties:
             places.append((i, node, "b", s.object))
-            found.append(Pair(int(negated), s.subject, s.object, (words[a].singular, words[b].singular)))
+            found.append(WordPair(int(negated), s.subject, s.object, (words[a].singular, words[b].singular)))
 
-    def pair(x: tuple, y: tuple, matched: int = -1) -> Pair:
+    def pair(x: tuple, y: tuple, matched: int = -1) -> WordPair:
         names = tuple(words[k.removesuffix("/not")].singular for k in (x[1], y[1]))
-        return Pair(2, x[3], y[3], names, matched)  # type: ignore[arg-type]
+        return WordPair(2, x[3], y[3], names, matched)  # type: ignore[arg-type]
 
-    def alike(p: Pair) -> bool:
+    def alike(p: WordPair) -> bool:
         return ids[p.first].tolist() == ids[p.second].tolist()
 
     apart = [
@@ -290,7 +290,7 @@ def _pairs(
     across = [pair(x, y) for x, y in apart if x[2] == "a" and y[2] == "b"]
     nearest = {p.first.start: p for p in sorted(across, key=lambda p: -p.distance)}
     if unrelated == "next":
-        following: dict[int, Pair] = {}
+        following: dict[int, WordPair] = {}
         for x, y in apart:
             following.setdefault(x[3].start, pair(x, y))
         chosen = list(following.values())

@@ -108,8 +108,8 @@ def _rule(style: Style, words: Words, rule: Rule, *, inner: bool = False) -> Pie
     if style == "every":
         article = "" if _is_property(words, b) else words[b].article + " "
         return ["every " if inner else "Every ", Slot(a), f" is {no}{article}", Slot(b)]
-    many = plural and not _is_property(words, b)
-    return [Slot(a, plural, True), f" are {no}" if plural else f" is {no}", Slot(b, many)]
+    plural_b = plural and not _is_property(words, b)
+    return [Slot(a, plural, True), f" are {no}" if plural else f" is {no}", Slot(b, plural_b)]
 
 
 def _is(style: Style, words: Words, entity: str, what: str) -> Pieces:

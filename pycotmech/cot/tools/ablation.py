@@ -219,6 +219,6 @@ def runs_cost(
     total = (sets + 1) * one(load.texts + load.examples * (word - 1), 1)
     total = total + apart * one(load.cells * (load.length - load.shared + word - 1), parts)
     if kind == "mean":
-        whole = (load.longest or load.length) + word
-        total = total + rows_cost(cfg, n_mean * whole, forwards=n_mean)
+        length = (load.longest or load.length) + word
+        total = total + rows_cost(cfg, n_mean * length, forwards=n_mean)
     return total

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pycotmech.cot.task.relations import Pair, Question
+from pycotmech.cot.task.relations import Question, WordPair
 from pycotmech.cot.tools.probes import Projection, balanced, fit_linear
 from pycotmech.engine.ablated import AblatedRuns
 from pycotmech.engine.bases import common_prefix
@@ -39,8 +39,8 @@ def head_sets(
         chosen: list[tuple[int, int]] = []
         for l in sorted({l for l, _ in selected}):
             free = [(l, h) for h in range(cfg.n_heads) if (l, h) not in selected]
-            some = rng.permutation(len(free))[: sum(x == l for x, _ in selected)]
-            chosen += [free[i] for i in some]
+            drawn = rng.permutation(len(free))[: sum(x == l for x, _ in selected)]
+            chosen += [free[i] for i in drawn]
         free = [(l, h) for l in range(depth) for h in range(cfg.n_heads) if (l, h) not in (*selected, *chosen)]
         chosen += [free[i] for i in rng.permutation(len(free))[: len(selected) - len(chosen)]]
         sets[f"random {k + 1}"] = _mask(chosen, cfg)
@@ -110,6 +110,6 @@ def _mean_of_classes(values: NDArray, labels: NDArray) -> float:
     return float(np.mean([values[labels == c].mean() for c in np.unique(labels)]))
 
 
-def _feature(rows: Rows, pair: Pair) -> NDArray:
+def _feature(rows: Rows, pair: WordPair) -> NDArray:
     positions, values = rows
     return np.concatenate([values[positions.index(word.stop - 1)] for word in (pair.first, pair.second)])

@@ -113,8 +113,8 @@ def set_combinations(main: Any, others: Sequence[Any], *, shape: tuple[int, int]
     rest = [HeadSet.of(o, shape, argument=f"others[{i}]") for i, o in enumerate(others)]
     if not rest:
         raise ValueError("others: got none; expected at least one other set")
-    either, every = union(rest), intersection(rest)
-    found = {"common": m & every, "only_main": m - either, "only_other": either - m, "other": either}
+    either, common = union(rest), intersection(rest)
+    found = {"common": m & common, "only_main": m - either, "only_other": either - m, "other": either}
     found["common_only_main"] = found["common"] | found["only_main"]
     return {name: HeadSet(s.mask, name, s.order, s.chosen_on) for name, s in found.items()}
 
@@ -247,8 +247,8 @@ def _from_sweep(sweep: Sweep) -> Scores:
         return Scores(effect[None, None], None, None, name)
     ends = (sweep.corrupted_metric, sweep.clean_metric)
     base, source = ends if sweep.direction == "denoise" else ends[::-1]
-    each = sweep.raw - base[:, None, None]
+    effects = sweep.raw - base[:, None, None]
     if sweep.normalized:
-        each = each / (source.mean() - base.mean())
-    each = each + (effect - each.mean(0))  # the mean is the sweep's own, taken against its self-patches
-    return Scores(each[:, None], tuple(range(len(each))), None, name)
+        effects = effects / (source.mean() - base.mean())
+    effects = effects + (effect - effects.mean(0))  # the mean is the sweep's own, taken against its self-patches
+    return Scores(effects[:, None], tuple(range(len(effects))), None, name)

@@ -201,5 +201,5 @@ def macro_f1(confusion: NDArray) -> NDArray:
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, said = confusion.sum(-1), confusion.sum(-2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        each = np.where(true > 0, 2 * hits / (true + said), np.nan)
-    return np.nanmean(each, -1) if np.isfinite(each).any() else each[..., 0]
+        scores = np.where(true > 0, 2 * hits / (true + said), np.nan)
+    return np.nanmean(scores, -1) if np.isfinite(scores).any() else scores[..., 0]

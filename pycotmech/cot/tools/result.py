@@ -199,7 +199,7 @@ class Analysis:
     def save(self, folder: str | PathLike) -> Path:
         """Writes <folder>/<name>.zarr (replaced if it is there) and returns its path; `load` reads it back."""
         path = Path(folder) / f"{self.name}.zarr"
-        save_arrays(self.data.assign_attrs(about=json.dumps(self.about, default=_plain)), path)
+        save_arrays(self.data.assign_attrs(about=json.dumps(self.about, default=_for_json)), path)
         return path
 
     @classmethod
@@ -285,7 +285,7 @@ def top_cells(values: xr.DataArray, k: int, dims: Sequence[str] = ("layer", "hea
     return [(*(values[d].values[i] for d, i in zip(dims, place)), float(grid[place])) for place in places]
 
 
-def _plain(value: Any) -> Any:
+def _for_json(value: Any) -> Any:
     """What JSON does not know, as something it knows."""
     if isinstance(value, np.generic):
         return value.item()

@@ -198,8 +198,10 @@ def select_heads(
     else:
         if table.examples is None:
             raise ValueError("scores: got averages; rule 'significant' needs scores per example, [n, L, H]")
-        each = table.by_example()
-        p = significance.p_values(each, test=test, control=control, two_sided=tails == "both", alpha=_least(alpha), seed=seed)
+        by_example = table.by_example()
+        p = significance.p_values(
+            by_example, test=test, control=control, two_sided=tails == "both", alpha=_least(alpha), seed=seed
+        )
         found = [(float(a), p <= a) for a in sorted(_several("alpha", alpha, 0, 1, float), reverse=True)]
         key = np.abs(grid) if tails == "both" else grid
         said = f"beyond chance by {significance.words(test, control)}"
@@ -274,10 +276,10 @@ def _least(alpha: float | Sequence[float]) -> float:
 
 def _several(argument: str, given: Any, low: float, high: float, kind: type) -> list:
     """One number or several, checked."""
-    many = [given] if isinstance(given, (int, float, np.number)) else list(given)
-    if not many or not all(low <= x <= high and kind(x) == x for x in many):
+    numbers = [given] if isinstance(given, (int, float, np.number)) else list(given)
+    if not numbers or not all(low <= x <= high and kind(x) == x for x in numbers):
         raise ValueError(f"{argument}: got {given}; expected {kind.__name__}s in {low}..{high}, at least one")
-    return [kind(x) for x in many]
+    return [kind(x) for x in numbers]
 
 
 def _one_of(argument: str, value: Any, allowed: Sequence) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pycotmech.cot.task.relations import Pair, Question
+from pycotmech.cot.task.relations import Question, WordPair
 from tests.reference.planted.words import BOS, CONTENT, ID, WORDS
 
 
@@ -18,8 +18,8 @@ def said(n: int, *, seed: int = 0, sentences: int = 8) -> list[Question]:
         for i, verb in enumerate(verbs):
             tokens += [words[2 * i], verb, words[2 * i + 1], ID["."]]
 
-        def pair(label: int, a: int, b: int, tokens=tokens) -> Pair:
-            return Pair(label, slice(a, a + 1), slice(b, b + 1), (WORDS[tokens[a]], WORDS[tokens[b]]))
+        def pair(label: int, a: int, b: int, tokens=tokens) -> WordPair:
+            return WordPair(label, slice(a, a + 1), slice(b, b + 1), (WORDS[tokens[a]], WORDS[tokens[b]]))
 
         pairs = [pair(int(v == ID["not"]), 4 * i + 1, 4 * i + 3) for i, v in enumerate(verbs)]
         pairs += [pair(2, 4 * i + 3, 4 * i + 5) for i in range(sentences - 1)]

@@ -8,7 +8,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.cot.analyses import relation_heads as relating
-from pycotmech.cot.task.relations import Pair, Question, make_questions
+from pycotmech.cot.task.relations import Question, WordPair, make_questions
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from pycotmech.cot.tools.head_probe import head_sets, probed
@@ -52,7 +52,7 @@ def test_words_of_several_pieces_count_by_their_share_of_even_attention(model):
     """A word of three pieces is looked at three times as much by a head that looks everywhere alike."""
     tokens = make_questions(1, tokenizer=model.tokenizer)[0].tokens[:30]
     spans = [slice(2, 3), slice(5, 8), slice(9, 11), slice(14, 15)]
-    pairs = tuple(Pair(label, span, slice(19 + i, 20 + i)) for i, (span, label) in enumerate(zip(spans, (0, 0, 2, 2))))
+    pairs = tuple(WordPair(label, span, slice(19 + i, 20 + i)) for i, (span, label) in enumerate(zip(spans, (0, 0, 2, 2))))
     seen = relating._look(model, [Question(tokens, pairs)], 4, np.array([0]), None, None)
     for l in range(4):
         pattern = activations(model.hf, tokens)["pattern", l]
