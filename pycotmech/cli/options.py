@@ -49,7 +49,7 @@ Metric = Annotated[
 Positions = Annotated[
     str,
     typer.Option(
-        help="Where heads are patched: all, last, or numbers as 12,13,-1 (negative from the end).", rich_help_panel=PATCH
+        help="Where heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).", rich_help_panel=PATCH
     ),
 ]
 Dtype = Annotated[
@@ -94,7 +94,7 @@ def positions(text: str) -> tuple[int, ...] | None:
     try:
         return numbers(text, "positions")
     except ValueError:
-        raise ValueError(f"positions: got {text!r}; expected all, last, or numbers as 12,13,-1") from None
+        raise ValueError(f"positions: got {text!r}; expected all, last, or numbers such as 12,13,-1") from None
 
 
 def path(text: str | None, name: str) -> Path | None:

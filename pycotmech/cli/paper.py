@@ -14,7 +14,7 @@ def paper(
     out: o.Out,
     examples: o.Examples = None,
     only: Annotated[
-        str | None, typer.Option(help="The analyses to run, with what they need, as patch_steps,E8 (all by default).")
+        str | None, typer.Option(help="The analyses to run, with what they need, such as patch_steps,E8 (all by default).")
     ] = None,
     shots: o.Shots = None,
     style: o.Style = None,

@@ -15,7 +15,7 @@ def run(
     examples: o.Examples = None,
     pairs: o.Pairs = None,
     steps: Annotated[
-        str | None, typer.Option(help="The steps of the reasoning, as 0,5,9 (all by default).", rich_help_panel=o.TASK)
+        str | None, typer.Option(help="The steps of the reasoning, such as 0,5,9 (all by default).", rich_help_panel=o.TASK)
     ] = None,
     shots: o.Shots = None,
     hops: Annotated[

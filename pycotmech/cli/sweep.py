@@ -59,7 +59,7 @@ def sweep(
         raise ValueError(f"{'clean' if clean is None else 'corrupted'}: missing; a pair needs --clean and --corrupted")
     table, picture = o.new_file(csv, "csv"), o.new_file(png, "png")
     if picture is not None and not picture.suffix:
-        raise ValueError(f"png: {picture} has no ending; expected a name as heads.png")
+        raise ValueError(f"png: {picture} has no ending; expected a name such as heads.png")
     file = o.path(pairs, "pairs")
     read = None if file is None else read_pairs(file, metric=metric)
 

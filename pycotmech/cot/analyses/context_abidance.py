@@ -191,7 +191,7 @@ class ContextAbidance(Analysis):
         lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))
         jump = self.jump()
         inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
-        where = f"; the layers part best at layer {float(jump.mean):.0f}{inside} of {L}"
+        where = f"; the change between layers is clearest at layer {float(jump.mean):.0f}{inside} of {L}"
         where = where if np.isfinite(jump.mean) else "; it rises at no layer beyond chance"
         chance = float(self.data["chance"].mean())
         return [

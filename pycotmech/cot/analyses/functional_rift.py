@@ -145,7 +145,7 @@ class FunctionalRift(Analysis):
         elif r.ahead:
             lines.append("the prompt's next word is ahead of the memorised one at every depth")
         elif r.ahead is None:
-            lines.append("which of the two next words is ahead at the end is open")
+            lines.append("it is open which of the two next words is ahead at the end")
         else:
             lines.append("the prompt's next word never stays ahead of the memorised one")
         curves = self.curves()

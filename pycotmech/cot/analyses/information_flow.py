@@ -181,10 +181,9 @@ class InformationFlow(Analysis):
         }
         n = int(mean["writers"].n)
         out = [
-            f"{mean['writers'].words('{:.1f}')} heads at a time write the answer (n = {n} examples), and from "
-            f"{mean['with_source'].words('{:.1f}')} of them a place is reached where its word occurs: "
-            f"{mean['sources'].words('{:.1f}')} different places, in {mean['segments'].words('{:.1f}')} of the three "
-            "parts of the prompt"
+            f"{mean['writers'].words('{:.1f}')} heads at a time write the answer (n = {n} examples); the pathways of "
+            f"{mean['with_source'].words('{:.1f}')} of them reach its word: {mean['sources'].words('{:.1f}')} different "
+            f"occurrences, in {mean['segments'].words('{:.1f}')} of the three parts of the prompt"
         ]
         d, N = self.data, self.data.sizes["example"]
         layer, depth, owner = (d[f"node_{k}"].values for k in ("layer", "depth", "e"))

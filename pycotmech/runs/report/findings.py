@@ -95,7 +95,7 @@ def _floor(steps: xr.Dataset) -> str:
     total = int(used["restoration"].notnull().sum())
     floor = float(used["noise_floor"].max())
     if above == 0:
-        return f"No effect rises above the noise floor ({floor:.1g}): what is shown is rounding."
+        return f"No effect rises above the noise floor ({floor:.1g}): everything shown is rounding."
     return (
         f"{above:,} of {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g}); "
         "the others cannot be distinguished from zero."

@@ -192,7 +192,7 @@ def test_what_lies_within_the_interval_is_left_open():
     assert few.ahead is None and few.behind is None and made_up([0.1] * 6).rift().turned
     alone = made_up([0.1])
     lines = alone.findings()
-    assert lines[1] == "which of the two next words is ahead at the end is open" and "nan" not in str(lines)
+    assert lines[1] == "it is open which of the two next words is ahead at the end" and "nan" not in str(lines)
 
 
 def test_intervals_of_layers_and_shares_stay_among_them():
