@@ -130,8 +130,9 @@ class PathLayout:
     def source_sites(self) -> tuple[str, ...]:
         return ("z",)
 
-    @property
+    @cached_property
     def measured(self) -> Tensor:
+        """Which results were asked for: all of them."""
         return torch.ones(self.paths.shape, dtype=torch.bool)
 
     def kept_from(self, i: int) -> int:
