@@ -8,6 +8,9 @@
 
 Importing the package is quick: it loads nothing but names. PyTorch, the compiled kernels and transformers are loaded with
 the first name that needs them.
+
+Tests: `tests/test_packaging.py` for `_layout`; `tests/cli/test_app.py` for `__main__`; `tests/patching/test_warnings.py` for
+`_warnings`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ ORDER = (
 LONGEST = 500
 """Lines of a file, docstrings and comments included."""
 
+COMPILED = {"pycotmech._core", "pycotmech._C"}
+"""The extension modules, which belong to the whole package."""
+
 NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
 """Public methods of every NamedTuple, in spite of their names."""
 
@@ -48,14 +52,6 @@ LIBRARIES = {
     "_tied_weights_keys": "transformers: which weights are one and the same",
 }
 """Private names of libraries that have no public spelling, and what they are read for."""
-
-# What does not hold yet, each with its reason. These lists only ever shrink.
-KNOWN_CIRCLES: tuple[frozenset[str], ...] = ()
-KNOWN_UPWARD: set[tuple[str, str]] = set()
-KNOWN_PRIVATE: set[tuple[str, str]] = {
-    ("pycotmech.cli.info", "pycotmech.model._cache"),  # where converted models are kept
-    ("pycotmech.cli.info", "pycotmech._core"),  # which instruction sets were compiled
-}
 
 
 @functools.cache
@@ -131,8 +127,8 @@ def test_circles_are_found():
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    new = [c for c in circles(graph()) if not any(set(c) <= known for known in KNOWN_CIRCLES)]
-    assert not new, "\n".join(" <-> ".join(c) for c in new)
+    found = circles(graph())
+    assert not found, "\n".join(" <-> ".join(c) for c in found)
 
 
 def floor_of(module: str) -> int:
@@ -144,7 +140,7 @@ def floor_of(module: str) -> int:
 
 def test_imports_point_down():
     upward = {(m, to) for m, targets in graph().items() for to in targets if floor_of(to) > floor_of(m)}
-    assert not upward - KNOWN_UPWARD, sorted(upward - KNOWN_UPWARD)
+    assert not upward, sorted(upward)
 
 
 def test_siblings_import_one_way():
@@ -196,7 +192,9 @@ def foreign_private_names(module: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pycotmech":
             for alias in node.names:
                 # A file with a leading underscore belongs to its package, in which files may import it.
-                at_home = f"{node.module}.{alias.name}" in modules() and f"{home}.".startswith(f"{node.module}.")
+                at_home = f"{node.module}.{alias.name}" in modules().keys() | COMPILED and f"{home}.".startswith(
+                    f"{node.module}."
+                )
                 if is_private(alias.name) and not at_home:
                     found.add(f"line {node.lineno}: {node.module}.{alias.name}")
             parts = (node.module or "").split(".")
@@ -218,5 +216,36 @@ def foreign_private_names(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_private_names_stay_at_home(module):
-    found = {f for f in foreign_private_names(module) if (module, f.partition(": ")[2]) not in KNOWN_PRIVATE}
+    found = foreign_private_names(module)
     assert not found, "\n".join(sorted(found))
+
+
+# ---- tests --------------------------------------------------------------------------------------------------------------
+
+
+def told_tests(package: str) -> tuple[set[str], list[str]]:
+    """Of a package's docstring what follows "Tests:": names in backticks without the test files, and the test files."""
+    words = re.findall(r"`([\w./]+)`", (ast.get_docstring(tree_of(package)) or "").partition("Tests:")[2])
+    return {w for w in words if not w.endswith(".py")}, [w for w in words if w.endswith(".py")]
+
+
+def home_of_tests(module: str) -> Path:
+    """The folder of tests/ that mirrors a module's package."""
+    return (ROOT / "tests").joinpath(*module.split(".")[1:-1])
+
+
+@pytest.mark.parametrize("package", sorted(m for m in modules() if is_package(m)))
+def test_tests_that_a_package_names_exist(package):
+    missing = [name for name in told_tests(package)[1] if not ((ROOT / name).is_file() or any((ROOT / "tests").rglob(name)))]
+    assert not missing, f"{package}: {missing}"
+
+
+@pytest.mark.parametrize("module", sorted(m for m in modules() if not is_package(m)))
+def test_a_module_has_a_test_or_its_package_says_which(module):
+    package, _, name = module.rpartition(".")
+    bare = name.strip("_").removesuffix("_figure")  # a figure is drawn in the test of what it shows
+    own = (home_of_tests(module) / f"test_{bare}.py").is_file()
+    assert own or {name, bare} & told_tests(package)[0], (
+        f"{module}: expected {home_of_tests(module).relative_to(ROOT)}/test_{bare}.py, or the docstring of {package} to say "
+        f"after 'Tests:' which test covers `{name}`"
+    )

@@ -1,4 +1,8 @@
-"""Attention without its T x T patterns: summaries over segments, rows and top keys; scores of known kinds of heads."""
+"""Attention without its T x T patterns: summaries over segments, rows and top keys; scores of known kinds of heads.
+
+Tests: `test_hf.py` for `capture`; `test_summary.py` for `prompts`, `results`, `statistics`; the others have tests of their
+own names.
+"""
 
 from pycotmech.attention.capture import AttentionCapture, capture_attention
 from pycotmech.attention.hf import register_attention

@@ -26,8 +26,8 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
 
     from pycotmech import __version__, ops
     from pycotmech.engine.memory import free_bytes
-    from pycotmech.model._cache import cache_root
     from pycotmech.model.aliases import ALIASES
+    from pycotmech.model.converted import cache_root
 
     versions = [("pycotmech", __version__), ("python", platform.python_version())]
     versions += [(name, _version(name)) for name in ("torch", "transformers", "triton", "numpy", "xarray", "zarr")]

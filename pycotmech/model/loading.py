@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pycotmech.model import _cache, _checkpoint
+from pycotmech.model import _checkpoint, converted
 from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
 from pycotmech.model.config_check import check_config
 from pycotmech.model.families.registry import family_class
@@ -77,7 +77,7 @@ def load(
     (the model cache cannot be written).
 
     Cost: one read of the weights. A GGUF file is converted at its first use (SmolLM2-135M: about 8 s) and kept as
-    float32 safetensors in the user's cache (`pycotmech.model._cache`); afterwards it loads in less than a second.
+    float32 safetensors in the user's cache (`pycotmech.model.converted`); afterwards it loads in less than a second.
     """
     chosen = _dtype(dtype)
     place = _device(device)
@@ -247,8 +247,8 @@ def _converted(path: Path) -> tuple[Path, dict]:
     """The cached checkpoint folder of a GGUF file, and what the conversion noted."""
     from pycotmech.model import gguf
 
-    entry = _cache.entry_for(path)
-    facts = _cache.read_entry(entry)
+    entry = converted.entry_for(path)
+    facts = converted.read_entry(entry)
     if facts is None:
         model = gguf.read_gguf(path)
 
@@ -256,7 +256,7 @@ def _converted(path: Path) -> tuple[Path, dict]:
             gguf.convert(model, folder)
             return {"quantisation": list(model.quantisation), "prepend_bos": model.prepend_bos, "source": path.name}
 
-        facts = _cache.get_or_build(entry, build, room=gguf.float32_bytes(model) + (64 << 20))
+        facts = converted.get_or_build(entry, build, room=gguf.float32_bytes(model) + (64 << 20))
     return entry, facts
 
 

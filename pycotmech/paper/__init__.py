@@ -5,6 +5,8 @@ from pycotmech.runs import Settings
 
 settings = Settings(model="smollm2-135m", examples=8)
 outcome = paper.run(settings, "paper-results")
+
+Tests: `test_runner.py` for `plan`, `summary`; the others have tests of their own names.
 """
 
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict

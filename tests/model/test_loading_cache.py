@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pycotmech.model import _cache
+from pycotmech.model import converted
 
 
 def build(folder: Path, text: str = "weights") -> dict:
@@ -29,7 +29,7 @@ def entry(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PYCOTMECH_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "some model.gguf"
     source.write_bytes(b"GGUF" + bytes(100))
-    return _cache.entry_for(source)
+    return converted.entry_for(source)
 
 
 def leftovers(entry: Path) -> list[str]:
@@ -40,25 +40,25 @@ def test_where_the_cache_is(monkeypatch):
     monkeypatch.delenv("PYCOTMECH_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert _cache.cache_root() == Path("/home/someone/.cache/pycotmech")
+    assert converted.cache_root() == Path("/home/someone/.cache/pycotmech")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/someone")
-    assert _cache.cache_root() == Path("/var/cache/someone/pycotmech")
+    assert converted.cache_root() == Path("/var/cache/someone/pycotmech")
     monkeypatch.setenv("PYCOTMECH_CACHE", "/models")
-    assert _cache.cache_root() == Path("/models")
+    assert converted.cache_root() == Path("/models")
 
 
 def test_built_once_then_read(entry):
-    assert entry.parent == _cache.cache_root() / "models" and entry.name.startswith("some_model-")
-    assert _cache.read_entry(entry) is None
-    assert _cache.get_or_build(entry, build) == {"made": "weights"}
-    assert _cache.get_or_build(entry, refuse) == {"made": "weights"}
+    assert entry.parent == converted.cache_root() / "models" and entry.name.startswith("some_model-")
+    assert converted.read_entry(entry) is None
+    assert converted.get_or_build(entry, build) == {"made": "weights"}
+    assert converted.get_or_build(entry, refuse) == {"made": "weights"}
     assert leftovers(entry) == []
 
 
 @pytest.mark.parametrize("damage", ["shorter", "flipped", "lost", "no manifest", "manifest cut"])
 def test_a_damaged_entry_is_built_again(entry, damage):
-    _cache.get_or_build(entry, build)
-    weights, manifest = entry / "model.safetensors", entry / _cache.MANIFEST
+    converted.get_or_build(entry, build)
+    weights, manifest = entry / "model.safetensors", entry / converted.MANIFEST
     if damage == "shorter":
         weights.write_text("weight")
     elif damage == "flipped":
@@ -69,8 +69,8 @@ def test_a_damaged_entry_is_built_again(entry, damage):
         manifest.unlink()
     else:
         manifest.write_text(manifest.read_text()[:30])
-    assert _cache.read_entry(entry) is None
-    assert _cache.get_or_build(entry, lambda folder: build(folder, "new")) == {"made": "new"}
+    assert converted.read_entry(entry) is None
+    assert converted.get_or_build(entry, lambda folder: build(folder, "new")) == {"made": "new"}
     assert weights.read_text() == "new"
     assert leftovers(entry) == []
 
@@ -81,7 +81,7 @@ def test_a_build_that_fails_leaves_nothing(entry):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _cache.get_or_build(entry, fail)
+        converted.get_or_build(entry, fail)
     assert not entry.exists() and leftovers(entry) == []
 
 
@@ -91,20 +91,20 @@ def test_what_a_killed_process_left_is_removed_after_a_day(entry):
     old.mkdir()
     new.mkdir()
     os.utime(old, (time.time() - 2 * 86400,) * 2)
-    _cache.get_or_build(entry, build)
+    converted.get_or_build(entry, build)
     assert leftovers(entry) == [".build-new"]
 
 
 def test_the_entry_moves_with_its_source(tmp_path):
     source = tmp_path / "a.gguf"
     source.write_bytes(b"x" * 50)
-    first = _cache.entry_for(source)
-    assert _cache.entry_for(source) == first
+    first = converted.entry_for(source)
+    assert converted.entry_for(source) == first
     os.utime(source, (1, 1))
-    second = _cache.entry_for(source)
+    second = converted.entry_for(source)
     source.write_bytes(b"y" + b"x" * 49)
     os.utime(source, (1, 1))
-    third = _cache.entry_for(source)
+    third = converted.entry_for(source)
     assert len({first, second, third}) == 3
 
 
@@ -127,15 +127,17 @@ print(cache.get_or_build(entry, build)["made"])
 @pytest.mark.parametrize("damaged", [False, True])
 def test_two_processes_build_the_same_entry_at_once(entry, tmp_path, damaged):
     if damaged:
-        _cache.get_or_build(entry, build)
+        converted.get_or_build(entry, build)
         (entry / "model.safetensors").write_text("")
     flags = [tmp_path / "a", tmp_path / "b"]
     runs = [
-        subprocess.Popen([sys.executable, "-c", WORKER, _cache.__file__, entry, mine, other], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, converted.__file__, entry, mine, other], stdout=subprocess.PIPE, text=True
+        )
         for mine, other in (flags, flags[::-1])
     ]
     assert [run.communicate(timeout=60)[0].strip() for run in runs] == ["whole", "whole"]
-    assert _cache.read_entry(entry) == {"made": "whole"}
+    assert converted.read_entry(entry) == {"made": "whole"}
     assert leftovers(entry) == []
 
 
@@ -143,11 +145,11 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(entry, tmp_path, monkey
     (tmp_path / "file").touch()
     monkeypatch.setenv("PYCOTMECH_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match="cannot be written; set PYCOTMECH_CACHE"):
-        _cache.get_or_build(_cache.cache_root() / "models" / "m-1", build)
+        converted.get_or_build(converted.cache_root() / "models" / "m-1", build)
 
 
 def test_a_full_disk_is_seen_before_the_work(entry, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 10**9))
     with pytest.raises(OSError, match=r"28\.0 GB needed, 1\.0 GB free"):
-        _cache.get_or_build(entry, refuse, room=28 * 10**9)
+        converted.get_or_build(entry, refuse, room=28 * 10**9)
     assert leftovers(entry) == []

@@ -4,6 +4,9 @@ Every analysis is a function `name(model, examples, *, steps=None, right=None, .
 same name. It returns an `Analysis`, has a `cost(cfg, workload, ...)` in the same file that predicts what the function
 needs, and describes itself as ANALYSIS, a `Description`. A new one is registered nowhere else. What analyses share is in
 `pycotmech.cot.tools` and `pycotmech.stats`.
+
+Tests: `test_decision_copy.py` for `copy_heads`, `decision_heads`; `test_answer_sources.py` for `context_abidance`;
+`test_keep_only.py` for `remove`; the others have tests of their own names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What a person gets to see: tables, sentences and figures from results."""
+"""What a person gets to see: tables, sentences and figures from results.
+
+Tests: `tests/figures/test_heatmap.py` for `figures`; `test_aggregate.py` for `findings`, `table`; the others have tests of
+their own names.
+"""
 
 from pycotmech.runs.report.aggregate import by_step, top_heads
 from pycotmech.runs.report.figures import overview_figure, step_figure
