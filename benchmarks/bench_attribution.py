@@ -30,14 +30,20 @@ def test_screen(dtype, site, benchmark, report):
         model.prefixes.clear()
         return call(model, clean, corrupted, **arguments, **more)
 
-    exact, found, some = cold(pcm.patch_heads), cold(pcm.attribute_heads), cold(pcm.patch_heads, screen=SCREEN)
-    same = np.abs(some.values - exact.values)[some.exact].max()
-    assert some.exact.sum() == SCREEN and same <= max(1e-4 * np.abs(exact.effect).max(), exact.noise_floor)
+    exact, found, screened_sweep = cold(pcm.patch_heads), cold(pcm.attribute_heads), cold(pcm.patch_heads, screen=SCREEN)
+    same = np.abs(screened_sweep.values - exact.values)[screened_sweep.exact].max()
+    assert screened_sweep.exact.sum() == SCREEN and same <= max(1e-4 * np.abs(exact.effect).max(), exact.noise_floor)
 
     benchmark.pedantic(lambda: cold(pcm.attribute_heads), rounds=3, iterations=1)
-    whole = best_of(2, lambda: cold(pcm.patch_heads))
+    swept = best_of(2, lambda: cold(pcm.patch_heads))
     note = str(found.agreement(exact))
     name = f"{dtype}, {site}: "
-    report(name + "all heads to first order", benchmark.stats.stats.min, baseline="sweep", baseline_seconds=whole, note=note)
+    report(
+        name + "all heads to first order",
+        benchmark.stats.stats.min,
+        baseline="sweep",
+        baseline_seconds=swept,
+        note=note,
+    )
     screened = best_of(2, lambda: cold(pcm.patch_heads, screen=SCREEN))
-    report(name + f"screen = {SCREEN}", screened, baseline="sweep", baseline_seconds=whole)
+    report(name + f"screen = {SCREEN}", screened, baseline="sweep", baseline_seconds=swept)

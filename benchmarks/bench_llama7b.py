@@ -45,11 +45,11 @@ def test_all_heads(positions, T, benchmark, report, say, request):
     say(f"{weights:.1f} GiB of weights after {time.perf_counter() - start:.0f} s")
 
     clean, corrupted, where = llama7b.prompts(positions, T)
-    given, some = llama7b.arguments(where), llama7b.part(cfg, n_heads)
-    n = total if some is None else len(some)
-    which = f"all {total} heads" if some is None else f"PART: {n} of {total} heads"
+    given, chosen = llama7b.arguments(where), llama7b.part(cfg, n_heads)
+    n = total if chosen is None else len(chosen)
+    which = f"all {total} heads" if chosen is None else f"PART: {n} of {total} heads"
     name = f"Llama-2 7B shape, {layers} layers, bfloat16, T = {T}, {positions}, {which}"
-    plan = pcm.plan_heads(model, clean, corrupted, heads=some, **given)
+    plan = pcm.plan_heads(model, clean, corrupted, heads=chosen, **given)
     say(f"{name}: {plan}")
 
     model.prefixes.clear()
@@ -57,7 +57,7 @@ def test_all_heads(positions, T, benchmark, report, say, request):
     benchmark.name += f", {which}"
     processor = -time.process_time()
     with recorded() as products, llama7b.staircase_seconds() as stairs:
-        found = benchmark.pedantic(lambda: pcm.patch_heads(model, clean, corrupted, heads=some, **given), rounds=1)
+        found = benchmark.pedantic(lambda: pcm.patch_heads(model, clean, corrupted, heads=chosen, **given), rounds=1)
     processor += time.process_time()
     seconds, beyond = benchmark.stats.stats.min, sum(stairs)
     notes = [
@@ -66,7 +66,7 @@ def test_all_heads(positions, T, benchmark, report, say, request):
     ]
     say(f"{name}: {seconds:.1f} s; " + "; ".join(notes))
     in_full = seconds
-    if some is not None:
+    if chosen is not None:
         times = pcm.plan_heads(model, clean, corrupted, **given).token_forwards / plan.token_forwards
         in_full += beyond * (times - 1)
         notes.append(f"all heads EXTRAPOLATED: {in_full:.0f} s, {beyond * times:.0f} of them beyond the runs")
@@ -77,12 +77,12 @@ def test_all_heads(positions, T, benchmark, report, say, request):
         say(notes[-1])
     del products
 
-    heads = llama7b.sampled_heads(cfg, some)
+    heads = llama7b.sampled_heads(cfg, chosen)
     hand = llama7b.by_hand(model, clean, corrupted, where, heads)
     each = statistics.mean(hand.seconds)
     one_by_one = ", ".join(f"{x:.1f}" for x in hand.seconds)
     say(f"hooked forwards of {heads}: {one_by_one} s; times {n}: {each * n:.0f} s, {each * n / seconds:.0f}x the sweep's")
-    if some is not None:
+    if chosen is not None:
         notes.append(f"all heads EXTRAPOLATED: {each * total / in_full:.0f}x, against {each * total:.0f} s")
         say(notes[-1])
     say("rounding: " + llama7b.check_rounding(model, clean, corrupted, where, found, hand))

@@ -25,8 +25,9 @@ import pycotmech as pcm
 from benchmarks.bench_patching import load
 from benchmarks.by_hand import cache_of, logit_difference, prompt_pair
 from benchmarks.conftest import best_of
-from tests.reference.paths import PROJECTIONS
 from tests.reference.truth import hooked, kl, z_of
+
+PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 
 SAMPLE = 9  # paths, three of each input
 

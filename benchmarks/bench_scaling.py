@@ -114,8 +114,8 @@ def plot(rows: list[tuple[str, Point, float, float]], path: str, cfg, title: str
     names = list(dict.fromkeys(name for name, *_ in rows))
     figure = Figure(figsize=(2.9 * len(names), 3.2), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
-        mine = sorted((value_of(name, point, cfg), seconds, work) for n, point, seconds, work in rows if n == name)
-        x, seconds, work = (list(column) for column in zip(*mine, strict=True))
+        of_name = sorted((value_of(name, point, cfg), seconds, work) for n, point, seconds, work in rows if n == name)
+        x, seconds, work = (list(column) for column in zip(*of_name, strict=True))
         follows = [seconds[0] * x[0] / v for v in x] if name == "threads" else [seconds[-1] * w / work[-1] for w in work]
         axis.plot(x, seconds, marker="o", label="measured")
         axis.plot(x, follows, color="0.5", ls="--", lw=1, label="as the work" if name != "threads" else "as the threads")

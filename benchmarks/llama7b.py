@@ -201,7 +201,7 @@ def widened_logits(hf: nn.Module, clean: Tensor, corrupted: Tensor, heads: list[
                 x = x + wide.self_attn(wide.input_layernorm(x), position_embeddings=rotary, attention_mask=None)[0]
             runs[run] = x + wide.mlp(wide.post_attention_layernorm(x))
     n = _widened(base.norm)(torch.cat([runs[run][:, -1] for run in sorted(runs)]))
-    return torch.cat([n @ some.float().T for some in hf.lm_head.weight.split(8192)], -1)
+    return torch.cat([n @ rows.float().T for rows in hf.lm_head.weight.split(8192)], -1)
 
 
 def _widened(module: nn.Module) -> nn.Module:

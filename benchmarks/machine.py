@@ -53,9 +53,9 @@ class Recording:
         found: Counter = Counter()
         own_lo, own_hi, lo, hi = rows.long().T
         for start in lo[hi > lo].unique().tolist():
-            mine = (lo == start) & (hi > lo)
-            causal = bool((own_hi == own_lo)[mine].all())
-            _pieces(found, (hi - lo)[mine], causal)
+            at_start = (lo == start) & (hi > lo)
+            causal = bool((own_hi == own_lo)[at_start].all())
+            _pieces(found, (hi - lo)[at_start], causal)
         table: Counter = Counter()
         for start in own_lo[own_hi - own_lo > 1].unique().tolist():
             table[tuple((own_hi - own_lo)[own_lo == start].tolist())] += 1

@@ -266,7 +266,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     task = Task(args.dtype, [tuple(map(int, name.split("."))) for name in args.heads])
-    with contextlib.redirect_stdout(io.StringIO()):  # the last line is for whoever started this
+    with contextlib.redirect_stdout(io.StringIO()):  # the last line is for the process that started this one
         seconds, cpu = map(float, KINDS[args.kind](task))
     T = len(task.clean)
     found = Measured(seconds, cpu, len(task.values), task.values, T, T - task.first)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pycotmech.model.model import Tokens, is_prompt, resolve_positions
+from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pycotmech.attention.prompts import checked, chosen_rows
 from pycotmech.model.arguments import check_integer, check_model, check_seed
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 from pycotmech.model.run import watch
 
 if TYPE_CHECKING:

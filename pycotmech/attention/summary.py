@@ -14,7 +14,7 @@ from pycotmech.attention.results import AttentionSummary
 from pycotmech.attention.segments import SegmentRule, Segments
 from pycotmech.attention.statistics import LayerStatistics, Readout, Wanted, read_layer
 from pycotmech.model.arguments import check_model
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 from pycotmech.model.run import watch
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pycotmech.lens.heads import HeadLogits, Parts
 from pycotmech.lens.readout import VALUES, LogitReadout
 from pycotmech.lens.request import NO_TOKEN, PromptRows, check_request, rows_of
 from pycotmech.model.arguments import check_model
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

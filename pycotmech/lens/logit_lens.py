@@ -14,7 +14,7 @@ from pycotmech.lens.request import NO_TOKEN, PromptRows, check_request, rows_of
 from pycotmech.lens.results import LogitLens
 from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.families.base import Family
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

@@ -7,8 +7,9 @@ for `config`; the others have tests of their own names.
 
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
-from pycotmech.model.model import Model, resolve_positions
+from pycotmech.model.model import Model
 from pycotmech.model.prefixes import Prefixes
+from pycotmech.model.prompts import resolve_positions
 from pycotmech.model.run import Activations, KeyValues, Packed, forward_packed
 
 __all__ = [

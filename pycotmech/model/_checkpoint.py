@@ -32,14 +32,14 @@ def weight_files(folder: Path) -> list[Path]:
             raise ValueError(f"{index} is not an index of safetensors shards ({error})") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"{folder} lacks {_some(missing)}, named in {index.name}: an incomplete download")
+            raise FileNotFoundError(f"{folder} lacks {_shortened(missing)}, named in {index.name}: an incomplete download")
         return [folder / name for name in names]
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds an adapter, not a model: merge it into its base model and save that")
     pickled = [path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))]
     if pickled:
         raise ValueError(
-            f"{folder} holds its weights only as {_some(pickled)}, a pickle, which can run code when it is opened "
+            f"{folder} holds its weights only as {_shortened(pickled)}, a pickle, which can run code when it is opened "
             "and is never read here; convert it to safetensors (model.save_pretrained(folder) in transformers)"
         )
     raise FileNotFoundError(f"{folder} has no weights: model.safetensors or model.safetensors.index.json is expected")
@@ -85,13 +85,13 @@ def check_tensors(
     coded = [f"{name} is {found[name][0]}" for name in expected if name in found and found[name][0] not in DTYPES]
     faults = []
     if missing:
-        faults.append(f"{len(missing)} missing: {_some(missing)}")
+        faults.append(f"{len(missing)} missing: {_shortened(missing)}")
     if extra:
-        faults.append(f"{len(extra)} unexpected: {_some(extra)}")
+        faults.append(f"{len(extra)} unexpected: {_shortened(extra)}")
     if wrong:
-        faults.append(f"{len(wrong)} of the wrong shape: {_some(wrong)}")
+        faults.append(f"{len(wrong)} of the wrong shape: {_shortened(wrong)}")
     if coded:
-        faults.append(f"{len(coded)} in a quantised or unknown dtype: {_some(coded)}")
+        faults.append(f"{len(coded)} in a quantised or unknown dtype: {_shortened(coded)}")
     if faults:
         raise ValueError(f"the tensors in {source} do not match its configuration: " + "; ".join(faults))
 
@@ -104,7 +104,7 @@ def check_loading_info(info: Mapping[str, Iterable], *, source: object) -> None:
         names = sorted(name if isinstance(name, str) else str(name[0]) for name in info.get(key) or ())
         names = [name for name in names if not name.endswith(_DERIVED)]
         if names:
-            faults.append(f"{len(names)} {word}: {_some(names)}")
+            faults.append(f"{len(names)} {word}: {_shortened(names)}")
     faults += [str(message) for message in info.get("error_msgs") or ()]
     if faults:
         raise ValueError(f"the tensors in {source} do not match its configuration: " + "; ".join(faults))
@@ -123,5 +123,5 @@ def check_finite(model: torch.nn.Module, *, source: object) -> None:
                 raise ValueError(f"{name} in {source} holds {kind} values: the checkpoint is damaged")
 
 
-def _some(names: list[str], limit: int = 4) -> str:
+def _shortened(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

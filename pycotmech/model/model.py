@@ -14,10 +14,7 @@ from pycotmech.model.check import check_against_hf
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.registry import family_of
 from pycotmech.model.prefixes import Prefixes
-from pycotmech.model.prompts import Tokens as Tokens
-from pycotmech.model.prompts import is_prompt as is_prompt
-from pycotmech.model.prompts import resolve_positions as resolve_positions
-from pycotmech.model.prompts import token_ids, unpacked
+from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions, token_ids, unpacked
 from pycotmech.model.run import Activations, run
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def reference(dz: Tensor, heads: Tensor, w_o: Tensor) -> Tensor:
-    """One product of the whole W_O with rows that are zero outside their head."""
+    """One product of all of W_O with rows that are zero outside their head."""
     R, D = dz.shape
     rows = torch.zeros(R, w_o.shape[1] // D, D, dtype=dz.dtype, device=dz.device)
     rows[torch.arange(R, device=dz.device), heads] = dz

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.arguments import check_model
-from pycotmech.model.model import Tokens, is_prompt, resolve_positions
+from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.results import Ablation
 from pycotmech.patching.sweep import SweepOptions, prepare_variants, sweep

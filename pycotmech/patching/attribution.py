@@ -26,7 +26,7 @@ from pycotmech.engine.bases import common_prefix
 from pycotmech.engine.metrics import ExampleMetric, Metric
 from pycotmech.model.arguments import check_model
 from pycotmech.model.families.base import Family
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 from pycotmech.model.twin import twin_of
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.pair_layout import PairLayout

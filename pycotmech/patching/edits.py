@@ -16,7 +16,7 @@ from pycotmech.engine.bases import Stage
 from pycotmech.engine.joins import SELF_PATCH_SITES
 from pycotmech.engine.row_edits import PER_QUERY, Entries
 from pycotmech.model.config import ModelConfig
-from pycotmech.model.model import resolve_positions
+from pycotmech.model.prompts import resolve_positions
 from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site
 
 EDIT_SITES = (*SITES, "pattern", "edge")

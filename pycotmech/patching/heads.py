@@ -10,7 +10,7 @@ from pycotmech.engine.metrics import Metric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import PER_QUERY
 from pycotmech.model.arguments import check_model
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
 from pycotmech.patching.attribution import attribute, check_screen
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 import torch
 
 from pycotmech.model.arguments import check_model
-from pycotmech.model.model import Tokens, resolve_positions
+from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.position_groups import PositionGroups, Positions, labels_of, positions_of
 from pycotmech.patching.results import Knockout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from pycotmech.engine.bases import Bases
 from pycotmech.engine.budget import Batch, Budget, Pieces
 from pycotmech.engine.evaluate import Evaluator
 from pycotmech.engine.joins import HeadJoins, self_patch_signs
+from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits
@@ -113,7 +114,7 @@ def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
     """Runs all paths of all pairs."""
     chunks, plan = cut_paths(layout, question.budget)
     evaluator = question.evaluator(plan)
-    found = run_chunks(question, layout, chunks, evaluator, partial(_evaluate, layout, evaluator))
+    found = run_chunks(question, layout, chunks, evaluator, lambda *held: _HeldChunk(layout, evaluator, *held).evaluate())
     scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches)
     paths, cfg = layout.paths, question.family.cfg
     result = PathSweep(
@@ -135,79 +136,66 @@ def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
     return result
 
 
-def _evaluate(
-    layout: PathLayout,
-    evaluator: Evaluator,
-    chunk: SenderChunk,
-    bases: Bases,
-    metrics: list[ExampleMetric],
-    out: PairValues,
-) -> None:
-    """Evaluates the paths of a chunk, and writes what is found to `out`."""
-    signs = self_patch_signs(bases, layout.seed, chunk.number)
-    controls = [_evaluate_batch(layout, evaluator, chunk, pieces, batch, bases, metrics, signs, out)
-                for batch, pieces in chunk.batches]  # fmt: skip
-    base, values = (torch.cat(parts) for parts in zip(*controls, strict=True))
-    for e, i in enumerate(chunk.readers):
-        out.self_patches[i] = values[base == e]
+@dataclass(frozen=True)
+class _HeldChunk:
+    """Evaluates the paths of a chunk whose runs are held, and writes what is found to `out`."""
 
+    layout: PathLayout
+    evaluator: Evaluator
+    chunk: SenderChunk
+    bases: Bases
+    metrics: list[ExampleMetric]
+    out: PairValues
 
-def _evaluate_batch(
-    layout: PathLayout,
-    evaluator: Evaluator,
-    chunk: SenderChunk,
-    pieces: Pieces,
-    batch: SenderBatch,
-    bases: Bases,
-    metrics: list[ExampleMetric],
-    signs: Tensor,
-    out: PairValues,
-) -> tuple[Tensor, Tensor]:
-    """Writes the paths from these senders to `out`; returns base and metric of the self-patches among them."""
-    family, paths, first, senders = evaluator.family, layout.paths, chunk.number, batch.senders
-    joins = _head_joins(layout, chunk, bases, batch.head, batch.number < 0, signs)
-    climbed = run_senders(
-        family, bases, senders, joins.of(0, len(senders)), layers=paths.layers, inputs=paths.inputs,
-        editable=joins.editable, freeze_mlps=paths.freeze_mlps, tick=evaluator.count,
-    )  # fmt: skip
-    if paths.receivers is None:
-        values = torch.empty(len(senders), dtype=torch.float64)
-        evaluator.measure(climbed.final, senders.base, metrics, values)
-        asked, own = batch.number >= 0, batch.number < 0
-        out.raw[first + senders.base[asked], batch.number[asked]] = values[asked]
-        return senders.base[own], values[own]
-    n = batch.n_self_patches
-    controls = _head_joins(layout, chunk, bases, batch.path_head[:n], torch.ones(n, dtype=torch.bool), signs)
-    values, _ = evaluator.run(
-        batch.paths, pieces, _path_joins(bases, climbed, batch, controls), RowEdits(family, bases), metrics
-    )  # fmt: skip
-    at = n
-    for block in batch.blocks:
-        size = len(block.senders) * len(block.heads)
-        found = values[at : at + size].view(len(block.senders), len(block.heads))[:, block.column]  # [U, K]
-        example, number = first + senders.base[block.senders, None], batch.number[block.senders, None]
-        out.raw[example, block.input, number, block.receivers] = found
-        at += size
-    return batch.paths.base[:n], values[:n]
+    @cached_property
+    def signs(self) -> Tensor:
+        return self_patch_signs(self.bases, self.layout.seed, self.chunk.number)
 
+    def evaluate(self) -> None:
+        controls = [self._evaluate(batch, pieces) for batch, pieces in self.chunk.batches]
+        base, values = (torch.cat(parts) for parts in zip(*controls, strict=True))
+        for e, i in enumerate(self.chunk.readers):
+            self.out.self_patches[i] = values[base == e]
 
-def _head_joins(
-    layout: PathLayout, chunk: SenderChunk, bases: Bases, head: Tensor, control: Tensor, signs: Tensor
-) -> HeadJoins:
-    """z of one head moves, at the positions asked for."""
-    spans = [layout.spans[i] for i in chunk.readers]
-    editable = [torch.isin(torch.arange(s.targets[0], s.read + 1), torch.tensor(s.targets)) for s in spans]
-    return HeadJoins.on_device_of(
-        layout.family, bases, control=control, moves=torch.ones_like(control), head=head,
-        position=torch.full_like(head, -1), editable=torch.cat(editable), signs=signs,
-    )  # fmt: skip
+    def _evaluate(self, batch: SenderBatch, pieces: Pieces) -> tuple[Tensor, Tensor]:
+        """Writes the paths from these senders; returns base and metric of the self-patches among them."""
+        paths, evaluator, first, senders = self.layout.paths, self.evaluator, self.chunk.number, batch.senders
+        joins = self._head_joins(batch.head, batch.number < 0)
+        with hint_at_budget(f"{len(senders)} sender(s) went through the layers"):
+            climbed = run_senders(
+                evaluator.family, self.bases, senders, joins.of(0, len(senders)), layers=paths.layers, inputs=paths.inputs,
+                editable=joins.editable, freeze_mlps=paths.freeze_mlps, tick=evaluator.count,
+            )  # fmt: skip
+        if paths.receivers is None:
+            values = torch.empty(len(senders), dtype=torch.float64)
+            evaluator.measure(climbed.final, senders.base, self.metrics, values)
+            asked, own = batch.number >= 0, batch.number < 0
+            self.out.raw[first + senders.base[asked], batch.number[asked]] = values[asked]
+            return senders.base[own], values[own]
+        n = batch.n_self_patches
+        controls = self._head_joins(batch.path_head[:n], torch.ones(n, dtype=torch.bool))
+        path_joins, edits = self._path_joins(climbed, batch, controls), RowEdits(evaluator.family, self.bases)
+        values, _ = evaluator.run(batch.paths, pieces, path_joins, edits, self.metrics)
+        at = n
+        for block in batch.blocks:
+            size = len(block.senders) * len(block.heads)
+            found = values[at : at + size].view(len(block.senders), len(block.heads))[:, block.column]  # [U, K]
+            example, number = first + senders.base[block.senders, None], batch.number[block.senders, None]
+            self.out.raw[example, block.input, number, block.receivers] = found
+            at += size
+        return batch.paths.base[:n], values[:n]
 
+    def _head_joins(self, head: Tensor, control: Tensor) -> HeadJoins:
+        """z of one head moves, at the positions asked for."""
+        spans = [self.layout.spans[i] for i in self.chunk.readers]
+        editable = [torch.isin(torch.arange(s.targets[0], s.read + 1), torch.tensor(s.targets)) for s in spans]
+        return HeadJoins.on_device_of(
+            self.layout.family, self.bases, control=control, moves=torch.ones_like(control), head=head,
+            position=torch.full_like(head, -1), editable=torch.cat(editable), signs=self.signs,
+        )  # fmt: skip
 
-def _path_joins(bases: Bases, climbed: Climbed, batch: SenderBatch, controls: HeadJoins) -> PathJoins:
-    device = controls.family.device
-    moved = batch.of_blocks(lambda block: block.moved).numpy()
-    sender, input = (
-        batch.of_blocks(value) for value in (lambda block: block.senders[:, None], lambda block: block.input)
-    )  # fmt: skip
-    tensors = (t.to(device) for t in (sender, input, batch.path_head, batch.paths.first))
-    return PathJoins(controls.family, bases, climbed, controls, moved, *tensors)
+    def _path_joins(self, climbed: Climbed, batch: SenderBatch, controls: HeadJoins) -> PathJoins:
+        moved = batch.of_blocks(lambda block: block.moved).numpy()
+        sender, input = batch.of_blocks(lambda block: block.senders[:, None]), batch.of_blocks(lambda block: block.input)
+        tensors = (t.to(self.layout.family.device) for t in (sender, input, batch.path_head, batch.paths.first))
+        return PathJoins(self.layout.family, self.bases, climbed, controls, moved, *tensors)

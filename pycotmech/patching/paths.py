@@ -18,7 +18,7 @@ from pycotmech.engine.senders import INPUTS
 from pycotmech.model.arguments import check_model
 from pycotmech.model.families.base import Family
 from pycotmech.model.families.registry import family_of
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 from pycotmech.patching.edits import check_heads
 from pycotmech.patching.pairs import Pair, targets_of
 from pycotmech.patching.path_layout import PathLayout, Paths, Span

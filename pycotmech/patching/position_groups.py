@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pycotmech.model.model import resolve_positions
+from pycotmech.model.prompts import resolve_positions
 
 Positions = slice | range | int | Sequence[int] | Tensor
 PositionGroups = Mapping[str, Positions]

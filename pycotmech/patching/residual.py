@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from pycotmech.model.arguments import check_model
-from pycotmech.model.model import Tokens
+from pycotmech.model.prompts import Tokens
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching.edits import parse_edit_site
 from pycotmech.patching.pair_sweep import prepare_sweep

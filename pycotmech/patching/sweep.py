@@ -20,8 +20,8 @@ from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_model, check_seed
-from pycotmech.model.model import Tokens, resolve_positions
 from pycotmech.model.prefixes import SEGMENT
+from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.model.run import Activations
 from pycotmech.patching.edits import Variant, VariantLayout, base_sites, lay_out
 from pycotmech.patching.pairs import answer_token
