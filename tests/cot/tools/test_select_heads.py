@@ -10,7 +10,6 @@ from pycotmech.cot.tools.head_sets import HeadSet, scores_of
 from pycotmech.cot.tools.result import Analysis
 from pycotmech.cot.tools.select_heads import select_heads, spread
 from pycotmech.stats import significance
-from pycotmech.stats.histogram import freedman_diaconis
 from tests.reference.tiny import tiny_llama
 
 # 64 scores from 0 to 10 with quartiles 4.5 and 6.5: bins of width 2 * 2 / 64^(1/3) = 1, the fullest from 5 to 6.
@@ -20,12 +19,6 @@ VALUES = [0.0, *[2.5] * 4, *[4.5] * 20, *[5.5] * 22, *[6.5] * 12, *[8.5] * 4, 10
 @pytest.fixture
 def grid():
     return np.random.default_rng(0).permutation(VALUES).reshape(4, 16)
-
-
-def test_bins_are_freedman_and_diaconis(grid):
-    np.testing.assert_allclose(freedman_diaconis(grid.ravel()), np.arange(11))
-    with pytest.raises(ValueError, match="half of the 5 scores or more are equal"):
-        freedman_diaconis(np.array([0, 1, 1, 1, 2.0]))
 
 
 @pytest.mark.parametrize(
