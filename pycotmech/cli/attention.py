@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from pycotmech.cli import options as o
 
 if TYPE_CHECKING:
@@ -15,24 +13,22 @@ if TYPE_CHECKING:
 
 _BEST = 5
 """Heads named on a line of the printed table."""
+_SEGMENTS = (
+    "Groups of tokens: 'question=575:610,shots=1:575' (token positions), or a JSON file "
+    '{"question": [575, 610], "rule": "a piece of the text"}.'
+)
 
 
 def attention(
-    text: Annotated[str, typer.Option(metavar="FILE", help="The text file with the prompt; '-' reads standard input.")],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder for tables and figures, made if it is missing.")],
+    text: Annotated[str, o.plain("The text file with the prompt; '-' reads standard input.", metavar="FILE")],
+    out: Annotated[str, o.plain("The folder for tables and figures, made if it is missing.", metavar="FOLDER")],
     model: o.Model = "smollm2-135m",
-    segments: Annotated[
-        str | None,
-        typer.Option(
-            help="Groups of tokens: 'question=575:610,shots=1:575' (token positions), or a JSON file "
-            '{"question": [575, 610], "rule": "a piece of the text"}.'
-        ),
-    ] = None,
-    top_k: Annotated[int, typer.Option(help="The number of heaviest keys kept of each row, 0 to 64.")] = 8,
+    segments: Annotated[str | None, o.plain(_SEGMENTS)] = None,
+    top_k: Annotated[int, o.plain("The number of heaviest keys kept of each row, 0 to 64.")] = 8,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     threads: o.Threads = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the folder already.")] = False,
+    overwrite: Annotated[bool, o.plain("Replace results that are in the folder already.", "--overwrite")] = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:

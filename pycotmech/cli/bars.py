@@ -7,12 +7,13 @@ import time
 from typing import Any
 
 from pycotmech.cli.options import say
-from pycotmech.runs.progress import Progress
+from pycotmech.files.text import printable
+from pycotmech.runs.progress import ProgressReporter
 
 _EVERY = 30.0  # seconds between lines where there is no terminal
 
 
-class Bars(Progress):
+class Bars(ProgressReporter):
     """Shows progress on standard error."""
 
     def __init__(self, quiet: bool) -> None:
@@ -36,7 +37,7 @@ class Bars(Progress):
 
     def at(self, done: float, where: str = "") -> None:
         if self.bar is not None:
-            self.bar.set_postfix_str(where, refresh=False)
+            self.bar.set_postfix_str(printable(where), refresh=False)
             self.bar.update(done - self.bar.n)
         elif not self.quiet and time.monotonic() - self.said > _EVERY:
             self.said = time.monotonic()

@@ -2,74 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pycotmech.files.text import printable
 
-TASK = "The task (instead of --pairs)"
-PATCH = "What is patched and measured"
-RUN = "How it runs"
+
+def _panel(title: str | None) -> Callable[..., Any]:
+    """A maker of options under a title of the help."""
+
+    def option(text: str, *names: str, **more: Any) -> Any:
+        return typer.Option(*names, help=text, rich_help_panel=title, **more)
+
+    return option
+
+
+plain, task, patch, how = map(_panel, (None, "The task (instead of --pairs)", "What is patched and measured", "How it runs"))
 
 Model = Annotated[
-    str,
-    typer.Option(help="The model: smollm2-135m, smollm2-135m-cot, tiny-cot; a folder, a GGUF file, or a Hugging Face name."),
+    str, plain("The model: smollm2-135m, smollm2-135m-cot, tiny-cot; a folder, a GGUF file, or a Hugging Face name.")
 ]
-# A path as text: of an empty text pathlib makes the current folder.
-Out = Annotated[str, typer.Option(metavar="FOLDER", help="The results folder. An interrupted run in it is continued.")]
-Pairs = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help='Your own prompts: a JSONL file of {"clean", "corrupted", "answer", "wrong", "name"}, as text or token ids.',
-    ),
-]
-Examples = Annotated[
-    int | None, typer.Option(help="The number of problems (10 by default; for paper 8).", rich_help_panel=TASK)
-]
-Shots = Annotated[
-    int | None,
-    typer.Option(help="The number of demonstrations before the problem (8 by default; for tiny-cot 4).", rich_help_panel=TASK),
-]
-Style = Annotated[str | None, typer.Option(help="The wording: every (default) or paper.", rich_help_panel=TASK)]
-Order = Annotated[
-    str | None,
-    typer.Option(help="The order of the premises: forward, backward, membership_first or shuffled.", rich_help_panel=TASK),
-]
-Ontology = Annotated[str | None, typer.Option(help="The ontology: fictional (default) or false.", rich_help_panel=TASK)]
-Direction = Annotated[
-    str,
-    typer.Option(help="denoise patches clean heads into the corrupted run; noise does the reverse.", rich_help_panel=PATCH),
-]
-Metric = Annotated[
-    str, typer.Option(help="The metric: kl, logit_diff or prob, read at the last position.", rich_help_panel=PATCH)
-]
-Positions = Annotated[
-    str,
-    typer.Option(
-        help="Where heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).", rich_help_panel=PATCH
-    ),
-]
-Dtype = Annotated[
-    str, typer.Option(help="The model's dtype: auto, float32, bfloat16, float16 or float64.", rich_help_panel=RUN)
-]
-Device = Annotated[str, typer.Option(help="The device: cpu, cuda, cuda:1, ...", rich_help_panel=RUN)]
-Seed = Annotated[int, typer.Option(help="Seed for examples and the noise floor.", rich_help_panel=RUN)]
-Memory = Annotated[
-    float | None,
-    typer.Option(
-        "--memory-gb", help="The memory that a sweep may use, in GB (half of what is free by default).", rich_help_panel=RUN
-    ),
-]
-Threads = Annotated[
-    int | None, typer.Option(help="The number of PyTorch's threads (one per core by default).", rich_help_panel=RUN)
-]
-Top = Annotated[int, typer.Option(help="The number of heads shown per step.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+# A path is a text here: of an empty text pathlib makes the current folder.
+Out = Annotated[str, plain("The results folder. An interrupted run in it is continued.", metavar="FOLDER")]
+_PAIRS = 'Your own prompts: a JSONL file of {"clean", "corrupted", "answer", "wrong", "name"}, as text or token ids.'
+Pairs = Annotated[str | None, plain(_PAIRS, metavar="FILE")]
+Examples = Annotated[int | None, task("The number of problems (10 by default; for paper 8).")]
+Shots = Annotated[int | None, task("The number of demonstrations before the problem (8 by default; for tiny-cot 4).")]
+Style = Annotated[str | None, task("The wording: every (default) or paper.")]
+Order = Annotated[str | None, task("The order of the premises: forward, backward, membership_first or shuffled.")]
+Ontology = Annotated[str | None, task("The ontology: fictional (default) or false.")]
+Direction = Annotated[str, patch("denoise patches clean heads into the corrupted run; noise does the reverse.")]
+Metric = Annotated[str, patch("The metric: kl, logit_diff or prob, read at the last position.")]
+Positions = Annotated[str, patch("Where heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).")]
+Dtype = Annotated[str, how("The model's dtype: auto, float32, bfloat16, float16 or float64.")]
+Device = Annotated[str, how("The device: cpu, cuda, cuda:1, ...")]
+Seed = Annotated[int, how("Seed for examples and the noise floor.")]
+Memory = Annotated[float | None, how("The memory a sweep may use, in GB (half of what is free by default).", "--memory-gb")]
+Threads = Annotated[int | None, how("The number of PyTorch's threads (one per core by default).")]
+Top = Annotated[int, plain("The number of heads shown per step.")]
+Quiet = Annotated[bool, plain("Print nothing but errors.", "--quiet", "-q")]
 # Looked at by the shell's main(), which turns every other error into one line.
-Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+Debug = Annotated[bool, plain("Show the full traceback of an error.", "--debug")]
 
 
 def say(text: object = "", *, err: bool = False) -> None:
@@ -114,6 +90,9 @@ def new_file(text: str | None, name: str) -> Path | None:
     from pycotmech.runs.folder import check_writable, made_folder
 
     check_writable(made_folder(found.absolute().parent, name), name)
-    if found.is_dir():
-        raise ValueError(f"{name}: {found} is a folder; expected a file")
+    try:
+        if found.is_dir():
+            raise ValueError(f"{name}: {found} is a folder; expected a file")
+    except OSError as error:  # a name that is too long
+        raise ValueError(f"{name}: {found.name[:60]}... cannot be written ({error.strerror})") from error
     return found

@@ -14,13 +14,13 @@ def paper(
     out: o.Out,
     examples: o.Examples = None,
     only: Annotated[
-        str | None, typer.Option(help="The analyses to run, with what they need, such as patch_steps,E8 (all by default).")
+        str | None, o.plain("The analyses to run, with what they need, such as patch_steps,E8 (all by default).")
     ] = None,
     shots: o.Shots = None,
     style: o.Style = None,
     order: o.Order = None,
     ontology: o.Ontology = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what it will cost, and stop.")] = False,
+    plan: Annotated[bool, o.plain("Print what it will cost, and stop.", "--plan")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,

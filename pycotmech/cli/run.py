@@ -14,20 +14,13 @@ def run(
     out: o.Out,
     examples: o.Examples = None,
     pairs: o.Pairs = None,
-    steps: Annotated[
-        str | None, typer.Option(help="The steps of the reasoning, such as 0,5,9 (all by default).", rich_help_panel=o.TASK)
-    ] = None,
+    steps: Annotated[str | None, o.task("The steps of the reasoning, such as 0,5,9 (all by default).")] = None,
     shots: o.Shots = None,
-    hops: Annotated[
-        int | None, typer.Option(help="The number of rules in the chain (2 by default).", rich_help_panel=o.TASK)
-    ] = None,
+    hops: Annotated[int | None, o.task("The number of rules in the chain (2 by default).")] = None,
     style: o.Style = None,
     order: o.Order = None,
     ontology: o.Ontology = None,
-    distractors: Annotated[
-        int | None,
-        typer.Option(help="The number of premises that lead nowhere (0 by default).", rich_help_panel=o.TASK),
-    ] = None,
+    distractors: Annotated[int | None, o.task("The number of premises that lead nowhere (0 by default).")] = None,
     direction: o.Direction = "denoise",
     metric: o.Metric = "kl",
     positions: o.Positions = "all",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pycotmech.cli import options as o
 
 if TYPE_CHECKING:
@@ -14,22 +12,19 @@ if TYPE_CHECKING:
 
 def sweep(
     model: o.Model,
-    clean: Annotated[str | None, typer.Option(help="The clean prompt.")] = None,
-    corrupted: Annotated[str | None, typer.Option(help="The corrupted prompt, aligned with it token for token.")] = None,
-    answer: Annotated[str | None, typer.Option(help="The word that follows the clean prompt.")] = None,
-    wrong: Annotated[str | None, typer.Option(help="The word that follows the corrupted prompt.")] = None,
+    clean: Annotated[str | None, o.plain("The clean prompt.")] = None,
+    corrupted: Annotated[str | None, o.plain("The corrupted prompt, aligned with it token for token.")] = None,
+    answer: Annotated[str | None, o.plain("The word that follows the clean prompt.")] = None,
+    wrong: Annotated[str | None, o.plain("The word that follows the corrupted prompt.")] = None,
     pairs: o.Pairs = None,
     direction: o.Direction = "denoise",
     metric: o.Metric = "kl",
     positions: o.Positions = "all",
     screen: Annotated[
-        int | None,
-        typer.Option(
-            help="Sweep only the K heads with the largest first-order estimates.", metavar="K", rich_help_panel=o.PATCH
-        ),
+        int | None, o.patch("Sweep only the K heads with the largest first-order estimates.", metavar="K")
     ] = None,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write all heads to this CSV file.")] = None,
-    png: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the heat map into this PNG file.")] = None,
+    csv: Annotated[str | None, o.plain("Write all heads to this CSV file.", metavar="FILE")] = None,
+    png: Annotated[str | None, o.plain("Draw the heat map into this PNG file.", metavar="FILE")] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,

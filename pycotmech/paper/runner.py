@@ -19,7 +19,7 @@ from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import ENTRIES, chosen
 from pycotmech.paper.summary import write_summary
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
-from pycotmech.runs.progress import Progress
+from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.settings import Settings, model_identity, torch_threads, versions
 from pycotmech.runs.work import make_examples
 
@@ -51,7 +51,7 @@ def run(
     out: str | os.PathLike,
     *,
     only: tuple[str, ...] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressReporter | None = None,
     say: Callable[[str], None] | None = None,
     plan_only: bool = False,
 ) -> PaperOutcome:
@@ -73,14 +73,14 @@ def run(
     entries = chosen(only)
     opened: AbstractContextManager[Path] = nullcontext(checked_path(out)) if plan_only else open_folder(out)
     with opened as folder:
-        return _run(settings, folder, entries, progress or Progress(), say or (lambda text: None), plan_only)
+        return _run(settings, folder, entries, progress or ProgressReporter(), say or (lambda text: None), plan_only)
 
 
 def _run(
     settings: Settings,
     folder: Path,
     entries: list[Description],
-    progress: Progress,
+    progress: ProgressReporter,
     say: Callable[[str], None],
     plan_only: bool,
 ) -> PaperOutcome:
@@ -172,7 +172,7 @@ def _stored_facts(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progress: Progress) -> Analysis | None:
+def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progress: ProgressReporter) -> Analysis | None:
     """The stored result of these settings; None where there is none or it is damaged."""
     try:
         result = entry.result.load(folder / "data")

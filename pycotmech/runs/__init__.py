@@ -9,12 +9,12 @@ others have tests of their own names.
 
 from pycotmech.runs.folder import open_folder
 from pycotmech.runs.pairs import PromptPair, read_pairs
-from pycotmech.runs.progress import Progress
+from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.settings import Settings
 from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, read
 
 __all__ = [
-    "Progress",
+    "ProgressReporter",
     "PromptPair",
     "ResultAxes",
     "Settings",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pycotmech.files.arrays import save_arrays
 from pycotmech.files.write import replacing, write_text
 from pycotmech.runs.folder import checked_path, open_folder
-from pycotmech.runs.progress import Progress
+from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.settings import torch_threads
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def summarise_text(
     device: str = "cpu",
     threads: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressReporter | None = None,
 ) -> TextAttention:
     """Summarises the attention of every head over a text, and writes it to the folder `out`.
 
@@ -58,7 +58,7 @@ def summarise_text(
     from pycotmech.attention.summary import attention_summary
     from pycotmech.model import Model
 
-    progress = progress or Progress()
+    progress = progress or ProgressReporter()
     Wanted(top_k)
     named = read_segments(segments)
     if (checked_path(out) / STORE).exists() and not overwrite:

@@ -18,7 +18,7 @@ import numpy as np
 from pycotmech.files.write import write_text
 from pycotmech.runs.folder import open_folder, refuse_other_settings
 from pycotmech.runs.pairs import read_pairs, words_read
-from pycotmech.runs.progress import Progress
+from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.settings import Settings, model_identity, torch_threads, versions
 from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, stored_identity
 from pycotmech.runs.work import SweepUnit, SweepWork, work_of_pairs, work_of_task
@@ -39,7 +39,7 @@ class RunOutcome:
     failures: list[str]
 
 
-def run(settings: Settings, out: str | os.PathLike, *, progress: Progress | None = None) -> RunOutcome:
+def run(settings: Settings, out: str | os.PathLike, *, progress: ProgressReporter | None = None) -> RunOutcome:
     """Does what the settings say, keeps it in the folder `out`, and goes on where an earlier run of the same stopped.
 
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the model is loaded where possible
@@ -48,7 +48,7 @@ def run(settings: Settings, out: str | os.PathLike, *, progress: Progress | None
     Cost: one forward pass per example, then one sweep (`patch_heads_each`) for the steps of an example that are right and have
     the same word replaced.
     """
-    progress = progress or Progress()
+    progress = progress or ProgressReporter()
     settings.check()
     pairs = None if settings.pairs is None else read_pairs(settings.pairs, metric=settings.metric)
     with open_folder(out) as folder:
@@ -88,7 +88,7 @@ def _new_store(folder: Path, work: SweepWork, model: Model, identity: dict[str, 
     return SweepStore.create(folder, axes, identity=identity, about=json.loads(json.dumps(about)))
 
 
-def _grade(model: Model, work: SweepWork, store: SweepStore, progress: Progress) -> None:
+def _grade(model: Model, work: SweepWork, store: SweepStore, progress: ProgressReporter) -> None:
     """Keeps which steps the model gets right, and skips the others. Of a pair: whether the answer is the likeliest token."""
     todo = [e for e, row in enumerate(store.graded()) if (row < 0).all()]
     progress.begin("grading", len(todo), "example")
@@ -104,7 +104,7 @@ def _grade(model: Model, work: SweepWork, store: SweepStore, progress: Progress)
 
 
 def _sweep(
-    model: Model, work: SweepWork, store: SweepStore, folder: Path, settings: Settings, progress: Progress
+    model: Model, work: SweepWork, store: SweepStore, folder: Path, settings: Settings, progress: ProgressReporter
 ) -> RunOutcome:
     state = store.state()
     resumed, total = int((state == SweepState.FINISHED).sum()), int((state == SweepState.PENDING).sum())
@@ -135,7 +135,7 @@ def _sweep(
     return RunOutcome(folder, done, resumed, failures)
 
 
-def _patched(model: Model, batch: list[SweepUnit], settings: Settings, progress: Progress, before: int) -> list[Any]:
+def _patched(model: Model, batch: list[SweepUnit], settings: Settings, progress: ProgressReporter, before: int) -> list[Any]:
     """The sweeps of a batch. before: how many sweeps were done before it, for the progress."""
     from pycotmech.patching import patch_heads_each
 

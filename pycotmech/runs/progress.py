@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Progress:
+class ProgressReporter:
     """Receives what happens, so that the shell can show it. This one shows nothing."""
 
     def note(self, text: str) -> None:
