@@ -61,8 +61,7 @@ def summarise_text(
     progress = progress or ProgressReporter()
     Wanted(top_k)
     named = read_segments(segments)
-    if (checked_path(out) / STORE).exists() and not overwrite:
-        raise ValueError(f"out: {out} holds results already; choose another folder, or give --overwrite")
+    _refuse_results(checked_path(out), overwrite)
     with torch_threads(threads):
         loaded = Model.from_pretrained(model, dtype=dtype, device=device)
         tokens = loaded.to_tokens(prompt, argument="text")
@@ -71,6 +70,7 @@ def summarise_text(
         rule = {n: where if isinstance(where, slice) else find_text(loaded, prompt, where, n) for n, where in named.items()}
         SegmentRule(rule).label(len(tokens))
         with open_folder(out) as folder:
+            _refuse_results(folder, overwrite)
             progress.note("\n".join([f"{loaded}, {len(tokens)} tokens", *(f"note: {note}" for note in loaded.notes)]))
             progress.begin("attention", loaded.cfg.n_layers, "layer")
             summary = attention_summary(
@@ -81,6 +81,11 @@ def summarise_text(
             scores = head_scores(loaded, tokens)
             _write(folder, loaded, summary, scores)
     return TextAttention(loaded, summary, scores)
+
+
+def _refuse_results(folder: Path, overwrite: bool) -> None:
+    if (folder / STORE).exists() and not overwrite:
+        raise ValueError(f"out: {folder} holds results already; choose another folder, or give --overwrite")
 
 
 def read_segments(text: str | None) -> dict[str, slice | str]:
