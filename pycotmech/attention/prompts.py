@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions
+from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions, unpacked
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -21,6 +21,7 @@ def is_list_of_prompts(tokens: Tokens | Sequence[Tokens]) -> bool:
 
 def checked(model: Model, tokens: Tokens) -> tuple[Tensor, bool]:
     """(ids [B, T] on the CPU, whether a batch was given); ValueError names `tokens`."""
+    tokens = unpacked(tokens)
     if isinstance(tokens, Tensor) and tokens.ndim == 2:
         if not len(tokens):
             raise ValueError(f"tokens: the batch is empty, got shape {list(tokens.shape)}; expected [B, T]")

@@ -14,7 +14,7 @@ from pycotmech.attention.results import AttentionSummary
 from pycotmech.attention.segments import SegmentRule, Segments
 from pycotmech.attention.statistics import LayerStatistics, Readout, Wanted, read_layer
 from pycotmech.model.arguments import check_model
-from pycotmech.model.prompts import Tokens
+from pycotmech.model.prompts import Tokens, unpacked
 from pycotmech.model.run import watch
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def attention_summary(
     check_model(model)
     wanted = Wanted(top_k, entropy, received, readout)
     model.family.refuse_unsupported()
+    tokens = unpacked(tokens)
     if is_list_of_prompts(tokens):
         return _of_list(model, tokens, segments, rows, wanted, progress)  # type: ignore[arg-type]
     return _Job(model, tokens, segments, rows, wanted, progress).run()  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.arguments import check_model
-from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions
+from pycotmech.model.prompts import Tokens, listed, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.results import Ablation
 from pycotmech.patching.sweep import SweepOptions, prepare_variants, sweep
@@ -121,9 +121,9 @@ def _sets(heads, n_layers: int, n_heads: int, each: bool) -> list[Heads]:
 
 def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -> tuple[Tensor, list[int], str]:
     """z [L, T, H, D] of another prompt; the positions where it can differ; which prompt it is, in words."""
-    if len(other) == 0:
+    prompts, _ = listed(other, argument="resample")
+    if not prompts or len(prompts[0]) == 0:
         raise ValueError("resample: got nothing; expected a prompt, or a list with at least one")
-    prompts = [other] if is_prompt(other) else list(other)
     all_tokens = [model.to_tokens(p, argument=f"resample[{i}]") for i, p in enumerate(prompts)]
     for i, t in enumerate(all_tokens):
         if len(t) != len(base):
@@ -139,8 +139,9 @@ def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -
 
 def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
     """Mean z over prompts: [L, H, D], or by role [L, T, H, D]; in words; the number of prompts."""
-    if len(prompts) == 0 or is_prompt(prompts):
-        got = "one prompt" if len(prompts) else "an empty list"
+    prompts, single = listed(prompts, argument="mean")
+    if single or not prompts:
+        got = "one prompt" if single and len(prompts[0]) else "an empty list"
         raise ValueError(f"mean: got {got}; expected a tensor of means, or a list of prompts")
     all_tokens = [model.to_tokens(p, argument=f"mean[{i}]") for i, p in enumerate(prompts)]
     if roles is None:

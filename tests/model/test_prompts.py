@@ -73,6 +73,15 @@ def test_a_tokenizer_s_output_for_several_prompts(model, ids):
     found = pcm.patch_heads(model, pair, other)
     assert np.array_equal(found.values, pcm.patch_heads(model, ids, ids[::-1]).values)
     assert model.run(pair).logits.shape[:2] == (2, len(ids[0]))
+    both = torch.stack(ids)
+    assert np.array_equal(pcm.attention_summary(model, pair).mass, pcm.attention_summary(model, both).mass)
+    assert np.array_equal(pcm.head_scores(model, pair).previous, pcm.head_scores(model, both).previous)
+    assert np.array_equal(pcm.logit_lens(model, pair).logits, pcm.logit_lens(model, both).logits)
+    mean = [pcm.ablate_heads(model, ids[0], [(0, 1)], kind="mean", mean=m).effect for m in (pair, both, ids)]
+    assert np.array_equal(mean[0], mean[1]) and np.array_equal(mean[0], mean[2])
+    s = next(s for s in range(9) if torch.randint(2, (1,), generator=torch.Generator().manual_seed(s)))  # draws the second
+    drawn = [pcm.ablate_heads(model, ids[0], [(0, 1)], kind="resample", resample=m, seed=s).effect for m in (pair, ids)]
+    assert np.array_equal(*drawn)
     short = model.tokenizer([CLEAN, "Max is a"], padding=True, return_tensors="pt")
     assert [len(a.tokens) for a in model.run(short)] == [len(ids[0]), 3]
     assert [len(p) for p in unpacked(short)] == [len(ids[0]), 3]
