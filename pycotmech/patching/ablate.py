@@ -122,7 +122,7 @@ def _sets(heads, n_layers: int, n_heads: int, each: bool) -> list[Heads]:
 def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -> tuple[Tensor, list[int], str]:
     """z [L, T, H, D] of another prompt; the positions where it can differ; which prompt it is, in words."""
     prompts, _ = listed(other, argument="resample")
-    if not prompts or len(prompts[0]) == 0:
+    if isinstance(other, Sequence) and not len(other):
         raise ValueError("resample: got nothing; expected a prompt, or a list with at least one")
     all_tokens = [model.to_tokens(p, argument=f"resample[{i}]") for i, p in enumerate(prompts)]
     for i, t in enumerate(all_tokens):
@@ -141,7 +141,7 @@ def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
     """Mean z over prompts: [L, H, D], or by role [L, T, H, D]; in words; the number of prompts."""
     prompts, single = listed(prompts, argument="mean")
     if single or not prompts:
-        got = "one prompt" if single and len(prompts[0]) else "an empty list"
+        got = "one prompt" if single and prompts != [[]] else "an empty list"
         raise ValueError(f"mean: got {got}; expected a tensor of means, or a list of prompts")
     all_tokens = [model.to_tokens(p, argument=f"mean[{i}]") for i, p in enumerate(prompts)]
     if roles is None:
