@@ -21,6 +21,7 @@ from transformers import (
 import pycotmech as pcm
 from pycotmech.attention import hf as interface
 from tests.attention.patterns import entropy, patterns, top
+from tests.reference.close import assert_allclose, assert_close
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
 
@@ -65,7 +66,7 @@ def logits(model: torch.nn.Module, *args, **options) -> torch.Tensor:
 def test_logits_equal_those_of_eager(hf, dtype, atol):
     hf, tokens = hf.to(dtype), ids(2, T)
     want = logits(hf, tokens)
-    torch.testing.assert_close(logits(set_to(hf, "pycotmech"), tokens), want, rtol=0, atol=atol)
+    assert_close(logits(set_to(hf, "pycotmech"), tokens), want, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", masks())
@@ -75,7 +76,7 @@ def test_padding_is_honoured_wherever_it_stands(hf, name):
     want = logits(set_to(hf, "sdpa"), tokens, attention_mask=mask, position_ids=positions)
     got = logits(set_to(hf, "pycotmech"), tokens, attention_mask=mask, position_ids=positions)
     real = mask.bool()
-    torch.testing.assert_close(got[real], want[real], rtol=0, atol=1e-5)
+    assert_close(got[real], want[real], rtol=0, atol=1e-5)
     assert torch.isfinite(got).all()
     unmasked = logits(hf, tokens, position_ids=positions)
     without_effect = ("right", "an example of padding only")  # causality hides it, or nothing real is left
@@ -112,7 +113,7 @@ def test_a_cache_is_continued_with_several_tokens_and_holes(hf):
             logits(hf, tokens[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], past_key_values=cache)
             for a, b in ((0, 9), (9, 10), (10, T))
         ]
-        torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], want[mask.bool()], rtol=0, atol=1e-5)
+        assert_close(torch.cat(parts, 1)[mask.bool()], want[mask.bool()], rtol=0, atol=1e-5)
 
 
 def test_the_name_is_known_to_a_configuration():
@@ -128,7 +129,7 @@ def test_softcap_and_scale_reach_the_op():
     z, none = interface.attention_forward(model.model.layers[0].self_attn, q, k, v, None, scaling=0.5, softcap=2.0)
     s = 2.0 * torch.tanh(q @ k.mT * 0.5 / 2.0)
     want = s.masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(z, want.transpose(1, 2), rtol=0, atol=1e-12)
+    assert_close(z, want.transpose(1, 2), rtol=0, atol=1e-12)
     assert none is None
 
 
@@ -173,7 +174,7 @@ def test_masks_beyond_padding_are_refused():
 def test_a_backward_pass_says_that_there_is_none():
     hf = set_to(tiny_llama().requires_grad_(True), "pycotmech")
     out = hf(ids(1, T)).logits
-    torch.testing.assert_close(out.detach(), logits(set_to(hf, "eager"), ids(1, T)), rtol=0, atol=2e-4)
+    assert_close(out.detach(), logits(set_to(hf, "eager"), ids(1, T)), rtol=0, atol=2e-4)
     with pytest.raises(NotImplementedError, match="no backward pass"):
         out.sum().backward()
 
@@ -182,7 +183,7 @@ def test_a_backward_pass_says_that_there_is_none():
 
 
 def close(got: np.ndarray, want: torch.Tensor, atol: float = 1e-11) -> None:
-    np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=atol)
+    assert_allclose(got, want.numpy(), rtol=0, atol=atol)
 
 
 def test_a_captured_forward_equals_the_patterns_and_the_summary(hf):
@@ -200,7 +201,7 @@ def test_a_captured_forward_equals_the_patterns_and_the_summary(hf):
     close(summary.top_weights, weights)
     assert np.array_equal(summary.top_keys, keys.numpy())
     ours = pcm.attention_summary(pcm.Model(wide), tokens, segments={"a": slice(3, 8)}, top_k=4)
-    np.testing.assert_allclose(summary.lse, ours.lse, rtol=0, atol=1e-11)
+    assert_allclose(summary.lse, ours.lse, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["left", "right", "holes", "mixed"])
@@ -293,7 +294,7 @@ def test_other_families_with_left_padding(name):
     assert torch.equal(got, want) and model.config._attn_implementation == "sdpa"
     real = mask.bool()
     mass = torch.as_tensor(summary.forwards[0].segment("a")).movedim(3, 1)[real]
-    torch.testing.assert_close(mass.double(), p[..., 3:8].sum(-1).movedim(3, 1)[real], rtol=0, atol=1e-5)
+    assert_close(mass.double(), p[..., 3:8].sum(-1).movedim(3, 1)[real], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

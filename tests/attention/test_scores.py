@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import pycotmech as pcm
 from pycotmech.attention import scores as module
 from tests.attention.patterns import patterns
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
 
@@ -45,7 +46,7 @@ def test_scores_equal_the_averages_over_patterns(rows, pairs, monkeypatch):
     found = pcm.head_scores(pcm.Model(wide), tokens, rows=rows)
     want = slow_scores(patterns(wide, tokens), tokens, [r % 31 for r in rows or range(31)])
     for kind in module.KINDS:
-        np.testing.assert_allclose(found[kind], want[kind], rtol=0, atol=1e-11, err_msg=kind)
+        assert_allclose(found[kind], want[kind], rtol=0, atol=1e-11, err_msg=kind)
 
 
 def test_a_kind_that_is_nowhere_possible_has_no_score():
@@ -153,5 +154,5 @@ def test_plot_has_one_map_for_each_kind(tmp_path):
     found = pcm.head_scores(pcm.Model(tiny_llama()))
     figure = found.plot(path=str(tmp_path / "scores.png"))
     assert [axis.get_title() for axis in figure.axes[:4]] == list(module.KINDS)
-    np.testing.assert_allclose(figure.axes[1].images[0].get_array(), found.previous)
+    assert_allclose(figure.axes[1].images[0].get_array(), found.previous)
     assert (tmp_path / "scores.png").stat().st_size > 1000

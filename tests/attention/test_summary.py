@@ -9,6 +9,7 @@ import torch
 import pycotmech as pcm
 from pycotmech.model import climb as climb_module
 from tests.attention.patterns import entropy, patterns, top
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
 
@@ -28,7 +29,7 @@ def hf(request):
 
 def close(got: np.ndarray, want: torch.Tensor, atol: float) -> None:
     assert got.shape == tuple(want.shape)
-    np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=atol)
+    assert_allclose(got, want.numpy(), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-11), (torch.float32, 5e-5)])
@@ -84,7 +85,7 @@ def test_rows_are_chosen_in_order_and_column_sums_count_them(hf):
     close(s.top_weights, weights[..., at, :], 1e-11)
     assert np.array_equal(s.top_keys, keys[..., at, :].numpy())
     all_rows = pcm.attention_summary(pcm.Model(wide), tokens)
-    np.testing.assert_allclose(s.lse, all_rows.lse[..., at], rtol=0, atol=1e-11)
+    assert_allclose(s.lse, all_rows.lse[..., at], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("rows", [slice(10, 13), range(10, 13), torch.tensor([10, 11, 12])])
@@ -167,8 +168,8 @@ def test_row_blocks_change_nothing_beyond_rounding(monkeypatch):
     whole = pcm.attention_summary(pcm.Model(wide), tokens, segments=SEGMENTS)
     monkeypatch.setattr(climb_module.blocks, "__defaults__", (5,))
     cut = pcm.attention_summary(pcm.Model(wide), tokens, segments=SEGMENTS)
-    np.testing.assert_allclose(whole.mass, cut.mass, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(whole.received, cut.received, rtol=0, atol=1e-12)
+    assert_allclose(whole.mass, cut.mass, rtol=0, atol=1e-12)
+    assert_allclose(whole.received, cut.received, rtol=0, atol=1e-12)
 
 
 def test_what_is_not_asked_for_is_none():
@@ -210,7 +211,7 @@ def test_plot_shows_the_mean_masses():
     figure = s.plot(rows=slice(20, None))
     images = [axis.images[0] for axis in figure.axes if axis.images]
     assert [axis.get_title() for axis in figure.axes[:3]] == ["a", "b", "first"]
-    np.testing.assert_allclose(images[0].get_array(), s.segment("a")[..., 20:].mean(-1), atol=1e-6)
+    assert_allclose(images[0].get_array(), s.segment("a")[..., 20:].mean(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

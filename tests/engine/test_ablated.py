@@ -7,6 +7,7 @@ import pycotmech as pcm
 from pycotmech.engine.ablated import AblatedRuns
 from pycotmech.engine.decode import Runs
 from pycotmech.model.run import forward_packed
+from tests.reference.close import assert_close
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, edited, logits_of
 
@@ -167,7 +168,7 @@ def test_a_run_can_end_below_the_top(case, upto):
     runs = AblatedRuns(model.family, prompts, reads, shared=P, fill=fill, roles=roles, upto=upto)
     whole = torch.zeros(L, H, dtype=torch.bool)
     expected = [model.run(p, capture=("resid_post",))["resid_post"][upto - 1][r] for p, r in zip(prompts, reads, strict=True)]
-    torch.testing.assert_close(runs.final(whole), torch.cat(expected), atol=2e-5, rtol=1e-5)
+    assert_close(runs.final(whole), torch.cat(expected), atol=2e-5, rtol=1e-5)
     some = sets()["some"]
     above = some.clone()
     above[upto:] = True

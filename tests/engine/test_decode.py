@@ -5,6 +5,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.engine.decode import Runs
+from tests.reference.close import assert_close
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, hooked, logits_of, z_of
 
@@ -61,9 +62,7 @@ def test_ragged_runs_do_not_touch_each_other():
     again = runs.advance(more)
     for i, (p, m) in enumerate(zip(prompts, more)):
         for row, tokens in ((final[i], p), (again[i], torch.cat((p, m)))):
-            torch.testing.assert_close(
-                model.family.logits(row[None])[0], logits_of(hf, tokens, keep=1)[0], rtol=1e-8, atol=1e-8
-            )
+            assert_close(model.family.logits(row[None])[0], logits_of(hf, tokens, keep=1)[0], rtol=1e-8, atol=1e-8)
 
 
 def test_bad_input():

@@ -10,6 +10,7 @@ from pycotmech.engine.row_edits import Entries, GivenValues, RowEdits
 from pycotmech.engine.rows import PackedRows, Variants
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model.work import LayerRows
+from tests.reference.close import assert_close
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
 
@@ -53,14 +54,14 @@ def test_a_variant_that_joins_with_the_other_run_is_the_other_run(case, block, m
         seen[l] = n
         for i in range(n):
             own = x[rows.begins[i] : rows.begins[i + 1]]
-            torch.testing.assert_close(own, clean["resid_pre"][l, FIRST:], rtol=1e-10, atol=1e-12)
+            assert_close(own, clean["resid_pre"][l, FIRST:], rtol=1e-10, atol=1e-12)
 
     final = Staircase(model.family, found.bases, variants(*EVERYWHERE), from_source(found.bases), watch=watch).run()
-    torch.testing.assert_close(final, found.source_final.expand(len(EVERYWHERE), -1), rtol=1e-10, atol=1e-12)
+    assert_close(final, found.source_final.expand(len(EVERYWHERE), -1), rtol=1e-10, atol=1e-12)
     assert seen == {0: 1, 1: 2, 2: 5}
     half = [(0, Stage.MID), (1, Stage.POST), (0, Stage.PRE)]
     x = Staircase(model.family, found.bases, variants(*half), from_source(found.bases), upto=2).run()
-    torch.testing.assert_close(x, clean["resid_pre"][2, FIRST:].repeat(3, 1), rtol=1e-10, atol=1e-12)
+    assert_close(x, clean["resid_pre"][2, FIRST:].repeat(3, 1), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("upto", [None, 2])
@@ -77,7 +78,7 @@ def test_frozen_parts_add_what_they_added(case, upto):
         model.family, found.bases, variants((1, Stage.MID), (0, Stage.MID)), join, frozen=("attn_out", "mlp_out"), upto=upto
     ).run()
     expected = torch.cat((end + change[1], end + change[0])) if upto else torch.cat((end + change[0], end + change[1]))
-    torch.testing.assert_close(both, expected, rtol=1e-10, atol=1e-12)  # before a layer: as they are packed, lower layers first
+    assert_close(both, expected, rtol=1e-10, atol=1e-12)  # before a layer: as they are packed, lower layers first
 
     ticks: list[LayerRows] = []
     alone = Staircase(model.family, found.bases, variants((0, Stage.MID)), join, ticks.append, frozen=("attn_out",)).run()
@@ -85,7 +86,7 @@ def test_frozen_parts_add_what_they_added(case, upto):
     for l in range(L):
         x = x if l == 0 else x + corrupted["attn_out"][l, row][0]
         x = x + model.family.mlp_out(l, x[None])[0]
-    torch.testing.assert_close(alone[0], x, rtol=1e-10, atol=1e-12)
+    assert_close(alone[0], x, rtol=1e-10, atol=1e-12)
     S = T - FIRST
     assert ticks == [LayerRows(S, 0, 0, S), LayerRows(S, 0, 0, S), LayerRows(1, 0, 0, 1)]
 

@@ -6,6 +6,7 @@ from pycotmech.figures.bars import bars_with_intervals, interval_reach, stacked_
 from pycotmech.figures.curves import layer_line, line_with_band
 from pycotmech.figures.frame import PALETTE, finished, framed, small
 from pycotmech.figures.heatmap import colour_limit, effect_figure, map_of_heads, share_maps_figure, write_numbers
+from tests.reference.close import assert_allclose
 
 MEAN, LOW, HIGH = np.array([0.2, 0.5, 0.4]), np.array([0.1, 0.3, np.nan]), np.array([0.4, 0.6, np.nan])
 
@@ -23,7 +24,7 @@ def test_a_frame_has_its_title_and_small_print_and_is_saved(tmp_path):
 
 
 def test_bars_reach_as_far_as_their_intervals():
-    np.testing.assert_allclose(interval_reach(MEAN, LOW, HIGH), [[0.1, 0.2, 0], [0.2, 0.1, 0]])
+    assert_allclose(interval_reach(MEAN, LOW, HIGH), [[0.1, 0.2, 0], [0.2, 0.1, 0]])
     _, axes = framed(1, 1, "", [])
     bars_with_intervals(axes[0, 0], {"mean": [MEAN, MEAN], "low": [LOW, LOW], "high": [HIGH, HIGH]}, "abc", names=("p", "q"))
     bars = axes[0, 0].patches

@@ -8,6 +8,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.runs.report import by_step, overview_figure, step_figure
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.runs.report.test_aggregate import dataset
 
@@ -72,7 +73,7 @@ def test_a_sweep_plots_itself(by_position, tmp_path):
         assert figure.axes[0].get_xlabel() == "position"
     else:
         want = sweep.effect
-    np.testing.assert_allclose(grid, want)
+    assert_allclose(grid, want)
     assert np.abs(want).max() > 0.05 and figure._suptitle.get_text() == "mine"
 
 

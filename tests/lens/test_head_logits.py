@@ -14,6 +14,7 @@ import pycotmech as pcm
 from pycotmech.lens import attribution, readout
 from tests.lens.shapes import SHAPES, apart, prompts, wide
 from tests.reference import planted
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, logits_of
 
@@ -59,7 +60,7 @@ def test_every_part_equals_hooks_and_weights(shape, normalization):
                 if name == "bias" and (normalization == "own" or "bias" not in shape):
                     assert got is None
                     continue
-                np.testing.assert_allclose(got[b, r], value, rtol=0, atol=1e-11, err_msg=name)
+                assert_allclose(got[b, r], value, rtol=0, atol=1e-11, err_msg=name)
     if normalization == "final":
         assert np.abs(found.rounding).max() < 1e-12 < 1e-2 < np.abs(found.heads).min(axis=(0, 1, 4)).max()
 
@@ -69,11 +70,11 @@ def test_without_a_token_it_is_what_the_model_says():
     found = pcm.head_logits(pcm.Model(hf), tokens, positions=None)
     logits = logits_of(hf, tokens)
     assert found.tokens[:, 0].tolist() == logits.argmax(-1).tolist() and found.labels == ("next token",)
-    np.testing.assert_allclose(found.total[:, 0], logits.amax(-1), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.parts, found.total, rtol=0, atol=1e-12)
+    assert_allclose(found.total[:, 0], logits.amax(-1), rtol=0, atol=1e-12)
+    assert_allclose(found.parts, found.total, rtol=0, atol=1e-12)
     one = pcm.head_logits(pcm.Model(hf), tokens)
     assert one.heads.shape == (3, 6, 1) and one.axes == () and one.positions == 11
-    np.testing.assert_allclose(one.heads, found.heads[-1], rtol=0, atol=1e-12)
+    assert_allclose(one.heads, found.heads[-1], rtol=0, atol=1e-12)
 
 
 def test_prompts_of_any_lengths_share_a_call():
@@ -84,10 +85,10 @@ def test_prompts_of_any_lengths_share_a_call():
     for i, tokens in enumerate(several):
         one = pcm.head_logits(model, tokens, answer=5 + i, wrong=8)
         for name in ("heads", "mlps", "embedding", "total"):
-            np.testing.assert_allclose(getattr(found, name)[i], getattr(one, name), rtol=0, atol=1e-12)
+            assert_allclose(getattr(found, name)[i], getattr(one, name), rtol=0, atol=1e-12)
     assert found.positions.tolist() == [12, 17, 9]
     tiny = pcm.head_logits(model, several, positions=-1, answer=[5, 6, 7], wrong=8, memory_gb=1e-6)  # one prompt at a time
-    np.testing.assert_allclose(tiny.heads, found.heads, rtol=0, atol=1e-12)
+    assert_allclose(tiny.heads, found.heads, rtol=0, atol=1e-12)
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -97,8 +98,8 @@ def test_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(attribution, "VALUES", 4 * 48 * 4)
     monkeypatch.setattr(readout, "VALUES", 61 * 5)
     cut = pcm.head_logits(model, tokens, positions=None, answer=4)
-    np.testing.assert_allclose(cut.heads, whole.heads, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(cut.probabilities(), p, rtol=0, atol=1e-13)
+    assert_allclose(cut.heads, whole.heads, rtol=0, atol=1e-13)
+    assert_allclose(cut.probabilities(), p, rtol=0, atol=1e-13)
     assert (cut.top_tokens(3)[0] == best[0]).all()
 
 
@@ -120,8 +121,8 @@ def test_a_table_may_have_other_tokens_at_each_position_and_gaps():
     table = torch.tensor([[4, -1], [9, 8]])
     found = pcm.head_logits(pcm.Model(hf), tokens, positions=[2, 5], answer=table)
     full = pcm.head_logits(pcm.Model(hf), tokens, positions=[2, 5], answer=[4, 9, 8])
-    np.testing.assert_allclose(found.heads[0, ..., 0], full.heads[0, ..., 0], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(found.heads[1], full.heads[1][..., 1:], rtol=0, atol=1e-13)
+    assert_allclose(found.heads[0, ..., 0], full.heads[0, ..., 0], rtol=0, atol=1e-13)
+    assert_allclose(found.heads[1], full.heads[1][..., 1:], rtol=0, atol=1e-13)
     assert (
         np.isnan(found.heads[0, ..., 1]).all() and np.isnan(found.total[0, 1]) and np.isfinite(found.mean(found.heads, 1)).all()
     )
@@ -138,8 +139,8 @@ def test_the_whole_vocabulary_of_each_head(normalization):
         heads = expected(hf, tokens, position, list(range(61)), normalization)[0]  # [L, H, V]
         best = heads.topk(4)
         assert (ids[r] == best.indices.numpy()).all()
-        np.testing.assert_allclose(values[r], best.values, rtol=0, atol=1e-11)
-        np.testing.assert_allclose(p[r], heads.softmax(-1)[..., [1, 2]], rtol=0, atol=1e-11)
+        assert_allclose(values[r], best.values, rtol=0, atol=1e-11)
+        assert_allclose(p[r], heads.softmax(-1)[..., [1, 2]], rtol=0, atol=1e-11)
 
 
 def test_own_does_not_see_how_much_a_head_writes():
@@ -147,8 +148,8 @@ def test_own_does_not_see_how_much_a_head_writes():
     before = {n: pcm.head_logits(pcm.Model(hf), tokens, answer=6, normalization=n).heads for n in ("own", "none")}
     hf.model.layers[-1].self_attn.o_proj.weight[:, 16:32] *= 7
     after = {n: pcm.head_logits(pcm.Model(hf), tokens, answer=6, normalization=n).heads for n in ("own", "none")}
-    np.testing.assert_allclose(after["none"][-1, 1], 7 * before["none"][-1, 1], rtol=1e-12)
-    np.testing.assert_allclose(after["own"][-1, 1], before["own"][-1, 1], rtol=1e-4)  # but for the norm's epsilon
+    assert_allclose(after["none"][-1, 1], 7 * before["none"][-1, 1], rtol=1e-12)
+    assert_allclose(after["own"][-1, 1], before["own"][-1, 1], rtol=1e-4)  # but for the norm's epsilon
 
 
 # ---- lower precision, real models ----------------------------------------------------------------------------------
@@ -185,8 +186,8 @@ def test_smollm2_adds_up():
     found = pcm.head_logits(model, text, positions=[5, -1], answer=" Berlin", wrong=" Paris")
     logits = model.run(text, positions=[5, -1]).logits
     ids = [model.tokenizer(w)["input_ids"][0] for w in (" Berlin", " Paris")]
-    np.testing.assert_allclose(found.total, logits[:, ids], rtol=1e-4)
-    np.testing.assert_allclose(found.parts, found.total, rtol=1e-4)
+    assert_allclose(found.total, logits[:, ids], rtol=1e-4)
+    assert_allclose(found.parts, found.total, rtol=1e-4)
     assert found.difference.total[-1, 0] > 0
 
 
@@ -220,7 +221,7 @@ def test_linear_adapters_are_honoured():
     hf.model.layers[1].self_attn.o_proj = Attached(o_proj, low_rank(64, 48))
     hf.lm_head = Attached(hf.lm_head, low_rank(48, 61))
     found = pcm.head_logits(pcm.Model(hf, check=False), tokens, answer=[5, 6])
-    np.testing.assert_allclose(found.total, logits_of(hf, tokens)[-1, [5, 6]], rtol=0, atol=1e-11)
+    assert_allclose(found.total, logits_of(hf, tokens)[-1, [5, 6]], rtol=0, atol=1e-11)
     assert np.abs(found.rounding).max() < 1e-11
     with mock.patch.object(hf.model.layers[1].self_attn.o_proj, "added", lambda x: 0 * x[..., :48] + 0.25):
         without = pcm.head_logits(pcm.Model(hf, check=False), tokens, answer=[5, 6])
@@ -343,12 +344,12 @@ def test_table_text_and_plot(tmp_path):
     assert float(data.heads.sel(**at, layer=3, head=2)) == row.logit.item() and data.attrs["normalization"] == "final"
     assert data.heads.dims == ("position", "layer", "head", "token") and data.mlps.dims == ("position", "layer", "token")
     whole = data.heads.sum(("layer", "head")) + data.mlps.sum("layer") + data.embedding
-    np.testing.assert_allclose(whole.sel(**at), data.total.sel(**at), atol=1e-5)
+    assert_allclose(whole.sel(**at), data.total.sel(**at), atol=1e-5)
     assert int(data.tokens.sel(**at)) == q.answer and "bias" not in data
     one = pcm.head_logits(p.model, q.text, answer=word)
     assert one.to_xarray().heads.dims == ("layer", "head", "token")
     assert f"{word!r}: logit +{one.total[0]:.3f}" in str(one) and "largest heads: L1H0" in str(one)
     figure = one.plot(path=str(tmp_path / "heads.png"))
-    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), one.heads[..., 0])
-    np.testing.assert_allclose([bar.get_width() for bar in figure.axes[1].patches], one.mlps[..., 0])
+    assert_allclose(figure.axes[0].images[0].get_array(), one.heads[..., 0])
+    assert_allclose([bar.get_width() for bar in figure.axes[1].patches], one.mlps[..., 0])
     assert (tmp_path / "heads.png").stat().st_size > 1000

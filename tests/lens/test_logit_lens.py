@@ -11,6 +11,7 @@ import torch
 import pycotmech as pcm
 from tests.lens.shapes import SHAPES, prompts, wide
 from tests.reference import planted
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations, logits_of
 
@@ -33,12 +34,12 @@ def test_every_layer_equals_the_models_own_readout(shape, site):
     for b, ids in enumerate(([5, 9], [60, 1])):
         want = looked(hf, tokens[b], site).transpose(0, 1)  # [T, L, V]
         p = want.softmax(-1)
-        np.testing.assert_allclose(found.logits[b], want[..., ids], rtol=0, atol=1e-11)
-        np.testing.assert_allclose(found.probabilities[b], p[..., ids], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(found.entropy[b], -(p * p.log()).sum(-1), rtol=0, atol=1e-11)
+        assert_allclose(found.logits[b], want[..., ids], rtol=0, atol=1e-11)
+        assert_allclose(found.probabilities[b], p[..., ids], rtol=0, atol=1e-12)
+        assert_allclose(found.entropy[b], -(p * p.log()).sum(-1), rtol=0, atol=1e-11)
         best = p.topk(6)
         assert (found.top_ids[b] == best.indices.numpy()).all()
-        np.testing.assert_allclose(found.top_probabilities[b], best.values, rtol=0, atol=1e-12)
+        assert_allclose(found.top_probabilities[b], best.values, rtol=0, atol=1e-12)
         order = want.argsort(-1, descending=True)
         for k, token in enumerate(ids):
             assert (found.ranks[b, ..., k] == (order == token).int().argmax(-1).numpy()).all()
@@ -50,11 +51,11 @@ def test_the_last_layer_is_the_model(shape):
     found = pcm.logit_lens(pcm.Model(hf), tokens)
     logits = logits_of(hf, tokens)
     assert found.tokens[:, 0].tolist() == logits.argmax(-1).tolist() and (found.ranks[:, -1] == 0).all()
-    np.testing.assert_allclose(found.logits[:, -1, 0], logits.amax(-1), rtol=0, atol=1e-12)
+    assert_allclose(found.logits[:, -1, 0], logits.amax(-1), rtol=0, atol=1e-12)
     assert found.logits.shape == (21, len(hf.model.layers), 1) and found.axes == ("position",)
     one = pcm.logit_lens(pcm.Model(hf), tokens, positions=-1)
     assert one.logits.shape == (len(hf.model.layers), 1) and one.positions == 20
-    np.testing.assert_allclose(one.logits, found.logits[-1], rtol=0, atol=1e-12)
+    assert_allclose(one.logits, found.logits[-1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype, share", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
@@ -62,7 +63,7 @@ def test_the_last_layer_is_the_model_in_lower_precision(dtype, share):
     model, tokens = pcm.Model(tiny_llama(n_layers=3, dtype=dtype)), prompts(3, 25)
     found = pcm.logit_lens(model, tokens, positions=[3, -1])
     logits = model.run(tokens, positions=[3, -1]).logits
-    np.testing.assert_allclose(found.logits[..., -1, 0], logits.amax(-1), rtol=share)
+    assert_allclose(found.logits[..., -1, 0], logits.amax(-1), rtol=share)
     assert found.logits.dtype == np.float32
 
 
@@ -82,7 +83,7 @@ def test_prompts_of_any_lengths_and_tables_of_tokens():
                         assert np.isnan(found.logits[b, r, :, k]).all() and (found.probabilities[b, r, :, k] == 0).all()
                         assert (found.ranks[b, r, :, k] == -1).all()
                     else:
-                        np.testing.assert_allclose(found.logits[b, r, :, k], full[:, position, token], rtol=0, atol=1e-11)
+                        assert_allclose(found.logits[b, r, :, k], full[:, position, token], rtol=0, atol=1e-11)
     p = found.probabilities
     assert found.mean(p)[0, 1] == pytest.approx((p[0, 1, 0, 1] + p[1, 0, 0, 1] + p[2, 0, 0, 1] + p[2, 1, 0, 1]) / 4)
 
@@ -100,7 +101,7 @@ def test_logits_of_some_rows_at_a_time(monkeypatch):
     cut = pcm.logit_lens(model, tokens, answer=3)
     assert max(seen) == 4 and sum(seen) == 3 * 30
     for name in ("logits", "probabilities", "entropy", "top_probabilities"):
-        np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+        assert_allclose(getattr(cut, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
 
 
 def test_a_planted_rift_is_where_it_was_planted():
@@ -122,7 +123,7 @@ def test_smollm2_ends_with_the_model():
     found = pcm.logit_lens(model, text, answer=" Berlin")
     logits = model.run(text).logits
     token = model.tokenizer(" Berlin")["input_ids"][0]
-    np.testing.assert_allclose(found.logits[:, -1, 0], logits[:, token], rtol=1e-4, atol=1e-4)
+    assert_allclose(found.logits[:, -1, 0], logits[:, token], rtol=1e-4, atol=1e-4)
     assert found.ranks[-1, -1, 0] == 0 and found.ranks[-1, 0, 0] > 100
 
 
@@ -155,11 +156,11 @@ def test_tables_text_and_plots(tmp_path):
     assert data.entropy.dims == ("position", "layer")
 
     grid = found.plot(path=str(tmp_path / "grid.png"))
-    np.testing.assert_allclose(grid.axes[0].images[0].get_array(), found.top_probabilities[..., 0].T)
+    assert_allclose(grid.axes[0].images[0].get_array(), found.top_probabilities[..., 0].T)
     words = [t.get_text() for t in grid.axes[0].texts]
     assert len(words) == 16 * 6 and words[-1] == planted.WORDS[q.answer][:9]
     curves = pcm.logit_lens(p.model, q.text, positions=-1, answer=known).plot(path=str(tmp_path / "curves.png"))
-    np.testing.assert_allclose(curves.axes[0].lines[0].get_ydata(), found.probabilities[-1, :, 1], atol=1e-5)
+    assert_allclose(curves.axes[0].lines[0].get_ydata(), found.probabilities[-1, :, 1], atol=1e-5)
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("grid.png", "curves.png"))
     assert f"{known!r}" in str(found) and "mean over 16 position(s)" in str(found)
     with pytest.raises(ValueError, match="kind: a grid needs a list of positions"):

@@ -11,6 +11,7 @@ import torch
 
 from pycotmech.model.gguf import _unpermute, read_gguf, weights
 from pycotmech.model.loading import load
+from tests.reference.close import assert_allclose, assert_close
 from tests.reference.tiny import same_model, tiny_llama
 
 NAMES = {
@@ -114,7 +115,7 @@ def test_weights_come_back_bit_for_bit(tmp_path, options):
     assert config.max_position_embeddings == wanted.max_position_embeddings
     tokens = torch.tensor([[1, 5, 9, 60, 3]])
     loaded.model.set_attn_implementation("eager")
-    torch.testing.assert_close(loaded.model(tokens).logits, model(tokens).logits)  # the epsilon is a float32 in the file
+    assert_close(loaded.model(tokens).logits, model(tokens).logits)  # the epsilon is a float32 in the file
 
 
 def test_rows_are_ordered_so_that_scores_are_those_of_the_file():
@@ -134,7 +135,7 @@ def test_rows_are_ordered_so_that_scores_are_those_of_the_file():
         return np.einsum("thi,shi->hts", turned[0], turned[1].conj()).real
 
     ours = scores(_unpermute(packed_q, n_heads), _unpermute(packed_k, n_heads), halves=True)
-    np.testing.assert_allclose(ours, scores(packed_q, packed_k, halves=False), rtol=1e-12)
+    assert_allclose(ours, scores(packed_q, packed_k, halves=False), rtol=1e-12)
     assert np.abs(ours - scores(packed_q, packed_k, halves=True)).max() > 1
 
 
@@ -216,7 +217,7 @@ def test_any_other_frequencies_are_taken_as_they_are(tmp_path):
     divisors = np.linspace(1, 3, 8, dtype=np.float32)
     path = write(tmp_path / "m.gguf", model, tensors=gguf_tensors(model) | {"rope_freqs.weight": divisors})
     loaded = load(path).model
-    torch.testing.assert_close(frequencies(loaded), frequencies(model) / torch.from_numpy(divisors), rtol=1e-6, atol=0)
+    assert_close(frequencies(loaded), frequencies(model) / torch.from_numpy(divisors), rtol=1e-6, atol=0)
     assert loaded.model.rotary_emb.attention_scaling == 1.0
     ones = gguf_tensors(model) | {"rope_freqs.weight": np.ones(8, dtype=np.float32)}
     assert same_model(load(write(tmp_path / "ones.gguf", model, tensors=ones)).model, model)

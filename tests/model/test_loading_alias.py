@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pycotmech.model import aliases, gguf, loading
 from pycotmech.model.loading import load
+from tests.reference.close import assert_close
 from tests.reference.tiny import same_model, tiny_llama
 
 PROMPT = "Every lempus is a tumpus. Every tumpus is bright. Max is a lempus. True or false: Max is bright. Answer:"
@@ -66,7 +67,7 @@ def test_an_adapter_adds_its_product_to_the_weights_it_names(tmp_path):
     aliases.merge_adapter(model, tmp_path / "a.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight"
     exact = before.get_parameter(name).double() + 2 * up.double() @ down.double()
-    torch.testing.assert_close(model.get_parameter(name).double(), exact, rtol=0, atol=1e-5)
+    assert_close(model.get_parameter(name).double(), exact, rtol=0, atol=1e-5)
     assert (model.get_parameter(name) - before.get_parameter(name)).abs().max() > 1
     with torch.no_grad():
         model.get_parameter(name).copy_(before.get_parameter(name))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pycotmech import ops
+from tests.reference.close import assert_close
 
 MODULE = importlib.import_module("pycotmech.ops.prefix_attn")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,7 +95,7 @@ def check(args, **options):
     # one unit in the last place of the output dtype, were plain PyTorch by chance exact
     floor = want_z.norm().item() * torch.finfo(q.dtype).eps / 8
     assert error <= 2 * max(allowed, floor), f"error {error:.3g}, plain PyTorch {allowed:.3g}"
-    torch.testing.assert_close(lse[~empty].double(), want_lse[~empty], rtol=1e-6, atol=3e-6)
+    assert_close(lse[~empty].double(), want_lse[~empty], rtol=1e-6, atol=3e-6)
     return z, lse
 
 
@@ -131,7 +132,7 @@ def test_a_cut_key_weighs_nothing():
     rows = rows.clone()
     rows[5, 2] += 12
     again, _ = ops.prefix_attn(q, ks, vs, ko, vo, rows)
-    torch.testing.assert_close(z[5], again[5], rtol=1e-5, atol=1e-6)
+    assert_close(z[5], again[5], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,8 +169,8 @@ def test_result_does_not_depend_on_the_neighbours():
     z, lse = ops.prefix_attn(*args)
     for r in (0, 39, 40, 46, 48, len(z) - 1):
         one_z, one_lse = ops.prefix_attn(args[0][r : r + 1], *args[1:5], args[-1][r : r + 1].contiguous())
-        torch.testing.assert_close(one_z[0], z[r], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(one_lse[0], lse[r], rtol=1e-6, atol=1e-6)
+        assert_close(one_z[0], z[r], rtol=1e-5, atol=1e-6)
+        assert_close(one_lse[0], lse[r], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -205,7 +206,7 @@ def test_reference_agrees_with_one_row_at_a_time(dtype):
         want_z, want_lse = row_at_a_time(*args, 0.1, window, softcap, cuts)
         bound = 1e-6 if dtype == torch.float32 else 4e-3
         assert (z.double() - want_z).norm() <= bound * want_z.norm()
-        torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-6)
+        assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-6)
 
 
 def test_float64_runs_in_float64():
@@ -213,7 +214,7 @@ def test_float64_runs_in_float64():
     z, lse = ops.prefix_attn(*args, 0.125, window=40)
     want_z, want_lse = row_at_a_time(*args, 0.125, window=40)
     assert lse.dtype == torch.float64 and (z - want_z).norm() < 1e-13 * want_z.norm()
-    torch.testing.assert_close(lse, want_lse, rtol=1e-13, atol=1e-13)
+    assert_close(lse, want_lse, rtol=1e-13, atol=1e-13)
 
 
 def test_opcheck():
@@ -277,7 +278,7 @@ def test_more_keys_than_a_block_and_more_rows_than_a_tile(window, softcap, dtype
     plain_z, _ = row_at_a_time(*part, 0.125, cuts=few, **options, dtype=DTYPES[dtype])
     floor = want_z.norm() * torch.finfo(DTYPES[dtype]).eps / 8
     assert (z[some].double() - want_z).norm() <= 2 * max((plain_z.double() - want_z).norm(), floor)
-    torch.testing.assert_close(lse[some].double(), want_lse, rtol=1e-6, atol=3e-6)
+    assert_close(lse[some].double(), want_lse, rtol=1e-6, atol=3e-6)
     assert z.isfinite().all() and lse.isfinite().all()
 
 

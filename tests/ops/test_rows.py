@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pycotmech import ops
+from tests.reference.close import assert_close
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -35,7 +36,7 @@ def untouched(view: torch.Tensor) -> bool:
 def close_as_rounded(got: torch.Tensor, want: torch.Tensor) -> None:
     """Within one rounding of the float64 value, give or take what float32 arithmetic adds."""
     eps = torch.finfo(got.dtype).eps
-    torch.testing.assert_close(got.double(), want, rtol=0.5 * eps + 1e-6, atol=1e-7 if eps < 1e-4 else 1e-6)
+    assert_close(got.double(), want, rtol=0.5 * eps + 1e-6, atol=1e-7 if eps < 1e-4 else 1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------- add_rms_norm
@@ -60,7 +61,7 @@ def test_add_rms_norm_of_large_and_tiny_rows():
     x = torch.stack([randn(576) * 1e15, randn(576) * 1e-12, torch.zeros(576)])
     out = ops.add_rms_norm(x.clone(), None, torch.ones(576), 1e-5)
     want = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=0)
+    assert_close(out.double(), want, rtol=2e-6, atol=0)
 
 
 def test_add_rms_norm_in_float64():
@@ -68,7 +69,7 @@ def test_add_rms_norm_in_float64():
     new = x + delta
     out = ops.add_rms_norm(x, delta, w, 1e-6)
     assert torch.equal(x, new) and out.dtype == torch.float64
-    torch.testing.assert_close(out, new / (new.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w, rtol=1e-14, atol=0)
+    assert_close(out, new / (new.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w, rtol=1e-14, atol=0)
 
 
 def test_add_rms_norm_checks_its_arguments():
@@ -132,7 +133,7 @@ def test_rope_takes_unequal_halves():
     want = torch.cat((a * c[..., :2] - b * s[..., :2], b * c[..., 2:] + a * s[..., 2:]), -1)
     y = x.clone()
     ops.rope(y, cos, sin)
-    torch.testing.assert_close(y, want, rtol=1e-6, atol=1e-7)
+    assert_close(y, want, rtol=1e-6, atol=1e-7)
 
 
 def test_rope_in_float64_and_without_rows():
@@ -140,7 +141,7 @@ def test_rope_in_float64_and_without_rows():
     cos, sin = (t.double() for t in angles(5, 16))
     want = rotated(x, cos, sin)
     ops.rope(x, cos, sin)
-    torch.testing.assert_close(x, want, rtol=1e-14, atol=1e-15)
+    assert_close(x, want, rtol=1e-14, atol=1e-15)
     ops.rope(torch.empty(0, 2, 16), torch.empty(0, 16), torch.empty(0, 16))
 
 
@@ -180,7 +181,7 @@ def test_swiglu_at_the_ends_of_the_range(dtype):
     out = ops.swiglu(gate, torch.ones_like(gate))
     assert out[0, -1].isnan()
     got, g = out[0, :10].double(), gate[0, :10].double()
-    torch.testing.assert_close(got, g * torch.sigmoid(g), rtol=0.01 if dtype != torch.float32 else 1e-6, atol=1e-37)
+    assert_close(got, g * torch.sigmoid(g), rtol=0.01 if dtype != torch.float32 else 1e-6, atol=1e-37)
 
 
 def test_swiglu_checks_its_arguments():
@@ -203,14 +204,14 @@ def test_references_agree_with_the_kernels():
     modules = {name: importlib.import_module(f"pycotmech.ops.{name}") for name in ("add_rms_norm", "rope", "swiglu")}
     x, delta, w = randn(7, 96), randn(7, 96, seed=1).half(), randn(96, seed=2)
     y = x.clone()
-    torch.testing.assert_close(ops.add_rms_norm(x, delta, w, 1e-5), modules["add_rms_norm"].reference(y, delta, w, 1e-5))
+    assert_close(ops.add_rms_norm(x, delta, w, 1e-5), modules["add_rms_norm"].reference(y, delta, w, 1e-5))
     assert torch.equal(x, y)
     q, (cos, sin) = randn(7, 2, 48), angles(7, 32)
     p = q.clone()
     ops.rope(q, cos, sin)
     modules["rope"].reference(p, cos, sin)
-    torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(ops.swiglu(x, y), modules["swiglu"].reference(x, y), rtol=1e-6, atol=1e-6)
+    assert_close(q, p, rtol=1e-6, atol=1e-6)
+    assert_close(ops.swiglu(x, y), modules["swiglu"].reference(x, y), rtol=1e-6, atol=1e-6)
 
 
 def test_thread_counts_agree_bit_by_bit():

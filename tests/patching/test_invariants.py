@@ -1,10 +1,10 @@
 """What must come out when everything is patched, and when nothing is (docs/protocol.md, Checks), by public functions only."""
 
-import numpy as np
 import pytest
 import torch
 
 import pycotmech as pcm
+from tests.reference.close import assert_allclose, assert_close
 from tests.reference.tiny import tiny_llama
 
 L, H, T = 3, 4, 24
@@ -36,8 +36,8 @@ def test_all_heads_of_all_layers_restore_the_clean_run(case):
     variants = [all_heads(z["clean"]), whole, all_heads(z["clean"], without=[(0, 1)])]
     found = pcm.sweep(model, corrupted, variants, metric="kl", clean=clean, return_logits=True)
     restored = (kl_corrupted - found.raw) / kl_corrupted
-    np.testing.assert_allclose(restored[:2], 1, atol=1e-6)
-    torch.testing.assert_close(found.logits[:2], model.run(clean, positions=-1).logits.expand(2, -1), rtol=1e-4, atol=1e-4)
+    assert_allclose(restored[:2], 1, atol=1e-6)
+    assert_close(found.logits[:2], model.run(clean, positions=-1).logits.expand(2, -1), rtol=1e-4, atol=1e-4)
     assert abs(restored[2] - 1) > 1e-4
 
 
@@ -57,7 +57,7 @@ def test_a_self_patch_changes_nothing(case):
     found = pcm.sweep(model, clean, variants, metric="kl", return_logits=True)
     assert found.raw[:-1].max() < 1e-10 < 1e-4 < found.raw[-1]
     logits = model.run(clean, positions=-1).logits
-    torch.testing.assert_close(found.logits[:-1], logits.expand(len(variants) - 1, -1), rtol=1e-4, atol=1e-4)
+    assert_close(found.logits[:-1], logits.expand(len(variants) - 1, -1), rtol=1e-4, atol=1e-4)
 
 
 def test_a_pair_that_does_not_differ_is_refused(case):

@@ -7,6 +7,7 @@ import torch
 import pycotmech as pcm
 from pycotmech.patching.pairs import aligned, targets_of
 from pycotmech.patching.shared_runs import SharedRun, shared_runs
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, kl, logits_of, sweep_truth
 
@@ -84,8 +85,8 @@ def test_each_has_the_scale_and_the_floor_of_its_own_pair(case):
             alone = pcm.patch_heads(model, a, b, **words, **arguments)
             scale = np.nanmax(np.abs(alone.effect))
             assert found[i].axes == alone.axes and found[i].clean_metric.shape == (1,)
-            np.testing.assert_allclose(found[i].values, alone.values, atol=2e-4 * scale + 1e-6)
-            np.testing.assert_allclose(found[i].effect, alone.effect, atol=2e-4 * scale + 1e-6)
+            assert_allclose(found[i].values, alone.values, atol=2e-4 * scale + 1e-6)
+            assert_allclose(found[i].effect, alone.effect, atol=2e-4 * scale + 1e-6)
             assert 0 < found[i].noise_floor < 1e-3 * scale + 1e-5
 
 
@@ -116,7 +117,7 @@ def test_pieces_and_chunks_change_nothing(case):
             break
     assert small is not None and small[0].plan.chunks > whole[0].plan.chunks
     for a, b in zip(whole, small, strict=True):
-        np.testing.assert_allclose(a.values, b.values, atol=1e-4)
+        assert_allclose(a.values, b.values, atol=1e-4)
 
 
 def test_wrong_arguments(case):

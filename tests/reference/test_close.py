@@ -32,7 +32,7 @@ def test_tensors_keep_their_own_rules():
         assert_close(a, torch.tensor([1.0, 2.1]), rtol=1e-3, atol=0.0)
     with pytest.raises(AssertionError, match="dtype"):
         assert_close(a, a.double())
-    with pytest.raises(AssertionError, match="[Ss]hape"):
+    with pytest.raises(AssertionError, match=r"[Ss]hape"):
         assert_allclose(a.numpy(), np.ones(3))
     with pytest.raises(AssertionError, match=r"^float\(a\[0\]\): is 1, expected 2: "):
         assert_allclose(float(a[0]), 2.0)

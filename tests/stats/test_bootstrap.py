@@ -18,6 +18,7 @@ from pycotmech.stats.bootstrap import (
     undecidable,
     widened,
 )
+from tests.reference.close import assert_allclose
 
 
 def test_mean_and_interval_are_those_of_explicit_resampling_widened_for_their_number():
@@ -37,7 +38,7 @@ def test_mean_and_interval_are_those_of_explicit_resampling_widened_for_their_nu
 
 
 def test_the_factor_is_that_of_students_t_and_goes_to_1():
-    np.testing.assert_allclose(factor([2, 4, 8, 40]), [9.168, 1.875, 1.290, 1.045], atol=5e-4)
+    assert_allclose(factor([2, 4, 8, 40]), [9.168, 1.875, 1.290, 1.045], atol=5e-4)
     assert np.isnan(factor([0, 1])).all() and factor(10**6) == pytest.approx(1, abs=1e-5)
     assert factor(4, level=0.8) == pytest.approx(stats.t.ppf(0.9, 3) / stats.norm.ppf(0.9) * np.sqrt(4 / 3))
 
@@ -45,8 +46,8 @@ def test_the_factor_is_that_of_students_t_and_goes_to_1():
 def test_ends_move_away_from_the_estimate_and_stay_in_range():
     low, high = widened([0.9, 0.1, 0.5, np.nan], [0.8, 0.2, 0.5, 0.1], [1.0, 0.3, 0.5, 0.2], np.full(4, 4), within=SHARE)
     more = float(factor(4))
-    np.testing.assert_allclose(low[:3], [0.9 - more * 0.1, 0.2, 0.5])  # a low end above the estimate stays where it is
-    np.testing.assert_allclose(high[:3], [1.0, 0.1 + more * 0.2, 0.5])
+    assert_allclose(low[:3], [0.9 - more * 0.1, 0.2, 0.5])  # a low end above the estimate stays where it is
+    assert_allclose(high[:3], [1.0, 0.1 + more * 0.2, 0.5])
     assert np.isnan(low[3]) and np.isnan(high[3])  # no estimate, no interval
     assert widened(0.9, 0.8, 1.0, 4)[1] == pytest.approx(0.9 + more * 0.1)  # any number may be above 1
 
@@ -64,7 +65,7 @@ def test_intervals_are_cut_to_what_a_quantity_can_be():
 def test_examples_that_do_not_count_are_left_out():
     values = np.array([[1.0, np.nan], [3.0, 5.0], [np.nan, np.nan]])
     found = mean_interval(values)
-    np.testing.assert_allclose(found.mean, [2.0, 5.0])
+    assert_allclose(found.mean, [2.0, 5.0])
     assert found.n.tolist() == [2, 1]
     assert np.isnan(found.low[1]) and np.isnan(found.high[1])  # one example has no spread to tell of
     assert found.low[0] == pytest.approx(2 - factor(2)) and found.high[0] == pytest.approx(2 + factor(2))

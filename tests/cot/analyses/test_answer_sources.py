@@ -15,6 +15,7 @@ from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from tests.cot.analyses.flow_cases import planted_activations
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted
+from tests.reference.close import assert_allclose, assert_close
 from tests.reference.tiny import tiny_llama
 
 
@@ -99,7 +100,7 @@ def test_result(model, examples, every, result, flow, tmp_path):
     data = result.data
     writers = flow.data["writers"]
     np.testing.assert_array_equal(data["pathways"].sum("place"), writers)
-    np.testing.assert_allclose(result.shares()["mean"].sum("place"), 1)
+    assert_allclose(result.shares()["mean"].sum("place"), 1)
     for e, example in enumerate(examples):
         for step in (1, 5):
             here = data.isel(example=e).sel(step=step)
@@ -269,8 +270,8 @@ def test_traces_of_prompts_agree_with_runs_of_their_own(model, examples):
                 alone = model.run(step.clean, capture=("z",), positions=-1)
                 read = len(step.clean) - 1
                 logits = model.family.logits(kept.final([read]))[0]
-                torch.testing.assert_close(logits, alone.logits[0], rtol=1e-3, atol=1e-3)
-                torch.testing.assert_close(kept.at("z", 2, [read])[0], alone["z"][2, -1], rtol=1e-3, atol=1e-4)
+                assert_close(logits, alone.logits[0], rtol=1e-3, atol=1e-3)
+                assert_close(kept.at("z", 2, [read])[0], alone["z"][2, -1], rtol=1e-3, atol=1e-4)
 
 
 def test_a_shared_beginning_that_is_kept_is_not_computed_again(model, examples):
@@ -291,8 +292,8 @@ def test_a_shared_beginning_that_is_kept_is_not_computed_again(model, examples):
         for l in range(model.cfg.n_layers):
             assert torch.equal(a.keys(l), b.keys(l)) and torch.equal(a.values(l), b.values(l))
             assert torch.equal(a.at("z", l, at), b.at("z", l, at))  # found or computed: the same to the last bit
-            torch.testing.assert_close(a.pattern(l, at), c.pattern(l, at), rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(a.values(l), c.values(l), rtol=1e-4, atol=1e-5)
+            assert_close(a.pattern(l, at), c.pattern(l, at), rtol=1e-4, atol=1e-6)
+            assert_close(a.values(l), c.values(l), rtol=1e-4, atol=1e-5)
         assert torch.equal(a.final(at), b.final(at))
     limited = model.prefixes.limit
     try:

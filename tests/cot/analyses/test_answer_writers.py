@@ -13,6 +13,7 @@ from pycotmech.stats.significance import means_above_zero
 from tests.cot.analyses.flow_cases import activations_of, planted_activations, random_tokens
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference import planted
+from tests.reference.close import assert_allclose, assert_close
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
 
@@ -46,10 +47,8 @@ def test_direct_attribution_adds_up_to_the_models_logits(wide):
         ("contrast", answer - wrong, logits[7] - logits[11]),
     ):
         total = getattr(found, name).sum() + rest @ direction / size
-        torch.testing.assert_close(total, whole, rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(
-        found.logits, torch.stack((logits[7] - logits.mean(), logits[7] - logits[11])), rtol=1e-10, atol=1e-11
-    )
+        assert_close(total, whole, rtol=1e-10, atol=1e-11)
+    assert_close(found.logits, torch.stack((logits[7] - logits.mean(), logits[7] - logits[11])), rtol=1e-10, atol=1e-11)
 
 
 def test_direct_attribution_is_that_of_head_logits(wide):
@@ -57,7 +56,7 @@ def test_direct_attribution_is_that_of_head_logits(wide):
     (kept,) = activations_of(wide, [tokens])
     found = module.written(wide.family, kept, asked(tokens))
     theirs = pcm.head_logits(wide, tokens, answer=7, wrong=11)
-    np.testing.assert_allclose(found.contrast.numpy(), theirs.heads[..., 0] - theirs.heads[..., 1], rtol=1e-10, atol=1e-12)
+    assert_allclose(found.contrast.numpy(), theirs.heads[..., 0] - theirs.heads[..., 1], rtol=1e-10, atol=1e-12)
 
 
 def test_projection_is_the_lens_of_a_heads_output(wide):
@@ -71,9 +70,7 @@ def test_projection_is_the_lens_of_a_heads_output(wide):
         for h in range(4):
             p = head(norm(z[l, h] @ W[h])).softmax(-1)
             assert float(p.sum()) == pytest.approx(1, abs=1e-12)
-            torch.testing.assert_close(
-                torch.stack((found.projection[l, h], found.control[l, h])), p[[7, 11]], rtol=1e-10, atol=1e-13
-            )
+            assert_close(torch.stack((found.projection[l, h], found.control[l, h])), p[[7, 11]], rtol=1e-10, atol=1e-13)
             assert int(found.top[l, h]) == int(p.argmax()) and float(found.peak[l, h]) == pytest.approx(
                 float(p.max()), rel=1e-10
             )
@@ -86,13 +83,13 @@ def test_lens_of_the_last_layer_is_the_model_and_the_projection_knows_no_size(wi
     everything = list(range(61))
     p, top, peak = projected(wide.family, kept.final([19]), everything)
     truth = wide.hf(tokens[None]).logits[0, -1].softmax(-1)
-    torch.testing.assert_close(p[0], truth, rtol=1e-9, atol=1e-12)
+    assert_close(p[0], truth, rtol=1e-9, atol=1e-12)
     assert int(top) == int(truth.argmax()) and float(peak) == pytest.approx(float(truth.max()))
     out = head_outputs(wide.family, 1, kept.at("z", 1, [19]))[0]
     loud = projected(wide.family, 1000 * out, [7])[0]
-    torch.testing.assert_close(loud, projected(wide.family, out, [7])[0], rtol=1e-3, atol=0)  # but for the norm's epsilon
+    assert_close(loud, projected(wide.family, out, [7])[0], rtol=1e-3, atol=0)  # but for the norm's epsilon
     direction = direct_directions(wide.family, [7])[0]
-    torch.testing.assert_close((1000 * out) @ direction, 1000 * (out @ direction))
+    assert_close((1000 * out) @ direction, 1000 * (out @ direction))
 
 
 def test_a_head_whose_output_is_the_answers_unembedding_ranks_first():
@@ -172,7 +169,7 @@ def test_heads_are_chosen_on_one_half_and_judged_on_the_other():
     contrast = rng.normal(size=(8, 1, 10, 6)) * 0.01
     contrast[:, 0, 4, 3] = 2.0
     share = module.held_out(contrast, np.full((8, 1), 4.0), 1, seed=0)
-    np.testing.assert_allclose(share[:, 0], 0.5)
+    assert_allclose(share[:, 0], 0.5)
     noise = rng.normal(size=(200, 1, 10, 6))
     inside = np.sort(noise.mean(0).ravel())[-5:].sum()
     assert abs(np.nanmean(module.held_out(noise, np.ones((200, 1)), 5, seed=0))) < 0.5 * inside
@@ -221,7 +218,7 @@ def test_the_strongest_writers_are_told_on_the_other_half(result):
     first = table[table["step"] == 5]
     assert list(zip(first["layer"], first["head"])) == order
     for name in ("contrast", "projection", "control", "answer_mass"):
-        np.testing.assert_allclose(first[name], [float(told[name].sel(layer=l, head=h)) for l, h in order])
+        assert_allclose(first[name], [float(told[name].sel(layer=l, head=h)) for l, h in order])
     for by in ("contrast", "direct", "projection"):
         best = divmod(int(chosen[by].values.argmax()), H)
         assert many.top(5, 1, by=by) == [(*best, pytest.approx(float(told[by][best])))]

@@ -12,6 +12,7 @@ from pycotmech.cot.tools.cost import workload
 from tests.cot.analyses.flow_cases import activations_of, planted_activations, random_tokens
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
+from tests.reference.close import assert_allclose, assert_close
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations, double, logits_of, z_of
 from tests.reference.windowed import registered, windowed
@@ -60,11 +61,11 @@ def test_shares_are_those_of_dense_attention(wide):
             for h in range(wide.cfg.n_heads):
                 for g in range(len(SOURCES)):
                     at = np.flatnonzero(labels == g)
-                    torch.testing.assert_close(found.mass[i, l, h, g], pattern[h, r, at].sum(), rtol=1e-12, atol=1e-13)
+                    assert_close(found.mass[i, l, h, g], pattern[h, r, at].sum(), rtol=1e-12, atol=1e-13)
                     size = (sum(pattern[h, r, j] * v[j, h] for j in at) @ W[h]).norm() if len(at) else torch.zeros(()).double()
-                    torch.testing.assert_close(found.written[i, l, h, g], size, rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(found.mass.sum(-1), torch.ones_like(found.mass[..., 0]), rtol=1e-13, atol=0)
-    torch.testing.assert_close(found.layer.sum(-1), torch.ones_like(found.layer[..., 0]), rtol=1e-13, atol=0)
+                    assert_close(found.written[i, l, h, g], size, rtol=1e-11, atol=1e-12)
+    assert_close(found.mass.sum(-1), torch.ones_like(found.mass[..., 0]), rtol=1e-13, atol=0)
+    assert_close(found.layer.sum(-1), torch.ones_like(found.layer[..., 0]), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
@@ -77,15 +78,15 @@ def test_vectors_of_the_decomposition_sum_to_the_layers_output(wide, norm):
         projection = wide.hf.model.layers[l].self_attn.o_proj
         W = projection.weight.T.view(wide.cfg.n_heads, wide.cfg.d_head, -1)
         for i, r in enumerate(reads):
-            torch.testing.assert_close(found.vectors[i].sum(0) + projection.bias, mid[r], rtol=1e-11, atol=1e-12)
+            assert_close(found.vectors[i].sum(0) + projection.bias, mid[r], rtol=1e-11, atol=1e-12)
             by_hand = torch.stack([sum(pattern[h, r, j] * (v[j, h] @ W[h]) for h in range(len(W))) for j in range(r + 1)])
             by_hand[r] += pre[r]
-            torch.testing.assert_close(found.vectors[i, : r + 1], by_hand, rtol=1e-11, atol=1e-12)
+            assert_close(found.vectors[i, : r + 1], by_hand, rtol=1e-11, atol=1e-12)
             whole, p = by_hand.sum(0), {"l1": 1, "l2": 2}[norm]
             nearer = torch.stack([(whole.norm(p=p) - (whole - x).norm(p=p)).clamp_min(0) for x in by_hand])
-            torch.testing.assert_close(found.contributions[i, : r + 1], nearer / nearer.sum(), rtol=1e-10, atol=1e-12)
+            assert_close(found.contributions[i, : r + 1], nearer / nearer.sum(), rtol=1e-10, atol=1e-12)
             assert float(found.contributions[i, r + 1 :].abs().sum()) == 0
-    torch.testing.assert_close(found.contributions.sum(1), torch.ones(2).double(), rtol=1e-12, atol=0)
+    assert_close(found.contributions.sum(1), torch.ones(2).double(), rtol=1e-12, atol=0)
 
 
 def test_pruned_run_is_the_hooked_one_and_the_whole_one_where_nothing_is_pruned(wide):
@@ -110,7 +111,7 @@ def test_pruned_run_is_the_hooked_one_and_the_whole_one_where_nothing_is_pruned(
     for handle in handles:
         handle.remove()
     for kept, expected in zip(pruned, truth, strict=True):
-        torch.testing.assert_close(wide.family.logits(kept.final([len(kept) - 1]))[0], expected, rtol=1e-9, atol=1e-10)
+        assert_close(wide.family.logits(kept.final([len(kept) - 1]))[0], expected, rtol=1e-9, atol=1e-10)
     assert not torch.allclose(pruned[0].final([15]), whole[0].final([15]))
 
 
@@ -135,8 +136,8 @@ def test_result_rows_sum_to_one_and_wrong_cells_are_left_out(result):
         bool(mass.isel(example=1).sel(step=5).isnull().all()) and int(mass.isnull().all(("layer", "head", "source")).sum()) == 1
     )
     good = mass.isel(example=0)
-    np.testing.assert_allclose(good.sum("source"), 1, rtol=1e-5)
-    np.testing.assert_allclose(share.isel(example=0).sum("source"), 1, rtol=1e-5)
+    assert_allclose(good.sum("source"), 1, rtol=1e-5)
+    assert_allclose(share.isel(example=0).sum("source"), 1, rtol=1e-5)
     assert float(good.sel(step=0, source="generated").max()) == 0  # nothing has been generated yet
     table = result.table()
     assert len(table) == 3 * len(SOURCES) and table.loc[table["step"] == 5, "n"].eq(2).all()

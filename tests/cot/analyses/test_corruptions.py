@@ -6,6 +6,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.cot.task.corruptions import corrupted_prompt
+from tests.reference.close import assert_allclose
 from tests.reference.truth import kl, logits_of, patched_logits, z_of
 
 
@@ -50,7 +51,7 @@ def test_score_is_the_mean_over_kinds(model, examples, every):
     parts = [pcm.cot.patch_steps(model, examples, steps=[5], right=every, corruption=kind) for kind in ("answer", "rule")]
     score = pcm.cot.induction_score(parts)
     want = (parts[0].data["effect"].values + parts[1].data["effect"].values) / 2
-    np.testing.assert_allclose(score.transpose("example", "step", "layer", "head").values, want)
+    assert_allclose(score.transpose("example", "step", "layer", "head").values, want)
     with pytest.raises(ValueError, match="different corruptions"):
         pcm.cot.induction_score([parts[0], parts[0]])
 

@@ -11,6 +11,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from pycotmech.cot.tools.rows import read_rows, row_head_outputs
 from tests.cot.analyses.interval_cases import keeps_its_ranges
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations
 
@@ -44,7 +45,7 @@ def test_decision_is_its_formula_on_a_plain_forward_pass(model, examples, decide
             w = hf.model.layers[l].self_attn.o_proj.weight.unflatten(1, (8, -1))
             alone = pre + torch.einsum("hd,mhd->hm", z, w)
             want = lens(hf, alone)[:, step.answer].numpy()
-            np.testing.assert_allclose(decided.data["p_head"].values[e, s, l], want, atol=2e-6)
+            assert_allclose(decided.data["p_head"].values[e, s, l], want, atol=2e-6)
             assert float(decided.data["p_mid"][e, s, l]) == pytest.approx(float(lens(hf, mid)[step.answer]), abs=2e-6)
             assert float(decided.data["p_pre"][e, s, l]) == pytest.approx(float(lens(hf, pre)[step.answer]), abs=2e-6)
 
@@ -55,9 +56,9 @@ def test_one_head_alone_is_its_layer():
     one = pcm.Model(tiny_llama(n_heads=1, d_head=48, d_vocab=300), check=False)
     cells = _fake_cells(one)
     found = pcm.cot.decision_heads(one, *cells[:1], steps=[5], right=cells[1])
-    np.testing.assert_allclose(found.relative()["mean"].values, 0, atol=1e-5)
+    assert_allclose(found.relative()["mean"].values, 0, atol=1e-5)
     assert float(found.data["p_head"].std()) > 0
-    np.testing.assert_allclose(found.data["p_head"].values[..., 0], found.data["p_mid"].values, rtol=1e-4)
+    assert_allclose(found.data["p_head"].values[..., 0], found.data["p_mid"].values, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -76,15 +77,15 @@ def test_all_heads_together_are_their_layer():
         pre, z = acts["resid_pre"][:, -1], acts["z"][:, -1]
         together = pre + row_head_outputs(several.family, z).sum(1)
         want = lens(hf, together)[:, step.answer].numpy()
-        np.testing.assert_allclose(found["p_mid"].values[e], want, rtol=1e-4)
+        assert_allclose(found["p_mid"].values[e], want, rtol=1e-4)
         alone = decision.probability(several.family, together, step.answer)
-        np.testing.assert_allclose(alone, want, rtol=1e-4)
+        assert_allclose(alone, want, rtol=1e-4)
     for layer in hf.model.layers:
         layer.self_attn.o_proj.weight[:, :32] = layer.self_attn.o_proj.weight[:, 48:] = 0  # all but head 2
     lone = pcm.cot.decision_heads(pcm.Model(hf, check=False), examples, steps=[5], right=right)
-    np.testing.assert_allclose(lone.relative()["mean"].sel(head=2).values, 0, atol=1e-5)
+    assert_allclose(lone.relative()["mean"].sel(head=2).values, 0, atol=1e-5)
     rounding = 4 * np.finfo(np.float32).eps * float(lone.data["p_mid"].max())  # of probabilities, whose differences gains are
-    np.testing.assert_allclose(lone.data["gain"].sel(head=[0, 1, 3]).values, 0, atol=rounding)
+    assert_allclose(lone.data["gain"].sel(head=[0, 1, 3]).values, 0, atol=rounding)
     assert float(np.abs(lone.data["gain"].sel(head=2)).max()) > 1e-4
 
 
@@ -103,9 +104,9 @@ def test_attention_is_that_of_the_pattern(model, examples, copied):
         spans = sorted(step.occurrences, key=lambda o: o.start)
         for l in range(4):
             pattern = acts["pattern", l][:, -1]
-            np.testing.assert_allclose(copied.data["attention"].values[e, s, l], pattern[:, spans[-1]].sum(-1), atol=1e-5)
+            assert_allclose(copied.data["attention"].values[e, s, l], pattern[:, spans[-1]].sum(-1), atol=1e-5)
             want = sum(pattern[:, o].sum(-1) for o in spans)
-            np.testing.assert_allclose(copied.data["attention_all"].values[e, s, l], want, atol=1e-5)
+            assert_allclose(copied.data["attention_all"].values[e, s, l], want, atol=1e-5)
 
 
 @torch.no_grad()
@@ -115,7 +116,7 @@ def test_what_heads_write_adds_up_to_the_logit(model, examples, every):
     hf = model.hf
     for row in read_rows(model, cells, ("z",), attention=True):
         step = row.cell.step
-        np.testing.assert_allclose(row.attention.sum(-1), 1, atol=1e-5)
+        assert_allclose(row.attention.sum(-1), 1, atol=1e-5)
         heads = copying.written(model.family, row, step.answer)
         acts = activations(hf, step.clean)
         rest = acts["resid_pre", 0][-1] + sum(acts["mlp_out", l][-1] for l in range(4))
@@ -131,11 +132,11 @@ def test_the_papers_definition_is_by_token_and_without_the_norm(model, examples,
     step = examples[0].steps[5]
     last = int((step.clean == step.answer).nonzero()[-1])
     pattern = activations(model.hf, step.clean)["pattern", 2][:, -1]
-    np.testing.assert_allclose(theirs.data["attention"].values[0, 0, 2], pattern[:, last], atol=1e-5)
+    assert_allclose(theirs.data["attention"].values[0, 0, 2], pattern[:, last], atol=1e-5)
     z = activations(model.hf, step.clean)["z", 2][-1]
     w = model.hf.model.layers[2].self_attn.o_proj.weight.unflatten(1, (8, -1))
     raw = torch.einsum("hd,mhd,m->h", z, w, model.hf.lm_head.weight[step.answer])
-    np.testing.assert_allclose(theirs.data["written"].values[0, 0, 2], raw.detach(), rtol=1e-4, atol=1e-5)
+    assert_allclose(theirs.data["written"].values[0, 0, 2], raw.detach(), rtol=1e-4, atol=1e-5)
     assert not np.allclose(theirs.data["written"].values[0, 0], copied.data["written"].values[0, 1], rtol=0.05)
     with pytest.raises(ValueError, match="definition: got 'right'"):
         pcm.cot.copy_heads(model, examples, definition="right")

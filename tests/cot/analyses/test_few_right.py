@@ -10,6 +10,7 @@ from pycotmech.cot.analyses.head_overlap import head_overlap
 from pycotmech.cot.analyses.knock_out_curve import knock_out_curve
 from pycotmech.cot.tools.select_heads import select_heads
 from pycotmech.stats import bootstrap, significance
+from tests.reference.close import assert_allclose
 
 L, H, STEPS = 4, 8, [2, 5]
 CHOOSING, REPORTING = (half.tolist() for half in bootstrap.halves(4, seed=0))
@@ -118,7 +119,7 @@ def test_overlaps_of_sets_whose_steps_are_right_in_other_examples():
             f1.append((few.again(rows)[0].mask & many.again(rows)[0].mask).sum() / 12)
     assert 40 < len(f1) < 60
     ends = bootstrap.widened(found["f1"][0, 1], *np.percentile(f1, [2.5, 97.5]), 2, within=bootstrap.SHARE)  # two are right
-    np.testing.assert_allclose((found["f1_low"][0, 1], found["f1_high"][0, 1]), ends)
+    assert_allclose((found["f1_low"][0, 1], found["f1_high"][0, 1]), ends)
 
 
 def test_a_set_knows_which_examples_it_was_chosen_on(four):

@@ -12,6 +12,7 @@ from pycotmech.cot.tools import cells as cells_module
 from pycotmech.cot.tools.cost import Cost, metered, rows_cost, workload
 from pycotmech.cot.tools.result import Analysis, top_cells
 from pycotmech.model.config import layer_flop
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 
 
@@ -90,7 +91,7 @@ def test_a_result_is_kept_whole(model, examples, tmp_path):
     result = _Toy.made(model, cells, {"effect": values}, axes, "toy", settings)
     data, facts = result.data, result.about
     found = result.interval("effect")
-    np.testing.assert_allclose(found["mean"].values, np.nanmean(values, 0))
+    assert_allclose(found["mean"].values, np.nanmean(values, 0))
     assert found["n"].values.max() == 2 and found["mean"].dims == ("step", "layer", "head")
     cut, free = _Cut(data, facts).interval("effect"), np.abs(found[["low", "high"]])
     np.testing.assert_array_equal(cut["low"], found["low"].clip(-1, 1))

@@ -11,6 +11,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from pycotmech.paper import CLAIMS
 from pycotmech.stats import change
+from tests.reference.close import assert_allclose
 from tests.reference.planted import examples as examples_of
 from tests.reference.planted import models as planted
 from tests.reference.planted.words import BOS
@@ -58,7 +59,7 @@ def test_curves_are_their_definition_at_every_position(model, examples, result):
             want[name].append(np.mean(values))
     here = result.data.sel(example=example.index, step=5)
     for name in rift.CURVES:
-        np.testing.assert_allclose(here[name].values, want[name], atol=2e-6, err_msg=name)
+        assert_allclose(here[name].values, want[name], atol=2e-6, err_msg=name)
     assert int(here["positions"]) == len(rows["prior"]) > 5
 
 

@@ -10,6 +10,7 @@ import pycotmech as pcm
 from pycotmech.cot.analyses.head_overlap import HeadOverlap, head_overlap
 from pycotmech.stats import bootstrap
 from pycotmech.stats.significance import hypergeometric
+from tests.reference.close import assert_allclose
 
 
 def random_set(rng, size, shape=(8, 8)):
@@ -30,7 +31,7 @@ def test_overlaps_by_hand():
     d = found.data
     assert (np.diag(d["f1"]) == 1).all() and (np.diag(d["iou"]) == 1).all()  # F1(A, A) = 1
     assert float(d["intersection"].sel(set="a", other="c")) == 0 and float(d["p"].sel(set="a", other="c")) == 1
-    np.testing.assert_allclose(d["f1"], d["f1"].T)
+    assert_allclose(d["f1"], d["f1"].T)
     assert np.isnan(d["f1_low"]).all()  # sets as given have no spread
 
 
@@ -87,7 +88,7 @@ def test_selections_are_made_again_on_resampled_examples():
         both = sure.again(rows)[0].mask & loose.again(rows)[0].mask
         f1.append(2 * both.sum() / 24)
     mean, ends = float(d["f1"].sel(set="sure", other="loose")), np.percentile(f1, [2.5, 97.5])
-    np.testing.assert_allclose((low, high), mean + bootstrap.factor(9) * (ends - mean))  # widened for nine examples
+    assert_allclose((low, high), mean + bootstrap.factor(9) * (ends - mean))  # widened for nine examples
     assert np.isnan(d["f1_low"].sel(set="sure", other="fixed"))  # of a set as given nothing is known
 
 

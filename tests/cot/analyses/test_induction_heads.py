@@ -14,6 +14,7 @@ from pycotmech.cot.tools.cost import workload
 from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
+from tests.reference.close import assert_allclose
 
 KINDS = ("answer", "premise", "rule")
 _PLACE = {"answer": "answer", "premise": "last", "rule": "earlier"}
@@ -60,7 +61,7 @@ def test_the_planted_head_restores_under_each_and_the_one_below_it_under_one(mov
     score, each = found.scores()["mean"][0].values, found.restoration()["mean"][:, 0].values
     writer, previous = p.heads["writer"], p.heads["previous"]
     assert found.common(5)[0][:2] == writer and score[writer] == pytest.approx(1, abs=1e-3)
-    np.testing.assert_allclose(each[:, *previous], [0, 0, 1], atol=0.02)  # it looks at the rule's subject, at nothing else
+    assert_allclose(each[:, *previous], [0, 0, 1], atol=0.02)  # it looks at the rule's subject, at nothing else
     assert score[previous] == pytest.approx(1 / 3, abs=0.01) and previous not in [head[:2] for head in found.common(5)]
     for head in p.noise_heads:
         assert abs(score[head]) < 0.02
@@ -106,16 +107,16 @@ def test_each_part_is_the_sweep_of_its_corruption(model, examples, every, result
     for kind in ("answer", "premise"):
         alone = pcm.cot.patch_steps(model, examples, steps=[5, 9], right=every, corruption=kind)
         mine = result.restoration().sel(corruption=kind)
-        np.testing.assert_allclose(mine["mean"].values, alone.restoration()["mean"].values, atol=1e-4)
+        assert_allclose(mine["mean"].values, alone.restoration()["mean"].values, atol=1e-4)
         np.testing.assert_array_equal(result.data["changed"].sel(corruption=kind).values, alone.data["changed"].values)
-    np.testing.assert_allclose(result.data["score"], result.data["effect"].mean("corruption"))
-    np.testing.assert_allclose(result.scores()["mean"], result.restoration()["mean"].mean("corruption"))
+    assert_allclose(result.data["score"], result.data["effect"].mean("corruption"))
+    assert_allclose(result.scores()["mean"], result.restoration()["mean"].mean("corruption"))
 
 
 def test_a_result_of_patch_steps_is_taken_and_nothing_changes(model, examples, every, result):
     answer = pcm.cot.patch_steps(model, examples, steps=[2, 5, 9], right=every)
     reused = pcm.cot.induction_heads(model, examples, right=every, answer=answer)
-    np.testing.assert_allclose(reused.data["score"], result.data["score"], rtol=1e-5, atol=1e-7)
+    assert_allclose(reused.data["score"], result.data["score"], rtol=1e-5, atol=1e-7)
     assert reused.about["settings"]["run"] == ["premise", "rule"]
     assert reused.about["cost"]["token_forwards"] < 0.75 * result.about["cost"]["token_forwards"]
     other = every.clone()
@@ -144,8 +145,8 @@ def test_intervals_are_over_examples_and_hold_the_mean_of_like_ones(result):
     mean, drawn, _ = result._ratios
     low, high = np.percentile(drawn.mean(1), [2.5, 97.5], axis=0)  # of the mean over corruptions
     more, mean = bootstrap.factor(3), mean.mean(0)
-    np.testing.assert_allclose(found["low"], mean - more * np.maximum(mean - low, 0), atol=1e-12)
-    np.testing.assert_allclose(found["high"], np.maximum(high, mean + more * (high - mean)), atol=1e-12)
+    assert_allclose(found["low"], mean - more * np.maximum(mean - low, 0), atol=1e-12)
+    assert_allclose(found["high"], np.maximum(high, mean + more * (high - mean)), atol=1e-12)
     one = InductionHeads(result.data.isel(example=[1, 1, 1]), result.about)
     xr.testing.assert_allclose(one.scores()["low"], one.scores()["mean"])
     xr.testing.assert_allclose(one.scores()["high"], one.scores()["mean"])
@@ -192,7 +193,7 @@ def test_cost_is_predicted(model, examples, every, result):
 def test_it_shows_itself(result, tmp_path, monkeypatch):
     table = result.table(3)
     assert len(table) == 6 and {"answer", "premise", "rule", "common"} <= set(table)
-    np.testing.assert_allclose(table[list(KINDS)].mean(axis=1), table["mean"], rtol=1e-6)
+    assert_allclose(table[list(KINDS)].mean(axis=1), table["mean"], rtol=1e-6)
     assert not table["held_out"].any() and table["n"].eq(3).all()
     text = str(result)
     assert "rank correlation over heads (n = 3)" in text and "beyond the noise floor to the same side under all 3" in text

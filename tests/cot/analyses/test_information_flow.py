@@ -16,6 +16,7 @@ from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from tests.cot.analyses.flow_cases import activations_of, planted_activations, random_tokens
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
 from tests.reference.windowed import registered, windowed
@@ -161,9 +162,9 @@ def test_an_edge_is_path_patching(any_wide, pair, freeze, input, position):
         flow.freeze_mlps = False
         found = flow.carried([(place, -1, "")], z)
     expected = np.asarray(truth.raw, dtype=float).reshape(-1)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-10)
+    assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-10)
     base = flow.difference
-    np.testing.assert_allclose(found.numpy() - base, expected - base, rtol=1e-5)
+    assert_allclose(found.numpy() - base, expected - base, rtol=1e-5)
     assert np.abs(expected - base).max() > 1e-6  # there is something to agree on
 
 
@@ -175,7 +176,7 @@ def test_a_writer_is_the_direct_path_to_the_logits(any_wide, pair):
         any_wide, clean, corrupted, direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False
     )  # fmt: skip
     found = flow.logit_difference(flow.climb(17, flow.deltas(17)[:-1], [i // 4 for i in range(12)], 3))
-    np.testing.assert_allclose(found.numpy(), np.asarray(truth.raw, dtype=float).reshape(-1), rtol=1e-9, atol=1e-10)
+    assert_allclose(found.numpy(), np.asarray(truth.raw, dtype=float).reshape(-1), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("input", ["k", "v"])
@@ -195,7 +196,7 @@ def test_a_chain_carries_what_its_first_head_changes(any_wide, pair, input):
     edit = pcm.Edit(input, 2, head=2, positions=[at], value=value[None], per_query_head=True)
     truth = pcm.sweep(any_wide, clean, [pcm.Variant((edit,))], metric="logit_diff", answer=7, wrong=11).raw
     found = flow.carried([((l, h, at), -1, ""), ((2, 2, 17), at, input)], z[None])
-    np.testing.assert_allclose(found.numpy(), truth, rtol=1e-9)
+    assert_allclose(found.numpy(), truth, rtol=1e-9)
 
 
 # ---- the authors' construction -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pycotmech.cot.tools.ablation import ablated_steps
 from pycotmech.cot.tools.head_sets import HeadSet, intersection, set_combinations, union
 from pycotmech.stats.draws import sets_like
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
+from tests.reference.close import assert_allclose
 
 L, H = 4, 8
 
@@ -66,11 +67,11 @@ def test_what_is_kept_is_all_that_is_not_ablated(case):
     found = keep_only(model, examples, sets, **options)
     lp = found.data["log_prob"]
     xr.testing.assert_equal(lp.sel(set="some", drop=True), lp.sel(set="shuffled", drop=True))  # a set has no order
-    np.testing.assert_allclose(lp.sel(set="all"), answer.untouched.log_prob)
-    np.testing.assert_allclose(lp.sel(set="some"), answer(~some).log_prob, atol=1e-4)
-    np.testing.assert_allclose(lp.sel(set="none"), answer(np.ones((L, H), bool)).log_prob, atol=1e-4)
+    assert_allclose(lp.sel(set="all"), answer.untouched.log_prob)
+    assert_allclose(lp.sel(set="some"), answer(~some).log_prob, atol=1e-4)
+    assert_allclose(lp.sel(set="none"), answer(np.ones((L, H), bool)).log_prob, atol=1e-4)
     for s in range(10):
-        np.testing.assert_allclose(lp.sel(set="by step").values[:, s], answer(~by_step[s]).log_prob[:, s], atol=1e-4)
+        assert_allclose(lp.sel(set="by step").values[:, s], answer(~by_step[s]).log_prob[:, s], atol=1e-4)
     counts = options["right"].right.numpy()
     assert (found.data["right"].sel(set="all").values[counts] == 1).all()
     assert found.data["kept"].sel(set="by step").values.tolist() == [by_step[s].sum() for s in range(10)]
@@ -114,7 +115,7 @@ def test_removal_takes_the_best_of_the_set_and_stops(case):
         for head in ranked[:n]:
             mask[head] = False
         np.testing.assert_array_equal(found.data["mask"].values[k, 0], mask)
-        np.testing.assert_allclose(found.data["log_prob"].values[k], answer(~mask).log_prob, atol=1e-4)
+        assert_allclose(found.data["log_prob"].values[k], answer(~mask).log_prob, atol=1e-4)
     assert found.data["removed"].values.tolist() == [0, 2, 5] and not found.about["settings"]["stopped"]
     started = found.overall().isel(size=0)
     inside = f"{float(started['mean']):.2f} [{float(started['low']):.2f}, {float(started['high']):.2f}]"
@@ -150,7 +151,7 @@ def test_the_papers_removal_counts_heads_outside_of_the_set_too(case):
         np.testing.assert_array_equal(theirs.data["agrees"].values[k], answer(~mask).agrees)
     draws = [np.random.default_rng([0, i]).permutation(L * H) for i in range(2)]  # from all heads too
     chance = [answer(~(within & ~np.isin(np.arange(L * H), draw[:20]).reshape(L, H))).agrees for draw in draws]
-    np.testing.assert_allclose(theirs.data["random"].values[3], np.mean(chance, 0))
+    assert_allclose(theirs.data["random"].values[3], np.mean(chance, 0))
     assert "without the 20 with the highest scores of all heads (scores)" in str(theirs)
     every = remove(model, examples, within, scores, sizes=[L * H], stop=0.0, definition="paper", n_random=0, **options)
     assert int(every.data["kept"].values[-1, 0]) == 0

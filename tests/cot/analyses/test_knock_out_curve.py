@@ -14,6 +14,7 @@ from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import AblatedAnswers, ablated_steps
 from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
+from tests.reference.close import assert_allclose
 from tests.reference.planted import models as planted
 from tests.reference.truth import double, edited, logits_of
 
@@ -191,7 +192,7 @@ def test_rankings_by_step_ablate_by_step(model, examples, graded, means, scores)
         alone = knock_out_curve(model, examples, scores.sel(step=[step]), right=graded, mean=means, steps=[step], sizes=[10])
         np.testing.assert_array_equal(mask, alone.data["ablated"].sel(order="least").values[1])
         expected = run.answer(mask).log_prob[:, s]
-        np.testing.assert_allclose(found.data["log_prob"].sel(order="least").values[1, :, s], expected, atol=1e-4)
+        assert_allclose(found.data["log_prob"].sel(order="least").values[1, :, s], expected, atol=1e-4)
     assert (found.data["ablated"].values[0, 1, 0] != found.data["ablated"].values[0, 1, 1]).any()
 
 

@@ -13,6 +13,7 @@ from pycotmech.cot.tools.probes import macro_f1
 from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.cot.analyses.relation_cases import said
+from tests.reference.close import assert_allclose
 from tests.reference.planted import models as planted
 from tests.reference.truth import activations
 
@@ -36,7 +37,7 @@ def test_features_are_the_residual_streams_of_both_words(model, examples):
                 assert model.tokenizer.decode(questions[q].tokens[position]).strip() == word
             for j, site in enumerate((("resid_pre", 0), ("resid_pre", 1), ("resid_post", 3))):
                 want = torch.cat([acts[site][k] for k in at])
-                np.testing.assert_allclose(x[j][i], want, atol=5e-4, rtol=1e-3)
+                assert_allclose(x[j][i], want, atol=5e-4, rtol=1e-3)
 
 
 def silenced(p):

@@ -9,6 +9,7 @@ from pycotmech.cot.analyses import patch_steps as module
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from tests.cot.analyses.interval_cases import keeps_its_ranges
+from tests.reference.close import assert_allclose
 from tests.reference.truth import sweep_truth
 
 STEPS = [5, 7]
@@ -30,7 +31,7 @@ def test_all_metrics_are_those_of_sweeps_of_their_own(model, examples, result):
                 )
                 found = result.data[metric].values[e, s]
                 scale = max(np.abs(sweep.raw).max(), abs(sweep.clean_metric[0]))
-                np.testing.assert_allclose(found, sweep.raw, atol=2e-5 * scale)
+                assert_allclose(found, sweep.raw, atol=2e-5 * scale)
                 assert float(result.data[f"{metric}_clean"][e, s]) == pytest.approx(sweep.clean_metric[0], abs=2e-5 * scale)
                 assert float(result.data[f"{metric}_corrupted"][e, s]) == pytest.approx(
                     sweep.corrupted_metric[0], abs=2e-5 * scale
@@ -51,7 +52,7 @@ def test_restoration_is_the_ratio_of_means(result):
     for metric in ("kl", "logit_diff", "prob"):
         patched, clean, corrupted = (result.data[name].values for name in (metric, f"{metric}_clean", f"{metric}_corrupted"))
         want = (patched.mean(0) - corrupted.mean(0)[:, None, None]) / (clean - corrupted).mean(0)[:, None, None]
-        np.testing.assert_allclose(result.restoration(metric)["mean"].values, want, rtol=1e-8, atol=1e-12)
+        assert_allclose(result.restoration(metric)["mean"].values, want, rtol=1e-8, atol=1e-12)
     found = result.restoration()
     assert (found["low"] <= found["mean"] + 1e-12).all() and (found["mean"] <= found["high"] + 1e-12).all()
     with pytest.raises(ValueError, match="metric: got 'loss'"):
@@ -61,7 +62,7 @@ def test_restoration_is_the_ratio_of_means(result):
 def test_noise_and_denoise_rank_from_their_base(model, examples, every):
     noised = pcm.cot.patch_steps(model, examples, steps=[5], right=every, direction="noise")
     mean = noised.restoration()["mean"]  # near 1: nothing was destroyed
-    np.testing.assert_allclose(noised.scores()["mean"].values, 1 - mean.values)
+    assert_allclose(noised.scores()["mean"].values, 1 - mean.values)
     l, h, value = noised.top(5, 1)[0]
     assert value == pytest.approx(float(1 - mean.sel(step=5, layer=l, head=h))) and value > 0.1
     assert float(noised.data["effect"].sel(step=5, layer=l, head=h).mean()) == pytest.approx(value, rel=0.5)

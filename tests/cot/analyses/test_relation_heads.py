@@ -15,6 +15,7 @@ from pycotmech.cot.tools.head_probe import head_sets, probed
 from pycotmech.stats.significance import sign_flip
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.cot.analyses.relation_cases import said
+from tests.reference.close import assert_allclose
 from tests.reference.planted import models as planted
 from tests.reference.truth import activations
 
@@ -39,7 +40,7 @@ def test_scores_are_their_definition_on_plain_patterns(model, examples, result):
                 assert len(mine) == len(others) == 3
                 here = result.data.isel(example=e, relation=relation, layer=l)
                 want = looked[mine].mean(0) - looked[others].mean(0)
-                np.testing.assert_allclose(here["score"].values, want, atol=1e-5)
+                assert_allclose(here["score"].values, want, atol=1e-5)
                 lift = looked / even
                 gaps, sums = (np.stack([lift[i] + sign * lift[j] for i in mine for j in others]) for sign in (-1, 1))
                 close = (np.abs(gaps) < 1e-3 * sums).mean(0)  # pairs that rounding may order either way
@@ -59,8 +60,8 @@ def test_words_of_several_pieces_count_by_their_share_of_even_attention(model):
         for j, p in enumerate(pairs):
             row = pattern[:, p.second.stop - 1]
             even = torch.full((p.second.stop,), 1 / p.second.stop)[p.first].sum()
-            np.testing.assert_allclose(seen.weight[0][j, l], row[:, p.first].sum(-1), atol=1e-5)
-            np.testing.assert_allclose(seen.lift[0][j, l], row[:, p.first].sum(-1) / even, rtol=1e-3, atol=2e-4)
+            assert_allclose(seen.weight[0][j, l], row[:, p.first].sum(-1), atol=1e-5)
+            assert_allclose(seen.lift[0][j, l], row[:, p.first].sum(-1) / even, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -10,6 +10,7 @@ import torch
 
 import pycotmech as pcm
 from tests.cot.analyses.test_decision_horizon import generate
+from tests.reference.close import assert_allclose
 from tests.reference.truth import activations, double, edited_logits
 from tests.reference.windowed import registered, windowed
 
@@ -42,7 +43,7 @@ def patterns(found):
 
 
 def close(ours, theirs, tolerance=2e-4):
-    np.testing.assert_allclose(np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float), rtol=tolerance, atol=tolerance)
+    assert_allclose(np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float), rtol=tolerance, atol=tolerance)
 
 
 def test_the_windows_cut_the_prompts(truth):

@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 from pycotmech.cot.tools.by_head import HeadAnalysis, layer_share
+from tests.reference.close import assert_allclose
 
 
 class Made(HeadAnalysis):
@@ -47,7 +48,7 @@ def test_tables_rank_on_one_half_and_tell_of_the_other():
         chosen = np.abs(parts.choosing.data["score"].mean(("example", "step")).values).ravel()
         assert [(9 * l + h) for l, h in zip(table["layer"], table["head"])] == np.argsort(-chosen)[:5].tolist()
         told_mean = parts.reporting.data["score"].mean(("example", "step")).values[table["layer"], table["head"]]
-        np.testing.assert_allclose(table["mean"], told_mean)
+        assert_allclose(table["mean"], told_mean)
         assert table["n"].eq(8).all() and table["held_out"].all() and table["rank"].tolist() == [1, 2, 3, 4, 5]
     assert results[0].top(0, 3) == list(zip(tables[0]["layer"], tables[0]["head"], tables[0]["mean"]))[:3]
     assert np.mean([t["mean"].abs().mean() for t in tables]) < 0.4 and np.mean([t["clear"].mean() for t in tables]) < 0.25

@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from pycotmech.cot.tools.probes import Projection, balanced, control_labels, fit_linear, fit_mlps, macro_f1, majority
+from tests.reference.close import assert_allclose, assert_close
 
 
 def halves(x, y, seed=0):
@@ -71,7 +72,7 @@ def test_side_by_side_is_one_by_one():
     both, _ = fit_mlps(x, y, held, steps=60, seed=1)
     for k in range(2):
         one, _ = fit_mlps(x[k : k + 1], y[k : k + 1], held, steps=60, seed=1)
-        torch.testing.assert_close(both(x)[k], one(x[k : k + 1])[0], atol=1e-4, rtol=1e-3)
+        assert_close(both(x)[k], one(x[k : k + 1])[0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(40, 300), (300, 12)])
@@ -82,7 +83,7 @@ def test_the_projection_keeps_distances_and_ignores_what_is_constant(shape):
     z = np.delete((x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1), 3, 1)
     turned = Projection.fit(x, components=400)(x)
     ratio = (turned @ turned.T) / np.where(np.abs(z @ z.T) > 1e-3, z @ z.T, np.nan)
-    np.testing.assert_allclose(ratio[np.isfinite(ratio)], np.nanmedian(ratio), rtol=1e-5)
+    assert_allclose(ratio[np.isfinite(ratio)], np.nanmedian(ratio), rtol=1e-5)
     assert np.square(turned).mean() == pytest.approx(1)
 
 

@@ -10,6 +10,7 @@ from pycotmech.cot.tools.head_sets import HeadSet, scores_of
 from pycotmech.cot.tools.result import Analysis
 from pycotmech.cot.tools.select_heads import select_heads, spread
 from pycotmech.stats import significance
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 
 # 64 scores from 0 to 10 with quartiles 4.5 and 6.5: bins of width 2 * 2 / 64^(1/3) = 1, the fullest from 5 to 6.
@@ -33,7 +34,7 @@ def grid():
 def test_window(grid, options, sizes, bounds):
     found = select_heads(grid, rule="window", t=range(5), **options)
     assert [len(s) for s in found] == sizes
-    np.testing.assert_allclose(found.bounds, bounds)
+    assert_allclose(found.bounds, bounds)
     both = options.get("tails", "both" if "definition" in options else "upper") == "both"
     for s, (low, high) in zip(found, bounds):
         outside = (grid > high + 1e-9) | ((grid < low - 1e-9) & both)
@@ -72,9 +73,9 @@ def test_means_over_steps_weigh_steps_alike():
     values[:, 0] = [[[1.0, 0.0]], [[3.0, 0.0]]]
     values[0, 1] = [[0.0, 8.0]]  # the second example does not count at the second step
     scores = scores_of(values)
-    np.testing.assert_allclose(scores.mean(), [[1.0, 4.0]])
-    np.testing.assert_allclose(scores.at(0).mean(), [[2.0, 0.0]])
-    np.testing.assert_allclose(scores.by_example()[:, 0], [[0.5, 4.0], [3.0, 0.0]])
+    assert_allclose(scores.mean(), [[1.0, 4.0]])
+    assert_allclose(scores.at(0).mean(), [[2.0, 0.0]])
+    assert_allclose(scores.by_example()[:, 0], [[0.5, 4.0], [3.0, 0.0]])
     assert select_heads(values, k=1, step=0)[0].order == ((0, 0),) and select_heads(values, k=1)[0].order == ((0, 1),)
 
 
@@ -83,11 +84,11 @@ def test_sign_test_and_corrections_by_hand():
     x[0, 1] = x[:2, 2] = -1
     x[:4, 3] = -1
     raw = [1 / 256, 9 / 256, 37 / 256, 163 / 256]
-    np.testing.assert_allclose(significance._sign(x, False, 0), raw)
-    np.testing.assert_allclose(significance._sign(x, True, 0), [2 / 256, 18 / 256, 74 / 256, 1.0])
-    np.testing.assert_allclose(significance.adjusted(np.array(raw), "holm"), [4 / 256, 27 / 256, 74 / 256, 163 / 256])
-    np.testing.assert_allclose(significance.adjusted(np.array(raw), "bh"), [4 / 256, 18 / 256, 37 * 4 / 3 / 256, 163 / 256])
-    np.testing.assert_allclose(significance.adjusted(np.array([0.9, 0.01]), "holm"), [0.9, 0.02])
+    assert_allclose(significance._sign(x, False, 0), raw)
+    assert_allclose(significance._sign(x, True, 0), [2 / 256, 18 / 256, 74 / 256, 1.0])
+    assert_allclose(significance.adjusted(np.array(raw), "holm"), [4 / 256, 27 / 256, 74 / 256, 163 / 256])
+    assert_allclose(significance.adjusted(np.array(raw), "bh"), [4 / 256, 18 / 256, 37 * 4 / 3 / 256, 163 / 256])
+    assert_allclose(significance.adjusted(np.array([0.9, 0.01]), "holm"), [0.9, 0.02])
 
 
 def test_sign_flips_are_those_of_explicit_flipping():
@@ -98,7 +99,7 @@ def test_sign_flips_are_those_of_explicit_flipping():
 
     largest = [t(np.array([[1 if b >> i & 1 else -1] for i in range(5)]) * x).max() for b in range(32)]
     expected = [(np.array(largest) >= own - 1e-12).mean() for own in t(x)]
-    np.testing.assert_allclose(significance.p_values(x), expected)
+    assert_allclose(significance.p_values(x), expected)
 
 
 def test_sign_flips_hold_their_level_over_all_heads():
@@ -111,7 +112,7 @@ def test_sign_flips_hold_their_level_over_all_heads():
     assert p[2, 3] < 0.01 and (p < 0.05).sum() == 1
     assert (significance.sign_flip(np.zeros((5, 2, 2))) == 1).all()
     gone = np.concatenate((one, np.full((3, 4, 8), np.nan)))  # examples that do not count weigh nothing
-    np.testing.assert_allclose(significance.sign_flip(gone[:, 2:3, 3:4]), 0, atol=0.01)
+    assert_allclose(significance.sign_flip(gone[:, 2:3, 3:4]), 0, atol=0.01)
 
 
 @pytest.mark.parametrize("test", ["sign_flip", "sign", "bootstrap"])
@@ -137,7 +138,7 @@ def test_scores_come_from_sweeps_and_analyses():
     sweep = pcm.patch_heads(model, [a for a, _ in pairs], [b for _, b in pairs])
     scores = scores_of(sweep)
     assert scores.values.shape == (3, 1, 2, 4)
-    np.testing.assert_allclose(scores.mean(), sweep.effect, atol=1e-6)
+    assert_allclose(scores.mean(), sweep.effect, atol=1e-6)
     assert select_heads(sweep, k=3)[0].order == tuple(where for where, _ in sorted(sweep.top(8), key=lambda p: -p[1])[:3])
     data = xr.Dataset(
         {"a": (("step", "layer", "head", "example"), np.arange(24.0).reshape(2, 3, 2, 2)), "b": ("example", [0.0, 1.0])},
@@ -145,9 +146,9 @@ def test_scores_come_from_sweeps_and_analyses():
     )
     found = scores_of(data)  # the only variable over heads
     assert found.examples == (5, 9) and found.steps == (1, 4) and found.labelled
-    np.testing.assert_allclose(found.mean(), data["a"].mean(("step", "example")).values)
+    assert_allclose(found.mean(), data["a"].mean(("step", "example")).values)
     assert select_heads(data, k=1).of([9])[0].chosen_on == (9,)
-    np.testing.assert_allclose(select_heads(data, k=1).again([1, 1]).scores, data["a"].isel(example=1).mean("step").values)
+    assert_allclose(select_heads(data, k=1).again([1, 1]).scores, data["a"].isel(example=1).mean("step").values)
     two = data.assign(c=data["a"] * -1)
     with pytest.raises(ValueError, match="variable: got None; expected one of those over layer and head: a, c"):
         select_heads(two)

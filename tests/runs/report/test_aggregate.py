@@ -11,6 +11,7 @@ import pycotmech as pcm
 from pycotmech.runs import ResultAxes, SweepState, SweepStore, read
 from pycotmech.runs.report import by_step, findings, top_heads
 from pycotmech.runs.report.table import header, rows, text
+from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
 
 
@@ -36,10 +37,10 @@ def test_the_weighted_mean_its_spread_and_signs():
     # Two examples, spans 3 and 1; head 1 differs in sign between them.
     data = dataset([[[[0.4, 0.2]]], [[[0.8, -0.1]]]], [[2.0], [1.0]], [[-1.0], [0.0]], [[1], [1]], floor=[[0.004], [0.008]])
     steps = by_step(data)
-    np.testing.assert_allclose(steps["restoration"][0, 0], [0.5, 0.125], atol=1e-7)
+    assert_allclose(steps["restoration"][0, 0], [0.5, 0.125], atol=1e-7)
     sd = [np.sqrt(0.75 * 0.1**2 + 0.25 * 0.3**2), np.sqrt(0.75 * 0.075**2 + 0.25 * 0.225**2)]
-    np.testing.assert_allclose(steps["sd"][0, 0], sd, rtol=1e-6)
-    np.testing.assert_allclose(steps["same_sign"][0, 0], [1.0, 0.5])
+    assert_allclose(steps["sd"][0, 0], sd, rtol=1e-6)
+    assert_allclose(steps["same_sign"][0, 0], [1.0, 0.5])
     assert float(steps["noise_floor"][0]) == pytest.approx(0.005)
     assert (int(steps["n"][0]), float(steps["clean_metric"][0]), float(steps["seconds"][0])) == (2, 1.5, 2.0)
 
@@ -50,7 +51,7 @@ def test_only_finished_sweeps_count():
     state = [[SweepState.PENDING], [SweepState.FINISHED], [SweepState.SKIPPED]]
     data = dataset(effect, [[np.nan], [1.0], [np.nan]], [[np.nan], [0.0], [np.nan]], state, right=[[1], [1], [0]])
     steps = by_step(data)
-    np.testing.assert_allclose(steps["restoration"], 0.25)
+    assert_allclose(steps["restoration"], 0.25)
     assert np.isnan(steps["sd"]).all()
     assert [int(steps[n][0]) for n in ("n", "right", "graded", "pending")] == [1, 2, 3, 1]
 
@@ -70,7 +71,7 @@ def test_the_ratio_of_means_is_what_patch_heads_gives_for_a_list(tmp_path):
         results.finish(i, [0], [pcm.patch_heads(model, a, b, **options)], 1.0)
     together = pcm.patch_heads(model, clean, corrupted, **options)
     steps = by_step(read(tmp_path))
-    np.testing.assert_allclose(steps["restoration"][0], together.values, atol=1e-5)
+    assert_allclose(steps["restoration"][0], together.values, atol=1e-5)
     assert np.abs(together.values).max() > 0.05
     # Both are rounding, seen through other heads and directions: of one size, not one the bound of the other.
     assert 0.1 < float(steps["noise_floor"][0]) / together.noise_floor < 10
