@@ -141,7 +141,7 @@ def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
     """Mean z over prompts: [L, H, D], or by role [L, T, H, D]; in words; the number of prompts."""
     prompts, single = listed(prompts, argument="mean")
     if single or not prompts:
-        got = "one prompt" if single and prompts != [[]] else "an empty list"
+        got = "one prompt" if single and len(prompts[0]) else "an empty list"
         raise ValueError(f"mean: got {got}; expected a tensor of means, or a list of prompts")
     all_tokens = [model.to_tokens(p, argument=f"mean[{i}]") for i, p in enumerate(prompts)]
     if roles is None:
