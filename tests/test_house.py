@@ -249,3 +249,14 @@ def test_a_module_has_a_test_or_its_package_says_which(module):
         f"{module}: expected {home_of_tests(module).relative_to(ROOT)}/test_{bare}.py, or the docstring of {package} to say "
         f"after 'Tests:' which test covers `{name}`"
     )
+
+
+def test_warnings_point_at_the_caller():
+    """`_warnings.warn` finds the caller's line (tests/patching/test_warnings.py); nothing else in the package issues any."""
+    issuing = [
+        module
+        for module in modules()
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
+    ]
+    assert issuing == ["pycotmech._warnings"], issuing

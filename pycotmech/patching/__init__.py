@@ -7,10 +7,6 @@ takes these steps:
 3. `chunks` runs the prompts, as many together as fit; `pair_sweep` (`path_sweep`) evaluates their variants.
 4. `scale` turns what was measured into values and effects, `results` (`path_results`) shows them.
 
-Modules without a test of their own name are covered by `tests/patching/test_heads.py` (`question`, `chunks`, `pair_layout`,
-`pair_sweep`, `position_groups`, `results`), `test_sites.py` (`residual`), `test_paths.py` (`path_layout`, `path_sweep`,
-`path_results`) and `test_sweep.py` (`edits`).
-
 Tests: `test_heads.py` for `chunks`, `pair_layout`, `pair_sweep`, `position_groups`, `question`; `test_sites.py` for
 `residual`; `test_sweep.py` for `edits`; `test_paths.py` for `path_layout`, `path_results`, `path_sweep`; `test_invariants.py`
 for `results`; the others have tests of their own names.
