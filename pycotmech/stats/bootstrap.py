@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pycotmech.stats import shares
+
 DRAWS = 2000
 LEVEL = 0.95
 Range = tuple[float, float]
@@ -99,6 +101,7 @@ def ratio_interval(
     examples that count in an entry, and cut to `within`, as in `mean_interval`.
 
     numerator, denominator [n, ...], NaN in either where an example does not count; denominator None: the plain mean.
+    within: SHARE asks for an interval that holds its level near 0 and 1: Wilson's (`shares`) in place of the bootstrap's.
     """
     top = np.asarray(numerator, dtype=np.float64)
     if top.ndim == 0 or len(top) == 0:
@@ -113,12 +116,17 @@ def ratio_interval(
     below = below.reshape(n, -1)
     counts = np.isfinite(top) & np.isfinite(below)
     top, below = np.where(counts, top, 0.0), np.where(counts, below, 0.0)
-    weights = resampled(n, draws=draws, seed=seed)
+    n_counted = np.asarray(counts.sum(0))
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = top.sum(0) / np.where(counts.any(0), below.sum(0), np.nan)
-        drawn = (weights @ top) / np.where(weights @ counts > 0, weights @ below, np.nan)
-    n_counted = np.asarray(counts.sum(0))
-    low, high = widened(mean, *percentiles(drawn, level), n_counted, within=within, level=level)
+    if within == SHARE:
+        trials = shares.worth(top, below, counts, level)
+        low, high = shares.wilson(mean, np.where(n_counted > 1, trials, np.nan), level)
+    else:
+        weights = resampled(n, draws=draws, seed=seed)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn = (weights @ top) / np.where(weights @ counts > 0, weights @ below, np.nan)
+        low, high = widened(mean, *percentiles(drawn, level), n_counted, within=within, level=level)
     return Interval(mean.reshape(shape), low.reshape(shape), high.reshape(shape), n_counted.reshape(shape))
 
 

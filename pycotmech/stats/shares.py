@@ -1,0 +1,65 @@
+"""Intervals of shares: Wilson's, with the number of examples replaced by the number they are worth.
+
+The bootstrap fails for shares near 0 and 1: resamples of examples that all agree agree as well, and the interval has no
+width. Wilson's interval (Wilson 1927) inverts the score test instead, so that eight of eight examples give [0.68, 1].
+
+An example is often a share itself, of several steps that succeed or fail together. The share's variance over examples then
+says how many independent yes-or-no trials the examples are worth (Korn and Graubard 1998, for surveys with clusters), corrected
+by Student's quantile for a variance that was itself estimated from few examples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class Ends(NamedTuple):
+    """The ends of intervals, arrays of one shape; NaN without examples."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def wilson(share: ArrayLike, n: ArrayLike, level: float = 0.95) -> Ends:
+    """Wilson's score interval of a share of n trials; n need not be whole.
+
+    share, n: arrays of one shape. NaN where n is 0. Source: Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1.
+    """
+    from scipy.special import ndtri
+
+    p, n = np.asarray(share, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    z2 = float(ndtri((1 + level) / 2)) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        center = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+        # A share of 0 or 1 has its end there exactly; the square root leaves a rounding error.
+        low = np.where(p <= 0, 0.0, center - half)
+        high = np.where(p >= 1, 1.0, center + half)
+    known = np.isfinite(p) & (n > 0)  # False where n is NaN
+    return Ends(np.where(known, low, np.nan), np.where(known, high, np.nan))
+
+
+def worth(numerator: NDArray, denominator: NDArray, counts: NDArray, level: float = 0.95) -> NDArray[np.float64]:
+    """How many independent trials the examples are worth for the share sum(numerator) / sum(denominator).
+
+    numerator, denominator, counts [n, entries]: 0 where an example does not count. Returns [entries].
+    p (1 - p) / v with the linearised variance v of the ratio, times (z / t)^2 with Student's t at n - 1 degrees of freedom.
+    Where the examples do not vary, or only one counts, it is their number.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    n = counts.sum(0).astype(np.float64)
+    total = denominator.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = numerator.sum(0) / total
+        residual = np.where(counts, numerator - p * denominator, 0.0)
+        variance = (residual**2).sum(0) * n / (n - 1) / total**2
+        inner = p * (1 - p)
+        t = stdtrit(np.where(n > 1, n - 1, np.nan), (1 + level) / 2)
+        trials = inner / variance * (float(ndtri((1 + level) / 2)) / t) ** 2
+    # Rounding leaves a variance of about 1e-33 where all examples are alike.
+    vary = (n > 1) & (inner > 0) & (variance > 1e-24 * np.maximum(p, 1e-300) ** 2)
+    return np.where(vary, trials, n)
