@@ -55,18 +55,20 @@ def writers(counts, late, control=0.0):
 
 
 def test_pathways_and_writers():
-    several = {"answer_writers": writers([3, 4, 2, 5], [1, 1, 1, 0.95])}
+    several = {"answer_writers": writers([3, 4, 2, 5] * 10, [1, 1, 1, 0.95] * 10)}
     assert BY_NAME["pathways"].verdict(several).word == "borne out"
-    assert "3.5 [" in BY_NAME["pathways"].verdict(several).evidence and "n = 4" in BY_NAME["pathways"].verdict(several).evidence
+    assert (
+        "3.5 [" in BY_NAME["pathways"].verdict(several).evidence and "n = 40" in BY_NAME["pathways"].verdict(several).evidence
+    )
     assert BY_NAME["writers"].verdict(several).word == "borne out"
     single = {"answer_writers": writers([1] * 6, [0.2, 0.3, 0.1, 0.2, 0.2, 0.1])}
     assert BY_NAME["pathways"].verdict(single).word == "not borne out"
     assert BY_NAME["writers"].verdict(single).word == "not borne out"
     few = {"answer_writers": writers([1] * 4, [1.0] * 4)}
-    for name in ("pathways", "writers"):
+    for name, why in (("pathways", "all 4 examples agree"), ("writers", "the interval holds the threshold 0.9")):
         assert BY_NAME[name].verdict(few).word == "not decided"
-        assert "all 4 examples agree" in BY_NAME[name].verdict(few).evidence
-    assert "100% [100%, 100%] of the answer's writers" in BY_NAME["writers"].verdict(few).evidence
+        assert why in BY_NAME[name].verdict(few).evidence
+    assert "100% [51%, 100%] of the answer's writers" in BY_NAME["writers"].verdict(few).evidence
     alone = {"answer_writers": writers([3], [1.0])}
     assert BY_NAME["pathways"].verdict(alone).word == BY_NAME["writers"].verdict(alone).word == "not decided"
     assert BY_NAME["writers"].verdict(alone).evidence == (
@@ -139,7 +141,7 @@ def test_mixing_is_judged_against_each_baseline_and_below_the_last_third():
     spread = np.array([-3, 3] * 6)  # from question to question, against one another: the better of the two is 13 of 20
     held = [0.5, 0.6, 0.9, 0.7]
     gained = claim.verdict(probes(10 + spread, np.full(12, 12.5), 10 - spread, held))
-    assert gained.word == "borne out" and "62% [62%, 62%] at depth 2 of 3" in gained.evidence
+    assert gained.word == "borne out" and "62% [35%, 84%] at depth 2 of 3" in gained.evidence
     syntax = claim.verdict(probes(10 + spread, np.full(12, 12), np.full(12, 12), held))
     assert syntax.word == "not borne out" and syntax.evidence.endswith("not so: above the two tokens before each word")
     roles = claim.verdict(probes(10 + spread, np.full(12, 19), 10 - spread, held, across=0.1))
@@ -171,22 +173,28 @@ def knocked_out(kept, accuracy, random, n=8, draws=1):
 @pytest.mark.parametrize(
     ("kept", "accuracy", "random", "word", "why"),
     [
-        (3, [0.9, 0.9, 1, 1] * 2, 0.4, "borne out", "one random set of as many 40% [40%, 40%], a difference of 55% [46%, 64%]"),
-        (8, [0.9, 0.9, 1, 1] * 2, 0.4, "not borne out", "not so: a minority of the heads"),
-        (3, [0.4, 0.4, 0.5, 0.5] * 2, 0.1, "not borne out", "not so: 80% of the steps"),
-        (3, [0.95, 0.95, 0.97, 0.97] * 2, 1.0, "not borne out", "not so: more than random heads"),
-        (3, [0.9, 0.88, 0.92, 0.9] * 2, [1, 1, 0.2, 0.2] * 2, "not decided", "open: more than random heads"),
-        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "keep 100% [100%, 100%] of"),
-        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "open: 80% of the steps (all 4 examples agree"),
+        (
+            3,
+            [0.9, 0.9, 1, 1] * 20,
+            0.4,
+            "borne out",
+            "one random set of as many 40% [26%, 55%], a difference of 55% [",
+        ),
+        (8, [0.9, 0.9, 1, 1] * 20, 0.4, "not borne out", "not so: a minority of the heads"),
+        (3, [0.4, 0.4, 0.5, 0.5] * 20, 0.1, "not borne out", "not so: 80% of the steps"),
+        (3, [0.95, 0.95, 0.97, 0.97] * 20, 1.0, "not borne out", "not so: more than random heads"),
+        (3, [0.9, 0.88, 0.92, 0.9] * 20, [1, 1, 0.8, 0.8] * 20, "not decided", "open: more than random heads"),
+        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "keep 100% [51%, 100%] of"),
+        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "open: 80% of the steps (the interval holds the threshold 0.8"),
     ],
 )
 def test_shared_heads_are_a_minority_that_is_enough(kept, accuracy, random, word, why):
-    verdict = BY_NAME["shared_heads"].verdict(knocked_out(kept, accuracy, random))
+    verdict = BY_NAME["shared_heads"].verdict(knocked_out(kept, accuracy, random, n=len(accuracy)))
     assert verdict.word == word and why in verdict.evidence
 
 
 def test_what_random_heads_keep_is_said_with_the_number_of_draws():
-    several = BY_NAME["shared_heads"].verdict(knocked_out(3, [0.9, 0.9, 1, 1] * 2, 0.4, draws=3))
+    several = BY_NAME["shared_heads"].verdict(knocked_out(3, [0.9, 0.9, 1, 1] * 20, 0.4, n=80, draws=3))
     assert several.word == "borne out" and "right, the mean of 3 random sets of as many 40%" in several.evidence
     none = BY_NAME["shared_heads"].verdict(knocked_out(3, [0.9, 0.9, 1, 1] * 2, 0.4, draws=0))
     assert none.word == "not decided" and "random heads were not tried" in none.evidence and "nan" not in none.evidence

@@ -107,15 +107,15 @@ def test_horizon_is_the_last_layer_that_matters(result):
     assert type(result)(data, result.about).horizon(share=0.5) == {0: 0, 1: 0, 2: 0}
 
 
-def test_layers_are_chosen_on_one_half_and_told_on_the_other(result):
+def test_layers_are_chosen_on_one_half_and_reported_on_the_other(result):
     data = result.data.isel(example=[0, 1, 2, 0, 1, 2]).assign_coords(example=range(6)).copy(deep=True)
     made = type(result)(data, result.about)
     parts = made.apart(np.ones(6, bool))
     data["same"][:] = np.array([1.0, 0.5, 1.0, 1.0])
     data["same"].loc[{"example": parts.reporting.data["example"].values}] = np.array([0.0, 0.5, 1.0, 0.0])
     line = made.findings()[0]
-    assert "n = 3 held out: corrupted in any one layer from 2 of 4 on, 50% [50%, 50%]" in line
-    assert "layer 1 does most harm (50% [50%, 50%] stay the same)" in line
+    assert "n = 3 held out: corrupted in any one layer from 2 of 4 on, 50% [13%, 87%]" in line
+    assert "layer 1 does most harm (50% [13%, 87%] stay the same)" in line
 
 
 def test_it_shows_itself_and_its_cost(model, examples, every, result, tmp_path):

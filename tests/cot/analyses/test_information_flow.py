@@ -306,7 +306,7 @@ def test_result(model, examples, every, result, tmp_path):
     assert not result.writers()["held_out"].any() and set(result.writers()["step"]) == {0, 5}
 
 
-def test_writers_are_told_on_the_other_half(result):
+def test_writers_are_reported_on_the_other_half(result):
     """The head that most often writes in one half, and how often it does in the other; counts made by hand."""
     data = result.data.isel(example=np.arange(8) % 3, step=[1]).assign_coords(example=np.arange(8))
     maps = np.zeros(data["depth_map"].shape)
@@ -324,7 +324,8 @@ def test_writers_are_told_on_the_other_half(result):
     many = module.InformationFlow(data, result.about)
     table = many.writers(5)
     assert list(zip(table["layer"], table["head"], table["share"])) == [(1, 2, 0.25), (3, 4, 0.0)]
-    assert table["n"].eq(4).all() and table["held_out"].all() and (table["low"][0], table["high"][0]) == (0.0, 1.0)
+    assert table["n"].eq(4).all() and table["held_out"].all()
+    assert 0 < table["low"][0] < 0.05 and 0.8 < table["high"][0] < 1  # one of four
     same = many.writers(5, held_out=False)
     assert list(zip(same["layer"], same["head"], same["share"])) == [(1, 2, 0.625), (2, 0, 0.5), (3, 4, 0.25)]
     assert same["n"].eq(8).all() and not same["held_out"].any()

@@ -172,7 +172,7 @@ def test_heads_selected_by_their_scores_are_those_that_are_needed(options, kind)
     assert found.overall()["mean"].sel(order="most").values.tolist() == [1, 0, 0, 0, 0, 0, 0]
     point = found.operating_points(order="least").iloc[-1]
     assert (point.removed, point.kept, point.accuracy, point.floor) == (size - 2, 2, 1, 0)
-    many = planted.examples(made, MANY)
+    many = planted.examples(made, 32)  # 16 that are reported on; 15 of 15 are no sign yet of a share above 0.8
     of_sets = pcm.cot.knock_out_curve(model, many, selection, n_random=8, **replaced)
     ablated = of_sets.data["ablated"].sel(order="least").isel(size=-1).values
     assert {(int(l), int(h)) for l, h in np.argwhere(~ablated)} == heads
