@@ -11,6 +11,7 @@ from torch import Tensor
 from pycotmech._warnings import warn
 from pycotmech.engine import graphs
 from pycotmech.engine.budget import LOGIT_ROWS, Pieces
+from pycotmech.engine.jitter import Jitter
 from pycotmech.engine.joins import Joins
 from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
@@ -59,28 +60,42 @@ class Evaluator:
         joins: Joins,
         edits: RowEdits,
         metrics: Sequence[ExampleMetric],
-    ) -> tuple[Tensor, Tensor | None]:
-        """The metric of each variant where it is read, float64 [N] or as many as `Bases.readings` has, and its logits [..., V]
-        if they are kept. metrics: one for each position at which a base is read, base after base."""
+        jitter: Jitter,
+        kept: Tensor,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The metric of each variant where it is read, float64 [N] or as many as `Bases.readings` has; its logits [..., V]
+        if they are kept; and the final residual rows [M, d] of the variants `kept` [N] bool where they are read.
+        metrics: one for each position at which a base is read, base after base. jitter: which variants are jittered."""
         read = joins.bases.readings(variants.base)
         values = torch.empty(len(read.number), dtype=torch.float64)
         logits = torch.empty(len(values), self.family.cfg.d_vocab, dtype=torch.float32) if self.keep_logits else None
         of_model = graphs.kept.of(self.family)
+        chosen = kept[read.variant]
+        place = chosen.cumsum(0) - 1  # among the rows that are kept
+        rows = torch.empty(
+            int(chosen.sum()), self.family.cfg.d_model, dtype=self.family.resid_dtype, device=self.family.device
+        )
         left = list(reversed(pieces))
         while left:
             c, d = left.pop()
             piece, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
             try:
                 with hint_at_budget(f"{d - c} variant(s) went through the layers"):
-                    staircase = Staircase(self.family, joins.bases, piece, joins.of(c, d), self.count, edits.of(c, d))
+                    staircase = Staircase(
+                        self.family, joins.bases, piece, joins.of(c, d), self.count, edits.of(c, d), jitter=jitter.of(c, d)
+                    )
                     final = staircase.run() if of_model is None else of_model.run(staircase, self.room)
                     self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
+                    here = chosen[out].nonzero().flatten()
+                    if len(here):
+                        to = place[out][here]  # they follow one another
+                        rows[int(to[0]) : int(to[-1]) + 1] = final[here.to(final.device)]
             except MemoryError as error:
                 if d - c == 1:
                     raise
                 warn(f"{error}; they go on in halves")
                 left += [((c + d) // 2, d), (c, (c + d) // 2)]
-        return values, logits
+        return values, logits, rows
 
     def measure(
         self, final: Tensor, which: Tensor, metrics: Sequence[ExampleMetric], values: Tensor, logits: Tensor | None = None

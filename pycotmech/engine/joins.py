@@ -1,5 +1,5 @@
-"""How variants join the staircase: with the base's rows, or moved by the difference in one head's z; and the self-patches,
-from which the noise floor is read."""
+"""How variants join the staircase: with the base's rows, or moved by the difference in one head's z; and the controls: the
+self-patches, against which effects are taken, and the jittered copies of the base run, from which the noise floor is read."""
 
 from __future__ import annotations
 
@@ -16,25 +16,34 @@ from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 
 N_SELF_PATCHES = 8
-"""Self-patches per example from which the noise floor is read, spread over the layers."""
+"""Self-patches per example against which effects are taken, spread over the layers."""
+
+N_JITTERED = 4
+"""Jittered copies per example of the base run, from which the noise floor is read."""
+
+N_CONTROLS = N_SELF_PATCHES + N_JITTERED
 
 SELF_PATCH_SITES = ("resid_mid", "z")
 """What bases keep for them."""
 
 
-def self_patches(cfg: ModelConfig, seed: int, example: int) -> Tensor:
-    """(layer, head) of the self-patches [N_SELF_PATCHES, 2]: layers evenly spread, heads drawn by the seed."""
+def controls_of(cfg: ModelConfig, seed: int, example: int) -> Tensor:
+    """(layer, head, stream of noise) of the controls [N_CONTROLS, 3]: first the self-patches, layers evenly spread, heads drawn
+    by the seed, stream -1; then the jittered copies, which join in layer 0."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + example)
     layers = torch.linspace(0, cfg.n_layers - 1, N_SELF_PATCHES, dtype=torch.float32).round().long()
-    return torch.stack((layers, torch.randint(cfg.n_heads, (N_SELF_PATCHES,), generator=generator)), 1)
+    heads = torch.randint(cfg.n_heads, (N_SELF_PATCHES,), generator=generator)
+    plain = torch.stack((layers, heads, torch.full_like(heads, -1)), 1)
+    streams = example * N_JITTERED + torch.arange(N_JITTERED)
+    return torch.cat((plain, torch.stack((torch.zeros_like(streams), torch.zeros_like(streams), streams), 1)))
 
 
-def with_self_patches(variants: Variants, patches: Tensor, base: int, first: int) -> Variants:
-    """The variants, then the self-patches (layer, head) [n, 2] of one base from position `first` on."""
-    n = len(patches)
+def with_controls(variants: Variants, controls: Tensor, base: int, first: int) -> Variants:
+    """The variants, then the controls [n, 3] of one base from position `first` on."""
+    n = len(controls)
     return Variants(
         base=torch.cat((variants.base, torch.full((n,), base))),
-        layer=torch.cat((variants.layer, patches[:, 0])),
+        layer=torch.cat((variants.layer, controls[:, 0])),
         stage=torch.cat((variants.stage, torch.full((n,), int(Stage.MID)))),
         first=torch.cat((variants.first, torch.full((n,), first))),
     )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.bases import Bases
+from pycotmech.engine.jitter import Jitter
 from pycotmech.engine.joins import HeadJoins
 from pycotmech.engine.rows import Join, Joining, PackedRows, Variants
 from pycotmech.engine.staircase import Staircase
@@ -55,17 +56,19 @@ def run_senders(
     editable: Tensor,
     freeze_mlps: bool,
     tick: Callable[[LayerRows], None] | None = None,
+    jitter: Jitter | None = None,
 ) -> Climbed:
     """Takes senders up to the highest of `layers` (none: to the end, where each is read), every other head frozen.
 
     senders: ascending by layer, all joining at `Stage.MID`; join: the rows of a sender's own layer.
     layers: where receivers lie. inputs: which of q, k, v are replaced, each on its own.
     editable [sum of kept rows] bool: the base's rows at which senders are replaced; the others stay the base's own.
+    jitter: of the senders, as of `Staircase`.
     """
     receivers = _Receivers(family, bases, layers, inputs, editable.to(family.device))
     frozen = ("attn_out", "mlp_out") if freeze_mlps else ("attn_out",)
     upto = max(layers) if layers else None
-    staircase = Staircase(family, bases, senders, join, tick, frozen=frozen, watch=receivers, upto=upto)
+    staircase = Staircase(family, bases, senders, join, tick, frozen=frozen, watch=receivers, upto=upto, jitter=jitter)
     final = staircase.run()
     return Climbed(staircase.rows.offsets.to(family.device), receivers.z, final)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.bases import Bases, Stage
+from pycotmech.engine.jitter import Jitter
 from pycotmech.engine.row_edits import BoundEdits, RowEdits
 from pycotmech.engine.rows import Join, PackedRows, ReadRows, Rows, Variants
 from pycotmech.model import work
@@ -41,11 +42,12 @@ class Staircase:
         are computed.
     watch: called before each layer.
     upto: how many layers rows climb; None: all.
+    jitter: which variants get rounding-sized noise wherever something is added to their rows; None: none.
 
     Memory: a residual row of d values for each row of a variant, and the temporaries of `ROW_BLOCK` rows.
     """
 
-    on_device: ClassVar[tuple[str, ...]] = ("rows", "join", "edits", "attention", "mlp", "watch")
+    on_device: ClassVar[tuple[str, ...]] = ("rows", "join", "edits", "attention", "mlp", "watch", "jitter")
     """Attributes on the device, and objects that hold such attributes, each of which has this list too. All others are on
     the CPU and decide what is launched (`graphs`)."""
 
@@ -61,6 +63,7 @@ class Staircase:
         frozen: Sequence[str] = (),
         watch: Watch | None = None,
         upto: int | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         self.family, self.join, self.watch, self.upto = family, join, watch, upto
         self.tick = tick or partial(work.count, family)
@@ -72,6 +75,7 @@ class Staircase:
             _Frozen("attn_out", bases, rows) if "attn_out" in frozen else _Attention(family, bases, rows, self.edits)
         )
         self.mlp = _Frozen("mlp_out", bases, rows) if "mlp_out" in frozen else _Mlp(family, self.edits)
+        self.jitter = None if jitter is None else jitter.bound(rows)
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -84,14 +88,21 @@ class Staircase:
         for l in range(top):
             attended = done = self._begin(x, done, l)
             for span, _ in rows.spans(done):
-                x[span] += self.attention(l, x[span], span, span)
+                self._add(x[span], self.attention(l, x[span], span, span), l, Stage.PRE, span)
             done = self._admit(x, done, l, Stage.MID)
             for a, b in blocks(begins[done]):
-                x[a:b] += self.mlp(l, x[a:b], slice(a, b))
+                self._add(x[a:b], self.mlp(l, x[a:b], slice(a, b)), l, Stage.MID, slice(a, b))
             self._ticked(begins[attended], begins[attended], begins[done])
             done = self._admit(x, done, l, Stage.POST)
         done = self._begin(x, done, top)
         return x if self.upto is not None else self._last_layer(x, done)
+
+    def _add(self, x: Tensor, y: Tensor, l: int, stage: Stage, rows: Rows) -> None:
+        """x += y, what the part of layer l after this stage adds to these rows, with its noise where rows are jittered."""
+        x += y
+        if self.jitter is not None:
+            part = self.attention if stage == Stage.PRE else self.mlp
+            self.jitter.add(x, y, l, stage, rows, part.computed)
 
     def _begin(self, x: Tensor, done: int, l: int) -> int:
         done = self._admit(x, done, l, Stage.PRE)
@@ -113,7 +124,10 @@ class Staircase:
     def _joined(self, l: int, stage: Stage, rows: Rows) -> Tensor:
         """The residual rows with which variants join here."""
         joining = self.rows.joining(l, stage, rows)
-        return self.edits.join(stage, l, rows, joining.index, self.join(joining))
+        x = self.join(joining)
+        if self.jitter is not None:
+            self.jitter.add(x, x, l, Stage.POST, rows)
+        return self.edits.join(stage, l, rows, joining.index, x)
 
     def _ticked(self, projected: int, attended: int, passed: int) -> None:
         """Rows have gone through a layer: so many through the projections and the output of attention, and through the MLP."""
@@ -125,13 +139,15 @@ class Staircase:
         begins = rows.read_begins
         out = torch.empty(len(rows.read_rows), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
         for span, read in rows.spans(done):
-            out[read.first : read.end] = x[rows.at(read)] + self.attention(l, x[span], span, read)
+            added = self.attention(l, x[span], span, read)
+            out[read.first : read.end] = x[rows.at(read)]
+            self._add(out[read.first : read.end], added, l, Stage.PRE, read)
         pre, mid = begins[done], begins[rows.joined(l, Stage.MID)]
         for a, b in blocks(mid - pre):
             out[pre + a : pre + b] = self._joined(l, Stage.MID, ReadRows(pre + a, pre + b))
         out[:mid] = edits.edit("resid_mid", l, ReadRows(0, mid), out[:mid])
         for a, b in blocks(mid):
-            out[a:b] += self.mlp(l, out[a:b], ReadRows(a, b))
+            self._add(out[a:b], self.mlp(l, out[a:b], ReadRows(a, b)), l, Stage.MID, ReadRows(a, b))
         for a, b in blocks(len(out) - mid):
             out[mid + a : mid + b] = self._joined(l, Stage.POST, ReadRows(mid + a, mid + b))
         out = edits.edit("resid_post", l, ReadRows(0, len(out)), out)

@@ -19,6 +19,7 @@ from pycotmech.model.run import KeyValues
 from pycotmech.patching.pair_layout import PairLayout
 from pycotmech.patching.path_layout import PathLayout
 from pycotmech.patching.question import PairQuestion
+from pycotmech.patching.rounding import N_DELTAS, rounding_of_pair
 from pycotmech.patching.shared_runs import SharedRun
 
 
@@ -43,11 +44,13 @@ class PairValues:
     """What was measured of B pairs.
 
     raw [B, ...] float64: the metric of every variant, NaN where none was asked for. self_patches [B, N_SELF_PATCHES].
+    rounding [B, N_DELTAS, 3]: what rounding changes in the metric, as `rounding_of_pair` gives it.
     clean, corrupted [B]: the metric of both runs. logits [B, ..., V]: of the variants, if they are kept.
     """
 
     raw: Tensor
     self_patches: Tensor
+    rounding: Tensor
     clean: Tensor
     corrupted: Tensor
     logits: Tensor | None
@@ -56,13 +59,16 @@ class PairValues:
         """Those of one pair, as the only one."""
         at = slice(i, i + 1)
         logits = None if self.logits is None else self.logits[at]
-        return PairValues(self.raw[at], self.self_patches[at], self.clean[at], self.corrupted[at], logits)
+        return PairValues(
+            self.raw[at], self.self_patches[at], self.rounding[at], self.clean[at], self.corrupted[at], logits
+        )
 
 
 AnyChunk = TypeVar("AnyChunk", bound=Chunk)
 
-Evaluate = Callable[[AnyChunk, Bases, list[ExampleMetric], PairValues], None]
-"""Evaluates the variants of a chunk, each reader with its metric, and writes what is found to the values."""
+Evaluate = Callable[[AnyChunk, Bases, list[ExampleMetric], PairValues], Tensor]
+"""Evaluates the variants of a chunk, each reader with its metric, and writes what is found to the values; returns the final
+residual rows of each reader's controls [readers, N_CONTROLS, d]."""
 
 
 def run_chunks(
@@ -77,6 +83,7 @@ def run_chunks(
     out = PairValues(
         raw=torch.full((n, *shape), torch.nan, dtype=torch.float64),
         self_patches=torch.empty(n, N_SELF_PATCHES, dtype=torch.float64),
+        rounding=torch.empty(n, N_DELTAS, 3, dtype=torch.float64),
         clean=torch.empty(n, dtype=torch.float64),
         corrupted=torch.empty(n, dtype=torch.float64),
         logits=torch.full((n, *shape, V), torch.nan, dtype=torch.float32) if evaluator.keep_logits else None,
@@ -112,7 +119,10 @@ def _run_chunk(
     metrics = _measure_runs(question, chunk.readers, runs, evaluator, out)
     for i in chunk.readers:
         out.raw[i][layout.measured] = (out.corrupted if question.direction == "denoise" else out.clean)[i]
-    evaluate(chunk, runs.bases, metrics, out)
+    controls, denoise = evaluate(chunk, runs.bases, metrics, out), question.direction == "denoise"
+    for e, i in enumerate(chunk.readers):
+        base, source = runs.base_final[e], runs.source_final[e]
+        out.rounding[i] = rounding_of_pair(evaluator, metrics[e], base, source, controls[e], denoise)
 
 
 def _measure_runs(

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from pycotmech._warnings import warn
 from pycotmech.engine.bases import Stage
-from pycotmech.engine.joins import self_patches, with_self_patches
+from pycotmech.engine.joins import controls_of, with_controls
 from pycotmech.engine.row_edits import PER_QUERY, Entries
 from pycotmech.engine.rows import Variants
 from pycotmech.model.config import ModelConfig
@@ -26,13 +26,14 @@ from pycotmech.patching.shared_runs import SharedRun, each_alone, shared_runs
 
 @dataclass(frozen=True)
 class VariantTable:
-    """N variants of some runs, as arrays: for each run its places, part by part, then its self-patches."""
+    """N variants of some runs, as arrays: for each run its places, part by part, then its controls."""
 
     variants: Variants
     lengths: Tensor  # [N] rows
     head: Tensor  # [N]; -1 where the site has none
     part: Tensor  # [N] which positions, as `PairLayout.labels` numbers them; -1: all targets
-    control: Tensor  # [N] bool: the self-patches
+    control: Tensor  # [N] bool: the self-patches and the jittered copies
+    streams: Tensor  # [N] of the noise of the jittered copies; -1: none
     edits: dict[tuple[str, int], Entries]
 
 
@@ -146,7 +147,7 @@ class PairLayout:
     def table(self, runs: Sequence[SharedRun]) -> VariantTable:
         """The variants of these runs."""
         places = torch.tensor(self.places)
-        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first; head, part, control
+        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first; head, part, control, stream
         edits: list[tuple[Tensor, ...]] = []  # layer, variant, position, head, ref
         n_variants = n_rows = 0
         for b, run in enumerate(runs):
@@ -164,18 +165,19 @@ class PairLayout:
                 ref = n_rows + position - self.kept_from(i)
                 edit = (places[place, 0], n_variants + variant, position, head, ref)
                 edits.append(tuple(t[order] for t in edit))
-            controls = self_patches(self.cfg, self.seed, i)
+            controls = controls_of(self.cfg, self.seed, i)
             n, c = len(kept), len(controls)
             plain = Variants(torch.full((n,), b), layers, torch.full((n,), int(self.stage)), first)
-            v = with_self_patches(plain, controls, b, self.targets[i][0])
+            v = with_controls(plain, controls, b, self.targets[i][0])
             heads, part = torch.cat((heads, controls[:, 1])), torch.cat((part, torch.full((c,), -1)))
-            found.append((v.base, v.layer, v.stage, v.first, heads, part, torch.arange(n + c) >= n))
+            streams = torch.cat((torch.full((n,), -1), controls[:, 2]))
+            found.append((v.base, v.layer, v.stage, v.first, heads, part, torch.arange(n + c) >= n, streams))
             n_variants += n + c
             n_rows += self.pairs[i].read + 1 - self.kept_from(i)
-        base, layer, stage, first, head, part, control = map(torch.cat, zip(*found, strict=True))
+        base, layer, stage, first, head, part, control, streams = map(torch.cat, zip(*found, strict=True))
         read = torch.tensor([self.pairs[run.host].read for run in runs])
         variants = Variants(base, layer, stage, first)
-        return VariantTable(variants, read[base] - first + 1, head, part, control, self._by_layer(edits))
+        return VariantTable(variants, read[base] - first + 1, head, part, control, streams, self._by_layer(edits))
 
     def _by_layer(self, edits: list[tuple[Tensor, ...]]) -> dict[tuple[str, int], Entries]:
         if not edits:
@@ -186,7 +188,8 @@ class PairLayout:
 
     def moves(self, table: VariantTable) -> Tensor:
         """Which variants join by a difference in z: bool [N]."""
-        return torch.ones_like(table.control) if self.site == "z" else table.control
+        plain = table.streams < 0
+        return plain if self.site == "z" else table.control & plain
 
 
 def lay_out_pairs(

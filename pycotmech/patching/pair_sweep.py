@@ -14,7 +14,8 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import Bases, sequences_run
 from pycotmech.engine.budget import Batch, Pieces
 from pycotmech.engine.evaluate import Evaluator
-from pycotmech.engine.joins import HeadJoins, self_patch_signs
+from pycotmech.engine.jitter import Jitter
+from pycotmech.engine.joins import N_SELF_PATCHES, HeadJoins, self_patch_signs
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits, SourceValues
@@ -95,7 +96,7 @@ class PairSweep:
     def _result(self, found: PairValues, which: Sequence[int], plan: Plan, single: bool) -> Sweep:
         """found: of the pairs numbered `which` alone."""
         question, layout = self.question, self.layout
-        scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches)
+        scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches, found.rounding)
         # An edit that reaches nothing has no effect, not that of rounding.
         reached = torch.stack([layout.reached_parts(i) for i in which]).any(0)
         effect = scaled.effect.masked_fill(~reached[..., None] & layout.measured, 0.0)
@@ -154,23 +155,26 @@ def _evaluate(
     bases: Bases,
     metrics: list[ExampleMetric],
     out: PairValues,
-) -> None:
-    """Evaluates the variants of a chunk, and writes what is found to `out`."""
+) -> Tensor:
+    """Evaluates the variants of a chunk, and writes what is found to `out`. Returns the final rows of the controls."""
     family, table = evaluator.family, chunk.table
     joins = _joins(layout, evaluator, chunk, bases)
     edits = RowEdits(family, bases, table.edits, SourceValues(family, bases))
-    values, logits = evaluator.run(table.variants, chunk.pieces, joins, edits, metrics)
+    jitter = Jitter.of_streams(family, table.streams, layout.seed)
+    values, logits, rows = evaluator.run(table.variants, chunk.pieces, joins, edits, metrics, jitter, table.control)
     read = bases.readings(table.variants.base)
     control = table.control[read.variant]
     for number, i in enumerate(chunk.readers):
         of_pair = read.number == number
-        out.self_patches[i] = values[of_pair & control]
+        out.self_patches[i] = values[of_pair & control][:N_SELF_PATCHES]
         chosen = (of_pair & ~control).nonzero().flatten()
         variant = read.variant[chosen]
         where = (table.variants.layer[variant], table.part[variant], table.head[variant])
         out.raw[i][where] = values[chosen]
         if logits is not None and out.logits is not None:
             out.logits[i][where] = logits[chosen]
+    of_control = read.number[control]
+    return torch.stack([rows[(of_control == e).nonzero().flatten().to(rows.device)] for e in range(len(chunk.readers))])
 
 
 def _joins(layout: PairLayout, evaluator: Evaluator, chunk: TableChunk, bases: Bases) -> HeadJoins:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage
-from pycotmech.engine.joins import SELF_PATCH_SITES, self_patches
+from pycotmech.engine.joins import SELF_PATCH_SITES, controls_of
 from pycotmech.engine.row_edits import PER_QUERY
 from pycotmech.engine.rows import Variants
 from pycotmech.model.config import ModelConfig
@@ -93,19 +93,24 @@ class PathBlock:
 
 @dataclass(frozen=True)
 class SenderBatch:
-    """Senders that go up together, ascending by layer, and the paths from them, after `n_self_patches` self-patches."""
+    """Senders that go up together, ascending by layer, and the paths from them, after `n_controls` controls."""
 
     senders: Variants
     head: Tensor  # [U]
-    number: Tensor  # [U] of the sender as it was asked for; -1 for a self-patch
+    number: Tensor  # [U] of the sender as it was asked for; -1 for a control
+    streams: Tensor  # [U] of the noise of the jittered copies among them; -1: none
     blocks: list[PathBlock]
     paths: Variants  # [N], self-patches first
     path_head: Tensor  # [N]
-    n_self_patches: int
+    control_streams: Tensor  # [n_controls] of noise, of the controls that go with the paths; -1: self-patches
+
+    @property
+    def n_controls(self) -> int:
+        return len(self.control_streams)
 
     def of_blocks(self, value: Callable[[PathBlock], Tensor | int]) -> Tensor:
-        """One number for each path [N], 0 for self-patches: value(block) broadcasts to [U, C]."""
-        parts = [torch.zeros(self.n_self_patches, dtype=torch.long)]
+        """One number for each path [N], 0 for controls: value(block) broadcasts to [U, C]."""
+        parts = [torch.zeros(self.n_controls, dtype=torch.long)]
         for b in self.blocks:
             parts.append(torch.as_tensor(value(b)).expand(len(b.senders), len(b.heads)).flatten())
         return torch.cat(parts)
@@ -161,37 +166,44 @@ class PathLayout:
         top = max(paths.layers, default=n_layers)
         found = []  # layer, head, base, first, number
         for e, span in enumerate(self.spans[a:b]):
-            asked = [(l, h, e, span.targets[0], i) for i, (l, h) in enumerate(paths.senders) if l < top]
+            asked = [(l, h, e, span.targets[0], i, -1) for i, (l, h) in enumerate(paths.senders) if l < top]
             found.append(torch.tensor(asked))
         if paths.receivers is None:
-            own = self._self_patches(a, b)
-            found.append(torch.cat((own, torch.full((len(own), 1), -1)), 1))
+            own = self._controls(a, b)
+            found.append(torch.cat((own[:, :4], torch.full((len(own), 1), -1), own[:, 4:]), 1))
         found = torch.cat(found)
-        layer, head, base, first, number = found[torch.argsort(found[:, 0], stable=True)].T
+        layer, head, base, first, number, streams = found[torch.argsort(found[:, 0], stable=True)].T
         senders = Variants(base, layer, torch.full_like(layer, int(Stage.MID)), first)
         kept, rows = ([0, *t.cumsum(0).tolist()] for t in (self.sender_bytes(a, senders), self.rows(a, senders)))
         cuts = planner.cut_where(len(senders), lambda c, d: fits(kept[d] - kept[c], rows[d] - rows[c]))
         reach = [paths.reach(self.family.cfg, span) for span in self.spans[a:b]]
         return [
-            self._batch(reach, senders[at], head[at], number[at], self._self_patches(a, b) if at[0] == 0 else None)
+            self._batch(reach, senders[at], head[at], number[at], streams[at], self._controls(a, b) if at[0] == 0 else None)
             for at in (torch.arange(c, d) for c, d in cuts)
         ]
 
-    def _self_patches(self, a: int, b: int) -> Tensor:
-        """(layer, head, base, first position) of those of pairs a..b - 1: [n, 4]."""
+    def _controls(self, a: int, b: int) -> Tensor:
+        """(layer, head, base, first position, stream of noise) of the controls of pairs a..b - 1: [n, 5]."""
         found = []
         for e in range(b - a):
-            heads = self_patches(self.family.cfg, self.seed, a + e)
-            found.append(torch.cat((heads, torch.tensor([e, self.spans[a + e].targets[0]]).expand(len(heads), 2)), 1))
+            own = controls_of(self.family.cfg, self.seed, a + e)
+            where = torch.tensor([e, self.spans[a + e].targets[0]]).expand(len(own), 2)
+            found.append(torch.cat((own[:, :2], where, own[:, 2:]), 1))
         return torch.cat(found)
 
     def _batch(
-        self, reach: Sequence[Tensor], senders: Variants, head: Tensor, number: Tensor, own: Tensor | None
+        self,
+        reach: Sequence[Tensor],
+        senders: Variants,
+        head: Tensor,
+        number: Tensor,
+        streams: Tensor,
+        own: Tensor | None,
     ) -> SenderBatch:
-        """reach: which paths of each pair can change what is read. own: self-patches that go with the paths."""
+        """reach: which paths of each pair can change what is read. own: controls that go with the paths."""
         if own is None or not self.paths.layers:
-            own = torch.zeros(0, 4, dtype=torch.long)
-        joins, blocks = [own], []
+            own = torch.zeros(0, 5, dtype=torch.long)
+        joins, blocks = [own[:, :4]], []
         for l in self.paths.layers:
             below = torch.arange(int(torch.searchsorted(senders.layer, l)))
             for i, input in enumerate(self.paths.inputs):
@@ -204,4 +216,4 @@ class PathLayout:
                     joins.append(torch.stack([t.expand(len(u), len(heads)).flatten() for t in part], 1))
         layer, path_head, base, first = torch.cat(joins).T
         paths = Variants(base, layer, torch.full_like(layer, int(Stage.MID)), first)
-        return SenderBatch(senders, head, number, blocks, paths, path_head, len(own))
+        return SenderBatch(senders, head, number, streams, blocks, paths, path_head, own[:, 4])

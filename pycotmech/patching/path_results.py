@@ -23,8 +23,8 @@ class PathSweep(PairResult, Measured):
     effect: the distance from the base run on the scale of `values`, if normalised positive towards the source; taken against
         the mean of the self-patches; 0 where the sender does not lie below the receiver.
     senders, receivers: (layer, head) of the axes; receivers is "logits" if there is no such axis. inputs: "q", "k", "v".
-    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; those
-        of paths to the logits take the direct path, the others are patched as in `patch_heads`.
+    noise_floor: what rounding may change in an effect, estimated from jittered copies of the base run (docs/design.md,
+        Exactness); those of paths to the logits take the direct path, the others run as in `patch_heads`.
     """
 
     senders: tuple[Head, ...] = field(repr=False)

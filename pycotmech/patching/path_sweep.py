@@ -12,7 +12,8 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import Bases
 from pycotmech.engine.budget import Batch, Budget, Pieces
 from pycotmech.engine.evaluate import Evaluator
-from pycotmech.engine.joins import HeadJoins, self_patch_signs
+from pycotmech.engine.jitter import Jitter
+from pycotmech.engine.joins import N_SELF_PATCHES, HeadJoins, self_patch_signs
 from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
@@ -115,7 +116,7 @@ def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
     chunks, plan = cut_paths(layout, question.budget)
     evaluator = question.evaluator(plan)
     found = run_chunks(question, layout, chunks, evaluator, lambda *held: _HeldChunk(layout, evaluator, *held).evaluate())
-    scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches)
+    scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches, found.rounding)
     paths, cfg = layout.paths, question.family.cfg
     result = PathSweep(
         values=scaled.values.float().numpy(),
@@ -151,31 +152,41 @@ class _HeldChunk:
     def signs(self) -> Tensor:
         return self_patch_signs(self.bases, self.layout.seed, self.chunk.number)
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> Tensor:
+        """Returns the final rows of the controls."""
         controls = [self._evaluate(batch, pieces) for batch, pieces in self.chunk.batches]
-        base, values = (torch.cat(parts) for parts in zip(*controls, strict=True))
+        base, streams, values, rows = (torch.cat(parts) for parts in zip(*controls, strict=True))
+        found = []
         for e, i in enumerate(self.chunk.readers):
-            self.out.self_patches[i] = values[base == e]
+            of_pair = (base == e).nonzero().flatten()
+            of_pair = of_pair[streams[of_pair].argsort(stable=True)]  # self-patches first
+            self.out.self_patches[i] = values[of_pair[:N_SELF_PATCHES]]
+            found.append(rows[of_pair.to(rows.device)])
+        return torch.stack(found)
 
-    def _evaluate(self, batch: SenderBatch, pieces: Pieces) -> tuple[Tensor, Tensor]:
-        """Writes the paths from these senders; returns base and metric of the self-patches among them."""
+    def _evaluate(self, batch: SenderBatch, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Writes the paths from these senders; returns base, stream of noise, metric, and final rows of the controls among
+        them."""
         paths, evaluator, first, senders = self.layout.paths, self.evaluator, self.chunk.number, batch.senders
-        joins = self._head_joins(batch.head, batch.number < 0)
+        joins = self._head_joins(batch.head, batch.number < 0, batch.streams)
         with hint_at_budget(f"{len(senders)} sender(s) went through the layers"):
             climbed = run_senders(
                 evaluator.family, self.bases, senders, joins.of(0, len(senders)), layers=paths.layers, inputs=paths.inputs,
                 editable=joins.editable, freeze_mlps=paths.freeze_mlps, tick=evaluator.count,
+                jitter=self._jitter(batch.streams),
             )  # fmt: skip
         if paths.receivers is None:
             values = torch.empty(len(senders), dtype=torch.float64)
             evaluator.measure(climbed.final, senders.base, self.metrics, values)
             asked, own = batch.number >= 0, batch.number < 0
             self.out.raw[first + senders.base[asked], batch.number[asked]] = values[asked]
-            return senders.base[own], values[own]
-        n = batch.n_self_patches
-        controls = self._head_joins(batch.path_head[:n], torch.ones(n, dtype=torch.bool))
+            return senders.base[own], batch.streams[own], values[own], climbed.final[own.to(climbed.final.device)]
+        n = batch.n_controls
+        control = torch.arange(len(batch.paths)) < n
+        controls = self._head_joins(batch.path_head[:n], control[:n], batch.control_streams)
         path_joins, edits = self._path_joins(climbed, batch, controls), RowEdits(evaluator.family, self.bases)
-        values, _ = evaluator.run(batch.paths, pieces, path_joins, edits, self.metrics)
+        jitter = self._jitter(torch.cat((batch.control_streams, torch.full((len(batch.paths) - n,), -1))))
+        values, _, rows = evaluator.run(batch.paths, pieces, path_joins, edits, self.metrics, jitter, control)
         at = n
         for block in batch.blocks:
             size = len(block.senders) * len(block.heads)
@@ -183,14 +194,17 @@ class _HeldChunk:
             example, number = first + senders.base[block.senders, None], batch.number[block.senders, None]
             self.out.raw[example, block.input, number, block.receivers] = found
             at += size
-        return batch.paths.base[:n], values[:n]
+        return batch.paths.base[:n], batch.control_streams, values[:n], rows
 
-    def _head_joins(self, head: Tensor, control: Tensor) -> HeadJoins:
+    def _jitter(self, streams: Tensor) -> Jitter | None:
+        return Jitter.of_streams(self.evaluator.family, streams, self.layout.seed)
+
+    def _head_joins(self, head: Tensor, control: Tensor, streams: Tensor) -> HeadJoins:
         """z of one head moves, at the positions asked for."""
         spans = [self.layout.spans[i] for i in self.chunk.readers]
         editable = [torch.isin(torch.arange(s.targets[0], s.read + 1), torch.tensor(s.targets)) for s in spans]
         return HeadJoins.on_device_of(
-            self.layout.family, self.bases, control=control, moves=torch.ones_like(control), head=head,
+            self.layout.family, self.bases, control=control, moves=streams < 0, head=head,
             position=torch.full_like(head, -1), editable=torch.cat(editable), signs=self.signs,
         )  # fmt: skip
 

@@ -119,8 +119,8 @@ class Result:
 class Measured(Result):
     """A result of exact runs, with what rounding does to them.
 
-    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; an
-        effect below it is rounding. plan: what the sweep did.
+    noise_floor: what rounding may change in an effect, estimated from jittered copies of the base run (docs/design.md,
+        Exactness); an effect below it may be rounding alone. plan: what the sweep did.
     """
 
     raw: NDArray[np.float64] = field(repr=False)
@@ -208,8 +208,8 @@ class Sweep(PlaceResult, Measured):
     effect: the distance from the base run on the scale of `values`, 0 where nothing changes, if normalised positive towards
         the source; taken against the mean of the self-patches.
     clean_metric, corrupted_metric [B]: the metric of the two runs.
-    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype; an
-        effect below it is rounding.
+    noise_floor: what rounding may change in an effect, estimated from jittered copies of the base run (docs/design.md,
+        Exactness); an effect below it may be rounding alone.
     """
 
     logits: Tensor | None = field(default=None, repr=False)
@@ -267,7 +267,7 @@ class VariantSweep(Measured):
 
     raw [N]: the metric itself, float64. effect [N] float32: the change from the base run, taken against the mean of
         self-patches; indexing gives effects. base_metric: of the run without edits. names: of the variants.
-    noise_floor: the largest |effect| of self-patches that move z by one unit in the last place of the model's dtype.
+    noise_floor: what rounding may change in an effect, estimated from jittered copies of the base run.
     """
 
     base_metric: float

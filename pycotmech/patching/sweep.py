@@ -13,7 +13,8 @@ from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage, run_pairs
 from pycotmech.engine.budget import Batch, Budget, Pieces
 from pycotmech.engine.evaluate import Evaluator, Ticker
-from pycotmech.engine.joins import HeadJoins, self_patch_signs, self_patches, with_self_patches
+from pycotmech.engine.jitter import Jitter
+from pycotmech.engine.joins import N_SELF_PATCHES, HeadJoins, controls_of, self_patch_signs, with_controls
 from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.engine.planner import Plan
@@ -27,10 +28,15 @@ from pycotmech.patching.edits import Variant, VariantLayout, base_sites, lay_out
 from pycotmech.patching.pairs import answer_token
 from pycotmech.patching.question import Progress, budget_of
 from pycotmech.patching.results import VariantSweep
+from pycotmech.patching.rounding import rounding_of_variants
 from pycotmech.patching.scale import unscaled
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
+
+
+_SAMPLE = 8
+"""Variants at which it is measured how far rounding moves the metric."""
 
 
 def sweep(
@@ -87,7 +93,7 @@ class PreparedSweep:
     """The arguments of a sweep, checked; nothing has been run.
 
     token_ids: answer and wrong. reference: what KL is taken from, logits [V] or token ids that are still to be run (and read
-    at `read_reference`); None: the base run. batch: the variants, then the self-patches, whose (layer, head) are `controls`.
+    at `read_reference`); None: the base run. batch: the variants, then the controls, as `controls_of` gives them in `controls`.
     """
 
     model: Model
@@ -119,12 +125,13 @@ class PreparedSweep:
                 source_sites=(),
             )  # fmt: skip
         control = torch.arange(len(variants)) >= n
+        streams = torch.cat((torch.full((n,), -1), self.controls[:, 2]))
         everywhere = torch.full((len(variants),), -1)
         joins = HeadJoins.on_device_of(
             family,
             runs.bases,
             control=control,
-            moves=control,
+            moves=control & (streams < 0),
             head=torch.cat((everywhere[:n], self.controls[:, 1])),
             position=everywhere,
             editable=torch.ones(len(runs.bases.sites["z"][0]), dtype=torch.bool),
@@ -137,9 +144,13 @@ class PreparedSweep:
             for key, v in layout.values.items()
         }
         edits = RowEdits(family, runs.bases, layout.tables, GivenValues(stored))
-        values, logits = evaluator.run(variants, self.pieces, joins, edits, [measure])
+        sample = torch.linspace(0, n - 1, min(n, _SAMPLE)).round().long()
+        kept = control.index_fill(0, sample, True)
+        jitter = Jitter.of_streams(family, streams, self.seed)
+        values, logits, rows = evaluator.run(variants, self.pieces, joins, edits, [measure], jitter, kept)
         name = check_metric(self.metric, 0, 0)
-        scaled = unscaled(name, values[:n], values[n:])
+        rounding = rounding_of_variants(evaluator, measure, rows[: len(sample)], rows[len(sample) :])
+        scaled = unscaled(name, values[:n], values[n : n + N_SELF_PATCHES], *rounding)
         result = VariantSweep(
             raw=scaled.values.numpy(),
             effect=scaled.effect.float().numpy(),
@@ -203,7 +214,7 @@ def prepare_variants(
     reference = _check_clean(model, clean, metric, read)
     budget = budget_of(model, metric, memory_gb, return_logits)
     model.family.refuse_unsupported()
-    controls = self_patches(model.cfg, seed, 0)
+    controls = controls_of(model.cfg, seed, 0)
     batch = _batch(layout, controls, where, budget)
     pieces, first = budget.pieces(batch), int(layout.first.min())
     prompt = planner.prefix_work(model.family, first) + planner.prompt_work(model.family, [(first, where + 1)])
@@ -237,11 +248,12 @@ def _kept_sites(layout: VariantLayout) -> tuple[str, ...]:
 
 
 def _batch(layout: VariantLayout, controls: Tensor, read: int, budget: Budget) -> Batch:
-    """The variants, then the self-patches (layer, head) [n, 2]."""
+    """The variants, then the controls [n, 3]."""
     n, first = len(layout.layer), int(layout.first.min())
     plain = Variants(torch.zeros(n, dtype=torch.long), layout.layer, layout.stage, layout.first)
-    variants = with_self_patches(plain, controls, 0, first)
+    variants = with_controls(plain, controls, 0, first)
     held = 2 * budget.base_bytes(first, 0, ()) + sum(v.numel() * 4 for v in layout.values.values())
     held += budget.base_bytes(read + 1, read + 1 - first, _kept_sites(layout))
     passing = held + planner.pass_bytes(budget.family, max(min(first, SEGMENT), read + 1 - first))
-    return Batch(variants, read - variants.first + 1, torch.arange(len(variants)) >= n, [[read]], held, passing)
+    moves = torch.cat((torch.zeros(n, dtype=torch.bool), controls[:, 2] < 0))
+    return Batch(variants, read - variants.first + 1, moves, [[read]], held, passing)

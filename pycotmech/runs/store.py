@@ -42,7 +42,7 @@ _GRIDS = {
 _SCALARS = {
     "clean_metric": ("f8", np.nan, "the metric of the clean run"),
     "corrupted_metric": ("f8", np.nan, "the metric of the corrupted run"),
-    "noise_floor": ("f8", np.nan, "largest |effect| of self-patches moved by one unit in the last place"),
+    "noise_floor": ("f8", np.nan, "what rounding may change in an effect"),
     "seconds": ("f8", np.nan, "wall time of the sweep"),
     "right": ("i1", -1, "1 if the model gets the step right, 0 if not, -1 if not graded"),
     "state": ("i1", 0, "0 pending, 1 finished, 2 skipped since the model gets the step wrong"),

@@ -89,7 +89,7 @@ def test_resample(case):
     shared = pcm.ablate_heads(model, tokens, HEADS, kind="resample", resample=near)
     z = z_of(hf64, near)
     assert shared.effect[0] == pytest.approx(truth(hf64, tokens, {(l, h): z[l, :, h] for l, h in HEADS}), rel=1e-4)
-    assert shared.plan.hooked_token_forwards == (1 + 8) * T and shared.plan.rows == (1 + 8) * 5
+    assert shared.plan.hooked_token_forwards == (1 + 12) * T and shared.plan.rows == (1 + 12) * 5
 
 
 def test_a_mean_over_the_prompt_itself_by_position_changes_nothing(case):

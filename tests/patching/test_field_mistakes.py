@@ -195,7 +195,8 @@ def test_layers_below_an_edit_and_positions_before_it_are_not_computed(site, pos
         joins = {l: (3 * l + (site == "z"), H) for l in range(L)}
     # In the last layer only the row that is read can change it.
     ours = [(key, T - first if l < L - 1 else 1) for l, (key, n) in joins.items() for _ in range(n)]
-    controls = [(3 * round(x) + 1, T - first) for x in np.linspace(0, L - 1, 8)]
+    # Eight self-patches spread over the layers, and four jittered copies of the base run from layer 0 on.
+    controls = [(3 * round(x) + 1, T - first) for x in [*np.linspace(0, L - 1, 8), 0, 0, 0, 0]]
     assert sorted(variants) == sorted(ours + controls)
 
     # A variant goes through attention of the layers above its key, and through the MLP from there on; the last layer's

@@ -55,7 +55,7 @@ def changed(variant, number):
 
 @pytest.mark.parametrize("site", [*HEAD_SITES, "edge", *RESIDUAL])
 def test_a_variant_changes_no_other(model, site):
-    """Also one that is huge: to the last bit, and so for the self-patches that give the noise floor."""
+    """Also one that is huge: to the last bit, and so for the self-patches that effects are taken against."""
     tokens, all_of_them = prompts()[0], variants(site)
     before = pcm.sweep(model, tokens, all_of_them, return_logits=True, **DIFFERENCE)
     for j in range(8):
@@ -65,7 +65,7 @@ def test_a_variant_changes_no_other(model, site):
             after = pcm.sweep(model, tokens, mixed, return_logits=True, **DIFFERENCE)
             assert np.array_equal(after.raw[others], before.raw[others]), j
             assert torch.equal(after.logits[others], before.logits[others])
-            assert after.noise_floor == before.noise_floor
+            assert np.array_equal(after.effect[others], before.effect[others])
             assert after.raw[j] != before.raw[j], j
 
 

@@ -102,7 +102,7 @@ def test_all_pairs_are_one_pair_at_a_time(per_query_head):
     heads = [(l, h) for l in range(3) for h in range(4)]
     assert every.shape == (3, 12, 12) and every.senders == every.receivers == tuple(heads) and every.inputs == ("q", "k", "v")
     paths = 2 * 16 + 16  # from layer 0 to 1 and 2, from 1 to 2
-    assert every.plan.variants == 8 + (3 * paths if per_query_head else paths + 2 * paths // 2)
+    assert every.plan.variants == 12 + (3 * paths if per_query_head else paths + 2 * paths // 2)
     for s, r, i in [((0, 3), (1, 1), "q"), ((1, 0), (2, 3), "k"), ((0, 2), (2, 0), "v"), ((0, 0), (1, 2), "k")]:
         one = pcm.path_patch(
             model, clean, corrupted, senders=[s], receivers=[r], receiver_input=i, positions=[-1],
@@ -146,7 +146,7 @@ def test_the_direct_paths_of_all_heads_add_up_with_frozen_mlps(monkeypatch):
     acts = [model.run(t, capture=("attn_out", "resid_post")) for t in (clean, corrupted)]
     asked, climbed = seen[0]
     added = climbed.final - acts[1]["resid_post"][-1, -1]
-    assert len(asked) == 24 + 8  # the last of each layer's are self-patches, which move nothing to speak of
+    assert len(asked) == 24 + 12  # the last of each layer's are controls, which move nothing to speak of
     expected = (acts[0]["attn_out"] - acts[1]["attn_out"])[:, -1].sum(0)
     assert expected.norm() > 0.1 and torch.allclose(added.sum(0), expected, atol=1e-12)
 
@@ -333,5 +333,5 @@ def test_the_plan_of_llama_2_7b_needs_no_weights():
     config = transformers.LlamaConfig()  # its defaults are those of Llama-2 7B
     config.dtype = torch.bfloat16
     plan = pcm.plan_paths(config, 1024, metric="logit_diff", memory_gb=16)
-    assert plan.variants == 3 * 1024 * 1024 * 31 // 64 + 8
+    assert plan.variants == 3 * 1024 * 1024 * 31 // 64 + 12
     assert 6e15 < plan.flop < 8e15 and plan.bytes_in_flight < 16 * 2**30 and "TFLOP" in str(plan)

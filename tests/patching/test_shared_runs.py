@@ -69,8 +69,8 @@ def test_values_are_those_of_one_hooked_forward_each(case, direction, positions)
         again = torch.stack([torch.tensor([kl(target, row) for row in layer.double()]) for layer in found[i].logits])
         assert np.abs(again.numpy() - truth.numpy()).max() < 1e-3 * scale
     if positions is None:
-        assert found[0].plan.variants == together.plan.variants == 2 * (3 * 4 + 8)
-        assert found[0].plan.hooked_token_forwards == 20 * sum(r + 1 for r in READS)
+        assert found[0].plan.variants == together.plan.variants == 2 * (3 * 4 + 12)
+        assert found[0].plan.hooked_token_forwards == 24 * sum(r + 1 for r in READS)
 
 
 def test_each_has_the_scale_and_the_floor_of_its_own_pair(case):

@@ -21,7 +21,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, row
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, labelled
 from pycotmech.engine import planner
-from pycotmech.engine.joins import N_SELF_PATCHES
+from pycotmech.engine.joins import N_JITTERED, N_SELF_PATCHES
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -257,11 +257,11 @@ def _ends(model: Model, swept: Sequence[tuple[Cell, Tensor]], shared: int, past:
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Predicted: the pairs' runs, and S rows of each of L H variants and of the self-patches through the layers above, for each
+    """Predicted: the pairs' runs, and S rows of each of L H variants and of the controls through the layers above (the jittered copies through all), for each
     sweep."""
     variants, L = cfg.n_layers * cfg.n_heads, cfg.n_layers
     swept = workload.swept or workload.cells * workload.suffix
-    rows = (variants + N_SELF_PATCHES) * (swept * (L - 1) / 2 + workload.cells) / L
+    rows = (variants + N_SELF_PATCHES + 2 * N_JITTERED) * (swept * (L - 1) / 2 + workload.cells) / L
     own = workload.length - workload.shared
     once = 2 * own + (2 * own + workload.shared) * (L - 1) / L  # the pair, and again for what its metrics are taken from
     sweeps = workload.sweeps or workload.cells

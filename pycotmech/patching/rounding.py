@@ -1,0 +1,73 @@
+"""How far rounding moves a metric: read from the logits of jittered copies of the base run.
+
+With delta what the noise changes in the base run's logits, rounding elsewhere is taken to change logits alike: the metric of
+any run is off by metric(logits + delta) - metric(logits), and a KL also by what delta changes in the logits it is taken from.
+A few deltas may happen to hardly move what one metric reads; so each is also taken with its tokens shifted, as the noise of
+other tokens' logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pycotmech.engine.evaluate import Evaluator
+from pycotmech.engine.joins import N_JITTERED, N_SELF_PATCHES
+from pycotmech.engine.metrics import ExampleMetric
+
+_SHIFTS = 2
+"""How often each delta is taken again with its tokens shifted."""
+
+N_DELTAS = N_JITTERED * (1 + _SHIFTS)
+"""Deltas per example."""
+
+
+def rounding_of_pair(
+    evaluator: Evaluator, metric: ExampleMetric, base: Tensor, source: Tensor, controls: Tensor, denoise: bool
+) -> Tensor:
+    """base, source [d]: final residual rows of both runs where they are read. controls [N_CONTROLS, d]: of the controls.
+
+    Returns float64 [N_DELTAS, 3]: what rounding changes in the metric of the base run, in that of the source run, and, of a
+    KL, what rounding of the clean logits changes in that of the corrupted run.
+    """
+    ends = evaluator.logits(torch.stack((base, source)), None)
+    delta = _delta(evaluator, controls)
+    changes = [_change(metric, logits, delta) for logits in ends]
+    moved = _reference_change(metric, ends[0 if denoise else 1], delta)
+    return torch.stack((*changes, moved), 1)
+
+
+def rounding_of_variants(
+    evaluator: Evaluator, metric: ExampleMetric, variants: Tensor, controls: Tensor
+) -> tuple[Tensor, Tensor]:
+    """variants [n, d], controls [N_CONTROLS, d]: final residual rows of some variants and of the controls.
+
+    Returns float64 [N_DELTAS] and [N_DELTAS, n]: what rounding changes in the metric of the base run and of the variants.
+    """
+    delta = _delta(evaluator, controls)
+    base = evaluator.logits(controls[:N_SELF_PATCHES], None).mean(0)
+    logits = evaluator.logits(variants, None)
+    own = [_change(metric, x, delta).hypot(_reference_change(metric, x, delta)) for x in logits]
+    return _change(metric, base, delta), torch.stack(own, 1)
+
+
+def _delta(evaluator: Evaluator, controls: Tensor) -> Tensor:
+    """What the noise changes in the base run's logits, then the same with tokens shifted: [N_DELTAS, V]."""
+    logits = evaluator.logits(controls, None)
+    delta = logits[N_SELF_PATCHES:] - logits[:N_SELF_PATCHES].mean(0)
+    V = delta.shape[1]
+    return torch.cat([delta.roll(n * V // (_SHIFTS + 1), 1) for n in range(_SHIFTS + 1)])
+
+
+def _change(metric: ExampleMetric, logits: Tensor, delta: Tensor) -> Tensor:
+    """logits [V], delta [J, V] -> float64 [J], on the CPU."""
+    return (metric(logits + delta) - metric(logits[None].clone())).cpu()
+
+
+def _reference_change(metric: ExampleMetric, logits: Tensor, delta: Tensor) -> Tensor:
+    """What delta changes in the KL of logits [V] if it moves those that the KL is taken from; 0 for other metrics: [J]."""
+    if metric.clean is None:
+        return torch.zeros(len(delta), dtype=torch.float64)
+    plain = metric(logits[None].clone())
+    moved = [ExampleMetric(metric.metric, metric.clean + d, metric.answer, metric.wrong)(logits[None]) for d in delta]
+    return (torch.cat(moved) - plain).cpu()
