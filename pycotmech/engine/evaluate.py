@@ -72,9 +72,7 @@ class Evaluator:
         of_model = graphs.kept.of(self.family)
         chosen = kept[read.variant]
         place = chosen.cumsum(0) - 1  # among the rows that are kept
-        rows = torch.empty(
-            int(chosen.sum()), self.family.cfg.d_model, dtype=self.family.resid_dtype, device=self.family.device
-        )
+        rows = torch.empty(int(chosen.sum()), self.family.cfg.d_model, dtype=self.family.resid_dtype, device=self.family.device)
         left = list(reversed(pieces))
         while left:
             c, d = left.pop()

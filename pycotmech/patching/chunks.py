@@ -59,9 +59,7 @@ class PairValues:
         """Those of one pair, as the only one."""
         at = slice(i, i + 1)
         logits = None if self.logits is None else self.logits[at]
-        return PairValues(
-            self.raw[at], self.self_patches[at], self.rounding[at], self.clean[at], self.corrupted[at], logits
-        )
+        return PairValues(self.raw[at], self.self_patches[at], self.rounding[at], self.clean[at], self.corrupted[at], logits)
 
 
 AnyChunk = TypeVar("AnyChunk", bound=Chunk)

@@ -51,7 +51,7 @@ def widened(hf):
 
 
 def measured(seeds, dtype, asked=tuple(ASKED)):
-    """Of each sweep: what was asked, the seed, the share of errors within the floor, and floor / 95th percentile of the errors."""
+    """Of each sweep: what was asked, the seed, the share of errors within the floor, and floor / 95th percentile of errors."""
     found = []
     for seed in seeds:
         T = [16, 24, 48][seed % 3]

@@ -257,8 +257,8 @@ def _ends(model: Model, swept: Sequence[tuple[Cell, Tensor]], shared: int, past:
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Predicted: the pairs' runs, and S rows of each of L H variants and of the controls through the layers above (the jittered copies through all), for each
-    sweep."""
+    """Predicted: the pairs' runs, and S rows of each of L H variants and of the controls through the layers above (of the
+    jittered copies through all layers), for each sweep."""
     variants, L = cfg.n_layers * cfg.n_heads, cfg.n_layers
     swept = workload.swept or workload.cells * workload.suffix
     rows = (variants + N_SELF_PATCHES + 2 * N_JITTERED) * (swept * (L - 1) / 2 + workload.cells) / L
