@@ -93,8 +93,8 @@ class Scale:
         if off > _UNCERTAIN:
             warn(
                 f"clean, corrupted: {self.metric} differs by {span:.2g} between the two runs, and rounding alone may change it "
-                f"by {off * span:.2g}; effects are shares of this difference, so they are uncertain; choose another pair, a wider "
-                "dtype, or normalize=False"
+                f"by {off * span:.2g}; effects are shares of this difference, so they are uncertain; choose another pair, a "
+                "wider dtype, or normalize=False"
             )
         return off * math.sqrt(2 * (1 + q**2)) / max(1 - off, _LEAST_SPAN)
 
