@@ -124,8 +124,8 @@ class _Receivers:
 class PathJoins:
     """How paths join: in the layer of the receiver, by the difference that its new q, k or v makes to z of its head.
 
-    N variants: the self-patches, whose joins are `controls`, then the paths. moved [N], on the CPU: how many query heads a
-    path moves, those that share a key-value head or one alone; 0 for a self-patch. For each path: sender [N]
+    N variants: the controls, whose joins are `controls`, then the paths. moved [N], on the CPU: how many query heads a
+    path moves, those that share a key-value head or one alone; 0 for a control. For each path: sender [N]
     among `climbed`; input [N] number among those replaced; head [N] the first query head whose z changes; first [N] the
     first position.
     """

@@ -100,7 +100,7 @@ class SenderBatch:
     number: Tensor  # [U] of the sender as it was asked for; -1 for a control
     streams: Tensor  # [U] of the noise of the jittered copies among them; -1: none
     blocks: list[PathBlock]
-    paths: Variants  # [N], self-patches first
+    paths: Variants  # [N], controls first
     path_head: Tensor  # [N]
     control_streams: Tensor  # [n_controls] of noise, of the controls that go with the paths; -1: self-patches
 

@@ -196,7 +196,7 @@ class _HeldChunk:
             at += size
         return batch.paths.base[:n], batch.control_streams, values[:n], rows
 
-    def _jitter(self, streams: Tensor) -> Jitter | None:
+    def _jitter(self, streams: Tensor) -> Jitter:
         return Jitter.of_streams(self.evaluator.family, streams, self.layout.seed)
 
     def _head_joins(self, head: Tensor, control: Tensor, streams: Tensor) -> HeadJoins:

@@ -89,6 +89,6 @@ def test_the_floor_bounds_rounding(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_floor_bounds_rounding_in_many_models(dtype):
-    """In all but a few of hundreds of sweeps: where few entries are asked for, or both runs hardly differ."""
+    """In all but a few of hundreds of sweeps (docs/design.md, Exactness, says which)."""
     share = held(measured(range(4, 37), dtype))
     assert (share < 0.8).mean() <= 0.03 and share.min() >= 0.25
