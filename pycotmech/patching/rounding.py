@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pycotmech.engine.evaluate import Evaluator
 from pycotmech.engine.joins import N_JITTERED, N_SELF_PATCHES
-from pycotmech.engine.metrics import ExampleMetric
+from pycotmech.engine.metrics import ExampleMetric, kl_from
 
 _SHIFTS = 2
 """How often each delta is taken again with its tokens shifted."""
@@ -66,8 +66,7 @@ def _change(metric: ExampleMetric, logits: Tensor, delta: Tensor) -> Tensor:
 
 def _reference_change(metric: ExampleMetric, logits: Tensor, delta: Tensor) -> Tensor:
     """What delta changes in the KL of logits [V] if it moves those that the KL is taken from; 0 for other metrics: [J]."""
-    if metric.clean is None:
+    if metric.metric != "kl" or metric.clean is None:
         return torch.zeros(len(delta), dtype=torch.float64)
-    plain = metric(logits[None].clone())
-    moved = [ExampleMetric(metric.metric, metric.clean + d, metric.answer, metric.wrong)(logits[None]) for d in delta]
-    return (torch.cat(moved) - plain).cpu()
+    moved = torch.cat([kl_from(metric.clean + d, logits[None]) for d in delta])
+    return (moved - kl_from(metric.clean, logits[None])).cpu()
