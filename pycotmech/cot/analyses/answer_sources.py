@@ -24,6 +24,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, columns, counting, headline, labelled
+from pycotmech.engine.joins import N_CONTROLS, N_JITTERED, N_SELF_PATCHES
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.patching import Edit, Variant, sweep
@@ -321,7 +322,8 @@ def cost(cfg: ModelConfig, workload: Workload, *, flow: object = None, **options
     """Predicted: the graphs without their sweeps, and for two parts of the prompt the variants of each cell: those that
     reach everywhere take rows from the first occurrence on."""
     out = Cost() if flow is not None else information_flow.cost(cfg, workload, total=False, **options)
-    rows = workload.cells * (workload.suffix * (1 + 3.0 + 8 / 2) + 8)
+    controls = N_SELF_PATCHES / 2 + N_JITTERED  # self-patches join at all layers, jittered copies at the first
+    rows = workload.cells * (workload.suffix * (1 + 3.0 + controls) + N_CONTROLS)
     return out + rows_cost(cfg, rows, read=workload.cells * 20)
 
 
