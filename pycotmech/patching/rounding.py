@@ -30,8 +30,8 @@ def rounding_of_pair(
     Returns float64 [N_DELTAS, 3]: what rounding changes in the metric of the base run, in that of the source run, and, of a
     KL, what rounding of the clean logits changes in that of the corrupted run.
     """
-    ends = evaluator.logits(torch.stack((base, source)), None)
-    delta = _delta(evaluator, controls)
+    ends = evaluator.logits(torch.stack((base, source)), metric.token_ids)
+    delta = _delta(evaluator, metric, controls)
     changes = [_change(metric, logits, delta) for logits in ends]
     moved = _reference_change(metric, ends[0 if denoise else 1], delta)
     return torch.stack((*changes, moved), 1)
@@ -44,23 +44,28 @@ def rounding_of_variants(
 
     Returns float64 [N_DELTAS] and [N_DELTAS, n]: what rounding changes in the metric of the base run and of the variants.
     """
-    delta = _delta(evaluator, controls)
-    base = evaluator.logits(controls[:N_SELF_PATCHES], None).mean(0)
-    logits = evaluator.logits(variants, None)
+    delta = _delta(evaluator, metric, controls)
+    base = evaluator.logits(controls[:N_SELF_PATCHES], metric.token_ids).mean(0)
+    logits = evaluator.logits(variants, metric.token_ids)
     own = [_change(metric, x, delta).hypot(_reference_change(metric, x, delta)) for x in logits]
     return _change(metric, base, delta), torch.stack(own, 1)
 
 
-def _delta(evaluator: Evaluator, controls: Tensor) -> Tensor:
-    """What the noise changes in the base run's logits, then the same with tokens shifted: [N_DELTAS, V]."""
-    logits = evaluator.logits(controls, None)
+def _delta(evaluator: Evaluator, metric: ExampleMetric, controls: Tensor) -> Tensor:
+    """What the noise changes in the base run's logits, then the same with tokens shifted: [N_DELTAS, V], or of the tokens that
+    the metric reads [N_DELTAS, K]."""
+    V = evaluator.family.cfg.d_vocab
+    read = None if metric.token_ids is None else [token for token in metric.token_ids if token is not None]
+    shifts = [n * V // (_SHIFTS + 1) for n in range(_SHIFTS + 1)]
+    # A metric of few tokens needs the noise of these and of those that are shifted onto them, not of the vocabulary.
+    tokens = None if read is None else [(token - shift) % V for shift in shifts for token in read]
+    logits = evaluator.logits(controls, tokens)
     delta = logits[N_SELF_PATCHES:] - logits[:N_SELF_PATCHES].mean(0)
-    V = delta.shape[1]
-    return torch.cat([delta.roll(n * V // (_SHIFTS + 1), 1) for n in range(_SHIFTS + 1)])
+    return torch.cat([delta.roll(shift, 1) for shift in shifts] if read is None else delta.split(len(read), 1))
 
 
 def _change(metric: ExampleMetric, logits: Tensor, delta: Tensor) -> Tensor:
-    """logits [V], delta [J, V] -> float64 [J], on the CPU."""
+    """logits [V] (or [K]), delta [J, V] -> float64 [J], on the CPU."""
     return (metric(logits + delta) - metric(logits[None].clone())).cpu()
 
 
