@@ -184,7 +184,8 @@ class LlamaFamily(Family):
         return self._norm(self.layers[l].input_layernorm, x)
 
     def attention(self, l: int) -> LayerAttention:
-        return LayerAttention(self.layers[l].self_attn.scaling)
+        attention = self.layers[l].self_attn
+        return LayerAttention(attention.scaling, window=getattr(attention, "sliding_window", None) or 0)
 
     def _output_projection(self, l: int) -> nn.Linear:
         return self.layers[l].self_attn.o_proj

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from transformers.models.olmo2 import modeling_olmo2
 from transformers.models.olmo3 import modeling_olmo3
 
-from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.normed_qk import NormedQK
 from pycotmech.model.families.post_norm import PostNormFamily
 from pycotmech.model.families.rotary_kinds import RotaryByKind
@@ -49,7 +48,3 @@ class Olmo3Family(RotaryByKind, Olmo2Family):
     norm_types = (modeling_olmo3.Olmo3RMSNorm,)
     mlp_types = (modeling_olmo3.Olmo3MLP,)
     rotary_types = (modeling_olmo3.Olmo3RotaryEmbedding,)
-
-    def attention(self, l: int) -> LayerAttention:
-        attention = self.layers[l].self_attn
-        return LayerAttention(attention.scaling, window=attention.sliding_window or 0)

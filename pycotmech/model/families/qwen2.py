@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from transformers.models.qwen2 import modeling_qwen2
 
-from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.llama import LlamaFamily
 
 
@@ -17,7 +16,3 @@ class Qwen2Family(LlamaFamily):
     norm_types = (modeling_qwen2.Qwen2RMSNorm,)
     mlp_types = (modeling_qwen2.Qwen2MLP,)
     rotary_types = (modeling_qwen2.Qwen2RotaryEmbedding,)
-
-    def attention(self, l: int) -> LayerAttention:
-        attention = self.layers[l].self_attn
-        return LayerAttention(attention.scaling, window=attention.sliding_window or 0)
