@@ -37,11 +37,13 @@ def write_summary(
         "",
         "## The paper's claims, and what this model shows",
         "",
-        "| claim | here | evidence |",
-        "|---|---|---|",
+        "| claim | here | evidence | what could bear it out by accident |",
+        "|---|---|---|---|",
     ]
     for claim, verdict in verdicts:
-        lines.append(f"| {claim.text} ({claim.source}) | **{verdict.word}** | {printable(verdict.evidence)} |")
+        null = f"{claim.null}: {verdict.null}" if verdict.null else claim.null
+        evidence = printable(verdict.evidence)
+        lines.append(f"| {claim.text} ({claim.source}) | **{verdict.word}** | {evidence} | {printable(null)} |")
     lines += ["", "## Which steps it gets right", "", "```", str(right), "```", ""]
     for name, result in results.items():
         lines += [f"## {result.title} ({markdown(result.about['source'])})", "", f"{markdown(result.about['definition'])}.", ""]

@@ -1,0 +1,51 @@
+"""A functional rift in the middle of the model (abstract; E11)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, decided, whether
+from pycotmech.stats import bootstrap
+
+
+def judge(results: Results) -> Verdict:
+    found = results["functional_rift"]
+    r, last = found.rift(), int(found.data["depth"].max())
+    if r.n == 0:
+        return Verdict("not decided", "no position has a memorised next word and another one in the prompt")
+    if not np.isfinite(r.change):  # nothing rises, or what rises may be noise
+        if not np.isfinite(r.rise[0]):
+            return Verdict("not borne out", r.none_found())
+        parts = {"the prompt takes over": _turned(r), "a change": whether(None, "what rises may be noise")}
+        return combined(r.none_found(), parts)
+    evidence = (
+        f"context minus prior changes most at depth {r.words('change')} of {last}, n = {r.n}; {r.words('abruptness')} of its "
+        "rise within one layer of it"
+    )
+    inside, outside = last / 3 <= r.low and r.high <= 2 * last / 3, r.high < last / 3 or r.low > 2 * last / 3
+    why = bootstrap.undecidable(r.low, r.high, r.n)
+    where = whether(None if why else True if inside else False if outside else None, why or "the interval lies in and outside")
+    return combined(
+        evidence,
+        {
+            "the prompt takes over": _turned(r),
+            "in the middle third": where,
+            "half of the rise within one layer": decided(r.abrupt[0], r.abrupt[1], 0.5, n=r.n),
+        },
+    )
+
+
+def _turned(rift: Any) -> Verdict:
+    return whether(rift.turned, "one example has no interval" if rift.n == 1 else "")
+
+
+CLAIM = Claim(
+    "rift",
+    "There is a functional rift in the middle of the model: residual streams follow bigrams of pretraining before it "
+    "and the prompt after it, abruptly.",
+    "abstract; E11",
+    judge,
+    "",
+)

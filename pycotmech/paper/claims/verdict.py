@@ -1,0 +1,95 @@
+"""What a claim is, and how an interval and a null decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pycotmech.cot.analyses import described
+from pycotmech.stats import bootstrap
+
+Word = Literal["borne out", "not borne out", "not decided"]
+Results = Mapping[str, Any]
+"""Entry name -> its Analysis."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the results say to a claim, and the numbers it rests on. null: what the claim's null gives, in the same units."""
+
+    word: Word
+    evidence: str
+    null: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """text: in our words. source: in the paper. judge: from results to a verdict. null: what could bear the claim out by
+    accident, and is measured beside it. by_layer: whether it says in which part of the layers something is found, which a
+    single layer can neither bear out nor deny."""
+
+    name: str
+    text: str
+    source: str
+    judge: Callable[[Results], Verdict]
+    null: str
+    by_layer: bool = True
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The analyses that decide it: those that say so."""
+        return tuple(d.name for d in described() if self.name in d.claims)
+
+    def verdict(self, results: Results) -> Verdict:
+        missing = [name for name in self.needs if name not in results]
+        if missing:
+            return Verdict("not decided", f"needs {', '.join(missing)}, which was not run")
+        if self.by_layer and any(_n_layers(results[name]) == 1 for name in self.needs):
+            return Verdict("not decided", "the model has one layer, and so no earlier and later ones to compare")
+        return self.judge(results)
+
+
+def _n_layers(result: Any) -> int | None:
+    """Of the model that a result is of; None if its axes do not say."""
+    sizes = result.data.sizes
+    return sizes["layer"] if "layer" in sizes else sizes["depth"] - 1 if "depth" in sizes else None
+
+
+def decided(low: float, high: float, threshold: float, evidence: str = "", *, n: int, above: bool = True) -> Verdict:
+    """Borne out if the whole interval over n examples lies on the claim's side of the threshold, not borne out if on the other.
+
+    Not decided, with the reason after the evidence, if it contains the threshold, if there is none, or if it has no width and
+    too few examples (see `bootstrap.undecidable`).
+    """
+    if why := bootstrap.undecidable(low, high, n):
+        return Verdict("not decided", _joined(evidence, why))
+    if (low > threshold) if above else (high < threshold):
+        return Verdict("borne out", evidence)
+    if (high <= threshold) if above else (low >= threshold):
+        return Verdict("not borne out", evidence)
+    return Verdict("not decided", _joined(evidence, f"the interval holds the threshold {threshold:g}"))
+
+
+def _joined(evidence: str, why: str) -> str:
+    return f"{evidence}; {why}" if evidence else why
+
+
+def combined(evidence: str, parts: Mapping[str, Verdict], *, null: str = "") -> Verdict:
+    """Of a claim with several parts: borne out if each of them is, not borne out if any is not. Parts that are open stand
+    with their reason. null: as `Verdict` has it."""
+    for word, said in (("not borne out", "not so"), ("not decided", "open")):
+        found = [part + (f" ({its.evidence})" if its.evidence else "") for part, its in parts.items() if its.word == word]
+        if found:
+            return Verdict(word, f"{evidence}; {said}: {', '.join(found)}", null)  # type: ignore[arg-type]
+    return Verdict("borne out", evidence, null)
+
+
+def is_above(x: bootstrap.Interval, threshold: float, evidence: str = "") -> Verdict:
+    """Whether a quantity is above the threshold."""
+    return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n))
+
+
+def whether(true: bool | None, why: str = "") -> Verdict:
+    """Of what was found to be true or false, or None: open, and why."""
+    return Verdict("not decided", why) if true is None else Verdict("borne out" if true else "not borne out", "")
