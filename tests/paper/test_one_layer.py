@@ -50,7 +50,7 @@ def test_no_half_of_the_layers_is_spoken_of(outcome):
     results = outcome.results
     (line,) = results["context_abidance"].findings()
     share = float(results["context_abidance"].data["abides"].mean())
-    assert f"in the prompt in {share:.0%}" in line and "in the only layer" in line
+    assert f"in the own prompt in {share:.1%}" in line and "in the only layer" in line
     relation = results["relation_heads"]
     relation.data["selected"][:] = True  # whatever was found
     assert np.isnan(relation.first_half().mean)

@@ -3,11 +3,16 @@
 A head whose output says a word of the prompt works with the context; one that says another word works from memory, or says
 nothing in particular. The authors count this over the nodes of their graphs, as the token passed; it needs no graph: the
 likeliest token of each head's output where the answer is predicted is in the prompt or is not.
+
+Many heads say nearly the same token whatever the prompt, and a token that prompts have in common is in each. So the share
+is compared with that of the same tokens in the prompts of other examples at the same step: the excess is what is left. The
+words of the shots, which all prompts share, cancel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.analyses import answer_writers, information_flow
-from pycotmech.cot.tools.activations import Prompt, by_example, text_activations, texts_of
+from pycotmech.cot.tools.activations import by_example, text_activations, texts_of
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
@@ -29,6 +34,7 @@ from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 from pycotmech.stats.change import change_point, rise_interval
+from pycotmech.stats.crossed import LayerMeans
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 Depth0 = Literal["context", "leave_out"]
+Share = Literal["own", "elsewhere", "excess"]
 _EVEN = 1e-4
 """By so much, relative to an even share, a token has to be likelier than the others to be the likeliest one."""
 
@@ -70,87 +77,123 @@ class Spelling:
         return sum(word in context for word in self._all) / self.size
 
 
-def of_graph(graph: Graph, prompt: Prompt, spelling: Spelling, shape: tuple[int, int], depth0: Depth0) -> NDArray:
-    """[2, L, H]: how often each head occurs in a graph with a token that it hands over, and how often that token occurs in
-    the prompt. A writer hands over the answer and counts as in context (as the authors count) or is left out."""
-    out = np.zeros((2, *shape))
-    context = spelling.context(prompt.tokens)
+class Contexts:
+    """The words of the prompts of all cells. A cell is (example, step), by its numbers along the axes.
+
+    prompts: each cell with its prompt's tokens.
+    """
+
+    def __init__(self, prompts: Iterable[tuple[tuple[int, int], Tensor]], spelling: Spelling) -> None:
+        self._words = {at: spelling.context(tokens) for at, tokens in prompts}
+        self._prompts: dict[int, int] = Counter(s for _, s in self._words)
+        self._having = Counter((s, word) for (_, s), words in self._words.items() for word in words)
+
+    def words(self, at: tuple[int, int]) -> set[str]:
+        """Of one cell's prompt."""
+        return self._words[at]
+
+    def elsewhere(self, at: tuple[int, int], word: str) -> float:
+        """Share of the other examples' prompts of the same step in which a word occurs; NaN if there are none."""
+        others = self._prompts[at[1]] - 1
+        return (self._having[at[1], word] - (word in self._words[at])) / others if others else np.nan
+
+
+def of_graph(
+    graph: Graph,
+    at: tuple[int, int],
+    contexts: Contexts,
+    spelling: Spelling,
+    shape: tuple[int, int],
+    depth0: Depth0,
+    answer: int,
+) -> NDArray:
+    """[3, L, H]: how often each head occurs in the graph of a cell with a token that it hands over, how often that token
+    occurs in the prompt, and in how many of other examples' prompts, as a share of these. A writer hands over the answer
+    and counts as in context (as the authors count) or is left out."""
+    out = np.zeros((3, *shape))
+    context = contexts.words(at)
     if depth0 == "context":
+        also = contexts.elsewhere(at, spelling.of(answer))
         for w in graph.writers:
-            out[:, graph.nodes[w].layer, graph.nodes[w].head] += 1
+            out[:, graph.nodes[w].layer, graph.nodes[w].head] += (1, 1, also)
     for edge in graph.edges:
         if edge.child >= 0:
-            child = graph.nodes[edge.child]
-            out[0, child.layer, child.head] += 1
-            out[1, child.layer, child.head] += spelling.of(edge.token) in context
+            child, word = graph.nodes[edge.child], spelling.of(edge.token)
+            out[:, child.layer, child.head] += (1, word in context, contexts.elsewhere(at, word))
     return out
 
 
 @dataclass(frozen=True, eq=False)
 class ContextAbidance(Analysis):
     """abides [example, step, layer, head]: 1 where the likeliest token of the head's output occurs in the prompt, else 0; NaN
-    where its output makes no token likelier than another. peak, same axes: that token's probability. chance [example, step]:
-    share of the vocabulary that occurs in the prompt.
-    With graphs also occurs and in_context, same axes: how often the head is in the graph, and with a token of the prompt.
+    where its output makes no token likelier than another. elsewhere, same axes: the share of other examples' prompts of the
+    same step in which that token occurs; NaN without any. peak, same axes: that token's probability. chance [example,
+    step]: share of the vocabulary that occurs in the prompt.
+    With graphs also occurs, in_context and in_others, same axes: how often the head is in the graph, how often with a token
+    of the prompt, and the sum of the shares of other examples' prompts that its tokens occur in.
+
+    The excess is own less elsewhere: 0 on average for a head whose token does not depend on the prompt. Intervals are of
+    resampled examples and heads (`pycotmech.stats.crossed`); by graphs where there are any.
     """
 
     name = "context_abidance"
     title = "Whether what heads write occurs in the prompt"
     source = "E8, context-abidance"
     ranges: ClassVar = {
-        **dict.fromkeys(("abides", "peak", "chance"), bootstrap.SHARE),
-        **dict.fromkeys(("occurs", "in_context"), bootstrap.COUNT),
+        **dict.fromkeys(("abides", "elsewhere", "peak", "chance"), bootstrap.SHARE),
+        **dict.fromkeys(("occurs", "in_context", "in_others"), bootstrap.COUNT),
     }
 
     @property
     def of_graphs(self) -> bool:
         return "occurs" in self.data
 
-    def by_layer(self) -> xr.Dataset:
-        """Share by layer with its interval: mean, low, high, n [layer]; graph_mean, ... where there are graphs."""
-        share = self.data["abides"].mean("head").mean("step").transpose("example", "layer")
-        found = bootstrap.mean_interval(share.values, within=bootstrap.SHARE)
-        out: dict[str, Any] = {k: ("layer", v) for k, v in found._asdict().items()}
+    def shares(self, of: Share, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
+        """By layer the share of tokens that occur in the "own" prompt, "elsewhere", or the "excess" of the one over the other,
+        pooled over steps and heads, of the tokens that could be compared."""
         if self.of_graphs:
-            top, below = (
-                self.data[k].sum(("step", "head"), min_count=1).transpose("example", "layer").values
-                for k in ("in_context", "occurs")
-            )
-            ratio = bootstrap.ratio_interval(top, below, within=bootstrap.SHARE)
-            out |= {f"graph_{k}": ("layer", v) for k, v in ratio._asdict().items()}
+            own, other, counted = (self.data[k] for k in ("in_context", "in_others", "occurs"))
+        else:
+            own, other = self.data["abides"], self.data["elsewhere"]
+            counted = own.notnull().astype(float)
+        known = own.notnull() & other.notnull()
+        top = {"own": own, "elsewhere": other, "excess": own - other}[of]
+        parts = (x.where(known, 0.0).sum("step").transpose("example", "layer", "head").values for x in (top, counted))
+        return LayerMeans.of(*parts, draws=draws, seed=seed)
+
+    def by_layer(self) -> xr.Dataset:
+        """The excess by layer with its interval, and what it is the difference of: mean, low, high, n, own, elsewhere
+        [layer]."""
+        found = self.shares("excess").by_layer(within=bootstrap.SHARES_APART)
+        out: dict[str, Any] = {k: ("layer", v) for k, v in found._asdict().items()}
+        out |= {k: ("layer", self.shares(k, draws=1).curve) for k in ("own", "elsewhere")}
         return xr.Dataset(out, coords={"layer": self.data["layer"]})
 
+    def rise(self) -> bootstrap.Interval:
+        """The excess in the upper half of the layers less that in the lower, with its interval; of one layer NaN."""
+        L = self.data.sizes["layer"]
+        if L == 1:
+            nan = np.array(np.nan)
+            return bootstrap.Interval(nan, nan, nan, np.array(0))
+        return self.shares("excess").rise(L // 2, within=(-2.0, 2.0))
+
     def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
-        """The first layer of the upper part where the layers fall into a lower and a higher one best (the upward
-        least-squares change point), with its interval over resampled examples. By graphs where there are any.
+        """The first layer of the upper part where the layers fall into one of lower and one of higher excess best (the upward
+        least-squares change point), with its interval.
 
-        NaN where the share rises nowhere, or no more than chance lets it (`pycotmech.stats.change.rise_interval` holds 0).
+        NaN where the excess rises nowhere, or no more than chance lets it (`pycotmech.stats.change.rise_interval` holds 0).
         """
-        counted = self.data["occurs"] if self.of_graphs else self.data["abides"].notnull()
-        share = self.data["in_context"] if self.of_graphs else self.data["abides"]
-        parts = [x.sum(("step", "head")).transpose("example", "layer").values.astype(float) for x in (share, counted)]
-
-        def shares(weights: NDArray) -> NDArray:
-            top, below = (weights @ p for p in parts)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return top / np.where(below > 0, below, np.nan)
-
-        n, layers = len(parts[0]), (1.0, self.data.sizes["layer"] - 1.0)  # of the first layer of an upper part
-        found = bootstrap.statistic_interval(
-            lambda index: change_point(shares(np.bincount(index, minlength=n).astype(float))),
-            n,
-            within=layers,
-            draws=draws,
-            seed=seed,
-        )
-        drawn = shares(bootstrap.resampled(n, draws=draws, seed=seed))
-        if np.isnan(found.mean) or (n > 1 and rise_interval(shares(np.ones(n)), drawn, n)[1] <= 0):
-            nan = np.full_like(found.mean, np.nan)
-            return bootstrap.Interval(nan, nan, nan, found.n)
-        return found
+        found = self.shares("excess", draws=draws, seed=seed)
+        n, layers = int(found.counts.any(-1).sum()), (1.0, self.data.sizes["layer"] - 1.0)
+        at = np.array([change_point(curve) for curve in (found.curve, *found.drawn)])
+        jump = found.interval(at, n, within=layers)
+        if np.isnan(jump.mean) or (n > 1 and rise_interval(found.curve, found.drawn, n)[1] <= 0):
+            nan = np.array(np.nan)
+            return bootstrap.Interval(nan, nan, nan, jump.n)
+        return jump
 
     def table(self) -> pd.DataFrame:
-        """One row per layer: share with low, high and n, and by graphs where there are any."""
+        """One row per layer: the excess (mean) with low, high and n, and the shares own and elsewhere."""
         return self.by_layer().to_dataframe().reset_index()
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
@@ -160,53 +203,51 @@ class ContextAbidance(Analysis):
         from pycotmech.figures.heatmap import map_of_heads
 
         found, title = self.by_layer(), f"{self.about['model']}: {self.title.lower()}"
-        figure, axes = framed(1, 2, title, self.small_print("chance"), width=4.6, height=3.3)
-        prefix = "graph_" if self.of_graphs else ""
-        line = (found[f"{prefix}{k}"].values for k in ("mean", "low", "high"))
-        layer_line(axes[0, 0], *line, title="share in the prompt, by layer", up="share")
-        axes[0, 0].axhline(float(self.data["chance"].mean()), color=PALETTE[0], linewidth=0.8, linestyle="--", label="chance")
-        axes[0, 0].set_ylim(-0.03, 1.03)
-        axes[0, 0].legend(fontsize=7, frameon=False)
+        figure, axes = framed(1, 2, title, self.small_print("abides"), width=4.6, height=3.3)
+        axis, layers = axes[0, 0], np.arange(found.sizes["layer"])
+        layer_line(axis, *(found[k].values for k in ("mean", "low", "high")), title="by layer", up="share of tokens")
+        axis.lines[0].set_label("excess")
+        for name, words, style in (("own", "in the own prompt", "-"), ("elsewhere", "in other examples' prompts", "--")):
+            axis.plot(layers, found[name].values, color=PALETTE[0], linewidth=1.0, linestyle=style, label=words)
+        axis.legend(fontsize=7, frameon=False)
+        parts = {k: self.data[k].sum(("example", "step")) for k in ("in_context", "in_others", "occurs") if self.of_graphs}
         if self.of_graphs:
-            total = self.data["occurs"].sum(("example", "step"))
-            grid = self.data["in_context"].sum(("example", "step")) / total.where(total > 0)
+            grid = (parts["in_context"] - parts["in_others"]) / parts["occurs"].where(parts["occurs"] > 0)
         else:
-            grid = self.data["abides"].mean(("example", "step"))
-        map_of_heads(figure, axes[0, 1], grid.transpose("layer", "head").values, title="by head", label="share in the prompt")
+            grid = (self.data["abides"] - self.data["elsewhere"]).mean(("example", "step"))
+        map_of_heads(figure, axes[0, 1], grid.transpose("layer", "head").values, title="by head", label="excess")
         return saved(figure, path)
 
     def findings(self) -> list[str]:
-        """The share in the lower and in the upper half, and where it rises; of a model of one layer, the share."""
+        """The shares in the lower and in the upper half, the excess, and where it rises; of a model of one layer, the share."""
         L = self.data.sizes["layer"]
-        overall = self._share(slice(None))
-        if not overall.n:
-            return ["no head's output makes any token likelier than another"]
         what = "tokens handed over in the graphs occur" if self.of_graphs else "likeliest tokens of heads' outputs occur"
+        excess = self.shares("excess").over(slice(None), within=bootstrap.SHARES_APART)
+        if not excess.n:
+            counted = self.data["occurs"] if self.of_graphs else self.data["abides"].notnull()
+            own = float(self.data["in_context" if self.of_graphs else "abides"].sum() / counted.sum())
+            if np.isnan(own):
+                return ["no head's output makes any token likelier than another"]
+            return [f"{what} in the prompt in {own:.1%} of cases; there is no other example's prompt of a step to compare with"]
+        own, other = (self.shares(k, draws=1) for k in ("own", "elsewhere"))
         if L == 1:
-            chance = float(self.data["chance"].mean())
+            here, there = (float(x.over(slice(None)).mean) for x in (own, other))
             return [
-                f"{what} in the prompt in {overall.words()} of cases in the only layer (n = {int(overall.n)} examples; "
-                f"{chance:.1%} of the vocabulary occurs there)"
+                f"{what} in the own prompt in {here:.1%} of cases in the only layer, in other examples' prompts in "
+                f"{there:.1%}: excess {excess.words('{:.1%}')} (n = {int(excess.n)} examples)"
             ]
-        lower, upper = (self._share(part) for part in (slice(0, L // 2), slice(L // 2, None)))
+        parts = (slice(0, L // 2), slice(L // 2, None))
+        mine, theirs = ([f"{float(x.over(part).mean):.1%}" for part in parts] for x in (own, other))
+        lower, upper = (self.shares("excess").over(part, within=bootstrap.SHARES_APART).words("{:.1%}") for part in parts)
         jump = self.jump()
         inside = f" [{float(jump.low):.0f}, {float(jump.high):.0f}]" if np.isfinite(jump.low) else ""
-        where = f"; the change between layers is clearest at layer {float(jump.mean):.0f}{inside} of {L}"
-        where = where if np.isfinite(jump.mean) else "; it rises at no layer beyond chance"
-        chance = float(self.data["chance"].mean())
+        where = f"the change between layers is clearest at layer {float(jump.mean):.0f}{inside} of {L}"
+        where = where if np.isfinite(jump.mean) else "it rises at no layer beyond chance"
         return [
-            f"{what} in the prompt in {lower.words()} of cases in the lower half of the layers, {upper.words()} in the "
-            f"upper (n = {int(max(lower.n, upper.n))} examples; {chance:.1%} of the vocabulary occurs there){where}"
+            f"{what} in the own prompt in {mine[0]} of cases in the lower half of the layers, {mine[1]} in the upper; in the "
+            f"prompts of other examples at the same step in {theirs[0]} and {theirs[1]} (n = {int(excess.n)} examples)",
+            f"the excess over others is {lower} in the lower half, {upper} in the upper; {where}",
         ]
-
-    def _share(self, layers: slice) -> bootstrap.Interval:
-        """Share in the prompt over some layers, with its interval."""
-        here = self.data.isel(layer=layers)
-        if not self.of_graphs:
-            by_example = here["abides"].mean(("layer", "head")).mean("step").values
-            return bootstrap.mean_interval(by_example, within=bootstrap.SHARE)
-        sums = [here[k].sum(("step", "layer", "head"), min_count=1).values for k in ("in_context", "occurs")]
-        return bootstrap.ratio_interval(*sums, within=bootstrap.SHARE)
 
 
 def context_abidance(
@@ -222,7 +263,7 @@ def context_abidance(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> ContextAbidance:
-    """By layer and head, how often what is written occurs in the prompt.
+    """By layer and head, how often what is written occurs in the prompt, and in the prompts of other examples at the step.
 
     steps, right: which cells, as in `cells.choose`.
     definition: "heads": the likeliest token of every head's output where the answer is predicted; needs no graph, and an
@@ -231,7 +272,7 @@ def context_abidance(
     flow: graphs that `information_flow` made by "paper" or "projection" of the same examples; None: made here.
     depth0: answer writers count as in "context" (the authors; default of "paper"), or are left out ("leave_out", default of
         "graph"): their token is the answer because they were chosen for it.
-    Tokens are compared as written, without space and case.
+    Tokens are compared as written, without space and case. With one example at a step there is nothing to compare with.
     Returns `ContextAbidance`. Raises ValueError naming the argument.
     Cost: that of `answer_writers`; with graphs, theirs in addition.
     """
@@ -246,9 +287,10 @@ def context_abidance(
     cells = choose(model, examples, steps=steps, right=right)
     L, H = model.cfg.n_layers, model.cfg.n_heads
     spelling = Spelling(model.tokenizer, model.cfg.d_vocab)
-    data = {"abides": cells.empty(L, H), "peak": cells.empty(L, H), "chance": cells.empty()}
-    counted = cells.empty(2, L, H)
+    data = {k: cells.empty(L, H) for k in ("abides", "elsewhere", "peak")} | {"chance": cells.empty()}
+    counted = cells.empty(3, L, H)
     groups = by_example(cells, model.tokenizer)
+    contexts = Contexts((((cell.e, cell.s), prompt.tokens) for group in groups for cell, prompt in group), spelling)
     texts, first = texts_of(groups)
     tick = counting(progress, len(cells))
     with metered(model) as meter:
@@ -260,17 +302,19 @@ def context_abidance(
             for i, acts in batch:
                 for cell, prompt in groups[i]:
                     found, at = answer_writers.written(model.family, acts, prompt), (cell.e, cell.s)
-                    context = spelling.context(prompt.tokens)
-                    inside = [[spelling.of(t) in context for t in row] for row in found.top.tolist()]
+                    context, words = contexts.words(at), [[spelling.of(t) for t in row] for row in found.top.tolist()]
                     peak = data["peak"][at] = found.peak.cpu().numpy()
-                    data["abides"][at] = np.where(peak * model.cfg.d_vocab > 1 + _EVEN, inside, np.nan)
+                    says = peak * model.cfg.d_vocab > 1 + _EVEN
+                    data["abides"][at] = np.where(says, [[w in context for w in row] for row in words], np.nan)
+                    also = [[contexts.elsewhere(at, w) for w in row] for row in words]
+                    data["elsewhere"][at] = np.where(says, also, np.nan)
                     data["chance"][at] = spelling.chance(context)
                     if flow is not None:
                         graph = flow.graph(cell.example.index, cell.step.index)
-                        counted[at] = of_graph(graph, prompt, spelling, (L, H), rule)
+                        counted[at] = of_graph(graph, at, contexts, spelling, (L, H), rule, prompt.answer)
                     tick()
     if flow is not None:
-        data |= {"occurs": counted[:, :, 0], "in_context": counted[:, :, 1]}
+        data |= {name: counted[:, :, i] for i, name in enumerate(("occurs", "in_context", "in_others"))}
     depth0 = rule if flow is not None else None
     settings = {"steps": list(cells.steps), "definition": definition, "depth0": depth0, "seed": seed}
     words = {

@@ -1,22 +1,26 @@
-"""What heads write occurs in the prompt more often in the upper half of the layers (E8)."""
+"""What heads write is a word of their own prompt rather than of another's, more so in the upper half of the layers (E8)."""
 
 from __future__ import annotations
 
 from pycotmech.paper.claims.verdict import Claim, Results, Verdict, is_above
-from pycotmech.stats import bootstrap
+from pycotmech.stats.bootstrap import ends
 
 
 def judge(results: Results) -> Verdict:
     found = results["context_abidance"]
     half = found.data.sizes["layer"] // 2
-    share = found.data["abides"].mean("head").mean("step").transpose("example", "layer").values
-    lower, upper = share[:, :half].mean(1), share[:, half:].mean(1)
-    rise = bootstrap.mean_interval(upper - lower, within=bootstrap.SHARES_APART)
-    low, high = (bootstrap.mean_interval(x, within=bootstrap.SHARE) for x in (lower, upper))
+    parts = (slice(0, half), slice(half, None))
+    own, other = ([f"{float(found.shares(k, draws=1).over(part).mean):.1%}" for part in parts] for k in ("own", "elsewhere"))
+    rise = found.rise()
+    if not rise.n:
+        return Verdict("not decided", "no head's token could be compared with another example's prompt of the same step")
     evidence = (
-        f"the likeliest token that a head writes occurs in the prompt in {low.words()} below the middle, {high.words()} above"
+        f"the likeliest token that a head writes occurs in its own prompt in {own[0]} of cases below the middle, {own[1]} "
+        f"above; less what occurs in another example's prompt, this rises by {100 * float(rise.mean):.1f} percentage points"
+        f"{ends(100 * rise.low, 100 * rise.high, '{:.1f}')}; n = {int(rise.n)}"
     )
-    return is_above(rise, 0.0, f"{evidence}; n = {int(rise.n)}")
+    verdict = is_above(rise, 0.0, evidence)
+    return Verdict(verdict.word, verdict.evidence, f"{other[0]} -> {other[1]}")
 
 
 CLAIM = Claim(
@@ -24,5 +28,5 @@ CLAIM = Claim(
     "What heads write occurs in the prompt more often in the upper half of the layers than in the lower.",
     "E8, context-abidance",
     judge,
-    "the lower half of the layers",
+    "another example's prompt",
 )

@@ -193,9 +193,13 @@ def test_tokens_handed_over_are_counted_by_head():
     prompt = prompt_with([])
     nodes = [Node(2, 0, 11, 0), Node(1, 1, 9, 1), Node(0, 0, 5, 2)]
     edges = [Edge(0, 1, 9, 9, "", 1, 1), Edge(0, 1, 9, 15, "", 1, 1), Edge(1, 2, 5, 19, "", 1, 1), Edge(2, -1, 5, 5, "", 1, 1)]
-    found = abidance.of_graph(Graph(nodes, edges), prompt, spelling, (3, 2), "context")
+    others = [torch.tensor([9, 15, prompt.answer]), torch.tensor([9, 19])]
+    contexts = abidance.Contexts([((0, 0), prompt.tokens), ((1, 0), others[0]), ((2, 0), others[1])], spelling)
+    found = abidance.of_graph(Graph(nodes, edges), (0, 0), contexts, spelling, (3, 2), "context", prompt.answer)
     assert found[0].tolist() == [[1, 0], [0, 2], [1, 0]] and found[1].tolist() == [[0, 0], [0, 1], [1, 0]]
-    assert abidance.of_graph(Graph(nodes, edges), prompt, spelling, (3, 2), "leave_out")[0, 2, 0] == 0
+    assert found[2].tolist() == [[0.5, 0], [0, 1.5], [0.5, 0]]
+    left = abidance.of_graph(Graph(nodes, edges), (0, 0), contexts, spelling, (3, 2), "leave_out", prompt.answer)
+    assert (left[:, 2, 0] == 0).all()
     assert spelling.chance(spelling.context(prompt.tokens)) == 12 / 20
 
 
@@ -211,17 +215,23 @@ def test_abidance_of_tiny_cot(model, examples, every, tmp_path, definition):
     found = pcm.cot.context_abidance(model, few, steps=[5], right=every[:2], definition=definition)
     step = few[1].steps[5]
     z = model.run(step.clean, capture=("z",))["z"][:, -1]
-    context = {model.tokenizer.decode([t]).strip().lower() for t in step.clean.tolist()} - {""}
+    context, other = (
+        {model.tokenizer.decode([t]).strip().lower() for t in few[e].steps[5].clean.tolist()} - {""} for e in (1, 0)
+    )
     for l in range(4):
         W = model.hf.model.layers[l].self_attn.o_proj.weight.T.view(8, 32, -1)
         for h in range(8):
             top = int(model.hf.lm_head(model.hf.model.norm(z[l, h] @ W[h])).argmax())
             expected = model.tokenizer.decode([top]).strip().lower() in context
-            assert bool(found.data["abides"].isel(example=1).sel(step=5, layer=l, head=h)) == expected
+            here = found.data.isel(example=1).sel(step=5, layer=l, head=h)
+            assert bool(here["abides"]) == expected
+            assert bool(here["elsewhere"]) == (model.tokenizer.decode([top]).strip().lower() in other)
     assert found.of_graphs == (definition == "paper")
     if found.of_graphs:
         assert bool((found.data["in_context"] <= found.data["occurs"]).all()) and float(found.data["occurs"].sum()) > 8
+        assert bool((found.data["in_others"] <= found.data["occurs"]).all()) and float(found.data["in_others"].sum()) > 0
     assert len(found.table()) == 4 and "n = 2" in found.findings()[0]
+    keeps_its_ranges(found, *(() if found.of_graphs else ("occurs", "in_context", "in_others")))
     found.save(tmp_path)
     abidance.ContextAbidance.load(tmp_path).plot(path=tmp_path / "c.png")
 
@@ -233,11 +243,12 @@ def test_the_layer_of_the_jump_is_found():
     share = np.where(np.arange(12) < 7, 0.2, 0.9)
     abides = (rng.random((6, 1, 12, 10)) < share[:, None]).astype(float)
     dims = ("example", "step", "layer", "head")
-    data = xr.Dataset({"abides": (dims, abides), "chance": (dims[:2], np.full((6, 1), 0.1))}, coords={"layer": range(12)})
+    elsewhere = np.full(abides.shape, 0.2)
+    data = xr.Dataset({"abides": (dims, abides), "elsewhere": (dims, elsewhere)}, coords={"layer": range(12)})
     jump = abidance.ContextAbidance(data, {}).jump(draws=100)
     assert jump.mean == 7 and 6 <= jump.low <= jump.high <= 8
     falling = abidance.ContextAbidance(data.isel(layer=slice(None, None, -1)), {})
-    assert np.isnan(falling.jump(draws=20).mean) and "it rises at no layer" in falling.findings()[0]
+    assert np.isnan(falling.jump(draws=20).mean) and "it rises at no layer" in falling.findings()[1]
 
 
 @pytest.mark.parametrize(

@@ -286,19 +286,17 @@ def test_the_copy_head_writes_a_word_of_the_prompt_and_its_decoy_no_word(options
 
 
 def test_no_layer_from_which_heads_write_words_of_the_prompt():
-    """Each head of noise has a word of its own that it likes best, whatever the prompt: by chance those of one model may
-    suit its upper layers, so that one in twelve is let pass."""
-    jumps, words = 0, []
+    """Each head of noise has a word of its own that it likes best, whatever the prompt, and that suits other prompts as
+    well."""
+    words = []
     for seed in range(12):
         made, examples = case("nothing", n=MANY, n_layers=6, seed=seed)
         found = pcm.cot.context_abidance(made.model, examples, right=EVERY)
         jump = found.jump()
-        if np.isnan(jump.mean):
-            assert np.isnan([jump.low, jump.high]).all() and "rises at no layer beyond chance" in found.findings()[0]
-        jumps += np.isfinite(jump.mean)
+        assert np.isnan([jump.mean, jump.low, jump.high]).all() and "rises at no layer beyond chance" in found.findings()[1]
         words.append(BY_NAME["abidance"].verdict({"context_abidance": found}).word)
         assert abs(float(found.data["abides"].mean()) - float(found.data["chance"].mean())) < 0.15
-    assert jumps <= 1 and words.count("borne out") <= 1
+    assert words.count("borne out") == 0
 
 
 def test_heads_that_write_nothing_abide_by_nothing():
