@@ -31,7 +31,7 @@ _PAIRS = 'Your own prompts: a JSONL file of {"clean", "corrupted", "answer", "wr
 Pairs = Annotated[str | None, plain(_PAIRS, metavar="FILE")]
 Examples = Annotated[int | None, task("The number of problems (10 by default; for paper 8).")]
 Shots = Annotated[int | None, task("The number of demonstrations before the problem (8 by default; for tiny-cot 4).")]
-Style = Annotated[str | None, task("The wording: every (default) or paper.")]
+Style = Annotated[str | None, task("The wording: every (default), paper, each or all.")]
 Order = Annotated[str | None, task("The order of the premises: forward, backward, membership_first or shuffled.")]
 Ontology = Annotated[str | None, task("The ontology: fictional (default) or false.")]
 Direction = Annotated[str, patch("denoise patches clean heads into the corrupted run; noise does the reverse.")]

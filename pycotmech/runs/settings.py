@@ -24,12 +24,13 @@ DEFAULT_SHOTS = {"tiny-cot": 4}
 DERIVED = ("weights", "config", "prompts")
 """Entries of an identity that are known only after the model is loaded."""
 
-_TASK = ("examples", "steps", "shots", "hops", "style", "order", "ontology", "distractors")
+_TASK = ("examples", "steps", "shots", "hops", "style", "order", "ontology", "distractors", "competing")
 _RANGES = {
     "examples": (1, None),
     "shots": (0, None),
     "hops": (1, None),
     "distractors": (0, None),
+    "competing": (0, None),
     "seed": (0, 2**32 - 1),
 }
 _IN_NO_NUMBER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
@@ -53,6 +54,7 @@ class Settings:
     order: str | None = None
     ontology: str | None = None
     distractors: int | None = None
+    competing: int | None = None
     dtype: str = "auto"
     device: str = "cpu"
     seed: int = 0
@@ -116,6 +118,8 @@ class Settings:
             "style": style,
             "order": self.order or DEFAULT_ORDER.get(style),
             "distractors": self.distractors or 0,
+            # Only if there are any: folders of runs without them do not say it.
+            **({"competing": self.competing} if self.competing else {}),
             "seed": self.seed,
         }
 

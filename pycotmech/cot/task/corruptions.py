@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pycotmech.cot.task.examples import Example, Examples, Step
+from pycotmech.cot.task.wording import QUANTIFIERS
 
 Corruption = Literal["answer", "premise", "rule"]
 
@@ -56,7 +57,7 @@ def corrupted_prompt(example: Example, step: Step, kind: Corruption, tokenizer: 
 def _part(before: str, entity: str) -> str:
     """What the sentence is in which a concept follows this text: "premise", "rule" (as its subject), or "other"."""
     before = before.rstrip()
-    if before.endswith((".", ":")) or before.split()[-1].lower() == "every":
+    if before.endswith((".", ":")) or before.split()[-1].lower() in QUANTIFIERS.values():
         return "rule"
     words = before.split()
     verb = -2 if words[-1] in ("a", "an") else -1

@@ -134,6 +134,7 @@ class Examples(Sequence[Example]):
     bos: bool
     few_shot: str = field(repr=False)
     shared_ids: LongTensor = field(repr=False)
+    competing: int = 0
 
     def __len__(self) -> int:
         return len(self.items)
@@ -175,10 +176,11 @@ class Examples(Sequence[Example]):
         return clean, torch.stack([s.corrupted for s in chosen])  # type: ignore[return-value]
 
     def __repr__(self) -> str:
+        competing = f"competing={self.competing}, " if self.competing else ""
         return (
             f"Examples(n={len(self)}, hops={self.hops}, shots={self.shots}, ontology={self.ontology!r}, "
             f"style={self.style!r}, order={self.order!r}, distractors={self.distractors}, seed={self.seed}, "
-            f"definition={self.definition!r}, shared={len(self.shared_ids)} tokens)"
+            f"definition={self.definition!r}, {competing}shared={len(self.shared_ids)} tokens)"
         )
 
     def to_dataframe(self) -> pandas.DataFrame:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from pycotmech.cot.task.examples import Example, Examples, Step, step_kind
-from pycotmech.cot.task.pools import Need, Pools, TooFewWords, pools
+from pycotmech.cot.task.pools import Pools, TooFewWords, pools
+from pycotmech.cot.task.shape import Shape
 from pycotmech.cot.task.tokens import Encoded, Encoder, Form, before, same_length, same_start
-from pycotmech.cot.task.vocabulary import Ontology, Word, truly_is
+from pycotmech.cot.task.vocabulary import Ontology, Word
 from pycotmech.cot.task.wording import (
     DEFAULT_ORDER,
     FRAMES,
-    Membership,
+    QUANTIFIERS,
     Occurrence,
     Order,
     Premise,
@@ -33,70 +34,6 @@ _TRIES = 500
 
 class _Failed(Exception):
     """A draw that cannot be used, with the reason."""
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What one problem is made of: roles of its words, and its sentences before they are put in order."""
-
-    hops: int
-    distractors: int
-    ontology: Ontology
-    style: Style
-    order: Order
-
-    def concepts(self) -> list[str]:
-        return [f"C{k}" for k in range(1, self.hops + 1)]
-
-    def rules(self, rng: random.Random) -> list[Rule]:
-        """C1 is C2, ..., Ch is p: in order of use."""
-        ends = [*self.concepts()[1:], "p"]
-        return [Rule(a, b, rng.random() < 0.5) for a, b in zip(self.concepts(), ends, strict=True)]
-
-    def competing(self, rng: random.Random) -> list[Premise]:
-        """Further premises about other words: chains like the real one, from the property rule backwards."""
-        out: list[Premise] = []
-        chain = 0
-        while len(out) < self.distractors:
-            chain += 1
-            names = [f"x{c}.{chain}" for c in self.concepts()]
-            ends = [*names[1:], f"xp.{chain}"]
-            rules = [Rule(a, b, rng.random() < 0.5) for a, b in zip(names, ends, strict=True)]
-            whole: list[Premise] = [*rules[::-1], Membership(f"xE.{chain}", names[0])]
-            out += whole[: self.distractors - len(out)]
-        return out
-
-    def roles(self) -> dict[str, list[str]]:
-        """The roles of each kind of word. q is the property of a query that is false."""
-        other: list[str] = []
-        for premise in self.competing(random.Random(0)):
-            other += [premise.a, premise.b] if isinstance(premise, Rule) else [premise.entity, premise.concept]
-        other = list(dict.fromkeys(other))
-        return {
-            "entity": ["E", *(key for key in other if key.startswith("xE"))],
-            "concept": [*self.concepts(), *(key for key in other if key.startswith("xC"))],
-            "property": ["p", "q", *(key for key in other if key.startswith("xp"))],
-        }
-
-    def needs(self) -> dict[str, Need]:
-        return {kind: Need(item=len(keys) + 1, shot=len(keys)) for kind, keys in self.roles().items()}
-
-    def ordered(self, rng: random.Random, rules: list[Rule], competing: list[Premise]) -> list[Premise]:
-        """The premises in the order in which the question states them."""
-        premises: list[Premise] = [*(rules[::-1] if self.order == "backward" else rules)]
-        premises.insert(0 if self.order == "membership_first" else len(premises), Membership("E", "C1"))
-        for premise in competing:
-            premises.insert(rng.randrange(len(premises) + 1), premise)
-        if self.order == "shuffled":
-            rng.shuffle(premises)
-        return premises
-
-    def contradicts(self, words: Mapping[str, Word], premises: Iterable[Premise]) -> bool:
-        """In the false ontology no rule between concepts may be true of the world."""
-        if self.ontology != "false":
-            return True
-        pairs = ((words[p.a], words[p.b]) for p in premises if isinstance(p, Rule))
-        return not any(a.kind == b.kind == "concept" and truly_is(a.singular, b.singular) for a, b in pairs)
 
 
 class _Problem(NamedTuple):
@@ -122,7 +59,7 @@ class _Deck:
         self.left = [word for word in self.left if word not in used]
 
 
-def _few_shot(shape: _Shape, words: Pools, shots: int, seed: int) -> tuple[str, str]:
+def _few_shot(shape: Shape, words: Pools, shots: int, seed: int) -> tuple[str, str]:
     """The few-shot block and the last of its shots. Labels alternate, beginning with a random one."""
     rng = random.Random(f"{seed}/shots")
     decks = {kind: _Deck(rng, pool.shots) for kind, pool in words.items()}
@@ -136,22 +73,23 @@ def _few_shot(shape: _Shape, words: Pools, shots: int, seed: int) -> tuple[str, 
                     deck.left = []
             drawn = {kind: decks[kind].deal(len(keys)) for kind, keys in roles.items()}
             cast = {key: word for kind, keys in roles.items() for key, word in zip(keys, drawn[kind], strict=True)}
-            rules, competing = shape.rules(rng), shape.competing(rng)
-            premises = shape.ordered(rng, rules, competing)
-            if shape.contradicts(cast, premises):
+            rules, others = shape.rules(rng), shape.others(rng)
+            premises = shape.ordered(rng, rules, others)
+            if shape.consistent(cast, premises):
                 break
         else:
             raise TooFewWords(f"no demonstration could be made from the words left for the shots (shots={shots})")
         for kind, deck in decks.items():
             deck.discard(drawn[kind])
-        item = write(shape.style, cast, premises, rules, "p" if first ^ (i % 2 == 1) else "q")
+        wrong = rng.choice(shape.false_queries()) if shape.competing else "q"
+        item = write(shape.style, cast, premises, rules, "p" if first ^ (i % 2 == 1) else wrong)
         prompt, solution = frame(shape.style, item)
         f = FRAMES[shape.style]
         block.append(render(prompt, cast)[0] + f.joint + render(solution, cast)[0] + f.end)
     return "".join(block), block[-1] if block else ""
 
 
-def _draw(shape: _Shape, words: Pools, rng: random.Random, label: bool) -> _Problem:
+def _draw(shape: Shape, words: Pools, rng: random.Random, label: bool) -> _Problem:
     """Words for a test item, all with different first tokens."""
     cast: dict[str, Word] = {}
     for kind, keys in shape.roles().items():
@@ -161,24 +99,24 @@ def _draw(shape: _Shape, words: Pools, rng: random.Random, label: bool) -> _Prob
             if len(taken) == len(keys):
                 break
             # "is a" or "is an" must not give the concept away.
-            if kind == "concept" and taken and shape.style == "every" and word.article != taken[0].article:
+            if kind == "concept" and taken and shape.style in QUANTIFIERS and word.article != taken[0].article:
                 continue
             if not any(same_start(pool.cuts[word], pool.cuts[w]) for w in taken):
                 taken.append(word)
         if len(taken) < len(keys):
             raise _Failed(f"too few words of kind {kind!r} begin with different tokens")
         cast.update(zip(keys, taken, strict=True))
-    rules, competing = shape.rules(rng), shape.competing(rng)
-    premises = shape.ordered(rng, rules, competing)
-    if not shape.contradicts(cast, premises):
+    rules, others = shape.rules(rng), shape.others(rng)
+    premises = shape.ordered(rng, rules, others)
+    if not shape.consistent(cast, premises):
         raise _Failed("a rule of the false ontology is true of the world")
-    query = "p" if label else rng.choice(["q", "xp.1"] if shape.distractors else ["q"])
+    query = "p" if label else rng.choice(shape.false_queries())
     if query != "q":
         del cast["q"]
     return _Problem(cast, premises, rules, query)
 
 
-def _replacement(shape: _Shape, words: Pools, rng: random.Random, problem: _Problem, key: str, used: list[Form]) -> Word:
+def _replacement(shape: Shape, words: Pools, rng: random.Random, problem: _Problem, key: str, used: list[Form]) -> Word:
     """A word of the same kind that is cut like the role's word in the forms in use and is nowhere in the item."""
     old = problem.words[key]
     pool = words[old.kind]
@@ -188,9 +126,9 @@ def _replacement(shape: _Shape, words: Pools, rng: random.Random, problem: _Prob
             continue
         if any(same_start(pool.cuts[word], pool.cuts[other]) for other in present):
             continue
-        if shape.style == "every" and old.kind == "concept" and word.article != old.article:
+        if shape.style in QUANTIFIERS and old.kind == "concept" and word.article != old.article:
             continue
-        if shape.contradicts({**problem.words, key: word}, problem.premises):
+        if shape.consistent({**problem.words, key: word}, problem.premises):
             return word
     raise _Failed(f"no word can replace {old.singular!r}")
 
@@ -226,7 +164,7 @@ def _aligned(clean: Encoded, other: Encoded, spans: list[slice]) -> bool:
 
 
 class _Maker:
-    def __init__(self, shape: _Shape, encoder: Encoder, shots: int, seed: int, definition: Definition):
+    def __init__(self, shape: Shape, encoder: Encoder, shots: int, seed: int, definition: Definition):
         self.shape, self.encoder, self.seed, self.definition = shape, encoder, seed, definition
         self.pools = pools(
             encoder,
@@ -395,6 +333,7 @@ def make_examples(
     style: Style = "every",
     order: Order | None = None,
     distractors: int = 0,
+    competing: int = 0,
     seed: int = 0,
     bos: bool | None = None,
     definition: Definition = "exact",
@@ -407,13 +346,18 @@ def make_examples(
     ontology: "fictional" (made-up concepts) or "false" (real kinds, related wrongly).
     style: "every": "Every lempus is a tumpus. ... Answer: Max is a lempus. Since every lempus is a tumpus, Max is a
         tumpus. ..."; one line per shot. "paper": the wording of arXiv 2402.18312, "Lempuses are tumpuses. ... Let us
-        think step by step.", number varying by sentence, in "### Input:" and "### Response:" frames.
+        think step by step.", number varying by sentence, in "### Input:" and "### Response:" frames. "each": "Facts: ...
+        Each lempus is a tumpus. ... Reasoning: Max is a lempus. Because each lempus is a tumpus, ...". "all": "All lempuses
+        are tumpuses. ... Solution: Max is a lempus. As all lempuses are tumpuses, Max is a tumpus. ..."
     order: of the premises, in shots and item alike. "forward": rules in order of use, then the membership. "backward":
         rules in reverse order of use, then the membership (the paper's data). "membership_first": the membership, then
-        rules in order of use; SmolLM2-135M binds the first concept far better so. "shuffled". None: membership first
-        for style "every", backward for "paper".
+        rules in order of use; SmolLM2-135M binds the first concept far better so. "shuffled". None: membership first,
+        backward for style "paper".
     distractors: premises about other words, in shots and item alike, forming a chain that competes with the real one:
         its property rule, then its other rules, then its membership, then a second such chain.
+    competing: whole chains about other entities, in shots and item alike, each as long as the real one and ending in a
+        property of its own. Their sentences stand anywhere between those of the real chain, in the same order ("shuffled":
+        in any). A query whose answer is False asks for the end of one of them, so that following it gives the wrong answer.
     bos: whether prompts begin with a BOS. None: as `tokenizer("x")` does.
     definition: "exact": the corrupted prompt exchanges every occurrence of the step's answer word outside the shots, so
         that it is consistent and another answer follows from it. "paper": it exchanges one word, the nearest before
@@ -421,8 +365,8 @@ def make_examples(
         the replacement. Both keep type, number, case and token count.
 
     Words of items and shots are disjoint (concepts, properties and entities). All words of one kind in an item begin with
-    different tokens. In style "every" all examples of a call have one length where the tokenizer leaves enough words of
-    equal length. Labels are balanced. Example i depends on the seed and on the examples before it, not on n.
+    different tokens. In style "every" and "each" all examples of a call have one length where the tokenizer leaves enough words
+    of equal length. Labels are balanced. Example i depends on the seed and on the examples before it, not on n.
 
     Errors: TypeError or ValueError naming the argument. ValueError if the tokenizer leaves too few words that can replace
     one another; the message names settings that would do. Cost: about 6 tokenisations of the whole text per example ("paper":
@@ -432,6 +376,7 @@ def make_examples(
     _count("hops", hops, 1)
     _count("shots", shots, 0)
     _count("distractors", distractors, 0)
+    _count("competing", competing, 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
     _choice("ontology", ontology, Ontology)
@@ -441,12 +386,13 @@ def make_examples(
         order = DEFAULT_ORDER[style]
     _choice("order", order, Order)
     encoder = Encoder(tokenizer, bos)
-    shape = _Shape(hops, distractors, ontology, style, order)
+    shape = Shape(hops, distractors, ontology, style, order, competing)
     try:
         maker = _Maker(shape, encoder, shots, seed, definition)
         examples = tuple(maker.example(i) for i in range(n))
     except TooFewWords as few:
         setting = f"style={style!r}, ontology={ontology!r}, shots={shots}, hops={hops}, distractors={distractors}"
+        setting += f", competing={competing}" if competing else ""
         raise TooFewWords(f"tokenizer: {few} ({setting}). {_what_would_do(shape, encoder, shots, seed, definition)}") from None
     return Examples(
         items=examples,
@@ -461,16 +407,17 @@ def make_examples(
         bos=encoder.bos,
         few_shot=maker.few_shot,
         shared_ids=torch.tensor(maker.shared, dtype=torch.long),  # type: ignore[arg-type]
+        competing=competing,
     )
 
 
-def _what_would_do(shape: _Shape, encoder: Encoder, shots: int, seed: int, definition: Definition) -> str:
+def _what_would_do(shape: Shape, encoder: Encoder, shots: int, seed: int, definition: Definition) -> str:
     """Settings near those asked for with which a first example can be made."""
     good = []
     for style in get_args(Style):
         for ontology in get_args(Ontology):
             for fewer in sorted({shots, shots // 2, min(shots, 2), 0}, reverse=True):
-                near = _Shape(shape.hops, shape.distractors, ontology, style, shape.order)
+                near = replace(shape, ontology=ontology, style=style)
                 try:
                     _Maker(near, encoder, fewer, seed, definition).example(0)
                 except TooFewWords:
@@ -479,4 +426,4 @@ def _what_would_do(shape: _Shape, encoder: Encoder, shots: int, seed: int, defin
                 break
     if good:
         return "With this tokenizer these would do: " + "; ".join(good) + "."
-    return "No style and ontology would do with this tokenizer at any number of shots; try fewer hops or distractors."
+    return "No style and ontology would do with this tokenizer at any number of shots; try fewer hops or premises of others."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pycotmech.cot.task.tokens import Encoder, Form, Profile, classes, forms, profiles, same_start
 from pycotmech.cot.task.vocabulary import ENTITIES, PROPERTIES, Kind, Ontology, Word, concepts
-from pycotmech.cot.task.wording import Order, Style
+from pycotmech.cot.task.wording import QUANTIFIERS, Order, Style
 
 # Below this many words that can replace one another, items draw from all words and may differ in length.
 _ENOUGH: dict[str, int] = {"entity": 3, "concept": 8, "property": 12}
@@ -63,7 +63,7 @@ def _pool(
 ) -> Pool:
     everything = [word for tier in tiers for word in tier]
     cuts = profiles(encoder, everything, wanted, style)
-    by_article = style == "every" and kind == "concept"
+    by_article = style in QUANTIFIERS and kind == "concept"
     enough = max(need.item, _ENOUGH[kind])
     items: list[Word] = []
     groups = classes(everything, cuts, by_article)

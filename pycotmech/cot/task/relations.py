@@ -117,7 +117,9 @@ def make_questions(
     front = ""
     if shots:
         if examples is None or examples.shots != shots:
-            same = {k: getattr(examples, k) for k in ("hops", "order", "distractors")} if examples is not None else {}
+            same = (
+                {k: getattr(examples, k) for k in ("hops", "order", "distractors", "competing")} if examples is not None else {}
+            )
             examples = make_examples(
                 1, tokenizer=tokenizer, shots=shots, ontology=ontology, style=style, seed=seed, bos=encoder.bos, **same
             )

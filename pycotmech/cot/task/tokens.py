@@ -116,10 +116,14 @@ def forms(kind: str, style: Style, order: Order, shots: int) -> tuple[Form, ...]
     if kind == "entity":
         if style == "paper":
             return (Form(), Form("line"))
+        if style == "each":  # its text begins with a word of its own
+            return (Form(),)
         if order in ("membership_first", "shuffled"):
             return (Form(), Form("line" if shots else "start"))
         return (Form(),)
-    if style == "every":
+    if style == "all":
+        return (Form(), Form(plural=True))
+    if style != "paper":
         return (Form(),)
     capital = tuple(Form(lead, plural, True) for lead in ("space", "line") for plural in (False, True))
     return (Form(), Form(plural=True), *capital)
@@ -134,6 +138,8 @@ def _after(kind: str, style: Style, form: Form) -> tuple[str, ...]:
         return (" is",)
     if style == "paper":
         return (".",)
+    if form.plural:
+        return (" are", ".", ",")
     return (".", ",") if kind == "property" else (" is", ".", ",")
 
 

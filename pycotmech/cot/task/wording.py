@@ -12,11 +12,17 @@ from typing import Literal, NamedTuple
 
 from pycotmech.cot.task.vocabulary import Word
 
-Style = Literal["every", "paper"]
+Style = Literal["every", "paper", "each", "all"]
 Order = Literal["forward", "backward", "membership_first", "shuffled"]
 
-DEFAULT_ORDER: dict[str, Order] = {"every": "membership_first", "paper": "backward"}
-"""Style "every": the order in which the steps use the premises, in which small models bind the first concept best."""
+DEFAULT_ORDER: dict[str, Order] = {
+    "every": "membership_first",
+    "paper": "backward",
+    "each": "membership_first",
+    "all": "membership_first",
+}
+"""All styles but the authors': the order in which the steps use the premises, in which small models bind the first concept
+best."""
 
 
 class Slot(NamedTuple):
@@ -41,7 +47,7 @@ class Occurrence(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Every a is b: b is a concept, or the property that ends a chain. `plural` is the number, used by style "paper".
+    """Every a is b: b is a concept, or the property that ends a chain. `plural` is the number, used by style "paper" alone.
     negated: every a is not b."""
 
     a: str
@@ -95,7 +101,13 @@ class Frame(NamedTuple):
 FRAMES: dict[str, Frame] = {
     "every": Frame("", " Answer:", " ", "\n"),
     "paper": Frame("### Input:\n", " Let us think step by step.\n### Response:\n", "", "\n\n"),
+    "each": Frame("Facts: ", " Reasoning:", " ", "\n"),
+    "all": Frame("", " Solution:", " ", "\n"),
 }
+QUANTIFIERS: dict[str, str] = {"every": "every", "each": "each", "all": "all"}
+"""Styles that say of how many a rule is, and the word for it. They write articles as well; the authors' style does not."""
+REASONS: dict[str, str] = {"every": "Since", "each": "Because", "all": "As"}
+"""The word before a rule in the solution, where rule and conclusion are one sentence."""
 
 
 def _is_property(words: Words, key: str) -> bool:
@@ -105,11 +117,14 @@ def _is_property(words: Words, key: str) -> bool:
 def _rule(style: Style, words: Words, rule: Rule, *, inner: bool = False) -> Pieces:
     a, b, plural, negated = rule
     no = "not " if negated else ""
-    if style == "every":
-        article = "" if _is_property(words, b) else words[b].article + " "
-        return ["every " if inner else "Every ", Slot(a), f" is {no}{article}", Slot(b)]
-    plural_b = plural and not _is_property(words, b)
-    return [Slot(a, plural, True), f" are {no}" if plural else f" is {no}", Slot(b, plural_b)]
+    if style == "paper":
+        plural_b = plural and not _is_property(words, b)
+        return [Slot(a, plural, True), f" are {no}" if plural else f" is {no}", Slot(b, plural_b)]
+    quantifier = QUANTIFIERS[style] if inner else QUANTIFIERS[style].capitalize()
+    if style == "all":
+        return [f"{quantifier} ", Slot(a, True), f" are {no}", Slot(b, not _is_property(words, b))]
+    article = "" if _is_property(words, b) else words[b].article + " "
+    return [f"{quantifier} ", Slot(a), f" is {no}{article}", Slot(b)]
 
 
 def _is(style: Style, words: Words, entity: str, what: str) -> Pieces:
@@ -136,8 +151,8 @@ def write(style: Style, words: Words, premises: Sequence[Premise], rules: Sequen
     asked: Pieces = ["True or false: ", *_is(style, words, "E", query), "."]
     chain: Pieces = [*_is(style, words, "E", rules[0].a), "."]
     for rule in rules:
-        if style == "every":
-            chain += [" Since ", *_rule(style, words, rule, inner=True), ", "]
+        if style in REASONS:
+            chain += [f" {REASONS[style]} ", *_rule(style, words, rule, inner=True), ", "]
         else:
             chain += [" ", *_rule(style, words, rule), ". "]
         chain += [*_is(style, words, "E", rule.b), "."]

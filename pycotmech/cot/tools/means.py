@@ -105,7 +105,8 @@ def head_means(
 
 
 def _made(model: Model, examples: Examples, n: int, seed: int) -> list[Examples]:
-    like = {k: getattr(examples, k) for k in ("hops", "shots", "ontology", "style", "order", "distractors", "bos")}
+    names = ("hops", "shots", "ontology", "style", "order", "distractors", "competing", "bos")
+    like = {k: getattr(examples, k) for k in names}
     made: list[Examples] = []
     at = _SEED_STEP * (seed + 1)
     while len(made) < n:

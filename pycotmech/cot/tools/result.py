@@ -95,7 +95,7 @@ class Analysis:
     ) -> dict[str, Any]:
         """How a result was made, for `about`. examples: whose task it is. n: examples of its first axis; parts: cells, or
         other parts of these, that count."""
-        names = ("hops", "shots", "ontology", "style", "order", "distractors", "seed")
+        names = ("hops", "shots", "ontology", "style", "order", "distractors", "competing", "seed")
         made: dict[str, Any] = {
             "model": model.name,
             "notes": list(model.notes),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from pycotmech.cot.analyses import described
 from pycotmech.stats import bootstrap
@@ -16,11 +19,23 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the results say to a claim, and the numbers it rests on. null: what the claim's null gives, in the same units."""
+    """What the results say to a claim, and the numbers it rests on. null: what the claim's null gives, in the same units.
+
+    values: if given, the quantity that is compared with `threshold`, of each example (1-D float, NaN where an example does not
+        count); of a claim with several parts, of the one that is hardest to decide. By it settings are pooled, and the number
+        of examples is found that would decide the claim. share: whether it is a share, whose interval is Wilson's.
+    """
 
     word: Word
     evidence: str
     null: str = ""
+    values: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+    threshold: float = 0.0
+    share: bool = False
+
+    def of(self, values: ArrayLike, threshold: float, *, share: bool = False) -> Verdict:
+        """The same with the values that it rests on."""
+        return replace(self, values=np.asarray(values, dtype=np.float64), threshold=threshold, share=share)
 
 
 @dataclass(frozen=True)

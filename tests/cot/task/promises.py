@@ -20,9 +20,9 @@ def item_text(examples: Examples, text: str) -> str:
 
 def split(examples: Examples, text: str) -> tuple[str, str]:
     """Question and query of a prompt, clean or corrupted, from its text."""
-    body = item_text(examples, text).removeprefix("### Input:\n")
+    body = item_text(examples, text).removeprefix("### Input:\n").removeprefix("Facts: ")
     question, rest = body.split(" True or false: ")
-    query = "True or false: " + rest.split(" Answer:")[0].split(" Let us think")[0]
+    query = "True or false: " + re.split(" Answer:| Reasoning:| Solution:| Let us think", rest)[0]
     return question, query
 
 
@@ -46,7 +46,7 @@ def check(examples: Examples, tokenizer) -> None:
         assert example.full_text.startswith(example.prompt) and example.full_text.endswith(example.chain)
         assert not example.prompt.endswith(" ")
         assert split(examples, example.prompt) == (example.question, example.query)
-        assert example.question.count(".") == hops + 1 + examples.distractors
+        assert example.question.count(".") == (hops + 1) * (1 + examples.competing) + examples.distractors
         proof, label = prove(example.question, example.query, NOUNS)
         assert label == example.label == (example.chain.split()[-1] == "True")
         assert shot_words.isdisjoint(written_words(example.question + " " + example.query))

@@ -21,7 +21,7 @@ def prove(question: str, query: str, nouns: set[str]) -> tuple[list[str], bool]:
     """
     rules: dict[str, list[str]] = {}
     for sentence in re.split(r"\.\s*", question.strip().rstrip(".")):
-        match = re.fullmatch(r"(?:Every )?(\w+) (?:is|are)(?: an?)? (\w+)", sentence)
+        match = re.fullmatch(r"(?:(?:Every|Each|All) )?(\w+) (?:is|are)(?: an?)? (\w+)", sentence)
         if match is None:
             raise ValueError(f"cannot be parsed: {sentence!r}")
         a, b = match.groups()

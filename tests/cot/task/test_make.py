@@ -33,6 +33,9 @@ SETTINGS = [
     dict(shots=2, distractors=1),
     dict(shots=2, distractors=5),
     dict(shots=2, definition="paper"),
+    dict(shots=2, competing=1),
+    dict(shots=2, competing=1, order="shuffled", distractors=1),
+    dict(shots=1, competing=2, hops=1),
 ]
 
 
@@ -64,6 +67,36 @@ def test_no_violation_false_ontology(smollm2, style, kwargs):
             assert_false(shot.split(" True or false")[0])
 
 
+@pytest.mark.parametrize(
+    "kwargs", [{}, dict(order="shuffled", competing=1), dict(hops=3, distractors=2), dict(shots=0)], ids=str
+)
+@pytest.mark.parametrize("style", ["each", "all"])
+def test_no_violation_in_other_wordings(smollm2, style, kwargs):
+    for definition in ("exact", "paper"):
+        options = {"shots": 2, "definition": definition} | kwargs
+        check(make_examples(6, tokenizer=smollm2, style=style, seed=1, **options), smollm2)
+    check(make_examples(20, tokenizer=smollm2, style=style, ontology="false", seed=1, shots=1), smollm2)
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_a_competing_chain_ends_in_the_wrong_answer(tiny_cot, hops):
+    """Derived from the text alone: the other entity reaches, in as many rules, the property that a false query asks for."""
+    asked_of_other = 0
+    for example in make_examples(20, tokenizer=tiny_cot, hops=hops, shots=1, competing=1):
+        sentences = [
+            s.replace("Every ", "").replace(" a ", " ").split(" is ") for s in example.question.rstrip(".").split(". ")
+        ]
+        (other,) = [a for a, _ in sentences if a in KIND and KIND[a] == "entity" and a != example.words["E"]]
+        asked = example.query.split()[-1].rstrip(".")
+        steps, reached = prove(example.question, f"True or false: {other} is {asked}.", NOUNS)
+        assert len(steps) == len(example.steps) and reached != example.label
+        assert not set(steps) & set(prove(example.question, example.query, NOUNS)[0])
+        asked_of_other += reached
+        places = [i for i, (a, b) in enumerate(sentences) if {a, b} & set(steps)]
+        assert len(places) == hops + 1 and len(sentences) == 2 * (hops + 1)
+    assert asked_of_other == 10
+
+
 def assert_false(question: str) -> None:
     """No sentence about two kinds is true: checked against the taxonomy written out once more."""
     parents = dict(words.TRUE_PARENT)
@@ -87,13 +120,14 @@ def test_no_violation_in_hundreds(tiny_cot, smollm2, style):
     seed=st.integers(0, 2**40),
     hops=st.integers(1, 4),
     shots=st.integers(0, 5),
-    distractors=st.integers(0, 6),
+    distractors=st.integers(0, 4),
+    competing=st.integers(0, 1),
     style=st.sampled_from(["every", "paper"]),
     order=st.sampled_from(["forward", "backward", "membership_first", "shuffled"]),
     definition=st.sampled_from(["exact", "paper"]),
     bos=st.booleans(),
 )
-def test_no_violation_anywhere(tiny_cot, seed, hops, shots, distractors, style, order, definition, bos):
+def test_no_violation_anywhere(tiny_cot, seed, hops, shots, distractors, competing, style, order, definition, bos):
     examples = make_examples(
         4,
         tokenizer=tiny_cot,
@@ -101,6 +135,7 @@ def test_no_violation_anywhere(tiny_cot, seed, hops, shots, distractors, style, 
         hops=hops,
         shots=shots,
         distractors=distractors,
+        competing=competing,
         style=style,
         order=order,
         definition=definition,
@@ -332,7 +367,8 @@ def test_errors_name_the_argument(tiny_cot):
     bad(ValueError, "hops must be at least 1, got 0", hops=0)
     bad(ValueError, "distractors must be at least 0, got -1", distractors=-1)
     bad(ValueError, "ontology must be one of 'fictional', 'false', got 'true'", ontology="true")
-    bad(ValueError, "style must be one of 'every', 'paper', got 'x'", style="x")
+    bad(ValueError, "competing must be at least 0, got -1", competing=-1)
+    bad(ValueError, "style must be one of 'every', 'paper', 'each', 'all', got 'x'", style="x")
     bad(ValueError, "order must be one of 'forward', 'backward', 'membership_first', 'shuffled', got 'fwd'", order="fwd")
     bad(ValueError, "definition must be one of", definition="x")
     bad(TypeError, "seed must be an int, got str", seed="0")
