@@ -39,8 +39,9 @@ def head_logits(
 ) -> HeadLogits:
     """The direct contribution of every head to the logits of some tokens.
 
-    A logit is W_U[v] . RMSNorm(x), and x is the sum of the embedding, of z W_O of every head and of every MLP's output.
-    With the root mean square of this run the norm is a fixed factor, so the logit is the sum of what each part contributes.
+    A logit is W_U[v] . norm(x), and x is the sum of the embedding, of z W_O of every head and of every MLP's output.
+    With the size of this run's row (its root mean square; after its mean is taken off where the model has a LayerNorm) the norm
+    is linear, so the logit is the sum of what each part contributes.
 
     tokens: ids [T] or [B, T], a string, or a list of prompts (of unequal lengths only with `positions`).
     positions: an int drops the axis; a list keeps it; None: every position. Negative ones count from each prompt's end.
@@ -102,7 +103,7 @@ def head_logits(
                 constant += family.attn_bias(l)
             embedding[here] = prepared(rows.embedding[a:b][:, None])[:, 0]
             bias[here] = prepared(constant.expand(b - a, 1, -1))[:, 0]
-            added = readout.bias(ids)
+            added = readout.bias(ids, normalization)
             if added is not None:
                 bias[here] += added.cpu()
     missing = parts.ids == NO_TOKEN
@@ -158,7 +159,7 @@ def _check_linear(family: Family, readout: LogitReadout, l: int, z: Tensor, out:
     # With 16-bit or quantised weights every one of the H + 1 calls rounds.
     if not gap.norm() <= 10 * readout.tolerance * (together.norm() + out.norm()):
         raise ValueError(
-            f"model: what is attached to model.layers.{l}.self_attn.o_proj is not linear (the outputs of its heads, "
+            f"model: what is attached to {family.tap('z', l)[0]} is not linear (the outputs of its heads, "
             f"added up, miss its output by {float(gap.norm() / together.norm()):.2g} of it), so heads have no share in it"
         )
 

@@ -17,7 +17,10 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.03, to
 
 
 class LogitReadout:
-    """The final RMSNorm and the unembedding, decomposed: logits(x) = sum over parts p of x of factor(x) p gamma W_U + bias."""
+    """The final norm and the unembedding, decomposed: logits(x) = sum over parts p of x of factor(x) centre(p) gamma W_U + bias.
+
+    A LayerNorm subtracts the mean of each row, which is the sum of the means of its parts (`Family.centre`); RMSNorm does not.
+    """
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -25,23 +28,29 @@ class LogitReadout:
         self.tolerance = _TOLERANCE[family.dtype]
 
     def factor(self, x: Tensor) -> Tensor:
-        """1 / root mean square of rows [..., d] -> [..., 1]."""
+        """1 / root mean square of rows [..., d], of a LayerNorm 1 / standard deviation -> [..., 1]."""
         return self.family.final_factor(x)
 
     def normalised(self, parts: Tensor, normalization: str, factor: Tensor) -> Tensor:
         """Parts [.., d] as the unembedding is to read them; factor [.., 1] of the run's final rows."""
         if normalization == "none":
             return parts
-        return parts * (self.factor(parts) if normalization == "own" else factor) * self.gamma
+        return self.family.centre(parts) * (self.factor(parts) if normalization == "own" else factor) * self.gamma
+
+    def directions(self, rows: Tensor) -> Tensor:
+        """Rows of the unembedding [..., d] -> directions whose product with a part of x, times factor(x), is its share of
+        the logit."""
+        return self.family.centre(rows * self.gamma.to(rows.dtype))  # <w, p - mean p> = <w - mean w, p>
 
     def check_norm(self, x: Tensor) -> None:
-        """Raises ValueError if the final norm of these rows [N, d] is not their factor times its weight."""
+        """Raises ValueError if the final norm of these rows [N, d] is not their factor times its weight, plus its bias."""
         if not len(x):
             return
-        ours, theirs = self.factor(x) * x * self.gamma, self.family.final_norm(x).to(x.dtype)
+        beta, theirs = self.family.final_bias(), self.family.final_norm(x).to(x.dtype)
+        ours = self.normalised(x, "final", self.factor(x)) + (0 if beta is None else beta)
         if not (ours - theirs).norm() <= self.tolerance * theirs.norm():
             raise ValueError(
-                "model: its final norm is not x / rms(x) * weight (something attached to it changes its output), so logits are "
+                "model: its final norm is not x / size(x) * weight (something attached to it changes its output), so logits are "
                 "not a sum over heads; normalization='none' does not need it"
             )
 
@@ -69,10 +78,15 @@ class LogitReadout:
             bias = self._bias
             yield (a, b), logits if bias is None else logits - bias
 
-    def bias(self, ids: Tensor) -> Tensor | None:
-        """The unembedding's bias of the tokens [N, K]; None if it has none."""
-        bias = self._bias
-        return None if bias is None else bias[ids.clamp_min(0).to(bias.device)]
+    def bias(self, ids: Tensor, normalization: str) -> Tensor | None:
+        """What the unembedding's bias, and with "final" that of the final norm, add to the logits of tokens [N, K]; None if
+        there is neither."""
+        bias, beta, known = self._bias, self.family.final_bias(), ids.clamp_min(0).to(self.gamma.device)
+        added = None if bias is None else bias[known]
+        if beta is None or normalization != "final":
+            return added
+        written = self.tokens(beta.expand(len(ids), 1, -1), ids)[:, 0]
+        return written if added is None else written + added
 
     @cached_property
     def _bias(self) -> Tensor | None:

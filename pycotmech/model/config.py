@@ -21,6 +21,8 @@ class ModelConfig:
     n_ctx: int
     family: str
     dtype: torch.dtype
+    n_mlp_matrices: int = 3
+    """Of size d_model by d_mlp: 3 of a gated MLP, 2 of a plain one."""
 
     @property
     def group(self) -> int:
@@ -54,7 +56,7 @@ def layer_flop(cfg: ModelConfig) -> LayerFlop:
         qkv=2 * cfg.d_model * (heads + keys_values),
         keys_values=2 * cfg.d_model * keys_values,
         attn_out=2 * cfg.d_model * heads,
-        mlp=6 * cfg.d_model * cfg.d_mlp,
+        mlp=2 * cfg.n_mlp_matrices * cfg.d_model * cfg.d_mlp,
         per_key=4 * heads,
     )
 

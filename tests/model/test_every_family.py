@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
+from tests.reference.parts import attention_of, final_norm_of, layers_of, output_matrix
 from tests.reference.paths import PathTruth
 from tests.reference.small_families import FAMILIES, WINDOWS, small
 from tests.reference.truth import activations, double, edited_logits, gain_of, logits_of, sweep_truth, ungrouped
@@ -81,7 +82,7 @@ def test_run(case):
 @pytest.mark.parametrize("site", ["z", "q", "k", "v", "pattern"])
 def test_patch_heads(case, site, positions):
     found = pcm.patch_heads(case.model, CLEAN, CORRUPTED, site=site, positions=positions, **ANSWER)
-    n = HKV if site in "kv" else H
+    n = case.model.cfg.n_key_value_heads if site in "kv" else H
     truth = np.empty((3, n))
     for l in range(3):
         for h in range(n):
@@ -99,7 +100,7 @@ def test_what_one_query_head_reads(case, site):
     truth = np.empty((3, H))
     for l in range(3):
         for h in range(H):
-            truth[l, h] = case.difference(CORRUPTED, [(site, l, h, None, case.clean[site, l][:, h // 2])], hf=apart)
+            truth[l, h] = case.difference(CORRUPTED, [(site, l, h, None, case.clean[site, l][:, h // case.model.cfg.group])], hf=apart)
     case.close(found.values, truth)
 
 
@@ -128,7 +129,7 @@ def test_patch_residual(case, site):
 def test_sweep(case):
     g = torch.Generator().manual_seed(5)
     dtype = case.model.cfg.dtype
-    z, k, x = (torch.randn(n, D if n < 3 else 48, dtype=dtype, generator=g) for n in (1, 2, 3))
+    z, k, x = (torch.randn(n, D if n < 3 else case.model.cfg.d_model, dtype=dtype, generator=g) for n in (1, 2, 3))
     weights = torch.zeros(1, T, dtype=dtype)
     weights[0, [2, 18]] = torch.tensor([0.25, 0.75], dtype=dtype)  # key 2 has left the window: a pattern is taken as given
     edits = [
@@ -186,8 +187,8 @@ def test_path_patch(case, freeze_mlps):
 @pytest.mark.parametrize("site", ["z", "q", "k", "v"])
 def test_attribute_heads(case, site):
     """Slopes by finite differences of the hooked model, in float64."""
-    normed = hasattr(case.wide.model.layers[0].self_attn, "q_norm")
-    if (site in "qk" and normed) or (site != "z" and case.name == "phi3"):  # no module gives them in the shape of a projection
+    normed, joint = hasattr(attention_of(layers_of(case.wide)[0]), "q_norm"), case.name in ("phi3", "gpt2", "gpt_neox")
+    if (site in "qk" and normed) or (site != "z" and joint):  # no module gives them in the shape of a projection
         with pytest.raises(NotImplementedError, match="attribut"):
             pcm.attribute_heads(case.model, CLEAN, CORRUPTED, site=site, **ANSWER)
         return
@@ -238,20 +239,25 @@ def test_head_logits(case):
             pcm.head_logits(case.model, CLEAN, answer=7, wrong=11)
         return
     parts = pcm.head_logits(case.model, CLEAN, answer=7, wrong=11)
-    norm, x = case.wide.model.norm, case.clean["resid_post", 2][-1]
+    norm, x = final_norm_of(case.wide), case.clean["resid_post", 2][-1]
     direction = case.wide.lm_head.weight[ids] * gain_of(norm) * divisor(norm, x)  # [2, d]
-    for l, layer in enumerate(case.wide.model.layers):
-        weight = layer.self_attn.o_proj.weight.unflatten(1, (H, D))
+    if isinstance(norm, torch.nn.LayerNorm):  # the mean of what is written is taken off
+        direction = direction - direction.mean(-1, keepdim=True)
+    for l, layer in enumerate(layers_of(case.wide)):
+        weight = output_matrix(layer).unflatten(1, (H, D))
         written = torch.einsum("hd,ohd->ho", case.clean["z", l][-1], weight)
         if hasattr(layer, "post_feedforward_layernorm"):  # divided as the whole row is
             after = layer.post_attention_layernorm
             written = written * gain_of(after) * divisor(after, written.sum(0))
         case.close(parts.heads[l], written @ direction.T)
     case.close(parts.total, logits_of(case.wide, CLEAN)[-1, ids])
-    case.close(parts.heads.sum((0, 1)) + parts.mlps.sum(0) + parts.embedding, parts.total)
+    bias = 0 if parts.bias is None else parts.bias
+    case.close(parts.heads.sum((0, 1)) + parts.mlps.sum(0) + parts.embedding + bias, parts.total)
 
 
 def divisor(norm, x):
+    if isinstance(norm, torch.nn.LayerNorm):
+        return torch.rsqrt(x.var(-1, keepdim=True, correction=0) + norm.eps)
     return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + (norm.eps if hasattr(norm, "eps") else norm.variance_epsilon))
 
 
@@ -259,7 +265,7 @@ def test_logit_lens(case):
     ids, cap = torch.tensor([7, 11]), getattr(case.wide.config, "final_logit_softcapping", None)
     lens = pcm.logit_lens(case.model, CLEAN, positions=[-1, 3], answer=[7, 11])
     for l in range(3):
-        truth = case.wide.lm_head(case.wide.model.norm(case.clean["resid_post", l][[-1, 3]]))[:, ids]
+        truth = case.wide.lm_head(final_norm_of(case.wide)(case.clean["resid_post", l][[-1, 3]]))[:, ids]
         case.close(lens.logits[:, l], cap * torch.tanh(truth / cap) if cap else truth)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 Change = Callable[[Tensor], Tensor]
 
@@ -40,14 +41,68 @@ def _whole(_old: Tensor, new: Tensor) -> Tensor:
     return new[None]
 
 
+def layers_of(hf: nn.Module) -> nn.ModuleList:
+    return hf.transformer.h if hasattr(hf, "transformer") else hf.gpt_neox.layers if hasattr(hf, "gpt_neox") else hf.model.layers
+
+
+def final_norm_of(hf: nn.Module) -> nn.Module:
+    if hasattr(hf, "transformer"):
+        return hf.transformer.ln_f
+    return hf.gpt_neox.final_layer_norm if hasattr(hf, "gpt_neox") else hf.model.norm
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    return next(getattr(layer, name) for name in ("self_attn", "attn", "attention") if hasattr(layer, name))
+
+
+def projection_of(layer: nn.Module) -> nn.Module:
+    """W_O."""
+    attention = attention_of(layer)
+    return next(getattr(attention, name) for name in ("o_proj", "c_proj", "dense") if hasattr(attention, name))
+
+
+def output_matrix(layer: nn.Module) -> Tensor:
+    """W_O as a linear layer has it, [d, H * D]."""
+    projection = projection_of(layer)
+    return projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+
+
+def head_size(hf: nn.Module) -> int:
+    attention = attention_of(layers_of(hf)[0])
+    return attention.head_size if hasattr(attention, "head_size") else attention.head_dim
+
+
 def tap(layer: nn.Module, site: str) -> Tap:
     """Where a layer gives q, k, v, attn_out or mlp_out."""
-    attention = layer.self_attn
+    attention = attention_of(layer)
     if site in ("attn_out", "mlp_out"):
         norm = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}[site]
         if hasattr(layer, "post_feedforward_layernorm"):  # what is added is what these norms give
             return Tap(getattr(layer, norm), _rows, _whole)
         return Tap(attention if site == "attn_out" else layer.mlp, _rows, _whole)
+    if hasattr(attention, "c_attn"):
+        columns = {"q": 0, "k": 1, "v": 2}[site]
+        width = attention.embed_dim
+
+        def one_of_three(old: Tensor, new: Tensor) -> Tensor:
+            out = old.clone()
+            out[0, :, columns * width : (columns + 1) * width] = new
+            return out
+
+        return Tap(attention.c_attn, lambda x: x[0, :, columns * width : (columns + 1) * width], one_of_three)
+    if hasattr(attention, "query_key_value"):  # q, k and v of one head after those of another
+        by_head = ("q", "k", "v").index(site)
+
+        def of_each_head(old: Tensor, new: Tensor) -> Tensor:
+            out = old.clone().unflatten(-1, (-1, 3, attention.head_size))
+            out[0, :, :, by_head] = new.unflatten(-1, (-1, attention.head_size))
+            return out.flatten(-3)
+
+        return Tap(
+            attention.query_key_value,
+            lambda x: x[0].unflatten(-1, (-1, 3, attention.head_size))[:, :, by_head].flatten(1),
+            of_each_head,
+        )
     if hasattr(attention, "qkv_proj"):
         config, D = attention.config, attention.head_dim
         H, Hkv = config.num_attention_heads * D, config.num_key_value_heads * D
@@ -81,5 +136,5 @@ def tap(layer: nn.Module, site: str) -> Tap:
 
 def modeling(layer: nn.Module):
     """The module of transformers in which the layer's attention looks for its eager attention."""
-    files = (sys.modules[kind.__module__] for kind in type(layer.self_attn).__mro__)
+    files = (sys.modules[kind.__module__] for kind in type(attention_of(layer)).__mro__)
     return next(file for file in files if hasattr(file, "eager_attention_forward"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from tests.reference.parts import tap
+from tests.reference.parts import head_size, layers_of, projection_of, tap
 from tests.reference.truth import hooked, logits_of, ungrouped, z_of
 
 INPUTS = ("q", "k", "v")
@@ -25,14 +25,14 @@ class PathTruth:
             self.base_mlp.append(out.clone())
             return out
 
-        with hooked(*[tap(layer, "mlp_out").hook(record) for layer in hf.model.layers]):
+        with hooked(*[tap(layer, "mlp_out").hook(record) for layer in layers_of(hf)]):
             logits_of(hf, base, keep=1)
         self.one_head_each: nn.Module | None = None
 
     def first_run(self, sender: tuple[int, int], positions: Sequence[int] | None) -> tuple[Tensor, dict]:
         """Every head has the base's z but the sender. Returns logits [T, V], and (input, layer) -> [T, heads * D]."""
         layer, head = sender
-        D = self.hf.model.layers[0].self_attn.head_dim
+        D = head_size(self.hf)
         arrived: dict[tuple[str, int], Tensor] = {}
         handles = []
 
@@ -50,8 +50,8 @@ class PathTruth:
 
             return keep
 
-        for l, block in enumerate(self.hf.model.layers):
-            handles.append(block.self_attn.o_proj.register_forward_pre_hook(frozen(l)))
+        for l, block in enumerate(layers_of(self.hf)):
+            handles.append(projection_of(block).register_forward_pre_hook(frozen(l)))
             handles += [tap(block, i).hook(seen(i, l)) for i in INPUTS]
             if self.freeze_mlps:
                 handles.append(tap(block, "mlp_out").hook(lambda _x, l=l: self.base_mlp[l]))
@@ -63,8 +63,8 @@ class PathTruth:
     def second_run(self, arrived: dict, receiver: tuple[int, int], input: str, per_query_head: bool) -> Tensor:
         """Logits [T, V] with the receiver's q, k or v as it arrived, and nothing else held."""
         layer, head = receiver
-        attn, hf = self.hf.model.layers[layer].self_attn, self.hf
-        value, D, group = arrived[input, layer], attn.head_dim, attn.num_key_value_groups
+        hf, D = self.hf, head_size(self.hf)
+        value, group = arrived[input, layer], self.hf.config.num_attention_heads * D // arrived["k", layer].shape[1]
         if input != "q":
             head //= group
         value = value[:, head * D : (head + 1) * D]
@@ -77,7 +77,7 @@ class PathTruth:
             x[:, head * D : (head + 1) * D] = value
             return x
 
-        with hooked(tap(hf.model.layers[layer], input).hook(replaced)):
+        with hooked(tap(layers_of(hf)[layer], input).hook(replaced)):
             return logits_of(hf, self.base)
 
     def effects(

@@ -14,8 +14,9 @@ from tests.reference.windowed import windowed
 WINDOWS = [6, 0, 9]
 _SHAPE = dict(
     vocab_size=61, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=16, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation="eager",
+    head_dim=16, max_position_embeddings=256,
 )  # fmt: skip
+_SPECIAL = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation="eager")
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 # model_type -> name in transformers, what its configuration has besides the shape
@@ -36,31 +37,41 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "smollm3": ("SmolLM3", dict(no_rope_layer_interval=2)),
 }  # fmt: skip
 
-FAMILIES = ("windowed", *CONFIGS)
+# Those whose heads share the width of the residual stream, 64 here; all have their own keys and values.
+MHA: dict[str, tuple[str, dict]] = {
+    "gpt2": ("GPT2", dict(vocab_size=61, n_embd=64, n_inner=80, n_layer=3, n_head=4, n_positions=256)),
+}
+
+FAMILIES = ("windowed", *CONFIGS, *MHA)
 
 
 def small(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """A seeded Hugging Face model of the family in eval mode, weights without gradients."""
     if family == "windowed":
         return windowed(windows=WINDOWS, n_heads=4, n_key_value_heads=2)
-    name, options = CONFIGS[family]
-    config = getattr(transformers, f"{name}Config")(**{**_SHAPE, **options})
-    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
+    if family in MHA:
+        name, options = MHA[family]
+        config = getattr(transformers, f"{name}Config")(**{**_SPECIAL, **options})
+    else:
+        name, options = CONFIGS[family]
+        config = getattr(transformers, f"{name}Config")(**{**_SPECIAL, **_SHAPE, **options})
+    model = transformers.AutoModelForCausalLM.from_config(config)
     if "experts" in str(options):
         model.set_experts_implementation("eager")  # the grouped products of the others take no float64
     generator, one = torch.Generator().manual_seed(seed), 0.0 if "gemma" in family else 1.0
     with torch.no_grad():
         for key, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            if "norm" in key:
-                weight.copy_(one + 0.2 * noise)
-            elif key.endswith("bias"):
+            if key.endswith("bias"):
                 weight.copy_(0.3 * noise)
-            elif "embed_tokens" in key or "lm_head" in key:
+            elif "norm" in key or ".ln_" in key:
+                weight.copy_(one + 0.2 * noise)
+            elif any(name in key for name in ("embed", "lm_head", "wte", "wpe")):
                 weight.copy_(noise / 48**0.25)
             else:
-                gain = 2.0 if "q_proj" in key or "k_proj" in key or "qkv" in key else 1.0
-                weight.copy_(gain * noise / weight.shape[-1] ** 0.5)
+                gain = 2.0 if any(name in key for name in ("q_proj", "k_proj", "qkv", "c_attn", "query_key")) else 1.0
+                inputs = weight.shape[0] if "c_" in key else weight.shape[-1]  # Conv1D has them first
+                weight.copy_(gain * noise / inputs**0.5)
             weight.data = weight.to(dtype)
     model.config.dtype = dtype
     return model.eval().requires_grad_(False)

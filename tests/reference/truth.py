@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from tests.reference.parts import modeling, tap
+from tests.reference.parts import head_size, layers_of, modeling, projection_of, tap
 from tests.reference.windowed import masked_scores
 
 
@@ -71,19 +71,19 @@ def logits_of(hf: nn.Module, tokens: Tensor, *, keep: int = 0) -> Tensor:
 def z_of(hf: nn.Module, tokens: Tensor) -> list[Tensor]:
     """Per layer, each head's weighted values before W_O: [T, H, D]."""
     found: list[Tensor] = []
-    D = hf.model.layers[0].self_attn.head_dim
+    D = head_size(hf)
 
     def record(_module, args):
         found.append(args[0][0].unflatten(-1, (-1, D)).clone())
 
-    with hooked(*[layer.self_attn.o_proj.register_forward_pre_hook(record) for layer in hf.model.layers]):
+    with hooked(*[projection_of(layer).register_forward_pre_hook(record) for layer in layers_of(hf)]):
         logits_of(hf, tokens, keep=1)
     return found
 
 
 def replace_z(hf: nn.Module, layer: int, head: int, value: Tensor, positions: Sequence[int] | None):
     """A hook that replaces z of one head, [T, D], at the positions (None: all)."""
-    D = hf.model.layers[0].self_attn.head_dim
+    D = head_size(hf)
     where = slice(None) if positions is None else list(positions)
 
     def edit(_module, args):
@@ -91,7 +91,7 @@ def replace_z(hf: nn.Module, layer: int, head: int, value: Tensor, positions: Se
         x[0, where, head * D : (head + 1) * D] = value[where].to(x.dtype)
         return (x,)
 
-    return hf.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(edit)
+    return projection_of(layers_of(hf)[layer]).register_forward_pre_hook(edit)
 
 
 def patched_logits(
@@ -114,7 +114,7 @@ def sweep_truth(
     """One hooked forward per head: float64 [L, H]; NaN where a head was not asked for."""
     z = z_of(hf, source)
     n_heads = hf.config.num_attention_heads
-    out = torch.full((len(hf.model.layers), n_heads), float("nan"), dtype=torch.float64)
+    out = torch.full((len(layers_of(hf)), n_heads), float("nan"), dtype=torch.float64)
     for l, h in heads or [(l, h) for l in range(len(out)) for h in range(n_heads)]:
         out[l, h] = float(metric(patched_logits(hf, base, z, l, h, positions)))
     return out
@@ -132,12 +132,14 @@ def kl(clean: Tensor, logits: Tensor) -> float:
 
 def ungrouped(hf: nn.Module) -> nn.Module:
     """The same model with one key-value head for each query head: what one query head reads can then be told apart."""
+    if not hasattr(hf.config, "num_key_value_heads"):
+        return double(hf)
     config = copy.deepcopy(hf.config)
     group = config.num_attention_heads // config.num_key_value_heads
     config.num_key_value_heads = config.num_attention_heads
     wide = type(hf)(config).to(hf.dtype).eval()
     weights = dict(hf.state_dict())
-    D = hf.model.layers[0].self_attn.head_dim
+    D = head_size(hf)
     for name, weight in weights.items():
         flat_norm = "k_norm" in name and len(weight) > D  # over all heads together
         if "qkv_proj" in name:  # queries, keys and values of all heads, one after another
@@ -157,7 +159,7 @@ Replacement = tuple[str, int, int | None, Sequence[int] | None, object]
 @contextlib.contextmanager
 def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = None) -> Iterator[None]:
     """The model with these replacements made in every forward pass; `record` gets what stood at (site, layer) before."""
-    D = hf.model.layers[0].self_attn.head_dim
+    D = head_size(hf)
     handles = []
 
     def change(site: str, l: int, x: Tensor) -> Tensor:
@@ -195,10 +197,10 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
 
         return pre, after
 
-    for l, layer in enumerate(hf.model.layers):
+    for l, layer in enumerate(layers_of(hf)):
         handles += [layer.register_forward_pre_hook(inputs("resid_pre", l))]
         handles += [tap(layer, s).hook(functools.partial(change, s, l)) for s in ("q", "k", "v")]
-        handles += [layer.self_attn.o_proj.register_forward_pre_hook(inputs("z", l))]
+        handles += [projection_of(layer).register_forward_pre_hook(inputs("z", l))]
         attention_out = tap(layer, "attn_out")
         before, after = mid(l)
         handles += [layer.register_forward_pre_hook(before)]
@@ -207,7 +209,7 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
         handles += [layer.register_forward_hook(output("resid_post", l))]
 
     def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **_):
-        T, l, group = query.shape[2], module.layer_idx, module.num_key_value_groups
+        T, l, group = query.shape[2], module.layer_idx, getattr(module, "num_key_value_groups", 1)
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         if attention_mask is None:
             scores = masked_scores(module, query, key, scaling)
@@ -229,7 +231,7 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
                 pattern[0, head, where] = torch.as_tensor(weights, dtype=pattern.dtype)
         return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
-    code = modeling(hf.model.layers[0])
+    code = modeling(layers_of(hf)[0])
     plain, code.eager_attention_forward = code.eager_attention_forward, attention
     implementation, hf.config._attn_implementation = hf.config._attn_implementation, "eager"
     try:

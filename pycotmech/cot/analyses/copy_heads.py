@@ -152,7 +152,7 @@ def written(family: Family, row: ReadRow, token: int, *, raw: bool = False) -> T
     if not raw:
         readout, final = LogitReadout(family), row.final[None]
         readout.check_norm(final)
-        direction = direction * readout.gamma.double() * readout.factor(final.double())[0]
+        direction = readout.directions(direction) * readout.factor(final.double())[0]
     return out @ direction
 
 

@@ -288,7 +288,7 @@ def direct_directions(family: Family, tokens: Sequence[int]) -> Tensor:
     `tokens`; the last one is of the mean over the vocabulary. NotImplementedError if something is attached to the
     unembedding."""
     rows = family.unembedding_rows(list(tokens)).to(family.resid_dtype)
-    return torch.cat((rows, family.unembedding_mean()[None])) * family.final_gain()
+    return LogitReadout(family).directions(torch.cat((rows, family.unembedding_mean()[None])))
 
 
 @torch.no_grad()

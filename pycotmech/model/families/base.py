@@ -21,6 +21,7 @@ from typing import ClassVar, Literal, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from pycotmech import ops
 from pycotmech.model import work
@@ -53,6 +54,9 @@ class Family(ABC):
 
     reads: ClassVar[frozenset[str]]
     """Fields of the configuration that the family honours (`fields`); any other that changes what is computed is refused."""
+
+    parallel: ClassVar[bool] = False
+    """Whether the MLP of a layer reads what attention reads, resid_pre, so that there is no resid_mid."""
 
     routed: ClassVar[bool] = False
     """Whether rows are routed to experts, so that rounding may send a row elsewhere."""
@@ -206,8 +210,13 @@ class Family(ABC):
     # ---- from z to the residual stream -------------------------------------------------------------------------------
 
     @abstractmethod
-    def _output_projection(self, l: int) -> nn.Linear:
+    def _output_projection(self, l: int) -> nn.Linear | Conv1D:
         """The module W_O: [R, H * D] -> [R, d]; or what was put in its place, whose weights are not read."""
+
+    def _output_weight(self, l: int) -> Tensor:
+        """W_O of a plain projection as a linear layer has it, [d, H * D]; never a copy."""
+        projection = self._output_projection(l)
+        return projection.weight.T if isinstance(projection, Conv1D) else projection.weight
 
     def attn_out(self, l: int, z: Tensor) -> Tensor:
         """z [R, H, D] -> what attention adds to the residual stream, [R, d]."""
@@ -220,7 +229,7 @@ class Family(ABC):
         """
         R, H, D = z.shape
         if self.is_plain_projection(l):
-            weight = self._output_projection(l).weight.to(self.resid_dtype).unflatten(1, (H, D))  # [d, H, D]
+            weight = self._output_weight(l).to(self.resid_dtype).unflatten(1, (H, D))  # [d, H, D]
             return torch.einsum("rhd,ohd->rho", z.to(self.resid_dtype), weight)
         alone = torch.zeros(R, H, H, D, dtype=z.dtype, device=z.device)
         heads = torch.arange(H, device=z.device)
@@ -242,7 +251,7 @@ class Family(ABC):
         cfg, wide = self.cfg, self.resid_dtype
         n = cfg.n_heads * cfg.d_head
         if self.is_plain_projection(l):
-            matrix = self._output_projection(l).weight.detach().to(wide).T
+            matrix = self._output_weight(l).detach().to(wide).T
         else:
             unit = torch.eye(n, dtype=self.dtype, device=self.device).view(n, cfg.n_heads, cfg.d_head)
             matrix = (self.attn_out(l, unit) - self.attn_out(l, torch.zeros_like(unit[:1]))).to(wide)
@@ -250,7 +259,7 @@ class Family(ABC):
 
     def is_plain_projection(self, l: int) -> bool:
         """Whether what attention adds is z times a matrix (and perhaps a bias), with nothing attached."""
-        return is_exactly(self._output_projection(l), nn.Linear)
+        return is_exactly(self._output_projection(l), nn.Linear, Conv1D)
 
     def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor, index: Tensor | None = None) -> Tensor:
         """resid_mid of rows in which one head's z was changed, by the difference: x_mid + dz[r] W_O[heads[r]].
@@ -260,16 +269,16 @@ class Family(ABC):
         z does not change, so the rest of attention's output is the unedited run's. W_O is never copied: one head reads its
         own columns, several are one call of the output projection on rows that are zero outside them.
         """
-        projection, plain = self._output_projection(l), self.is_plain_projection(l)
+        plain = self.is_plain_projection(l)
         r = torch.arange(len(dz), device=dz.device)
         r = r if heads.ndim == 1 else r[:, None]
         if plain and heads.ndim == 1:
-            return x_mid + ops.head_delta(dz.to(z.dtype), heads, projection.weight)
+            return x_mid + ops.head_delta(dz.to(z.dtype), heads, self._output_weight(l))
         z = z if index is None else z[index]
         if plain:
             rows = torch.zeros_like(z)
             rows[r, heads] = dz.to(z.dtype)
-            delta = ops.linear(rows.view(len(dz), -1), projection.weight, None)
+            delta = product(rows.view(len(dz), -1), self._output_projection(l))
         else:  # whatever is attached to the projection may not be linear: the difference of two calls is still exact
             rows = z.clone()
             rows[r, heads] = (rows[r, heads].to(dz.dtype) + dz).to(z.dtype)
@@ -291,14 +300,25 @@ class Family(ABC):
     def final_norm(self, x: Tensor) -> Tensor:
         """resid_post of the last layer [R, d] -> what the unembedding reads, [R, d]; as precise as `logits` needs it."""
 
+    centred: ClassVar[bool] = False
+    """Whether the final norm subtracts from each row its mean: LayerNorm, not RMSNorm."""
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Rows [..., d] less their means, if the final norm does so."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
     @abstractmethod
     def final_factor(self, x: Tensor) -> Tensor:
         """What the final norm multiplies rows [..., d] by before its weight: [..., 1]."""
 
     @abstractmethod
     def final_gain(self) -> Tensor:
-        """The final norm's weight, [d] in the residual stream's dtype: final_norm(x) = x * final_factor(x) * final_gain()
-        unless something is attached to it."""
+        """The final norm's weight, [d] in the residual stream's dtype: final_norm(x) = centre(x) * final_factor(x) *
+        final_gain() + final_bias() unless something is attached to it."""
+
+    def final_bias(self) -> Tensor | None:
+        """The final norm's bias, [d] in the residual stream's dtype; None if it has none."""
+        return None
 
     @abstractmethod
     def _unembedding(self) -> nn.Linear:
@@ -369,7 +389,14 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
     """A projection of rows [R, in] -> [R, out]."""
     if is_exactly(module, nn.Linear):
         return ops.linear(x, module.weight, module.bias)
+    if is_exactly(module, Conv1D):
+        return torch.addmm(module.bias, x, module.weight)
     return module(x[None])[0]
+
+
+def product(x: Tensor, module: nn.Linear | Conv1D) -> Tensor:
+    """A plain projection of rows [R, in] -> [R, out] without its bias."""
+    return x @ module.weight if isinstance(module, Conv1D) else ops.linear(x, module.weight, None)
 
 
 def attached(module: nn.Module) -> str | None:

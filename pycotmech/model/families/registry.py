@@ -16,6 +16,7 @@ FAMILIES: tuple[type[Family], ...] = (LlamaFamily,)
 _BY_TYPE = {
     "gemma2": "gemma2:Gemma2Family",
     "gemma3_text": "gemma3:Gemma3Family",
+    "gpt2": "gpt2:GPT2Family",
     "ministral": "mistral:MinistralFamily",
     "mistral": "mistral:MistralFamily",
     "mixtral": "mixtral:MixtralFamily",

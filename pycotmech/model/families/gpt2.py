@@ -1,0 +1,51 @@
+"""GPT-2: LayerNorm, learned positions, projections stored as Conv1D, a tied unembedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.pytorch_utils import Conv1D
+
+from pycotmech.model.families.base import is_exactly
+from pycotmech.model.families.layer_norm import LayerNormFamily
+
+
+class GPT2Family(LayerNormFamily):
+    """`Family` of GPT2LMHeadModel. Positions are learned and added to the embedding; nothing is rotated."""
+
+    model_types = ("gpt2",)
+    reads = frozenset({
+        "activation_function", "layer_norm_epsilon", "n_ctx", "n_embd", "n_head", "n_inner", "n_layer", "n_positions",
+        "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "summary_activation",
+        "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "tie_word_embeddings",
+    })  # fmt: skip
+
+    trunk, embedding, stack, last_norm = "transformer", "wte", "h", "ln_f"
+    attention_name = "attn"
+    norms = ("ln_1", "ln_2")
+    joint, output = "attn.c_attn", "attn.c_proj"
+    mlp_parts = ("mlp.c_fc", "mlp.c_proj")
+    dropouts = ("attn.attn_dropout", "attn.resid_dropout", "mlp.dropout")
+    projection_type = Conv1D
+    classes = {"mlp": modeling_gpt2.GPT2MLP}
+
+    def _d_mlp(self, config: Any) -> int:
+        return config.n_inner or 4 * config.hidden_size
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return super().embed(tokens, positions) + self.base.wpe(positions).to(self.resid_dtype)
+
+    def is_plain(self) -> bool:
+        return super().is_plain() and is_exactly(self.base.wpe, nn.Embedding)
+
+    def rotary(self, positions: Tensor) -> Tensor:
+        return torch.empty(1, 2, len(positions), 0, dtype=self.resid_dtype, device=self.device)
+
+    def rotate(self, l: int, angles: Tensor, rows: slice | Tensor | None, *heads: Tensor) -> None:
+        """Nothing."""
+
+    def _split(self, joint: Tensor) -> tuple[Tensor, ...]:
+        return joint.view(len(joint), 3, self.cfg.n_heads, self.cfg.d_head).unbind(1)

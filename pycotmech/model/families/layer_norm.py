@@ -1,0 +1,203 @@
+"""What GPT-2 and GPT-NeoX share: LayerNorm with a bias, one projection to queries, keys and values, an MLP without a gate."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from pycotmech.model.config import ModelConfig
+from pycotmech.model.families.attention import LayerAttention
+from pycotmech.model.families.base import VOCAB_SLICE, Family, is_exactly, linear
+
+_GELU: dict[type[nn.Module], Literal["tanh", "none"]] = {NewGELUActivation: "tanh", GELUTanh: "tanh", GELUActivation: "none"}
+"""Activations of transformers that PyTorch computes in one pass. Others are called as they are."""
+
+
+class LayerNormFamily(Family):
+    """A model whose layers are a LayerNorm and attention, a LayerNorm and an MLP of two projections.
+
+    A subclass names the parts. Sites q, k and v are parts of one projection's output, so no module gives them alone.
+    """
+
+    centred = True
+
+    trunk: ClassVar[str]
+    """Name of the model without its unembedding; of what is in it, `embedding`, `stack` (the layers) and `last_norm`."""
+    embedding: ClassVar[str]
+    stack: ClassVar[str]
+    last_norm: ClassVar[str]
+    attention_name: ClassVar[str]
+    """Name of attention in a layer; below, names in a layer too: the norms, projections, and modules that do nothing here."""
+    norms: ClassVar[tuple[str, str]]
+    joint: ClassVar[str]
+    output: ClassVar[str]
+    mlp_parts: ClassVar[tuple[str, str]]
+    dropouts: ClassVar[tuple[str, ...]]
+    projection_type: ClassVar[type[nn.Linear] | type[Conv1D]]
+    classes: ClassVar[dict[str, type[nn.Module]]]
+    """Name in a layer -> the class of a module of several parts."""
+
+    def __init__(self, hf: Any) -> None:
+        config = hf.config
+        self.base = hf.get_submodule(self.trunk)
+        self.layers = list(self.base.get_submodule(self.stack))
+        embedding = self.base.get_submodule(self.embedding).weight
+        n_heads, d_model = config.num_attention_heads, config.hidden_size
+        cfg = ModelConfig(
+            n_layers=self._n_layers(hf),
+            n_heads=n_heads,
+            n_key_value_heads=n_heads,
+            d_model=d_model,
+            d_head=d_model // n_heads,
+            d_mlp=self._d_mlp(config),
+            d_vocab=config.vocab_size,
+            n_ctx=config.max_position_embeddings,
+            family=config.model_type,
+            dtype=embedding.dtype,
+            n_mlp_matrices=2,
+        )
+        super().__init__(hf, cfg, embedding.device)
+
+    @abstractmethod
+    def _d_mlp(self, config: Any) -> int:
+        """Width of the MLP's hidden layer."""
+
+    def part(self, l: int, name: str) -> Any:
+        """A module of a layer by its name there."""
+        return self.layers[l].get_submodule(name)
+
+    # ---- what would be computed wrongly is refused -----------------------------------------------------------------
+
+    def refuse_unsupported(self) -> None:
+        super().refuse_unsupported()
+        dropping = [m for m in self.hf.modules() if isinstance(m, nn.Dropout) and m.training and m.p > 0]
+        if dropping:
+            raise ValueError(f"model: in training mode with dropout of {dropping[0].p:g}; call .eval() on it first")
+
+    def is_plain(self) -> bool:
+        kinds = self._parts()
+        around = is_exactly(self.base.get_submodule(self.embedding), nn.Embedding)
+        return around and all(is_exactly(self.part(l, m), kind) for l in range(len(self.layers)) for m, kind in kinds.items())
+
+    def _parts(self) -> dict[str, type[nn.Module]]:
+        """Name in a layer -> the class of every module that takes part."""
+        projections = dict.fromkeys((self.joint, self.output, *self.mlp_parts), self.projection_type)
+        return {**dict.fromkeys(self.norms, nn.LayerNorm), **projections, **self.classes}
+
+    def constants(self) -> tuple[float, ...]:
+        scales = [self.attention(l).scale for l in range(self.cfg.n_layers)]
+        return (*scales, *(self.part(l, name).eps for l in range(self.cfg.n_layers) for name in self.norms))
+
+    def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
+        yield "the model itself", self.hf
+        yield self.trunk, self.hf.get_submodule(self.trunk)
+        for l, layer in enumerate(self.hf.get_submodule(f"{self.trunk}.{self.stack}").children()):
+            name = f"{self.trunk}.{self.stack}.{l}"
+            yield name, layer
+            for part in (self.attention_name, *self.dropouts):
+                yield f"{name}.{part}", layer.get_submodule(part)
+
+    def _n_layers(self, hf: Any) -> int:
+        return min(len(hf.get_submodule(f"{self.trunk}.{self.stack}")), hf.config.num_hidden_layers)
+
+    # ---- the model's own modules, for hooks --------------------------------------------------------------------------
+
+    def sublayers(self, l: int) -> tuple[str, str]:
+        layer = f"{self.trunk}.{self.stack}.{l}"
+        return f"{layer}.{self.attention_name}", f"{layer}.mlp"
+
+    def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
+        if site == "final":
+            return f"{self.trunk}.{self.last_norm}", "input"
+        if site in ("q", "k", "v"):
+            raise NotImplementedError(
+                f"model: {self.cfg.family} has no module that gives {site} alone, and so no attribution to it; sites with an "
+                "attribution: z"
+            )
+        return f"{self.trunk}.{self.stack}.{l}.{self.output}", "input"
+
+    @torch.no_grad()
+    def widened(self, tokens: Tensor) -> dict[str, Tensor]:
+        T, out = len(tokens), {}
+        positions = torch.arange(T, device=self.device)
+        x = self.embed(tokens.to(self.device), positions)[None].float()  # [1, T, d]
+        for l, layer in enumerate(self.layers):
+            mask = torch.zeros(T, T, device=self.device).masked_fill(~self.attention(l).visible(positions, T), -torch.inf)
+            wide = copy.deepcopy(layer).float()
+            attention_module = wide.get_submodule(self.attention_name)
+            attention_module.config._attn_implementation = "eager"  # the copy's; takes the additive mask
+            read = wide.get_submodule(self.norms[0])(x)
+            attention = attention_module(read, attention_mask=mask[None, None], **self._wide_rotary(x, positions))[0]
+            mlp = wide.mlp(wide.get_submodule(self.norms[1])(x if self.parallel else x + attention))
+            x = x + attention + mlp
+            out |= zip(self.sublayers(l), (attention[0].cpu(), mlp[0].cpu()), strict=True)
+        n = copy.deepcopy(self.base.get_submodule(self.last_norm)).float()(x)[0]
+        weight = self._unembedding().weight
+        slices = (weight[a : a + VOCAB_SLICE] for a in range(0, len(weight), VOCAB_SLICE))
+        return {**out, "logits": torch.cat([n @ rows.float().T for rows in slices], -1).cpu()}
+
+    def _wide_rotary(self, x: Tensor, positions: Tensor) -> dict[str, Any]:
+        """What the Hugging Face attention is given besides its input and mask."""
+        return {}
+
+    # ---- the stages of a forward pass, on rows -----------------------------------------------------------------------
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.base.get_submodule(self.embedding)(tokens).to(self.resid_dtype)
+
+    def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self._split(linear(self.part(l, self.joint), self._norm(self.part(l, self.norms[0]), x)))
+        return q.contiguous(), k.contiguous(), v.contiguous()
+
+    @abstractmethod
+    def _split(self, joint: Tensor) -> tuple[Tensor, ...]:
+        """The joint projection's output [R, 3 * H * D] -> q, k, v [R, H, D]."""
+
+    def attention(self, l: int) -> LayerAttention:
+        return LayerAttention(self.part(l, self.attention_name).scaling)
+
+    def _output_projection(self, l: int) -> nn.Linear | Conv1D:
+        return self.part(l, self.output)
+
+    def mlp_out(self, l: int, x: Tensor) -> Tensor:
+        mlp, n = self.layers[l].mlp, self._norm(self.part(l, self.norms[1]), x)
+        if not is_exactly(mlp, self.classes["mlp"]):
+            return mlp(n[None])[0]
+        widen, narrow = (self.part(l, name) for name in self.mlp_parts)
+        hidden, kind = linear(widen, n), type(mlp.act)
+        gelu = kind in _GELU and is_exactly(mlp.act, kind)
+        return linear(narrow, F.gelu(hidden, approximate=_GELU[kind]) if gelu else mlp.act(hidden))
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        norm = self.base.get_submodule(self.last_norm)
+        return self._normed(norm, x) if self.plain_unembedding() and is_exactly(norm, nn.LayerNorm) else self._norm(norm, x)
+
+    def final_factor(self, x: Tensor) -> Tensor:
+        return torch.rsqrt(x.var(-1, keepdim=True, correction=0) + self.base.get_submodule(self.last_norm).eps)
+
+    def final_gain(self) -> Tensor:
+        return self.base.get_submodule(self.last_norm).weight.detach().to(self.resid_dtype)
+
+    def final_bias(self) -> Tensor:
+        return self.base.get_submodule(self.last_norm).bias.detach().to(self.resid_dtype)
+
+    def _unembedding(self) -> nn.Linear:
+        return self.hf.lm_head
+
+    def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
+        """LayerNorm of rows [R, d], rounded once to the model's dtype."""
+        if is_exactly(module, nn.LayerNorm):
+            return self._normed(module, x).to(self.dtype)
+        return module(x.to(self.dtype)[None])[0]
+
+    def _normed(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        wide = self.resid_dtype
+        return F.layer_norm(x.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
