@@ -169,9 +169,10 @@ def variant_work(
     cfg, last, row = family.cfg, family.cfg.n_layers - 1, layer_flop(family.cfg)
     above = last - layer
     with_attention = (above - (stage > Stage.PRE).long()).clamp(min=0)  # whole layers below the last one
-    with_mlp = (above - (stage > Stage.MID).long()).clamp(min=0)
+    no_mlp = stage > (Stage.PRE if cfg.parallel else Stage.MID)  # in the layer where the variant joins
+    with_mlp = (above - no_mlp.long()).clamp(min=0)
     attend = (layer < last) | (stage == Stage.PRE)  # in the last layer: keys of all rows, the rest of the row read
-    top = ~((layer == last) & (stage == Stage.POST)) * reads  # rows through the last MLP
+    top = ~((layer == last) & no_mlp) * reads  # rows through the last MLP
     keys = (lengths * first + lengths * (lengths + 1) / 2).double()
     joined = torch.where(layer < last, lengths, reads) * moves
     flop = (lengths * with_mlp + top).double() * row.mlp + joined.double() * row.attn_out

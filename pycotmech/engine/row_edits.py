@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.rows import PackedRows, Rows
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 
 
@@ -40,8 +41,15 @@ PER_QUERY = {"k": "k_per_query", "v": "v_per_query"}
 _PATTERN_ENTRIES = 2**22
 """Values of own rows that are gathered at once for edited patterns."""
 
-_ADDS = {Stage.MID: ("attn_out", "resid_pre"), Stage.POST: ("mlp_out", "resid_mid")}
-"""What a variant that joins here may have edited on the way: a part that is added, and what it is added to."""
+
+def adds(stage: Stage, cfg: ModelConfig) -> tuple[str, tuple[str, ...]]:
+    """What a variant that joins at this stage may have edited on the way: a part that is added, and the sites that it is added
+    to."""
+    if stage == Stage.PRE:
+        return "", ()
+    if cfg.parallel:  # the stream is the sum of the three
+        return ("attn_out", ("resid_pre", "mlp_out")) if stage == Stage.MID else ("mlp_out", ("resid_pre", "attn_out"))
+    return ("attn_out", ("resid_pre",)) if stage == Stage.MID else ("mlp_out", ("resid_mid",))
 
 
 @dataclass(frozen=True)
@@ -211,11 +219,13 @@ class BoundEdits:
 
     def join(self, stage: Stage, l: int, rows: Rows, index: Tensor, x: Tensor) -> Tensor:
         """x [R, d], the residual rows with which variants join after a part of the layer whose output they edit."""
-        site, before = _ADDS.get(stage, ("", ""))
+        site, places = adds(stage, self.family.cfg)
         found = self._find(site, l, rows)
         if found is not None:
             i, head, ref = found
-            x[i] = self.bases.sites[before][l][index[i]] + self._values(site, l, ref, head).to(x.dtype)
+            x[i] = self._values(site, l, ref, head).to(x.dtype)
+            for place in places:
+                x[i] += self.bases.sites[place][l][index[i]]
         return x
 
     def keys(self, l: int, rows: slice, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,9 @@ A variant is one run with edits in it. Below its first edit, and before its firs
 as one matrix; the variants whose first edit is in this layer join there; earlier positions are shared keys and values of the
 base. In the last layer only the rows that are read go on. Nothing is approximate.
 
+In a parallel block the MLP reads what attention reads. A variant whose first edit is in attention then joins with the sum of
+both, as there is nothing between them.
+
 Cost, in rows times layers, for N variants of S rows spread evenly over L layers: N S (L - 1) / 2 layers with attention,
 and one MLP for each row that joins.
 """
@@ -88,11 +91,16 @@ class Staircase:
         for l in range(top):
             attended = done = self._begin(x, done, l)
             for span, _ in rows.spans(done):
+                beside = self.mlp(l, x[span], span) if family.cfg.parallel else None
                 self._add(x[span], self.attention(l, x[span], span, span), l, Stage.PRE, span)
+                if beside is not None:
+                    self._add(x[span], beside, l, Stage.MID, span)
             done = self._admit(x, done, l, Stage.MID)
-            for a, b in blocks(begins[done]):
-                self._add(x[a:b], self.mlp(l, x[a:b], slice(a, b)), l, Stage.MID, slice(a, b))
-            self._ticked(begins[attended], begins[attended], begins[done])
+            passed = attended if family.cfg.parallel else done
+            if not family.cfg.parallel:
+                for a, b in blocks(begins[done]):
+                    self._add(x[a:b], self.mlp(l, x[a:b], slice(a, b)), l, Stage.MID, slice(a, b))
+            self._ticked(begins[attended], begins[attended], begins[passed])
             done = self._admit(x, done, l, Stage.POST)
         done = self._begin(x, done, top)
         return x if self.upto is not None else self._last_layer(x, done)
@@ -140,18 +148,23 @@ class Staircase:
         out = torch.empty(len(rows.read_rows), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
         for span, read in rows.spans(done):
             added = self.attention(l, x[span], span, read)
-            out[read.first : read.end] = x[rows.at(read)]
-            self._add(out[read.first : read.end], added, l, Stage.PRE, read)
+            here = out[read.first : read.end]
+            here[:] = x[rows.at(read)]
+            beside = self.mlp(l, here, read) if family.cfg.parallel else None
+            self._add(here, added, l, Stage.PRE, read)
+            if beside is not None:
+                self._add(here, beside, l, Stage.MID, read)
         pre, mid = begins[done], begins[rows.joined(l, Stage.MID)]
         for a, b in blocks(mid - pre):
             out[pre + a : pre + b] = self._joined(l, Stage.MID, ReadRows(pre + a, pre + b))
         out[:mid] = edits.edit("resid_mid", l, ReadRows(0, mid), out[:mid])
-        for a, b in blocks(mid):
-            self._add(out[a:b], self.mlp(l, out[a:b], ReadRows(a, b)), l, Stage.MID, ReadRows(a, b))
+        if not family.cfg.parallel:
+            for a, b in blocks(mid):
+                self._add(out[a:b], self.mlp(l, out[a:b], ReadRows(a, b)), l, Stage.MID, ReadRows(a, b))
         for a, b in blocks(len(out) - mid):
             out[mid + a : mid + b] = self._joined(l, Stage.POST, ReadRows(mid + a, mid + b))
         out = edits.edit("resid_post", l, ReadRows(0, len(out)), out)
-        self._ticked(rows.begins[done] + pre, pre, mid)
+        self._ticked(rows.begins[done] + pre, pre, pre if family.cfg.parallel else mid)
         result = torch.empty_like(out)
         result[rows.to_caller] = out
         return result

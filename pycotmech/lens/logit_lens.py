@@ -15,6 +15,7 @@ from pycotmech.lens.results import LogitLens
 from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.families.base import Family
 from pycotmech.model.prompts import Tokens
+from pycotmech.model.sites import refuse_missing
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -56,6 +57,7 @@ def logit_lens(
     model.family.refuse_unsupported()
     if site not in _SITES:
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(_SITES)}")
+    refuse_missing(site, model.cfg)
     check_integer(top_k, "top_k", 0, model.cfg.d_vocab)
     planner.memory_budget(memory_gb, model.device)
     request = check_request(model, tokens, positions, answer)

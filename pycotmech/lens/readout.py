@@ -17,7 +17,8 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.03, to
 
 
 class LogitReadout:
-    """The final norm and the unembedding, decomposed: logits(x) = sum over parts p of x of factor(x) centre(p) gamma W_U + bias.
+    """The final norm and the unembedding, decomposed: logits(x) is the sum over parts p of x of factor(x) centre(p) gamma W_U,
+    and of a bias.
 
     A LayerNorm subtracts the mean of each row, which is the sum of the means of its parts (`Family.centre`); RMSNorm does not.
     """
@@ -50,8 +51,8 @@ class LogitReadout:
         ours = self.normalised(x, "final", self.factor(x)) + (0 if beta is None else beta)
         if not (ours - theirs).norm() <= self.tolerance * theirs.norm():
             raise ValueError(
-                "model: its final norm is not x / size(x) * weight (something attached to it changes its output), so logits are "
-                "not a sum over heads; normalization='none' does not need it"
+                "model: its final norm is not x / size(x) * weight (something attached to it changes its output), so logits "
+                "are not a sum over heads; normalization='none' does not need it"
             )
 
     def tokens(self, parts: Tensor, ids: Tensor) -> Tensor:

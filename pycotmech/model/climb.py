@@ -136,13 +136,18 @@ def climb(
         z = z if edit_z is None else edit_z(l, z, None)
         for a, b in blocks(n):
             kept.store("z", l, a, b, z[a:b])
+            beside = family.mlp_out(l, x[a:b]) if cfg.parallel else None
             out = family.attn_out(l, z[a:b])
             kept.store("attn_out", l, a, b, out)
             x[a:b] += out
+            if beside is not None:
+                x[a:b] += beside
+            # Of a parallel block this is the stream after both: where a changed z joins, the MLP has nothing to add.
             kept.store("resid_mid", l, a, b, x[a:b])
-            out = family.mlp_out(l, x[a:b])
+            out = family.mlp_out(l, x[a:b]) if beside is None else beside
             kept.store("mlp_out", l, a, b, out)
-            x[a:b] += out
+            if beside is None:
+                x[a:b] += out
             kept.store("resid_post", l, a, b, x[a:b])
         work.count(family, work.LayerRows.whole(n))
         del z
@@ -161,6 +166,8 @@ def _read_rows(
     z = attention(l, q, k_own, v_own, read)
     assert z is not None
     z = z if edit_z is None else edit_z(l, z, read)
+    if family.cfg.parallel:
+        return x + family.attn_out(l, z) + family.mlp_out(l, x)
     x = x + family.attn_out(l, z)
     return x + family.mlp_out(l, x)
 

@@ -23,6 +23,8 @@ class ModelConfig:
     dtype: torch.dtype
     n_mlp_matrices: int = 3
     """Of size d_model by d_mlp: 3 of a gated MLP, 2 of a plain one."""
+    parallel: bool = False
+    """Whether the MLP of a layer reads what attention reads, resid_pre, so that there is no resid_mid."""
 
     @property
     def group(self) -> int:

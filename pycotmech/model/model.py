@@ -118,7 +118,7 @@ class Model:
         prompt: a string, token ids [T] as a tensor, an array or a list, or what a tokenizer returned for one string.
 
         Raises ValueError, naming `argument`, for an empty prompt, an id outside the vocabulary, a tensor that is not [T]
-        of integers, or a string without a tokenizer. Warns of a prompt longer than the model's context, and of words of a
+        of integers, a prompt longer than the positions that a model has learned, or a string without a tokenizer. Warns of a prompt longer than the model's context, and of words of a
         string that the tokenizer does not know.
         """
         given = self._encoded(prompt, argument) if isinstance(prompt, str) else unpacked(prompt, argument=argument)
@@ -129,6 +129,10 @@ class Model:
             V = self.cfg.d_vocab
             raise ValueError(f"{argument}: token id {bad} is outside the vocabulary of {V} tokens; expected 0..{V - 1}")
         if len(tokens) > self.cfg.n_ctx:
+            if self.family.learned_positions:
+                raise ValueError(
+                    f"{argument}: the prompt has {len(tokens)} tokens, but the model has learned {self.cfg.n_ctx} positions"
+                )
             warn(
                 f"{argument}: the prompt has {len(tokens)} tokens, more than the {self.cfg.n_ctx} that the model was made for; "
                 "what it computes beyond them may mean little"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pycotmech.model.climb import Attention, EditZ, Kept, KeySlots, climb
 from pycotmech.model.families.base import Family
-from pycotmech.model.sites import QUERY_SITES, RESIDUAL_SITES, parse_site
+from pycotmech.model.sites import QUERY_SITES, RESIDUAL_SITES, parse_site, refuse_missing
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ def run(family: Family, tokens: Tensor, capture: Sequence[str], positions: Seque
     """`Model.run` on checked input: tokens [B, T]; positions already counted from the front."""
     B, T = tokens.shape
     sites = [parse_site(name, argument="capture")[0] for name in capture]
+    for site in sites:
+        refuse_missing(site, family.cfg, argument="capture")
     where = torch.arange(T) if positions is None else torch.tensor(positions, dtype=torch.long)
     read = (torch.arange(B)[:, None] * T + where).flatten()
     packed = forward_packed(family, list(tokens), sites=sites, read=read)

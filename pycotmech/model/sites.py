@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from pycotmech.model.config import ModelConfig
+
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z"]
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -34,6 +36,15 @@ _HOOK_NAMES = {
     "attn.hook_z": "z",
 }
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+def refuse_missing(site: str, cfg: ModelConfig, *, argument: str = "site") -> None:
+    """Raises NotImplementedError, naming `argument`, for a site that this model does not have."""
+    if site == "resid_mid" and cfg.parallel:
+        raise NotImplementedError(
+            f"{argument}: resid_mid lies between attention and MLP, which read the same residual stream in a {cfg.family} "
+            "model; expected resid_pre, resid_post, attn_out or mlp_out"
+        )
 
 
 def parse_site(name: str, *, argument: str = "site") -> tuple[str, int | None]:

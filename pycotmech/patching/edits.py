@@ -14,10 +14,10 @@ from torch import Tensor
 from pycotmech._warnings import warn
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.joins import SELF_PATCH_SITES
-from pycotmech.engine.row_edits import PER_QUERY, Entries
+from pycotmech.engine.row_edits import PER_QUERY, Entries, adds
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.prompts import resolve_positions
-from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site
+from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site, refuse_missing
 
 EDIT_SITES = (*SITES, "pattern", "edge")
 
@@ -91,11 +91,11 @@ def parse_edit_site(name: str, *, argument: str = "site") -> tuple[str, int | No
         ) from None
 
 
-def base_sites(stages: Iterable[Stage], edited: Iterable[str]) -> tuple[str, ...]:
+def base_sites(cfg: ModelConfig, stages: Iterable[Stage], edited: Iterable[str]) -> tuple[str, ...]:
     """What base runs keep: where variants and self-patches join, and what an edited part is added to."""
-    added_to = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}
-    joins = [stage.site for stage in stages]
-    return tuple(dict.fromkeys((*SELF_PATCH_SITES, *joins, *(added_to[site] for site in edited if site in added_to))))
+    joins, parts = [stage.site for stage in stages], [adds(stage, cfg) for stage in Stage if stage != Stage.PRE]
+    added_to = [place for part, places in parts if part in set(edited) for place in places]
+    return tuple(dict.fromkeys((*SELF_PATCH_SITES, *joins, *added_to)))
 
 
 def heads_of(cfg: ModelConfig, site: str) -> int:
@@ -151,6 +151,7 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     if not isinstance(edit, Edit):
         raise TypeError(f"{name}: expected a pycotmech.Edit, got {type(edit).__name__}")
     site, named = parse_edit_site(edit.site, argument=f"{name}.site")
+    refuse_missing(site, cfg, argument=f"{name}.site")
     for field, number in (("layer", edit.layer), ("head", edit.head)):
         if isinstance(number, bool) or not (hasattr(number, "__index__") or (number is None and field == "head")):
             raise TypeError(f"{name}.{field}: got {number!r} of type {type(number).__name__}; expected an integer")
@@ -265,7 +266,10 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
             raise ValueError(
                 f"{name}: none of its {len(variant.edits)} edit(s) reaches what is read, position {read} after the last layer"
             )
-        joins.append((*min(r[:2] for r in reached), min(r[2] for r in reached)))
+        layer, stage = min(r[:2] for r in reached)
+        if cfg.parallel and (layer, Stage.POST) in {r[:2] for r in reached}:
+            stage = Stage.PRE  # what joins after MID has the base's MLP output: an edit of it needs rows that go through
+        joins.append((layer, stage, min(r[2] for r in reached)))
     if idle:
         which = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
         warn(

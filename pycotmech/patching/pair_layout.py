@@ -90,7 +90,7 @@ class PairLayout:
 
     @property
     def base_sites(self) -> tuple[str, ...]:
-        return base_sites([self.stage], [self.site])
+        return base_sites(self.cfg, [self.stage], [self.site])
 
     def kept_from(self, i: int) -> int:
         """The first position of pair i whose activations are needed: a pattern of the source run is made from its keys."""

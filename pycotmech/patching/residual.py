@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens
-from pycotmech.model.sites import RESIDUAL_SITES
+from pycotmech.model.sites import RESIDUAL_SITES, refuse_missing
 from pycotmech.patching.edits import parse_edit_site
 from pycotmech.patching.pair_sweep import prepare_sweep
 from pycotmech.patching.position_groups import PositionGroups
@@ -48,6 +48,7 @@ def patch_residual(
     name, layer = parse_edit_site(site)
     if name not in RESIDUAL_SITES:
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(RESIDUAL_SITES)}")
+    refuse_missing(name, model.cfg)
     places = [(l, 0) for l in (range(model.cfg.n_layers) if layer is None else [layer])]
     separate = groups is None if by_position is None else by_position
     return prepare_sweep(

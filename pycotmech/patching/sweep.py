@@ -21,6 +21,7 @@ from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_model, check_seed
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.prefixes import SEGMENT
 from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.model.run import Activations
@@ -121,8 +122,8 @@ class PreparedSweep:
         past = model.prefixes.key_values(self.tokens[:first], self.budget.room)
         with hint_at_budget("the prompt was run"):
             runs = run_pairs(
-                family, [self.tokens], [], past=past, first=[first], reads=self.batch.reads, sites=_kept_sites(layout),
-                source_sites=(),
+                family, [self.tokens], [], past=past, first=[first], reads=self.batch.reads,
+                sites=_kept_sites(family.cfg, layout), source_sites=(),
             )  # fmt: skip
         control = torch.arange(len(variants)) >= n
         streams = torch.cat((torch.full((n,), -1), self.controls[:, 2]))
@@ -243,8 +244,8 @@ def _check_clean(model: Model, clean: Tokens | None, metric: Metric, read: int) 
     return tokens
 
 
-def _kept_sites(layout: VariantLayout) -> tuple[str, ...]:
-    return base_sites([Stage(s) for s in layout.stage.unique().tolist()], [site for site, _ in layout.tables])
+def _kept_sites(cfg: ModelConfig, layout: VariantLayout) -> tuple[str, ...]:
+    return base_sites(cfg, [Stage(s) for s in layout.stage.unique().tolist()], [site for site, _ in layout.tables])
 
 
 def _batch(layout: VariantLayout, controls: Tensor, read: int, budget: Budget) -> Batch:
@@ -253,7 +254,7 @@ def _batch(layout: VariantLayout, controls: Tensor, read: int, budget: Budget) -
     plain = Variants(torch.zeros(n, dtype=torch.long), layout.layer, layout.stage, layout.first)
     variants = with_controls(plain, controls, 0, first)
     held = 2 * budget.base_bytes(first, 0, ()) + sum(v.numel() * 4 for v in layout.values.values())
-    held += budget.base_bytes(read + 1, read + 1 - first, _kept_sites(layout))
+    held += budget.base_bytes(read + 1, read + 1 - first, _kept_sites(budget.family.cfg, layout))
     passing = held + planner.pass_bytes(budget.family, max(min(first, SEGMENT), read + 1 - first))
     moves = torch.cat((torch.zeros(n, dtype=torch.bool), controls[:, 2] < 0))
     return Batch(variants, read - variants.first + 1, moves, [[read]], held, passing)

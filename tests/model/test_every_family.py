@@ -13,7 +13,7 @@ import torch
 import pycotmech as pcm
 from tests.reference.parts import attention_of, final_norm_of, layers_of, output_matrix
 from tests.reference.paths import PathTruth
-from tests.reference.small_families import FAMILIES, WINDOWS, small
+from tests.reference.small_families import FAMILIES, MHA, WINDOWS, small
 from tests.reference.truth import activations, double, edited_logits, gain_of, logits_of, sweep_truth, ungrouped
 from tests.reference.windowed import registered, windowed
 
@@ -69,9 +69,14 @@ def test_windows_soft_cap_scale_and_rotary_base_matter():
         assert (ours - other).abs().max() > 0.1
 
 
+def sites(case) -> tuple[str, ...]:
+    """A parallel block has no stream between attention and MLP."""
+    return tuple(site for site in SITES if site != "resid_mid" or not case.model.cfg.parallel)
+
+
 def test_run(case):
-    acts = case.model.run(CLEAN, capture=SITES)
-    for site in SITES:
+    acts = case.model.run(CLEAN, capture=sites(case))
+    for site in sites(case):
         case.close(acts[site], torch.stack([case.clean[site, l] for l in range(3)]))
     case.close(acts.logits, logits_of(case.wide, CLEAN))
     batch = case.model.run(torch.stack((CLEAN, CORRUPTED)), positions=-1)
@@ -96,11 +101,11 @@ def test_patch_heads(case, site, positions):
 @pytest.mark.parametrize("site", ["k", "v"])
 def test_what_one_query_head_reads(case, site):
     found = pcm.patch_heads(case.model, CLEAN, CORRUPTED, site=site, per_query_head=True, **ANSWER)
-    apart = ungrouped(case.wide)
+    apart, group = ungrouped(case.wide), case.model.cfg.group
     truth = np.empty((3, H))
     for l in range(3):
         for h in range(H):
-            truth[l, h] = case.difference(CORRUPTED, [(site, l, h, None, case.clean[site, l][:, h // case.model.cfg.group])], hf=apart)
+            truth[l, h] = case.difference(CORRUPTED, [(site, l, h, None, case.clean[site, l][:, h // group])], hf=apart)
     case.close(found.values, truth)
 
 
@@ -119,6 +124,10 @@ def test_patch_heads_by_position_and_of_a_list(case):
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
 def test_patch_residual(case, site):
+    if site not in sites(case):
+        with pytest.raises(NotImplementedError, match="resid_mid lies between"):
+            pcm.patch_residual(case.model, CLEAN, CORRUPTED, site=site, **ANSWER)
+        return
     found = pcm.patch_residual(case.model, CLEAN, CORRUPTED, site=site, by_position=True, **ANSWER)
     for l in range(3):
         for p in range(FIRST, T):
@@ -134,9 +143,12 @@ def test_sweep(case):
     weights[0, [2, 18]] = torch.tensor([0.25, 0.75], dtype=dtype)  # key 2 has left the window: a pattern is taken as given
     edits = [
         [("z", 0, 2, [4], z), ("k", 1, 1, [5, 17], k)],
-        [("resid_mid", 1, None, [3, 9, 19], x), ("edge", 2, 1, [19], [12, 16])],
+        [(sites(case)[1], 1, None, [3, 9, 19], x), ("edge", 2, 1, [19], [12, 16])],
         [("pattern", 2, 3, [19], weights)],
         [("edge", 0, None, [9, 19], [4, 14, 15])],
+        [("z", 1, 2, [4, 17], z), ("mlp_out", 1, None, [9, 17, 19], x)],
+        [("attn_out", 2, None, [17, 18, 19], x), ("mlp_out", 2, None, [9, 18, 19], x)],
+        [("mlp_out", 1, None, [9, 17, 19], x), ("z", 2, 1, [19], z)],
     ]
 
     def edit(site, l, head, positions, value):
@@ -187,7 +199,7 @@ def test_path_patch(case, freeze_mlps):
 @pytest.mark.parametrize("site", ["z", "q", "k", "v"])
 def test_attribute_heads(case, site):
     """Slopes by finite differences of the hooked model, in float64."""
-    normed, joint = hasattr(attention_of(layers_of(case.wide)[0]), "q_norm"), case.name in ("phi3", "gpt2", "gpt_neox")
+    normed, joint = hasattr(attention_of(layers_of(case.wide)[0]), "q_norm"), case.name in ("phi3", *MHA)
     if (site in "qk" and normed) or (site != "z" and joint):  # no module gives them in the shape of a projection
         with pytest.raises(NotImplementedError, match="attribut"):
             pcm.attribute_heads(case.model, CLEAN, CORRUPTED, site=site, **ANSWER)

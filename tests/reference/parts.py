@@ -42,7 +42,9 @@ def _whole(_old: Tensor, new: Tensor) -> Tensor:
 
 
 def layers_of(hf: nn.Module) -> nn.ModuleList:
-    return hf.transformer.h if hasattr(hf, "transformer") else hf.gpt_neox.layers if hasattr(hf, "gpt_neox") else hf.model.layers
+    return (
+        hf.transformer.h if hasattr(hf, "transformer") else hf.gpt_neox.layers if hasattr(hf, "gpt_neox") else hf.model.layers
+    )
 
 
 def final_norm_of(hf: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ _SHAPE = dict(
     head_dim=16, max_position_embeddings=256,
 )  # fmt: skip
 _SPECIAL = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation="eager")
+_PART_ROTATED = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 # model_type -> name in transformers, what its configuration has besides the shape
@@ -39,6 +40,31 @@ CONFIGS: dict[str, tuple[str, dict]] = {
 
 # Those whose heads share the width of the residual stream, 64 here; all have their own keys and values.
 MHA: dict[str, tuple[str, dict]] = {
+    "gpt_neox": (
+        "GPTNeoX",
+        dict(
+            vocab_size=61,
+            hidden_size=64,
+            intermediate_size=80,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            rope_parameters=_PART_ROTATED,
+        ),
+    ),
+    "gpt_neox_sequential": (
+        "GPTNeoX",
+        dict(
+            vocab_size=61,
+            hidden_size=64,
+            intermediate_size=80,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            rope_parameters=_PART_ROTATED,
+            use_parallel_residual=False,
+        ),
+    ),
     "gpt2": ("GPT2", dict(vocab_size=61, n_embd=64, n_inner=80, n_layer=3, n_head=4, n_positions=256)),
 }
 

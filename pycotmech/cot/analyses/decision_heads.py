@@ -22,6 +22,7 @@ from pycotmech.cot.tools.rows import read_rows, row_head_outputs
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
+from pycotmech.model.sites import refuse_missing
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ def decision_heads(
     p_head[l, h] = U(resid_pre[l] + z[l, h] W_O[l, h])[answer], with U the final norm and the unembedding, at the position
     that predicts the answer; its first token, as the model writes it there. Nothing is patched: the model runs once.
     steps, right: as `cells.choose`. seed: not used, kept in the result.
-    Raises TypeError or ValueError naming the argument.
+    Raises TypeError or ValueError naming the argument; NotImplementedError for parallel blocks, which have no resid_mid.
     Cost: one forward pass per cell after the shared prefix, and L (H + 2) rows through the unembedding.
     Source: docs/protocol.md, E3.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
+    refuse_missing("resid_mid", model.cfg, argument="model")
     cells = choose(model, examples, steps=steps, right=right)
     cfg = model.cfg
     L, H = cfg.n_layers, cfg.n_heads

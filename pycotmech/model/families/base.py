@@ -55,8 +55,8 @@ class Family(ABC):
     reads: ClassVar[frozenset[str]]
     """Fields of the configuration that the family honours (`fields`); any other that changes what is computed is refused."""
 
-    parallel: ClassVar[bool] = False
-    """Whether the MLP of a layer reads what attention reads, resid_pre, so that there is no resid_mid."""
+    learned_positions: ClassVar[bool] = False
+    """Whether positions are learned one by one, so that there are none after the last."""
 
     routed: ClassVar[bool] = False
     """Whether rows are routed to experts, so that rounding may send a row elsewhere."""
@@ -104,6 +104,13 @@ class Family(ABC):
                     f"model: {name} carries {what}, which would be ignored, because a layer is computed stage by stage "
                     "and this module is never called as a whole; remove it, or put it on a projection, a norm or the MLP"
                 )
+
+    def refuse_rope(self, kind: str) -> None:
+        """Raises NotImplementedError for a rotary embedding that the stages below would compute wrongly."""
+        if kind in ("dynamic", "longrope"):
+            raise NotImplementedError(
+                f"model: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
+            )
 
     @abstractmethod
     def _never_called(self) -> Iterator[tuple[str, nn.Module]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class GPT2Family(LayerNormFamily):
     """`Family` of GPT2LMHeadModel. Positions are learned and added to the embedding; nothing is rotated."""
 
     model_types = ("gpt2",)
+    learned_positions = True
     reads = frozenset({
         "activation_function", "layer_norm_epsilon", "n_ctx", "n_embd", "n_head", "n_inner", "n_layer", "n_positions",
         "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "summary_activation",
@@ -30,7 +31,7 @@ class GPT2Family(LayerNormFamily):
     mlp_parts = ("mlp.c_fc", "mlp.c_proj")
     dropouts = ("attn.attn_dropout", "attn.resid_dropout", "mlp.dropout")
     projection_type = Conv1D
-    classes = {"mlp": modeling_gpt2.GPT2MLP}
+    classes: ClassVar = {"mlp": modeling_gpt2.GPT2MLP}
 
     def _d_mlp(self, config: Any) -> int:
         return config.n_inner or 4 * config.hidden_size

@@ -63,12 +63,16 @@ class LayerNormFamily(Family):
             family=config.model_type,
             dtype=embedding.dtype,
             n_mlp_matrices=2,
+            parallel=self._is_parallel(config),
         )
         super().__init__(hf, cfg, embedding.device)
 
     @abstractmethod
     def _d_mlp(self, config: Any) -> int:
         """Width of the MLP's hidden layer."""
+
+    def _is_parallel(self, config: Any) -> bool:
+        return False
 
     def part(self, l: int, name: str) -> Any:
         """A module of a layer by its name there."""
@@ -136,7 +140,7 @@ class LayerNormFamily(Family):
             attention_module.config._attn_implementation = "eager"  # the copy's; takes the additive mask
             read = wide.get_submodule(self.norms[0])(x)
             attention = attention_module(read, attention_mask=mask[None, None], **self._wide_rotary(x, positions))[0]
-            mlp = wide.mlp(wide.get_submodule(self.norms[1])(x if self.parallel else x + attention))
+            mlp = wide.mlp(wide.get_submodule(self.norms[1])(x if self.cfg.parallel else x + attention))
             x = x + attention + mlp
             out |= zip(self.sublayers(l), (attention[0].cpu(), mlp[0].cpu()), strict=True)
         n = copy.deepcopy(self.base.get_submodule(self.last_norm)).float()(x)[0]

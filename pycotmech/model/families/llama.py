@@ -70,13 +70,7 @@ class LlamaFamily(Family):
         if self.hf.training and getattr(self.hf.config, "attention_dropout", 0.0):
             raise ValueError("model: in training mode with attention_dropout > 0; call .eval() on it first")
         rope = getattr(self.hf.config, "rope_parameters", None) or {}
-        self._refuse_rope(rope.get("rope_type", "default"))
-
-    def _refuse_rope(self, kind: str) -> None:
-        if kind in ("dynamic", "longrope"):
-            raise NotImplementedError(
-                f"model: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
-            )
+        self.refuse_rope(rope.get("rope_type", "default"))
 
     def is_plain(self) -> bool:
         kinds = self._parts()

@@ -17,6 +17,7 @@ _BY_TYPE = {
     "gemma2": "gemma2:Gemma2Family",
     "gemma3_text": "gemma3:Gemma3Family",
     "gpt2": "gpt2:GPT2Family",
+    "gpt_neox": "gpt_neox:GPTNeoXFamily",
     "ministral": "mistral:MinistralFamily",
     "mistral": "mistral:MistralFamily",
     "mixtral": "mixtral:MixtralFamily",

@@ -15,7 +15,7 @@ class RotaryByKind(LlamaFamily):
         super().refuse_unsupported()
         by_kind: dict[str, dict | None] = self.hf.config.rope_parameters  # type: ignore[assignment]
         for rope in by_kind.values():
-            self._refuse_rope((rope or {}).get("rope_type", "default"))
+            self.refuse_rope((rope or {}).get("rope_type", "default"))
 
     def _kinds(self) -> list[str]:
         return sorted(set(self.hf.config.layer_types))
