@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+_LAYER = re.compile(r"(?:model\.layers|gpt_neox\.layers|transformer\.h)\.(\d+)\.")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DERIVED = "rotary_emb.inv_freq"  # a buffer in old Llama checkpoints; it follows from the configuration
 

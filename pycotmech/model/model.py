@@ -118,8 +118,8 @@ class Model:
         prompt: a string, token ids [T] as a tensor, an array or a list, or what a tokenizer returned for one string.
 
         Raises ValueError, naming `argument`, for an empty prompt, an id outside the vocabulary, a tensor that is not [T]
-        of integers, a prompt longer than the positions that a model has learned, or a string without a tokenizer. Warns of a prompt longer than the model's context, and of words of a
-        string that the tokenizer does not know.
+        of integers, a prompt longer than the positions that a model has learned, or a string without a tokenizer. Warns of
+        other prompts longer than the model's context, and of words of a string that the tokenizer does not know.
         """
         given = self._encoded(prompt, argument) if isinstance(prompt, str) else unpacked(prompt, argument=argument)
         tokens = token_ids(given, argument=argument)

@@ -242,7 +242,7 @@ def test_what_is_not_linear_is_refused():
     hf = wide("mha")
     hf.model.norm.register_forward_hook(lambda m, a, out: out.tanh())
     model = pcm.Model(hf, check=False)
-    with pytest.raises(ValueError, match="its final norm is not x / rms"):
+    with pytest.raises(ValueError, match="its final norm is not x / size"):
         pcm.head_logits(model, tokens)
     assert np.isfinite(pcm.head_logits(model, tokens, normalization="none").heads).all()
 

@@ -9,6 +9,7 @@ import pycotmech as pcm
 from pycotmech.model.families import registry
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.llama import LlamaFamily
+from tests.reference.small_families import small
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import logits_of, patched_logits, z_of
 
@@ -63,3 +64,37 @@ def test_the_window_matters(monkeypatch):
     monkeypatch.setattr(Windowed, "attention", LlamaFamily.attention)
     with pytest.raises(ValueError):
         pcm.Model(mistral(WINDOW))
+
+
+def test_a_prompt_beyond_learned_positions_is_refused():
+    model = pcm.Model(small("gpt2"))
+    tokens = torch.arange(257) % 61
+    with pytest.raises(ValueError, match=r"clean\[0\]: the prompt has 257 tokens, but the model has learned 256 positions"):
+        pcm.patch_heads(model, tokens, tokens.flip(0))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gpt_neox_sequential"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_norm_families_load_from_a_folder(family, dtype, tmp_path):
+    small(family).save_pretrained(tmp_path)
+    model = pcm.Model.from_pretrained(tmp_path, dtype=dtype)
+    assert model.cfg.n_mlp_matrices == 2 and model.cfg.parallel == (family == "gpt_neox")
+    assert model.family.is_plain() and str(model.cfg.dtype).endswith(dtype)
+
+
+@pytest.mark.parametrize("where", ["attn", "mlp.dropout"])
+def test_hooks_that_would_be_ignored_are_refused(where):
+    hf = small("gpt2")
+    hf.transformer.h[1].get_submodule(where).register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=rf"transformer\.h\.1\.{where} carries forward hooks"):
+        pcm.Model(hf)
+
+
+def test_a_hook_on_a_joint_projection_is_honoured():
+    hf = small("gpt2")
+    model, tokens = pcm.Model(hf), torch.arange(20)
+    before = model.run(tokens, positions=-1).logits
+    hf.transformer.h[1].attn.c_attn.register_forward_hook(lambda m, a, out: out * 1.5)
+    after = model.run(tokens, positions=-1).logits
+    assert (after - before).abs().max() > 0.1
+    assert (after[0] - logits_of(hf, tokens)[-1]).abs().max() < 1e-4

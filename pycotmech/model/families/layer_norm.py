@@ -172,13 +172,13 @@ class LayerNormFamily(Family):
         return self.part(l, self.output)
 
     def mlp_out(self, l: int, x: Tensor) -> Tensor:
-        mlp, n = self.layers[l].mlp, self._norm(self.part(l, self.norms[1]), x)
+        mlp, n = self.part(l, "mlp"), self._norm(self.part(l, self.norms[1]), x)
         if not is_exactly(mlp, self.classes["mlp"]):
             return mlp(n[None])[0]
         widen, narrow = (self.part(l, name) for name in self.mlp_parts)
-        hidden, kind = linear(widen, n), type(mlp.act)
-        gelu = kind in _GELU and is_exactly(mlp.act, kind)
-        return linear(narrow, F.gelu(hidden, approximate=_GELU[kind]) if gelu else mlp.act(hidden))
+        hidden, activation = linear(widen, n), self.part(l, "mlp.act")
+        kind = _GELU.get(type(activation)) if is_exactly(activation, *_GELU) else None
+        return linear(narrow, activation(hidden) if kind is None else F.gelu(hidden, approximate=kind))
 
     def final_norm(self, x: Tensor) -> Tensor:
         norm = self.base.get_submodule(self.last_norm)
