@@ -48,6 +48,7 @@ LIBRARIES = {
     "_global_forward_pre_hooks": "torch: as above",
     "_attn_implementation": "transformers: the attention that a model runs on",
     "_can_set_attn_implementation": "transformers: whether it can run on another",
+    "_keys_to_ignore_on_load_unexpected": "transformers: which tensors of a checkpoint a model does not read",
     "_name_or_path": "transformers: where a model came from",
     "_tied_weights_keys": "transformers: which weights are one and the same",
 }

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+Header = tuple[str, tuple[int, ...]]
+"""Dtype and shape of a tensor, as a safetensors file says."""
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_LAYER = re.compile(r"(?:model\.layers|gpt_neox\.layers|transformer\.h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:model\.layers|(?:gpt_neox\.)?layers|(?:transformer\.)?h)\.(\d{1,9})\.")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DERIVED = "rotary_emb.inv_freq"  # a buffer in old Llama checkpoints; it follows from the configuration
 
@@ -45,9 +49,9 @@ def weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has no weights: model.safetensors or model.safetensors.index.json is expected")
 
 
-def read_headers(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def read_headers(files: Iterable[Path]) -> dict[str, Header]:
     """Every tensor's dtype (as safetensors calls it) and shape. Raises ValueError naming a damaged file."""
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    found: dict[str, Header] = {}
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
@@ -64,8 +68,21 @@ def count_layers(names: Iterable[str]) -> int:
     return max((int(found[1]) + 1 for name in names if (found := _LAYER.match(name))), default=0)
 
 
+def named_as_in(model: PreTrainedModel, found: Mapping[str, Header]) -> dict[str, Header]:
+    """The tensors by the names that a model has them under: some checkpoints leave out the name of the trunk, and some hold
+    buffers that transformers does not read."""
+    expected, trunk = model.state_dict().keys(), model.base_model_prefix
+    unread = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    out = {}
+    for name, header in found.items():
+        full = f"{trunk}.{name}" if name not in expected and f"{trunk}.{name}" in expected else name
+        if full in expected or not any(pattern.search(full) for pattern in unread):
+            out[full] = header
+    return out
+
+
 def check_tensors(
-    found: Mapping[str, tuple[str, tuple[int, ...]]],
+    found: Mapping[str, Header],
     expected: Mapping[str, tuple[int, ...]],
     *,
     tied: Iterable[str] = (),

@@ -267,6 +267,7 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
     check_config(fields, source=source, layers=_checkpoint.count_layers(headers))
 
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -277,16 +278,26 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
         raise ValueError(f"{source}/config.json is not a configuration that transformers reads ({reason})") from error
     tied = tuple(blank._tied_weights_keys or ()) if config.tie_word_embeddings else ()
     shapes = {name: tuple(weight.shape) for name, weight in blank.state_dict().items()}
-    _checkpoint.check_tensors(headers, shapes, tied=tied, source=source)
-    with _without_progress_bars():
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-        )
+    rewritten = any(get_checkpoint_conversion_mapping(name) for name in (config.model_type, type(blank).__name__))
+    if not rewritten:
+        _checkpoint.check_tensors(_checkpoint.named_as_in(blank, headers), shapes, tied=tied, source=source)
+    # Otherwise the file has other tensors than the model, such as one for each expert: what came of them is checked below.
+    try:
+        with _without_progress_bars():
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except RuntimeError as error:
+        if not rewritten:
+            raise
+        raise ValueError(
+            f"the tensors in {source} do not match its configuration: transformers cannot make the model's of them"
+        ) from error
     model, info = found
     _checkpoint.check_loading_info(info, source=source)
     _checkpoint.check_finite(model, source=source)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import pycotmech as pcm
 from pycotmech.model.families import registry
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.llama import LlamaFamily
-from tests.reference.small_families import small
+from tests.reference.small_families import FAMILIES, small
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import logits_of, patched_logits, z_of
 
@@ -73,13 +74,39 @@ def test_a_prompt_beyond_learned_positions_is_refused():
         pcm.patch_heads(model, tokens, tokens.flip(0))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gpt_neox_sequential"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_layer_norm_families_load_from_a_folder(family, dtype, tmp_path):
-    small(family).save_pretrained(tmp_path)
-    model = pcm.Model.from_pretrained(tmp_path, dtype=dtype)
-    assert model.cfg.n_mlp_matrices == 2 and model.cfg.parallel == (family == "gpt_neox")
-    assert model.family.is_plain() and str(model.cfg.dtype).endswith(dtype)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "windowed"])
+def test_every_family_loads_from_a_folder(family, tmp_path):
+    hf = small(family)
+    hf.save_pretrained(tmp_path)
+    model = pcm.Model.from_pretrained(tmp_path)
+    tokens = torch.arange(20)
+    assert (model.run(tokens, positions=-1).logits[0] - logits_of(hf, tokens)[-1]).abs().max() < 1e-4
+    assert model.family.is_plain() and str(pcm.Model.from_pretrained(tmp_path, dtype="bfloat16").cfg.dtype) == "torch.bfloat16"
+
+
+def test_gpt2_as_its_first_checkpoints_have_it(tmp_path):
+    """Without the name of the trunk, and with the masks of attention as buffers."""
+    hf = small("gpt2")
+    hf.save_pretrained(tmp_path)
+    weights = {name.removeprefix("transformer."): w for name, w in load_file(tmp_path / "model.safetensors").items()}
+    masks = {f"h.{l}.attn.bias": torch.ones(1, 1, 256, 256).tril() for l in range(3)}
+    save_file(weights | masks, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = pcm.Model.from_pretrained(tmp_path)
+    tokens = torch.arange(20)
+    assert (model.run(tokens, positions=-1).logits[0] - logits_of(hf, tokens)[-1]).abs().max() < 1e-4
+    del weights["h.1.attn.c_proj.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 missing: transformer\.h\.1\.attn\.c_proj\.bias"):
+        pcm.Model.from_pretrained(tmp_path)
+
+
+def test_experts_that_a_checkpoint_lacks_are_named(tmp_path):
+    small("mixtral").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if "experts" in name)
+    save_file({k: w for k, w in weights.items() if k != gone}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="do not match its configuration"):
+        pcm.Model.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["attn", "mlp.dropout"])

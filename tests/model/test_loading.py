@@ -177,9 +177,9 @@ def test_code_in_a_folder_does_not_run_unless_asked_for(tmp_path):
 
 def test_another_family_is_refused_before_its_weights_are_read(tmp_path):
     folder, _ = saved(tmp_path)
-    edit_config(folder, model_type="gpt2")
+    edit_config(folder, model_type="mamba2")
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is of model_type 'gpt2'; supported: .*llama, ministral"):
+    with pytest.raises(ValueError, match=r"is of model_type 'mamba2'; supported: .*llama, ministral"):
         load(folder)
 
 

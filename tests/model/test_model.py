@@ -177,10 +177,11 @@ def test_weights_that_are_not_finite():
 
 
 def test_unsupported():
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import OPTConfig, OPTForCausalLM
 
-    with pytest.raises(ValueError, match=r"model_type 'gpt2'; supported: .*llama"):
-        pcm.Model(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11)))
+    with pytest.raises(ValueError, match=r"model_type 'opt'; supported: .*llama"):
+        sizes = dict(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, ffn_dim=8, word_embed_proj_dim=8)
+        pcm.Model(OPTForCausalLM(OPTConfig(vocab_size=11, **sizes)))
     hf = tiny_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
     with pytest.raises(NotImplementedError, match="rope_type 'dynamic'"):
         pcm.Model(hf)
