@@ -30,6 +30,7 @@ _EXPORTS = {
     "AttentionSummary": "pycotmech.attention",
     "Attribution": "pycotmech.patching",
     "Edit": "pycotmech.patching",
+    "HeadInteractions": "pycotmech.patching",
     "HeadLogits": "pycotmech.lens",
     "HeadScores": "pycotmech.attention",
     "LogitLens": "pycotmech.lens",
@@ -46,6 +47,7 @@ _EXPORTS = {
     "attribute_heads": "pycotmech.patching",
     "capture_attention": "pycotmech.attention",
     "check_pair": "pycotmech.patching",
+    "head_interactions": "pycotmech.patching",
     "head_logits": "pycotmech.lens",
     "head_scores": "pycotmech.attention",
     "knock_out_edges": "pycotmech.patching",
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import Agreement as Agreement
     from pycotmech.patching import Attribution as Attribution
     from pycotmech.patching import Edit as Edit
+    from pycotmech.patching import HeadInteractions as HeadInteractions
     from pycotmech.patching import Knockout as Knockout
     from pycotmech.patching import PairReport as PairReport
     from pycotmech.patching import PathSweep as PathSweep
@@ -104,6 +107,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import ablate_heads as ablate_heads
     from pycotmech.patching import attribute_heads as attribute_heads
     from pycotmech.patching import check_pair as check_pair
+    from pycotmech.patching import head_interactions as head_interactions
     from pycotmech.patching import knock_out_edges as knock_out_edges
     from pycotmech.patching import patch_heads as patch_heads
     from pycotmech.patching import patch_heads_each as patch_heads_each

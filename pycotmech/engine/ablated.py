@@ -125,6 +125,33 @@ class AblatedRuns:
             out.append(forward_packed(self.family, suffixes, past, read=read, edit_z=edit, upto=self.upto).resid_final)
         return torch.cat(out)
 
+    def final_each(self, sets: Tensor) -> Tensor:
+        """`final` of several sets of heads: bool [N, L, H] -> [N, sum of reads, d].
+
+        Where the shared prefix is the same for all sets (`everywhere` is False, or nothing is shared), prompts of several sets
+        go through the layers together. Cost: as N calls of `final`.
+        """
+        if self.everywhere and self.shared:
+            return torch.stack([self.final(heads) for heads in sets])
+        P, past = self.shared, self._past(torch.zeros_like(sets[0]))
+        todo = [(n, i) for n in range(len(sets)) for i in range(len(self.prompts))]
+        out, a = [], 0
+        while a < len(todo):
+            b, rows = a, 0
+            while b < len(todo) and (b == a or (rows + len(self.prompts[todo[b][1]]) - P) * self.row_bytes <= self.budget):
+                rows += len(self.prompts[todo[b][1]]) - P
+                b += 1
+            suffixes = [self.prompts[i][P:] for _, i in todo[a:b]]
+            lengths = torch.tensor([len(s) for s in suffixes])
+            starts = (lengths.cumsum(0) - lengths).tolist()
+            read = torch.tensor([at + r - P for at, (_, i) in zip(starts, todo[a:b]) for r in self.reads[i]])
+            roles = torch.cat([self.roles[i][P:] for _, i in todo[a:b]]) if self.roles else None
+            of_row = torch.repeat_interleave(torch.tensor([n for n, _ in todo[a:b]]), lengths)
+            edit = _replacing_by_row(sets, of_row.to(self.family.device), self.fill, roles)
+            out.append(forward_packed(self.family, suffixes, past, read=read, edit_z=edit, upto=self.upto).resid_final)
+            a = b
+        return torch.cat(out).unflatten(0, (len(sets), -1))
+
     def _past(self, heads: Tensor) -> KeyValues | None:
         if not self.shared:
             return None
@@ -159,5 +186,20 @@ def replacing(heads: Tensor, fill: Tensor | None, roles: Tensor | None) -> EditZ
             assert roles is not None
             z[:, chosen] = fill[l][:, chosen][roles if rows is None else roles[rows]]
         return z
+
+    return edit
+
+
+def _replacing_by_row(sets: Tensor, of_row: Tensor, fill: Tensor | None, roles: Tensor | None) -> EditZ:
+    """As `replacing`, with a set of heads for each row: sets bool [N, L, H], of_row integers [R] in 0..N-1."""
+    by_layer = sets.transpose(0, 1).to(of_row.device)  # [L, N, H]
+
+    def edit(l: int, z: Tensor, rows: Tensor | None) -> Tensor:
+        at = of_row if rows is None else of_row[rows]
+        chosen = by_layer[l][at][..., None]  # [R, H, 1]
+        if fill is None:
+            return z.masked_fill_(chosen, 0)
+        assert roles is not None
+        return torch.where(chosen, fill[l][roles if rows is None else roles[rows]], z)
 
     return edit

@@ -185,3 +185,31 @@ def effect_label(metric: str, direction: str, normalised: bool) -> str:
     if not normalised:
         return f"change of {name}"
     return f"share of {name} {'restored' if direction == 'denoise' else 'destroyed'}"
+
+
+def interaction_figure(
+    grids: Sequence[NDArray],
+    names: Sequence[Sequence[str]],
+    titles: Sequence[str],
+    *,
+    title: str,
+    lines: Sequence[str],
+    label: str,
+    path: str | PathLike | None = None,
+) -> Figure:
+    """Square maps [unit, unit] side by side on one scale, with the names of their units on both axes; NaN is grey."""
+    columns = min(3, len(grids))
+    rows = math.ceil(len(grids) / columns)
+    size = min(max(2.0, 0.19 * max(len(n) for n in names) + 0.8), 5.0)
+    figure = Figure(figsize=(max(5.0, columns * (size + 0.3) + 1.3), rows * (size + 0.35) + 1.0), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    limit, image = colour_limit(*grids), None
+    for axis in axes.flat[len(grids) :]:
+        axis.set_visible(False)
+    for axis, grid, units, what in zip(axes.flat, grids, names, titles, strict=False):
+        image = draw_map(axis, grid, limit)
+        axis.set_xticks(range(len(units)), units, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(units)), units, fontsize=6)
+        axis.set_title(what, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015).set_label(label)  # type: ignore[arg-type]
+    return finished(figure, title, lines, path=path)

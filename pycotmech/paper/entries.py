@@ -5,25 +5,28 @@ from __future__ import annotations
 from pycotmech.cot import analyses
 from pycotmech.cot.tools.registry import Description
 
-ENTRIES: tuple[Description, ...] = analyses.described()
+ENTRIES: tuple[Description, ...] = tuple(d for d in analyses.described() if not d.on_request)
+ON_REQUEST: tuple[Description, ...] = tuple(d for d in analyses.described() if d.on_request)
+"""Analyses that are made where they are named: they go beyond the paper, and take longer than its own."""
 
 
 def chosen(only: tuple[str, ...] | None) -> list[Description]:
-    """The analyses to run, in order: all, or those named (by name or by the paper's number) with what they need.
+    """The analyses to run, in order: all of `ENTRIES`, or those named (by name or number) with what they need.
 
     Raises ValueError naming the argument.
     """
     if only is None:
         return list(ENTRIES)
-    known = {e.name: e for e in ENTRIES}
+    every = (*ENTRIES, *ON_REQUEST)
+    known = {e.name: e for e in every}
     names: set[str] = set()
     for word in only:
-        found = [e.name for e in ENTRIES if word == e.name or word.upper() == e.source]
+        found = [e.name for e in every if word == e.name or word.upper() == e.source]
         if not found:
-            raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1 to E12")
+            raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1 to E13")
         names |= set(found)
     if not names:
         raise ValueError(f"only: got none; expected some of {', '.join(known)}")
     while more := {n for name in names for n in known[name].needs} - names:
         names |= more
-    return [e for e in ENTRIES if e.name in names]
+    return [e for e in every if e.name in names]

@@ -16,7 +16,7 @@ from pycotmech.files.arrays import DamagedData, open_group
 from pycotmech.files.write import replacing, subfolder, write_text
 from pycotmech.paper import plan as planning
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
-from pycotmech.paper.entries import ENTRIES, chosen
+from pycotmech.paper.entries import ENTRIES, ON_REQUEST, chosen
 from pycotmech.paper.summary import write_summary
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
@@ -138,8 +138,9 @@ def _run(
             _write_json(folder / ABOUT, facts)
             done[entry.name] = result
             say(str(result))
-        others = {e.name: _kept(folder, e, identity, progress) for e in ENTRIES if e.name not in done and e not in entries}
-        results = {e.name: r for e in ENTRIES if (r := done.get(e.name) or others.get(e.name)) is not None}
+        every = (*ENTRIES, *ON_REQUEST)
+        others = {e.name: _kept(folder, e, identity, progress) for e in every if e.name not in done and e not in entries}
+        results = {e.name: r for e in every if (r := done.get(e.name) or others.get(e.name)) is not None}
         verdicts = [(claim, claim.verdict(results)) for claim in CLAIMS]
         write_summary(
             folder, model=model, right=right, plan=plan, results=results, verdicts=verdicts, costs=costs, failures=failures

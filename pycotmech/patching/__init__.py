@@ -1,7 +1,7 @@
 """Activation patching: exact sweeps over heads, positions and examples.
 
-The public functions are in `heads`, `residual`, `paths`, `sweep`, `ablate`, `knockout` and `attribution`. A sweep over pairs
-takes these steps:
+The public functions are in `heads`, `residual`, `paths`, `sweep`, `ablate`, `knockout`, `interactions` and
+`attribution`. A sweep over pairs takes these steps:
 1. `question` checks what is asked.
 2. `pair_layout` (`path_layout`) says which variants answer it.
 3. `chunks` runs the prompts, as many together as fit; `pair_sweep` (`path_sweep`) evaluates their variants.
@@ -17,6 +17,7 @@ from pycotmech.patching.ablate import ablate_heads
 from pycotmech.patching.attribution import Agreement, Attribution, attribute_heads
 from pycotmech.patching.edits import Edit, Variant
 from pycotmech.patching.heads import patch_heads, patch_heads_each, plan_heads
+from pycotmech.patching.interactions import HeadInteractions, head_interactions
 from pycotmech.patching.knockout import knock_out_edges
 from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.path_results import PathSweep
@@ -30,6 +31,7 @@ __all__ = [
     "Agreement",
     "Attribution",
     "Edit",
+    "HeadInteractions",
     "Knockout",
     "PairReport",
     "PathSweep",
@@ -40,6 +42,7 @@ __all__ = [
     "ablate_heads",
     "attribute_heads",
     "check_pair",
+    "head_interactions",
     "knock_out_edges",
     "patch_heads",
     "patch_heads_each",

@@ -108,6 +108,7 @@ class Description:
     claims: names of the claims of the paper that it helps to decide (`pycotmech.paper.claims`).
     steps: whether it is made on the steps of examples. It is called as `Given.call` does;
     how: if given, makes the result from a `Given` instead.
+    on_request: whether `pycotmech paper` makes it only where it is named.
     """
 
     result: type[Analysis]
@@ -119,6 +120,7 @@ class Description:
     order: int = 0
     steps: bool = True
     how: Callable[[Given, Progress | None], Analysis] | None = None
+    on_request: bool = False
 
     @property
     def name(self) -> str:
@@ -131,7 +133,7 @@ class Description:
 
     @property
     def source(self) -> str:
-        """The experiment in docs/protocol.md, "E1" to "E12"."""
+        """The experiment in docs/protocol.md, "E1" to "E13"."""
         return re.split(r"\W", self.result.source)[0]
 
     def run(self, given: Given, progress: Progress | None = None) -> Analysis:
