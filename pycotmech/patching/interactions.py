@@ -39,8 +39,9 @@ N_PARTS = 3
 class HeadInteractions:
     """Effects of units, alone and in pairs. A unit is a head or a set of heads. B pairs of prompts, U units.
 
-    units: the heads of each. single: float64 [B, U], how the metric changes from the base run if the unit alone takes its values
-    from the source run; joint [B, U, U]: if two units do, symmetric, NaN on the diagonal and for pairs that were not asked for.
+    units: the heads of each. single: float64 [B, U], how the metric changes from the base run if the unit alone takes its
+    values from the source run; joint [B, U, U]: if two units do, symmetric, NaN on the diagonal and for pairs that were not
+    asked for.
     clean_metric, corrupted_metric [B]. normalized: whether `effect`, `interaction` and `given` are shares of the difference of
     the two runs, positive towards the source run (ratios of means over pairs of prompts); otherwise changes of the metric.
     noise_floor: bounds what rounding does to an interaction, on their scale: three times that of an effect.

@@ -178,3 +178,18 @@ def test_a_run_can_end_below_the_top(case, upto):
     assert packed.sites["resid_post"].shape[0] == packed.k.shape[0] == upto
     with pytest.raises(ValueError, match="upto: got 0"):
         AblatedRuns(model.family, prompts, reads, shared=P, upto=0)
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "suffix"])
+@pytest.mark.parametrize("kind", ["mean", "zero"])
+def test_several_sets_together_are_each_by_itself(case, everywhere, kind):
+    _, hf64, prompts, reads, roles, fill = case
+    family, several = pcm.Model(hf64, check=False).family, torch.stack(list(sets().values()))
+    arguments = dict(shared=P, everywhere=everywhere)
+    arguments |= dict(fill=fill, roles=roles) if kind == "mean" else {}
+    together = AblatedRuns(family, prompts, reads, **arguments)
+    apart = AblatedRuns(family, prompts, reads, memory_gb=together.row_bytes * 20 / 2**30, **arguments)
+    expected = torch.stack([together.final(heads) for heads in several])
+    for runs in (together, apart):
+        assert (runs.final_each(several) - expected).abs().max() < 1e-12
+    assert (expected[0] - expected[1]).abs().max() > 1e-3

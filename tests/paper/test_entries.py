@@ -15,7 +15,7 @@ from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.registry import COMPARED, Given
 from pycotmech.model.config import layer_flop
 from pycotmech.paper import CLAIMS, ENTRIES
-from pycotmech.paper.entries import chosen
+from pycotmech.paper.entries import ON_REQUEST, chosen
 from pycotmech.paper.plan import CostPlan, Line, make, measured_speed, shown_time
 from tests.reference.tiny import tiny_llama
 
@@ -31,6 +31,8 @@ def test_what_an_entry_needs_comes_before_it():
         assert getattr(cot, entry.name) is entry.function and entry.function.__name__ == entry.name
         assert entry.title and entry.function.__module__ == f"pycotmech.cot.analyses.{entry.name}"
     assert {e.source for e in ENTRIES} == {f"E{i}" for i in range(1, 13)}
+    assert {e.source for e in ON_REQUEST} == {"E13"} and not {e.name for e in chosen(None)} & {e.name for e in ON_REQUEST}
+    assert all(getattr(cot, e.name) is e.function for e in ON_REQUEST)
     assert all(claim.needs for claim in CLAIMS)
     assert {name for entry in ENTRIES for name in entry.claims} == {claim.name for claim in CLAIMS}
 
@@ -43,6 +45,8 @@ def test_what_an_entry_needs_comes_before_it():
         (("E2",), ["patch_steps", "induction_heads"]),
         (("remove", "E3"), ["patch_steps", "decision_heads", "copy_heads", "remove"]),
         (("answer_sources",), ["information_flow", "answer_sources"]),
+        (("circuits",), ["patch_steps", "circuits"]),
+        (("E13",), ["patch_steps", "circuits", "head_interactions"]),
     ],
 )
 def test_named_entries_bring_what_they_need(only, names):

@@ -105,8 +105,9 @@ def test_a_head_that_acts_through_another_interacts_with_it():
     assert found.given[0, 1] == pytest.approx(0, abs=0.03) and found.given[0, 2] == pytest.approx(1, abs=0.05)
     twice = planted.parallel()
     shown = twice.prompts(3)
+    writers = [twice.heads["question"], twice.heads["generated"]]
     apart = pcm.head_interactions(
-        twice.model, [p.tokens for p in shown], [p.corrupted for p in shown], [twice.heads["question"], twice.heads["generated"]],
+        twice.model, [p.tokens for p in shown], [p.corrupted for p in shown], writers,
         answer=[p.answer for p in shown], wrong=[p.wrong for p in shown],
     )  # fmt: skip
     assert_allclose(apart.effect, [0.5, 0.5], atol=0.03)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from pycotmech.cot.tools.ablation import Kind, Mean, Positions
 from pycotmech.cot.tools.cells import Cell, Cells, choose
 from pycotmech.cot.tools.checks import between, one_of
 from pycotmech.cot.tools.circuit_search import (
-    N_SIZES,
     Against,
     Head,
     KeptLogits,
@@ -57,8 +56,8 @@ class Circuits(Analysis):
     data: `kept` [step, layer, head], the circuit; `full`, `circuit`, `empty` [example, step], F of the whole model M, of C and
     of no head; `random` [draw, example, step], F of sets with as many heads in each layer; `held_out` [example, step], 1 where
     an example was not used to find the circuit, NaN where a step does not count;
-    `subset_heads` [subset, step, layer, head], the subsets K that completeness is measured with, `circuit_without`, `full_without`
-    [subset, example, step], F(C less K) and F(M less K);
+    `subset_heads` [subset, step, layer, head], the subsets K that completeness is measured with, `circuit_without`,
+    `full_without` [subset, example, step], F(C less K) and F(M less K);
     `minimality` [example, step, layer, head], F(C less K and v) - F(C less K) for each head v of C, with a K of its own, NaN
     for all other heads; `evaluations` [step], sets that were run on the examples to choose on; `finished` [step], 1 if no
     head could be left out any more, 0 if the budget ended the search; `separate` [step], 1 if it was chosen on other examples.
@@ -209,9 +208,9 @@ class Circuits(Analysis):
             ended = "" if row["finished"] else "; the budget ended the search, so that fewer may do"
             lines.append(
                 f"{text} do {row['share']:.2f}{inside} of what the model does; {n} random sets with as many in each layer do "
-                f"{row['random']:.2f} (p = {row['p']:.2f}); with any of {self.data.sizes['subset']} subsets left out of both they "
-                f"differ by at most {row['gap']:.2f}; the intervals of {row['needed']} of {row['heads']} heads show that they are "
-                f"needed{ended}"
+                f"{row['random']:.2f} (p = {row['p']:.2f}); with any of {self.data.sizes['subset']} subsets left out of both, "
+                f"they differ by at most {row['gap']:.2f}; the intervals of {row['needed']} of {row['heads']} heads show that "
+                f"the circuit needs them{ended}"
             )
         s = self.about["settings"]
         return [*lines, f"all other heads are replaced by {s['replaced_by']}, {s['where']}"]
@@ -276,7 +275,8 @@ def circuits(
         if kind == "mean":
             means = mean if isinstance(mean, HeadMeans) else head_means(model, examples, over=mean, n=n_mean, seed=seed)
         if scores is None:
-            scores = patch_steps(model, examples, steps=cells.steps, right=_choosing(cells, halves), seed=seed, memory_gb=memory_gb)
+            used = _choosing(cells, halves)
+            scores = patch_steps(model, examples, steps=cells.steps, right=used, seed=seed, memory_gb=memory_gb)
         check_scores(scores, model, cells)
         options = dict(
             shared=len(examples.shared_ids), means=means, everywhere=positions == "all", against=against, memory_gb=memory_gb
@@ -298,8 +298,8 @@ def circuits(
     replaced = "zero" if means is None else str(means)
     where = "after the few-shot block" if positions == "suffix" else "at every position"
     words = (
-        f"F is the mean logit difference of the answer and its {against}; heads outside of the circuit are ablated {where}; chosen "
-        f"within {tolerance:.0%} of F(M) - F(no head) on one half of the examples, reported on the other"
+        f"F is the mean logit difference of the answer and its {against}; heads outside of the circuit are ablated {where}; "
+        f"chosen within {tolerance:.0%} of F(M) - F(no head) on one half of the examples, reported on the other"
     )
     settings = dict(
         tolerance=tolerance, evaluations=evaluations, n_random=n_random, against=against, kind=kind, replaced_by=replaced,
@@ -388,7 +388,7 @@ class _Made:
         heads = members(kept)
         subsets = np.stack([kept & (rng.random(self.shape) < 0.5) for _ in range(n_subsets)])
         random = np.stack([layer_matched(kept, rng) for _ in range(len(self.random))])
-        # The K of each head: the empty set or the random subset with which its absence changes most, where the circuit was found.
+        # The K of each head: the empty set or the random subset with which its absence changes most, on the choosing half.
         tried = np.concatenate((nothing(self.shape)[None], subsets))
         own = np.stack([tried & ~(kept & ~but(kept, [v])) for v in heads])  # [heads, tried, L, H]
         with_v, without_v = kept & ~own, np.stack([but(kept, [v]) & ~k for v, k in zip(heads, own, strict=True)])
@@ -446,19 +446,18 @@ def cost(
     workload: Workload,
     *,
     steps: int = 10,
-    heads: int = 16,
-    evaluations: int = 300,
+    heads: int = 8,
+    sets: float = 120,
     n_random: int = 20,
     n_subsets: int = 8,
-    n_greedy: int = 3,
     n_mean: int = N_PROMPTS,
     scores: bool = True,
 ) -> Cost:
-    """Predicted, at most: of circuits of `heads` heads that take all `evaluations`, ablated after the few-shot block. scores:
-    whether single effects are given; otherwise those of half of the examples are made."""
+    """Predicted, of circuits of `heads` heads that take `sets` runs on the examples to choose on (as many as a circuit of 8
+    heads takes about; one of n heads takes 2 n and more for each time that heads are left out), ablated after the few-shot
+    block. scores: whether single effects are given; otherwise those of half of the examples are made."""
     own = workload.length - workload.shared
     share = 1.0 if workload.examples < bootstrap.HALVED else 0.5
-    sets = N_SIZES + evaluations + 2 * heads * n_greedy + 2 * heads * n_subsets
     reported = 3 + n_random + 2 * (n_subsets + 1) + 2 * heads
     rows = share * workload.cells * own * (sets + reported) + steps * workload.shared
     total = rows_cost(cfg, rows, forwards=share * workload.cells * (sets + reported))

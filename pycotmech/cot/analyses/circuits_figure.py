@@ -24,8 +24,8 @@ def circuits_figure(
     lines: Sequence[str],
     path: str | PathLike | None = None,
 ) -> Figure:
-    """Left: what each step's circuit does of what the model does, with its interval, and random sets. Right: F(C less K) against
-    F(M less K), a dot for each subset and step.
+    """Left: what each step's circuit does of what the model does, with its interval, and random sets. Right: F(C less K)
+    against F(M less K), a dot for each subset and step.
 
     share: mean, low, high [step]. random [draw, step]. full, circuit [subset, step].
     """

@@ -29,7 +29,8 @@ N_SIZES = 16
 class KeptLogits:
     """F of Wang et al. 2022: the logit difference answer - other word, of each of n cells, with sets of heads kept.
 
-    shared: tokens of the few-shot block. means: what the other heads are replaced by; None: zero. everywhere: whether heads are ablated in the few-shot block too.
+    shared: tokens of the few-shot block. means: what the other heads are replaced by; None: zero. everywhere: whether heads
+        are ablated in the few-shot block too.
     against: the other word: "counterfactual": the word that is right in the corrupted prompt, which need not stand in the clean
         one; "competitor": of the words that answer the example's other steps, the one that the whole model finds likeliest.
     Raises ValueError where an example has no competitor. What was asked before is known.
