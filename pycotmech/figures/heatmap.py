@@ -211,5 +211,6 @@ def interaction_figure(
         axis.set_xticks(range(len(units)), units, rotation=90, fontsize=6)
         axis.set_yticks(range(len(units)), units, fontsize=6)
         axis.set_title(what, fontsize=9)
+        axis.invert_yaxis()
     figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015).set_label(label)  # type: ignore[arg-type]
     return finished(figure, title, lines, path=path)

@@ -180,7 +180,7 @@ class Circuits(Analysis):
         from pycotmech.figures.heatmap import maps_figure
 
         found = self.minimality()["mean"]
-        span = np.abs((self.held("full") - self.held("empty")).mean("example"))
+        span = abs((self.held("full") - self.held("empty")).mean("example"))
         share = (-found / span.where(span > 0)).transpose("step", "layer", "head")
         shown = [i for i in range(share.sizes["step"]) if bool(self.data["kept"].isel(step=i).any())]
         kinds, steps = self.data["kind"].values, self.data["step"].values

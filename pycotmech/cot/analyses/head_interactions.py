@@ -142,10 +142,9 @@ class HeadInteractions(Analysis):
         """The effect of the most negative head of each step, alone and once a layer below has its corrupted values."""
         from pycotmech.cot.analyses.head_interactions_figure import negative_figure
 
-        found = [(i, *told) for i, *told in self._negative_heads()]
         given, alone = self.given_layer(), self.negative()
         return negative_figure(
-            [(title, alone.isel(step=i), given.isel(step=i)) for i, title, *_ in found],
+            [(title, alone.isel(step=i), given.isel(step=i)) for i, title, _ in self._negative_heads()],
             title=f"{self.about['model']}: heads that work against the answer, and what they answer to",
             lines=self.small_print("negative", "line: the head alone; dots: with all heads of a layer corrupted; "),
             path=path,
@@ -160,18 +159,17 @@ class HeadInteractions(Analysis):
 
     def findings(self) -> list[str]:
         """For each step the clearest interactions; what takes away the effect of the most negative head."""
-        lines, table = [], self.table()
-        for step in dict.fromkeys(table["step"] if len(table) else []):
-            rows = table[table["step"] == step]
-            clear = rows[rows["clear"]]
-            first = clear.reindex(clear["interaction"].abs().sort_values(ascending=False).index).head(SHOWN)
+        lines, table = [], self.table().to_dict("records")
+        for step in dict.fromkeys(row["step"] for row in table):
+            rows = [row for row in table if row["step"] == step]
+            clear = [row for row in rows if row["clear"]]
+            first = sorted(clear, key=lambda row: -abs(row["interaction"]))[:SHOWN]
             told = [
-                f"{r['a']} and {r['b']} {r['interaction']:+.2f}{bootstrap.ends(r['low'], r['high'], '{:+.2f}')}"
-                for r in first.to_dict("records")
+                f"{r['a']} and {r['b']} {r['interaction']:+.2f}{bootstrap.ends(r['low'], r['high'], '{:+.2f}')}" for r in first
             ]
             what = f": {'; '.join(told)}" if told else ""
             lines.append(
-                f"step {step} (n = {rows['n'].max()}): of {len(rows)} pairs {len(clear)} have an interaction whose interval "
+                f"step {step} (n = {max(row['n'] for row in rows)}): of {len(rows)} pairs {len(clear)} have an interaction whose interval "
                 f"lies beyond 0 and the noise floor (about {math.ceil(len(rows) / 20)} may by chance){what}"
             )
         return [*lines, *(self._against(i, words, l) for i, words, l in self._negative_heads())]
