@@ -169,8 +169,8 @@ class HeadInteractions(Analysis):
             ]
             what = f": {'; '.join(told)}" if told else ""
             lines.append(
-                f"step {step} (n = {max(row['n'] for row in rows)}): of {len(rows)} pairs {len(clear)} have an interaction whose "
-                f"interval lies beyond 0 and the noise floor (about {math.ceil(len(rows) / 20)} may by chance){what}"
+                f"step {step} (n = {rows[0]['n']}): of {len(rows)} pairs {len(clear)} have an interaction whose interval lies "
+                f"beyond 0 and the noise floor (about {math.ceil(len(rows) / 20)} may by chance){what}"
             )
         return [*lines, *(self._against(i, words, l) for i, words, l in self._negative_heads())]
 
