@@ -151,6 +151,12 @@ class Circuit:
             mlp.down_proj.weight[space(target).start + following, neuron] = weight / gate
         self._neurons[layer] = len(successor)
 
+    def readout(self, successor: Mapping[int, int], *, weight: float = 4.0) -> None:
+        """The unembedding reads a word of the token space as its successor, not as itself."""
+        self.hf.lm_head.weight[:, space("token")] = 0
+        for word, following in successor.items():
+            self.hf.lm_head.weight[following, space("token").start + word] = weight
+
     # ---- the rest --------------------------------------------------------------------------------------------------
 
     def finish(self, dtype: torch.dtype, name: str) -> pcm.Model:

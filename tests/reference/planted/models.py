@@ -165,7 +165,7 @@ def _one_concept(g: torch.Generator, length: int = 14) -> Prompt:
 
 def bigram(
     *,
-    table: int = 1,
+    table: int | None = 1,
     previous: Head = (0, 2),
     writer: Head = (4, 1),
     n_layers: int = 6,
@@ -175,16 +175,21 @@ def bigram(
 ) -> Planted:
     """An early MLP knows what follows each word; a later head copies what followed it in the prompt, and is louder.
 
+    table: the layer of that MLP; None: the embedding and the unembedding know it, as of pretrained models they do.
+
     On repeated prompts the lens shows the known next word behind layers table .. writer - 1, the prompt's from the
     writer's layer on: layers["rift"] is the first at which the prompt wins.
     """
-    if not table < writer[0]:
+    if table is not None and not table < writer[0]:
         raise ValueError("table: its layer must lie below the writer's")
     c = Circuit(n_layers=n_layers, n_heads=n_heads, seed=seed)
     g = torch.Generator().manual_seed(seed + 1)
     order = _draw(CONTENT, len(CONTENT), g)
     successor = dict(zip(order, order[1:] + order[:1], strict=True))
-    c.table(table, "token", "prior", successor)
+    if table is None:
+        c.readout(successor)
+    else:
+        c.table(table, "token", "prior", successor)
     _previous_token(c, previous)
     _induction(c, writer, 1.0)
     return Planted(
@@ -193,7 +198,7 @@ def bigram(
         {"previous": previous, "writer": writer},
         lambda generator: _cycle(generator, successor),
         looks={"writer": "answer"},
-        layers={"table": table, "rift": writer[0]},
+        layers={"rift": writer[0]} | ({} if table is None else {"table": table}),
         table=successor,
     )
 

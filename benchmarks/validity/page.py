@@ -1,0 +1,161 @@
+"""docs/validity.md, from the results of a folder and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.validity import kept
+from benchmarks.validity.claims import BORNE_OUT, NOT_BORNE_OUT, NOT_DECIDED
+from benchmarks.validity.judge import LARGE, NULLS, PLANTED, allowed, claims_of, counted, failures
+from pycotmech.paper import CLAIMS
+
+TITLES = {
+    "coverage": "How often intervals hold the truth",
+    "levels": "How often tests find something where there is nothing",
+    "recovery": "Planted circuits that are recovered",
+}
+INTROS = {
+    "coverage": (
+        "Samples are drawn from a known distribution; an interval of level 95 % has to hold the true value in 90 to 97 % of "
+        "them. {about}"
+    ),
+    "levels": "Samples are drawn in which the tested effect is zero; a test of level 5 % may reject in about 5 % of them. {about}",
+    "recovery": (
+        "Every circuit was written into the weights by hand. Each is drawn several times with other noise, in every second "
+        "draw at other heads. Recovered: the analysis names exactly what was planted. {about}"
+    ),
+}
+
+
+def written(folder: Path) -> str:
+    """The page. Raises ValueError if the folder holds no results."""
+    models, tables = kept.models(folder), kept.tables(folder)
+    if not models and not tables:
+        raise ValueError(f"out: {folder} holds no results; expected a folder of `python -m benchmarks.validity`")
+    parts = ["# What claims, intervals and tests say where the truth is known", "", _intro(models, tables), ""]
+    if any(m["part"] == NULLS for m in models):
+        parts += ["## Claims on random models", "", _nulls_intro(models), "", _verdicts(models, NULLS), ""]
+        parts += _examples(models)
+    if any(m["part"] == PLANTED for m in models):
+        parts += ["## Claims on models in which they were planted", "", _PLANTED_INTRO, "", _positives(models), ""]
+    if any(m["part"] == LARGE for m in models):
+        parts += ["## Claims on random models of SmolLM2-135M's shape", "", _large_intro(models), "", _verdicts(models, LARGE), ""]
+    for name, found in tables.items():
+        about = ", ".join(f"{key}: {value}" for key, value in found.items() if key not in ("rows", "made"))
+        intro = INTROS.get(name, "{about}").format(about=about[:1].upper() + about[1:] + "." if about else "").strip()
+        parts += [f"## {TITLES.get(name, name)}", "", intro, "", _simulation(found["rows"]), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _intro(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> str:
+    wrong = failures(models, tables)
+    said = "Everything on this page holds." if not wrong else "What does not hold:\n\n" + "\n".join(f"* {x}" for x in wrong)
+    made = [m["made"] for m in models] + [t["made"] for t in tables.values()]
+
+    def values(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(m[key]) for m in made))
+
+    dates = sorted({m["date"] for m in made})
+    return "\n".join(
+        [
+            "This page is generated: `make nulls` runs what stands on it (`python -m benchmarks.validity`), and "
+            "`python -m benchmarks.validity --page` writes it.",
+            "A claim that is borne out by random weights says nothing about a trained model, and neither does one that is not "
+            "borne out where it is true.",
+            "",
+            said,
+            "",
+            f"pycotmech {values('pycotmech')} (commit {values('commit')}), torch {values('torch')}, transformers "
+            f"{values('transformers')}, numpy {values('numpy')}, Python {values('python')}; {values('processor')}; "
+            f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}.",
+        ]
+    )
+
+
+def _nulls_intro(models: Sequence[Mapping[str, Any]]) -> str:
+    mine = [m for m in models if m["part"] == NULLS]
+    settings, shapes = mine[0]["settings"], [m["shape"] for m in mine]
+    flat = sum(s["attention"] == "flat" for s in shapes)
+    steps = "all steps" if settings["steps"] is None else f"steps {', '.join(map(str, settings['steps']))}"
+    n = len(mine)
+    return (
+        f"{n} Llama models with random weights, seeds {min(m['seed'] for m in mine)} to {max(m['seed'] for m in mine)}: "
+        f"{_range(s['n_layers'] for s in shapes)} layers, {_range(s['n_heads'] for s in shapes)} heads on "
+        f"{_range(s['n_key_value_heads'] for s in shapes)} of keys and values, widths of "
+        f"{_range(s['d_model'] for s in shapes)}; {sum(s['tied'] for s in shapes)} with one matrix for embedding and "
+        f"unembedding; {n - flat} with peaked attention and {flat} with flat. Each has {settings['examples']} examples of its "
+        f"own with {settings['shots']} demonstration(s), {steps}; every step counts, although a random model gets none right. "
+        f"The analyses are those of `pycotmech paper`, with its defaults.\n\n"
+        f"A claim may be borne out on {allowed(n)} of {n}: a test of level 5 % exceeds that in at most 2.5 % of such tables. "
+        "No data: an analysis fails, or finds nothing to judge by; then the null says nothing of the claim, and that counts as "
+        "a failure. The null of a claim is what could bear it out by accident, which `pycotmech paper` measures in the same row."
+    )
+
+
+_PLANTED_INTRO = (
+    "The same claims on models whose weights were written by hand so that the claim is true "
+    "(`tests/reference/planted`). They have to be borne out."
+)
+
+
+def _large_intro(models: Sequence[Mapping[str, Any]]) -> str:
+    mine = [m for m in models if m["part"] == LARGE]
+    settings = mine[0]["settings"]
+    return (
+        f"{len(mine)} models with random weights of SmolLM2-135M's shape (30 layers, 9 heads on 3 of keys and values, width "
+        f"576, its tokenizer), seeds {min(m['seed'] for m in mine)} to {max(m['seed'] for m in mine)}, {settings['examples']} "
+        f"examples each. At most {allowed(len(mine))} of {len(mine)} may bear a claim out by chance."
+    )
+
+
+def _verdicts(models: Sequence[Mapping[str, Any]], part: str) -> str:
+    nulls = {claim.name: claim.null for claim in CLAIMS}
+    rows = [counted(models, part, name) for name in claims_of(models, part)]
+    head = ("claim", "its null", "models", BORNE_OUT, NOT_BORNE_OUT, NOT_DECIDED, "no data")
+    return _table(head, [(r["claim"], nulls.get(r["claim"], ""), *(r[k] for k in head[2:])) for r in rows])
+
+
+def _examples(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the claims say of the first random model, so that a reader sees what was judged."""
+    first = min((m for m in models if m["part"] == NULLS), key=lambda m: m["seed"])
+    rows = [(name, row["word"], row.get("no_data") or row["evidence"], row["null"]) for name, row in first["verdicts"].items()]
+    return [f"What they say of the first (seed {first['seed']}):", "", _table(("claim", "verdict", "evidence", "null"), rows), ""]
+
+
+def _positives(models: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for m in models:
+        if m["part"] == PLANTED:
+            for claim, row in m["verdicts"].items():
+                rows.append((claim, m["name"].split(": ", 1)[-1], row["word"], row.get("no_data") or row["evidence"]))
+    order = [claim.name for claim in CLAIMS]
+    rows.sort(key=lambda row: order.index(row[0]) if row[0] in order else len(order))
+    missing = [name for name in order if name not in {row[0] for row in rows}]
+    note = f"\n\nWithout a planted model: {', '.join(missing)}." if missing else ""
+    return _table(("claim", "planted model", "verdict", "evidence"), rows) + note
+
+
+def _simulation(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    shown = [c for c in columns if c != "otherwise" or any(row.get(c) for row in rows)]
+    return _table([c.replace("_", " ") for c in shown], [[row.get(c, "") for c in shown] for row in rows])
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    out = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    return "\n".join([*out, *("| " + " | ".join(_cell(x) for x in row) + " |" for row in rows)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _range(values: Iterable[Any]) -> str:
+    found = sorted(set(values))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
