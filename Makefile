@@ -3,6 +3,7 @@
 #   make demo      the main job on a real model: which heads does each reasoning step depend on? (5 to 10 minutes)
 #   make test      the quick tests;  make test-all  also the slow ones
 #   make bench     speed, side by side with what hooks can do
+#   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
 #   make lint      ruff and pyright
 #   make clean     removes what was built and the demo's results;  make distclean  also .venv
 
@@ -25,12 +26,13 @@ PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 DEMO_OUT ?= demo-results
 DEMO_EXAMPLES ?= 4
 DEMO_ARGS ?=
+NULLS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint clean distclean
+.PHONY: help setup demo test test-all bench nulls lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 setup: $(BUILT) $(SMOLLM2)
 
@@ -69,13 +71,16 @@ test-all: setup
 bench: setup
 	$(BIN)/python -m pytest $(BENCHMARKS) --benchmark-only -q
 
+nulls: setup
+	$(BIN)/python -m benchmarks.validity $(NULLS_ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf build dist *.egg-info demo-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
+	rm -rf build dist *.egg-info demo-results validity-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
 	rm -f pycotmech/*.so
 	find pycotmech kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

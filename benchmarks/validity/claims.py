@@ -81,6 +81,6 @@ def verdict(claim: Claim, results: Mapping[str, Any], failures: Mapping[str, str
         return {"word": NOT_DECIDED, "evidence": "", "null": "", "no_data": "; ".join(failed)}
     found = claim.verdict(results)
     row = {"word": found.word, "evidence": found.evidence, "null": found.null}
-    if found.word == NOT_DECIDED and not getattr(found, "data", True):
+    if found.word == NOT_DECIDED and not found.data:
         row["no_data"] = f"{', '.join(claim.needs)}: {found.evidence}"
     return row

@@ -30,17 +30,25 @@ class Store:
                 (folder / name).unlink(missing_ok=True)
         other = next((line["settings"] for line in lines(folder) if line["settings"] != self.settings), None)
         if other is not None:
-            raise ValueError(f"out: {folder} holds results of {other}, not of {self.settings}; expected --fresh or another folder")
+            raise ValueError(
+                f"out: {folder} holds results of {other}, not of {self.settings}; expected --fresh or another folder"
+            )
 
     def add(self, part: str, name: str, result: Mapping[str, Any]) -> None:
         """Appends a line: of which part and model, the result, and what it was made with."""
         line = {"part": part, "name": name, **result, "settings": self.settings, "made": made()}
-        with (self.folder / MODELS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=str) + "\n")
+        with (self.folder / MODELS).open("a+b") as file:
+            if file.tell():  # what an earlier run left unfinished ends here
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line, default=str).encode() + b"\n")
 
     def verdicts(self, part: str, name: str) -> set[str]:
         """The claims that a model has verdicts of."""
-        return {claim for line in lines(self.folder) if (line["part"], line["name"]) == (part, name) for claim in line["verdicts"]}
+        return {
+            claim for line in lines(self.folder) if (line["part"], line["name"]) == (part, name) for claim in line["verdicts"]
+        }
 
     def put(self, table: str, rows: list[dict[str, Any]], **about: Any) -> None:
         """Keeps a table of a simulation, in place of an earlier one."""

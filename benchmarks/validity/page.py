@@ -21,7 +21,9 @@ INTROS = {
         "Samples are drawn from a known distribution; an interval of level 95 % has to hold the true value in 90 to 97 % of "
         "them. {about}"
     ),
-    "levels": "Samples are drawn in which the tested effect is zero; a test of level 5 % may reject in about 5 % of them. {about}",
+    "levels": (
+        "Samples are drawn in which the tested effect is zero; a test of level 5 % may reject in about 5 % of them. {about}"
+    ),
     "recovery": (
         "Every circuit was written into the weights by hand. Each is drawn several times with other noise, in every second "
         "draw at other heads. Recovered: the analysis names exactly what was planted. {about}"
@@ -41,7 +43,14 @@ def written(folder: Path) -> str:
     if any(m["part"] == PLANTED for m in models):
         parts += ["## Claims on models in which they were planted", "", _PLANTED_INTRO, "", _positives(models), ""]
     if any(m["part"] == LARGE for m in models):
-        parts += ["## Claims on random models of SmolLM2-135M's shape", "", _large_intro(models), "", _verdicts(models, LARGE), ""]
+        parts += [
+            "## Claims on random models of SmolLM2-135M's shape",
+            "",
+            _large_intro(models),
+            "",
+            _verdicts(models, LARGE),
+            "",
+        ]
     for name, found in tables.items():
         about = ", ".join(f"{key}: {value}" for key, value in found.items() if key not in ("rows", "made"))
         intro = INTROS.get(name, "{about}").format(about=about[:1].upper() + about[1:] + "." if about else "").strip()
@@ -90,7 +99,7 @@ def _nulls_intro(models: Sequence[Mapping[str, Any]]) -> str:
         f"The analyses are those of `pycotmech paper`, with its defaults.\n\n"
         f"A claim may be borne out on {allowed(n)} of {n}: a test of level 5 % exceeds that in at most 2.5 % of such tables. "
         "No data: an analysis fails, or finds nothing to judge by; then the null says nothing of the claim, and that counts as "
-        "a failure. The null of a claim is what could bear it out by accident, which `pycotmech paper` measures in the same row."
+        "a failure. The null of a claim is what could bear it out by accident; `pycotmech paper` measures it in the same row."
     )
 
 
@@ -121,7 +130,12 @@ def _examples(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the claims say of the first random model, so that a reader sees what was judged."""
     first = min((m for m in models if m["part"] == NULLS), key=lambda m: m["seed"])
     rows = [(name, row["word"], row.get("no_data") or row["evidence"], row["null"]) for name, row in first["verdicts"].items()]
-    return [f"What they say of the first (seed {first['seed']}):", "", _table(("claim", "verdict", "evidence", "null"), rows), ""]
+    return [
+        f"What they say of the first (seed {first['seed']}):",
+        "",
+        _table(("claim", "verdict", "evidence", "null"), rows),
+        "",
+    ]
 
 
 def _positives(models: Sequence[Mapping[str, Any]]) -> str:

@@ -43,8 +43,17 @@ def _movers() -> tuple[Mapping[str, Any], Mapping[str, str]]:
     return {"relation_heads": pcm.cot.relation_heads(made.model, questions=said(32))}, {}
 
 
+def _shared_heads() -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """What heads are replaced by is the mean over prompts of the planted kind; the task has none of its own."""
+    made = planted.induction()
+    examples, others = planted.examples(made, 32), planted.examples(made, 8, seed=9)
+    scores = pcm.cot.patch_steps(made.model, examples)
+    curve = pcm.cot.knock_out_curve(made.model, examples, pcm.cot.select_heads(scores, k=[2]), n_random=8, mean=others)
+    return {"knock_out_curve": curve}, {}
+
+
 POSITIVES: tuple[Positive, ...] = (
-    Positive("shared_heads", "induction", lambda: _on(planted.induction(), "shared_heads", 32)),
+    Positive("shared_heads", "induction", _shared_heads),
     Positive("movers", "relation", _movers),
     Positive("pathways", "parallel", lambda: _on(planted.parallel(), "pathways", 16)),
     Positive("sources", "parallel", lambda: _on(planted.parallel(), "sources", 16)),

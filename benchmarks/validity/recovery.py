@@ -61,7 +61,9 @@ def _sources(made: Planted, seed: int) -> tuple[Any, Any]:
 
 
 def _relation(made: Planted, seed: int) -> tuple[Any, Any]:
-    found = pcm.cot.relation_heads(made.model, questions=said(32, seed=seed), heads=1, random_sets=1, depth=made.model.cfg.n_layers)
+    found = pcm.cot.relation_heads(
+        made.model, questions=said(32, seed=seed), heads=1, random_sets=1, depth=made.model.cfg.n_layers
+    )
     return found.heads("related"), [made.heads["relate"]]
 
 

@@ -37,7 +37,10 @@ def jobs(part: str, n: int, names: Sequence[str] | None, settings: Mapping[str, 
     else:
         here = tuple(name for name in asked if part == NULLS or name in LARGE_CLAIMS)
         todo = [(str(i), i, here) for i in range(n)]
-    left = [(part, name, i, tuple(c for c in mine if c not in store.verdicts(part, name)), dict(settings)) for name, i, mine in todo]
+    left = []
+    for name, i, mine in todo:
+        kept = store.verdicts(part, name)
+        left.append((part, name, i, tuple(claim for claim in mine if claim not in kept), dict(settings)))
     return [job for job in left if job[3]]
 
 

@@ -14,7 +14,7 @@ def judge(results: Results) -> Verdict:
     found = results["functional_rift"]
     r, last = found.rift(), int(found.data["depth"].max())
     if r.n == 0:
-        return Verdict("not decided", "no position has a memorised next word and another one in the prompt")
+        return Verdict("not decided", "no position has a memorised next word and another one in the prompt", data=False)
     if not np.isfinite(r.change):  # nothing rises, or what rises may be noise
         if not np.isfinite(r.rise[0]):
             return Verdict("not borne out", r.none_found())

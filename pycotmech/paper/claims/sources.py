@@ -14,7 +14,7 @@ def judge(results: Results) -> Verdict:
     number = found.data["pathways"].sum("step", min_count=1).transpose("example", "place")
     total = number.sum("place").values
     if not np.nansum(total) > 0:
-        return Verdict("not decided", "no head writes the answer, so there is no pathway")
+        return Verdict("not decided", "no head writes the answer, so there is no pathway", data=False)
     share = {
         p: bootstrap.ratio_interval(number.sel(place=p).values, total, within=bootstrap.SHARE)
         for p in ("question", "generated", "few_shot")

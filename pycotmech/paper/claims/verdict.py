@@ -24,6 +24,7 @@ class Verdict:
     values: if given, the quantity that is compared with `threshold`, of each example (1-D float, NaN where an example does not
         count); of a claim with several parts, of the one that is hardest to decide. By it settings are pooled, and the number
         of examples is found that would decide the claim. share: whether it is a share, whose interval is Wilson's.
+    data: whether there was anything to judge by; a claim that is open for want of it has not been tried.
     """
 
     word: Word
@@ -32,6 +33,7 @@ class Verdict:
     values: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
     threshold: float = 0.0
     share: bool = False
+    data: bool = True
 
     def of(self, values: ArrayLike, threshold: float, *, share: bool = False) -> Verdict:
         """The same with the values that it rests on."""
@@ -59,7 +61,7 @@ class Claim:
     def verdict(self, results: Results) -> Verdict:
         missing = [name for name in self.needs if name not in results]
         if missing:
-            return Verdict("not decided", f"needs {', '.join(missing)}, which was not run")
+            return Verdict("not decided", f"needs {', '.join(missing)}, which was not run", data=False)
         if self.by_layer and any(_n_layers(results[name]) == 1 for name in self.needs):
             return Verdict("not decided", "the model has one layer, and so no earlier and later ones to compare")
         return self.judge(results)
@@ -78,7 +80,7 @@ def decided(low: float, high: float, threshold: float, evidence: str = "", *, n:
     too few examples (see `bootstrap.undecidable`).
     """
     if why := bootstrap.undecidable(low, high, n):
-        return Verdict("not decided", _joined(evidence, why))
+        return Verdict("not decided", _joined(evidence, why), data=bool(np.isfinite(low) and np.isfinite(high)))
     if (low > threshold) if above else (high < threshold):
         return Verdict("borne out", evidence)
     if (high <= threshold) if above else (low >= threshold):
@@ -96,7 +98,8 @@ def combined(evidence: str, parts: Mapping[str, Verdict], *, null: str = "") -> 
     for word, said in (("not borne out", "not so"), ("not decided", "open")):
         found = [part + (f" ({its.evidence})" if its.evidence else "") for part, its in parts.items() if its.word == word]
         if found:
-            return Verdict(word, f"{evidence}; {said}: {', '.join(found)}", null)  # type: ignore[arg-type]
+            data = word != "not decided" or all(its.data for its in parts.values() if its.word == word)
+            return Verdict(word, f"{evidence}; {said}: {', '.join(found)}", null, data=data)  # type: ignore[arg-type]
     return Verdict("borne out", evidence, null)
 
 

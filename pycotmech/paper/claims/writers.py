@@ -13,7 +13,7 @@ def judge(results: Results) -> Verdict:
     at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
     late = bootstrap.mean_interval(data["late"].isel(threshold=at).mean("step").values, within=bootstrap.SHARE)
     if late.n == 0:
-        return Verdict("not decided", "no head writes the answer with probability 0.1 or more")
+        return Verdict("not decided", "no head writes the answer with probability 0.1 or more", data=False)
     evidence = f"{late.words()} of the answer's writers lie in the later half; n = {int(late.n)}"
     return is_above(late, 0.9, evidence)
 
