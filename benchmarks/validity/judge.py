@@ -57,7 +57,7 @@ def failures(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> 
             out += [
                 f"{claim}: {row['word']} on the planted model {m['name']}: {row.get('no_data') or row['evidence']}"
                 for claim, row in m["verdicts"].items()
-                if row["word"] != BORNE_OUT
+                if (row["word"] == BORNE_OUT) != m["true"] or "no_data" in row
             ]
     for table, found in tables.items():
         out += [f"{table}: {row}" for row in found["rows"] if row.get("holds") is False]

@@ -104,8 +104,8 @@ def _nulls_intro(models: Sequence[Mapping[str, Any]]) -> str:
 
 
 _PLANTED_INTRO = (
-    "The same claims on models whose weights were written by hand so that the claim is true "
-    "(`tests/reference/planted`). They have to be borne out."
+    "The same claims on models whose weights were written by hand (`tests/reference/planted`). Where the claim was planted it "
+    "has to be borne out; where its null was planted, what could bear it out by accident, it may not be."
 )
 
 
@@ -143,12 +143,13 @@ def _positives(models: Sequence[Mapping[str, Any]]) -> str:
     for m in models:
         if m["part"] == PLANTED:
             for claim, row in m["verdicts"].items():
-                rows.append((claim, m["name"].split(": ", 1)[-1], row["word"], row.get("no_data") or row["evidence"]))
+                what = "the claim" if m["true"] else "its null"
+                rows.append((claim, what, m["name"].split(": ", 1)[-1], row["word"], row.get("no_data") or row["evidence"]))
     order = [claim.name for claim in CLAIMS]
-    rows.sort(key=lambda row: order.index(row[0]) if row[0] in order else len(order))
-    missing = [name for name in order if name not in {row[0] for row in rows}]
+    rows.sort(key=lambda row: (order.index(row[0]) if row[0] in order else len(order), row[1] != "the claim"))
+    missing = [name for name in order if name not in {row[0] for row in rows if row[1] == "the claim"}]
     note = f"\n\nWithout a planted model: {', '.join(missing)}." if missing else ""
-    return _table(("claim", "planted model", "verdict", "evidence"), rows) + note
+    return _table(("claim", "planted", "model", "verdict", "evidence"), rows) + note
 
 
 def _simulation(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Models in which a claim was planted by hand: there it has to be borne out."""
+"""Models in which a claim was planted by hand, and has to be borne out, or its null, and it may not be."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ from typing import Any
 
 import pycotmech as pcm
 from benchmarks.validity import claims as claiming
+from benchmarks.validity.models import every_step
 from tests.cot.analyses.relation_cases import said
 from tests.reference import planted
 from tests.reference.planted import Planted
 
 
 @dataclass(frozen=True)
-class Positive:
-    """A claim and the planted model that bears it out. run: the results of the analyses that the claim needs by name, and why
-    others failed."""
+class Planting:
+    """A claim and a planted model. run: the results of the analyses that the claim needs by name, and why others failed.
+    true: whether the claim was planted, and has to be borne out; otherwise its null was, and it may not be."""
 
     claim: str
     model: str
     run: Callable[[], tuple[Mapping[str, Any], Mapping[str, str]]]
+    true: bool = True
 
     @property
     def name(self) -> str:
         return f"{self.claim}: {self.model}"
 
     def judged(self) -> dict[str, Any]:
-        """As `claims.judged`."""
+        """As `claims.judged`, with `true`."""
         (claim,) = claiming.named([self.claim])
-        return {"verdicts": {self.claim: claiming.verdict(claim, *self.run())}}
+        return {"verdicts": {self.claim: claiming.verdict(claim, *self.run())}, "true": self.true}
 
 
-def _on(made: Planted, claim: str, n: int, **options: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """The analyses that a claim needs, on n prompts of a planted model, as `pycotmech paper` runs them."""
+def _on(
+    made: Planted, claim: str, n: int, *, graded: bool = True, **options: Any
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The analyses that a claim needs, on n prompts of a planted model, as `pycotmech paper` runs them.
+
+    graded: whether the steps that the model gets right count; otherwise every step.
+    """
     examples = planted.examples(made, n, **options)
-    return claiming.results(made.model, examples, pcm.cot.grade(made.model, examples), claiming.named([claim]))[:2]
+    right = pcm.cot.grade(made.model, examples) if graded else every_step(examples)
+    return claiming.results(made.model, examples, right, claiming.named([claim]))[:2]
 
 
 def _movers() -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -52,12 +60,14 @@ def _shared_heads() -> tuple[Mapping[str, Any], Mapping[str, str]]:
     return {"knock_out_curve": curve}, {}
 
 
-POSITIVES: tuple[Positive, ...] = (
-    Positive("shared_heads", "induction", _shared_heads),
-    Positive("movers", "relation", _movers),
-    Positive("pathways", "parallel", lambda: _on(planted.parallel(), "pathways", 16)),
-    Positive("sources", "parallel", lambda: _on(planted.parallel(), "sources", 16)),
-    Positive("writers", "parallel", lambda: _on(planted.parallel(question=(2, 1), generated=(3, 2)), "writers", 48)),
-    Positive("rift", "bigram", lambda: _on(planted.bigram(table=None, writer=(2, 3)), "rift", 16)),
-    Positive("abidance", "abiding", lambda: _on(planted.abiding(), "abidance", 16)),
+PLANTINGS: tuple[Planting, ...] = (
+    Planting("shared_heads", "induction", _shared_heads),
+    Planting("movers", "relation", _movers),
+    Planting("pathways", "parallel", lambda: _on(planted.parallel(), "pathways", 16)),
+    Planting("sources", "parallel", lambda: _on(planted.parallel(), "sources", 16)),
+    Planting("writers", "parallel", lambda: _on(planted.parallel(question=(2, 1), generated=(3, 2)), "writers", 48)),
+    Planting("rift", "bigram", lambda: _on(planted.bigram(table=None, writer=(2, 3)), "rift", 16)),
+    Planting("abidance", "abiding", lambda: _on(planted.abiding(), "abidance", 16)),
+    Planting("rift", "nothing", lambda: _on(planted.nothing(), "rift", 16, graded=False), true=False),
+    Planting("abidance", "nothing", lambda: _on(planted.nothing(), "abidance", 16, graded=False), true=False),
 )

@@ -15,7 +15,7 @@ from benchmarks.validity import claims as claiming
 from benchmarks.validity import models as drawing
 from benchmarks.validity.judge import LARGE, NULLS, PLANTED
 from benchmarks.validity.kept import Store
-from benchmarks.validity.planted import POSITIVES
+from benchmarks.validity.planted import PLANTINGS
 
 LARGE_CLAIMS = ("abidance", "movers")
 """Claims that are also tried on random models of SmolLM2-135M's shape: those about what single heads write or look at, of
@@ -29,11 +29,11 @@ Job = tuple[str, str, int, tuple[str, ...], dict[str, Any]]
 def jobs(part: str, n: int, names: Sequence[str] | None, settings: Mapping[str, Any], store: Store) -> list[Job]:
     """What is still to be done of a part: for each model the claims that it has no verdict of.
 
-    part: NULLS or LARGE, of n models; PLANTED: the models of POSITIVES. names: of claims; None: all that belong to the part.
+    part: NULLS or LARGE, of n models; PLANTED: the models of PLANTINGS. names: of claims; None: all that belong to the part.
     """
     asked = [claim.name for claim in claiming.named(names)]
     if part == PLANTED:
-        todo = [(p.name, i, (p.claim,)) for i, p in enumerate(POSITIVES) if p.claim in asked]
+        todo = [(p.name, i, (p.claim,)) for i, p in enumerate(PLANTINGS) if p.claim in asked]
     else:
         here = tuple(name for name in asked if part == NULLS or name in LARGE_CLAIMS)
         todo = [(str(i), i, here) for i in range(n)]
@@ -49,7 +49,7 @@ def one(job: Job) -> dict[str, Any]:
     part, _, index, names, settings = job
     start = time.perf_counter()
     if part == PLANTED:
-        found, facts = POSITIVES[index].judged(), {}
+        found, facts = PLANTINGS[index].judged(), {}
     else:
         null = DRAWN[part](index, seed=settings["seed"], n=settings["examples"], shots=settings["shots"])
         found = claiming.judged(

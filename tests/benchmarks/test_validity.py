@@ -9,7 +9,7 @@ import pytest
 from benchmarks.validity import claims, judge, kept, page
 from benchmarks.validity.__main__ import main
 from benchmarks.validity.models import toy, toy_shape
-from benchmarks.validity.planted import POSITIVES
+from benchmarks.validity.planted import PLANTINGS
 from benchmarks.validity.recovery import RECOVERIES, table
 from pycotmech.paper import CLAIMS
 from pycotmech.paper.claims import Verdict, decided
@@ -55,7 +55,7 @@ def test_the_page_has_the_numbers_of_the_results(whole):
         for word in WORDS:
             assert int(cells[word]) == sum(v["word"] == word and "no_data" not in v for v in said)
     head, *rows = rows_of(text, "Claims on models in which they were planted")
-    assert {(row[0], row[2]) for row in rows} == {
+    assert {(row[0], row[3]) for row in rows} == {
         (claim, verdict["word"])
         for line in lines(out)
         if line["part"] == "planted"
@@ -75,11 +75,11 @@ def test_the_page_is_written_from_the_results_alone(whole, tmp_path):
     assert (tmp_path / "page.md").read_text("utf-8") == (out / "validity.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("positive", POSITIVES, ids=lambda p: p.name)
-def test_a_planted_claim_is_borne_out(whole, positive):
-    (line,) = [line for line in lines(whole[0]) if line["name"] == positive.name]
-    verdict = line["verdicts"][positive.claim]
-    assert verdict["word"] == "borne out", verdict
+@pytest.mark.parametrize("planting", PLANTINGS, ids=lambda p: p.name)
+def test_a_claim_is_borne_out_where_it_was_planted_and_nowhere_else(whole, planting):
+    (line,) = [line for line in lines(whole[0]) if line["name"] == planting.name]
+    verdict = line["verdicts"][planting.claim]
+    assert (verdict["word"] == "borne out") == planting.true and "no_data" not in verdict, verdict
 
 
 def test_a_judge_that_bears_everything_out_is_named(tmp_path, monkeypatch, capsys):
@@ -162,6 +162,20 @@ def test_random_models_differ_and_are_drawn_again_alike():
 
 def test_as_many_as_chance_lets_pass():
     assert [judge.allowed(n) for n in (0, 2, 200)] == [0, 1, 16]
+
+
+def test_a_planted_claim_that_is_missed_and_a_planted_null_that_is_taken_for_it_are_said():
+    def line(word, true):
+        return {
+            "part": "planted",
+            "name": "abidance: x",
+            "true": true,
+            "verdicts": {"abidance": {"word": word, "evidence": "e"}},
+        }
+
+    assert not judge.failures([line("borne out", True), line("not decided", False)], {})
+    assert judge.failures([line("not decided", True)], {}) == ["abidance: not decided on the planted model abidance: x: e"]
+    assert judge.failures([line("borne out", False)], {}) == ["abidance: borne out on the planted model abidance: x: e"]
 
 
 def test_a_circuit_that_is_not_recovered_is_said(monkeypatch):
