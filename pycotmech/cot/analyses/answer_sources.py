@@ -4,6 +4,10 @@ A place counts because the answer's word is there, in any number or case, not be
 beginning of a line or a sentence the word has another id. A pathway is followed along values, by which content moves; what
 a head reads in queries and keys decides where it looks. Whether the places matter is then measured: heads are kept from
 looking at them.
+
+Both are measured beside a control: the nearest places of other words of the question in the same part, as many as those of the
+answer's word, and of the same kind of word where there is one. A pathway leads somewhere whatever it carries; a place is a
+source only as far as it is reached more often than the places beside it.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ import xarray as xr
 from torch import Tensor
 
 from pycotmech.cot.analyses import information_flow
+from pycotmech.cot.task.other_words import beside
 from pycotmech.cot.tools.activations import SEGMENTS, Prompt, by_example
 from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.registry import Description
@@ -42,21 +48,24 @@ if TYPE_CHECKING:
 NONE = "none"
 PLACES = (*SEGMENTS, NONE)
 SCOPES = ("writers", "read", "everywhere")
+OTHER_WORDS = "by construction: the shots have other words"
 
 
-def pathway_source(graph: Graph, writer: int, prompt: Prompt) -> str:
+def pathway_source(graph: Graph, writer: int, prompt: Prompt, spans: Sequence[slice] | None = None) -> str:
     """The part of the prompt from which a writer (or any node, by its number) has most of the answer, by the weights of the
     edges that end at the answer's word; "none" if its pathway reaches no such place or two parts tie.
 
-    Only this pathway's own edges count, those by queries and keys left out.
+    Only this pathway's own edges count, those by queries and keys left out. spans: other places to ask of; None: where the
+    answer's word stands.
     """
+    spans = prompt.occurrences if spans is None else spans
     sums: dict[str, float] = {}
     todo, seen = [writer], {writer}
     while todo:
         for edge in graph.of(todo.pop()):
             if edge.input not in ("v", ""):
                 continue
-            if prompt.holds_answer(edge.position):
+            if any(span.start <= edge.position < span.stop for span in spans):
                 name = prompt.segment_of(edge.position)
                 weight = abs(edge.weight) if np.isfinite(edge.weight) else edge.attention
                 sums[name] = sums.get(name, 0.0) + weight
@@ -69,14 +78,21 @@ def pathway_source(graph: Graph, writer: int, prompt: Prompt) -> str:
     return max(sums, key=lambda name: sums[name])
 
 
+def controls(prompt: Prompt, part: str) -> list[slice]:
+    """The places beside the answer's word in one part of the prompt: of other words, as near and as many (`beside`)."""
+    where = prompt.segments[part]
+    at = [span for span in prompt.occurrences if prompt.segment_of(span.start) == part]
+    return beside(at, prompt.others, range(where.start, min(where.stop, prompt.read)))
+
+
 def cuts(
     prompt: Prompt, writers: Sequence[tuple[int, int]], n_layers: int, *, seed: int = 0
 ) -> list[tuple[str, str, str, Variant]]:
     """Edits that keep heads from looking at the answer's word in one part of the prompt: [(scope, part, kind, variant), ...].
 
     scope: "writers", these heads where the answer is predicted; "read", all heads there; "everywhere", all heads at all
-    positions after each occurrence. kind: "answer", or "control": as many other positions of the same part, drawn with
-    the seed.
+    positions after each occurrence. kind: "answer", or "control": the places beside it (`controls`), or as many other
+    positions of the same part, drawn with the seed, where the question's other words are not known.
     """
     out = []
     rng = np.random.default_rng(seed)
@@ -87,6 +103,8 @@ def cuts(
         if not at:
             continue
         drawn = sorted(int(p) for p in rng.choice(others, size=min(len(at), len(others)), replace=False)) if others else []
+        if prompt.others:
+            drawn = sorted(p for span in controls(prompt, name) for p in range(span.start, span.stop))
         for kind, keys in (("answer", at), ("control", drawn)):
             if not keys:
                 continue
@@ -115,11 +133,12 @@ def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
 @dataclass(frozen=True, eq=False)
 class AnswerSources(Analysis):
     """pathways [example, step, place]: how many writers have the answer from few_shot, question, generated, or "none".
+    control_pathways [example, step, place]: how many would have it from there, were it the words beside it that count.
     by_head [example, step, layer, head, place]: how many of the graph's nodes of each head (at any position and depth) have
     the answer from each place, by their own pathways. occurrences [example, step, segment]: how often the answer's word
     occurs in each part.
     drop, control_drop [example, step, scope, segment]: by how much the answer's probability falls when heads cannot look at
-    the word there, or at as many other positions of that part; NaN where the word does not occur there. scope: the writers
+    the word there, or at as many words beside it; NaN where the word does not occur there. scope: the writers
     where the answer is predicted, all heads there, all heads anywhere after it. probability [example, step]: of the answer.
     """
 
@@ -127,16 +146,37 @@ class AnswerSources(Analysis):
     title = "Where the answer is taken from"
     source = "E8, answer sources"
     ranges: ClassVar = {
-        **dict.fromkeys(("pathways", "occurrences"), bootstrap.COUNT),
+        **dict.fromkeys(("pathways", "control_pathways", "occurrences"), bootstrap.COUNT),
         **dict.fromkeys(("drop", "control_drop"), bootstrap.SHARES_APART),
         "probability": bootstrap.SHARE,
     }
 
-    def shares(self) -> xr.Dataset:
-        """Share of pathways by place: mean, low, high, n [step, place], a ratio of means over examples."""
-        number = self.data["pathways"].transpose("example", "step", "place")
+    def shares(self, variable: str = "pathways") -> xr.Dataset:
+        """Share of pathways by place: mean, low, high, n [step, place], a ratio of means over examples.
+
+        variable: "pathways", or "control_pathways" for the words beside the answer's.
+        """
+        one_of("variable", variable, ("pathways", "control_pathways"))
+        number = self.data[variable].transpose("example", "step", "place")
         total = number.sum("place", skipna=False).values[..., None] + 0 * number.values
         return labelled(bootstrap.ratio_interval(number.values, total, within=bootstrap.SHARE), number)
+
+    def beyond(self, of: str = "difference", *, level: float = bootstrap.LEVEL) -> xr.Dataset:
+        """By how much the share of pathways that lead to a part exceeds the share that lead beside the word there: mean, low,
+        high, n [step, segment], over the examples with pathways in which the word stands in the question and in the generated
+        text; where it does not stand in both, there is no choice of a source.
+
+        of: "difference"; or "pathways" or "control_pathways", the one share or the other. level: of the intervals.
+        """
+        one_of("of", of, ("difference", "pathways", "control_pathways"))
+        d = self.data.transpose("example", "step", ...)
+        total = d["pathways"].sum("place", skipna=False)
+        counts = (d["occurrences"].sel(segment=["question", "generated"]) > 0).all("segment") & (total > 0)
+        number = d["pathways"] - d["control_pathways"] if of == "difference" else d[of]
+        number = number.sel(place=list(SEGMENTS)).rename(place="segment").where(counts)
+        within = bootstrap.SHARES_APART if of == "difference" else bootstrap.SHARE
+        below = total.values[..., None] + 0 * number.values
+        return labelled(bootstrap.ratio_interval(number.values, below, within=within, level=level), number)
 
     def majority(self) -> xr.DataArray:
         """The part of the prompt that most of a head's nodes have the answer from, over all examples: [step, layer, head] of
@@ -147,6 +187,11 @@ class AnswerSources(Analysis):
         alone = (most > 0) & ((number == most).sum("place") == 1)
         names = np.array(SEGMENTS)[number.argmax("place").values]
         return most.copy(data=np.where(alone.values, names, NONE))
+
+    @property
+    def in_shots(self) -> bool:
+        """Whether the answer's word occurs in the few-shot block of any prompt; in prompts of the task it does not."""
+        return bool(self.data["occurrences"].sel(segment="few_shot").sum() > 0)
 
     def map(self, *, path: str | PathLike | None = None) -> Figure:
         """For each step a map of the heads, coloured by `majority`: red few-shot, blue question, green generated, white none or
@@ -170,11 +215,13 @@ class AnswerSources(Analysis):
         return {"map": self.map}
 
     def table(self) -> pd.DataFrame:
-        """One row per step and part: pathways, share, occurrences, drop by scope, control (control_drop) by scope, n. The
-        interval of share is low and high, that of the others has their name as a prefix."""
+        """One row per step and part: pathways, share, beside (the share of pathways to the words beside it), occurrences,
+        drop by scope, control (control_drop) by scope, n. The interval of share is low and high, that of the others has their
+        name as a prefix."""
         import pandas as pd
 
-        share, number, occurs = self.shares(), self.interval("pathways"), self.interval("occurrences")
+        share, null = self.shares(), self.shares("control_pathways")
+        number, occurs = self.interval("pathways"), self.interval("occurrences")
         cut = {"drop": self.interval("drop"), "control": self.interval("control_drop")}
         rows = []
         for i, step in enumerate(self.data["step"].values):
@@ -183,6 +230,7 @@ class AnswerSources(Analysis):
                 row: dict[str, Any] = {"step": int(step), "kind": str(self.data["kind"].values[i]), "place": name}
                 row |= columns("pathways", number.isel(step=i).sel(place=name))
                 row |= headline("share", one)
+                row |= columns("beside", null.isel(step=i).sel(place=name))
                 if name != NONE:
                     row |= columns("occurrences", occurs.isel(step=i).sel(segment=name))
                     for scope in SCOPES:
@@ -223,14 +271,24 @@ class AnswerSources(Analysis):
             here = self.data.isel(step=[i for i, k in enumerate(self.data["kind"].values) if str(k) == kind])
             number = here["pathways"].sum("step", min_count=1).transpose("example", "place").values
             share = bootstrap.ratio_interval(number, number.sum(-1, keepdims=True) + 0 * number, within=bootstrap.SHARE)
-            words = [f"{p.replace('_', '-')} {_percent(share, i)}" for i, p in enumerate(PLACES)]
+            words = [
+                f"{p.replace('_', '-')} {_percent(share, i)}" for i, p in enumerate(PLACES) if p != "few_shot" or self.in_shots
+            ]
+            if not self.in_shots:
+                words.append(f"few-shot none, {OTHER_WORDS}")
             n = int(share.n.max())
             line = f"{kind} steps (n = {n} examples): writers have the answer from {', '.join(words)}"
             cut = here["drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values
+            aside = here["control_pathways"].sum("step", min_count=1).transpose("example", "place").values
+            null = bootstrap.ratio_interval(aside, number.sum(-1, keepdims=True) + 0 * aside, within=bootstrap.SHARE)
+            reached = ", ".join(
+                f"{p.replace('_', '-')} {_percent(null, i)}" for i, p in enumerate(PLACES) if p in ("question", "generated")
+            )
+            line += f"; by the same count from the words beside it: {reached}" if null.n.any() else ""
             other = here["control_drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values
             fall, control = (bootstrap.mean_interval(x, within=bootstrap.SHARES_APART) for x in (cut, other))
             costs = [
-                f"{_percent(fall, i)} in the {s.replace('_', '-')} text (other places there: {_percent(control, i)})"
+                f"{_points(fall, i)} in the {s.replace('_', '-')} text (the words beside it: {_points(control, i)})"
                 for i, s in enumerate(SEGMENTS)
                 if fall.n[i]
             ]
@@ -238,6 +296,14 @@ class AnswerSources(Analysis):
                 line + (f"; where no head can look at its word, its probability falls by {', '.join(costs)}" if costs else "")
             )
         return out
+
+
+def _points(found: bootstrap.Interval, i: int) -> str:
+    """A difference of two shares."""
+    if not np.isfinite(found.mean[i]):
+        return "-"
+    ends = bootstrap.ends(100 * found.low[i], 100 * found.high[i], "{:.0f}")
+    return f"{100 * found.mean[i]:.0f}{ends} percentage points"
 
 
 def _percent(found: bootstrap.Interval, i: int) -> str:
@@ -277,7 +343,12 @@ def answer_sources(
                 f"flow: holds no graph of (example, step) {missing[:3]}; expected graphs of these examples and steps"
             )
     S = len(SEGMENTS)
-    data = {"pathways": cells.empty(len(PLACES)), "occurrences": cells.empty(S), "probability": cells.empty()}
+    data = {
+        "pathways": cells.empty(len(PLACES)),
+        "control_pathways": cells.empty(len(PLACES)),
+        "occurrences": cells.empty(S),
+        "probability": cells.empty(),
+    }
     data["by_head"] = cells.empty(model.cfg.n_layers, model.cfg.n_heads, len(PLACES))
     data |= {"drop": cells.empty(len(SCOPES), S), "control_drop": cells.empty(len(SCOPES), S)}
     tick = counting(progress, len(cells))
@@ -291,6 +362,9 @@ def answer_sources(
                 graph, at = flow.graph(cell.example.index, cell.step.index), (cell.e, cell.s)
                 found = [pathway_source(graph, w, prompt) for w in graph.writers]
                 data["pathways"][at] = [found.count(name) for name in PLACES]
+                aside = [span for name in prompt.segments for span in controls(prompt, name)]
+                found = [pathway_source(graph, w, prompt, aside) for w in graph.writers]
+                data["control_pathways"][at] = [found.count(name) for name in PLACES]
                 data["by_head"][at] = 0
                 for i, node in enumerate(graph.nodes):
                     data["by_head"][(*at, node.layer, node.head, PLACES.index(pathway_source(graph, i, prompt)))] += 1
@@ -309,7 +383,13 @@ def answer_sources(
                         which = "drop" if kind == "answer" else "control_drop"
                         data[which][(*at, SCOPES.index(scope), SEGMENTS.index(name))] = -effect
                 tick()
-    dims = {"pathways": ("place",), "by_head": ("layer", "head", "place"), "occurrences": ("segment",), "probability": ()}
+    dims = {
+        "pathways": ("place",),
+        "control_pathways": ("place",),
+        "by_head": ("layer", "head", "place"),
+        "occurrences": ("segment",),
+        "probability": (),
+    }
     dims |= dict.fromkeys(("drop", "control_drop"), ("scope", "segment"))
     variables = {name: (("example", "step", *dims[name]), value) for name, value in data.items()}
     axes = {"place": PLACES, "segment": SEGMENTS, "scope": SCOPES, "layer": model.cfg.n_layers, "head": model.cfg.n_heads}

@@ -3,17 +3,22 @@
 The projection asks what a head's output predicts on its own, whatever its size: a head that writes almost nothing may predict
 a word with certainty. Direct attribution asks how much of the answer's logit the head brings, with the norm that the model
 really applied; it adds up over heads, and a head counts when it does so example after example.
+
+Several writers are parallel pathways only if they write the answer and not every word of the prompt, and if the answer needs
+none of them by itself. The first is measured against the other words of the question that could stand in the answer's place,
+the second by knock-outs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,11 +36,12 @@ from pycotmech.cot.tools.activations import (
     text_activations_cost,
     texts_of,
 )
-from pycotmech.cot.tools.cells import choose
+from pycotmech.cot.tools.cells import Cell, choose
 from pycotmech.cot.tools.checks import between, one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
-from pycotmech.cot.tools.result import Analysis, Progress, columns, counting, headline, interval_table, top_cells
+from pycotmech.cot.tools.result import Analysis, Progress, columns, counting, headline, interval_table, labelled, top_cells
+from pycotmech.cot.tools.writer_loss import losses, losses_cost
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
@@ -52,7 +58,8 @@ if TYPE_CHECKING:
 
 THRESHOLDS = (0.01, 0.1, 0.5)
 FLOOR, REACH = 0.25, 0.1
-COUNTS = ("writers", "projecting", "control_writers", "late", "sources", "segments")
+COUNTS = ("writers", "projecting", "competitor_writers", "late", "sources", "segments")
+LOSSES = ("one", "together", "matched")
 
 
 class Written(NamedTuple):
@@ -64,6 +71,8 @@ class Written(NamedTuple):
     peak: Tensor  # its probability
     direct: Tensor  # share of logit(answer) - mean logit
     contrast: Tensor  # share of logit(answer) - logit(wrong)
+    competitors: Tensor  # [L, H, C] U(z W_O) of the words of the prompt that compete with the answer
+    competing: Tensor  # [L, H, C] share of logit(competitor) - mean logit
     mass: Tensor  # [L, H, K] attention to each occurrence of the answer's word
     logits: Tensor  # [2] the model's logit(answer) - mean logit, logit(answer) - logit(wrong)
 
@@ -77,26 +86,27 @@ def written(family: Family, acts: TextActivations, prompt: Prompt, *, projection
     cfg, read = family.cfg, [prompt.read]
     out = torch.stack([head_outputs(family, l, acts.at("z", l, read))[0] for l in range(cfg.n_layers)])
     shape = out.shape[:2]
-    ids = [prompt.answer, prompt.wrong]
+    ids = [prompt.answer, prompt.wrong, *prompt.competing]
     final = acts.final(read)
-    answer, wrong, mean = direct_directions(family, ids)
+    answer, wrong, *competing, mean = direct_directions(family, ids)
     size = final_size(family, final)[0]
     direct, contrast = out @ (answer - mean) / size, out @ (answer - wrong) / size
+    brought = torch.stack([out @ (word - mean) / size for word in competing], -1) if competing else out.new_zeros(*shape, 0)
     logits = torch.stack((final[0] @ (answer - mean), final[0] @ (answer - wrong))) / size
     bias = family.unembedding_bias()
     if bias is not None:
         logits = logits + torch.stack((bias[ids[0]] - bias.mean(), bias[ids[0]] - bias[ids[1]])).to(logits.dtype)
     if projection:
         p, top, peak = projected(family, out.flatten(0, 1), ids)
-        p, top, peak = p.view(*shape, 2), top.view(shape), peak.view(shape)
+        p, top, peak = p.view(*shape, len(ids)), top.view(shape), peak.view(shape)
     else:
-        p, top, peak = out.new_full((*shape, 2), torch.nan), torch.full(shape, -1), out.new_full(shape, torch.nan)
+        p, top, peak = out.new_full((*shape, len(ids)), torch.nan), torch.full(shape, -1), out.new_full(shape, torch.nan)
     mass = out.new_zeros(*shape, len(prompt.occurrences))
     if prompt.occurrences:
         for l in range(cfg.n_layers):
             row = acts.pattern(l, read)[0]
             mass[l] = torch.stack([row[:, span].sum(1) for span in prompt.occurrences], 1)
-    return Written(p[..., 0], p[..., 1], top, peak, direct, contrast, mass, logits)
+    return Written(p[..., 0], p[..., 1], top, peak, direct, contrast, p[..., 2:], brought, mass, logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +117,15 @@ class AnswerWriters(Analysis):
 
     By example, step and threshold: writers, heads with projection >= threshold that bring the answer at least `floor` of
     logit; projecting, the same without the floor (as the authors: a head that writes next to nothing may say the answer by
-    chance); control_writers, as writers for the counterfactual's word; late, the share of writers in the later
-    half of the layers (NaN without writers); sources and segments, distinct occurrences of the answer's word, and parts of
-    the prompt, that the writers look at.
+    chance); competitor_writers, as writers for another word of the prompt that could stand in the answer's place, the mean
+    over these words (NaN where there is none); late, the share of writers in the later half of the layers (NaN without
+    writers); sources and segments, distinct occurrences of the answer's word, and parts of the prompt, that the writers look
+    at; margin_one, margin_together, margin_matched, logit(answer) - the largest other logit with one of the writers knocked
+    out (the least over them), with all of them, with as many other heads of the same layers (NaN without writers).
+
+    By example and step: competitors, how many such words there are; margin, logit(answer) - the largest other logit of the
+    model as it is (NaN without writers); late_logit, late_competitor_logit, of what heads bring of logit(word) - mean logit,
+    where that is above 0, the share that the later half of the layers brings, for the answer and its competitors.
 
     significant [step, layer, head]: contrast above 0 over examples, false discovery rate at most alpha.
     held_out_share [example, step]: share of logit(answer) - logit(wrong) that the heads chosen on the other half bring.
@@ -119,8 +135,10 @@ class AnswerWriters(Analysis):
     title = "Heads that write the answer"
     source = "E8, stage I"
     ranges: ClassVar = {
-        **dict.fromkeys(("projection", "control", "answer_mass", "late"), bootstrap.SHARE),
-        **dict.fromkeys(("writers", "projecting", "control_writers", "sources"), bootstrap.COUNT),
+        **dict.fromkeys(
+            ("projection", "control", "answer_mass", "late", "late_logit", "late_competitor_logit"), bootstrap.SHARE
+        ),
+        **dict.fromkeys(("writers", "projecting", "competitor_writers", "sources", "competitors"), bootstrap.COUNT),
         "segments": (0.0, float(len(SEGMENTS))),
     }
 
@@ -169,6 +187,25 @@ class AnswerWriters(Analysis):
         """Parallel pathways by step and threshold: `COUNTS`, each with low and high, and n."""
         return interval_table({name: self.interval(name) for name in COUNTS}, ("step", "threshold"))
 
+    def knock_outs(self) -> pd.DataFrame:
+        """What becomes of the answer without its writers, by step and threshold: survives_one, survives_together,
+        survives_matched, the share of examples in which it stays the first choice whichever writer is knocked out, with all of
+        them, and with as many other heads of the same layers; each with low and high; least, the smallest margin left by a
+        single knock-out, in logits; n, of the examples with writers."""
+        found = {f"survives_{name}": self.survival(name) for name in LOSSES}
+        least = self.data["margin_one"].min("example")
+        return interval_table(found, ("step", "threshold"), more=lambda at: {"least": float(least.sel(at))})
+
+    def survival(self, name: str, *, level: float = bootstrap.LEVEL) -> xr.Dataset:
+        """Share of the examples with writers in which the answer stays the first choice: mean, low, high, n [step, threshold].
+
+        name: "one", "together" or "matched": what is knocked out.
+        """
+        one_of("name", name, LOSSES)
+        margin = self.data[f"margin_{name}"].transpose("example", "step", "threshold")
+        stays = (margin > 0).astype(float).where(margin.notnull())
+        return labelled(bootstrap.mean_interval(stays.values, within=bootstrap.SHARE, level=level), stays)
+
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Writers by step and threshold; each layer's share of the answer's logit; the map of heads, over all steps."""
         from pycotmech.figures.bars import bars_with_intervals
@@ -193,23 +230,36 @@ class AnswerWriters(Analysis):
     def findings(self) -> list[str]:
         """Parallel pathways, where the writers lie, and how much the heads chosen on one half bring on the other."""
         out, L = [], self.data.sizes["layer"]
-        mean = self.data[["writers", "control_writers", "sources", "late"]].mean("step").transpose("example", "threshold")
+        mean = self.data[["writers", "sources", "late"]].mean("step").transpose("example", "threshold")
+        has = self.data["competitor_writers"].notnull()
+        rival = self.data[["writers", "competitor_writers"]].where(has).mean("step").transpose("example", "threshold")
         for t, threshold in enumerate(self.data["threshold"].values):
-            w, c, s, late = (
+            w, s, late = (
                 bootstrap.mean_interval(mean[name].values[:, t], within=self.ranges[name])
-                for name in ("writers", "control_writers", "sources", "late")
+                for name in ("writers", "sources", "late")
             )
+            a, c = (bootstrap.mean_interval(rival[name].values[:, t], within=bootstrap.COUNT) for name in rival.data_vars)
             if not w.n or not float(w.mean) > 0:
                 out.append(
                     f"no head's output gives the answer a probability of {threshold:g} or more (n = {int(w.n)} examples)"
                 )
                 continue
             where = f"; {late.words()} of them lie in the later half of the layers" if L > 1 else ""
-            out.append(
-                f"{w.words('{:.1f}')} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples; "
-                f"for the counterfactual's word {c.words('{:.1f}')}), looking at {s.words('{:.1f}')} different occurrences of "
-                f"it{where}"
+            against = (
+                f"; where another word of the prompt could stand in its place, {a.words('{:.1f}')}, and {c.words('{:.1f}')} "
+                "say that word"
+                if c.n
+                else ""
             )
+            out.append(
+                f"{w.words('{:.1f}')} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples"
+                f"{against}), looking at {s.words('{:.1f}')} different occurrences of it{where}"
+            )
+            out += self._lost(t)
+        without = np.flatnonzero(~(self.data["competitors"] > 0).any("example").values)
+        if len(without):
+            steps = ", ".join(str(step) for step in self.data["step"].values[without])
+            out.append(f"no other word of the prompt could stand in the answer's place at steps {steps}")
         held = bootstrap.mean_interval(self.data["held_out_share"].mean("step").values)
         k = self.about["settings"]["chosen"]
         if held.n:
@@ -227,6 +277,27 @@ class AnswerWriters(Analysis):
         )
         return out
 
+    def _lost(self, t: int) -> list[str]:
+        """What knock-outs of the writers of one threshold leave of the answer, all steps together."""
+        shares = []
+        for name in LOSSES:
+            margin = self.data[f"margin_{name}"].isel(threshold=t)
+            stays = (margin > 0).astype(float).where(margin.notnull()).mean("step")
+            shares.append(bootstrap.mean_interval(stays.values, within=bootstrap.SHARE))
+        one, together, matched = (x.words() for x in shares)
+        if not shares[0].n:
+            return []
+        return [
+            f"where these heads are knocked out, the answer stays the first choice without any one of them in {one} of the "
+            f"cells, without all of them in {together}, without as many other heads of the same layers in {matched} "
+            f"(n = {int(shares[0].n)})"
+        ]
+
+
+def is_writer(projection: Tensor, brought: Tensor, threshold: float, floor: float) -> Tensor:
+    """Which heads write a word: they say it with at least this probability and bring at least `floor` of its logit."""
+    return (projection >= threshold) & (brought >= floor)
+
 
 def count_writers(
     found: Written,
@@ -243,18 +314,27 @@ def count_writers(
     allowed = torch.ones_like(found.projection, dtype=torch.bool) if allowed is None else allowed.to(found.projection.device)
     for t, threshold in enumerate(thresholds):
         says = (found.projection >= threshold) & allowed
-        mask = says & (found.direct >= floor)
+        mask = is_writer(found.projection, found.direct, threshold, floor) & allowed
         layers = mask.nonzero()[:, 0]
         out["projecting"][t], out["writers"][t] = int(says.sum()), len(layers)
-        out["control_writers"][t] = int(
-            ((found.control >= threshold) & allowed & (found.direct - found.contrast >= floor)).sum()
-        )
+        if found.competitors.shape[-1]:
+            others = is_writer(found.competitors, found.competing, threshold, floor) & allowed[..., None]
+            out["competitor_writers"][t] = float(others.sum((0, 1)).double().mean())
         if len(layers):
             out["late"][t] = float((2 * layers >= L).double().mean())
         seen = (found.mass[mask] >= reach).any(0).tolist() if len(layers) else []
         at = [span for span, hit in zip(prompt.occurrences, seen) if hit]
         out["sources"][t], out["segments"][t] = len(at), len({prompt.segment_of(span.start) for span in at})
     return out
+
+
+def late_share(brought: Tensor) -> float:
+    """Of what heads [L, H, ...] bring of the logits of words, where that is above 0, the share that the later half of the
+    layers brings, the mean over words; NaN without a word."""
+    L = len(brought)
+    above = brought.clamp(min=0).flatten(2).sum(1) if brought.ndim > 2 else brought.clamp(min=0).sum(1)[:, None]
+    later = torch.arange(L) * 2 >= L
+    return float((above[later].sum(0) / above.sum(0)).double().mean()) if above.shape[1] else float("nan")
 
 
 def answer_writers(
@@ -282,8 +362,11 @@ def answer_writers(
     floor: what a writer must bring of logit(answer) - mean logit: 0.25 raises the odds of the answer by a quarter.
     chosen: how many heads are chosen on one half of the examples for `held_out_share`. reach: attention to an occurrence of
     the answer's word from which it counts as a source.
+    z of a head that is knocked out becomes, where the answer is predicted, its mean over the other examples at the same step;
+    where only one example counts, nothing is knocked out. Without a tokenizer words are not found, and none competes.
     Returns `AnswerWriters`. Raises ValueError naming the argument.
-    Cost: the prompts once, and the unembedding of one row for each head, example and step.
+    Cost: the prompts once, and the unembedding of one row for each head, example and step; the prompts once more,
+    and for each cell with writers one row for each of these, of half of the layers.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     thresholds = tuple(float(t) for t in thresholds)
@@ -297,10 +380,14 @@ def answer_writers(
     by_head = ("projection", "control", "direct", "contrast", "answer_mass")
     data = {name: cells.empty(L, H) for name in by_head} | {name: cells.empty(len(thresholds)) for name in COUNTS}
     logits = cells.empty(2)
+    single = ("competitors", "margin", "late_logit", "late_competitor_logit")
+    data |= {name: cells.empty() for name in single} | {f"margin_{name}": cells.empty(len(thresholds)) for name in LOSSES}
     groups = by_example(cells, model.tokenizer)
     texts, first = texts_of(groups)
     tick = counting(progress, len(cells))
+    order = sorted(range(len(thresholds)), key=lambda t: thresholds[t])  # the sets of writers hold one another
     with metered(model) as meter:
+        asked: list[tuple[Cell, Prompt, list[Tensor], Tensor]] = []
         for batch in text_activations(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
             for i, acts in batch:
                 for cell, prompt in groups[i]:
@@ -314,17 +401,42 @@ def answer_writers(
                         found, prompt, thresholds, allowed=allowed, floor=floor, reach=reach
                     ).items():
                         data[name][at] = value
+                    data["competitors"][at] = len(prompt.competing)
+                    data["late_logit"][at] = late_share(found.direct)
+                    data["late_competitor_logit"][at] = late_share(found.competing)
+                    sets = [is_writer(found.projection, found.direct, thresholds[t], floor).cpu() for t in order]
+                    sets = sets if allowed is None else [mask & allowed for mask in sets]
+                    z = acts.at_layers("z", [prompt.read])[:, 0].to(model.family.resid_dtype)
+                    asked.append((cell, prompt, sets, z))
                     tick()
-    variables: dict[str, Any] = data | {name: (("example", "step", "threshold"), data[name]) for name in COUNTS}
+        for i, fill in _means_of_others([cell.s for cell, *_ in asked], [z for *_, z in asked]):
+            cell, prompt, sets, _ = asked[i]
+            drawn = seed + 1000 * cell.example.index + cell.step.index
+            lost = losses(model, prompt, sets, fill.to(model.cfg.dtype), seed=drawn, memory_gb=memory_gb)
+            data["margin"][cell.e, cell.s] = lost.intact
+            for name in LOSSES:
+                data[f"margin_{name}"][(cell.e, cell.s, order)] = getattr(lost, name)
+    by_threshold = (*COUNTS, *(f"margin_{name}" for name in LOSSES))
+    variables: dict[str, Any] = data | {name: (("example", "step", "threshold"), data[name]) for name in by_threshold}
     variables |= {"logit": logits[..., 0], "logit_difference": logits[..., 1]}
     passed = np.stack([means_above_zero(data["contrast"][:, s], alpha=alpha) for s in range(cells.shape[1])])
     variables["significant"] = (("step", "layer", "head"), passed)
     variables["held_out_share"] = held_out(data["contrast"], logits[..., 1], chosen, seed)
     settings = {"steps": list(cells.steps), "alpha": alpha, "chosen": chosen, "floor": floor, "reach": reach, "seed": seed}
     settings["heads"] = "all" if allowed is None else int(allowed.sum())
+    settings["replaced_by"] = "the mean of z over the other examples at the same step, where the answer is predicted"
     words = "projection of z W_O alone, and its share of the logits with the final norm as the model applied it"
     axes = {"layer": L, "head": H, "threshold": thresholds}
     return AnswerWriters.made(model, cells, variables, axes, words, settings, meter)
+
+
+def _means_of_others(steps: Sequence[int], z: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """For each cell that is not the only one of its step: its number, and the mean of z [L, H, D] of the step's others."""
+    for step in dict.fromkeys(steps):
+        here = [i for i, s in enumerate(steps) if s == step]
+        total = torch.stack([z[i] for i in here]).sum(0)
+        if len(here) > 1:
+            yield from ((i, (total - z[i]) / (len(here) - 1)) for i in here)
 
 
 def held_out(contrast: NDArray, whole: NDArray, k: int, seed: int) -> NDArray:
@@ -350,10 +462,12 @@ def held_out(contrast: NDArray, whole: NDArray, k: int, seed: int) -> NDArray:
 
 
 def cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
-    """Predicted: the prompts once, and the unembedding of a row for each head and cell."""
+    """Predicted: the prompts once, and the unembedding of a row for each head and cell; the prompts again, whose
+    beginnings the knock-outs of each cell take, and these."""
     rows = workload.cells * cfg.n_layers * cfg.n_heads
     held = 4.0 * 256 * cfg.d_vocab
-    return text_activations_cost(cfg, workload, 2, held=held) + rows_cost(cfg, 0, read=rows)
+    found = text_activations_cost(cfg, workload, 2, held=held) + rows_cost(cfg, 0, read=rows)
+    return found + losses_cost(cfg, workload)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:

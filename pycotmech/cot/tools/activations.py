@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.cot.task.other_words import OtherWord, OtherWords
 from pycotmech.cot.task.tokens import Encoder
 from pycotmech.cot.tools.cells import Cell, Cells
 from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
@@ -44,6 +45,7 @@ class Prompt:
     tokens [T]; answer, wrong: token ids of the next word and of the counterfactual's; corrupted [T]: the counterfactual.
     segments: parts of the prompt; what is in none counts as "first" (position 0) or "question".
     occurrences: where the answer's word occurs, as slices of positions, few-shot block included.
+    others: the other words of the question that stand in the prompt.
     """
 
     tokens: Tensor = field(repr=False)
@@ -52,6 +54,12 @@ class Prompt:
     corrupted: Tensor | None = field(default=None, repr=False)
     segments: Mapping[str, slice] = field(default_factory=dict)
     occurrences: tuple[slice, ...] = ()
+    others: tuple[OtherWord, ...] = ()
+
+    @property
+    def competing(self) -> tuple[int, ...]:
+        """The first tokens of the words of the prompt that could stand in the answer's place."""
+        return tuple(o.token for o in self.others if o.token is not None)
 
     @property
     def read(self) -> int:
@@ -78,11 +86,11 @@ class Prompt:
         return any(span.start <= position < span.stop for span in self.occurrences)
 
 
-def prompt_of(cell: Cell, few_shot: Sequence[slice] = ()) -> Prompt:
-    """The clean prompt of a cell. few_shot: where the answer's word occurs in the shots."""
+def prompt_of(cell: Cell, few_shot: Sequence[slice] = (), others: Sequence[OtherWord] = ()) -> Prompt:
+    """The clean prompt of a cell. few_shot: where the answer's word occurs in the shots. others: the question's other words."""
     step = cell.step
     spans = sorted((*few_shot, *step.occurrences), key=lambda s: s.start)
-    return Prompt(step.clean, step.answer, step.wrong, step.corrupted, step.segments, tuple(spans))
+    return Prompt(step.clean, step.answer, step.wrong, step.corrupted, step.segments, tuple(spans), tuple(others))
 
 
 class Shots:
@@ -107,10 +115,11 @@ class Shots:
 
 def by_example(cells: Cells, tokenizer) -> list[list[tuple[Cell, Prompt]]]:
     """The cells that count with their prompts, grouped by example; examples without any are left out."""
-    shots = Shots(cells.examples, tokenizer)
+    shots, others = Shots(cells.examples, tokenizer), OtherWords(cells.examples, tokenizer)
     groups: dict[int, list[tuple[Cell, Prompt]]] = {}
     for cell in cells:
-        groups.setdefault(cell.e, []).append((cell, prompt_of(cell, shots.find(cell.step.replaced[0]))))
+        prompt = prompt_of(cell, shots.find(cell.step.replaced[0]), others.of(cell.example, cell.step))
+        groups.setdefault(cell.e, []).append((cell, prompt))
     return list(groups.values())
 
 

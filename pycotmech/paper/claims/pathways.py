@@ -1,32 +1,85 @@
-"""Multiple pathways write the answer in parallel (abstract; E8)."""
+"""Multiple pathways write the answer in parallel (abstract; E8).
+
+Parallel pathways are several heads that write the answer, and not every word of the prompt, and each of which the answer can do
+without, but not without all of them. Each step is judged by itself, against another word of the prompt that could stand in
+the answer's place; a step whose prompts have no such word counts for nothing. Intervals are corrected for the number of steps
+(Bonferroni), and the claim is borne out if more than half of these steps bear it out in all its parts.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, is_above
+from pycotmech.cot.analyses.answer_writers import AnswerWriters
+from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, decided, is_above
 from pycotmech.stats import bootstrap
+
+THRESHOLD = 0.1
+"""Of the probability with which a head says the answer."""
+
+
+class Step(NamedTuple):
+    """What one step says. name: its number. parts: the verdict on each part of the claim. found, null: in words."""
+
+    name: int
+    verdict: Verdict
+    found: str
+    null: str
 
 
 def judge(results: Results) -> Verdict:
-    """More than one head at a time says the answer, and more than say the counterfactual's word."""
-    data = results["answer_writers"].data
-    at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
-    mean = data[["writers", "control_writers", "sources"]].isel(threshold=at).mean("step")
-    found = {name: bootstrap.mean_interval(mean[name].values, within=bootstrap.COUNT) for name in mean.data_vars}
-    w, c, s = found["writers"], found["control_writers"], found["sources"]
-    evidence = (
-        f"{w.words('{:.1f}')} heads at a time write the answer with probability 0.1 or more (the counterfactual's word: "
-        f"{c.words('{:.1f}')}), looking themselves at {s.words('{:.1f}')} places where it occurs; n = {int(w.n)}"
+    found = results["answer_writers"]
+    data = found.data
+    t = int(np.argmin(np.abs(data["threshold"].values - THRESHOLD)))
+    has = (data["competitors"] > 0).any("example").values
+    names = [int(step) for step in data["step"].values]
+    absent = [str(name) for name, there in zip(names, has) if not there]
+    none = f"no other word could stand in the answer's place at steps {', '.join(absent)}, which do not count" if absent else ""
+    if not has.any():
+        return Verdict("not decided", none, data=False)
+    level = 1 - (1 - bootstrap.LEVEL) / int(has.sum())
+    steps = [_judged(found, t, i, level) for i in np.flatnonzero(has)]
+    words = [s.verdict.word for s in steps]
+    held, denied, m = words.count("borne out"), words.count("not borne out"), len(steps)
+    parts = [f"step {s.name}: {s.found}" for s in steps]
+    evidence = f"holds at {held} of {m} steps and fails at {denied}; " + "; ".join([*parts, none] if none else parts)
+    word = "borne out" if 2 * held > m else "not borne out" if 2 * denied >= m else "not decided"
+    null = "; ".join(f"step {s.name}: {s.null}" for s in steps)
+    return Verdict(word, evidence, null, data=any(s.verdict.data for s in steps))
+
+
+def _judged(found: AnswerWriters, t: int, i: int, level: float) -> Step:
+    here = found.data.isel(threshold=t, step=i)
+    counts = (here["competitors"] > 0).values
+    writers, others = (here[name].where(counts).values for name in ("writers", "competitor_writers"))
+    number, rival, more = (
+        bootstrap.mean_interval(x, level=level, within=within)
+        for x, within in ((writers, bootstrap.COUNT), (others, bootstrap.COUNT), (writers - others, None))
     )
-    more = bootstrap.mean_interval((mean["writers"] - mean["control_writers"]).values)
-    return combined(
-        evidence,
+    stays = {}
+    for name in ("one", "together", "matched"):
+        margin = here[f"margin_{name}"].where(counts).values
+        stays[name] = np.where(np.isfinite(margin), margin > 0, np.nan)
+    one, together, matched = (bootstrap.mean_interval(x, level=level, within=bootstrap.SHARE) for x in stays.values())
+    spared = bootstrap.mean_interval(stays["matched"] - stays["together"], level=level, within=bootstrap.SHARES_APART)
+    verdict = combined(
+        "",
         {
-            "more than one writer": is_above(w, 1.0),
-            "more than of the counterfactual's word": is_above(more, 0.0),
+            "more than one writer": is_above(number, 1.0),
+            "more than of another word": is_above(more, 0.0),
+            "the answer survives the loss of any one": is_above(one, 0.5),
+            "but not of all": decided(float(together.low), float(together.high), 0.5, n=int(together.n), above=False),
+            "which other heads do not carry": is_above(spared, 0.0),
         },
     )
+    words = (
+        f"{number.words('{:.1f}')} writers; the answer stays without any one in {one.words()}, without all in "
+        f"{together.words()}; n = {int(number.n)}"
+    )
+    null = f"{rival.words('{:.1f}')} write the other word; without as many other heads it stays in {matched.words()}"
+    return Step(int(here["step"]), verdict, f"{words}, {verdict.word}{verdict.evidence}", null)
 
 
 CLAIM = Claim(
@@ -34,6 +87,6 @@ CLAIM = Claim(
     "Multiple pathways write the answer in parallel.",
     "abstract; E8",
     judge,
-    "the counterfactual's word",
+    "another word of the prompt in the answer's place; as many other heads of the same layers knocked out",
     by_layer=False,
 )

@@ -1,29 +1,68 @@
-"""The pathways take the answer from the question and from the generated steps (abstract; E8)."""
+"""The pathways take the answer from the question and from the generated steps (abstract; E8).
+
+A step is judged where the answer's word stands in both places. A place is a source there if more than 5 % of the pathways lead
+to the word beyond those that lead to the words beside it. Intervals are corrected for the number of steps (Bonferroni), and the
+claim is borne out if both places are sources at more than half of these steps.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
+import numpy as np
+import xarray as xr
+
+from pycotmech.cot.analyses.answer_sources import OTHER_WORDS
 from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, is_above
 from pycotmech.stats import bootstrap
+
+PLACES = ("question", "generated")
+BEYOND = 0.05
+"""Share of the pathways that must lead to a place beyond its control."""
+
+
+class Step(NamedTuple):
+    """What one step says. found, null: in words."""
+
+    verdict: Verdict
+    found: str
+    null: str
 
 
 def judge(results: Results) -> Verdict:
     """Pathways lead to the question and to the generated text alike."""
     found = results["answer_sources"]
-    number = found.data["pathways"].sum("step", min_count=1).transpose("example", "place")
-    total = number.sum("place").values
-    if not np.nansum(total) > 0:
+    if not found.data["pathways"].sum() > 0:
         return Verdict("not decided", "no head writes the answer, so there is no pathway", data=False)
-    share = {
-        p: bootstrap.ratio_interval(number.sel(place=p).values, total, within=bootstrap.SHARE)
-        for p in ("question", "generated", "few_shot")
-    }
-    evidence = "pathways take the answer from " + ", ".join(
-        f"{place.replace('_', '-')} {x.words()}" for place, x in share.items()
+    judged = np.flatnonzero(found.beyond()["n"].sel(segment="question").values)
+    if not len(judged):
+        return Verdict("not decided", "at no step with a pathway the answer's word stands in both places", data=False)
+    level = 1 - (1 - bootstrap.LEVEL) / len(judged)
+    beyond, share, aside = (found.beyond(of, level=level) for of in ("difference", "pathways", "control_pathways"))
+    steps = [_judged(*(x.isel(step=i) for x in (beyond, share, aside))) for i in judged]
+    words = [step.verdict.word for step in steps]
+    held, denied, m = words.count("borne out"), words.count("not borne out"), len(steps)
+    line = f"both places are sources at {held} of the {m} steps where the word stands in both, not at {denied}"
+    shots = "" if found.in_shots else f"; few-shot none, {OTHER_WORDS}"
+    word = "borne out" if 2 * held > m else "not borne out" if 2 * denied >= m else "not decided"
+    return Verdict(
+        word,
+        "; ".join([line, *(s.found for s in steps)]) + shots,
+        "; ".join(s.null for s in steps),
+        data=any(s.verdict.data for s in steps),
     )
-    parts = {f"more than 5 % from the {place} text": is_above(share[place], 0.05) for place in ("question", "generated")}
-    return combined(f"{evidence}; n = {int(share['question'].n)}", parts)
+
+
+def _judged(beyond: xr.Dataset, share: xr.Dataset, aside: xr.Dataset) -> Step:
+    def interval(x: xr.Dataset, place: str) -> bootstrap.Interval:
+        return bootstrap.Interval(*(x[name].sel(segment=place).values for name in bootstrap.Interval._fields))
+
+    def words(x: xr.Dataset) -> str:
+        return f"step {int(x['step'])}: " + ", ".join(f"{place} {interval(x, place).words()}" for place in PLACES)
+
+    verdict = combined("", {place: is_above(interval(beyond, place), BEYOND) for place in PLACES})
+    n = int(interval(beyond, PLACES[0]).n)
+    return Step(verdict, f"{words(share)}; n = {n}, {verdict.word}{verdict.evidence}", words(aside))
 
 
 CLAIM = Claim(
@@ -31,6 +70,6 @@ CLAIM = Claim(
     "The pathways take the answer from the question and from the steps that were generated.",
     "abstract; E8",
     judge,
-    "5 % of the pathways",
+    "pathways to the words beside the answer's",
     by_layer=False,
 )

@@ -115,14 +115,14 @@ def test_two_planted_writers_are_two_pathways_with_two_sources():
         at = {tuple(i) for i in ((found.projection >= 0.5) & (found.direct >= 0.25)).nonzero().tolist()}
         assert at == writers
         counts = module.count_writers(found, prompt, (0.5,))
-        assert counts["writers"] == 2 and counts["control_writers"] == 0
+        assert counts["writers"] == 2 and np.isnan(counts["competitor_writers"])
         assert counts["sources"] == 2 and counts["segments"] == 2 and counts["late"] == 0.5
         contrasts.append(found.contrast.numpy())
     assert {tuple(i) for i in np.argwhere(means_above_zero(np.stack(contrasts), alpha=0.001))} == writers
 
 
 def test_counts_are_worked_out_by_hand():
-    """A writer says its word and brings some of its logit; the counterfactual's word is counted by the same rule."""
+    """A writer says its word and brings some of its logit; competing words are counted by the same rule, and averaged."""
     grid = lambda *rows: torch.tensor(rows, dtype=torch.float64)  # noqa: E731
     direct = grid([1.0, 0.1], [0.5, 1.0])
     found = module.Written(
@@ -131,7 +131,9 @@ def test_counts_are_worked_out_by_hand():
         top=torch.zeros(2, 2),
         peak=torch.zeros(2, 2),
         direct=direct,
-        contrast=direct - grid([0.0, 0.4], [0.1, 0.9]),  # what the counterfactual's word is given
+        contrast=direct,
+        competitors=torch.stack((grid([0.6, 0.6], [0.6, 0.05]), grid([0.1, 0.0], [0.0, 0.0])), -1),
+        competing=torch.stack((grid([0.0, 0.4], [0.1, 0.9]), grid([0.3, 0.0], [0.0, 0.0])), -1),
         mass=torch.tensor([[[0.5, 0.0], [0.0, 0.9]], [[0.05, 0.2], [0.0, 0.0]]]),
         logits=torch.zeros(2),
     )
@@ -142,7 +144,7 @@ def test_counts_are_worked_out_by_hand():
     expected = {
         "projecting": [3, 2, 0],
         "writers": [2, 1, 0],
-        "control_writers": [1, 1, 0],
+        "competitor_writers": [1.0, 0.5, 0.0],
         "late": [0.5, 0.0, np.nan],
         "sources": [2, 1, 0],
         "segments": [2, 1, 0],

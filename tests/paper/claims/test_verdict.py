@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pycotmech.cot.analyses.answer_writers import AnswerWriters
 from pycotmech.cot.analyses.functional_rift import FunctionalRift
 from pycotmech.cot.analyses.knock_out_curve import KnockOutCurve
 from pycotmech.cot.analyses.pair_probes import PairProbes
@@ -38,48 +37,6 @@ def test_a_result_that_is_missing_leaves_a_claim_open():
     for claim in CLAIMS:
         verdict = claim.verdict({})
         assert verdict.word == "not decided" and claim.needs[0] in verdict.evidence
-
-
-def writers(counts, late, control=0.0):
-    """AnswerWriters with these counts [example] at every step and threshold."""
-    n = len(counts)
-    same = lambda values: np.broadcast_to(np.asarray(values, float)[:, None, None], (n, 2, 3)).copy()  # noqa: E731
-    dims = ("example", "step", "threshold")
-    data = {
-        "writers": (dims, same(counts)),
-        "control_writers": (dims, same(np.full(n, control))),
-        "sources": (dims, same(np.ones(n))),
-        "late": (dims, same(late)),
-    }
-    return AnswerWriters(xr.Dataset(data, coords={"threshold": [0.01, 0.1, 0.5]}), {})
-
-
-def test_pathways_and_writers():
-    several = {"answer_writers": writers([3, 4, 2, 5] * 10, [1, 1, 1, 0.95] * 10)}
-    assert BY_NAME["pathways"].verdict(several).word == "borne out"
-    assert (
-        "3.5 [" in BY_NAME["pathways"].verdict(several).evidence and "n = 40" in BY_NAME["pathways"].verdict(several).evidence
-    )
-    assert BY_NAME["writers"].verdict(several).word == "borne out"
-    single = {"answer_writers": writers([1] * 6, [0.2, 0.3, 0.1, 0.2, 0.2, 0.1])}
-    assert BY_NAME["pathways"].verdict(single).word == "not borne out"
-    assert BY_NAME["writers"].verdict(single).word == "not borne out"
-    few = {"answer_writers": writers([1] * 4, [1.0] * 4)}
-    for name, why in (("pathways", "all 4 examples agree"), ("writers", "the interval holds the threshold 0.9")):
-        assert BY_NAME[name].verdict(few).word == "not decided"
-        assert why in BY_NAME[name].verdict(few).evidence
-    assert "100% [51%, 100%] of the answer's writers" in BY_NAME["writers"].verdict(few).evidence
-    alone = {"answer_writers": writers([3], [1.0])}
-    assert BY_NAME["pathways"].verdict(alone).word == BY_NAME["writers"].verdict(alone).word == "not decided"
-    assert BY_NAME["writers"].verdict(alone).evidence == (
-        "100% of the answer's writers lie in the later half; n = 1; one example has no interval"
-    )
-    none = BY_NAME["writers"].verdict({"answer_writers": writers([0, 0], [np.nan, np.nan])})
-    assert (none.word, none.evidence) == ("not decided", "no head writes the answer with probability 0.1 or more")
-    either = BY_NAME["pathways"].verdict({"answer_writers": writers([3, 4, 2, 5], [1, 1, 1, 1], control=6)})
-    assert either.word == "not borne out" and "not so: more than of the counterfactual's word" in either.evidence
-    split = {"answer_writers": writers([0, 3, 0, 3], [1, 1, 0, 1])}
-    assert BY_NAME["pathways"].verdict(split).word == "not decided"
 
 
 def rift(prior, context, n=6):

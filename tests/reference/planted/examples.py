@@ -34,17 +34,18 @@ def one_step(items: Sequence[Example], seed: int) -> OneStep:
     )  # fmt: skip
 
 
-def examples(planted: Planted, n: int, *, seed: int = 0, words: int = 1) -> OneStep:
+def examples(planted: Planted, n: int, *, seed: int = 0, words: int = 1, others: bool = False) -> OneStep:
     """n prompts of a planted model (`Planted.prompts`), each an example with one step.
 
     The step's counterfactual is the prompt's. What stands from "so" on, where it does, is generated text; all else in front
     of the answer is the question; there are no shots, only the BOS is shared. words: of the solution, the answer first; the
     others are what followed it in the prompt, as an induction head goes on.
+    others: whether `Example.words` holds the question's words, so that analyses know what else stands in the prompt.
     """
-    return one_step([_example(i, p, words) for i, p in enumerate(planted.prompts(n, seed))], seed)
+    return one_step([_example(i, p, words, others) for i, p in enumerate(planted.prompts(n, seed))], seed)
 
 
-def _example(index: int, prompt: Prompt, words: int) -> Example:
+def _example(index: int, prompt: Prompt, words: int, others: bool) -> Example:
     tokens, T = prompt.tokens.tolist(), len(prompt.tokens)
     follows = {a: b for a, b in reversed(list(itertools.pairwise(tokens)))}  # after a word's first place
     solution = [prompt.answer]
@@ -55,6 +56,9 @@ def _example(index: int, prompt: Prompt, words: int) -> Example:
     parts = {"few_shot": slice(1, 1), "question": slice(1, begin)}
     places = tuple(slice(p, p + 1) for p in range(T) if tokens[p] == prompt.answer)
     answer, wrong = WORDS[prompt.answer], WORDS[prompt.wrong]
+    roles = {"E": WORDS[tokens[-1]]}
+    if others:
+        roles |= {f"w{i}": WORDS[t] for i, t in enumerate(dict.fromkeys(tokens[1:begin]))}
     step = Step(
         index=0, kind="induction", prefix_text=_text(tokens[begin:]), text=_text(tokens[1:]),
         corrupted_text=_text(prompt.corrupted.tolist()[1:]), clean=prompt.tokens, corrupted=prompt.corrupted,
@@ -64,7 +68,7 @@ def _example(index: int, prompt: Prompt, words: int) -> Example:
     )  # fmt: skip
     return Example(
         index=index, question=_text(tokens[1:begin]), query="", chain=_text(full.tolist()[begin:]), label=True,
-        words={"E": WORDS[tokens[-1]]}, steps=(step,), prompt=_text(tokens[1:begin]), full_text=_text(full.tolist()[1:]),
+        words=roles, steps=(step,), prompt=_text(tokens[1:begin]), full_text=_text(full.tolist()[1:]),
         full_ids=full, label_span=slice(len(full) - 1, len(full)), segments={**parts, "generated": slice(begin, len(full))},
     )  # fmt: skip
 

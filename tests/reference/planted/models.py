@@ -6,14 +6,15 @@ that can be moved, so that no analysis can pass by knowing them; n_heads must di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import LongTensor
 
 import pycotmech as pcm
-from tests.reference.planted.circuit import MATCH, WRITE, Circuit, feature
+from tests.reference.planted.circuit import MATCH, SINK, WRITE, Circuit, feature
 from tests.reference.planted.words import BOS, CONCEPTS, CONTENT, ID, NAMES, PROPERTIES, WORDS, ids
 
 Head = tuple[int, int]
@@ -232,37 +233,56 @@ def parallel(
     n_heads: int = 4,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    writers: Sequence[str] = ("question", "generated"),
+    other: Literal["", "passed by", "written"] = "",
 ) -> Planted:
     """ "... X ... so ... X ... =" -> X, written twice: by one head from the question, by a higher one from the text after "so".
 
     Either is enough. The marker head tells every position whether "so" stands before it.
+    writers: which of the two are there. other: whether another concept stands beside X in each part. It is passed by; or both
+    heads write the same four concepts whatever the prompt is, and X and the other are two of these.
     """
     c = Circuit(n_layers=n_layers, n_heads=n_heads, seed=seed)
     c.score(marker, feature("one"), feature("token", [ID["so"]]), MATCH)
     c.rest(marker)
     c.write(marker, feature("token", [ID["so"]]), feature("after_so"))
-    ask, concept = feature("token", [ID["="]]), feature("token", ids(CONCEPTS))
-    for head, sign in ((question, -1.0), (generated, 1.0)):
+    looked_at = CONCEPTS[::2] if other == "passed by" else CONCEPTS
+    ask, concept = feature("token", [ID["="]]), feature("token", ids(looked_at))
+    heads = {"question": question, "generated": generated}
+    heads = {name: heads[name] for name in writers}
+    for name, head in heads.items():
+        if other == "written":
+            c.rest(head)
+            c.write(head, feature("token", [BOS]), feature("answer", ids(CONCEPTS[:4])), weight=WRITE)
+            continue
         c.score(head, ask, concept, MATCH)
-        c.score(head, ask, feature("after_so"), sign * MATCH)
+        c.score(head, ask, feature("after_so"), MATCH if name == "generated" else -MATCH)
         c.copy(head, "token", "answer", weight=WRITE)
-    c.rest(question)
-    c.rest(generated, 1.5 * MATCH)  # above a concept before "so" or any word behind it; below a concept behind it
+        # Of the second above a concept before "so" or any word behind it; below a concept behind it.
+        c.rest(head, 1.5 * MATCH if name == "generated" else SINK)
     return Planted(
         "parallel",
         c.finish(dtype, "planted-parallel"),
-        {"marker": marker, "question": question, "generated": generated},
-        _question_and_text,
-        looks={"question": "answer_question", "generated": "answer_generated"},
+        {"marker": marker, **heads},
+        lambda g: _question_and_text(g, other=other),
+        looks={name: f"answer_{name}" for name in heads},
     )
 
 
-def _question_and_text(g: torch.Generator, length: int = 8) -> Prompt:
-    """Names and properties, a concept, "so", others, the same concept, "="."""
+def _question_and_text(g: torch.Generator, length: int = 8, other: str = "") -> Prompt:
+    """Names and properties, a concept, "so", others, the same concept, "="; with `other` another concept at the beginning of
+    each part."""
     words = _draw(ids((*NAMES, *PROPERTIES)), 2 * length, g)
-    answer, wrong = _draw(ids(CONCEPTS), 2, g)
+    answer, wrong, beside = _draw(ids(CONCEPTS), 3, g)
+    if other == "passed by":
+        (answer, wrong), (beside,) = _draw(ids(CONCEPTS[::2]), 2, g), _draw(ids(CONCEPTS[1::2]), 1, g)
+    if other == "written":
+        (answer, beside), (wrong,) = _draw(ids(CONCEPTS[:4]), 2, g), _draw(ids(CONCEPTS[4:]), 1, g)
     first, second = (int(i) for i in torch.randint(length, (2,), generator=g))
     head, tail = words[:length], words[length:]
+    if other:
+        head[0] = tail[0] = beside
+        first, second = max(first, 1), max(second, 1)
     tokens = [BOS, *head[:first], answer, *head[first:], ID["so"], *tail[:second], answer, *tail[second:], ID["="]]
     corrupted = [wrong if t == answer else t for t in tokens]
     so = length + 2
