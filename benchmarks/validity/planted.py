@@ -60,12 +60,17 @@ def _shared_heads() -> tuple[Mapping[str, Any], Mapping[str, str]]:
     return {"knock_out_curve": curve}, {}
 
 
+def _parallel(claim: str, n: int, **options: Any) -> Planting:
+    """Writers that pass another concept of the prompt by."""
+    return Planting(claim, "parallel", lambda: _on(planted.parallel(other="passed by", **options), claim, n, others=True))
+
+
 PLANTINGS: tuple[Planting, ...] = (
     Planting("shared_heads", "induction", _shared_heads),
     Planting("movers", "relation", _movers),
-    Planting("pathways", "parallel", lambda: _on(planted.parallel(), "pathways", 16)),
-    Planting("sources", "parallel", lambda: _on(planted.parallel(), "sources", 16)),
-    Planting("writers", "parallel", lambda: _on(planted.parallel(question=(2, 1), generated=(3, 2)), "writers", 48)),
+    _parallel("pathways", 16),
+    _parallel("sources", 16),
+    _parallel("writers", 48, question=(2, 1), generated=(3, 2)),
     Planting("rift", "bigram", lambda: _on(planted.bigram(table=None, writer=(2, 3)), "rift", 16)),
     Planting("abidance", "abiding", lambda: _on(planted.abiding(), "abidance", 16)),
     Planting("rift", "nothing", lambda: _on(planted.nothing(), "rift", 16, graded=False), true=False),
