@@ -38,7 +38,7 @@ class LayerMeans:
         heads = np.random.default_rng([seed, 1]).multinomial(H, np.full(H, 1 / H), size=(draws, L))
         heads = np.concatenate([np.ones((1, L, H)), heads])
         above, under = (((examples @ x.reshape(n, -1)).reshape(-1, L, H) * heads).sum(-1) for x in (top, below))
-        return cls(above, under, (below > 0).any(-1))
+        return cls(above, under, np.asarray((below > 0).any(-1)))
 
     @property
     def curve(self) -> NDArray[np.float64]:

@@ -1,4 +1,9 @@
-"""Finds heads that look along the relations of the ontology, and whether a probe misses them (docs/protocol.md, E10)."""
+"""Finds heads that look along the relations of the ontology, and whether a probe misses them (docs/protocol.md, E10).
+
+A head that looks back within a sentence looks from its object to its subject whatever is said of them. What it does in the
+same sentences with another verb ("Every lempus fears a tumpus.") is therefore subtracted: the same pairs of words, in the same
+roles and at the same distance, which are not related.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,19 @@ from os import PathLike
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.task.relations import CLASSES, Question
-from pycotmech.cot.tools.by_head import layer_share
 from pycotmech.cot.tools.checks import between, one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
-from pycotmech.cot.tools.head_probe import Rows, head_sets, probed, read_positions
-from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of, runs
+from pycotmech.cot.tools.head_choice import lower_shares, placed_at_random, share_interval
+from pycotmech.cot.tools.head_probe import head_sets, probed
+from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, columns, in_words, labelled, top_cells
+from pycotmech.cot.tools.word_attention import look, with_others
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -34,7 +39,8 @@ if TYPE_CHECKING:
     from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
-QUESTIONS, HEADS, RANDOM_SETS = 64, 10, 5
+QUESTIONS, HEADS, RANDOM_SETS, VERBS = 64, 10, 5, 2
+_SHARE_DRAWS, _SHARE_FLIPS = 200, 500
 LEAST = 0.05
 """Share of a head's attention that has to go along relations beyond what goes elsewhere: far below, a difference may be
 significant without moving anything."""
@@ -48,23 +54,39 @@ class RelationHeads(Analysis):
     data, by example (question): `attention` [.., class, layer, head], means over the question's pairs; `score` [.., relation,
     layer, head], related (or negated) pairs less unrelated ones at the same distance; `auroc` [.., relation, layer, head],
     how often a related pair is looked along more than an unrelated one, in multiples of even attention, so that it does not
-    matter how much text comes before. `p` [relation, layer, head], that all heads together reach such an auroc by chance,
-    on the choosing half (`half` [example]); `selected` [relation, layer, head]: below the level there, with at least the
-    least score. `accuracy`, `margin` [example, run]: of a probe on the residual stream, whole and with heads out (NaN on the
-    choosing half, on which the probe was trained), classes alike; margin is the logit of the true class less the mean of the
-    others.
+    matter how much text comes before. `null` [.., verb, relation, layer, head]: the score of the same words in the same
+    sentences with another verb, as if verbs got as much attention there as the question's own do. What is left of the score
+    without it is the gain.
+
+    `looks` [relation, layer, head]: on the choosing half (`half` [example]) the auroc is above chance and the score at least
+    the least one. `selected`: the gain over each verb is so too. `p`: the largest p-value of these tests, each over all heads
+    together. `split` [split, relation], `drawn` [draw, relation]: the share of the selected heads' gain in the first half of
+    the layers, for other halves and for resampled ones (`cot.tools.head_choice`).
+    `accuracy`, `margin` [example, run]: of a probe on the residual stream, whole and with heads out (NaN on the choosing
+    half, on which the probe was trained), classes alike; margin is the logit of the true class less the mean of the others.
     """
 
     name, title = "relation_heads", "Heads that look along the relations of the ontology"
     source = "E10 (operational definition)"
     ranges: ClassVar = {
         **dict.fromkeys(("attention", "auroc", "accuracy"), bootstrap.SHARE),
-        "score": bootstrap.SHARES_APART,
+        **dict.fromkeys(("score", "null"), bootstrap.SHARES_APART),
     }
 
+    @property
+    def verbs(self) -> str:
+        """The other verbs, in words."""
+        return " or ".join(map(str, self.data["verb"].values))
+
+    @property
+    def gain(self) -> xr.DataArray:
+        """The score less the mean of its nulls [example, relation, layer, head]."""
+        return (self.data["score"] - self.data["null"].mean("verb")).transpose("example", "relation", "layer", "head")
+
     def reported(self, variable: str) -> xr.DataArray:
-        """A variable on the reporting half."""
-        return self.data[variable].isel(example=np.flatnonzero(self.data["half"].values == "report"))
+        """A variable, or the "gain", on the reporting half."""
+        values = self.gain if variable == "gain" else self.data[variable]
+        return values.isel(example=np.flatnonzero(self.data["half"].values == "report"))
 
     def scores(self, variable: str = "score") -> xr.Dataset:
         """Mean over the reporting half with its interval: mean, low, high, n [relation, layer, head]."""
@@ -72,38 +94,56 @@ class RelationHeads(Analysis):
         return labelled(bootstrap.mean_interval(here.values, within=self.ranges.get(variable)), here)
 
     def heads(self, relation: str = "related") -> list[tuple[int, int]]:
-        """The selected heads, the strongest on the choosing half first."""
+        """The selected heads, those with the largest gain on the choosing half first."""
         chosen = self.data["selected"].sel(relation=relation)
-        choosing = self.data["score"].sel(relation=relation).isel(example=np.flatnonzero(self.data["half"].values == "choose"))
+        choosing = self.gain.sel(relation=relation).isel(example=np.flatnonzero(self.data["half"].values == "choose"))
         mean = choosing.mean("example").where(chosen)
         return [(int(l), int(h)) for l, h, _ in top_cells(mean, int(chosen.sum()))]
 
     def first_half(self, relation: str = "related") -> bootstrap.Interval:
-        """Share of the selected heads' positive score that lies in the first half of the layers, on the reporting half; NaN
+        """Share of the selected heads' positive gain that lies in the first half of the layers, the mean over splits into
+        halves to select and to report on, with an interval of resampled halves in which the selection is repeated; NaN
         without such heads, and in a model of one layer."""
-        score = self.reported("score").sel(relation=relation).transpose("example", "layer", "head")
-        chosen = self.data["selected"].sel(relation=relation)
-        if not bool(chosen.any()) or self.data.sizes["layer"] == 1:
+        if not self.heads(relation) or self.data.sizes["layer"] == 1:
             nan = np.array(np.nan)
             return bootstrap.Interval(nan, nan, nan, np.array(0))
-        later = layer_share(score.where(chosen, 0.0), self.data.sizes["layer"] // 2)
-        return bootstrap.Interval(1 - later.mean, 1 - later.high, 1 - later.low, later.n)
+        split, drawn = (self.data[name].sel(relation=relation).values for name in ("split", "drawn"))
+        return share_interval(split, drawn, self.data.sizes["example"])
+
+    def anywhere(self, relation: str = "related") -> NDArray[np.float64]:
+        """That share if the selected heads, with the gains that they have, lay anywhere among all heads: [draws]; empty
+        without such heads."""
+        gain = self.reported("gain").mean("example").sel(relation=relation)
+        weights = np.array([max(float(gain.sel(layer=l, head=h)), 0.0) for l, h in self.heads(relation)])
+        if not weights.sum() > 0:
+            return np.zeros(0)
+        return placed_at_random(weights, (gain.sizes["layer"], gain.sizes["head"]))
+
+    def stays(self, relation: str = "related") -> bootstrap.Interval:
+        """Share of the score of the heads that look along the relation that they have with other verbs too, on the reporting
+        half with its interval; NaN without such heads."""
+        looks = self.data["looks"].sel(relation=relation)
+        score, gain = (self.reported(k).sel(relation=relation).where(looks).sum(("layer", "head")) for k in ("score", "gain"))
+        if not bool(looks.any()):
+            nan = np.array(np.nan)
+            return bootstrap.Interval(nan, nan, nan, np.array(0))
+        return bootstrap.ratio_interval((score - gain).values, score.values)
 
     def table(self, k: int = 10) -> pd.DataFrame:
-        """The k strongest selected heads of each relation: relation, rank (on the choosing half), layer, head, score and auroc
-        on the reporting half with their intervals, p, n."""
+        """The k strongest selected heads of each relation: relation, rank (on the choosing half), layer, head, score, gain and
+        auroc on the reporting half with their intervals, p, n."""
         import pandas as pd
 
-        score, auroc, rows = self.scores(), self.scores("auroc"), []
+        score, gain, auroc, rows = self.scores(), self.scores("gain"), self.scores("auroc"), []
         for relation in RELATIONS:
             for rank, (l, h) in enumerate(self.heads(relation)[:k], 1):
                 at = {"relation": relation, "layer": l, "head": h}
                 row: dict[str, object] = {"relation": relation, "rank": rank, "layer": l, "head": h}
-                for name, found in (("score", score), ("auroc", auroc)):
+                for name, found in (("score", score), ("gain", gain), ("auroc", auroc)):
                     row |= columns(name, found.sel(at))
                 rows.append({**row, "p": float(self.data["p"].sel(at)), "n": int(score["n"].sel(at))})
-        names = ("score", "score_low", "score_high", "auroc", "auroc_low", "auroc_high", "p", "n")
-        return pd.DataFrame(rows, columns=["relation", "rank", "layer", "head", *names])
+        numbers = [f"{name}{end}" for name in ("score", "gain", "auroc") for end in ("", "_low", "_high")]
+        return pd.DataFrame(rows, columns=["relation", "rank", "layer", "head", *numbers, "p", "n"])
 
     def ablation(self) -> pd.DataFrame:
         """What the probe loses: run ("selected" or "random", each question's median over the random sets), accuracy and margin
@@ -131,15 +171,18 @@ class RelationHeads(Analysis):
         for relation in RELATIONS:
             heads = self.heads(relation)
             rows = [row for row in self.table(1).to_dict("records") if row["relation"] == relation]
-            rule = f"p < {s['level']}, score at least {s['least']}"
-            text = f"{relation} pairs (n = {n}): {len(heads)} of {count} heads look along them ({rule})"
+            looking, verbs = int(self.data["looks"].sel(relation=relation).sum()), self.verbs
+            text = f"{relation} pairs (n = {n}): {looking} of {count} heads look along them"
+            if looking:
+                text += f"; with {verbs} in place of the verb {self.stays(relation).words()} of their score stays"
+            text += f", and {len(heads)} have more with each (p < {s['level']}, at least {s['least']})"
             if not rows:
                 lines.append(text)
                 continue
             best, share = rows[0], self.first_half(relation)
             lines.append(
-                f"{text}, first L{best['layer']}H{best['head']}: {in_words(best, 'score', '{:+.3f}')} of its attention, "
-                f"AUROC {in_words(best, 'auroc')}"
+                f"{text}, first L{best['layer']}H{best['head']}: {in_words(best, 'gain', '{:+.3f}')} of its attention beyond "
+                f"{verbs}, of {in_words(best, 'score', '{:+.3f}')}; AUROC {in_words(best, 'auroc')}"
             )
             verdict = (
                 "mostly there"
@@ -152,7 +195,7 @@ class RelationHeads(Analysis):
                 lines.append(f"{relation}: the model has one layer, so that no half of the layers can hold more of the score")
                 continue
             where = f"layers 0 to {L // 2 - 1} of {L}"
-            lines.append(f"{relation}: {share.words()} of these heads' score lies in {where}: {verdict}")
+            lines.append(f"{relation}: {share.words()} of what is left of these heads' score lies in {where}: {verdict}")
         return [*lines, *self._ablation_findings()]
 
     def _ablation_findings(self) -> list[str]:
@@ -183,40 +226,24 @@ class RelationHeads(Analysis):
         return {k: v for k, v in found.items() if set(v) & set(names)}
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
-        """Maps of the score, the selected heads framed; the score by layer; what the probe loses without the heads."""
-        from matplotlib.patches import Rectangle
-
-        from pycotmech.figures.bars import bars_with_intervals
-        from pycotmech.figures.curves import layer_line
-        from pycotmech.figures.frame import framed, saved
-        from pycotmech.figures.heatmap import map_of_heads
+        """Maps of the gain, the selected heads framed; score and null by layer; what the probe loses without the heads."""
+        from pycotmech.cot.analyses.relation_heads_figure import relation_figure
 
         n = int((self.data["half"].values == "report").sum())
-        lines = [f"n = {n} questions to report on; {self.about['definition']}", *self.about["notes"]]
-        figure, axes = framed(2, 2, f"{self.about['model']}: {self.title}", lines, width=4.4, height=3.2)
-        score = self.scores()["mean"]
-        for j, relation in enumerate(RELATIONS):
-            grid = score.sel(relation=relation).transpose("layer", "head").values
-            label = "attention less that to unrelated"
-            map_of_heads(figure, axes[0, j], grid, title=f"{relation} pairs (framed: selected)", label=label)
-            for l, h in self.heads(relation):
-                axes[0, j].add_patch(Rectangle((h - 0.5, l - 0.5), 1, 1, fill=False, ec="black", lw=0.9))
-        by_layer = self.reported("score").sel(relation="related").sum("head").transpose("example", "layer")
-        found = bootstrap.mean_interval(by_layer.values)
-        layer_line(axes[1, 0], *found[:3], title="related pairs, all heads of a layer", up="sum of scores")
-        table, axis = self.ablation(), axes[1, 1]
-        if len(table):
-            ticks = ["selected heads", "random heads"][: len(table)]
-            words = {"title": f"probe at depth {self.about['settings']['depth']}, heads out", "up": "change"}
-            ends = {"mean": "", "low": "_low", "high": "_high"}
-            values = {k: np.stack([table[f"{name}{end}"] for name in ("accuracy", "margin")]) for k, end in ends.items()}
-            bars_with_intervals(axis, values, ticks, names=("accuracy", "margin (logits)"), **words)
-            axis.axhline(0, color="0.4", lw=0.8)
-            axis.legend(fontsize=7)
-        else:
-            axis.text(0.5, 0.5, "no head selected\nbelow the probe", ha="center", va="center", fontsize=8)
-            axis.set_axis_off()
-        return saved(figure, path)
+        gain = self.scores("gain")["mean"].transpose("relation", "layer", "head")
+        related = (self.reported(k).sel(relation="related").sum("head") for k in ("score", "null"))
+        score, null = (x.mean([d for d in x.dims if d == "verb"]).transpose("example", "layer").values for x in related)
+        return relation_figure(
+            f"{self.about['model']}: {self.title}",
+            [f"n = {n} questions to report on; {self.about['definition']}", *self.about["notes"]],
+            maps={r: (gain.sel(relation=r).values, self.heads(r)) for r in RELATIONS},
+            score=bootstrap.mean_interval(score),
+            null=bootstrap.mean_interval(null),
+            verbs=self.verbs,
+            ablation=self.ablation(),
+            depth=self.about["settings"]["depth"],
+            path=path,
+        )
 
 
 def relation_heads(
@@ -229,6 +256,7 @@ def relation_heads(
     depth: int | None = None,
     kind: Kind = "mean",
     random_sets: int = RANDOM_SETS,
+    verbs: int = VERBS,
     level: float = 0.05,
     least: float = LEAST,
     draws: int = 2000,
@@ -237,24 +265,28 @@ def relation_heads(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> RelationHeads:
-    """The attention of every head from a word to the word it is related to, against unrelated words at the same distance.
+    """The attention of every head from a word to the word it is related to, against unrelated words at the same distance, and
+    against the same words in sentences with another verb.
 
-    Heads are selected on one half of the questions, by a permutation test over all heads at once (each question's sign is
-    drawn at random, the largest standardised auroc of all heads is compared), and reported on the other. Then the `heads`
-    strongest of them below the probe's depth are ablated at all positions of the other half, and a linear probe that was
-    trained on the first half for how two words are related reads the residual stream; compared with as many random heads of
-    the same layers (docs/protocol.md, E10, an operational definition: the authors released none).
+    Heads are selected on one half of the questions, by permutation tests over all heads at once (each question's sign is
+    drawn at random, the largest standardised statistic of all heads is compared): of the auroc, and of the gain over each
+    verb. They are reported on the other half. Then the `heads` strongest of them below the probe's depth are ablated at all
+    positions of the other half, and a linear probe that was trained on the first half for how two words are related reads
+    the residual stream; compared with as many random heads of the same layers (docs/protocol.md, E10, an operational
+    definition: the authors released none).
 
     examples: whose style, ontology and demonstrations the questions take; None: as `cot.task.relations.make_questions` has it.
     questions: how many to make, or your own. shots: demonstrations before it.
     depth: the probe's, 1 (after layer 0) .. n_layers; None: 14 of 32, in proportion. kind: what an ablated head is replaced
         by: its "mean" over the choosing half (the first position has its own), or "zero".
-    random_sets: how many random sets of heads. level: of the test. least: the score that a head needs besides. draws: of
-        signs.
+    random_sets: how many random sets of heads. level: of the tests. least: the score, and the gain, that a head needs
+        besides. draws: of signs.
+    verbs: how many other verbs, at most; questions that have `others` keep these.
     right: not used: pairs are in the question, and no answer is predicted.
     Raises TypeError or ValueError naming the argument.
-    Cost: one pass of each question; half of them again up to the probe's depth for each set of heads. T weights for each
-    head and row that is looked at, a layer at a time. Memory: a batch of queries, z and residual streams.
+    Cost: one pass of each question and one for each verb; half of the questions again up to the probe's depth for each set of
+    heads. T weights for each head and row that is looked at, a layer at a time. Memory: a batch of queries, z and
+    residual streams.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
@@ -262,19 +294,27 @@ def relation_heads(
     at = max(1, round(14 / 32 * cfg.n_layers)) if depth is None else int(depth)
     if not 1 <= at <= cfg.n_layers:
         raise ValueError(f"depth: got {depth}; expected a number in 1..{cfg.n_layers}")
-    for name, value, lowest in (("heads", heads, 1), ("random_sets", random_sets, 1), ("draws", draws, 20)):
+    for name, value, lowest in (
+        ("heads", heads, 1),
+        ("random_sets", random_sets, 1),
+        ("verbs", verbs, 1),
+        ("draws", draws, 20),
+    ):
         check_integer(value, name, lowest)
     between("level", level, 0, 1)
     kept = questions_of(model, examples, questions, shots=shots, least=8, seed=seed)
+    names, kept = with_others(model, kept, verbs)
     choose, report = bootstrap.halves(len(kept), seed=seed)
     rng = np.random.default_rng(seed)
     with metered(model) as meter:
-        seen = _look(model, kept, at, choose, memory_gb, progress)
+        seen = look(model, kept, at, choose, memory_gb, progress)
         score, auroc, mean = _scores(kept, seen.weight, seen.lift)
-        p = np.stack([sign_flip(auroc[choose, r] - 0.5, flips=draws, seed=seed) for r in range(len(RELATIONS))])
-        strong = nanmean(score[choose])
-        selected = (p < level) & (strong >= least)
-        strength = np.where(selected[0], strong[0], -np.inf)[:at]
+        null = np.stack([_differences(kept, [x[v] for x in seen.null]) for v in range(len(names))], 1)
+        gain = score - null.mean(1)
+        tests = _Tests(score, auroc, null, level, least)
+        p, looks, selected = tests(choose, flips=draws, seed=seed)
+        shares = lower_shares(gain, lambda at: tests.selected(at, flips=_SHARE_FLIPS, seed=seed), draws=_SHARE_DRAWS, seed=seed)
+        strength = np.where(selected[0], nanmean(gain[choose])[0], -np.inf)[:at]
         order = np.argsort(-strength.ravel(), kind="stable")[: min(heads, int(np.isfinite(strength).sum()))]
         sets = head_sets([divmod(int(i), cfg.n_heads) for i in order], cfg, at, random_sets, rng)
         fill = None if kind == "zero" else seen.mean_z
@@ -288,8 +328,12 @@ def relation_heads(
         "attention": (("example", "class", "layer", "head"), mean),
         "score": (axes, score),
         "auroc": (axes, auroc),
+        "null": (("example", "verb", *axes[1:]), null),
         "p": (axes[1:], p),
+        "looks": (axes[1:], looks),
         "selected": (axes[1:], selected),
+        "split": (("split", "relation"), shares.split),
+        "drawn": (("draw", "relation"), shares.drawn),
         "accuracy": (("example", "run"), accuracy),
         "margin": (("example", "run"), margin),
         "half": ("example", half.astype(str)),
@@ -299,81 +343,90 @@ def relation_heads(
         "example": np.arange(len(kept)),
         "relation": list(RELATIONS),
         "class": list(CLASSES),
+        "verb": list(names),
         "layer": np.arange(cfg.n_layers),
         "head": np.arange(cfg.n_heads),
         "run": ["whole", *sets],
     }
     settings = {
         "questions": len(kept), "shots": shots, "heads": heads, "ablated": len(order), "depth": at, "kind": kind,
-        "random_sets": random_sets, "level": level, "least": least, "draws": draws, "seed": seed,
+        "random_sets": random_sets, "verbs": len(names), "level": level, "least": least, "draws": draws, "seed": seed,
     }  # fmt: skip
     words = "attention from a word's last piece to all pieces of the earlier word, less that of unrelated words at the same "
-    words += "distance; heads selected on the other half"
+    words += f"distance and that with {' or '.join(names)} in place of the verb; heads selected on the other half"
     n_pairs = sum(len(q.pairs) for q in kept)
     facts = RelationHeads.facts(model, examples, len(kept), n_pairs, words, settings, meter)
     return RelationHeads(xr.Dataset(data, coords=coords), facts)
 
 
-# ---- what heads look at --------------------------------------------------------------------------------------------
+# ---- which heads are selected ----------------------------------------------------------------------------------------
 
 
-class _Seen(NamedTuple):
-    weight: list[NDArray]  # by question [pairs, L, H]: attention to the pieces of the first word
-    lift: list[NDArray]  # the same in multiples of even attention
-    rows: list[Rows]  # by question, at the probe's depth
-    mean_z: Tensor  # [L, 2, H, D]: of the first position, of all others; over the choosing half
+class _Tests(NamedTuple):
+    """What decides which heads are selected. score, auroc [n, relation, L, H]; null [n, verb, relation, L, H]."""
 
+    score: NDArray
+    auroc: NDArray
+    null: NDArray
+    level: float
+    least: float
 
-def _look(
-    model: Model, questions: Sequence[Question], depth: int, choose: NDArray, memory_gb: float | None, progress: Progress | None
-) -> _Seen:
-    cfg, family = model.cfg, model.family
-    weight, lift, rows = [], [], []
-    total = torch.zeros(cfg.n_layers, 2, cfg.n_heads, cfg.d_head, dtype=family.resid_dtype, device=model.device)
-    count = torch.zeros(2)
-    chosen = set(choose.tolist())
-    for i, acts in runs(model, questions, ("q", "z", "resid_post"), memory_gb=memory_gb, whole=True):
-        pairs = questions[i].pairs
-        read = sorted({p.second.stop - 1 for p in pairs})
-        found = np.zeros((len(pairs), cfg.n_layers, cfg.n_heads))
-        for l in range(cfg.n_layers):
-            pattern = acts.pattern(l, read)  # [rows, H, T]
-            for j, p in enumerate(pairs):
-                found[j, l] = pattern[read.index(p.second.stop - 1), :, p.first].sum(-1).cpu().numpy()
-            if i in chosen:
-                z = acts.everywhere("z", l).to(family.resid_dtype)
-                total[l, 0] += z[0]
-                total[l, 1] += z[1:].sum(0)
-        if i in chosen:
-            count += torch.tensor([1.0, len(acts) - 1.0])
-        even = np.array([(p.first.stop - p.first.start) / p.second.stop for p in pairs])
-        weight.append(found)
-        lift.append(found / even[:, None, None])
-        where = read_positions(questions[i])
-        rows.append((where, acts.at("resid_post", depth - 1, where).float().cpu().numpy()))
-        if progress is not None:
-            progress(0.6 * (i + 1) / len(questions), 1.0)
-    mean = total / count.to(total.dtype).to(total.device)[None, :, None, None]
-    return _Seen(weight, lift, rows, mean)
+    def __call__(self, at: NDArray, *, flips: int, seed: int) -> tuple[NDArray, NDArray, NDArray]:
+        """On the examples with these numbers: the largest p, whether heads look along the relation, and whether they do so
+        beyond every verb [relation, L, H]."""
+        tested = self._tested(at)
+        p = np.stack([self._p(values, flips, seed) for values, _ in tested])
+        passes = np.stack([(p < self.level) & (size >= self.least) for p, (_, size) in zip(p, tested)])
+        return p.max(0), passes[0], passes.all(0)
+
+    def selected(self, at: NDArray, *, flips: int, seed: int) -> NDArray[np.bool_]:
+        """The last of these. Cost: no test where no head is strong enough."""
+        strong = np.all([size >= self.least for _, size in self._tested(at)], axis=0)
+        return self(at, flips=flips, seed=seed)[2] if strong.any() else strong
+
+    def _tested(self, at: NDArray) -> list[tuple[NDArray, NDArray]]:
+        """Values [n, relation, L, H] whose mean is tested, and the size that has to be large: the score, each verb's gain."""
+        score = self.score[at]
+        gains = [score - self.null[at, v] for v in range(self.null.shape[1])]
+        return [(self.auroc[at] - 0.5, nanmean(score)), *((gain, nanmean(gain)) for gain in gains)]
+
+    def _p(self, values: NDArray, flips: int, seed: int) -> NDArray:
+        return np.stack([sign_flip(values[:, r], flips=flips, seed=seed) for r in range(len(RELATIONS))])
 
 
 def _scores(questions: Sequence[Question], weight: list[NDArray], lift: list[NDArray]) -> tuple[NDArray, NDArray, NDArray]:
     """score and auroc [questions, relation, L, H], attention [questions, class, L, H]; NaN where a question lacks a class."""
     shape = weight[0].shape[1:]
-    score, auroc = np.full((2, len(questions), len(RELATIONS), *shape), np.nan)
+    auroc = np.full((len(questions), len(RELATIONS), *shape), np.nan)
     mean = np.full((len(questions), len(CLASSES), *shape), np.nan)
     for i, question in enumerate(questions):
         labels = np.array([p.label for p in question.pairs])
-        matched = np.array([p.matched for p in question.pairs])
         for c in set(labels.tolist()):
             mean[i, c] = weight[i][labels == c].mean(0)
         for r in range(len(RELATIONS)):
-            here, other = labels == r, (labels == 2) & ((matched == r) | (matched < 0))
+            here, other = _compared(question, r)
             if here.any() and other.any():
-                score[i, r] = weight[i][here].mean(0) - weight[i][other].mean(0)
                 a, b = lift[i][here][:, None], lift[i][other][None]
                 auroc[i, r] = ((a > b) + 0.5 * (a == b)).mean((0, 1))
-    return score, auroc, mean
+    return _differences(questions, weight), auroc, mean
+
+
+def _differences(questions: Sequence[Question], weight: Sequence[NDArray]) -> NDArray:
+    """The mean over a question's pairs of a relation less that over unrelated ones: [questions, relation, L, H]."""
+    out = np.full((len(questions), len(RELATIONS), *weight[0].shape[1:]), np.nan)
+    for i, question in enumerate(questions):
+        for r in range(len(RELATIONS)):
+            here, other = _compared(question, r)
+            if here.any() and other.any():
+                out[i, r] = weight[i][here].mean(0) - weight[i][other].mean(0)
+    return out
+
+
+def _compared(question: Question, relation: int) -> tuple[NDArray, NDArray]:
+    """Which pairs are of a relation, and which are unrelated ones at their distance: bool [pairs] each."""
+    labels = np.array([p.label for p in question.pairs])
+    matched = np.array([p.matched for p in question.pairs])
+    return labels == relation, (labels == 2) & ((matched == relation) | (matched < 0))
 
 
 def cost(
@@ -385,6 +438,7 @@ def cost(
     shots: int = 0,
     depth: int | None = None,
     random_sets: int = RANDOM_SETS,
+    verbs: int = VERBS,
 ) -> Cost:
     """Predicted, heads being selected. length: mean tokens of a question after the demonstrations; None: as long as an
     example with two hops."""
@@ -392,7 +446,8 @@ def cost(
     at = max(1, round(14 / 32 * cfg.n_layers)) if depth is None else depth
     shared = workload.shared if shots else 0
     again = (shared + (questions - questions // 2) * length) * (1 + random_sets) * at / cfg.n_layers
-    return rows_cost(cfg, shared + questions * length + again, forwards=questions)
+    seen = questions * (1 + verbs)
+    return rows_cost(cfg, shared + seen * length + again, forwards=seen)
 
 
 def authors_cost(

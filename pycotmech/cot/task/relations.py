@@ -57,12 +57,14 @@ class Question:
 
     across: pairs that are not related either, of a sentence's subject and a later sentence's object: in their roles they
         look like related pairs.
+    others: the tokens with other verbs, which relate nothing (`cot.task.verbs`); empty where none were made.
     """
 
     tokens: LongTensor = field(repr=False)
     pairs: tuple[WordPair, ...] = field(repr=False)
     across: tuple[WordPair, ...] = field(default=(), repr=False)
     text: str = ""
+    others: tuple[LongTensor, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

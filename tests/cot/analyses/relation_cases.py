@@ -8,7 +8,7 @@ from tests.reference.planted.words import BOS, CONTENT, ID, WORDS
 
 def said(n: int, *, seed: int = 0, sentences: int = 8) -> list[Question]:
     """n questions "a is b . c not d . ...": half of the verbs "not". Related and negated: subject and object, 2 apart;
-    unrelated: an object and the next subject, 2 apart; across: a subject and the next object."""
+    unrelated: an object and the next subject, 2 apart; across: a subject and the next object. Other verbs: "so" and "="."""
     g = torch.Generator().manual_seed(seed)
     out = []
     for _ in range(n):
@@ -24,5 +24,8 @@ def said(n: int, *, seed: int = 0, sentences: int = 8) -> list[Question]:
         pairs = [pair(int(v == ID["not"]), 4 * i + 1, 4 * i + 3) for i, v in enumerate(verbs)]
         pairs += [pair(2, 4 * i + 3, 4 * i + 5) for i in range(sentences - 1)]
         across = [pair(2, 4 * i + 1, 4 * i + 7) for i in range(sentences - 1)]
-        out.append(Question(torch.tensor(tokens), tuple(pairs), tuple(across)))
+        ids = torch.tensor(tokens)
+        verb = (ids == ID["is"]) | (ids == ID["not"])
+        others = tuple(ids.masked_fill(verb, ID[other]) for other in ("so", "="))
+        out.append(Question(ids, tuple(pairs), tuple(across), others=others))
     return out

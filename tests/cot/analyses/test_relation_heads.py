@@ -9,6 +9,8 @@ import torch
 import pycotmech as pcm
 from pycotmech.cot.analyses import relation_heads as relating
 from pycotmech.cot.task.relations import Question, WordPair, make_questions
+from pycotmech.cot.task.verbs import reworded
+from pycotmech.cot.tools import word_attention as looking
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from pycotmech.cot.tools.head_probe import head_sets, probed
@@ -22,12 +24,14 @@ from tests.reference.truth import activations
 
 @pytest.fixture(scope="module")
 def result(model, examples, every):
-    return pcm.cot.relation_heads(model, examples, questions=12, right=every, depth=4, least=0.0, level=0.95, random_sets=2)
+    return pcm.cot.relation_heads(
+        model, examples, questions=12, right=every, depth=4, least=-1.0, level=0.95, random_sets=2, seed=1
+    )
 
 
 @torch.no_grad()
 def test_scores_are_their_definition_on_plain_patterns(model, examples, result):
-    questions = make_questions(12, tokenizer=model.tokenizer, examples=examples)
+    questions = make_questions(12, tokenizer=model.tokenizer, examples=examples, seed=1)
     for e in (0, 7):
         acts = activations(model.hf, questions[e].tokens)
         pairs = questions[e].pairs
@@ -49,12 +53,40 @@ def test_scores_are_their_definition_on_plain_patterns(model, examples, result):
 
 
 @torch.no_grad()
+def test_nulls_are_their_definition_on_plain_patterns(model, examples, result):
+    """The same words in a text with another verb, as if verbs got there what they get in the question."""
+    questions = make_questions(12, tokenizer=model.tokenizer, examples=examples, seed=1)
+    names, others = reworded(questions, tokenizer=model.tokenizer, bos=model.prepend_bos)
+    assert result.data["verb"].values.tolist() == list(names) and result.verbs == " or ".join(names)
+    for e in (0, 7):
+        pairs, tokens = questions[e].pairs, questions[e].tokens
+        words = (others[e][0] == tokens).nonzero().flatten()
+        plain = activations(model.hf, tokens)
+        for v in range(2):
+            acts = activations(model.hf, others[e][v])
+            for l in range(4):
+                weights = []
+                for p in pairs:
+                    row, own = (x["pattern", l][:, p.second.stop - 1] for x in (acts, plain))
+                    free, own_free = row[:, words].sum(-1), own[:, words].sum(-1)
+                    weights.append((row[:, p.first].sum(-1) / free * own_free).numpy())
+                for relation in (0, 1):
+                    mine, others_of = (
+                        np.stack([w for w, p in zip(weights, pairs) if (p.label, p.matched) == key]).mean(0)
+                        for key in ((relation, -1), (2, relation))
+                    )
+                    here = result.data["null"].isel(example=e, verb=v, relation=relation, layer=l).values
+                    assert_allclose(here, mine - others_of, atol=2e-5)
+    assert float(np.abs(result.gain.isel(layer=0)).max()) < 1e-5  # no head of the first layer knows what else is said
+
+
+@torch.no_grad()
 def test_words_of_several_pieces_count_by_their_share_of_even_attention(model):
     """A word of three pieces is looked at three times as much by a head that looks everywhere alike."""
     tokens = make_questions(1, tokenizer=model.tokenizer)[0].tokens[:30]
     spans = [slice(2, 3), slice(5, 8), slice(9, 11), slice(14, 15)]
     pairs = tuple(WordPair(label, span, slice(19 + i, 20 + i)) for i, (span, label) in enumerate(zip(spans, (0, 0, 2, 2))))
-    seen = relating._look(model, [Question(tokens, pairs)], 4, np.array([0]), None, None)
+    seen = looking.look(model, [Question(tokens, pairs)], 4, np.array([0]), None, None)
     for l in range(4):
         pattern = activations(model.hf, tokens)["pattern", l]
         for j, p in enumerate(pairs):
@@ -72,12 +104,24 @@ def test_the_planted_head_is_found_and_no_other(moved):
     row = found.table().iloc[0]
     assert row["score"] > 0.9 and row["auroc"] > 0.99 and row["p"] < 0.01 and row["n"] == 16
     share = 0.0 if moved else 1.0
-    assert float(found.first_half().mean) == share
+    assert float(found.first_half().mean) == share and row["gain"] > 0.9
+    assert float(found.stays().mean) == pytest.approx(0, abs=0.05)
     gone, other = found.ablation()["margin"]
     assert gone < -0.02 and gone < 3 * other
     assert "the probe loses more by them than by others" in found.findings()[-1]
     assert "as many random heads of the same layers (each question's median over 3 sets) by" in found.findings()[-2]
     keeps_its_ranges(found)
+
+
+@pytest.mark.parametrize("options", [{}, dict(previous=(0, 3), back=(2, 1), seed=3)])
+def test_a_head_that_looks_back_within_a_sentence_is_not_found(options):
+    """It looks from object to subject, as one along the relation does, and as before it counts as looking along it."""
+    p = planted.looking_back(**options)
+    found = pcm.cot.relation_heads(p.model, questions=said(32), random_sets=1)
+    assert bool(found.data["looks"].sel(relation="related")[p.heads["back"]])
+    assert found.heads("related") == found.heads("negated") == []
+    assert float(found.stays().mean) == pytest.approx(1, abs=0.01)
+    assert "100% [100%, 100%] of their score stays, and 0 have more" in found.findings()[0]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -104,9 +148,13 @@ def test_choosing_and_reporting_are_kept_apart(result):
     half = result.data["half"].values
     assert (half == "choose").sum() == 6 and (half == "report").sum() == 6
     score, auroc = (result.data[name].values[half == "choose"] for name in ("score", "auroc"))
-    p = [sign_flip(auroc[:, r] - 0.5, flips=2000, seed=0) for r in (0, 1)]
-    np.testing.assert_array_equal(result.data["p"].values, p)
-    np.testing.assert_array_equal(result.data["selected"].values, (np.stack(p) < 0.95) & (score.mean(0) >= 0))
+    null = result.data["null"].values[half == "choose"]
+    tested = [auroc - 0.5, score - null[:, 0], score - null[:, 1]]
+    p = np.stack([[sign_flip(x[:, r], flips=2000, seed=1) for r in (0, 1)] for x in tested])
+    np.testing.assert_array_equal(result.data["p"].values, p.max(0))
+    np.testing.assert_array_equal(result.data["looks"].values, p[0] < 0.95)
+    np.testing.assert_array_equal(result.data["selected"].values, (p < 0.95).all(0))
+    assert 0 < result.data["selected"].sum() < result.data["looks"].sum()
     assert np.isnan(result.data["accuracy"].values[half == "choose"]).all()
     assert np.isfinite(result.data["accuracy"].values[half == "report"]).all()
     assert result.data["run"].values.tolist() == ["whole", "selected", "random 1", "random 2"]
@@ -121,7 +169,7 @@ def test_the_probe_learns_from_the_choosing_half_alone():
     for q in choose.tolist():
         pairs = tuple(pair._replace(label=int(rng.integers(3))) for pair in questions[q].pairs)
         mixed[q] = replace(questions[q], pairs=pairs, across=())
-    rows = relating._look(p.model, questions, 3, choose, None, None).rows
+    rows = looking.look(p.model, questions, 3, choose, None, None).rows
     for kept, low, high in ((questions, 0.65, 1.0), (mixed, 0.1, 0.5)):
         accuracy, _ = probed(p.model, kept, rows, 3, choose, report, {}, None, 0, None)
         assert np.isnan(accuracy[choose]).all() and low < accuracy[report, 0].mean() <= high
@@ -135,7 +183,7 @@ def test_cost_is_predicted(model, examples, every, result):
 
 
 def test_demonstrations_in_front_change_no_position(model, examples):
-    found = pcm.cot.relation_heads(model, examples, questions=8, shots=2, random_sets=1, level=0.5, least=0.0, depth=4)
+    found = pcm.cot.relation_heads(model, examples, questions=8, shots=2, random_sets=1, level=0.9, least=-1.0, depth=4, seed=1)
     assert found.data["attention"].notnull().all() and float(found.data["attention"].max()) <= 1 + 1e-5
     assert len(found.ablation()) == 2
 

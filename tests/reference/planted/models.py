@@ -298,6 +298,7 @@ def relation(
     previous: Head = (0, 0),
     relate: Head = (1, 2),
     writer: Head = (2, 1),
+    also: tuple[Head, ...] = (),
     n_layers: int = 4,
     n_heads: int = 4,
     seed: int = 0,
@@ -306,11 +307,14 @@ def relation(
     """ "A is B . C not D . ... who B" -> A: in B's place a head looks at A, if they are related by "is", and notes it there.
 
     From "A not B" it looks away, at the first token. The writer looks from the last B to the B that has a subject noted.
+    also: heads that look as `relate` does and write what nothing reads.
     """
     c = Circuit(n_layers=n_layers, n_heads=n_heads, seed=seed)
     _previous_token(c, previous)
-    c.offset(relate, 2, query=feature("previous", [ID["is"]]))
-    c.rest(relate)
+    for head in (relate, *also):
+        _back_after(c, head, "is")
+    for head in also:
+        c.junk(head, weight=WRITE / 2)
     c.copy(relate, "token", "subject")
     c.match(writer, "token", "token")
     c.score(writer, feature("one"), feature("subject"), MATCH / 2)
@@ -320,10 +324,33 @@ def relation(
     return Planted(
         "relation",
         c.finish(dtype, "planted-relation"),
-        {"previous": previous, "relate": relate, "writer": writer},
+        {"previous": previous, "relate": relate, "writer": writer, **{f"also {i}": head for i, head in enumerate(also)}},
         _sentences,
         looks={"writer": "object"},
     )
+
+
+def looking_back(
+    *,
+    previous: Head = (0, 0),
+    back: Head = (1, 2),
+    n_layers: int = 4,
+    n_heads: int = 4,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Planted:
+    """Sentences as for `relation`: from an object a head looks at the subject of its sentence, whatever the verb is."""
+    c = Circuit(n_layers=n_layers, n_heads=n_heads, seed=seed)
+    _previous_token(c, previous)
+    _back_after(c, back, "is", "not", "so", "=")
+    c.junk(back, weight=WRITE / 2)
+    return Planted("looking_back", c.finish(dtype, "planted-looking-back"), {"previous": previous, "back": back}, _sentences)
+
+
+def _back_after(c: Circuit, head: Head, *verbs: str) -> None:
+    """After one of these words a head looks two positions back; elsewhere it rests."""
+    c.offset(head, 2, query=feature("previous", [ID[verb] for verb in verbs]))
+    c.rest(head)
 
 
 def _sentences(g: torch.Generator, related: int = 4, negated: int = 2) -> Prompt:
