@@ -377,7 +377,7 @@ class _Tests(NamedTuple):
         tested = self._tested(at)
         p = np.stack([self._p(values, flips, seed) for values, _ in tested])
         passes = np.stack([(p < self.level) & (size >= self.least) for p, (_, size) in zip(p, tested)])
-        return p.max(0), passes[0], passes.all(0)
+        return p.max(0), passes[0], np.asarray(passes.all(0))
 
     def selected(self, at: NDArray, *, flips: int, seed: int) -> NDArray[np.bool_]:
         """The last of these. Cost: no test where no head is strong enough."""
