@@ -46,9 +46,14 @@ def _on(
     return claiming.results(made.model, examples, right, claiming.named([claim]))[:2]
 
 
-def _movers() -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    made = planted.relation()
-    return {"relation_heads": pcm.cot.relation_heads(made.model, questions=said(32))}, {}
+def _several() -> Planted:
+    """Six heads along "is" in the first half: one or a few may lie there by chance."""
+    relate, *also = [(layer, head) for layer in (1, 2, 3) for head in (1, 3)]
+    return planted.relation(relate=relate, also=tuple(also), writer=(7, 0), n_layers=8)
+
+
+def _movers(make: Callable[[], Planted]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    return {"relation_heads": pcm.cot.relation_heads(make().model, questions=said(32))}, {}
 
 
 def _shared_heads() -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -67,7 +72,8 @@ def _parallel(claim: str, n: int, **options: Any) -> Planting:
 
 PLANTINGS: tuple[Planting, ...] = (
     Planting("shared_heads", "induction", _shared_heads),
-    Planting("movers", "relation", _movers),
+    Planting("movers", "relation", lambda: _movers(_several)),
+    Planting("movers", "looking_back", lambda: _movers(planted.looking_back), true=False),
     _parallel("pathways", 16),
     _parallel("sources", 16),
     _parallel("writers", 48, question=(2, 1), generated=(3, 2)),
