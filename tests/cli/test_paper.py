@@ -1,0 +1,29 @@
+"""`pycotmech paper`: its options reach the run, and the plan shows all of it."""
+
+import pytest
+
+SMALL = ("paper", "--model", "tiny-cot", "--examples", "2", "--shots", "1")
+
+
+def test_the_plan_shows_settings_and_what_claims_need(shell, tmp_path):
+    out = tmp_path / "out"
+    code, text, err = shell(*SMALL, "--out", out, "--settings", "easy,shuffled", "--only", "copy_heads,E8", "--plan")
+    assert code == 0, err
+    assert "shuffled" in text and "copied in order" in text and "all settings: about" in text and "copy_heads" in text
+    assert not out.exists() and "examples that the claims need" not in text
+    assert shell(*SMALL, "--out", out, "--only", "copy_heads", "--quiet")[0] == 0
+    code, text, _ = shell(*SMALL, "--out", tmp_path / "other", "--pilot", out, "--only", "copy_heads", "--plan")
+    assert code == 0 and "examples that the claims need" in text and "(2 are planned)" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--settings", "hard"), "tasks: got 'hard'; expected some of easy, distractors"),
+        (("--minutes", "5"), "minutes: chooses the number of examples, which is given too"),
+        (("--pilot", "nowhere"), "pilot: there is no folder nowhere"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(shell, tmp_path, options, message):
+    code, _, err = shell(*SMALL, "--out", tmp_path / "out", *options)
+    assert code == 2 and message in err
