@@ -66,7 +66,7 @@ def test_every_cost_is_below_the_authors(model):
     for entry in ENTRIES:
         ours, authors = entry.cost(model.cfg, WORK), entry.authors(model.cfg, WORK)
         assert ours.flop >= 0 and ours.forwards >= 0 and ours.memory >= 0, entry.name
-        assert (authors == Cost()) == (entry.name in {*read_off, "head_overlap"}), entry.name
+        assert (authors == Cost()) == (entry.name in {*read_off, "head_overlap", "mlp_share"}), entry.name
         of_graphs = of_graphs + ours if entry.source == "E8" else of_graphs
         if authors != Cost() and entry.name not in ("pair_probes", "relation_heads"):
             assert ours.token_forwards < authors.token_forwards, entry.name

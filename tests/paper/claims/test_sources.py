@@ -92,6 +92,6 @@ def test_at_most_two_of_forty_random_models_bear_it_out():
         model = pcm.Model(hf, tokenizer, prepend_bos=True, check=False)
         examples = pcm.cot.make_examples(6, shots=1, tokenizer=tokenizer, bos=True, seed=seed)
         right = torch.ones(6, examples.n_steps, dtype=torch.bool)
-        found = pcm.cot.answer_sources(model, examples, right=right, steps=[2, 4, 5, 6, 8, 9])
+        found = pcm.cot.answer_sources(model, examples, right=right, steps=[4, 5, 6])
         words.append(CLAIM.verdict({"answer_sources": found}).word)
     assert words.count("borne out") <= 2
