@@ -29,8 +29,8 @@ SHARES_APART: Range = (-1.0, 1.0)
 COUNT: Range = (0.0, np.inf)
 """Of numbers of things, sizes and divergences."""
 FEWEST_ALIKE = 6
-"""Examples that have to agree for an interval without width to decide anything: resamples of equal examples are equal however
-few they are, but a sign test (two-sided) reaches p < 0.05 only from 6 equal signs on, 0.03."""
+"""Examples that have to agree at least for an interval without width to decide anything (`agreeing`): resamples of equal
+examples are equal however few they are, but a sign test (two-sided) reaches p < 0.05 only from 6 equal signs on, 0.03."""
 
 HALVED = 4
 """Examples from which on there are two halves of at least two: one to choose on, one to report on."""
@@ -57,20 +57,45 @@ def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
     return f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) and np.isfinite(high) else ""
 
 
-def undecidable(low: float, high: float, n: int) -> str:
-    """Why an interval over n examples decides nothing, whatever it lies above or below; empty if it may.
+def undecidable(low: float, high: float, n: int, threshold: float = 0.0, within: Range | None = None) -> str:
+    """Why an interval over n examples decides nothing about a threshold; empty if it may.
 
-    There is none, or it has no width and comes from fewer than FEWEST_ALIKE examples.
+    There is none, or it has no width and n examples could agree by chance: `agreeing`. within: what the quantity lies in; None:
+    a quantity that lies between 0 and 1, as the threshold does, is taken to be a share.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return "one example has no interval" if n == 1 else "there is no interval"
-    if n < FEWEST_ALIKE and high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
-        return f"all {n} examples agree, and fewer than {FEWEST_ALIKE} that agree decide nothing"
-    return ""
+    if high - low > 1e-9 * max(1.0, abs(low), abs(high)):
+        return ""
+    if within is None and 0 < threshold < 1 and -1e-9 <= low <= high <= 1 + 1e-9:
+        within = SHARE
+    enough = agreeing((low + high) / 2, threshold, within)
+    if n >= enough:
+        return ""
+    about = f" about {threshold:g}" if threshold else ""
+    return f"all {n} examples agree, and fewer than {enough} that agree decide nothing{about}"
+
+
+def agreeing(value: float, threshold: float = 0.0, within: Range | None = None) -> int:
+    """How many examples have to have one value for an interval without width to decide on which side of a threshold the mean
+    lies: the fewest that agree so with a probability below 0.05 where the mean is the threshold.
+
+    Two arguments, of which the one that asks for more examples holds:
+    * By sign: an example lies on either side with probability 1/2, so that n agree with probability 2 (1/2)^n. Below 0.05 from
+      FEWEST_ALIKE on. This is enough for differences and a threshold of 0.
+    * By range: a mean of `threshold` is reached with the share p of examples at `value` and the others at the far end of the
+      range, p = (threshold - end) / (value - end), so that n agree with probability p^n. For a share of 1 that is threshold^n:
+      29 examples are needed for 0.9, and six of six have a probability of 0.53. Nothing is asked of examples that have the
+      threshold itself: that the mean is not beyond it goes by sign.
+    """
+    end = -np.inf if within is None else within[0] if value > threshold else within[1]
+    p = (threshold - end) / (value - end) if np.isfinite(end) and end != value else 0.0
+    by_range = np.ceil(np.log(0.05) / np.log(p) + 1e-12) if 0 < p < 1 else 1.0
+    return max(FEWEST_ALIKE, int(by_range))
 
 
 def above_zero(low: float, high: float, n: int) -> bool | None:
-    """Whether a quantity with this interval over n examples is above 0; None if the interval leaves that open."""
+    """Whether a difference with this interval over n examples is above 0; None if the interval leaves that open."""
     if undecidable(low, high, n):
         return None
     return True if low > 0 else False if high < 0 else None
@@ -82,7 +107,8 @@ def mean_interval(
     """The mean over examples and its bootstrap interval, widened for few examples (see `widened`).
 
     values [n, ...]: one entry per example on the first axis, NaN where an example does not count.
-    within: the range that the quantity can take, to which the ends are cut: SHARE for a share; None: any number.
+    within: the range that the quantity can take, to which the ends are cut; None: any number. With SHARE and SHARES_APART the
+        interval is Wilson's in place of the bootstrap's (`shares.bounded`), and has a width where all examples agree.
     level: of the interval; draws: resamples of the examples (all entries of one example stay together).
     """
     return ratio_interval(values, None, within=within, level=level, draws=draws, seed=seed)
@@ -101,7 +127,8 @@ def ratio_interval(
     examples that count in an entry, and cut to `within`, as in `mean_interval`.
 
     numerator, denominator [n, ...], NaN in either where an example does not count; denominator None: the plain mean.
-    within: SHARE asks for an interval that holds its level near 0 and 1: Wilson's (`shares`) in place of the bootstrap's.
+    within: SHARE (for a difference of shares SHARES_APART) asks for an interval that holds its level near the ends of the
+        range: Wilson's (`shares.bounded`) in place of the bootstrap's.
     """
     top = np.asarray(numerator, dtype=np.float64)
     if top.ndim == 0 or len(top) == 0:
@@ -119,9 +146,8 @@ def ratio_interval(
     n_counted = np.asarray(counts.sum(0))
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = top.sum(0) / np.where(counts.any(0), below.sum(0), np.nan)
-    if within == SHARE:
-        trials = shares.worth(top, below, counts, level)
-        low, high = shares.wilson(mean, np.where(n_counted > 1, trials, np.nan), level)
+    if within in (SHARE, SHARES_APART):
+        low, high = shares.bounded(top, below, counts, within, level)
     else:
         weights = resampled(n, draws=draws, seed=seed)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -205,7 +231,9 @@ def widened(
     """The ends of a percentile interval, moved away from the estimate by `factor` for n examples, and cut to `within`.
 
     mean, low, high, n: arrays of one shape. NaN with fewer than two examples or without an estimate. An end that lies on the
-    other side of the estimate, as a biased statistic may have it, stays where it is: nothing becomes narrower.
+    other side of the estimate, as a biased statistic may have it, stays where it is: nothing becomes narrower. A share (SHARE,
+    SHARES_APART) whose interval has no width gets the interval of `shares.alike`: what does not change in resamples of few
+    examples may change with others.
     """
     mean, low, high = (np.asarray(x, dtype=np.float64) for x in (mean, low, high))
     mean = np.where(np.isfinite(mean), mean, np.nan)
@@ -214,4 +242,10 @@ def widened(
     if within is None:
         return low, high
     least, most = np.asarray(within, dtype=np.float64).T
-    return np.clip(low, least, most), np.clip(high, least, most)
+    low, high = np.clip(low, least, most), np.clip(high, least, most)
+    several = np.where(np.asarray(n) > 1, n, np.nan)
+    for share in (SHARE, SHARES_APART):
+        flat = (least == share[0]) & (most == share[1]) & (high - low <= 1e-9)
+        ends = shares.alike(mean, several, share, level)
+        low, high = np.where(flat, ends.low, low), np.where(flat, ends.high, high)
+    return low, high

@@ -5,7 +5,10 @@ width. Wilson's interval (Wilson 1927) inverts the score test instead, so that e
 
 An example is often a share itself, of several steps that succeed or fail together. The share's variance over examples then
 says how many independent yes-or-no trials the examples are worth (Korn and Graubard 1998, for surveys with clusters), corrected
-by Student's quantile for a variance that was itself estimated from few examples.
+by Student's quantile for a variance that was itself estimated from few examples. A difference of two shares lies in -1..1, and
+(difference + 1) / 2 is treated as a share.
+
+Where all examples have one value there is no variance to go by, and the number of examples gives the width (`alike`).
 """
 
 from __future__ import annotations
@@ -40,6 +43,48 @@ def wilson(share: ArrayLike, n: ArrayLike, level: float = 0.95) -> Ends:
         high = np.where(p >= 1, 1.0, center + half)
     known = np.isfinite(p) & (n > 0)  # False where n is NaN
     return Ends(np.where(known, low, np.nan), np.where(known, high, np.nan))
+
+
+def alike(value: ArrayLike, n: ArrayLike, within: tuple[float, float], level: float = 0.95) -> Ends:
+    """The interval of a mean over n examples that all have this value.
+
+    within (0, 1): Wilson's of n trials, [0.68, 1] for 8 examples at 1. Another range: up to a share of z^2 / (n + z^2) of all
+    examples may differ from n that agree (Wilson's upper end of 0 of n), and they may have any value of the range; for 8
+    differences of 0 that is [-0.32, 0.32]. value, n: arrays of one shape. NaN where n is 0.
+    """
+    v, n = np.asarray(value, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    if within == (0, 1):
+        return wilson(v, n, level)
+    other = wilson(np.zeros_like(n), n, level).high
+    return Ends(v - other * (v - within[0]), v + other * (within[1] - v))
+
+
+def bounded(
+    numerator: NDArray, denominator: NDArray, counts: NDArray, within: tuple[float, float], level: float = 0.95
+) -> Ends:
+    """The interval of the ratio sum(numerator) / sum(denominator) of a quantity that lies within a range.
+
+    Wilson's interval for as many trials as the examples are worth (`worth`), on the range stretched to 0..1; that of `alike`
+    where all examples have one value to within float32's rounding. numerator, denominator, counts [n, entries]: 0 where an
+    example does not count. Returns [entries]; NaN where fewer than two examples count.
+
+    Coverage at 95 % nominal, 8 to 64 examples: 93 to 99 %, in shares and in differences of shares, clustered or not. Less where
+    most of the mean comes from few examples: 88 % at 8, 91 % at 16 and 94 % at 64 of values with a skewness of 2.5, and 89 %
+    for differences that are 0 in nine of ten examples and 1 in the tenth, at 64 (benchmarks/validity/coverage.py).
+    """
+    least, most = within
+    share = (numerator - least * denominator) / (most - least)
+    n = counts.sum(0).astype(np.float64)
+    n = np.where(n > 1, n, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = np.where(n > 1, share.sum(0), np.nan) / denominator.sum(0)
+        apart = np.where(counts, share - p * denominator, 0.0)
+        size = np.where(counts, denominator, 0.0).max(0, initial=0.0)
+    same = np.abs(apart).max(0, initial=0.0) <= 1e-6 * size
+    varied = wilson(p, np.where(n > 1, worth(share, denominator, counts, level), np.nan), level)
+    equal = alike(least + (most - least) * p, n, within, level)
+    low, high = (np.where(same, e, least + (most - least) * v) for e, v in zip(equal, varied, strict=True))
+    return Ends(low, high)
 
 
 def worth(numerator: NDArray, denominator: NDArray, counts: NDArray, level: float = 0.95) -> NDArray[np.float64]:

@@ -1,4 +1,20 @@
-"""Which means differ from 0 beyond chance, over few examples and many heads: tests, and control of false findings."""
+"""Which means differ from 0 beyond chance, over few examples and many heads: tests, and control of false findings.
+
+Level of each test: how often it finds any head where there is none, at alpha 0.05, 64 heads and 5, 8, 16 or 64 examples
+(benchmarks/validity/levels.py).
+
+| values | sign flips, max | sign test, Holm or BH | t test, BH |
+|---|---|---|---|
+| normal, alike or correlated across heads | 0.03 to 0.08 | 0.00 to 0.03 | 0.02 to 0.08 |
+| heavy-tailed (t, 3 degrees of freedom) | 0.04 to 0.06 | 0.00 to 0.05 | 0.02 to 0.04 |
+| exponential less its mean | 0.00 to 0.01, two-sided 0.34 to 0.58 | 0.00, two-sided 0.37 to 1 | 0.00 to 0.01 |
+| the negative of that | 0.29 to 0.73, two-sided 0.30 to 0.62 | 0.00 to 1 | 0.35 to 0.78 |
+
+All hold their level over values that are symmetric about 0 where there is nothing to find. None does over a mean of 0 that many
+small positive values and few large negative ones make up: sign flips assume symmetry, a sign test is about the median, and a
+t test needs more examples the more skewed the values are. A bootstrap of the mean is not among the tests: with Holm's
+correction it finds a head in all draws of normal noise at 5 and 8 examples, and in half of them at 16.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +24,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Test = Literal["sign_flip", "sign", "bootstrap"]
+Test = Literal["sign_flip", "sign"]
 Control = Literal["max", "holm", "bh"]
 _FLIPS = 4096
-_DRAWS = 50_000
 
 
 def words(test: Test, control: Control | None) -> str:
     """A test and its control, in words."""
     control = control or _default(test)
-    named = {"sign_flip": "sign flips of examples", "sign": "a sign test", "bootstrap": "a bootstrap of the mean"}[test]
+    named = {"sign_flip": "sign flips of examples", "sign": "a sign test"}[test]
     said = {
         "max": "the largest statistic of all heads (family-wise)",
         "holm": "Holm's correction (family-wise)",
@@ -45,9 +60,12 @@ def p_values(
     head are left out: n is the number of the others.
     alpha: the error rate in mind, to refuse what could never reach it. Raises ValueError naming test, control or scores.
     """
-    allowed = {"sign_flip": ("max",), "sign": ("holm", "bh"), "bootstrap": ("holm", "bh")}
+    allowed = {"sign_flip": ("max",), "sign": ("holm", "bh")}
     if test not in allowed:
-        raise ValueError(f"test: got {test!r}; expected one of {', '.join(map(repr, allowed))}")
+        raise ValueError(
+            f"test: got {test!r}; expected {' or '.join(map(repr, allowed))}, which find false heads no more often than alpha "
+            "over few examples"
+        )
     control = control or _default(test)
     if control not in allowed[test]:
         raise ValueError(f"control: got {control!r}; expected {' or '.join(map(repr, allowed[test]))} with test={test!r}")
@@ -55,15 +73,13 @@ def p_values(
     n, known = len(x), np.isfinite(x).any(0)
     x = x[:, known]
     least = 2.0**-n * (2 if two_sided else 1)
-    if test == "bootstrap":
-        least = 1 / (_DRAWS + 1)
     worst = least * (x.shape[1] if control == "holm" else 1)
     if n < 2 or worst > alpha:
         raise ValueError(
             f"scores: {n} example(s) can give no p-value below {min(worst, 1.0):.2g} here ({words(test, control)}, "
             f"{x.shape[1]} heads), but alpha is {alpha:g}; expected more examples, or test='sign_flip'"
         )
-    raw = {"sign_flip": _sign_flip, "sign": _sign, "bootstrap": _bootstrap}[test](x, two_sided, seed)
+    raw = _sign(x, two_sided) if test == "sign" else sign_flip(x, two_sided=two_sided, seed=seed)
     out = np.full(known.shape, np.nan)
     out[known] = raw if control == "max" else adjusted(raw, control)
     return out.reshape(shape)
@@ -81,6 +97,8 @@ def sign_flip(values: NDArray, *, two_sided: bool = False, flips: int = _FLIPS, 
     How often the largest statistic of all entries reaches an entry's own when the signs of whole examples are flipped, all
     2^n ways or `flips` random ones, the unflipped among them (Westfall and Young 1993, single step). The statistic is the
     mean over its standard error without a centre: no sign changes that error, and it orders as t does.
+    Assumes that values are symmetric about 0 where there is nothing: of exponential values less their mean, turned to the
+    negative, it finds a false entry in 29 % of draws at 5 examples and in 73 % at 16 (see the module).
     """
     x = np.nan_to_num(_counting(values))
     n = len(x)
@@ -96,12 +114,8 @@ def sign_flip(values: NDArray, *, two_sided: bool = False, flips: int = _FLIPS, 
     return (largest[:, None] >= fold(x.sum(0)) - 1e-9).mean(0).reshape(values.shape[1:])
 
 
-def _sign_flip(x: NDArray, two_sided: bool, seed: int) -> NDArray:
-    return sign_flip(x, two_sided=two_sided, seed=seed)
-
-
-def _sign(x: NDArray, two_sided: bool, seed: int) -> NDArray:
-    """Exact sign test: values of 0 are left out."""
+def _sign(x: NDArray, two_sided: bool) -> NDArray:
+    """Exact sign test, which is of the median: values of 0 are left out."""
     above, n = (x > 0).sum(0), (np.isfinite(x) & (x != 0)).sum(0)
     out = np.ones(x.shape[1])
     for i, (k, m) in enumerate(zip(above.tolist(), n.tolist())):
@@ -111,19 +125,6 @@ def _sign(x: NDArray, two_sided: bool, seed: int) -> NDArray:
             upper = min(1.0, 2 * min(upper, lower))
         out[i] = upper
     return out
-
-
-def _bootstrap(x: NDArray, two_sided: bool, seed: int) -> NDArray:
-    """How often the mean of resampled examples is not above 0 (two-sided: twice the smaller side), never 0."""
-    n, rng, filled = len(x), np.random.default_rng(seed), np.where(np.isfinite(x), x, 0.0)
-    below, above = np.ones(x.shape[1]), np.ones(x.shape[1])
-    for _ in range(20):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS // 20).astype(np.float64)
-        drawn = weights @ filled  # the sign of the mean is that of the sum
-        below += (drawn <= 0).sum(0)
-        above += (drawn >= 0).sum(0)
-    below, above = below / (_DRAWS + 1), above / (_DRAWS + 1)
-    return np.minimum(1.0, 2 * np.minimum(below, above)) if two_sided else below
 
 
 def adjusted(p: NDArray, control: Literal["holm", "bh"]) -> NDArray[np.float64]:
@@ -150,6 +151,8 @@ def means_above_zero(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool
 
     One-sided t test of each entry over its examples, false discovery rate over all entries at most alpha (Benjamini and
     Hochberg 1995). With fewer than 2 examples nothing is significant.
+    Over 64 entries of noise it finds any in 2 to 8 % of draws if their distribution is symmetric, and in 35 to 78 % if all are
+    skewed to the negative as an exponential one is (see the module).
     """
     from scipy import stats
 

@@ -46,18 +46,19 @@ def test_the_factor_is_that_of_students_t_and_goes_to_1():
 def test_ends_move_away_from_the_estimate_and_stay_in_range():
     low, high = widened([0.9, 0.1, 0.5, np.nan], [0.8, 0.2, 0.5, 0.1], [1.0, 0.3, 0.5, 0.2], np.full(4, 4), within=SHARE)
     more = float(factor(4))
-    assert_allclose(low[:3], [0.9 - more * 0.1, 0.2, 0.5])  # a low end above the estimate stays where it is
-    assert_allclose(high[:3], [1.0, 0.1 + more * 0.2, 0.5])
+    assert_allclose(low[:2], [0.9 - more * 0.1, 0.2])  # a low end above the estimate stays where it is
+    assert_allclose(high[:2], [1.0, 0.1 + more * 0.2])
+    assert low[2] < 0.5 < high[2]  # resamples that all agree say nothing of other examples
     assert np.isnan(low[3]) and np.isnan(high[3])  # no estimate, no interval
     assert widened(0.9, 0.8, 1.0, 4)[1] == pytest.approx(0.9 + more * 0.1)  # any number may be above 1
 
 
 def test_intervals_are_cut_to_what_a_quantity_can_be():
     shares = np.array([1.0, 0.6, 1.0, 1.0])
-    free, cut = mean_interval(shares), mean_interval(shares, within=SHARES_APART)
+    free, cut = mean_interval(shares), mean_interval(shares, within=(-2.0, 1.0))
     assert free.high > 1 and (cut.low, cut.high) == (free.low, 1.0)
     assert ratio_interval(shares, np.ones(4), within=SHARE).high <= 1.0
-    assert mean_interval(-shares, within=SHARES_APART).low == -1.0 and mean_interval([0.0, 2.0], within=COUNT).low == 0.0
+    assert mean_interval(-shares, within=SHARES_APART).low >= -1 and mean_interval([0.0, 2.0], within=COUNT).low == 0.0
     both = statistic_interval(lambda i: (shares[i].mean(), 5 * shares[i].mean()), 4, within=(SHARE, (0.0, 4.7)), seed=1)
     assert both.high.tolist() == [1.0, 4.7] and both.low[1] == pytest.approx(5 * both.low[0])
 
@@ -116,6 +117,34 @@ def test_what_too_few_examples_leave_open():
     assert undecidable(1.0, 1.0 + 1e-12, 5) == "all 5 examples agree, and fewer than 6 that agree decide nothing"
     assert undecidable(1.0, 1.0, 6) == "" and undecidable(0.9, 1.0, 2) == ""
     assert stats.binomtest(6, 6).pvalue < 0.05 < stats.binomtest(5, 5).pvalue
+
+
+@pytest.mark.parametrize(
+    ("value", "threshold", "within", "enough"),
+    [
+        (1.0, 0.0, None, 6),  # a difference, by sign
+        (0.1, 0.0, SHARES_APART, 32),  # 0.1 in ten of eleven examples and -1 in one have a mean of 0
+        (1.0, 0.9, SHARE, 29),
+        (1.0, 0.5, SHARE, 6),  # 0.5^5 is below 0.05 too, but by sign six are needed
+        (0.0, 0.05, SHARE, 59),
+        (3.0, 1.0, COUNT, 6),
+        (1.2, 1.0, COUNT, 17),  # 1.2 in five of six examples and 0 in one have a mean of 1
+        (1.0, 1.0, COUNT, 6),  # not above 1, by sign
+    ],
+)
+def test_how_many_examples_have_to_agree(value, threshold, within, enough):
+    assert bootstrap.agreeing(value, threshold, within) == enough
+    assert undecidable(value, value, enough, threshold, within) == ""
+    said = undecidable(value, value, enough - 1, threshold, within)
+    assert said.startswith(f"all {enough - 1} examples agree, and fewer than {enough} that agree decide nothing")
+
+
+def test_how_many_have_to_agree_is_the_binomial_chance_at_the_threshold():
+    for share in (0.5, 0.8, 0.9, 0.95):
+        n = int(bootstrap.agreeing(1.0, share, SHARE))
+        assert share**n < 0.05 and (share ** (n - 1) >= 0.05 or n == 6)
+    assert stats.binom.pmf(6, 6, 0.9) == pytest.approx(0.53, abs=0.002)
+    assert undecidable(1.0, 1.0, 6, 0.9) == "all 6 examples agree, and fewer than 29 that agree decide nothing about 0.9"
 
 
 def test_numbers_in_words_have_brackets_only_where_there_is_an_interval():

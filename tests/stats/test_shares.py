@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from pycotmech.stats.bootstrap import SHARE, mean_interval, ratio_interval
+from pycotmech.stats.bootstrap import SHARE, SHARES_APART, mean_interval, ratio_interval, statistic_interval
 from pycotmech.stats.shares import wilson, worth
 
 
@@ -58,6 +58,56 @@ def test_an_example_that_does_not_count_changes_nothing():
     assert np.isnan(nothing.low) and np.isnan(nothing.high) and nothing.n == 0
     one = mean_interval([0.5], within=SHARE)
     assert one.mean == 0.5 and np.isnan(one.low) and np.isnan(one.high)
+
+
+@pytest.mark.parametrize("value", [-1.0, -0.3, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("n", [2, 8, 64])
+def test_differences_that_all_agree_have_an_interval_with_a_width(value, n):
+    """Up to z^2 / (n + z^2) of all examples may have any other difference."""
+    found = mean_interval(np.full(n, value), within=SHARES_APART)
+    other = wilson(0.0, n).high
+    assert found.mean == value and found.high - found.low == pytest.approx(2 * other)
+    assert found.low == pytest.approx(value - other * (value + 1)) and found.high == pytest.approx(value + other * (1 - value))
+    assert -1 <= found.low <= value <= found.high <= 1
+
+
+def test_shares_that_agree_but_for_rounding_agree():
+    rounded = mean_interval(1 - 1e-8 * np.arange(8), within=SHARE)
+    assert rounded.low == pytest.approx(mean_interval(np.ones(8), within=SHARE).low, abs=1e-6)
+
+
+def test_no_statistic_that_is_a_share_has_an_interval_without_width():
+    found = statistic_interval(lambda rows: (1.0, 0.0, 1.0, 4.0), 8, within=(SHARE, SHARE, SHARES_APART, (0.0, 9.0)))
+    assert found.low == pytest.approx([0.6756, 0, 0.3512, 4], abs=1e-4)
+    assert found.high == pytest.approx([1, 0.3244, 1, 4], abs=1e-4)
+
+
+_APART = {
+    "both 0.9": (0.9, 0.9, 1),
+    "0.9 and 0.5": (0.9, 0.5, 1),
+    "0.9 and none": (0.9, 0.0, 1),
+    "ten steps, 0.9 and 0.5": (0.9, 0.5, 10),
+    "ten steps, 0.98 and 0.8": (0.98, 0.8, 10),
+}
+
+
+@pytest.mark.parametrize("n", [8, 16, 64])
+@pytest.mark.parametrize("kind", _APART)
+def test_coverage_of_differences(kind, n):
+    """Two shares of each example, one trial each or ten with an intra-class correlation of 0.1. The bootstrap's interval covers
+    0.9 and none in 56 % at 8 examples."""
+    p, q, trials = _APART[kind]
+    rng, draws = np.random.default_rng(n), 4000
+
+    def drawn(share):
+        if share == 0:
+            return np.zeros((n, draws))
+        each = share if trials == 1 else rng.beta(9 * share, 9 * (1 - share), (n, draws))
+        return rng.binomial(trials, each, (n, draws)) / trials
+
+    found = mean_interval(drawn(p) - drawn(q), within=SHARES_APART)
+    covered = ((found.low <= p - q + 1e-12) & (p - q - 1e-12 <= found.high)).mean()
+    assert 0.93 <= covered <= (1 if trials == 1 else 0.97)
 
 
 _KINDS = [("trials", 0.5), ("trials", 0.9), ("clusters", 0.8), ("clusters", 0.9), ("tight", 0.9)]

@@ -161,10 +161,11 @@ def select_heads(
         code: from edge m - t to edge m + t, not m + t + 1.
       "significant": those whose mean score is above 0 beyond chance (tails "both": differs from 0), from scores per
         example, corrected for the number of heads. alpha: error rate, one or several. test "sign_flip": sign flips of
-        whole examples, the largest t statistic of all heads (Westfall and Young 1993; needs symmetry of the scores about
-        0 where nothing is there); "sign": exact sign test; "bootstrap": of the mean. control: "max" for sign flips;
-        "holm" (the chance of any false head) or "bh" (the share of false heads, Benjamini and Hochberg) for the others,
-        "holm" by default.
+        whole examples, the largest t statistic of all heads (Westfall and Young 1993); "sign": exact sign test. control: "max"
+        for sign flips; for the sign test "holm" (the default: the chance of any false head) or "bh" (the share of false
+        heads, Benjamini and Hochberg). Both need scores that are symmetric about 0 where nothing is there: of 64 heads with
+        exponential scores less their mean, turned to the negative, sign flips find a false one in 29 to 73 % of draws at 5 to
+        64 examples (`pycotmech.stats.significance`).
     name: of the sets.
 
     Returns a `Selection`: .sets (nested, the largest first), .ranking, .masks [sets, L, H]. Heads without a score (NaN) are

@@ -73,13 +73,23 @@ def _n_layers(result: Any) -> int | None:
     return sizes["layer"] if "layer" in sizes else sizes["depth"] - 1 if "depth" in sizes else None
 
 
-def decided(low: float, high: float, threshold: float, evidence: str = "", *, n: int, above: bool = True) -> Verdict:
+def decided(
+    low: float,
+    high: float,
+    threshold: float,
+    evidence: str = "",
+    *,
+    n: int,
+    above: bool = True,
+    within: bootstrap.Range | None = None,
+) -> Verdict:
     """Borne out if the whole interval over n examples lies on the claim's side of the threshold, not borne out if on the other.
 
     Not decided, with the reason after the evidence, if it contains the threshold, if there is none, or if it has no width and
-    too few examples (see `bootstrap.undecidable`).
+    as many examples as that would agree by chance where the mean is the threshold (`bootstrap.undecidable`, which says what
+    `within` is).
     """
-    if why := bootstrap.undecidable(low, high, n):
+    if why := bootstrap.undecidable(low, high, n, threshold, within):
         return Verdict("not decided", _joined(evidence, why), data=bool(np.isfinite(low) and np.isfinite(high)))
     if (low > threshold) if above else (high < threshold):
         return Verdict("borne out", evidence)
@@ -103,9 +113,9 @@ def combined(evidence: str, parts: Mapping[str, Verdict], *, null: str = "") -> 
     return Verdict("borne out", evidence, null)
 
 
-def is_above(x: bootstrap.Interval, threshold: float, evidence: str = "") -> Verdict:
-    """Whether a quantity is above the threshold."""
-    return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n))
+def is_above(x: bootstrap.Interval, threshold: float, evidence: str = "", *, within: bootstrap.Range | None = None) -> Verdict:
+    """Whether a quantity is above the threshold. within: the range that it lies in (`bootstrap.undecidable`)."""
+    return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n), within=within)
 
 
 def whether(true: bool | None, why: str = "") -> Verdict:

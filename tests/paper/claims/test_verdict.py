@@ -24,13 +24,21 @@ BY_NAME = {claim.name: claim for claim in CLAIMS}
         (np.nan, 0.9, 3, True, "not decided", "e; there is no interval"),
         (np.nan, np.nan, 1, True, "not decided", "e; one example has no interval"),
         (1.0, 1.0, 6, True, "borne out", "e"),
-        (1.0, 1.0, 5, True, "not decided", "e; all 5 examples agree, and fewer than 6 that agree decide nothing"),
-        (0.1, 0.1, 5, True, "not decided", "e; all 5 examples agree, and fewer than 6 that agree decide nothing"),
+        (1.0, 1.0, 5, True, "not decided", "e; all 5 examples agree, and fewer than 6 that agree decide nothing about 0.5"),
+        (0.1, 0.1, 5, True, "not decided", "e; all 5 examples agree, and fewer than 6 that agree decide nothing about 0.5"),
     ],
 )
 def test_the_whole_interval_decides(low, high, n, above, word, evidence):
     verdict = decided(low, high, 0.5, "e", n=n, above=above)
     assert (verdict.word, verdict.evidence) == (word, evidence)
+
+
+def test_shares_that_all_agree_decide_about_a_threshold_only_from_many_examples():
+    """Six of six have a probability of 0.53 where the share is 0.9."""
+    assert decided(1.0, 1.0, 0.9, n=6).word == decided(1.0, 1.0, 0.9, n=28).word == "not decided"
+    assert decided(1.0, 1.0, 0.9, n=29).word == decided(0.5, 0.5, 0.0, n=6).word == "borne out"
+    assert decided(0.0, 0.0, 0.05, n=8, above=False).word == "not decided"
+    assert decided(0.0, 0.0, 0.05, n=59, above=False).word == "borne out"
 
 
 def test_a_result_that_is_missing_leaves_a_claim_open():
@@ -99,11 +107,11 @@ def test_mixing_is_judged_against_each_baseline_and_below_the_last_third():
     held = [0.5, 0.6, 0.9, 0.7]
     gained = claim.verdict(probes(10 + spread, np.full(12, 12.5), 10 - spread, held))
     assert gained.word == "borne out" and "62% [35%, 84%] at depth 2 of 3" in gained.evidence
-    syntax = claim.verdict(probes(10 + spread, np.full(12, 12), np.full(12, 12), held))
+    syntax = claim.verdict(probes(10 + spread, np.full(12, 12), 13 + spread / 3, held))
     assert syntax.word == "not borne out" and syntax.evidence.endswith("not so: above the two tokens before each word")
     roles = claim.verdict(probes(10 + spread, np.full(12, 19), 10 - spread, held, across=0.1))
     assert roles.word == "not borne out" and roles.evidence.endswith("not so: most of these called unrelated")
-    late = probes(np.full(12, 10), np.full(12, 10), np.full(12, 9), [0.5, 0.4, 0.4, 0.9])
+    late = probes(np.full(12, 10), 9 + spread / 3, np.full(12, 9), [0.4, 0.5, 0.4, 0.9])
     late["pair_probes"].data["confusion"][:, 3] = 0
     late["pair_probes"].data["confusion"][:, 3, :, 0, 0] = 20  # the last depth alone knows
     assert claim.verdict(late).word == "not borne out"
