@@ -166,7 +166,8 @@ def statistic_interval(
     seed: int = 0,
 ) -> Interval:
     """Any statistic of a set of examples, by resampling their numbers: statistic(indices [n]) -> number or array. Widened by
-    n, and cut to `within`, as in `mean_interval`; within may hold a range for each entry.
+    n, and cut to `within`, as in `mean_interval`; within may hold a range for each entry. A share that is the same in all
+    resamples has an interval with a width all the same (`with_width`).
 
     Cost: draws + 1 calls of `statistic`.
     """
@@ -174,8 +175,8 @@ def statistic_interval(
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.asarray(statistic(rng.integers(n, size=n)), dtype=np.float64) for _ in range(draws)])
     number = np.full(found.shape, n)
-    low, high = widened(found, *percentiles(drawn, level), number, within=within, level=level)
-    return Interval(found, low, high, number)
+    ends = widened(found, *percentiles(drawn, level), number, within=within, level=level)
+    return Interval(found, *with_width(found, *ends, number, within=within, level=level), number)
 
 
 def resampled(n: int, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
@@ -231,9 +232,7 @@ def widened(
     """The ends of a percentile interval, moved away from the estimate by `factor` for n examples, and cut to `within`.
 
     mean, low, high, n: arrays of one shape. NaN with fewer than two examples or without an estimate. An end that lies on the
-    other side of the estimate, as a biased statistic may have it, stays where it is: nothing becomes narrower. A share (SHARE,
-    SHARES_APART) whose interval has no width gets the interval of `shares.alike`: what does not change in resamples of few
-    examples may change with others.
+    other side of the estimate, as a biased statistic may have it, stays where it is: nothing becomes narrower.
     """
     mean, low, high = (np.asarray(x, dtype=np.float64) for x in (mean, low, high))
     mean = np.where(np.isfinite(mean), mean, np.nan)
@@ -242,7 +241,24 @@ def widened(
     if within is None:
         return low, high
     least, most = np.asarray(within, dtype=np.float64).T
-    low, high = np.clip(low, least, most), np.clip(high, least, most)
+    return np.clip(low, least, most), np.clip(high, least, most)
+
+
+def with_width(
+    mean: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    n: ArrayLike,
+    *,
+    within: Range | Sequence[Range] | None,
+    level: float = LEVEL,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ends of an interval, those of `shares.alike` where a share (within SHARE or SHARES_APART) has one without width: what
+    does not change in resamples of few examples may change with others. Arguments as `widened`."""
+    mean, low, high = (np.asarray(x, dtype=np.float64) for x in (mean, low, high))
+    if within is None:
+        return low, high
+    least, most = np.asarray(within, dtype=np.float64).T
     several = np.where(np.asarray(n) > 1, n, np.nan)
     for share in (SHARE, SHARES_APART):
         flat = (least == share[0]) & (most == share[1]) & (high - low <= 1e-9)

@@ -51,13 +51,20 @@ class RankAgreement(NamedTuple):
     n: int
 
 
+class _Pooled(NamedTuple):
+    """Restoration of all corruptions together, and under each of them."""
+
+    together: NDArray
+    apart: NDArray
+
+
 class InductionHeads(HeadAnalysis):
-    """Restoration by head under each corruption, and their mean.
+    """Restoration by head under each corruption, and of all together.
 
     data, over corruption ("answer", "premise", "rule") and example, step: `effect` [.., layer, head], the share of the KL
     divergence that the head restores by itself; `kl` [.., layer, head] with that head patched and `kl_corrupted`;
     `noise_floor`; `changed`, whether the corruption changes the model's first choice. `score` [example, step, layer, head]
-    is the mean of `effect` over corruptions (`induction_score`).
+    is the share of the divergence of all corruptions together that the head restores (`induction_score`).
     """
 
     name, title = "induction_heads", "What each head restores at inductive steps, however they are broken"
@@ -70,33 +77,33 @@ class InductionHeads(HeadAnalysis):
         return [str(k) for k in self.data["corruption"].values]
 
     @cached_property
-    def _ratios(self) -> tuple[NDArray, NDArray, NDArray]:
-        """Ratios of means over examples [C, S, L, H], the same of each resample [draws, C, S, L, H]; examples [S]."""
+    def _ratios(self) -> tuple[_Pooled, _Pooled, NDArray]:
+        """Ratios of sums over examples, of all corruptions together [S, L, H] and of each [C, S, L, H]; the same of each
+        resample [draws, ...]; examples [S]."""
         order = ("corruption", "example", "step", "layer", "head")
         effect = self.data["effect"].transpose(*order).values  # against self-patches, whose rounding the raw KL still holds
         broken = self.data["kl_corrupted"].transpose(*order[:3]).values[..., None, None]
         moved = np.where(np.isfinite(broken), broken, 0.0)
         restored = np.where(moved > 0, np.nan_to_num(effect) * moved, 0.0)
         weights = bootstrap.resampled(effect.shape[1], draws=_DRAWS)
-        below = (moved.sum(1), np.einsum("dn,cn...->dc...", weights, moved))
-        found, drawn = (  # NaN where nothing was broken, so that there is nothing to restore
-            top / np.where(w > 0, w, np.nan)
-            for top, w in zip((restored.sum(1), np.einsum("dn,cn...->dc...", weights, restored)), below, strict=True)
-        )
+        top, below = (np.einsum("dn,cn...->dc...", weights, x) for x in (restored, moved))
+        found = _Pooled(_ratio(restored.sum((0, 1)), moved.sum((0, 1))), _ratio(restored.sum(1), moved.sum(1)))
+        drawn = _Pooled(_ratio(top.sum(1), below.sum(1)), _ratio(top, below))
         return found, drawn, np.isfinite(broken[0, :, :, 0, 0]).sum(0)
 
     def restoration(self) -> xr.Dataset:
         """The ratio of means over examples under each corruption, with its interval: mean, low, high, n [corruption, step,
         layer, head]."""
         found, drawn, n = self._ratios
-        return self._interval(found, drawn, n, ("corruption", "step", "layer", "head"))
+        return self._interval(found.apart, drawn.apart, n, ("corruption", "step", "layer", "head"))
 
     def scores(self, variable: str | None = None) -> xr.Dataset:
-        """The mean over corruptions of `restoration`; for a variable its plain mean over examples."""
+        """The share of the divergence that a head restores, sums over corruptions and examples: a corruption that breaks next
+        to nothing weighs next to nothing. For a variable its plain mean over examples."""
         if variable is not None:
             return super().scores(variable)
         found, drawn, n = self._ratios
-        return self._interval(found.mean(0), drawn.mean(1), n, ("step", "layer", "head"))
+        return self._interval(found.together, drawn.together, n, ("step", "layer", "head"))
 
     def _interval(self, found: NDArray, drawn: NDArray, n: NDArray, dims: tuple[str, ...]) -> xr.Dataset:
         number = np.broadcast_to(n[:, None, None], found.shape)
@@ -130,7 +137,7 @@ class InductionHeads(HeadAnalysis):
     def agreement(self) -> list[RankAgreement]:
         """Of every two corruptions at every step. NaN where a corruption moves nothing."""
         found, drawn, n = self._ratios
-        ranks, again = (_ranks(x.reshape(*x.shape[:-2], -1)) for x in (found, drawn))
+        ranks, again = (_ranks(x.reshape(*x.shape[:-2], -1)) for x in (found.apart, drawn.apart))
         out = []
         for s, step in enumerate(self.data["step"].values.tolist()):
             for a, b in combinations(range(len(self.kinds)), 2):
@@ -154,7 +161,7 @@ class InductionHeads(HeadAnalysis):
         return rows
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
-        """Heat maps of each step: the mean over corruptions, and each corruption; layers upward."""
+        """Heat maps of each step: all corruptions together, and each corruption; layers upward."""
         from pycotmech.figures.heatmap import maps_figure
 
         mean, by_kind = self.scores()["mean"], self.restoration()["mean"]
@@ -164,7 +171,7 @@ class InductionHeads(HeadAnalysis):
             if n == 0:
                 continue
             grids.append(mean.isel(step=i).values)
-            titles.append(f"step {step}, n = {n}\nmean of {len(self.kinds)}")
+            titles.append(f"step {step}, n = {n}\nall {len(self.kinds)} together")
             for kind in self.kinds:
                 grids.append(by_kind.sel(corruption=kind).isel(step=i).values)
                 titles.append(f"step {step}\n{_WORDS[kind]}")
@@ -218,6 +225,11 @@ class InductionHeads(HeadAnalysis):
         score = parts.reporting.scores()["mean"].sel(step=step)
         named = ", ".join(f"L{l}H{h} {float(score.sel(layer=l, head=h)):+.2f}" for l, h, _ in heads)
         return f"; the strongest{' of one half' if parts.held_out else ''} ({parts.words}): {named}"
+
+
+def _ratio(restored: NDArray, broken: NDArray) -> NDArray:
+    """NaN where nothing was broken, so that there is nothing to restore."""
+    return restored / np.where(broken > 0, broken, np.nan)
 
 
 def _ranks(x: NDArray) -> NDArray:
@@ -285,8 +297,9 @@ def induction_heads(
             parts[kind] = patch_steps(
                 model, examples, steps=cells.steps, right=right, corruption=kind, seed=seed, memory_gb=memory_gb, progress=part
             )
-    words = "z of one head at a time, clean values into the corrupted run, at all positions; the mean over corruptions "
-    words += "(answer, premise, rule) of ratios of means over examples"
+    words = "z of one head at a time, clean values into the corrupted run, at all positions; "
+    words += "the divergence restored under the corruptions (answer, premise, rule) over their divergence, sums over "
+    words += "corruptions and examples"
     settings = {"corruptions": list(KINDS), "run": todo, "seed": seed}
     return InductionHeads.made(model, cells, combined(parts), None, words, settings, meter)
 

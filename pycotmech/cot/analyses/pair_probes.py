@@ -87,6 +87,7 @@ class PairProbes(Analysis):
         drawn = macro_f1(np.tensordot(weights, confusion, 1))
         number = np.full(found.shape, n)
         ends = bootstrap.widened(found, *bootstrap.percentiles(drawn), number, within=bootstrap.SHARE)
+        ends = bootstrap.with_width(found, *ends, number, within=bootstrap.SHARE)
         return self._labelled(bootstrap.Interval(found, *ends, number))
 
     def selectivity(self) -> xr.Dataset:

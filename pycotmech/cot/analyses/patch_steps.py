@@ -236,14 +236,19 @@ def _measured(sweep: Sweep, step: Step, wrong: int, ends: Tensor) -> dict[str, A
 
 
 def induction_score(results: Sequence[PatchSteps]) -> xr.DataArray:
-    """The mean restoration of the KL divergence over kinds of corruption: [example, step, layer, head], NaN where one of them
-    does not count. results: of `patch_steps` on the same examples and steps. Source: docs/protocol.md, E2."""
+    """The share of the KL divergence of all kinds of corruption together that a head restores: [example, step, layer, head].
+
+    Kinds are weighted by their divergence, so that one that breaks next to nothing weighs next to nothing. NaN where one of
+    them does not count, or none changes anything. results: of `patch_steps` on the same examples and steps. Source:
+    docs/protocol.md, E2.
+    """
     if not results or len({r.about["settings"]["corruption"] for r in results}) < len(results):
         raise ValueError("results: expected results of different corruptions, at least one")
-    kinds = [r.about["settings"]["corruption"] for r in results]
-    return xr.concat([r.data["effect"] for r in results], xr.DataArray(kinds, dims="corruption")).mean(
-        "corruption", skipna=False
-    )
+    kinds = xr.DataArray([r.about["settings"]["corruption"] for r in results], dims="corruption")
+    effect, broken = (xr.concat([r.data[name] for r in results], kinds) for name in ("effect", "kl_corrupted"))
+    restored = (effect * broken).where(broken != 0, 0.0).sum("corruption", skipna=False)
+    total = broken.sum("corruption", skipna=False)
+    return (restored / total.where(total > 0)).transpose(*results[0].data["effect"].dims)
 
 
 def _ends(model: Model, swept: Sequence[tuple[Cell, Tensor]], shared: int, past: KeyValues | None) -> Tensor:

@@ -47,10 +47,11 @@ def test_values_are_those_of_hooks(model, examples, every):
         assert float(found.data["kl"][e, s, l, h]) == pytest.approx(want, rel=1e-3, abs=1e-5)
 
 
-def test_score_is_the_mean_over_kinds(model, examples, every):
+def test_score_weighs_kinds_by_their_divergence(model, examples, every):
     parts = [pcm.cot.patch_steps(model, examples, steps=[5], right=every, corruption=kind) for kind in ("answer", "rule")]
     score = pcm.cot.induction_score(parts)
-    want = (parts[0].data["effect"].values + parts[1].data["effect"].values) / 2
+    broken = [p.data["kl_corrupted"].values[..., None, None] for p in parts]
+    want = sum(p.data["effect"].values * kl for p, kl in zip(parts, broken)) / sum(broken)
     assert_allclose(score.transpose("example", "step", "layer", "head").values, want)
     with pytest.raises(ValueError, match="different corruptions"):
         pcm.cot.induction_score([parts[0], parts[0]])

@@ -8,7 +8,7 @@ import xarray as xr
 import pycotmech as pcm
 from pycotmech.cot.analyses import induction_heads as module
 from pycotmech.cot.analyses.induction_heads import InductionHeads, combined
-from pycotmech.cot.analyses.patch_steps import PatchSteps
+from pycotmech.cot.analyses.patch_steps import PatchSteps, induction_score
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from pycotmech.stats import bootstrap
@@ -59,10 +59,12 @@ def test_the_planted_head_restores_under_each_and_the_one_below_it_under_one(mov
     p = planted.induction(**moved)
     found = by_hand(p, p.prompts(3))
     score, each = found.scores()["mean"][0].values, found.restoration()["mean"][:, 0].values
+    broken = found.data["kl_corrupted"].sum(("example", "step"))
     writer, previous = p.heads["writer"], p.heads["previous"]
     assert found.common(5)[0][:2] == writer and score[writer] == pytest.approx(1, abs=1e-3)
     assert_allclose(each[:, *previous], [0, 0, 1], atol=0.02)  # it looks at the rule's subject, at nothing else
-    assert score[previous] == pytest.approx(1 / 3, abs=0.01) and previous not in [head[:2] for head in found.common(5)]
+    rule = float(broken.sel(corruption="rule") / broken.sum())
+    assert score[previous] == pytest.approx(rule, abs=0.01) and previous not in [head[:2] for head in found.common(5)]
     for head in p.noise_heads:
         assert abs(score[head]) < 0.02
     low, high = (found.scores()[k][0].values[writer] for k in ("low", "high"))
@@ -109,8 +111,33 @@ def test_each_part_is_the_sweep_of_its_corruption(model, examples, every, result
         mine = result.restoration().sel(corruption=kind)
         assert_allclose(mine["mean"].values, alone.restoration()["mean"].values, atol=1e-4)
         np.testing.assert_array_equal(result.data["changed"].sel(corruption=kind).values, alone.data["changed"].values)
-    assert_allclose(result.data["score"], result.data["effect"].mean("corruption"))
-    assert_allclose(result.scores()["mean"], result.restoration()["mean"].mean("corruption"))
+    broken = result.data["kl_corrupted"]
+    weighted = (result.data["effect"] * broken).sum("corruption") / broken.sum("corruption")
+    assert_allclose(result.data["score"], weighted.transpose(*result.data["score"].dims))
+    weight = broken.sum("example")
+    pooled = (result.restoration()["mean"] * weight).sum("corruption") / weight.sum("corruption")
+    assert_allclose(result.scores()["mean"], pooled.transpose(*result.scores()["mean"].dims))
+
+
+def test_a_corruption_that_breaks_next_to_nothing_weighs_next_to_nothing():
+    """A head restores all of a divergence of 11 and works against one of 0.03."""
+    cell = ("corruption", "example", "step")
+    effect = np.zeros((3, 8, 1, 2, 2))
+    effect[:, ..., 0, 0] = np.array([1.0, -1.0, 0.0])[:, None, None]
+    broken = np.tile(np.array([11.0, 0.03, 0.0])[:, None, None], (1, 8, 1))
+    effect[2] = np.nan  # nothing is broken: nothing can be restored
+    data = {"effect": ((*cell, "layer", "head"), effect), "kl_corrupted": (cell, broken)}
+    data |= {"noise_floor": (cell, np.full(broken.shape, 0.01)), "changed": (cell, np.ones(broken.shape))}
+    coords = {"corruption": list(KINDS), "example": range(8), "step": [5], "layer": range(2), "head": range(2)}
+    data = xr.Dataset(data, coords={**coords, "kind": ("step", ["induction"])})
+    parts = [PatchSteps(data.sel(corruption=kind), {"settings": {"corruption": kind}}) for kind in KINDS]
+    expected = (11 - 0.03) / 11.03
+    assert_allclose(induction_score(parts).values[..., 0, 0], np.full((8, 1), expected))
+    found = InductionHeads(data, {})
+    assert_allclose(found.scores()["mean"][0], [[expected, 0], [0, 0]])
+    assert_allclose(found.restoration()["mean"][:2, 0, 0, 0], [1, -1])
+    assert np.isnan(found.restoration()["mean"][2]).all()
+    assert np.isnan(induction_score(parts[2:])).all()
 
 
 def test_a_result_of_patch_steps_is_taken_and_nothing_changes(model, examples, every, result):
@@ -143,8 +170,8 @@ def test_intervals_are_over_examples_and_hold_the_mean_of_like_ones(result):
     assert int(found["n"].max()) == 3 and (found["low"] <= found["high"]).all()
     keeps_its_ranges(result)
     mean, drawn, _ = result._ratios
-    low, high = np.percentile(drawn.mean(1), [2.5, 97.5], axis=0)  # of the mean over corruptions
-    more, mean = bootstrap.factor(3), mean.mean(0)
+    low, high = np.percentile(drawn.together, [2.5, 97.5], axis=0)
+    more, mean = bootstrap.factor(3), mean.together
     assert_allclose(found["low"], mean - more * np.maximum(mean - low, 0), atol=1e-12)
     assert_allclose(found["high"], np.maximum(high, mean + more * (high - mean)), atol=1e-12)
     one = InductionHeads(result.data.isel(example=[1, 1, 1]), result.about)
@@ -162,7 +189,8 @@ def test_strongest_heads_are_told_on_the_other_half(result):
     data = result.data.isel(example=rows).assign_coords(example=np.arange(8))
     noise = xr.DataArray(rng.normal(scale=0.3, size=data["effect"].shape), dims=data["effect"].dims)
     data["effect"] = data["effect"] + noise + 2.0 * ((data["layer"] == 1) & (data["head"] == 3))  # one that is there
-    many = InductionHeads(data.assign(score=data["effect"].mean("corruption")), result.about)
+    parts = [PatchSteps(data.sel(corruption=kind), {"settings": {"corruption": kind}}) for kind in KINDS]
+    many = InductionHeads(data.assign(score=induction_score(parts)), result.about)
     table = many.table(4)
     assert table["held_out"].all() and table["n"].eq(4).all()
     parts = many.at_step("score", 5)
@@ -193,7 +221,11 @@ def test_cost_is_predicted(model, examples, every, result):
 def test_it_shows_itself(result, tmp_path, monkeypatch):
     table = result.table(3)
     assert len(table) == 6 and {"answer", "premise", "rule", "common"} <= set(table)
-    assert_allclose(table[list(KINDS)].mean(axis=1), table["mean"], rtol=1e-6)
+    for row in table.to_dict("records"):
+        broken = result.data["kl_corrupted"].sel(step=row["step"]).sum("example")
+        assert row["mean"] == pytest.approx(
+            np.average([row[kind] for kind in KINDS], weights=[float(broken.sel(corruption=k)) for k in KINDS])
+        )
     assert not table["held_out"].any() and table["n"].eq(3).all()
     text = str(result)
     assert "rank correlation over heads (n = 3)" in text and "beyond the noise floor to the same side under all 3" in text
