@@ -169,6 +169,10 @@ def statistic_interval(
     n, and cut to `within`, as in `mean_interval`; within may hold a range for each entry. A share that is the same in all
     resamples has an interval with a width all the same (`with_width`).
 
+    Coverage at 95 % nominal, 8 to 64 examples (benchmarks/validity/coverage.py): 96 to 98 % for a median. A statistic that is
+    biased over few examples is covered less: the correlation of two scores over heads, which noise makes smaller, in about
+    80 % at 8, 90 % at 16 and 93 % at 64.
+
     Cost: draws + 1 calls of `statistic`.
     """
     found = np.asarray(statistic(np.arange(n)), dtype=np.float64)
