@@ -112,6 +112,7 @@ def _median(rng: np.random.Generator, n: int) -> Callable[[NDArray[np.int64]], f
 
 _HEADS = np.random.default_rng(7).multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=40).T
 """The true means of two scores of 40 heads."""
+_CORRELATED = float(np.corrcoef(_HEADS)[0, 1])
 
 
 def _correlation(rng: np.random.Generator, n: int) -> Callable[[NDArray[np.int64]], float]:
@@ -171,7 +172,7 @@ KINDS = (
     Kind("median of normal values", partial(_one_by_one, _median, 0.0, None), most=0.99, slow=True),
     Kind(
         "correlation over heads",
-        partial(_one_by_one, _correlation, float(np.corrcoef(_HEADS)[0, 1]), bootstrap.SHARES_APART),
+        partial(_one_by_one, _correlation, _CORRELATED, bootstrap.SHARES_APART),
         0.75,
         slow=True,
     ),
