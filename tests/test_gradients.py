@@ -98,6 +98,9 @@ CALLS: dict[str, Any] = {
     "knock_out_curve": lambda m, g: pcm.cot.knock_out_curve(
         m, g.examples, g.scores, right=g.right, steps=[5], sizes=[0, 16], kind="zero"
     ),
+    "set_transfer": lambda m, g: pcm.cot.set_transfer(
+        m, g.examples, np.stack([[g.scores, -g.scores]] * 3), right=g.right, steps=[0, 1], kind="zero"
+    ),
 }  # fmt: skip
 
 

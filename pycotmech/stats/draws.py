@@ -1,4 +1,8 @@
-"""Random sets and orders of heads."""
+"""Random sets of heads with as many heads in each layer as the sets they are compared with.
+
+Heads of some layers matter more than those of others, so that a random set of the same size but of other layers differs from
+a chosen one in its layers first of all.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def sets_like(masks: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Random sets of the same sizes as masks [set, step, L, H]. Steps of a set that share a mask share the random one."""
-    n = masks.shape[-1] * masks.shape[-2]
+def relabelled(masks: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Sets [..., L, H] with the heads of each layer in a random order, the same for all sets.
+
+    Each keeps its number of heads in each layer, and any two keep the number that they share.
+    """
+    order = rng.random(masks.shape[-2:]).argsort(-1)
+    return masks[..., np.arange(masks.shape[-2])[:, None], order]
+
+
+def layer_matched(
+    masks: NDArray[np.bool_], rng: np.random.Generator, *, within: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Random sets with the layer counts of masks [step, L, H]. Steps that share a mask and what it is drawn from share the set.
+
+    within: bool of the same shape, the heads to draw from, which hold those of `masks`; None: all heads.
+    """
     out = np.zeros_like(masks)
-    for i, steps in enumerate(masks):
-        drawn: dict[bytes, NDArray] = {}
-        for s, mask in enumerate(steps):
-            if mask.tobytes() not in drawn:
-                flat = np.zeros(n, bool)
-                flat[rng.choice(n, int(mask.sum()), replace=False)] = True
-                drawn[mask.tobytes()] = flat.reshape(mask.shape)
-            out[i, s] = drawn[mask.tobytes()]
+    pools = np.ones_like(masks) if within is None else within
+    drawn: dict[bytes, NDArray[np.bool_]] = {}
+    for mask, pool, one in zip(masks, pools, out):
+        key = mask.tobytes() + pool.tobytes()
+        if key not in drawn:
+            order = np.where(pool, rng.random(mask.shape), np.inf).argsort(1)  # of each layer's heads, the pool's first
+            taken = np.arange(mask.shape[1]) < mask.sum(1)[:, None]
+            drawn[key] = np.zeros_like(mask)
+            np.put_along_axis(drawn[key], order, taken, 1)
+        one[:] = drawn[key]
     return out
-
-
-def shuffled_heads(shape: tuple[int, int], seed: int, draw: int) -> list[tuple[int, int]]:
-    """All heads (layer, head) of a model of this shape in a random order, by seed and number of the draw."""
-    order = np.random.default_rng([seed, draw]).permutation(shape[0] * shape[1])
-    return [(int(i) // shape[1], int(i) % shape[1]) for i in order]

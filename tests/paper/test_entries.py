@@ -10,8 +10,8 @@ import xarray as xr
 
 import pycotmech as pcm
 from pycotmech import cot
-from pycotmech.cot.analyses import knock_out_curve as knock_out
 from pycotmech.cot.tools.cost import Cost, Workload
+from pycotmech.cot.tools.held_out import named_halves
 from pycotmech.cot.tools.registry import COMPARED, Given
 from pycotmech.model.config import layer_flop
 from pycotmech.paper import CLAIMS, ENTRIES
@@ -66,7 +66,7 @@ def test_every_cost_is_below_the_authors(model):
     for entry in ENTRIES:
         ours, authors = entry.cost(model.cfg, WORK), entry.authors(model.cfg, WORK)
         assert ours.flop >= 0 and ours.forwards >= 0 and ours.memory >= 0, entry.name
-        assert (authors == Cost()) == (entry.name in {*read_off, "head_overlap", "mlp_share"}), entry.name
+        assert (authors == Cost()) == (entry.name in {*read_off, "head_overlap", "mlp_share", "set_transfer"}), entry.name
         of_graphs = of_graphs + ours if entry.source == "E8" else of_graphs
         if authors != Cost() and entry.name not in ("pair_probes", "relation_heads"):
             assert ours.token_forwards < authors.token_forwards, entry.name
@@ -116,7 +116,7 @@ def test_sets_are_chosen_on_one_half_and_reported_on_the_other(model, monkeypatc
             assert not reported & set(chosen.chosen_on) and heads.tolist() == list(range(10))
     ranking = calls["remove"][0][3]
     assert set(ranking.examples) == set(calls["remove"][0][2].chosen_on) and ranking.labelled
-    split = knock_out._halves(np.ones(n, bool), "exact", 3)
+    split = named_halves(np.ones(n, bool), "exact", 3)
     assert n < 4 or [given.examples[i].index for i in np.flatnonzero(split == "report")] == sorted(reported)
     assert set(given.sets()["patch_steps"].examples) == whole  # of which head_overlap tells
 
@@ -128,7 +128,7 @@ def test_only_examples_that_count_are_halved(model):
     right[5, 9] = True  # a step that was not asked for
     four = dataclasses.replace(given, right=right)
     assert sorted(np.concatenate(four.halves).tolist()) == [0, 1, 3, 4] and len(four.halves[0]) == len(four.halves[1]) == 2
-    split = knock_out._halves(right[:, [2, 5]].any(1).numpy(), "exact", 3)
+    split = named_halves(right[:, [2, 5]].any(1).numpy(), "exact", 3)
     assert np.flatnonzero(split == "select").tolist() == four.halves[0].tolist() and split[2] == split[5] == ""
     assert {e.index for e in four.reporting().examples} == {given.examples[int(i)].index for i in four.halves[1]}
     right[[0, 1, 3], 5] = False

@@ -1,24 +1,43 @@
-"""Random sets and orders of heads (sets beside an analysis's own: tests/cot/analyses/test_keep_only.py)."""
+"""Random sets of heads with the layers of given ones."""
 
 import numpy as np
 
 from pycotmech.stats.averages import nanmean
-from pycotmech.stats.draws import sets_like, shuffled_heads
+from pycotmech.stats.draws import layer_matched, relabelled
 
 
-def test_random_sets_have_the_sizes_of_their_models_and_differ():
-    masks = np.random.default_rng(3).random((2, 3, 4, 8)) < 0.4
-    masks[:, 1] = masks[:, 0]
-    drawn = sets_like(masks, np.random.default_rng(0))
-    np.testing.assert_array_equal(drawn.sum((2, 3)), masks.sum((2, 3)))
-    assert (drawn[:, 0] == drawn[:, 1]).all() and (drawn[:, 0] != drawn[:, 2]).any()
-    np.testing.assert_array_equal(drawn, sets_like(masks, np.random.default_rng(0)))
+def test_random_sets_have_the_layers_of_their_models_and_differ():
+    masks = np.random.default_rng(3).random((3, 4, 8)) < 0.4
+    masks[1] = masks[0]
+    drawn = layer_matched(masks, np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn.sum(2), masks.sum(2))
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+    np.testing.assert_array_equal(drawn, layer_matched(masks, np.random.default_rng(0)))
 
 
-def test_every_head_has_one_place_in_a_random_order():
-    orders = [shuffled_heads((3, 5), 7, draw) for draw in (0, 1, 0)]
-    assert all(sorted(order) == [(l, h) for l in range(3) for h in range(5)] for order in orders)
-    assert orders[0] == orders[2] != orders[1]
+def test_random_members_of_a_set_are_drawn_from_it():
+    rng = np.random.default_rng(0)
+    pool = rng.random((2, 4, 8)) < 0.6
+    taken = pool & (rng.random(pool.shape) < 0.5)
+    seen = np.zeros(pool.shape)
+    for _ in range(200):
+        drawn = layer_matched(taken, rng, within=pool)
+        assert not (drawn & ~pool).any()
+        np.testing.assert_array_equal(drawn.sum(2), taken.sum(2))
+        seen += drawn
+    share = taken.sum(2) / pool.sum(2)  # every member of a layer equally often
+    assert np.abs(seen / 200 - share[..., None])[pool].max() < 0.14  # four standard errors
+
+
+def test_heads_change_places_in_all_sets_alike():
+    rng = np.random.default_rng(1)
+    masks = rng.random((3, 4, 8)) < 0.4
+    drawn = relabelled(masks, rng)
+    np.testing.assert_array_equal(drawn.sum(2), masks.sum(2))
+    for i in range(3):
+        for j in range(3):
+            np.testing.assert_array_equal((drawn[i] & drawn[j]).sum(1), (masks[i] & masks[j]).sum(1))
+    assert (drawn != masks).any()
 
 
 def test_means_are_of_what_is_there():

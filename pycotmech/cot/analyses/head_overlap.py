@@ -18,6 +18,7 @@ from pycotmech.cot.tools.select_heads import Selection
 from pycotmech.figures.words import plural
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
+from pycotmech.stats.random_sets import shared_by_layer
 from pycotmech.stats.significance import adjusted, hypergeometric
 
 if TYPE_CHECKING:
@@ -34,19 +35,24 @@ class HeadOverlap(Analysis):
     `_low` and `_high` where both were selected from scores per example (bootstrap over examples, selected anew each
     time, widened by how few these are); `chance` the intersection expected of random sets of these sizes, |A| |B| / (L H),
     and `f1_chance` from it; `p` the hypergeometric chance of so large an intersection or a larger one, `p_holm` corrected
-    for the number of pairs. NaN where a set is empty. `size` [set]. Coordinates `type` and `of_step` (-1: no step) of each set.
+    for the number of pairs. `chance_by_layer`, `f1_chance_by_layer`, `p_by_layer`, `p_by_layer_holm`: the same for random sets
+    that have as many heads in each layer as these (`random_sets.shared_by_layer`). Sets that lie in the same layers share more
+    heads than `chance` says, whatever they are. NaN where a set is empty. `size` [set]. Coordinates `type` and `of_step` (-1:
+    no step) of each set.
     """
 
     name, title = "head_overlap", "How much sets of heads overlap"
     source = "E6"
 
     def table(self) -> pd.DataFrame:
-        """One row for each pair: a, b, size_a, size_b, intersection, chance, iou, f1, f1_low, f1_high, f1_chance, p, p_holm."""
+        """One row for each pair: a, b, size_a, size_b, intersection, chance, chance_by_layer, iou, f1, f1_low, f1_high,
+        f1_chance, f1_chance_by_layer, p, p_holm, p_by_layer, p_by_layer_holm."""
         import pandas as pd
 
         d = self.data
         names, size = d["set"].values, d["size"].values
-        keys = ("intersection", "chance", "iou", "f1", "f1_low", "f1_high", "f1_chance", "p", "p_holm")
+        keys = ["intersection", "chance", "chance_by_layer", "iou", "f1", "f1_low", "f1_high", "f1_chance"]
+        keys += ["f1_chance_by_layer", "p", "p_holm", "p_by_layer", "p_by_layer_holm"]
         rows = []
         for i in range(len(names)):
             for j in range(i + 1, len(names)):
@@ -78,23 +84,27 @@ class HeadOverlap(Analysis):
         model = f"{self.about['model']}: " if self.about["model"] else ""
         return overlap_figure(
             self.data["f1"].values,
-            self.data["f1_chance"].values,
+            self.data["f1_chance_by_layer"].values,
             names=[str(n).replace("_", " ") for n in self.data["set"].values],
             title=f"{model}{self.title.lower()}",
-            lines=[f"sets of {self.about['settings']['heads']} heads; chance: random sets of the same sizes"],
+            lines=[f"of {self.about['settings']['heads']} heads; chance: random sets with as many heads in each layer"],
             path=path,
         )
 
     def findings(self) -> list[str]:
         """The pairs that share more heads than chance, and those of which that cannot be said."""
         known = [row for row in self.table().to_dict("records") if np.isfinite(row["p_holm"])]
-        beyond = sum(row["p_holm"] < 0.05 for row in known)
-        lines = [f"{beyond} of {len(known)} pairs of sets share more heads than random sets would (p < 0.05, Holm)"]
+        beyond, of_any = (sum(row[p] < 0.05 for row in known) for p in ("p_by_layer_holm", "p_holm"))
+        lines = [
+            f"{beyond} of {len(known)} pairs of sets share more heads than random sets with as many heads in each layer would "
+            f"(p < 0.05, Holm); {of_any} more than random sets of any layers"
+        ]
         for row in sorted(known, key=lambda row: -row["f1"])[:5]:
             lines.append(
-                f"{row['a']} and {row['b']}: {row['intersection']:.0f} of {row['size_a']} and {row['size_b']} heads shared (by "
-                f"chance {row['chance']:.1f}), F1 {in_words(row, 'f1')}, by chance {row['f1_chance']:.2f}, "
-                f"p = {row['p_holm']:.2g}"
+                f"{row['a']} and {row['b']}: {row['intersection']:.0f} of {row['size_a']} and {row['size_b']} heads shared; by "
+                f"chance {row['chance_by_layer']:.1f} in the same layers (p = {row['p_by_layer_holm']:.2g}), "
+                f"{row['chance']:.1f} in any (p = {row['p_holm']:.2g}); F1 {in_words(row, 'f1')}, by chance "
+                f"{row['f1_chance_by_layer']:.2f} in the same layers"
             )
         empty = [str(n) for n, k in zip(self.data["set"].values, self.data["size"].values) if k == 0]
         if empty:
@@ -126,7 +136,7 @@ def head_overlap(
         resampled together; examples without any score, none of whose steps counts, are not drawn.
     Returns a `HeadOverlap`. Raises TypeError or ValueError naming the set.
     Cost: no forward pass; with a bootstrap, `draws` selections of each set.
-    Source: docs/protocol.md, E6, which reports intersections without the chance level.
+    Source: docs/protocol.md, E6; the authors report intersections without the chance level.
     """
     given = {**(sets or {}), **named}
     if len(given) < 1:
@@ -147,25 +157,12 @@ def head_overlap(
     data = _overlap(masks)
     n = masks.shape[1]
     sizes = masks.sum(1)
-    data["chance"] = np.outer(sizes, sizes) / n
-    with np.errstate(invalid="ignore", divide="ignore"):
-        data["f1_chance"] = 2 * data["chance"] / (sizes[:, None] + sizes[None])
-    p = np.full((len(found), len(found)), np.nan)
-    for i in range(len(found)):
-        for j in range(len(found)):
-            if sizes[i] and sizes[j]:
-                p[i, j] = hypergeometric(int(data["intersection"][i, j]), int(sizes[i]), int(sizes[j]), n)
-    upper = np.triu(np.isfinite(p), 1)
-    holm = np.full_like(p, np.nan)
-    if upper.any():
-        holm[upper] = adjusted(p[upper], "holm")
-        holm = np.where(np.isnan(holm), holm.T, holm)
-    data["p"], data["p_holm"] = p, holm
+    data |= _by_chance(masks.reshape(-1, *shape), data["intersection"])
     drawn = _drawn([s for *_, s in flat], masks, draws, seed)
     counts = np.array([len(s.scored) if isinstance(s, Selection) and s.examples is not None else 0 for *_, s in flat])
     fewer = np.minimum(counts[:, None], counts[None])  # examples of a pair: those of the set that has fewer
     for k in _STATISTICS:
-        ends = np.full((2, *p.shape), np.nan)
+        ends = np.full((2, *data[k].shape), np.nan)
         if drawn:
             within = bootstrap.SHARE if k in ("iou", "f1") else (0.0, float(n))
             ends = bootstrap.widened(data[k], *bootstrap.percentiles(drawn[k]), fewer, within=within)
@@ -214,6 +211,29 @@ def _overlap(masks: NDArray) -> dict[str, NDArray[np.float64]]:
     total = sizes[:, None] + sizes[None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return {"intersection": both, "union": total - both, "iou": both / (total - both), "f1": 2 * both / total}
+
+
+def _by_chance(masks: NDArray, shared: NDArray) -> dict[str, NDArray[np.float64]]:
+    """What sets [n, L, H] share by chance, of any layers and of these; shared [n, n]: what they do share."""
+    sizes, (L, H) = masks.sum((1, 2)), masks.shape[1:]
+    pairs = [(i, j) for i in range(len(masks)) for j in range(len(masks))]
+    out = {f"{name}{kind}": np.full(shared.shape, np.nan) for name in ("chance", "p") for kind in ("", "_by_layer")}
+    for i, j in pairs:
+        out["chance"][i, j] = sizes[i] * sizes[j] / (L * H)
+        out["chance_by_layer"][i, j], p = shared_by_layer(masks[i], masks[j])
+        if sizes[i] and sizes[j]:
+            out["p"][i, j] = hypergeometric(int(shared[i, j]), int(sizes[i]), int(sizes[j]), L * H)
+            out["p_by_layer"][i, j] = p
+    for kind in ("", "_by_layer"):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out[f"f1_chance{kind}"] = 2 * out[f"chance{kind}"] / (sizes[:, None] + sizes[None])
+        p = out[f"p{kind}"]
+        holm = np.full_like(p, np.nan)
+        upper = np.triu(np.isfinite(p), 1)
+        if upper.any():
+            holm[upper] = adjusted(p[upper], "holm")
+        out[f"p{kind}_holm"] = np.where(np.isnan(holm), holm.T, holm)
+    return out
 
 
 def _drawn(given: list[Any], masks: NDArray, draws: int, seed: int) -> dict[str, NDArray] | None:

@@ -25,8 +25,9 @@ def overlap_figure(
     n = len(names)
     side = min(max(2.6, 0.3 * n + 1.2), 8.0)
     figure = Figure(figsize=(2 * side + 1.6, side + 1.2), layout="constrained")
+    labels, ranges = ("F1", "F1 above chance in the same layers"), ((0, 1), (-1, 1))
     for axis, grid, label, (low, high), colours in zip(
-        figure.subplots(1, 2), (f1, f1 - chance), ("F1", "F1 above chance"), ((0, 1), (-1, 1)), ("Blues", "RdBu")
+        figure.subplots(1, 2), (f1, f1 - chance), labels, ranges, ("Blues", "RdBu")
     ):
         image = axis.imshow(grid, vmin=low, vmax=high, cmap=colours)
         axis.set_facecolor("0.85")

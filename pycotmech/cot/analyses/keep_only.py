@@ -7,13 +7,21 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
-from pycotmech.cot.tools.ablation_results import AblationResult, answered, check_definition, result_data
+from pycotmech.cot.tools.ablation_results import (
+    AblationResult,
+    answered,
+    check_definition,
+    compared,
+    random_words,
+    result_data,
+)
 from pycotmech.cot.tools.cells import Cells, choose
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import HeadSet, Scores, set_combinations
@@ -24,7 +32,8 @@ from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
-from pycotmech.stats.draws import sets_like
+from pycotmech.stats.draws import layer_matched
+from pycotmech.stats.random_sets import DRAWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +48,8 @@ Sets = Mapping[str, Any]
 class KeptSets(AblationResult):
     """Sets of heads that are kept, everything else ablated.
 
-    data, over set, example and step: `right`, `agrees`, `log_prob` as in `KnockOutCurve`; `random` [set, example, step]: right
-    (or agrees) for random sets of the same size, mean of the draws; `kept` [set, step] heads kept; `mask` [set, step, layer,
+    data, over set, example and step: `right`, `agrees`, `log_prob` as in `KnockOutCurve`; `random` [set, draw, example, step]:
+    right (or agrees) for random sets with as many heads in each layer; `kept` [set, step] heads kept; `mask` [set, step, layer,
     head] which.
     """
 
@@ -49,44 +58,56 @@ class KeptSets(AblationResult):
     axis: ClassVar[str] = "set"
     ranges: ClassVar = dict.fromkeys(("right", "agrees", "random"), bootstrap.SHARE)
 
+    def beside_random(self, *, overall: bool = False) -> dict[str, xr.Dataset] | None:
+        """Accuracies of random sets ("random") and by how much each set is above its own ("gain"): mean, low, high, n.
+
+        On the axes set and step (overall: over all steps, [set]). The intervals are over examples and random sets, and hold
+        what one further random set gives (`pycotmech.stats.random_sets`). None if no random sets were tried.
+        """
+        if "random" not in self.data:
+            return None
+        pair = self.data[self.main], self.data["random"]
+        return compared(*(x.mean("step") for x in pair)) if overall else compared(*pair)
+
     def table(self) -> pd.DataFrame:
-        """Accuracy by set and step, "all" for all steps: set, step, kind, kept, accuracy, low, high, n, random, random_low,
-        random_high. All intervals are over examples: one random set is one, and its interval does not hold what others give."""
+        """Accuracy by set and step, "all" for all steps: set, step, kind, kept, accuracy, low, high, n; random, of random sets
+        with as many heads in each layer; gain, by how much the set is above them; both with name_low and name_high, which hold
+        what one further random set gives."""
         import pandas as pd
 
-        tried = "random" in self.data
-        found = [(self.accuracy(), self.accuracy("random") if tried else None)]
-        found.append((self.overall(), self.overall("random") if tried else None))
+        found = [(self.accuracy(), self.beside_random()), (self.overall(), self.beside_random(overall=True))]
         steps, kinds, rows = self.data["step"].values.tolist(), self.data["kind"].values.tolist(), []
         for i, name in enumerate(self.data[self.axis].values):
             kept = self.data["kept"].isel({self.axis: i})
             for s, step in enumerate([*steps, "all"]):
                 last = step == "all"
                 at = {self.axis: i} if last else {self.axis: i, "step": s}
-                accuracy, chance = found[last]
+                accuracy, beside = found[last]
                 here = accuracy.isel(at)
                 row = {self.axis: name, "step": step, "kind": "" if last else str(kinds[s])}
                 row |= {"kept": int(round(float(kept.mean())) if last else kept[s]), **headline("accuracy", here)}
-                random = here.where(False) if chance is None else chance.isel(at)
-                rows.append(row | {"n": int(here["n"]), **columns("random", random)})
+                row["n"] = int(here["n"])
+                for other in ("random", "gain"):
+                    row |= columns(other, here.where(False) if beside is None else beside[other].isel(at))
+                rows.append(row)
         return pd.DataFrame(rows)
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Accuracy of each set at each step, and over all steps with its interval."""
         from pycotmech.cot.analyses.keep_only_figure import isolation_figure
 
-        overall = self.overall()
+        overall, beside = self.overall(), self.beside_random(overall=True)
         examples = plural(int(overall["n"].max()), "example")
         return isolation_figure(
             self.accuracy()["mean"].transpose(self.axis, "step").values,
             (overall["mean"].values, overall["low"].values, overall["high"].values),
-            self.overall("random")["mean"].values if "random" in self.data else None,
+            None if beside is None else tuple(beside["random"][k].values for k in ("mean", "low", "high")),
             labels=self._labels(),
             steps=[f"{s}\n{str(k)[0].upper()}" for s, k in zip(self.data["step"].values, self.data["kind"].values)],
-            chance_label=self.random_words("set, same size", "sets, same size"),
             title=f"{self.about['model']}: {self.title.lower()}",
             lines=[
-                f"{examples}; bars: 95 % bootstrap; accuracy: {self.accuracy_words}",
+                f"{examples}; bars: 95 % intervals over examples, of random sets (as many heads in each layer) over sets too",
+                f"accuracy: {self.accuracy_words}",
                 f"other heads replaced by {self.about['settings']['replaced_by']}",
                 *self.about["notes"],
             ],
@@ -99,14 +120,15 @@ class KeptSets(AblationResult):
         return [f"{name}\n({n} {'head' if n == '1' else 'heads'})" for name, n in zip(names, sizes)]
 
     def findings(self) -> list[str]:
-        """For each set, over all steps: what is left of the accuracy, and of random sets of the same size."""
+        """For each set, over all steps: what is left of the accuracy, and with random sets of the same layers."""
         n_heads, lines = self.data.sizes["layer"] * self.data.sizes["head"], []
         for row in self.table().to_dict("records"):
             if row["step"] != "all":
                 continue
             random, name = "", row[self.axis]
             if np.isfinite(row["random"]):
-                random = f"; {self.random_words('set of that size', 'sets of that size')} {in_words(row, 'random')}"
+                random = f"; {random_words(self.about['settings']['n_random'])} {in_words(row, 'random')}"
+                random += f" (difference {in_words(row, 'gain', '{:+.2f}')})"
             size = spanned(self.data["kept"].sel({self.axis: name}).values)
             lines.append(
                 f"{name}: {size} of {n_heads} heads kept, accuracy {in_words(row, 'accuracy', main=True)} over all steps of "
@@ -125,11 +147,6 @@ class KeptSets(AblationResult):
             f"all other heads are replaced by {s['replaced_by']}",
         ]
 
-    def random_words(self, one: str, several: str) -> str:
-        """What `random` is over: one draw or the mean of several."""
-        k = self.about["settings"]["n_random"]
-        return f"one random {one}" if k == 1 else f"the mean of {k} random {several}"
-
 
 def spanned(numbers: NDArray, to: str = " to ") -> str:
     """The smallest and the largest of some numbers: "3 to 5", or "3"."""
@@ -144,7 +161,7 @@ def keep_only(
     *,
     steps: Sequence[int] | None = None,
     right: Graded | Tensor | None = None,
-    n_random: int = 1,
+    n_random: int = DRAWS,
     kind: Kind = "mean",
     mean: Mean = None,
     n_mean: int = N_PROMPTS,
@@ -158,10 +175,10 @@ def keep_only(
 
     sets: by name: a `HeadSet`, a bool array [L, H] or (layer, head) pairs; or a mapping from step to such sets, for sets that
         differ by step. `set_combinations` makes the paper's five from three; `union` and `intersection` those over steps.
-    n_random: how many random sets of the same size are run for each set.
+    n_random: how many random sets are run beside each set, each with as many heads in each layer.
     Everything else as in `knock_out_curve`; definition "paper": accuracy is agreement with the untouched model.
     Returns `KeptSets`. Raises TypeError or ValueError naming the argument, before anything is run.
-    Cost: for each different set one pass of the shared block and of each example's solution.
+    Cost: for each different set, the random ones included, one pass of the shared block and of each example's solution.
     Source: docs/protocol.md, E6.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
@@ -174,7 +191,7 @@ def keep_only(
         cells = choose(model, examples, steps=steps, right=right)
         kept = np.stack([stacked(s, cells.steps, f"sets[{name!r}]") for name, s in given.items()])  # [set, step, L, H]
         rng = np.random.default_rng(seed)
-        chance = [sets_like(kept, rng) for _ in range(n_random)]
+        chance = [np.stack([layer_matched(masks, rng) for masks in kept]) for _ in range(n_random)]
         run = ablated_steps(
             model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
         )
@@ -214,8 +231,9 @@ def chosen_on(given: Iterable[HeadSet | dict[int, HeadSet]], cells: Cells, score
 
 
 def kept_data(axis: str, kept: NDArray, chance: Sequence[NDArray]) -> dict[str, Any]:
-    """The variables besides the answers: sets that were kept [axis, step, L, H], and accuracies of random ones."""
-    data: dict[str, Any] = {"random": ((axis, "example", "step"), np.mean(chance, 0))} if len(chance) else {}
+    """The variables besides the answers: sets that were kept [axis, step, L, H], and accuracies of each draw of
+    random ones [axis, example, step]."""
+    data: dict[str, Any] = {"random": ((axis, "draw", "example", "step"), np.stack(chance, 1))} if len(chance) else {}
     data["kept"] = ((axis, "step"), kept.sum((-2, -1)))
     return data | {"mask": ((axis, "step", "layer", "head"), kept)}
 
@@ -225,7 +243,7 @@ def cost(
     workload: Workload,
     *,
     sets: int = 5,
-    n_random: int = 1,
+    n_random: int = DRAWS,
     kind: Kind = "mean",
     n_mean: int = N_PROMPTS,
     steps: int = 1,

@@ -17,18 +17,17 @@ from pycotmech.figures.heatmap import write_numbers
 def isolation_figure(
     by_step: NDArray,
     overall: tuple[NDArray, NDArray, NDArray],
-    chance: NDArray | None,
+    chance: tuple[NDArray, NDArray, NDArray] | None,
     *,
     labels: Sequence[str],
     steps: Sequence[str],
-    chance_label: str,
     title: str,
     lines: Sequence[str],
     path: str | PathLike | None = None,
 ) -> Figure:
     """Left: accuracy of each set at each step. Right: over all steps with its interval, and that of random sets.
 
-    by_step [set, step]; overall: mean, low, high [set]; chance [set]: accuracy of random sets, if there are any.
+    by_step [set, step]; overall: mean, low, high [set]; chance: the same of random sets, if there are any.
     labels [set], steps [step]: how the axes name them.
     """
     m = len(labels)
@@ -47,7 +46,8 @@ def isolation_figure(
     reach = interval_reach(mean, low, high)
     right.barh(y, np.nan_to_num(mean), xerr=reach, color=PALETTE[1], height=0.6, error_kw=error)
     if chance is not None:
-        right.plot(chance, y, "d", color="black", mfc="white", ms=5, label=chance_label)
+        style = {"fmt": "d", "color": "0.35", "mfc": "white", "ms": 4.5, "lw": 0.9}
+        right.errorbar(chance[0], y + 0.18, xerr=interval_reach(*chance), label="random sets, layers alike", **style)
         right.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.35 / max(m * 0.42, 1)))
     right.set_xlim(0, 1.05)
     small(right, across="accuracy over all steps")

@@ -14,11 +14,19 @@ from torch import Tensor
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
-from pycotmech.cot.tools.ablation_results import AblationResult, answered, check_definition, result_data
+from pycotmech.cot.tools.ablation_results import (
+    AblationResult,
+    answered,
+    check_definition,
+    compared,
+    random_words,
+    result_data,
+)
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import scores_of
+from pycotmech.cot.tools.held_out import chosen_apart, in_half, named_halves
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, columns, counting, headline, in_words
@@ -27,6 +35,9 @@ from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
+from pycotmech.stats.averages import nanmean
+from pycotmech.stats.draws import layer_matched
+from pycotmech.stats.random_sets import DRAWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,16 +51,20 @@ Order = Literal["least", "most"]
 class KnockOutCurve(AblationResult):
     """Curves of accuracy over sets of heads that are ablated, each set holding the one before it.
 
-    data, over order ("least": least important first; "most"; "random 0", ...), size, example and step: `right` 1 where every
-    token of the word is still the arg-max; `agrees` 1 where the first token is that of the untouched model; `log_prob` of the
-    whole word. `removed` [order, size] heads ablated and `ablated` [order, size, layer, head] which, with an axis step if each
-    step has a ranking of its own; `half` [example]: "select" or "report", "both" where a single example counts or by the
-    paper's definition, "" where no step of the example counts.
+    data, over order ("least": least important first; "most"), size, example and step: `right` 1 where every token of the word
+    is still the arg-max; `agrees` 1 where the first token is that of the untouched model; `log_prob` of the whole word.
+    `removed` [order, size] heads ablated and `ablated` [order, size, layer, head] which, with an axis step if each step has a
+    ranking of its own; `half` [example]: "select" or "report", "both" where a single example counts or by the paper's
+    definition, "" where no step of the example counts.
+    Of random sets, where they were tried: `random` [draw, example, step], the accuracy (right or agrees) with only a random set
+    left, which has as many heads in each layer as the set that the first order leaves at its operating point over all steps;
+    NaN for examples that are not reported on. `random_kept` [draw, layer, head] (with an axis step, as above), which heads
+    these are; `random_size`, that operating point's place along size.
     """
 
     name, title = "knock_out_curve", "Accuracy against the number of heads ablated"
     source = "E5"
-    ranges: ClassVar = {"right": bootstrap.SHARE, "agrees": bootstrap.SHARE}
+    ranges: ClassVar = dict.fromkeys(("right", "agrees", "random"), bootstrap.SHARE)
 
     def accuracy(self, variable: str | None = None, *, half: str | None = None) -> xr.Dataset:
         """Mean over examples with its bootstrap interval: mean, low, high, n [order, size, step].
@@ -66,18 +81,18 @@ class KnockOutCurve(AblationResult):
         if half is None:
             return self
         one_of("half", half, ("select", "report", None))
-        keep = np.isin(self.data["half"].values, (half, "both"))
-        return KnockOutCurve(self.data.isel(example=keep), self.about)
+        return KnockOutCurve(self.data.isel(example=in_half(self.data["half"].values, half)), self.about)
 
     def operating_points(self, *, order: str | None = None, target: float | None = None) -> pd.DataFrame:
         """Where each curve is nearest to the target accuracy, chosen on one half of the examples and reported on the other.
 
         At least one head is ablated; ties go to the larger number (docs/protocol.md, E5). One row for each step, and one for
         all steps together: step, kind, size (along the axis), removed, kept, chosen_at (accuracy on the selecting half),
-        accuracy, low, high, n (on the reporting half), random (accuracy there with as many heads ablated, mean of the random
-        orders), gain (by how much accuracy is above it, example by example), floor (accuracy there with every head ablated, NaN
-        if the curve does not go so far: what the replacement alone gets right), each of the three with name_low and name_high.
-        All intervals are over examples: one random order is one, and its interval does not hold what others would give.
+        accuracy, low, high, n (on the reporting half), random (accuracy there of random sets with as many heads in each layer;
+        NaN where none were tried at this size), gain (by how much the set is above them, example by example), floor (accuracy
+        there with every head ablated, NaN if the curve does not go so far: what the replacement alone gets right), each of the
+        three with name_low and name_high. Intervals are over examples; those of random and gain are over random sets too, and
+        hold what one further random set gives (`pycotmech.stats.random_sets`).
         """
         import pandas as pd
 
@@ -85,9 +100,8 @@ class KnockOutCurve(AblationResult):
         goal: float = self.about["settings"]["target"] if target is None else target
         chosen_on, reported = ((self.accuracy(half=h), self.overall(half=h)) for h in ("select", "report"))
         to_the_end = bool((self.data["ablated"].sel(order=order).isel(size=-1)).all())
-        randoms = [str(o) for o in self.data["order"].values if str(o).startswith("random")]
         n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
-        by_example, rows = self._half("report").data[self.main], []
+        by_example, rows = self._half("report").data, []
         for i, step in enumerate([*self.data["step"].values.tolist(), "all"]):
             by_step = step != "all"
             pick, report = (x[0].isel(step=i) if by_step else x[1] for x in (chosen_on, reported))
@@ -104,15 +118,18 @@ class KnockOutCurve(AblationResult):
             row |= {**headline("accuracy", at), "n": int(at["n"])}
             floor = report.sel(order=order).isel(size=-1)
             row |= columns("floor", floor if to_the_end else floor.where(False))
-            here = (by_example.isel(step=i) if by_step else by_example.mean("step")).isel(size=size)
-            drawn = here.sel(order=randoms).mean("order")  # of each example; NaN without random orders
-            for name, values, within in (
-                ("random", drawn, bootstrap.SHARE),
-                ("gain", here.sel(order=order) - drawn, bootstrap.SHARES_APART),
-            ):
-                row |= columns(name, bootstrap.mean_interval(values.values, within=within)._asdict())
+            tried = self._drawn_at(order) == size
+            own, drawn = by_example[self.main].sel(order=order).isel(size=size), by_example["random"] if tried else None
+            beside = None if drawn is None else compared(*(x.isel(step=i) if by_step else x.mean("step") for x in (own, drawn)))
+            for name in ("random", "gain"):
+                row |= columns(name, floor.where(False) if beside is None else beside[name])
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def _drawn_at(self, order: str) -> int | None:
+        """The place along size at which random sets were tried, if they were beside this order."""
+        tried = "random" in self.data and order == str(self.data["order"].values[0])
+        return int(self.data["random_size"]) if tried else None
 
     def table(self) -> pd.DataFrame:
         """Accuracy of all examples: order, step, kind, removed, accuracy, low, high, n, agreement with its own low and high."""
@@ -149,23 +166,31 @@ class KnockOutCurve(AblationResult):
             self.data["removed"],
             self.data["kind"].values.tolist(),
             self.operating_points().to_dict("records"),
+            self._drawn(),
             title=f"{self.about['model']}: {self.title.lower()}",
             lines=lines,
             path=path,
         )
+
+    def _drawn(self) -> tuple[NDArray, NDArray, NDArray] | None:
+        """Of the random sets: heads ablated [step], accuracy by step [draw, step] and over all steps [draw]."""
+        if "random" not in self.data:
+            return None
+        drawn = self._half("report").data["random"].transpose("draw", "example", "step")
+        kept = self.data["random_kept"].isel(draw=0).sum(("layer", "head"))
+        removed = self.data.sizes["layer"] * self.data.sizes["head"] - kept.broadcast_like(self.data["step"]).values
+        return removed, drawn.mean("example").values, drawn.mean("step").mean("example").values
 
     def findings(self) -> list[str]:
         """For each step: how many heads can go, and what is left of the accuracy on the examples not used to choose."""
         lines = []
         s = self.about["settings"]
         n_heads = self.data.sizes["layer"] * self.data.sizes["head"]
-        orders = sum(str(o).startswith("random") for o in self.data["order"].values)
-        in_random_order = "in one random order" if orders == 1 else f"in random order, mean of {orders},"
         where = "held-out examples" if "report" in self.data["half"].values else "the same examples"
         for row in self.operating_points().to_dict("records"):
             what = f"step {row['step']} ({row['kind']})" if row["step"] != "all" else "all steps"
-            random = f"; {in_random_order} {in_words(row, 'random')}" if np.isfinite(row["random"]) else ""
-            random += f" ({in_words(row, 'gain', '{:+.2f}')} above it)" if np.isfinite(row["gain_low"]) else ""
+            random = f"; {random_words(s['n_random'])} {in_words(row, 'random')}" if np.isfinite(row["random"]) else ""
+            random += f" (difference {in_words(row, 'gain', '{:+.2f}')})" if np.isfinite(row["gain_low"]) else ""
             floor = f"; with every head ablated {in_words(row, 'floor')}" if np.isfinite(row["floor"]) else ""
             near = ""
             if abs(row["chosen_at"] - s["target"]) > 0.1:
@@ -197,7 +222,7 @@ def knock_out_curve(
     sizes: Sequence[int] | None = None,
     order: Order | Sequence[Order] = "least",
     ranking: Literal["pooled", "by_step"] = "pooled",
-    n_random: int = 1,
+    n_random: int = DRAWS,
     kind: Kind = "mean",
     mean: Mean = None,
     n_mean: int = N_PROMPTS,
@@ -215,7 +240,8 @@ def knock_out_curve(
     sizes: how many heads are ablated; None: about 12 numbers from none to all. With a `Selection` its own sets.
     order: "least": the least important heads go first; "most": the most important; or both.
     ranking: "pooled": one ranking for all steps, so that one pass answers all of them; "by_step": each step by its own scores.
-    n_random: how many curves in random orders to add.
+    n_random: how many random sets are compared with what the first order leaves at the operating point of all steps, each with
+        as many heads in each layer. They are run on the examples that are reported on.
     kind, mean, n_mean, positions: what heads are replaced by, and where; see `head_means`. The default is the mean over
         other prompts of the same kind at the same word of the template, at all positions, few-shot block included.
     target: the accuracy of the operating point.
@@ -228,7 +254,8 @@ def knock_out_curve(
         are averaged with mean=make_examples(50, ontology="false", ...).
 
     Returns a `KnockOutCurve`. Raises TypeError or ValueError naming the argument, before anything is run.
-    Cost: for each set one pass of the shared block and of each example's solution ("by_step": for each step).
+    Cost: for each set one pass of the shared block and of each example's solution ("by_step": for each step); for each random
+        set one pass of the block and of the solutions that are reported on.
     Source: docs/protocol.md, E5; the mean as F7 asks, both orders as F12 asks, the halves as F14 asks.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
@@ -243,24 +270,32 @@ def knock_out_curve(
     selection = _selection(scores, variable, sizes, shape)
     with metered(model) as meter:
         cells = choose(model, examples, steps=steps, right=right)
-        half = _halves(cells.right.any(1).numpy(), definition, seed)
-        selection, basis = _apart(selection, examples, half)
+        half = named_halves(cells.right.any(1).numpy(), definition, seed)
+        selection, basis = chosen_apart(selection, examples, half)
         if ranking == "by_step" and (selection.source is None or selection.source.steps is None):
             raise ValueError("ranking: 'by_step' needs scores with an axis step; expected 'pooled'")
         by_step = [selection.at(s) for s in cells.steps] if ranking == "by_step" else [selection]
-        names = [*orders, *(f"random {i}" for i in range(n_random))]
-        masks = np.stack([np.stack([_masks(o, s, seed) for s in by_step], 1) for o in names])  # [order, size, step, L, H]
+        masks = np.stack([np.stack([_masks(o, s) for s in by_step], 1) for o in orders])  # [order, size, step, L, H]
         run = ablated_steps(
             model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
         )
         sets = masks.reshape(-1, *masks.shape[2:])  # [order * size, step, L, H]
-        found = answered(run.answer, sets, cells, counting(progress, len(sets)))
+        tick = counting(progress, len(sets) + n_random)
+        found = answered(run.answer, sets, cells, tick)
+        at = _pooled_point(found[main][: masks.shape[1], in_half(half, "select")], target)
+        rng, tried = np.random.default_rng(seed), n_random > 0 and at is not None
+        drawn = [layer_matched(~masks[0, at], rng) for _ in range(n_random if tried else 0)]
+        random = answered(run.answer, ~np.stack(drawn), cells, tick, in_half(half, "report"))[main] if drawn else None
     found = {v: value.reshape(*masks.shape[:2], *cells.shape) for v, value in found.items()}
     masks = masks if ranking == "by_step" else masks[:, :, 0]
     ranked = ("order", "size", "step")[: masks.ndim - 2]
     data: dict[str, Any] = {"removed": (ranked, masks.sum((-2, -1))), "ablated": ((*ranked, "layer", "head"), masks)}
     data["half"] = ("example", half)
-    dataset = result_data(cells, found, {"order": names, "size": None}, data, shape)
+    if random is not None:
+        sets = np.stack(drawn) if ranking == "by_step" else np.stack(drawn)[:, 0]
+        data["random"] = (("draw", "example", "step"), random)
+        data |= {"random_kept": (("draw", *ranked[2:], "layer", "head"), sets), "random_size": ((), at)}
+    dataset = result_data(cells, found, {"order": orders, "size": None}, data, shape)
     settings = dict(
         scores=selection.about, rule=selection.rule, ranked_on=basis, ranking=ranking, order=orders, n_random=n_random,
         target=target, accuracy=main, seed=seed, **run.settings,
@@ -288,39 +323,12 @@ def _selection(scores: Any, variable: str | None, sizes: Sequence[int] | None, s
     return selection
 
 
-def _halves(counts: NDArray[np.bool_], definition: str, seed: int) -> NDArray:
-    """For each example the half it belongs to, "" for those that do not count: one half of nothing but these could choose or
-    report nothing."""
-    out = np.where(counts, "both", "").astype("U6")
-    index = np.flatnonzero(counts)
-    if definition == "paper" or len(index) < 2:
-        return out
-    for name, half in zip(("select", "report"), bootstrap.halves(len(index), seed=seed)):
-        out[index[half]] = name
-    return out
+def _pooled_point(accuracy: NDArray, target: float) -> int | None:
+    """The place of the operating point over all steps: accuracy [size, example, step], NaN where a step does not count."""
+    return nearest(nanmean(nanmean(accuracy.T)), target)
 
 
-def _apart(selection: Selection, examples: Examples, half: NDArray) -> tuple[Selection, str]:
-    """The selection made without the examples that the curve is reported on, where it is known which these are."""
-    source = selection.source
-    if selection.examples is None or source is None:
-        return selection, "averages as given; they may come from the examples that are reported on"
-    rows = len(selection.examples)
-    scored = [selection.examples[i] for i in source.scored]
-    n, numbers = len(scored), [example.index for example in examples]
-    if not source.labelled and rows != len(examples):
-        return selection, f"scores of {n} examples, not numbered"
-    reported = {e for e, h in zip(numbers if source.labelled else range(rows), half) if h == "report"}
-    rest = [e for e in selection.examples if e not in reported]
-    keep = [e for e in rest if e in scored]
-    if len(keep) == n:
-        return selection, f"scores of {n} examples" + (", none of them reported on" if reported else "")
-    if not rest:
-        return selection, f"scores of {n} examples, all of them reported on"
-    return selection.of(keep or rest), f"scores of the {len(keep)} of {n} examples that are not reported on"
-
-
-def _masks(order: str, selection: Selection, seed: int) -> NDArray[np.bool_]:
+def _masks(order: str, selection: Selection) -> NDArray[np.bool_]:
     """What is ablated, [sizes, L, H]: nothing at first, then more and more."""
     shape = selection.scores.shape
     least = ~selection.masks
@@ -328,11 +336,8 @@ def _masks(order: str, selection: Selection, seed: int) -> NDArray[np.bool_]:
         least = np.concatenate((np.zeros((1, *shape), bool), least))
     if order == "least":
         return least
-    if order == "most":
-        rest = [(int(l), int(h)) for l, h in np.argwhere(np.isnan(selection.scores))]
-        ranked = [l * shape[1] + h for l, h in [*selection.ranking, *rest]]
-    else:
-        ranked = np.random.default_rng([seed, int(order.split()[1])]).permutation(shape[0] * shape[1])
+    rest = [(int(l), int(h)) for l, h in np.argwhere(np.isnan(selection.scores))]
+    ranked = [l * shape[1] + h for l, h in [*selection.ranking, *rest]]
     out = np.zeros((len(least), shape[0] * shape[1]), bool)
     for mask, n in zip(out, least.sum((1, 2))):
         mask[ranked[: int(n)]] = True
@@ -345,16 +350,19 @@ def cost(
     *,
     sizes: int = 12,
     orders: int = 1,
-    n_random: int = 1,
+    n_random: int = DRAWS,
     kind: Kind = "mean",
     n_mean: int = N_PROMPTS,
     steps: int = 1,
 ) -> Cost:
     """Predicted. sizes: sets per curve beyond the empty one. steps: how many steps have rankings of their own, 1 if pooled."""
-    ordered, random = orders * (sizes - 1), n_random * (sizes - 1)  # and all heads, one set for every order
+    ordered = orders * (sizes - 1)  # and all heads, one set for every order
+    reported = workload.reported(fewest=2)
     if steps == 1:
-        return runs_cost(cfg, workload, ordered + random + 1, kind=kind, n_mean=n_mean)
-    return runs_cost(cfg, workload, random + 1, kind=kind, n_mean=n_mean, apart=ordered, parts=steps)
+        curves = runs_cost(cfg, workload, ordered + 1, kind=kind, n_mean=n_mean)
+        return curves + runs_cost(cfg, reported, n_random, started=True)
+    curves = runs_cost(cfg, workload, 1, kind=kind, n_mean=n_mean, apart=ordered, parts=steps)
+    return curves + runs_cost(cfg, reported, 0, apart=n_random, parts=steps, started=True)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, *, sizes: int = 24, orders: int = 1) -> Cost:

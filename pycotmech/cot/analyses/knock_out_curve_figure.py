@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _STYLES = {
     "least": {"color": PALETTE[1], "linestyle": "-", "label": "least important first"},
     "most": {"color": PALETTE[0], "linestyle": "-", "label": "most important first"},
-    "random": {"color": "0.6", "linestyle": "--", "label": "random order"},
 }
 
 
@@ -31,6 +30,7 @@ def knock_out_figure(
     removed: xr.DataArray,
     kinds: Sequence[str],
     points: Sequence[Mapping[str, Any]],
+    drawn: tuple[NDArray, NDArray, NDArray] | None,
     *,
     title: str,
     lines: Sequence[str],
@@ -40,7 +40,7 @@ def knock_out_figure(
 
     by_step [order, size, step], overall [order, size]: mean, low, high, n of the accuracy. removed [order, size] or
     [order, size, step]: heads ablated. kinds [step]: of the steps. points: operating points, each with step, removed and
-    accuracy.
+    accuracy. drawn: of random sets, heads ablated [step], accuracy [draw, step] and over all steps [draw].
     """
     steps = [i for i in range(by_step.sizes["step"]) if int(by_step["n"].isel(step=i).max()) > 0]
     columns = min(4, len(steps) + 1)
@@ -58,6 +58,11 @@ def knock_out_figure(
             if "step" in x.dims:
                 x = x.mean("step") if last else x.isel(step=steps[at])
             _curve(axis, x.values, found.sel(order=order), order)
+        if drawn is not None:
+            removed_there, by_draw, over_all = drawn
+            accuracy = over_all if last else by_draw[:, steps[at]]
+            x = removed_there.mean() if last else removed_there[steps[at]]
+            axis.plot([x] * len(accuracy), accuracy, "_", color="0.5", ms=6, mew=0.8, label="random sets, layers alike")
         name = "all steps" if last else f"{int(found['step'])} {kinds[steps[at]]}"
         for point in (p for p in points if p["step"] == ("all" if last else int(found["step"]))):
             axis.plot(
@@ -84,10 +89,8 @@ def knock_out_figure(
 
 
 def _curve(axis: Axes, x: NDArray, found: xr.Dataset, order: str) -> None:
-    """One order's accuracies, with a band for those that are not random."""
-    random = order.startswith("random")
+    """One order's accuracies with their band."""
     mean, low, high = (found[k].values for k in ("mean", "low", "high"))
     known = np.isfinite(mean)
-    low = np.full_like(low, np.nan) if random else low
-    style = _STYLES["random" if random else order]
+    style = _STYLES[order]
     line_with_band(axis, x[known], mean[known], low[known], high[known], alpha=0.18, linewidth=1.4, **style)

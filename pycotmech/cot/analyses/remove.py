@@ -26,7 +26,8 @@ from pycotmech.cot.tools.select_heads import select_heads
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.stats import bootstrap
-from pycotmech.stats.draws import shuffled_heads
+from pycotmech.stats.draws import layer_matched
+from pycotmech.stats.random_sets import DRAWS
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -36,7 +37,7 @@ class Removal(KeptSets):
     """A set of heads from which more and more are taken, those with the best scores of another kind first.
 
     data as in `KeptSets` with the axis size for set: `removed` [size] heads that are taken (definition "paper": members of
-    the set or not; `kept` is what stays of it); `random` for as many taken at random.
+    the set or not; `kept` is what stays of it); `random` for as many taken at random in each layer.
     """
 
     name, title = "remove", "What a set of heads does without some of its members"
@@ -54,11 +55,14 @@ class Removal(KeptSets):
         of = plural(int(start["n"]), "example")
         n = spanned(self.data["kept"].isel(size=0).values)
         lines = [f"{s['within']} ({n} heads) alone: accuracy {words(start)} over all steps of {of}"]
-        chance = self.overall("random") if "random" in self.data else None
+        chance = self.beside_random(overall=True)
         for k in range(1, len(removed)):
             beside = ""
             if chance is not None:
-                beside = f"; {self.random_words('draw', 'draws')} of as many: {words(chance.isel(size=k))}"
+                random, gain = (chance[name].isel(size=k) for name in ("random", "gain"))
+                times = "once" if s["n_random"] == 1 else f"{s['n_random']} times"
+                beside = f"; as many taken at random in the same layers ({times}): {words(random)}, "
+                beside += f"difference {words(gain, '{:+.2f}')}"
             lines.append(f"without the {removed[k]} {s['words']}: {words(overall.isel(size=k))}{beside}")
         if s["stopped"]:
             lines.append(f"stopped there: the accuracy of every step is below {s['stop']:g}")
@@ -77,7 +81,7 @@ def remove(
     stop: float = 0.5,
     steps: Sequence[int] | None = None,
     right: Graded | Tensor | None = None,
-    n_random: int = 1,
+    n_random: int = DRAWS,
     kind: Kind = "mean",
     mean: Mean = None,
     n_mean: int = N_PROMPTS,
@@ -97,6 +101,7 @@ def remove(
     definition: "exact": n heads of the set are taken, the first n in the order that are in it. "paper": as in the authors'
         code the first n of all heads with a score, so that those outside of the set count among the n and change nothing;
         random removal draws from all heads too. Accuracy as in `keep_only`.
+    n_random: how often as many heads are taken at random beside each size, from the same layers.
     Everything else as in `keep_only`.
     Returns a `Removal`. Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: as `keep_only`, for each size.
@@ -115,16 +120,18 @@ def remove(
         base = stacked(given, cells.steps, "within")  # [step, L, H]
         ranked = list(select_heads(table, k=0).ranking)[:: 1 if order == "most" else -1]
         members = definition == "exact"
+        pool = base if members else np.ones_like(base)
         taken = _sizes(sizes, int(base.sum((1, 2)).min()), None if members else len(ranked))
-        kept = np.stack([_without(base, ranked, n, members) for n in taken])  # [size, step, L, H]
-        draws = [shuffled_heads(shape, seed, i) for i in range(n_random)]
+        gone = np.stack([_first(pool, ranked, n) for n in taken])  # [size, step, L, H]
+        kept = base & ~gone
+        rng = np.random.default_rng(seed)
         run = ablated_steps(
             model, cells, kind=kind, mean=mean, n_mean=n_mean, positions=positions, seed=seed, memory_gb=memory_gb
         )
         tick = counting(progress, len(taken) * (1 + n_random))
         found, others, stopped = [], [], False
-        for masks, n in zip(kept, taken):
-            drawn = [_without(base, draw, n, members) for draw in draws]
+        for masks, without in zip(kept, gone):
+            drawn = [base & ~layer_matched(without, rng, within=pool) for _ in range(n_random)]
             here = [answered(run.answer, ~mask[None], cells, tick) for mask in (masks, *drawn)]
             found.append(here[0])
             others.append([answers[main] for answers in here[1:]])
@@ -155,30 +162,32 @@ def _sizes(sizes: Sequence[int] | None, least: int, ranked: int | None) -> list[
     return out
 
 
-def _without(base: NDArray, ranked: Sequence[Head], n: int, members: bool) -> NDArray[np.bool_]:
-    """Each set [step, L, H] without the first n heads in the ranking; unranked heads are never taken.
-
-    members: the first n that are in the set; else the first n, wherever they are.
-    """
-    out = base.copy()
-    for mask in out:
-        for head in [head for head in ranked if mask[head] or not members][:n]:
-            mask[head] = False
+def _first(pool: NDArray, ranked: Sequence[Head], n: int) -> NDArray[np.bool_]:
+    """Of each set [step, L, H] the first n heads in the ranking; unranked heads are never among them."""
+    out = np.zeros_like(pool)
+    for mask, heads in zip(out, pool):
+        for head in [head for head in ranked if heads[head]][:n]:
+            mask[head] = True
     return out
+
+
+_SIZES = 3
+"""Sizes of the whole paper's run, each with its random removals: fewer than by default."""
 
 
 def _of_paper(given: Given, progress: Progress | None) -> Removal:
     """The heads that patching puts first, without those that copy, both chosen on one half of the examples."""
     within = given.sets(choosing=True)["patch_steps"][0]
     scores = scores_of(given.done["copy_heads"], "copying").of(given.choosing)
-    return given.reporting().call(remove, progress, within, scores, name="the heads that patching puts first")
+    sizes = [round(len(within) / 2 * i / _SIZES) for i in range(1, _SIZES + 1)]
+    return given.reporting().call(remove, progress, within, scores, sizes=sizes, name="the heads that patching puts first")
 
 
 ANALYSIS = Description(
     Removal,
     remove,
-    cost=lambda cfg, w: cost(cfg, w.reported(), sets=11),
-    authors=lambda cfg, w: authors_cost_of_sets(cfg, w.reported(), sets=11, mains=1),
+    cost=lambda cfg, w: cost(cfg, w.reported(), sets=_SIZES),
+    authors=lambda cfg, w: authors_cost_of_sets(cfg, w.reported(), sets=_SIZES, mains=1),
     needs=("patch_steps", "copy_heads"),
     how=_of_paper,
 )

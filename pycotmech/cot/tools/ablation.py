@@ -70,24 +70,30 @@ class AblatedAnswers:
         self.shared = min(shared, first - 1)
         self._roles = roles
         self._options: dict[str, Any] = dict(shared=self.shared, fill=fill, everywhere=everywhere, memory_gb=memory_gb)
-        self._runs: dict[tuple[int, ...], tuple[AblatedRuns | None, list, Tensor]] = {}
-        self._done: dict[tuple[bytes, tuple[int, ...]], Answers] = {}
+        self._runs: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[AblatedRuns | None, list, Tensor]] = {}
+        self._done: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], Answers] = {}
         steps = tuple(range(len(self.spans[0])))
         self._first: NDArray | None = None
         self.untouched = self(np.zeros((model.cfg.n_layers, model.cfg.n_heads), bool), steps)
 
-    def __call__(self, heads: NDArray[np.bool_], steps: Sequence[int] | None = None) -> Answers:
-        """With these heads ablated, bool [L, H]. steps: by number along the axis; None: all. What was asked before is known."""
+    def __call__(
+        self, heads: NDArray[np.bool_], steps: Sequence[int] | None = None, prompts: Sequence[int] | None = None
+    ) -> Answers:
+        """With these heads ablated, bool [L, H]. What was asked before is known.
+
+        steps, prompts: by number along their axes; None: all. Of the other prompts nothing is computed.
+        """
         chosen = tuple(range(len(self.spans[0]))) if steps is None else tuple(steps)
-        key = (np.packbits(heads).tobytes(), chosen)
+        rows = tuple(range(len(self.spans))) if prompts is None else tuple(int(e) for e in prompts)
+        key = (np.packbits(heads).tobytes(), chosen, rows)
         if key not in self._done:
-            self._done[key] = self._run(heads, chosen)
+            self._done[key] = self._run(heads, chosen, rows)
         return self._done[key]
 
-    def _run(self, heads: NDArray[np.bool_], steps: tuple[int, ...]) -> Answers:
-        if steps not in self._runs:
-            self._runs[steps] = self._prepared(steps)
-        runs, places, gold = self._runs[steps]
+    def _run(self, heads: NDArray[np.bool_], steps: tuple[int, ...], rows: tuple[int, ...]) -> Answers:
+        if (steps, rows) not in self._runs:
+            self._runs[steps, rows] = self._prepared(steps, rows)
+        runs, places, gold = self._runs[steps, rows]
         n, S = len(self.spans), len(self.spans[0])
         out = Answers(*(np.full((n, S), np.nan) for _ in range(3)))
         if runs is None:
@@ -107,10 +113,12 @@ class AblatedAnswers:
         out.agrees[asked] = (first == self._first)[asked]
         return out
 
-    def _prepared(self, steps: tuple[int, ...]) -> tuple[AblatedRuns | None, list, Tensor]:
-        """The runs for some steps, (example, step, tokens of the word) in the order they are read, and the gold tokens."""
+    def _prepared(self, steps: tuple[int, ...], rows: tuple[int, ...]) -> tuple[AblatedRuns | None, list, Tensor]:
+        """The runs for some steps of some prompts, (example, step, tokens of the word) in the order they are read, and the gold
+        tokens."""
         kept, reads, places, gold = [], [], [], []
-        for e, row in enumerate(self.spans):
+        for e in rows:
+            row = self.spans[e]
             where = [(s, span) for s in steps if (span := row[s]) is not None]
             if not where:
                 continue
@@ -204,10 +212,12 @@ def runs_cost(
     n_mean: int = N_PROMPTS,
     apart: float = 0,
     parts: int = 1,
+    started: bool = False,
 ) -> Cost:
     """Of the untouched run, of the means, of `sets` sets of heads for all steps, and of `apart` sets that differ by step.
 
-    parts: the number of steps, each of which runs the shared block again where sets differ by step.
+    parts: the number of steps, each of which runs the shared block again where sets differ by step. started: whether the
+    untouched run and the means are there already.
     """
     L, word = cfg.n_layers, 1.5  # tokens of a word, about
     read = load.cells * word
@@ -216,9 +226,9 @@ def runs_cost(
         rows = parts * load.shared + after  # all but the last layer, which is computed only where it is read
         return rows_cost(cfg, (rows * (L - 1) + read) / L, forwards=load.cells, read=read)
 
-    total = (sets + 1) * one(load.texts + load.examples * (word - 1), 1)
+    total = (sets + (not started)) * one(load.texts + load.examples * (word - 1), 1)
     total = total + apart * one(load.cells * (load.length - load.shared + word - 1), parts)
-    if kind == "mean":
+    if kind == "mean" and not started:
         length = (load.longest or load.length) + word
         total = total + rows_cost(cfg, n_mean * length, forwards=n_mean)
     return total

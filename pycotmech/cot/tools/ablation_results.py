@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pycotmech.cot.tools.ablation import AblatedAnswers
 from pycotmech.cot.tools.cells import Cells
 from pycotmech.cot.tools.checks import one_of
-from pycotmech.cot.tools.result import Analysis
+from pycotmech.cot.tools.result import Analysis, labelled
 from pycotmech.model.arguments import check_integer
 from pycotmech.stats import bootstrap
+from pycotmech.stats.random_sets import beyond_draws
 
 VARIABLES = ("right", "agrees", "log_prob")
 DEFINITIONS = ("exact", "paper")
@@ -42,9 +43,27 @@ class AblationResult(Analysis):
         return type(self)(self.data[[variable or self.main]].mean("step"), self.about).interval(variable or self.main)
 
 
-def words(found: xr.Dataset) -> str:
+def compared(own: xr.DataArray, drawn: xr.DataArray) -> dict[str, xr.Dataset]:
+    """Accuracies of sets beside those of random ones, with intervals over examples and draws (`beyond_draws`).
+
+    own [..., example, ...], drawn [..., draw, example, ...], with the same further axes. Returns "random", what random sets
+    reach, and "gain", by how much a set is above them: each mean, low, high, n on the further axes.
+    """
+    out = {}
+    for name, values, within in (("random", drawn, bootstrap.SHARE), ("gain", own - drawn, bootstrap.SHARES_APART)):
+        values = values.transpose("example", "draw", ...)
+        out[name] = labelled(beyond_draws(values.values, within=within), values.isel(draw=0, drop=True))
+    return out
+
+
+def random_words(n: int) -> str:
+    """The random sets that a set is compared with, as the subject of a sentence."""
+    return f"{'one random set' if n == 1 else f'{n} random sets'} with as many heads in each layer"
+
+
+def words(found: xr.Dataset, form: str = "{:.2f}") -> str:
     """A mean of accuracies with its interval."""
-    return f"{float(found['mean']):.2f}{bootstrap.ends(found['low'], found['high'], '{:.2f}')}"
+    return form.format(float(found["mean"])) + bootstrap.ends(found["low"], found["high"], form)
 
 
 def check_definition(definition: str, n_random: int) -> str:
@@ -54,10 +73,12 @@ def check_definition(definition: str, n_random: int) -> str:
     return "agrees" if definition == "paper" else "right"
 
 
-def answered(answer: AblatedAnswers, ablated: NDArray, cells: Cells, tick: Callable[[], None]) -> dict[str, NDArray]:
+def answered(
+    answer: AblatedAnswers, ablated: NDArray, cells: Cells, tick: Callable[[], None], rows: Sequence[int] | None = None
+) -> dict[str, NDArray]:
     """Answers [set, example, step] with sets of heads ablated, bool [set, step, L, H] or, one for all steps, [set, 1, L, H].
 
-    Steps that share a set share its run. tick: called after each set.
+    Steps that share a set share its run. tick: called after each set. rows: of which examples; the others are NaN.
     """
     out = {v: np.full((len(ablated), *cells.shape), np.nan) for v in VARIABLES}
     for i, masks in enumerate(ablated):
@@ -66,7 +87,7 @@ def answered(answer: AblatedAnswers, ablated: NDArray, cells: Cells, tick: Calla
             steps_of.setdefault(mask.tobytes(), []).append(s)
         for steps in steps_of.values():
             mask, steps = masks[steps[0]], steps if len(masks) > 1 else list(range(len(cells.steps)))
-            found = answer(mask, steps)
+            found = answer(mask, steps, rows)
             for v in VARIABLES:
                 out[v][i][:, steps] = getattr(found, v)[:, steps]
         tick()

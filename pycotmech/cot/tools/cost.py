@@ -78,9 +78,10 @@ class Workload:
     beginnings: int = 0
     left: float = 0.0
 
-    def reported(self) -> Workload:
-        """Of the examples that are reported on, where sets of heads are chosen on the others."""
-        part = self.examples if self.examples < bootstrap.HALVED else self.examples - self.examples // 2
+    def reported(self, *, fewest: int = bootstrap.HALVED) -> Workload:
+        """Of the examples that are reported on, where sets of heads are chosen on the others. fewest: examples from which on
+        there are two halves."""
+        part = self.examples if self.examples < fewest else self.examples - self.examples // 2
         cells, inductive = (round(n * part / self.examples) for n in (self.cells, self.inductive))
         return replace(self, examples=part, cells=cells, inductive=inductive)
 

@@ -1,10 +1,15 @@
-"""A minority of the heads is enough for steps of all kinds (abstract; E5, E6)."""
+"""A minority of the heads is enough for steps of all kinds, and the same heads for each (abstract; E5, E6)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, decided, whether
+import numpy as np
+
+from pycotmech.cot.analyses.set_transfer import exchanged_words
+from pycotmech.cot.tools.ablation_results import random_words
+from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, decided, is_above, whether
 from pycotmech.stats import bootstrap
 
 ENOUGH = 0.8
@@ -12,38 +17,53 @@ ENOUGH = 0.8
 
 
 def judge(results: Results) -> Verdict:
-    """A minority of the heads, one set for all steps, keeps most of the steps right, and as many random heads do not. The
-    interval of the difference is over examples: with one random set it does not hold what others would keep."""
-    found = results["knock_out_curve"]
-    points = found.operating_points(order="least")
+    """A minority of the heads, one set for all steps, keeps most of the steps right, and random sets of the same layers do not.
+    The heads of one step keep most of the steps of other kinds right, which they cannot if these use others; and random sets of
+    the same layers do not. Intervals of the differences are over examples and random sets."""
+    curve, transfer = results["knock_out_curve"], results["set_transfer"]
+    points = curve.operating_points(order="least")
     row = points[points["step"] == "all"].iloc[0]
-    drawn = sum(str(order).startswith("random") for order in found.data["order"].values)
-    where = "held out" if "report" in found.data["half"].values else "on which the number of heads was chosen too"
+    where = "held out" if "report" in curve.data["half"].values else "on which the number of heads was chosen too"
     evidence = (
         f"{int(row.kept)} of {int(row.kept + row.removed)} heads keep {row.accuracy:.0%}{bootstrap.ends(row.low, row.high)} of "
-        f"the steps of all kinds right, {_random(drawn, row)}; n = {int(row.n)} {where}"
+        f"the steps of all kinds right; n = {int(row.n)} {where}"
     )
-    return combined(
-        evidence,
-        {
-            "a minority of the heads": whether(2 * row.kept < row.kept + row.removed),
-            f"{ENOUGH:.0%} of the steps": decided(row.low, row.high, ENOUGH, n=row.n),
-            "more than random heads": decided(row.gain_low, row.gain_high, 0.0, n=row.n)
-            if drawn
-            else whether(None, "none were tried"),
-        },
+    parts = {
+        "a minority of the heads": whether(2 * row.kept < row.kept + row.removed),
+        f"{ENOUGH:.0%} of the steps": decided(row.low, row.high, ENOUGH, n=row.n),
+        "more than random heads of the same layers": _more(row.gain, row.gain_low, row.gain_high, row.n),
+    }
+    null = _null(
+        f"{random_words(curve.about['settings']['n_random'])} keep",
+        (row.random, row.random_low, row.random_high),
+        (row.gain, row.gain_low, row.gain_high),
     )
+    other = transfer.transfer("other kinds")
+    accuracy, gain = other["accuracy"], other["gain"]
+    if not accuracy.n:
+        parts["one step's heads for steps of other kinds"] = whether(None, "the steps are all of one kind")
+        return combined(evidence, parts, null=null)
+    evidence += (
+        f"; {transfer.about['settings']['k']} heads of one step keep {accuracy.words()} of the steps of other kinds right"
+    )
+    evidence += f"; n = {int(accuracy.n)}"
+    parts[f"{ENOUGH:.0%} of the steps of other kinds by one step's heads"] = is_above(accuracy, ENOUGH)
+    parts["more of these than random heads of the same layers"] = _more(*gain)
+    words = exchanged_words(transfer.about["settings"]["n_random"])
+    return combined(evidence, parts, null=f"{null}; of steps of other kinds, {_null(words, other['random'], gain)}")
 
 
-def _random(drawn: int, row: Any) -> str:
-    """What as many random heads keep, of how many draws, and the difference."""
-    if drawn == 0:
-        return "random heads were not tried"
-    what = "one random set of as many" if drawn == 1 else f"the mean of {drawn} random sets of as many"
-    return (
-        f"{what} {row.random:.0%}{bootstrap.ends(row.random_low, row.random_high)}, a difference of {row.gain:.0%}"
-        f"{bootstrap.ends(row.gain_low, row.gain_high)}"
-    )
+def _more(gain: Any, low: Any, high: Any, n: Any) -> Verdict:
+    """Whether sets are above the random ones."""
+    return decided(float(low), float(high), 0.0, n=int(n)) if np.isfinite(gain) else whether(None, "none were tried")
+
+
+def _null(words: str, random: Sequence[Any], gain: Sequence[Any]) -> str:
+    """What random sets keep, and the difference: each a mean and the ends of its interval."""
+    if not np.isfinite(random[0]):
+        return "none were tried"
+    found = [f"{x[0]:.0%}{bootstrap.ends(x[1], x[2])}" for x in (random, gain)]
+    return f"{words} {found[0]}, a difference of {found[1]}"
 
 
 CLAIM = Claim(
@@ -51,6 +71,6 @@ CLAIM = Claim(
     "Steps with different needs use almost the same heads: a minority of them is enough for all.",
     "abstract; E5, E6",
     judge,
-    "random sets of as many heads",
+    "random sets of as many heads in each layer; sets that hold separate heads for each kind of step",
     by_layer=False,
 )

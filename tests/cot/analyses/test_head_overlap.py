@@ -9,6 +9,7 @@ import xarray as xr
 import pycotmech as pcm
 from pycotmech.cot.analyses.head_overlap import HeadOverlap, head_overlap
 from pycotmech.stats import bootstrap
+from pycotmech.stats.draws import layer_matched
 from pycotmech.stats.significance import hypergeometric
 from tests.reference.close import assert_allclose
 
@@ -46,16 +47,34 @@ def test_random_sets_overlap_as_chance_says():
     assert hypergeometric(0, 20, 24, 64) == 1 and hypergeometric(20, 20, 24, 64) == math.comb(44, 4) / math.comb(64, 24)
 
 
+def test_sets_of_the_same_layers_are_not_called_alike_for_it():
+    """Both lie in the upper half: half of what they share is due to that."""
+    rng = np.random.default_rng(6)
+    upper = np.zeros((8, 8), bool)
+    upper[4:] = True
+    masks = [layer_matched(upper[None] & (np.arange(8) < 5), rng)[0] for _ in range(2)]  # 5 of 8 in each of four layers
+    found = head_overlap(a=masks[0], b=masks[1])
+    row = found.table().iloc[0]
+    assert row["chance"] == 20 * 20 / 64 and row["chance_by_layer"] == 4 * 5 * 5 / 8
+    assert row["f1_chance_by_layer"] == pytest.approx(12.5 / 20)
+    assert row["p"] < 0.01 and row["p_by_layer"] > 0.1
+    assert found.findings()[0].startswith("0 of 1 pairs of sets share more heads than random sets with as many heads in each")
+    assert found.findings()[0].endswith("1 more than random sets of any layers")
+    assert "by chance 12.5 in the same layers (p = " in found.findings()[1] and "6.2 in any (p = " in found.findings()[1]
+
+
 def test_false_findings_are_controlled_over_all_pairs():
     rng = np.random.default_rng(1)
-    false = 0
+    false, by_layer = 0, 0
     for _ in range(40):
         found = head_overlap({str(i): random_set(rng, 20) for i in range(5)})
         false += bool((found.table()["p_holm"] < 0.05).any())
-    assert false <= 7  # 2 expected at most
+        by_layer += bool((found.table()["p_by_layer_holm"] < 0.05).any())
+    assert false <= 7 and by_layer <= 7  # 2 expected at most
     same = random_set(rng, 20)
     found = head_overlap(a=same, b=same, c=random_set(rng, 20))
     assert found.table()["p_holm"][0] < 1e-10 and "1 of 3 pairs" in found.findings()[0]
+    assert found.table()["p_by_layer_holm"][0] < 1e-6
 
 
 def test_steps_and_types():

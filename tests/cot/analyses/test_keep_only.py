@@ -12,8 +12,9 @@ from pycotmech.cot.analyses.remove import remove
 from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import ablated_steps
 from pycotmech.cot.tools.head_sets import HeadSet, intersection, set_combinations, union
-from pycotmech.stats.draws import sets_like
-from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
+from pycotmech.stats.draws import layer_matched
+from pycotmech.stats.random_sets import DRAWS, beyond_draws
+from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.close import assert_allclose
 
 L, H = 4, 8
@@ -84,24 +85,36 @@ def test_what_is_kept_is_all_that_is_not_ablated(case):
     data["random"].loc[{"set": "some"}] = np.random.default_rng(0).random(data["random"].sel(set="some").shape)
     made = isolation.KeptSets(data, found.about)
     table = made.table().set_index(["set", "step"])
-    tells(table.loc[("some", 5)], "random", data["random"].sel(set="some", step=5).values, (0, 1))
-    by_example = data["random"].sel(set="some").mean("step").values
-    tells(table.loc[("some", "all")], "random", by_example, (0, 1))
+    for step in (5, "all"):
+        own, drawn = (data[k].sel(set="some") for k in ("right", "random"))
+        own, drawn = (x.mean("step") if step == "all" else x.sel(step=step) for x in (own, drawn))
+        gain = own.values[:, None] - drawn.transpose("example", "draw").values
+        for name, values, within in (("random", drawn.values.T, (0, 1)), ("gain", gain, (-1, 1))):
+            expected = [float(x) for x in beyond_draws(values, within=within)[:3]]
+            assert [table.loc[("some", step)][f"{name}{end}"] for end in ("", "_low", "_high")] == pytest.approx(expected)
     line = next(x for x in made.findings() if x.startswith("some: "))
-    assert f"; one random set of that size {by_example.mean():.2f} [" in line
+    assert f"; 20 random sets with as many heads in each layer {table.loc[('some', 'all')]['random']:.2f} [" in line
 
 
-def test_random_sets_have_the_same_sizes(case):
-    masks = np.stack([np.stack([random_set(0)] * 3), np.stack([random_set(1), random_set(2), random_set(1)])])
-    drawn = sets_like(masks, np.random.default_rng(0))
-    np.testing.assert_array_equal(drawn.sum((2, 3)), masks.sum((2, 3)))
-    assert (drawn[0, 0] == drawn[0, 1]).all() and (drawn[1, 0] == drawn[1, 2]).all() and (drawn[1, 0] != drawn[1, 1]).any()
+def test_random_sets_are_run_beside_each_set(case):
     model, examples, options, _ = case
-    found = keep_only(model, examples, {"all": np.ones((L, H), bool)}, n_random=2, **options)
-    np.testing.assert_array_equal(found.data["random"], found.data["right"])  # of all heads there is one set
-    assert "; the mean of 2 random sets of that size 1.00" in found.findings()[0]
+    found = keep_only(model, examples, {"all": np.ones((L, H), bool), "rest": random_set(1)}, n_random=2, steps=[5], **options)
+    right = found.data["right"].sel(set="all")  # of all heads there is one set
+    np.testing.assert_array_equal(found.data["random"].sel(set="all"), np.stack([right.values] * 2))
+    assert "; 2 random sets with as many heads in each layer 1.00" in found.findings()[0]
     alone = type(found)(found.data.isel(example=[0]), found.about)
-    assert "accuracy 1.00 over all steps of 1 example; the mean" in alone.findings()[0]  # no brackets
+    assert "accuracy 1.00 over all steps of 1 example; 2 random" in alone.findings()[0]  # no brackets
+    assert keep_only.__kwdefaults__["n_random"] == remove.__kwdefaults__["n_random"] == DRAWS == 20
+
+
+def test_random_sets_of_a_layer_are_all_that_layer_has(case):
+    """A set that holds whole layers alone has itself as its only random set: the layers are what it has."""
+    model, examples, options, _ = case
+    whole = np.zeros((L, H), bool)
+    whole[[1, 3]] = True
+    found = keep_only(model, examples, {"two layers": whole}, steps=[1, 5], n_random=3, **options)
+    row = found.table().set_index("step").loc["all"]
+    assert row["gain"] == row["gain_low"] == row["gain_high"] == 0
 
 
 def test_removal_takes_the_best_of_the_set_and_stops(case):
@@ -120,7 +133,16 @@ def test_removal_takes_the_best_of_the_set_and_stops(case):
     started = found.overall().isel(size=0)
     inside = f"{float(started['mean']):.2f} [{float(started['low']):.2f}, {float(started['high']):.2f}]"
     assert f"alone: accuracy {inside} over all steps" in found.findings()[0]
-    assert "; one random draw of as many: " in found.findings()[1]
+    assert "; as many taken at random in the same layers (20 times): " in found.findings()[1]
+    rng, drawn = np.random.default_rng(0), set()
+    for k in range(3):
+        gone = within & ~found.data["mask"].values[k, 0]
+        for draw in range(20):
+            mask = within & ~layer_matched(gone[None], rng, within=within[None])[0]
+            assert (mask.sum(1) == found.data["mask"].values[k, 0].sum(1)).all()
+            np.testing.assert_array_equal(found.data["random"].values[k, draw], answer(~mask).right)
+            drawn.add((k, mask.tobytes()))
+    assert len(drawn) > 20
     low = remove(model, examples, within, scores, sizes=[1], order="least", n_random=0, stop=0.0, **options)
     assert not low.data["mask"].values[1, 0][ranked[-1]] and low.data["mask"].values[1, 0].sum() == within.sum() - 1
     size = int(within.sum())
@@ -149,9 +171,12 @@ def test_the_papers_removal_counts_heads_outside_of_the_set_too(case):
         mask = within & (np.arange(L * H).reshape(L, H) >= n)
         np.testing.assert_array_equal(theirs.data["mask"].values[k, 0], mask)
         np.testing.assert_array_equal(theirs.data["agrees"].values[k], answer(~mask).agrees)
-    draws = [np.random.default_rng([0, i]).permutation(L * H) for i in range(2)]  # from all heads too
-    chance = [answer(~(within & ~np.isin(np.arange(L * H), draw[:20]).reshape(L, H))).agrees for draw in draws]
-    assert_allclose(theirs.data["random"].values[3], np.mean(chance, 0))
+    rng, every = np.random.default_rng(0), np.ones((1, L, H), bool)  # from all heads too
+    for k, n in enumerate([0, 1, 4, 20]):
+        first = (np.arange(L * H).reshape(L, H) < n)[None]
+        for draw in range(2):
+            gone = layer_matched(first, rng, within=every)[0]
+            np.testing.assert_array_equal(theirs.data["random"].values[k, draw], answer(~(within & ~gone)).agrees)
     assert "without the 20 with the highest scores of all heads (scores)" in str(theirs)
     every = remove(model, examples, within, scores, sizes=[L * H], stop=0.0, definition="paper", n_random=0, **options)
     assert int(every.data["kept"].values[-1, 0]) == 0

@@ -13,6 +13,7 @@ from pycotmech.cot.analyses.knock_out_curve import knock_out_curve, nearest
 from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import AblatedAnswers, ablated_steps
 from pycotmech.stats import bootstrap
+from pycotmech.stats.random_sets import DRAWS, beyond_draws
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.reference.close import assert_allclose
 from tests.reference.planted import models as planted
@@ -121,11 +122,9 @@ def test_orders_are_what_they_say(curve, scores, examples):
     for k, n in enumerate([0, 8, 16, 24, 32]):
         assert set(np.flatnonzero(ablated.sel(order="least").values[k])) == set(ranking[32 - n :])
         assert set(np.flatnonzero(ablated.sel(order="most").values[k])) == set(ranking[:n])
-        assert ablated.sel(order="random 0").values[k].sum() == n
     assert "2 of 4 examples that are not reported on" in curve.about["settings"]["ranked_on"]
     values = ablated.values
     assert (values[:, :-1] <= values[:, 1:]).all()  # each set holds the one before it
-    assert (values[2, 2] != values[0, 2]).any()
 
 
 def test_operating_point_is_nearest_with_ties_to_the_larger_and_told_on_the_other_half(curve):
@@ -146,30 +145,50 @@ def test_operating_point_is_nearest_with_ties_to_the_larger_and_told_on_the_othe
         assert row.accuracy == pytest.approx(np.nanmean(told)) and row.n == np.isfinite(told).sum()
         assert row.removed + row.kept == 32
         assert row.floor == pytest.approx(np.nanmean(values.sel(step=row.step).values[-1, half == "report"]))
-        random = curve.data["right"].sel(order="random 0", step=row.step).values[row.size, half == "report"]
-        gain = bootstrap.mean_interval(told - random, within=(-1, 1))
-        assert [row.gain, row.gain_low, row.gain_high] == pytest.approx([*map(float, gain[:3])], nan_ok=True)
-        for name, those in (("random", random), ("floor", values.sel(step=row.step).values[-1, half == "report"])):
-            ends = bootstrap.mean_interval(those, within=(0, 1))
-            expected = pytest.approx([*map(float, ends[:3])], nan_ok=True)
-            assert [getattr(row, name + end) for end in ("", "_low", "_high")] == expected
-    assert "with every head ablated" in str(curve) and "; in one random order " in str(curve)
+        ends = bootstrap.mean_interval(values.sel(step=row.step).values[-1, half == "report"], within=(0, 1))
+        expected = pytest.approx([*map(float, ends[:3])], nan_ok=True)
+        assert [getattr(row, "floor" + end) for end in ("", "_low", "_high")] == expected
+    assert "with every head ablated" in str(curve)
     keeps_its_ranges(curve)
 
 
-def test_random_orders_are_counted_and_their_mean_told(curve):
+def test_random_sets_have_the_layers_of_the_operating_point(curve, model, examples, graded, means):
+    point = curve.operating_points(order="least").set_index("step").loc["all"]
+    size, data = int(curve.data["random_size"]), curve.data
+    assert size == point["size"] and data.sizes["draw"] == DRAWS == 20
+    kept = ~data["ablated"].sel(order="least").isel(size=size)
+    assert (data["random_kept"].sum("head") == kept.sum("head")).all()
+    assert len({draw.tobytes() for draw in data["random_kept"].values}) > 10
+    half = data["half"].values
+    assert data["random"].isel(example=half == "select").isnull().all()
+    run = ablated_steps(model, cells.choose(model, examples, right=graded), mean=means)
+    for draw in (0, 7):
+        expected = run.answer(~data["random_kept"].values[draw]).right[half == "report"]
+        np.testing.assert_array_equal(data["random"].values[draw, half == "report"], expected)
+
+
+def test_the_interval_of_what_random_sets_keep_is_over_examples_and_sets(curve):
     rng = np.random.default_rng(0)
-    twice = curve.data.sel(order=["least", "random 0", "random 0"]).copy(deep=True)
-    twice = twice.assign_coords(order=["least", "random 0", "random 1"])
-    for name in ("right", "agrees"):
-        twice[name][:] = rng.random(twice[name].shape)
-    found = type(curve)(twice, curve.about)
+    data = curve.data.copy(deep=True)
+    data["right"][:] = rng.random(data["right"].shape)
+    data["random"][:] = rng.random(data["random"].shape)
+    made = type(curve)(data, curve.about)
+    at = made.operating_points().set_index("step").loc["all"]["size"]
+    found = type(curve)(data.assign(random_size=int(at)), curve.about)
     row = found.operating_points().set_index("step").loc["all"]
-    told = twice["right"].isel(example=twice["half"].values == "report", size=int(row["size"])).mean("step")
-    tells(row, "random", told.sel(order=["random 0", "random 1"]).mean("order").values, (0, 1))
-    assert f"; in random order, mean of 2, {row['random']:.2f} [" in found.findings()[-3]
-    one = found.table().set_index(["order", "step"]).loc[("random 1", 5)].iloc[2]
-    tells(one, "agreement", twice["agrees"].sel(order="random 1", step=5).values[2], (0, 1))
+    told = data.isel(example=data["half"].values == "report")
+    own = told["right"].sel(order="least").isel(size=int(at)).mean("step").values
+    drawn = told["random"].mean("step").transpose("example", "draw").values
+    for name, values, within in (("random", drawn, (0, 1)), ("gain", own[:, None] - drawn, (-1, 1))):
+        expected = beyond_draws(values, within=within)
+        assert [row[f"{name}{end}"] for end in ("", "_low", "_high")] == pytest.approx([float(x) for x in expected[:3]])
+        assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+    assert f"; 20 random sets with as many heads in each layer {row['random']:.2f} [" in found.findings()[-3]
+    assert f"] (difference {row['gain']:+.2f} [" in found.findings()[-3]
+    most = found.operating_points(order="most")
+    assert most["random"].isna().all() and most["gain_low"].isna().all()  # they are beside the first order
+    one = found.table().set_index(["order", "step"]).loc[("most", 5)].iloc[2]
+    tells(one, "agreement", data["agrees"].sel(order="most", step=5).values[2], (0, 1))
 
 
 def test_the_papers_definition_is_agreement_chosen_and_told_on_all(model, examples, graded, means, scores):
@@ -218,7 +237,7 @@ def test_result_is_kept_and_drawn(curve, tmp_path):
     curve.save(tmp_path)
     again = type(curve).load(tmp_path)
     xr.testing.assert_equal(again.data, curve.data)
-    assert again.findings() == curve.findings() and len(again.table()) == 3 * 5 * 10
+    assert again.findings() == curve.findings() and len(again.table()) == 2 * 5 * 10
     curve.plot(path=tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="half: got 'first'"):

@@ -5,7 +5,6 @@ import pytest
 import xarray as xr
 
 from pycotmech.cot.analyses.functional_rift import FunctionalRift
-from pycotmech.cot.analyses.knock_out_curve import KnockOutCurve
 from pycotmech.cot.analyses.pair_probes import PairProbes
 from pycotmech.paper import CLAIMS
 from pycotmech.paper.claims import decided
@@ -115,58 +114,3 @@ def test_mixing_is_judged_against_each_baseline_and_below_the_last_third():
     late["pair_probes"].data["confusion"][:, 3] = 0
     late["pair_probes"].data["confusion"][:, 3, :, 0, 0] = 20  # the last depth alone knows
     assert claim.verdict(late).word == "not borne out"
-
-
-def knocked_out(kept, accuracy, random, n=8, draws=1):
-    """KnockOutCurve of one step and ten heads, with `kept` of them left: accuracy in order and in each random order."""
-    dims = ("order", "size", "example", "step")
-    right = np.ones((1 + draws, 2, n, 1))
-    right[0, 1, :, 0], right[1:, 1, :, 0] = accuracy, random
-    ablated = np.zeros((1 + draws, 2, 2, 5), bool)
-    ablated.reshape(1 + draws, 2, 10)[:, 1, : 10 - kept] = True
-    data = {
-        "right": (dims, right),
-        "removed": (("order", "size"), ablated.sum((-2, -1))),
-        "ablated": (("order", "size", "layer", "head"), ablated),
-        "half": ("example", np.array(["select", "report"] * (n // 2))),
-    }
-    coords = {"order": ["least", *(f"random {i}" for i in range(draws))], "step": [5], "kind": ("step", ["induction"])}
-    about = {"settings": {"accuracy": "right", "target": 0.9}}
-    return {"knock_out_curve": KnockOutCurve(xr.Dataset(data, coords=coords), about)}
-
-
-@pytest.mark.parametrize(
-    ("kept", "accuracy", "random", "word", "why"),
-    [
-        (
-            3,
-            [0.9, 0.9, 1, 1] * 20,
-            0.4,
-            "borne out",
-            "one random set of as many 40% [26%, 55%], a difference of 55% [",
-        ),
-        (8, [0.9, 0.9, 1, 1] * 20, 0.4, "not borne out", "not so: a minority of the heads"),
-        (3, [0.4, 0.4, 0.5, 0.5] * 20, 0.1, "not borne out", "not so: 80% of the steps"),
-        (3, [0.95, 0.95, 0.97, 0.97] * 20, 1.0, "not borne out", "not so: more than random heads"),
-        (3, [0.9, 0.88, 0.92, 0.9] * 20, [1, 1, 0.8, 0.8] * 20, "not decided", "open: more than random heads"),
-        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "keep 100% [51%, 100%] of"),
-        (3, [1.0] * 8, [0.1, 0.2, 0.3, 0.4] * 2, "not decided", "open: 80% of the steps (the interval holds the threshold 0.8"),
-    ],
-)
-def test_shared_heads_are_a_minority_that_is_enough(kept, accuracy, random, word, why):
-    verdict = BY_NAME["shared_heads"].verdict(knocked_out(kept, accuracy, random, n=len(accuracy)))
-    assert verdict.word == word and why in verdict.evidence
-
-
-def test_what_random_heads_keep_is_said_with_the_number_of_draws():
-    several = BY_NAME["shared_heads"].verdict(knocked_out(3, [0.9, 0.9, 1, 1] * 20, 0.4, n=80, draws=3))
-    assert several.word == "borne out" and "right, the mean of 3 random sets of as many 40%" in several.evidence
-    none = BY_NAME["shared_heads"].verdict(knocked_out(3, [0.9, 0.9, 1, 1] * 2, 0.4, draws=0))
-    assert none.word == "not decided" and "random heads were not tried" in none.evidence and "nan" not in none.evidence
-
-
-def test_one_example_held_out_is_told_without_brackets():
-    alone = BY_NAME["shared_heads"].verdict(knocked_out(3, [1.0, 1.0], 0.4, n=2))
-    assert alone.word == "not decided" and "nan" not in alone.evidence
-    assert "keep 100% of the steps of all kinds right, one random set of as many 40%, a difference of 60%" in alone.evidence
-    assert "open: 80% of the steps (one example has no interval)" in alone.evidence

@@ -24,6 +24,7 @@ from tests.reference.planted.models import (
     parallel,
     relation,
 )
+from tests.reference.planted.two_steps import TwoSteps, two_circuits, two_step_examples
 from tests.reference.planted.words import BOS, CONCEPTS, CONTENT, ID, NAMES, PROPERTIES, WORDS
 
 ALL = {f.__name__: f for f in (induction, copying, bigram, parallel, relation)}
@@ -40,6 +41,7 @@ __all__ = [
     "OneStep",
     "Planted",
     "Prompt",
+    "TwoSteps",
     "abiding",
     "bigram",
     "copying",
@@ -49,4 +51,6 @@ __all__ = [
     "nothing",
     "parallel",
     "relation",
+    "two_circuits",
+    "two_step_examples",
 ]
