@@ -17,7 +17,7 @@ from pycotmech.figures.heatmap import write_numbers
 def isolation_figure(
     by_step: NDArray,
     overall: tuple[NDArray, NDArray, NDArray],
-    chance: tuple[NDArray, NDArray, NDArray] | None,
+    chance: Sequence[NDArray] | None,
     *,
     labels: Sequence[str],
     steps: Sequence[str],
@@ -47,7 +47,13 @@ def isolation_figure(
     right.barh(y, np.nan_to_num(mean), xerr=reach, color=PALETTE[1], height=0.6, error_kw=error)
     if chance is not None:
         style = {"fmt": "d", "color": "0.35", "mfc": "white", "ms": 4.5, "lw": 0.9}
-        right.errorbar(chance[0], y + 0.18, xerr=interval_reach(*chance), label="random sets, layers alike", **style)
+        right.errorbar(
+            chance[0],
+            y + 0.18,
+            xerr=interval_reach(chance[0], chance[1], chance[2]),
+            label="random sets, layers alike",
+            **style,
+        )
         right.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.35 / max(m * 0.42, 1)))
     right.set_xlim(0, 1.05)
     small(right, across="accuracy over all steps")

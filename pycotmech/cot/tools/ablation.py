@@ -77,7 +77,10 @@ class AblatedAnswers:
         self.untouched = self(np.zeros((model.cfg.n_layers, model.cfg.n_heads), bool), steps)
 
     def __call__(
-        self, heads: NDArray[np.bool_], steps: Sequence[int] | None = None, prompts: Sequence[int] | None = None
+        self,
+        heads: NDArray[np.bool_],
+        steps: Sequence[int] | None = None,
+        prompts: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> Answers:
         """With these heads ablated, bool [L, H]. What was asked before is known.
 

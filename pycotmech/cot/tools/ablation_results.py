@@ -74,7 +74,11 @@ def check_definition(definition: str, n_random: int) -> str:
 
 
 def answered(
-    answer: AblatedAnswers, ablated: NDArray, cells: Cells, tick: Callable[[], None], rows: Sequence[int] | None = None
+    answer: AblatedAnswers,
+    ablated: NDArray,
+    cells: Cells,
+    tick: Callable[[], None],
+    rows: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> dict[str, NDArray]:
     """Answers [set, example, step] with sets of heads ablated, bool [set, step, L, H] or, one for all steps, [set, 1, L, H].
 
