@@ -56,13 +56,16 @@ def _movers(make: Callable[[], Planted]) -> tuple[Mapping[str, Any], Mapping[str
     return {"relation_heads": pcm.cot.relation_heads(make().model, questions=said(32))}, {}
 
 
-def _shared_heads() -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """What heads are replaced by is the mean over prompts of the planted kind; the task has none of its own."""
-    made = planted.induction()
-    examples, others = planted.examples(made, 32), planted.examples(made, 8, seed=9)
-    scores = pcm.cot.patch_steps(made.model, examples)
-    curve = pcm.cot.knock_out_curve(made.model, examples, pcm.cot.select_heads(scores, k=[2]), n_random=8, mean=others)
-    return {"knock_out_curve": curve}, {}
+def _two_steps(apart: bool) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Two kinds of steps that use the same heads, or each its own (apart). Other heads are replaced by zero: means are of the
+    task's own prompts, which are not of the planted kind."""
+    made, examples = planted.two_circuits(apart=apart), planted.two_step_examples(36)
+    given = dict(right=pcm.cot.grade(made.model, examples), kind="zero")
+    scores = pcm.cot.patch_steps(made.model, examples, right=given["right"])
+    curve = pcm.cot.knock_out_curve(made.model, examples, scores, sizes=range(8, 17), **given)
+    points = curve.operating_points().set_index("step")
+    transfer = pcm.cot.set_transfer(made.model, examples, scores, k=int(points.loc["all"]["kept"]), **given)
+    return {"knock_out_curve": curve, "set_transfer": transfer}, {}
 
 
 def _parallel(claim: str, n: int, **options: Any) -> Planting:
@@ -71,7 +74,8 @@ def _parallel(claim: str, n: int, **options: Any) -> Planting:
 
 
 PLANTINGS: tuple[Planting, ...] = (
-    Planting("shared_heads", "induction", _shared_heads),
+    Planting("shared_heads", "two_circuits", lambda: _two_steps(apart=False)),
+    Planting("shared_heads", "two_circuits apart", lambda: _two_steps(apart=True), true=False),
     Planting("movers", "relation", lambda: _movers(_several)),
     Planting("movers", "looking_back", lambda: _movers(planted.looking_back), true=False),
     _parallel("pathways", 16),

@@ -41,7 +41,7 @@ def test_what_an_entry_needs_comes_before_it():
     ("only", "names"),
     [
         (("functional_rift",), ["functional_rift"]),
-        (("e5",), ["patch_steps", "knock_out_curve"]),
+        (("e5",), ["patch_steps", "knock_out_curve", "set_transfer"]),
         (("E2",), ["patch_steps", "induction_heads"]),
         (("remove", "E3"), ["patch_steps", "decision_heads", "copy_heads", "remove"]),
         (("answer_sources",), ["information_flow", "answer_sources"]),

@@ -1,4 +1,4 @@
-"""What the heads of one step do for the others (docs/protocol.md, E6, transfer)."""
+"""What the heads of one step do for the others (docs/protocol.md, E5, transfer)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SetTransfer(AblationResult):
     """
 
     name, title = "set_transfer", "What the heads of one step do for the others"
-    source = "E6, transfer"
+    source = "E5, transfer"
     ranges: ClassVar = dict.fromkeys(("right", "agrees", "random", "f1"), bootstrap.SHARE)
 
     def transfer(self, pairs: Pairs = "other kinds") -> dict[str, bootstrap.Interval]:
@@ -255,7 +255,7 @@ def set_transfer(
     Everything else as in `knock_out_curve`.
     Returns a `SetTransfer`. Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: for each step's set and each random one a pass of the shared block and of the solutions that are reported on.
-    Source: docs/protocol.md, E6, transfer; the authors do not evaluate this.
+    Source: docs/protocol.md, E5, transfer; the authors do not evaluate this.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     main = check_definition(definition, n_random)
@@ -369,5 +369,6 @@ ANALYSIS = Description(
     authors=authors_cost,
     needs=("patch_steps", "knock_out_curve"),
     claims=("shared_heads",),
+    order=1,
     how=_of_paper,
 )
