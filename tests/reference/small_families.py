@@ -71,16 +71,16 @@ MHA: dict[str, tuple[str, dict]] = {
 FAMILIES = ("windowed", *CONFIGS, *MHA)
 
 
-def small(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    """A seeded Hugging Face model of the family in eval mode, weights without gradients."""
+def small(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **sizes) -> nn.Module:
+    """A seeded Hugging Face model of the family in eval mode, weights without gradients. sizes: fields of its configuration."""
     if family == "windowed":
         return windowed(windows=WINDOWS, n_heads=4, n_key_value_heads=2)
     if family in MHA:
         name, options = MHA[family]
-        config = getattr(transformers, f"{name}Config")(**{**_SPECIAL, **options})
+        config = getattr(transformers, f"{name}Config")(**{**_SPECIAL, **options, **sizes})
     else:
         name, options = CONFIGS[family]
-        config = getattr(transformers, f"{name}Config")(**{**_SPECIAL, **_SHAPE, **options})
+        config = getattr(transformers, f"{name}Config")(**{**_SPECIAL, **_SHAPE, **options, **sizes})
     model = transformers.AutoModelForCausalLM.from_config(config)
     if "experts" in str(options):
         model.set_experts_implementation("eager")  # the grouped products of the others take no float64

@@ -72,11 +72,13 @@ def decompose(family: Family, acts: TextActivations, l: int, reads: Sequence[int
     vectors[j] = sum over heads of a_j v_j W_O, and the residual stream for the position itself. A contribution is how much
     nearer the sum is to this vector than to nothing, max(0, |y| - |y - vector|), taken as a share (Ferrando et al. 2022,
     equations 10 and 11, without the layer norm that a pre-norm model does not have there, and without the roll-out over
-    layers).
+    layers). Where a norm follows attention, vectors are divided as it divides their sum.
     """
     pattern = acts.pattern(l, reads)
-    transformed = _transformed(family, acts.values(l), family.output_matrix(l))
-    return _decompose(pattern, transformed, acts.at("resid_pre", l, reads), reads, norm)
+    values = acts.values(l)
+    transformed = _transformed(family, values, family.output_matrix(l))
+    scale = family.added_scale(l, _weighted(pattern, values.repeat_interleave(family.cfg.group, 1)))
+    return _decompose(pattern, transformed, scale, acts.at("resid_pre", l, reads), reads, norm)
 
 
 def shares(family: Family, acts: TextActivations, prompts: Sequence[Prompt], *, norm: Norm = "l1") -> Shares:
@@ -96,12 +98,19 @@ def shares(family: Family, acts: TextActivations, prompts: Sequence[Prompt], *, 
         matrix = family.output_matrix(l)
         mass[:, l] = torch.einsum("nht,ntg->nhg", pattern, member)
         per_head = values.repeat_interleave(cfg.group, 1)
+        scale = family.added_scale(l, _weighted(pattern, per_head))
         for g in range(G):
-            z = torch.einsum("nht,thd->nhd", pattern * member[:, None, :, g], per_head)
-            written[:, l, :, g] = torch.einsum("nhd,hde->nhe", z, matrix).norm(dim=-1)
-        found = _decompose(pattern, _transformed(family, values, matrix), acts.at("resid_pre", l, reads), reads, norm)
+            out = torch.einsum("nhd,hde->nhe", _weighted(pattern * member[:, None, :, g], per_head), matrix)
+            written[:, l, :, g] = (out if scale is None else out * scale[:, None]).norm(dim=-1)
+        transformed, resid = _transformed(family, values, matrix), acts.at("resid_pre", l, reads)
+        found = _decompose(pattern, transformed, scale, resid, reads, norm)
         layer[:, l] = torch.einsum("nt,ntg->ng", found.contributions, member)
     return Shares(mass, written, layer)
+
+
+def _weighted(pattern: Tensor, values: Tensor) -> Tensor:
+    """Patterns [n, H, T] times values by query head [T, H, D]: [n, H, D]."""
+    return torch.einsum("nht,thd->nhd", pattern, values.to(pattern.dtype))
 
 
 def _transformed(family: Family, values: Tensor, matrix: Tensor) -> Tensor:
@@ -110,8 +119,13 @@ def _transformed(family: Family, values: Tensor, matrix: Tensor) -> Tensor:
     return torch.einsum("thd,hde->the", per_head, matrix)
 
 
-def _decompose(pattern: Tensor, transformed: Tensor, resid: Tensor, reads: Sequence[int], norm: Norm) -> Layer:
+def _decompose(
+    pattern: Tensor, transformed: Tensor, scale: Tensor | None, resid: Tensor, reads: Sequence[int], norm: Norm
+) -> Layer:
+    """scale [n, d]: what attention's output is multiplied by before it is added, if it is."""
     vectors = torch.bmm(pattern.permute(2, 0, 1), transformed).transpose(0, 1).contiguous()  # [n, T, d]
+    if scale is not None:
+        vectors *= scale[:, None]
     at = torch.arange(len(reads), device=vectors.device)
     vectors[at, torch.tensor(reads, device=vectors.device)] += resid.to(vectors.dtype)
     total = vectors.sum(1)

@@ -111,8 +111,11 @@ class Flow:
         if position not in self._deltas:
             rows = []
             for l in range(self.family.cfg.n_layers):
-                z = self.acts.at("z", l, [position])[0].to(self.family.resid_dtype)
-                rows.append(head_outputs(self.family, l, (self.sources.z(l, position) - z)[None])[0])
+                z, new = self.acts.at("z", l, [position])[0], self.sources.z(l, position)
+                if self.family.is_plain_projection(l):
+                    rows.append(head_outputs(self.family, l, (new - z.to(self.family.resid_dtype))[None])[0])
+                else:  # what one head changes depends on the others
+                    rows.append(torch.cat([self.family.head_change(l, h, z, new[h : h + 1]) for h in range(len(z))]))
             token = embedded(self.family, self.acts.tokens, position)
             self._deltas[position] = torch.cat((*rows, (self.sources.embedding(position) - token)[None]))
         return self._deltas[position]
@@ -176,10 +179,6 @@ class Flow:
             out["v"] = weights @ values + weights[position] * (v[:, kv].to(wide) - values[position])
         return out
 
-    def z(self, place: Place) -> Tensor:
-        l, h, at = place
-        return self.acts.at("z", l, [at])[0, h].to(self.family.resid_dtype)
-
     def carried(self, chain: list[tuple[Place, int, str]], z: Tensor) -> Tensor:
         """What logit(answer) - logit(wrong) becomes when z of the first head of a chain is each row of z [n, D].
 
@@ -188,7 +187,7 @@ class Flow:
         """
         for (place, _, _), nearer in zip(chain, [*chain[1:], None]):
             l, h, at = place
-            change = (z - self.z(place)) @ self.family.output_matrix(l)[h]
+            change = self.family.head_change(l, h, self.acts.at("z", l, [at])[0], z)
             if nearer is None:
                 return self.logit_difference(self.climb(at, change, [l] * len(z), self.family.cfg.n_layers))
             parent, position, input = nearer
@@ -313,6 +312,7 @@ def _screened(flow: Flow, place: Place, position: int, inputs: str, senders: Ten
     if len(senders) <= k:
         return senders.tolist()
     x = flow.acts.at("resid_pre", l, [position]) + flow.deltas(position)[senders]
-    moved = [z - flow.z(place) for z in flow.received(place, position, x, inputs).values()]
-    size = torch.stack([(m @ flow.family.output_matrix(l)[h]).norm(dim=-1) for m in moved]).amax(0)
+    base = flow.acts.at("z", l, [place[2]])[0]
+    changes = [flow.family.head_change(l, h, base, z) for z in flow.received(place, position, x, inputs).values()]
+    size = torch.stack([change.norm(dim=-1) for change in changes]).amax(0)
     return senders[size.sort(descending=True, stable=True).indices[:k]].sort().values.tolist()

@@ -252,9 +252,24 @@ class Family(ABC):
         nothing = torch.zeros(1, cfg.n_heads, cfg.d_head, dtype=self.dtype, device=self.device)
         return self.attn_out(l, nothing)[0].to(self.resid_dtype)
 
+    def added_scale(self, l: int, z: Tensor) -> Tensor | None:
+        """What z W_O of rows z [R, H, D] is multiplied by before it is added to the residual stream, [R, d]: None for most
+        models, which add it as it is."""
+        return None
+
+    def head_change(self, l: int, h: int, z: Tensor, values: Tensor) -> Tensor:
+        """The change of what attention adds to a row where z of head h becomes each of `values` [n, D], [n, d] in the residual
+        stream's dtype; z [H, D] of all heads as it is."""
+        wide = self.resid_dtype
+        if self.is_plain_projection(l):
+            return (values.to(wide) - z[h].to(wide)) @ self.output_matrix(l)[h]
+        rows = z.to(self.dtype).repeat(len(values), 1, 1)
+        rows[:, h] = values.to(self.dtype)
+        return self.attn_out(l, rows).to(wide) - self.attn_out(l, z[None].to(self.dtype)).to(wide)
+
     def output_matrix(self, l: int) -> Tensor:
         """W_O by head, [H, D, d] in the residual stream's dtype; of an adapted or quantised projection the matrix that it
-        amounts to."""
+        amounts to. Where a norm follows attention, its output is multiplied by `added_scale`."""
         cfg, wide = self.cfg, self.resid_dtype
         n = cfg.n_heads * cfg.d_head
         if self.is_plain_projection(l):

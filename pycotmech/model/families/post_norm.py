@@ -41,27 +41,29 @@ class PostNormFamily(LlamaFamily):
         return False  # what attention adds is not linear in z
 
     def head_out(self, l: int, z: Tensor) -> Tensor:
-        projection = self._output_projection(l)
+        parts = torch.einsum("rhd,hdo->rho", z.to(self.resid_dtype), self.output_matrix(l))
+        return parts * self._scale(l, parts.sum(1))[:, None]
+
+    def added_scale(self, l: int, z: Tensor) -> Tensor:
+        return self._scale(l, torch.einsum("rhd,hdo->ro", z.to(self.resid_dtype), self.output_matrix(l)))
+
+    def _scale(self, l: int, together: Tensor) -> Tensor:
+        """What the norm multiplies rows [R, d] by."""
         norm = self.layers[l].get_submodule(self.attn_out_norm)
-        if not is_exactly(projection, nn.Linear) or projection.bias is not None or not is_exactly(norm, *self.norm_types):
-            raise NotImplementedError(
-                f"model: layer {l} norms what attention adds, and its output projection or this norm is not a plain one, so "
-                "what a single head adds is not defined"
-            )
-        weight = projection.weight.to(self.resid_dtype).unflatten(1, z.shape[1:])  # [d, H, D]
-        parts = torch.einsum("rhd,ohd->rho", z.to(self.resid_dtype), weight)
-        together = parts.sum(1)  # [R, d]
-        divided = torch.rsqrt(together.pow(2).mean(-1, keepdim=True) + epsilon(norm)) * self._gain(norm)
-        return parts * divided[:, None]
+        return torch.rsqrt(together.pow(2).mean(-1, keepdim=True) + epsilon(norm)) * self._gain(norm)
 
     def attn_bias(self, l: int) -> Tensor:
         return torch.zeros(self.cfg.d_model, dtype=self.resid_dtype, device=self.device)
 
     def output_matrix(self, l: int) -> Tensor:
-        raise NotImplementedError(
-            f"model: layer {l} norms what attention adds, so there is no matrix that takes z of a head to what it adds; "
-            "patch_heads, path_patch and head_logits do without one"
-        )
+        projection, norm = self._output_projection(l), self.layers[l].get_submodule(self.attn_out_norm)
+        if not is_exactly(projection, nn.Linear) or projection.bias is not None or not is_exactly(norm, *self.norm_types):
+            raise NotImplementedError(
+                f"model: layer {l} norms what attention adds, and its output projection or this norm is not a plain one, so "
+                "what a single head adds is not defined"
+            )
+        weight = projection.weight.detach().to(self.resid_dtype)
+        return weight.T.reshape(self.cfg.n_heads, self.cfg.d_head, -1)
 
     def _wide_attention(self, layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         return layer.get_submodule(self.attn_out_norm)(super()._wide_attention(layer, x, rotary, mask))
