@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.analyses import information_flow
@@ -177,6 +178,15 @@ class AnswerSources(Analysis):
         within = bootstrap.SHARES_APART if of == "difference" else bootstrap.SHARE
         below = total.values[..., None] + 0 * number.values
         return labelled(bootstrap.ratio_interval(number.values, below, within=within, level=level), number)
+
+    def beyond_in_each(self, places: Sequence[str]) -> NDArray[np.float64]:
+        """`beyond` of each example by itself, in the one of these places that has least: [example], over the steps that count
+        there; NaN without any."""
+        d = self.data.transpose("example", "step", ...)
+        total = d["pathways"].sum("place", skipna=False)
+        counts = (d["occurrences"].sel(segment=["question", "generated"]) > 0).all("segment") & (total > 0)
+        share = ((d["pathways"] - d["control_pathways"]) / total.where(counts)).sel(place=list(places))
+        return share.mean("step").min("place", skipna=False).values
 
     def majority(self) -> xr.DataArray:
         """The part of the prompt that most of a head's nodes have the answer from, over all examples: [step, layer, head] of

@@ -151,6 +151,10 @@ class ContextAbidance(Analysis):
     def shares(self, of: Share, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
         """By layer the share of tokens that occur in the "own" prompt, "elsewhere", or the "excess" of the one over the other,
         pooled over steps and heads, of the tokens that could be compared."""
+        return LayerMeans.of(*self._sums(of), draws=draws, seed=seed)
+
+    def _sums(self, of: Share) -> tuple[NDArray, NDArray]:
+        """Sums over steps of a share's numerator and denominator, each [example, layer, head]."""
         if self.of_graphs:
             own, other, counted = (self.data[k] for k in ("in_context", "in_others", "occurs"))
         else:
@@ -158,8 +162,8 @@ class ContextAbidance(Analysis):
             counted = own.notnull().astype(float)
         known = own.notnull() & other.notnull()
         top = {"own": own, "elsewhere": other, "excess": own - other}[of]
-        parts = (x.where(known, 0.0).sum("step").transpose("example", "layer", "head").values for x in (top, counted))
-        return LayerMeans.of(*parts, draws=draws, seed=seed)
+        top, below = (x.where(known, 0.0).sum("step").transpose("example", "layer", "head").values for x in (top, counted))
+        return top, below
 
     def by_layer(self) -> xr.Dataset:
         """The excess by layer with its interval, and what it is the difference of: mean, low, high, n, own, elsewhere
@@ -176,6 +180,16 @@ class ContextAbidance(Analysis):
             nan = np.array(np.nan)
             return bootstrap.Interval(nan, nan, nan, np.array(0))
         return self.shares("excess").rise(L // 2, within=(-2.0, 2.0))
+
+    def rises(self) -> NDArray[np.float64]:
+        """`rise` of each example by itself, [example]; NaN where it has nothing to compare in one of the halves."""
+        top, below = self._sums("excess")
+        half = self.data.sizes["layer"] // 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            lower, upper = (
+                top[:, part].sum((1, 2)) / below[:, part].sum((1, 2)) for part in (slice(0, half), slice(half, None))
+            )
+        return upper - lower
 
     def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
         """The first layer of the upper part where the layers fall into one of lower and one of higher excess best (the upward

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pycotmech.paper.claims.verdict import Claim, Results, Verdict, is_above
 from pycotmech.stats.bootstrap import ends
 
@@ -20,7 +22,7 @@ def judge(results: Results) -> Verdict:
         f"{ends(100 * rise.low, 100 * rise.high, '{:.1f}')}; n = {int(rise.n)}"
     )
     verdict = is_above(rise, 0.0, evidence)
-    return Verdict(verdict.word, verdict.evidence, f"{other[0]} -> {other[1]}")
+    return replace(verdict, null=f"{other[0]} -> {other[1]}").of(found.rises(), 0.0)
 
 
 CLAIM = Claim(

@@ -4,6 +4,8 @@ Parallel pathways are several heads that write the answer, and not every word of
 without, but not without all of them. Each step is judged by itself, against another word of the prompt that could stand in
 the answer's place; a step whose prompts have no such word counts for nothing. Intervals are corrected for the number of steps
 (Bonferroni), and the claim is borne out if more than half of these steps bear it out in all its parts.
+
+The verdict's values are each example's writers beyond those of the other word, the mean over these steps.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def judge(results: Results) -> Verdict:
     evidence = f"holds at {held} of {m} steps and fails at {denied}; " + "; ".join([*parts, none] if none else parts)
     word = "borne out" if 2 * held > m else "not borne out" if 2 * denied >= m else "not decided"
     null = "; ".join(f"step {s.name}: {s.null}" for s in steps)
-    return Verdict(word, evidence, null, data=any(s.verdict.data for s in steps))
+    beyond = (data["writers"] - data["competitor_writers"]).isel(threshold=t).where(data["competitors"] > 0).mean("step")
+    return Verdict(word, evidence, null, data=any(s.verdict.data for s in steps)).of(beyond.values, 0.0)
 
 
 def _judged(found: AnswerWriters, t: int, i: int, level: float) -> Step:

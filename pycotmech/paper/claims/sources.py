@@ -2,7 +2,8 @@
 
 A step is judged where the answer's word stands in both places. A place is a source there if more than 5 % of the pathways lead
 to the word beyond those that lead to the words beside it. Intervals are corrected for the number of steps (Bonferroni), and the
-claim is borne out if both places are sources at more than half of these steps.
+claim is borne out if both places are sources at more than half of these steps. The verdict's values are of the place that has
+less, the mean over these steps.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def judge(results: Results) -> Verdict:
         "; ".join([line, *(s.found for s in steps)]) + shots,
         "; ".join(s.null for s in steps),
         data=any(s.verdict.data for s in steps),
-    )
+    ).of(found.beyond_in_each(PLACES), BEYOND)
 
 
 def _judged(beyond: xr.Dataset, share: xr.Dataset, aside: xr.Dataset) -> Step:

@@ -16,7 +16,8 @@ from pycotmech.stats import bootstrap
 def judge(results: Results) -> Verdict:
     data = results["answer_writers"].data
     at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
-    late = bootstrap.mean_interval(data["late"].isel(threshold=at).mean("step").values, within=bootstrap.SHARE)
+    there = data["late"].isel(threshold=at).mean("step").values
+    late = bootstrap.mean_interval(there, within=bootstrap.SHARE)
     has = data["late_competitor_logit"].notnull()
     logit, other = (data[name].where(has).mean("step").values for name in ("late_logit", "late_competitor_logit"))
     brought, rival = (bootstrap.mean_interval(x, within=bootstrap.SHARE) for x in (logit, other))
@@ -37,7 +38,7 @@ def judge(results: Results) -> Verdict:
             "more of the answer's logit than of another word's": is_above(more, 0.0),
         },
         null=null,
-    )
+    ).of(there, 0.9, share=True)
 
 
 CLAIM = Claim(
