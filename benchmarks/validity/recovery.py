@@ -71,6 +71,12 @@ def _abidance(made: Planted, seed: int) -> tuple[Any, Any]:
     return pcm.cot.context_abidance(made.model, planted.examples(made, N, seed=seed)).jump().mean, made.layers["rise"]
 
 
+def _circuit(made: Planted, seed: int) -> tuple[Any, Any]:
+    """The minimal set is what was planted: with zero in the place of the others, for a mean keeps what is always the same."""
+    found = pcm.cot.circuits(made.model, planted.examples(made, N, seed=seed), kind="zero").data["kept"].values[0]
+    return {(int(l), int(h)) for l, h in np.argwhere(found)}, set(made.heads.values()) - {made.heads.get("decoy")}
+
+
 RECOVERIES: tuple[Recovery, ...] = (
     Recovery("induction", "patch_steps", dict(previous=(1, 0), writer=(2, 3), n_layers=4), _patching),
     Recovery("copying", "copy_heads", dict(writer=(2, 0), decoy=(0, 2)), _first("copy_heads")),
@@ -80,6 +86,10 @@ RECOVERIES: tuple[Recovery, ...] = (
     Recovery("parallel", "answer_sources", dict(question=(2, 1), generated=(1, 3)), _sources),
     Recovery("relation", "relation_heads", dict(previous=(0, 1), relate=(2, 0), writer=(3, 1)), _relation),
     Recovery("abiding", "context_abidance", dict(first=2), _abidance),
+    Recovery("induction", "circuits", dict(previous=(1, 0), writer=(2, 3), n_layers=4), _circuit),
+    Recovery("copying", "circuits", dict(writer=(2, 0), decoy=(0, 2)), _circuit),
+    Recovery("parallel", "circuits", dict(question=(2, 1), generated=(1, 3)), _circuit),
+    Recovery("relation", "circuits", dict(previous=(0, 1), relate=(2, 0), writer=(3, 1)), _circuit),
 )
 
 

@@ -144,18 +144,18 @@ class HeadInteractions(Analysis):
 
         given, alone = self.given_layer(), self.negative()
         return negative_figure(
-            [(title, alone.isel(step=i), given.isel(step=i)) for i, title, _ in self._negative_heads()],
+            [(title, alone.isel(step=i), given.isel(step=i)) for i, title in self._negative_heads()],
             title=f"{self.about['model']}: heads that work against the answer, and what they answer to",
             lines=self.small_print("negative", "line: the head alone; dots: with all heads of a layer corrupted; "),
             path=path,
         )
 
-    def _negative_heads(self) -> Iterator[tuple[int, str, int]]:
-        """Steps with a negative head: (number of the step, what it is in words, its layer)."""
+    def _negative_heads(self) -> Iterator[tuple[int, str]]:
+        """Steps with a negative head: (number of the step, what it is in words)."""
         for i, step in enumerate(self.data["step"].values.tolist()):
             l, h = int(self.data["negative_layer"].values[i]), int(self.data["negative_head"].values[i])
             if l >= 0:
-                yield i, f"step {step} ({self.data['kind'].values[i]}): L{l}H{h}", l
+                yield i, f"step {step} ({self.data['kind'].values[i]}): L{l}H{h}"
 
     def findings(self) -> list[str]:
         """For each step the clearest interactions; what takes away the effect of the most negative head."""
@@ -172,11 +172,13 @@ class HeadInteractions(Analysis):
                 f"step {step} (n = {rows[0]['n']}): of {len(rows)} pairs {len(clear)} have an interaction whose interval lies "
                 f"beyond 0 and the noise floor (about {math.ceil(len(rows) / 20)} may by chance){what}"
             )
-        return [*lines, *(self._against(i, words, l) for i, words, l in self._negative_heads())]
+        return [*lines, *(self._against(i, words) for i, words in self._negative_heads())]
 
-    def _against(self, i: int, words: str, layer: int) -> str:
+    def _against(self, i: int, words: str) -> str:
         """Whether the negative head's effect is gone once the layer that takes most of it has its corrupted values."""
         alone = self.negative().isel(step=i)
+        if not float(alone["high"]) < 0:
+            return f"{words} is the most negative head, and whether it works against the answer is open: {_words(alone)}"
         text = f"{words} works against the answer: corrupted alone it changes {_words(alone)}"
         taken = self._takes_most(i)
         if taken is None:

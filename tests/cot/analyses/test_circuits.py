@@ -12,6 +12,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.circuit_search import KeptLogits, but, members, of_heads
 from pycotmech.cot.tools.cost import workload
 from tests.reference import planted, truth
+from tests.reference.tiny import tiny_llama
 
 N = 12
 EVERY = torch.ones(N, 1, dtype=torch.bool)
@@ -168,3 +169,15 @@ def test_wrong_arguments_are_named(model, task):
         pcm.cot.circuits(model, examples, 3, right=right, steps=[5])
     with pytest.raises(ValueError, match="against: 'competitor' needs"):
         found_in(made, one_step, against="competitor")
+
+
+def test_random_weights_have_no_small_faithful_circuit(model):
+    """On the task, with every step taken for right: what is found on one half of the examples does nothing on the other."""
+    hf = tiny_llama(n_layers=4, n_heads=4, d_vocab=len(model.tokenizer), n_positions=512, seed=1)
+    random = pcm.Model(hf, model.tokenizer, name="random", check=False)
+    examples = pcm.cot.make_examples(8, shots=1, tokenizer=model.tokenizer, seed=2)
+    every = torch.ones(8, examples.n_steps, dtype=torch.bool)
+    found = pcm.cot.circuits(random, examples, steps=[3, 5], right=every, n_subsets=2, n_greedy=0)
+    table = found.table()
+    assert table["step"].tolist() == [3, 5] and not table["holds"].any() and all(found.why_not(s) for s in (3, 5))
+    assert sum("no small faithful circuit" in line for line in found.findings()) == 2
