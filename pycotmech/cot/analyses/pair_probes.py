@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.cot.task.entailed import ENTAILED
 from pycotmech.cot.task.relations import CLASSES, Question, Unrelated, WordPair
 from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
@@ -20,25 +21,27 @@ from pycotmech.cot.tools.probes import (
     HIDDEN,
     Projection,
     balanced,
-    control_labels,
+    fit_bilinear,
     fit_linear,
     fit_mlps,
+    fit_surface,
     macro_f1,
-    majority,
 )
 from pycotmech.cot.tools.question_runs import (
+    Features,
     Piece,
     every_forward,
     pair_table,
-    position,
+    question_length,
     questions_cost,
     questions_of,
-    runs,
+    surface,
 )
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, interval_table
 from pycotmech.model.arguments import check_common, check_integer
-from pycotmech.model.config import ModelConfig
+from pycotmech.model.config import ModelConfig, layer_flop
+from pycotmech.model.random_twin import random_twin
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -49,28 +52,34 @@ if TYPE_CHECKING:
     from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
-QUESTIONS = 120
-Probe = Literal["linear", "mlp"]
+QUESTIONS = 100
+Probe = Literal["linear", "bilinear", "mlp"]
 Definition = Literal["right", "paper"]
 TEST_SHARE, HELD_SHARE = 1 / 3, 0.2
-CHANCE = 1 / len(CLASSES)
+LOWER = 2 / 3
+"""Part of the depths among which a probe is chosen: the paper's claim is about the lower and middle layers."""
 
 
 class PairProbes(Analysis):
     """Accuracy over the depth 0 (embedding), 1 (after layer 0), ..., L, on questions that no probe has seen.
 
-    data, on the axes example (test questions), depth, probe: `confusion` [.., label, predicted], counts; `control`, accuracy
-    of the same probe on labels drawn at random for each pair of words; `across`, share of a sentence's subject and another
-    sentence's object that are called unrelated, as they are: at chance or below, the probe reads the words' roles and not
-    their relation (NaN where a question has none). `neighbours` [example]: accuracy of a rule without a model, the commonest
-    label for the two tokens before each word; only what is above it takes more than local syntax. `held_out` [depth,
-    probe]: accuracy on the part of the training set that chose penalty and stopping. `part` [question]: "train", "held" (of
-    the training set) or "test". `pair_*` [pair]: every pair's question, label, distance, words.
+    data, on the axes example (test units: a question with its twin, or one without), depth, probe: `confusion` [.., label,
+    predicted], counts; `random`, accuracy of the same probes on a model of the same shape with random weights; `stated`,
+    accuracy of the same probes on pairs of the same places that one sentence relates or none, which says whether a probe could
+    have found something (NaN without such pairs). `surface` [example]: accuracy of a random forest that sees no model, but
+    the positions of both words, their distance and the tokens around them. `held_out`, `random_held_out` [depth, probe]:
+    accuracy on the part of the training set on which penalty, stopping and depth are chosen. `part` [question]: "train",
+    "held" (of the training set) or "test"; `unit` [question]. `pair_*` [pair]: every pair's question, label, distance, words.
     """
 
     name, title = "pair_probes", "How two words are related, read from their residual streams"
     source = "E9"
-    ranges: ClassVar = dict.fromkeys(("control", "across", "neighbours"), bootstrap.SHARE)
+    ranges: ClassVar = dict.fromkeys(("random", "stated", "surface"), bootstrap.SHARE)
+
+    @property
+    def chance(self) -> float:
+        """Of labels that mean nothing."""
+        return 1 / self.data.sizes["label"]
 
     def accuracy(self) -> xr.Dataset:
         """mean, low, high [depth, probe]: right answers among all pairs of the test questions."""
@@ -79,7 +88,7 @@ class PairProbes(Analysis):
         return self._labelled(bootstrap.ratio_interval(hits, confusion.sum((-2, -1)), within=bootstrap.SHARE))
 
     def f1(self, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
-        """Macro-F1 of all pairs of the test questions, which are resampled for the interval: mean, low, high [depth, probe]."""
+        """Macro-F1 of all pairs of the test units, which are resampled for the interval: mean, low, high [depth, probe]."""
         confusion = self._confusion()
         n = len(confusion)
         found = macro_f1(confusion.sum(0))
@@ -90,122 +99,112 @@ class PairProbes(Analysis):
         ends = bootstrap.with_width(found, *ends, number, within=bootstrap.SHARE)
         return self._labelled(bootstrap.Interval(found, *ends, number))
 
-    def selectivity(self) -> xr.Dataset:
-        """Accuracy less that on the control task, question by question: mean, low, high [depth, probe]."""
-        gain = self._by_question() - self._values("control")
-        return self._labelled(bootstrap.mean_interval(gain, within=bootstrap.SHARES_APART))
-
     def best(self, probe: str, *, upto: float = np.inf) -> int:
         """The depth (of those up to a depth) where a probe did best on held-out training questions; the earliest of several."""
         held = self.data["held_out"].sel(probe=probe, depth=self.data["depth"] <= upto)
         return int(held["depth"].values[int(np.argmax(held.values))])
 
+    def choice(self, *, share: float = LOWER, held_out: str = "held_out") -> tuple[str, int]:
+        """Probe and depth that did best on held-out training questions, of the depths after a layer up to the lower `share` of
+        all; the earliest of several. Without a depth among these, the embedding's. held_out: "random_held_out" chooses on the
+        random weights instead."""
+        depths = self.data["depth"].values
+        held = self.data[held_out].transpose("depth", "probe").values
+        among = (depths > 0) & (depths <= share * self.about["settings"]["n_layers"])
+        among = among if among.any() else depths == 0
+        i, j = np.unravel_index(int(np.argmax(np.where(among[:, None], np.nan_to_num(held), -1))), held.shape)
+        return str(self.data["probe"].values[j]), int(depths[i])
+
+    def baselines(self) -> dict[str, NDArray]:
+        """Accuracy [example] of what does not know the model's layers: the surface; the probe that does best on the embedding;
+        the probe and depth that do best on random weights."""
+        probe, _ = self.choice(share=0)
+        weights = self.data["random"].sel(dict(zip(("probe", "depth"), self.choice(held_out="random_held_out"))))
+        return {
+            "surface": self.data["surface"].values,
+            "embedding": self._by_question().sel(probe=probe, depth=0).values,
+            "random weights": weights.values,
+        }
+
+    def gains(self) -> dict[str, bootstrap.Interval]:
+        """Accuracy of the choice less that of each baseline, unit by unit."""
+        probe, depth = self.choice()
+        here = self._by_question().sel(probe=probe, depth=depth).values
+        within = bootstrap.SHARES_APART
+        return {name: bootstrap.mean_interval(here - x, within=within) for name, x in self.baselines().items()}
+
     def table(self) -> pd.DataFrame:
-        """One row per probe and depth: probe, depth, accuracy, low, high, macro_f1, control, selectivity, across (each of these
-        four with name_low and name_high), best (by held-out questions), n (test questions)."""
-        found = {"accuracy": self.accuracy(), "macro_f1": self.f1(), "control": self.interval("control")}
-        found |= {"selectivity": self.selectivity(), "across": self.interval("across")}
+        """One row per probe and depth: probe, depth, accuracy, low, high, macro_f1, random, stated (each of these three with
+        name_low and name_high), best (by held-out questions), n (test units)."""
+        found = {"accuracy": self.accuracy(), "macro_f1": self.f1(), "random": self.interval("random")}
+        found["stated"] = self.interval("stated")
         best = lambda at: {"best": at["depth"] == self.best(at["probe"])}  # noqa: E731
         return interval_table(found, ("probe", "depth"), main="accuracy", more=best)
 
     def findings(self) -> list[str]:
-        """For each probe its depth of choice, the gain over the embedding, selectivity, the end of the model, and roles."""
-        s = self.about["settings"]
-        n, accuracy = self.data.sizes["example"], self.accuracy()
-        rule = self.data["neighbours"].values
-        known = bootstrap.mean_interval(rule, within=bootstrap.SHARE)
-        lines = [f"{s['train']} training questions, {n} test questions, {s['samples']} training pairs; chance {CHANCE:.3f}"]
-        lines[0] += f"; the two tokens before each word alone give {known.words('{:.3f}')}"
-        accuracies = self._by_question()
-        depths = self.data["depth"].values.tolist()
-        chosen: dict[str, int] = {}
-        for j, probe in enumerate(self.data["probe"].values.tolist()):
-            best = self.best(probe)
-            i = chosen[probe] = depths.index(best)
-            at = accuracy.isel(depth=i, probe=j)
-            gain, beyond = accuracies[:, i, j] - accuracies[:, 0, j], accuracies[:, i, j] - rule
-            drop, selective = accuracies[:, -1, j] - accuracies[:, i, j], (accuracies - self._values("control"))[:, i, j]
-            inside = bootstrap.ends(at["low"], at["high"], "{:.3f}")
+        """The choice and its accuracy, what is left above each baseline, whether the probe could find a stated relation."""
+        s, n = self.about["settings"], self.data.sizes["example"]
+        probe, depth = self.choice()
+        last, at = s["n_layers"], {"probe": probe, "depth": depth}
+        accuracy, gains = self.accuracy().sel(at), self.gains()
+        inside = bootstrap.ends(accuracy["low"], accuracy["high"], "{:.3f}")
+        lines = [
+            f"{s['train']} training questions with {s['samples']} pairs, {n} test units; chance {self.chance:.3f}",
+            f"{probe}: {float(accuracy['mean']):.3f}{inside} at depth {depth} of {last}, the best of the lower two thirds on "
+            "held-out training questions",
+        ]
+        for name, values in self.baselines().items():
+            lines.append(f"{name} {alone(values, '{:.3f}')}: the probe is {gains[name].words('{:+.3f}')} above")
+        lines.append(self.conclusion())
+        known = bootstrap.mean_interval(self.data["stated"].sel(at).values, within=bootstrap.SHARE)
+        if np.isfinite(known.mean):
+            found = f"the same probe tells words that one sentence relates, at the same places, with {known.words('{:.3f}')}"
+            lines.append(found + ("" if known.low > self.chance else ": it might have missed a relation that is there"))
+        if s["definition"] == "paper":
             lines.append(
-                f"{probe}: {float(at['mean']):.3f}{inside} at depth {best} of {depths[-1]}, "
-                f"{float(accuracy['mean'].isel(depth=0, probe=j)):.3f} at depth {depths[0]}: {_change(gain)}; "
-                f"over the tokens before {_change(beyond)}; "
-                f"over its control task {_change(selective)}; from there to depth {depths[-1]} {_change(drop)}"
+                "these classes differ in their surface, so that no accuracy on them shows that a model holds the relation: "
+                "only what is above the surface can come from the model, and whether that is the relation stays open"
             )
-            across = bootstrap.mean_interval(self._values("across")[:, i, j], within=bootstrap.SHARE)
-            if np.isfinite(across.mean):
-                called = across.words("{:.2f}")
-                verdict = (
-                    "it goes by more than roles, be it the relation or the distance, which is larger in these"
-                    if across.low > CHANCE
-                    else "it reads the words' roles rather than their relation"
-                    if across.high < 0.5
-                    else "whether it goes by more than roles is open"
-                )
-                lines.append(
-                    f"{probe}: calls {called} of unrelated subjects and objects of different sentences unrelated: {verdict}"
-                )
-        if len(chosen) == 2:
-            (a, i), (b, j) = chosen.items()
-            names = self.data["probe"].values.tolist()
-            difference = accuracies[:, j, names.index(b)] - accuracies[:, i, names.index(a)]
-            lines.append(f"{b} less {a}, each at its depth: {_change(difference)}")
         return lines
 
-    def plot(self, *, path: str | PathLike | None = None) -> Figure:
-        """Accuracy over the depth with its interval, the control task, and what is called unrelated across sentences."""
-        from pycotmech.figures.curves import line_with_band
-        from pycotmech.figures.frame import PALETTE, framed, saved, small
+    def conclusion(self) -> str:
+        """In one sentence, whether the streams hold the relation beyond what the baselines give."""
+        without = [name for name, gain in self.gains().items() if not gain.low > 0]
+        if not without:
+            return "the streams hold more of the relation than surface, embedding and random weights give"
+        return f"no gain is left above {', '.join(without)}: that the streams hold the relation is not shown"
 
-        s = self.about["settings"]
-        lines = [
-            f"n = {s['train']} questions to train on, {self.data.sizes['example']} to test on; {self.about['definition']}",
-            *self.about["notes"],
-        ]
-        figure, axes = framed(1, 2, f"{self.about['model']}: {self.title}", lines, width=4.6, height=3.4, sharex=True)
-        left, right = axes[0]
-        found, depth = self.accuracy(), self.data["depth"].values
-        control, across = self.data["control"].mean("example"), self.data["across"].mean("example")
-        for j, probe in enumerate(self.data["probe"].values.tolist()):
-            colour = PALETTE[1 - j]
-            values = (found[k].isel(probe=j).values for k in ("mean", "low", "high"))
-            line_with_band(left, depth, *values, color=colour, label=probe)
-            left.plot(depth, control.isel(probe=j), "--", color=colour, lw=1, label=f"{probe}, control task")
-            right.plot(depth, across.isel(probe=j), color=colour, label=probe)
-        left.axhline(float(self.data["neighbours"].mean()), color="0.3", lw=0.9, ls="-.", label="tokens before alone")
-        for axis in (left, right):
-            axis.axhline(CHANCE, color="0.5", lw=0.8, ls=":")
-            axis.set_ylim(0, 1.02)
-        small(left, title="accuracy (dotted: chance)", across="depth (0: embedding)", up="share of pairs")
-        across_title = "subject and object of different sentences"
-        small(right, title=across_title, across="depth (0: embedding)", up="share called unrelated")
-        left.legend(fontsize=7)
-        right.legend(fontsize=7)
-        return saved(figure, path)
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """Accuracy over the depth with its interval, beside the baselines; and on pairs that one sentence relates."""
+        from pycotmech.cot.analyses.pair_probes_figure import figure
+        from pycotmech.figures.frame import saved
+
+        return saved(figure(self), path)
 
     # ---- parts -----------------------------------------------------------------------------------------------------
-
-    def _values(self, name: str) -> NDArray:
-        return self.data[name].transpose("example", "depth", "probe").values
 
     def _confusion(self) -> NDArray:
         return self.data["confusion"].transpose("example", "depth", "probe", "label", "predicted").values
 
-    def _by_question(self) -> NDArray:
+    def _by_question(self) -> xr.DataArray:
         confusion = self._confusion()
         with np.errstate(invalid="ignore"):
-            return np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1) / confusion.sum((-2, -1))
+            share = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1) / confusion.sum((-2, -1))
+        coords = {name: self.data[name] for name in ("depth", "probe")}
+        return xr.DataArray(share, dims=("example", "depth", "probe"), coords=coords)
 
     def _labelled(self, found: bootstrap.Interval) -> xr.Dataset:
         coords = {"depth": self.data["depth"], "probe": self.data["probe"]}
         return xr.Dataset({k: (("depth", "probe"), v) for k, v in found._asdict().items()}, coords=coords)
 
 
-def _change(difference: NDArray) -> str:
-    """The mean of a difference of shares over questions, in words."""
-    found = bootstrap.mean_interval(difference, within=bootstrap.SHARES_APART)
-    text = found.words("{:+.3f}")
-    return text if found.low > 0 or found.high < 0 or found.n < 2 else f"{text}, no change beyond the interval"
+def alone(accuracy: NDArray, form: str = "{:.0%}") -> str:
+    """An accuracy [example] in words, without an interval where it is one number by construction: with twins both predictions
+    are the same, and one of them is right."""
+    known = accuracy[np.isfinite(accuracy)]
+    if len(known) and np.ptp(known) == 0 and 0 < known[0] < 1:
+        return f"{form.format(known[0])} in each unit"
+    return bootstrap.mean_interval(accuracy, within=bootstrap.SHARE).words(form)
 
 
 def pair_probes(
@@ -215,7 +214,7 @@ def pair_probes(
     questions: int | Sequence[Question] = QUESTIONS,
     shots: int = 0,
     depths: Sequence[int] | None = None,
-    probe: Sequence[Probe] = ("linear", "mlp"),
+    probe: Sequence[Probe] | None = None,
     piece: Piece | None = None,
     unrelated: Unrelated | None = None,
     components: int = COMPONENTS,
@@ -226,219 +225,256 @@ def pair_probes(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> PairProbes:
-    """Probes on the concatenated residual streams [x_i ; x_j] of two words: related, negatively related or unrelated.
+    """Probes on the residual streams x_i, x_j of two words: are they related, though no sentence says so?
 
-    A third of the questions is for testing and no question is in both parts; in each part the classes are equally many, in
-    random order. Linear: penalised logistic regression; mlp: two hidden layers. Both see the same features, standardised and
-    projected to the `components` principal axes of the training set; penalty and stopping are chosen on a fifth of the
-    training questions.
+    Pairs are of a first word and a last word of chains ("A is M", "M is B", "B is C": A and C, M and C), of one chain or of
+    two, at the same places of the same text but for its last subjects (`cot.task.entailed.make_entailed`). Each pair occurs in
+    both classes, so that surface and embedding are at chance. A probe has found something only above these and above a model
+    with random weights.
 
-    examples: whose style, ontology and demonstrations the questions take; None: as `cot.task.relations.make_questions` has it.
-    questions: how many to make, or your own. shots: demonstrations before it, those of the examples if these have as many.
-    depths: 0 (embedding), 1 (after layer 0) .. n_layers; None: all. probe: which.
+    A third of the questions is for testing, a question never apart from its twin; in each part the classes are equally many,
+    in random order. Penalty, stopping and depth are chosen on a fifth of the training questions. Probes:
+
+    * bilinear: kernel ridge regression on all products of an entry of x_i with one of x_j, the simplest that can compare the
+      two. It cannot combine two things that one of them holds: the model has to have done so.
+    * mlp: two hidden layers on [x_i ; x_j], standardised and projected to the `components` principal axes of the training set.
+      It can follow a chain by itself.
+    * linear: penalised logistic regression on the same. It cannot compare the two.
+
+    examples: whose style, ontology and demonstrations the questions take; None: as `make_entailed` has it.
+    questions: how many to make (an even number), or your own, with the classes `cot.task.entailed.ENTAILED` (those of
+        `cot.task.relations.CLASSES` for the paper's). Of your own the surface need not be at chance: look at it.
+    shots: demonstrations before it, those of the examples if these have as many.
+    depths: 0 (embedding, always among them), 1 (after layer 0) .. n_layers; None: all.
+    probe: which; None: bilinear, for the paper's definition linear and mlp.
     piece: the token at which each word is read. None: its last one, at which all of the word has been seen.
-    unrelated: which unrelated pairs, as for `make_questions`; None: "both". In those of "matched" the second word is mostly
-        a subject, where in related pairs it is what is said of one: to know its role is enough. In those of "roles" it is
-        in the same role, but further away. With half of each, only the relation itself separates the classes.
     shuffled: permute the labels of the training questions, as a control.
-    definition: "paper" takes the authors' pairs: properties too, the next unrelated word whatever its distance, and first
-        pieces. Their off-by-one, their single vectors for pairs and their duplicates are in neither (docs/protocol.md, Flaws,
-        F1 to F4).
+    definition: "paper" takes the authors' three classes (related, negated, unrelated) and pairs: properties too, and first
+        pieces. It cannot show that a model holds a relation: related words stand in one sentence and others do not, so that
+        distance and neighbouring tokens tell the classes apart. Their off-by-one, their single vectors for pairs and their
+        duplicates are in neither (docs/protocol.md, Flaws, F1 to F4).
+    unrelated: for the paper's definition which unrelated pairs, as for `make_questions`; None: "next", the authors'.
     right: not used: pairs are in the question, and no answer is predicted.
     Raises TypeError or ValueError naming the argument.
-    Cost: one pass of each question, a probe of each kind for each depth on the relation and on the control task.
-    Memory: one batch of residual streams, and the rows of the pairs at all depths.
+    Cost: one pass of each question through the model, and one through a model with random weights; for each depth a probe of
+    each kind on both, and one on stated pairs.
+    Memory: one batch of residual streams, the rows of the pairs at all depths, and the layers' weights once more.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
     one_of("definition", definition, get_args(Definition))
     paper = definition == "paper"
+    classes = CLASSES if paper else ENTAILED
     read: Piece = piece or ("first" if paper else "last")
     one_of("piece", piece, (*get_args(Piece), None))
-    kinds = (probe,) if isinstance(probe, str) else tuple(probe)
+    if unrelated is not None and not paper:
+        raise ValueError(f"unrelated: got {unrelated!r}; expected None, unless the definition is 'paper'")
+    usual = ("linear", "mlp") if paper else ("bilinear",)
+    kinds = (probe,) if isinstance(probe, str) else tuple(usual if probe is None else probe)
     if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(get_args(Probe)):
-        raise ValueError(f"probe: got {probe!r}; expected 'linear', 'mlp' or both")
+        raise ValueError(f"probe: got {probe!r}; expected some of {', '.join(get_args(Probe))}")
     at = list(range(cfg.n_layers + 1)) if depths is None else [int(d) for d in depths]
     if not at or at != sorted(set(at)) or not 0 <= at[0] <= at[-1] <= cfg.n_layers:
         raise ValueError(f"depths: got {at}; expected ascending numbers in 0..{cfg.n_layers}")
+    at = sorted({0, *at})
     check_integer(components, "components", 1)
-    chosen: Unrelated = unrelated or ("next" if paper else "both")
-    kept = questions_of(model, examples, questions, shots=shots, properties=paper, unrelated=chosen, least=6, seed=seed)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(kept))
-    n_test = max(2, round(len(kept) * TEST_SHARE))
-    test, train = np.sort(order[:n_test]), np.sort(order[n_test:])
-    held = set(rng.permutation(train)[: max(1, round(len(train) * HELD_SHARE))].tolist())
-    samples = _samples(kept, train, seed), _samples(kept, test, seed + 1)
-    everything = [*samples[0], *samples[1], *((q, p) for q in test.tolist() for p in kept[q].across)]
-    n_train, n_all = len(samples[0]), len(samples[0]) + len(samples[1])
+    kept = questions_of(
+        model, examples, questions, shots=shots, properties=paper, unrelated=unrelated or "next", classes=classes,
+        least=6 if paper else 8, seed=seed,
+    )  # fmt: skip
+    split = _split(kept, np.random.default_rng(seed))
+    task = _Task.of([q.pairs for q in kept], split, len(classes), seed, shuffled)
+    known = _Task.of([q.stated for q in kept], split, len(classes), seed, shuffled) if any(q.stated for q in kept) else None
+    fit = _Fits(kinds, len(classes), components, seed)
+    step = _steps(progress, 5 if known else 4)
+    samples = [*task.samples, *(known.samples if known else ())]
     with metered(model) as meter:
-        x = Features(model, kept, everything, at, read, memory_gb, progress)
-    labels = np.array([p.label for _, p in everything])
-    control = control_labels([p.words for _, p in everything], seed=seed)
-    targets = np.stack((labels, control))
-    if shuffled:
-        targets[:, :n_train] = targets[:, rng.permutation(n_train)]
-    inner = np.array([q in held for q, _ in samples[0]])
-    said, held_out = _fitted(x, targets[:, :n_train], inner, kinds, components, seed, progress)  # [task, depth, probe, samples]
-    cues = [_cues(kept[q].tokens.tolist(), p) for q, p in everything[:n_all]]
-    ruled = majority(cues, targets[0, :n_train])[n_train:] == labels[n_train:n_all]
-    data = _counted(test, everything[n_train:], n_all - n_train, said[..., n_train:], labels[n_train:], control[n_train:])
-    data["held_out"] = (("depth", "probe"), held_out)
-    question = np.array([q for q, _ in samples[1]])
-    data["neighbours"] = ("example", [ruled[question == q].mean() if (question == q).any() else np.nan for q in test])
-    data["part"] = ("question", np.array([_part(q, test, held) for q in range(len(kept))]))
-    for key, value in pair_table(kept).items():
-        data[key] = value
-    coords = {"example": test, "depth": at, "probe": list(kinds), "label": list(CLASSES), "predicted": list(CLASSES)}
+        x = Features(model, kept, samples, at, read, memory_gb, step())
+    said, held_out = fit(x, task, 0, step())
+    right_of = lambda t, said: t.by_unit(said == t.labels[t.n_train :], split)  # noqa: E731
+    axes = ("example", "depth", "probe")
+    nothing = np.full((len(split.test), len(at), len(kinds)), np.nan)
+    stated = right_of(known, fit(x, known, len(task.samples), step())[0]) if known else nothing
+    del x
+    drawn = _random(model, kept, task, at, read, memory_gb, seed, step())
+    random, random_held_out = nothing, nothing[0]
+    if drawn is not None:
+        guessed, random_held_out = fit(drawn[0], task, 0, step())
+        random = right_of(task, guessed)
+    seen = fit_surface(surface(kept, task.samples), task.fitted, seed=seed)[task.n_train :]
+    data: dict[str, tuple] = {
+        "confusion": ((*axes, "label", "predicted"), task.confusion(said, split, len(classes))),
+        "random": (axes, random),
+        "stated": (axes, stated),
+        "surface": ("example", right_of(task, seen)),
+        "held_out": (axes[1:], held_out),
+        "random_held_out": (axes[1:], random_held_out),
+        "part": ("question", split.parts),
+        "unit": ("question", split.units),
+    }
+    data |= pair_table(kept)
+    coords = {"example": split.test, "depth": at, "probe": list(kinds), "label": list(classes), "predicted": list(classes)}
     settings = {
-        "questions": len(kept), "train": len(train), "samples": n_train, "shots": shots, "piece": read, "unrelated": chosen,
-        "components": components, "hidden": HIDDEN, "shuffled": shuffled, "seed": seed,
+        "questions": len(kept), "train": int((split.parts != "test").sum()), "samples": task.n_train, "shots": shots,
+        "piece": read, "unrelated": unrelated or ("next" if paper else None), "components": components, "hidden": HIDDEN,
+        "shuffled": shuffled, "definition": definition, "n_layers": cfg.n_layers, "seed": seed,
     }  # fmt: skip
-    source = {
-        "both": "unrelated pairs half at the distances and half in the roles of related ones",
-        "matched": "unrelated pairs at the distances of related ones",
-        "roles": "unrelated pairs of one sentence's subject and another's object, which are further apart",
-        "next": "unrelated pairs the next ones, as the authors chose them",
-        "own": "pairs as given",
-    }[chosen if isinstance(questions, int) else "own"]
+    made = (
+        "pairs as given" if not isinstance(questions, int) else f"{unrelated or 'next'} unrelated pairs, the authors' classes"
+    )
+    if isinstance(questions, int) and not paper:
+        made = "first and last words of chains, at the same places in both classes"
     front = f", {shots} shots before" if shots else ""
-    words = f"[x_i ; x_j] at each word's {read} piece, split by question, equal classes; {source}{front}"
-    n_pairs = sum(len(q.pairs) for q in kept)
-    facts = PairProbes.facts(model, examples, len(kept), n_pairs, words, settings, meter)
+    words = f"x_i, x_j at each word's {read} piece, split by question, equal classes; {made}{front}"
+    facts = PairProbes.facts(model, examples, len(kept), sum(len(q.pairs) for q in kept), words, settings, meter)
+    if drawn is not None:
+        facts["cost"] = {k: v + getattr(drawn[1], k) for k, v in facts["cost"].items()}
     return PairProbes(xr.Dataset(data, coords=coords), facts)
 
 
 Sample = tuple[int, WordPair]
 
 
-def _cues(tokens: Sequence[int], pair: WordPair) -> list[tuple[int, ...]]:
-    """The two tokens before both words, and the last of these."""
-    starts = (pair.first.start, pair.second.start)
-    return [tuple(tokens[s - k] if s >= k else -1 for s in starts for k in range(1, n + 1)) for n in (2, 1)]
+class _Split(NamedTuple):
+    """units [questions]: numbers of the units. test: the units to test on. parts [questions]: "train", "held" or "test"."""
+
+    units: NDArray
+    test: NDArray
+    parts: NDArray
 
 
-def _part(question: int, test: NDArray, held: set[int]) -> str:
-    return "test" if question in test else "held" if question in held else "train"
+def _split(questions: Sequence[Question], rng: np.random.Generator) -> _Split:
+    """Of units, so that a question and its twin are in one part."""
+    named = [("unit", q.unit) if q.unit >= 0 else ("question", i) for i, q in enumerate(questions)]
+    number = {name: i for i, name in enumerate(dict.fromkeys(named))}
+    units, n = np.array([number[name] for name in named]), len(number)
+    order = rng.permutation(n)
+    n_test = max(2, round(n * TEST_SHARE))
+    test, train = np.sort(order[:n_test]), np.sort(order[n_test:])
+    held = rng.permutation(train)[: max(1, round(len(train) * HELD_SHARE))]
+    parts = np.where(np.isin(units, test), "test", np.where(np.isin(units, held), "held", "train"))
+    return _Split(units, test, parts)
 
 
-def _samples(questions: Sequence[Question], chosen: NDArray, seed: int) -> list[Sample]:
+class _Task(NamedTuple):
+    """What a probe learns. samples: the training pairs, then the test pairs, classes equally many in each; labels of all;
+    fitted: the labels that training sees; held [training samples]."""
+
+    samples: list[Sample]
+    n_train: int
+    labels: NDArray
+    fitted: NDArray
+    held: NDArray
+
+    @classmethod
+    def of(cls, pairs: Sequence[Sequence[WordPair]], split: _Split, classes: int, seed: int, shuffled: bool) -> _Task:
+        train, test = (
+            _samples(pairs, np.flatnonzero((split.parts == "test") == part), seed + part, classes) for part in (False, True)
+        )
+        labels = np.array([p.label for _, p in (*train, *test)])
+        fitted = labels[: len(train)]
+        if shuffled:
+            fitted = np.random.default_rng((seed, 1)).permutation(fitted)
+        return cls([*train, *test], len(train), labels, fitted, np.array([split.parts[q] == "held" for q, _ in train]))
+
+    def _tested(self, split: _Split) -> list[NDArray]:
+        """For each test unit its test samples."""
+        unit = split.units[[q for q, _ in self.samples[self.n_train :]]]
+        return [np.flatnonzero(unit == u) for u in split.test]
+
+    def by_unit(self, values: NDArray, split: _Split) -> NDArray:
+        """Mean over the pairs of each test unit: [..., test samples] -> [units, ...], NaN where a unit has none."""
+        none = np.full(values.shape[:-1], np.nan)
+        return np.stack([values[..., rows].mean(-1) if len(rows) else none for rows in self._tested(split)])
+
+    def confusion(self, said: NDArray, split: _Split, classes: int) -> NDArray:
+        """[depth, probe, test samples] -> counts [units, depth, probe, label, predicted]."""
+        labels, one = self.labels[self.n_train :], np.eye(classes)
+        each = one[labels][:, :, None] * one[said][..., None, :]  # [depth, probe, samples, label, predicted]
+        return np.stack([each[:, :, rows].sum(2) for rows in self._tested(split)])
+
+
+def _samples(pairs: Sequence[Sequence[WordPair]], chosen: NDArray, seed: int, classes: int) -> list[Sample]:
     """Equally many pairs of each class from these questions, in random order."""
-    flat = [(q, p) for q in chosen.tolist() for p in questions[q].pairs]
+    flat = [(q, p) for q in chosen.tolist() for p in pairs[q]]
     if not flat:
         raise ValueError("questions: those of one part have no pairs; expected some of each class")
-    return [flat[i] for i in balanced(np.array([p.label for _, p in flat]), seed=seed)]
+    return [flat[i] for i in balanced(np.array([p.label for _, p in flat]), classes=classes, seed=seed)]
 
 
-class Features:
-    """The features of pairs at each depth: [samples, 2 d], made from rows that are kept once."""
+class _Fits(NamedTuple):
+    """Fits probes of these kinds at all depths."""
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        model: Model,
-        questions: Sequence[Question],
-        samples: Sequence[Sample],
-        depths: Sequence[int],
-        piece: Piece,
-        memory_gb: float | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        wanted: dict[int, set[int]] = {}
-        for q, p in samples:
-            wanted.setdefault(q, set()).update((position(p.first, piece), position(p.second, piece)))
-        rows = {(q, at): i for i, (q, at) in enumerate((q, at) for q in sorted(wanted) for at in sorted(wanted[q]))}
-        self.pairs = np.array([[rows[q, position(word, piece)] for word in (p.first, p.second)] for q, p in samples])
-        self.rows = np.empty((len(depths), len(rows), model.cfg.d_model), dtype=np.float32)
-        used = sorted(wanted)
-        for done, (i, acts) in enumerate(runs(model, [questions[q] for q in used], ("resid_post",), memory_gb=memory_gb), 1):
-            q = used[i]
-            at = sorted(wanted[q])
-            to = slice(rows[q, at[0]], rows[q, at[-1]] + 1)
-            for j, depth in enumerate(depths):
-                if depth:
-                    here = acts.at("resid_post", depth - 1, at)
-                else:
-                    here = model.family.embed(acts.tokens[at].to(model.device), torch.tensor(at, device=model.device))
-                self.rows[j, to] = here.float().cpu().numpy()
+    kinds: Sequence[str]
+    classes: int
+    components: int
+    seed: int
+
+    def __call__(self, x: Features, task: _Task, first: int, progress: Progress | None) -> tuple[NDArray, NDArray]:
+        """What the probes say of the test samples, [depth, probe, samples], and their accuracy on what is held out, [depth,
+        probe]. The task's samples are those of x from number `first` on."""
+        n, y, held = task.n_train, task.fitted, task.held
+        own = slice(first, first + len(task.samples))
+        said = np.zeros((len(x), len(self.kinds), len(task.samples) - n), dtype=np.int64)
+        held_out = np.zeros((len(x), len(self.kinds)))
+        flat = []
+        for d in range(len(x)):
+            if "bilinear" in self.kinds:
+                k = self.kinds.index("bilinear")
+                found, held_out[d, k] = fit_bilinear(*(side[own] for side in x.sides(d)), y, held, self.classes)
+                said[d, k] = found[n:]
+            if {"linear", "mlp"} & set(self.kinds):
+                features = x[d][own]
+                flat.append(Projection.fit(features[:n], self.components)(features).astype(np.float32))
+            if "linear" in self.kinds:
+                k = self.kinds.index("linear")
+                probe = fit_linear(flat[d][:n], y, held, self.classes)
+                said[d, k], held_out[d, k] = probe(flat[d][n:]).argmax(1), probe.held_out
             if progress is not None:
-                progress(0.5 * done / len(used), 1.0)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, depth: int) -> NDArray:
-        """Of the depth with this number."""
-        return self.rows[depth][self.pairs].reshape(len(self.pairs), -1)
-
-
-def _fitted(
-    x: Features, targets: NDArray, held: NDArray, kinds: Sequence[str], components: int, seed: int, progress: Progress | None
-) -> tuple[NDArray, NDArray]:
-    """What the probes say of every sample, [task, depth, probe, samples], and their held-out accuracy on the relation.
-
-    targets [task, training samples]; the training samples are the first ones of x.
-    """
-    n = targets.shape[1]
-    said = np.zeros((len(targets), len(x), len(kinds), len(x.pairs)), dtype=np.int64)
-    held_out = np.zeros((len(x), len(kinds)))
-    flat = []
-    for j in range(len(x)):
-        features = x[j]
-        z = Projection.fit(features[:n], components)(features).astype(np.float32)
-        flat.append(z)
-        if "linear" in kinds:
-            for t, y in enumerate(targets):
-                probe = fit_linear(z[:n], y, held)
-                said[t, j, kinds.index("linear")] = probe(z).argmax(1)
-                if t == 0:
-                    held_out[j, kinds.index("linear")] = probe.held_out
-        if progress is not None:
-            progress(0.5 + 0.3 * (j + 1) / len(x), 1.0)
-    if "mlp" in kinds:
-        width = max(z.shape[1] for z in flat)
-        padded = torch.from_numpy(np.stack([np.pad(z, ((0, 0), (0, width - z.shape[1]))) for z in flat]))
-        for t, y in enumerate(targets):
+                progress(d + 1, len(x) + 1)
+        if "mlp" in self.kinds:
+            k, width = self.kinds.index("mlp"), max(z.shape[1] for z in flat)
+            padded = torch.from_numpy(np.stack([np.pad(z, ((0, 0), (0, width - z.shape[1]))) for z in flat]))
             labels = torch.from_numpy(y).expand(len(x), -1)
-            mlps, accuracy = fit_mlps(padded[:, :n], labels, torch.from_numpy(held), seed=seed)
+            mlps, held_out[:, k] = fit_mlps(padded[:, :n], labels, torch.from_numpy(held), self.classes, seed=self.seed)
             with torch.no_grad():
-                said[t, :, kinds.index("mlp")] = mlps(padded).argmax(-1).numpy()
-            if t == 0:
-                held_out[:, kinds.index("mlp")] = accuracy
-    if progress is not None:
-        progress(1.0, 1.0)
-    return said, held_out
+                said[:, k] = mlps(padded[:, n:]).argmax(-1).numpy()
+        return said, held_out
 
 
-def _counted(
-    test: NDArray, samples: Sequence[Sample], n_pairs: int, said: NDArray, labels: NDArray, control: NDArray
-) -> dict[str, tuple]:
-    """Counts by test question. samples: the test pairs, then the pairs across; said [task, depth, probe, samples]."""
-    _, D, K, _ = said.shape
-    C = len(CLASSES)
-    confusion = np.zeros((len(test), D, K, C, C))
-    right, across = np.full((2, len(test), D, K), np.nan)
-    question = np.array([q for q, _ in samples])
-    pair = np.arange(len(samples)) < n_pairs
-    for e, q in enumerate(test):
-        here = np.flatnonzero((question == q) & pair)
-        for i in here:
-            for c in range(C):
-                confusion[e, :, :, labels[i], c] += said[0, ..., i] == c
-        if len(here):
-            right[e] = (said[1][..., here] == control[here]).mean(-1)
-        there = np.flatnonzero((question == q) & ~pair)
-        if len(there):
-            across[e] = (said[0][..., there] == CLASSES.index("unrelated")).mean(-1)
-    axes = ("example", "depth", "probe")
-    return {"confusion": ((*axes, "label", "predicted"), confusion), "control": (axes, right), "across": (axes, across)}
+def _random(
+    model: Model, kept: Sequence[Question], task: _Task, at: Sequence[int], read: Piece, memory_gb: float | None, seed: int,
+    progress: Progress | None,
+):  # fmt: skip
+    """The features of the same pairs in a model with random weights, and what they cost; None of quantised weights."""
+    try:
+        twin = random_twin(model, seed=seed)
+    except NotImplementedError:
+        return None
+    with metered(twin) as meter:
+        return Features(twin, kept, task.samples, at, read, memory_gb, progress), meter
+
+
+def _steps(progress: Progress | None, n: int) -> Callable[[], Progress | None]:
+    """Returns what gives the progress of one of n parts after the other."""
+    begun = iter(range(n))
+
+    def part() -> Progress | None:
+        i = next(begun)
+        return None if progress is None else lambda done, total: progress(i + done / total, n)
+
+    return part
 
 
 def cost(
     cfg: ModelConfig, workload: Workload, *, questions: int = QUESTIONS, length: float | None = None, shots: int = 0
 ) -> Cost:
-    """Predicted. length: mean tokens of a question after the demonstrations; None: as long as an example with two hops."""
-    return questions_cost(cfg, workload, questions, length, shots)
+    """Predicted, of the default definition. length: mean tokens of a question after the demonstrations; None: seven tenths of
+    an example with two hops, six sentences beside ten of which some are shorter."""
+    length = 0.7 * question_length(workload) if length is None else length
+    weights = layer_flop(cfg).linear / 2 * cfg.n_layers * cfg.dtype.itemsize
+    once = questions_cost(cfg, workload, questions, length, shots)
+    return once + once + Cost(memory=once.memory + weights)
 
 
 def authors_cost(

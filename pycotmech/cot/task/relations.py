@@ -58,6 +58,8 @@ class Question:
     across: pairs that are not related either, of a sentence's subject and a later sentence's object: in their roles they
         look like related pairs.
     others: the tokens with other verbs, which relate nothing (`cot.task.verbs`); empty where none were made.
+    stated: pairs of `make_entailed` that one sentence relates, or none, at the places of the others.
+    unit: the number that a question shares with those of the same words, which are split and resampled together; -1: none.
     """
 
     tokens: LongTensor = field(repr=False)
@@ -65,15 +67,26 @@ class Question:
     across: tuple[WordPair, ...] = field(default=(), repr=False)
     text: str = ""
     others: tuple[LongTensor, ...] = field(default=(), repr=False)
+    stated: tuple[WordPair, ...] = field(default=(), repr=False)
+    unit: int = -1
 
 
 @dataclass(frozen=True)
-class _Said:
+class Said:
     """A premise in its text: the positions of subject and object."""
 
     premise: Premise
     subject: slice
     object: slice
+
+
+class Surroundings(NamedTuple):
+    """What the questions of one call share. front: the text before them."""
+
+    encoder: Encoder
+    front: str
+    ontology: Ontology
+    style: Style
 
 
 def make_questions(
@@ -113,20 +126,8 @@ def make_questions(
             raise ValueError(f"{name}: got {value!r}; expected an integer of at least {least}")
     if unrelated not in get_args(Unrelated):
         raise ValueError(f"unrelated: got {unrelated!r}; expected one of {', '.join(get_args(Unrelated))}")
-    if examples is not None:
-        style, ontology, bos = examples.style, examples.ontology, examples.bos  # type: ignore[assignment]
-    encoder = Encoder(tokenizer, bos)
-    front = ""
-    if shots:
-        if examples is None or examples.shots != shots:
-            same = (
-                {k: getattr(examples, k) for k in ("hops", "order", "distractors", "competing")} if examples is not None else {}
-            )
-            examples = make_examples(
-                1, tokenizer=tokenizer, shots=shots, ontology=ontology, style=style, seed=seed, bos=encoder.bos, **same
-            )
-        front = examples.few_shot
-    known = _words(encoder, ontology, style, front, needed=trees * size)
+    encoder, front, ontology, style = surroundings(tokenizer, examples, shots, ontology, style, seed, bos)
+    known = usable_words(encoder, ontology, style, front, needed=trees * size)
     rng = random.Random(f"{seed}/relations")
     return [_question(rng, encoder, known, front, style, ontology, trees, size, properties, unrelated) for _ in range(n)]
 
@@ -148,6 +149,15 @@ def ask(
     front: text before it, such as a few-shot block. properties, unrelated: as for `make_questions`.
     """
     encoder = bos if isinstance(bos, Encoder) else Encoder(tokenizer, bos)
+    text, ids, said = stated(premises, words, encoder, front, style)
+    pairs, across = _pairs(random.Random(f"{seed}/pairs"), said, words, ids, properties, unrelated)
+    return Question(ids, pairs, across, text)  # type: ignore[arg-type]
+
+
+def stated(
+    premises: Sequence[Premise], words: Mapping[str, Word], encoder: Encoder, front: str, style: Style
+) -> tuple[str, LongTensor, list[Said]]:
+    """The text that states these premises in this order, its tokens [T], and where each premise stands."""
     pieces: Pieces = [FRAMES[style].head]
     for i, premise in enumerate(premises):
         pieces += [*([" "] if i else []), *sentence(style, words, premise), "."]
@@ -157,23 +167,43 @@ def ask(
     if not all(encoded.isolated(o.start, o.stop) for o in places):
         raise ValueError("tokenizer: merges a word of the question with its neighbours; expected tokens that end with words")
     spans = [encoded.word(o.start, o.stop) for o in places]
-    said = [_Said(p, a, b) for p, a, b in zip(premises, spans[::2], spans[1::2], strict=True)]
-    ids = torch.tensor(encoded.ids)
-    pairs, across = _pairs(random.Random(f"{seed}/pairs"), said, words, ids, properties, unrelated)
-    return Question(ids, pairs, across, text)  # type: ignore[arg-type]
+    said = [Said(p, a, b) for p, a, b in zip(premises, spans[::2], spans[1::2], strict=True)]
+    return text, torch.tensor(encoded.ids), said  # type: ignore[return-value]
 
 
 # ---- words and premises --------------------------------------------------------------------------------------------
 
 
+def surroundings(
+    tokenizer: Any, examples: Examples | None, shots: int, ontology: Ontology, style: Style, seed: int, bos: bool | None
+) -> Surroundings:
+    """Style, ontology, BOS and demonstrations of the examples if there are any, otherwise those given."""
+    if examples is not None:
+        style, ontology, bos = examples.style, examples.ontology, examples.bos  # type: ignore[assignment]
+    encoder = Encoder(tokenizer, bos)
+    front = ""
+    if shots:
+        if examples is None or examples.shots != shots:
+            same = (
+                {k: getattr(examples, k) for k in ("hops", "order", "distractors", "competing")} if examples is not None else {}
+            )
+            examples = make_examples(
+                1, tokenizer=tokenizer, shots=shots, ontology=ontology, style=style, seed=seed, bos=encoder.bos, **same
+            )
+        front = examples.few_shot
+    return Surroundings(encoder, front, ontology, style)
+
+
 @dataclass(frozen=True)
-class _Known:
+class Known:
+    """Words that can be used."""
+
     concepts: tuple[Word, ...]
     properties: tuple[Word, ...]
     entities: tuple[Word, ...]
 
 
-def _words(encoder: Encoder, ontology: Ontology, style: Style, front: str, needed: int) -> _Known:
+def usable_words(encoder: Encoder, ontology: Ontology, style: Style, front: str, needed: int) -> Known:
     """Words that the tokenizer keeps apart from their neighbours and that the text before does not use."""
     heard = front.lower()
 
@@ -192,13 +222,13 @@ def _words(encoder: Encoder, ontology: Ontology, style: Style, front: str, neede
                 f"tokenizer: leaves {len(words)} words of kind {kind!r} for questions in ontology {ontology!r}, style "
                 f"{style!r}; expected at least {least}: fewer trees, smaller ones, or fewer shots would do"
             )
-    return _Known(found, *rest)
+    return Known(found, *rest)
 
 
 def _question(
     rng: random.Random,
     encoder: Encoder,
-    known: _Known,
+    known: Known,
     front: str,
     style: Style,
     ontology: Ontology,
@@ -255,7 +285,7 @@ def _parts(premises: Sequence[Premise]) -> dict[str, int]:
 
 def _pairs(
     rng: random.Random,
-    said: Sequence[_Said],
+    said: Sequence[Said],
     words: Mapping[str, Word],
     ids: torch.Tensor,
     properties: bool,

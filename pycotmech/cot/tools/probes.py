@@ -1,12 +1,10 @@
-"""Linear and non-linear probes on identical data: the features are projected once, regularisation and stopping are chosen on
-questions held out of the training set, and all depths are fitted together where that is quicker.
+"""Probes on identical data: regularisation and stopping are chosen on questions held out of the training set, and all depths
+are fitted together where that is quicker.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +15,10 @@ from torch import Tensor
 COMPONENTS = 256
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse penalties among which the linear probe chooses."""
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+"""Penalties among which the bilinear probe chooses, in multiples of the mean size of a sample."""
+TREES = 200
+"""Of the random forest that reads the surface."""
 HIDDEN = (64, 32)
 _STEPS, _RATE, _DECAY, _DROPOUT, _LOOK, _PATIENCE = 300, 3e-3, 3.0, 0.5, 5, 12
 
@@ -161,29 +163,62 @@ def fit_mlps(
     return mlps, accuracy.double().numpy()
 
 
-def control_labels(words: list[tuple[str, str]], classes: int = 3, *, seed: int = 0) -> NDArray[np.int64]:
-    """Labels that depend on nothing but the two words, drawn at random for each pair of words (Hewitt & Liang 2019)."""
-    rng = np.random.default_rng(seed)
-    kinds = {pair: int(rng.integers(classes)) for pair in sorted(set(words))}
-    return np.array([kinds[pair] for pair in words], dtype=np.int64)
+def pair_kernel(first: NDArray, second: NDArray, n_train: int, *, scaled: bool) -> NDArray:
+    """Features [n, d] of the first and of the second words of pairs -> [n, n_train]: how alike pairs are in 1, all entries of
+    the first, all of the second, and all products of the two.
 
-
-def majority(cues: Sequence[Sequence[Hashable]], labels: NDArray) -> NDArray[np.int64]:
-    """What a rule without a model says: for each sample the commonest label among training samples of the same cue.
-
-    cues [samples]: for each sample its cues, the most telling first; of these the first that occurs in training counts, in
-    the end no cue at all. labels: of the training samples, which are the first ones.
+    Centred on the training pairs, the first n_train; scaled: every entry has the same spread. Each word's product with itself
+    is 1 on average.
     """
-    seen: dict[tuple[int, Hashable], Counter] = {}
-    for cue, label in zip(cues, labels.tolist()):
-        for level, one in enumerate((*cue, None)):
-            seen.setdefault((level, one), Counter())[label] += 1
 
-    def said(cue: Sequence[Hashable]) -> int:
-        known = next(seen[key] for key in enumerate((*cue, None)) if key in seen)
-        return min(known, key=lambda label: (-known[label], label))
+    def similar(x: NDArray) -> NDArray:
+        z = x.astype(np.float64) - x[:n_train].mean(0)
+        if scaled:
+            spread = z[:n_train].std(0)
+            z = np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), z / np.maximum(spread, 1e-30), 0.0)
+        size = float(np.square(z[:n_train]).sum(1).mean())
+        return z @ z[:n_train].T / max(size, 1e-30)
 
-    return np.array([said(cue) for cue in cues], dtype=np.int64)
+    return (1 + similar(first)) * (1 + similar(second))
+
+
+def fit_bilinear(
+    first: NDArray, second: NDArray, y: NDArray, held: NDArray, classes: int, penalties: tuple[float, ...] = PENALTIES
+) -> tuple[NDArray, float]:
+    """What a penalised bilinear probe says of every pair [n], and its accuracy on the held-out part of the training set.
+
+    A class's score is a bilinear form in the two words' features [n, d], fitted by least squares to 1 for the class and 0 for
+    others (kernel ridge regression): the simplest probe that can compare the two, which no linear one of both beside one
+    another can. y [m], held [m]: of the training pairs, the first m. Penalty and scaling (`pair_kernel`) are chosen where
+    `held`, by squared error; then it is fitted on all m.
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    m = len(y)
+    kernels = [pair_kernel(first, second, m, scaled=scaled) for scaled in (True, False)]
+    target = np.eye(classes)[y]
+
+    def scores(kernel: NDArray, penalty: float, rows: NDArray, at: NDArray) -> NDArray:
+        own = kernel[np.ix_(rows, rows)]
+        mean = target[rows].mean(0)
+        factor = cho_factor(own + penalty * np.trace(own) / len(own) * np.eye(len(own)))
+        return mean + kernel[np.ix_(at, rows)] @ cho_solve(factor, target[rows] - mean)
+
+    every = np.arange(m)
+    fitted, judged = (every[~held], every[held]) if held.any() and not held.all() else (every, every)
+    tried = [(k, c) for k in range(len(kernels)) for c in penalties]
+    errors = [np.square(scores(kernels[k], c, fitted, judged) - target[judged]).mean() for k, c in tried]
+    k, penalty = tried[int(np.argmin(errors))]
+    accuracy = float((scores(kernels[k], penalty, fitted, judged).argmax(1) == y[judged]).mean())
+    return scores(kernels[k], penalty, every, np.arange(len(first))).argmax(1), accuracy
+
+
+def fit_surface(x: NDArray, y: NDArray, *, seed: int = 0) -> NDArray[np.int64]:
+    """What a random forest says of every sample [n] by features that need no model [n, F]; y [m]: labels of the first m."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    forest = RandomForestClassifier(n_estimators=TREES, min_samples_leaf=2, random_state=seed)
+    return forest.fit(x[: len(y)], y).predict(x).astype(np.int64)
 
 
 def balanced(labels: NDArray, *, classes: int = 3, seed: int = 0) -> NDArray[np.int64]:

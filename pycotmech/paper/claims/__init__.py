@@ -1,7 +1,7 @@
 """The claims of the paper's abstract, one file each, and what a model's results say to each.
 
 Each file has a `judge` from results to a verdict, and a CLAIM with its text and its null.
-Tests: `test_verdict.py` for `mixing`, `rift`; the others have tests of their own names.
+Tests: `test_verdict.py` for `rift`; the others have tests of their own names.
 """
 
 from __future__ import annotations

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from pycotmech.cot.analyses.pair_probes import alone
 from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, is_above
 from pycotmech.stats import bootstrap
 
+LEAST = 0.1
+"""If the whole interval of a gain in accuracy lies below this, streams do not hold the relation, whether it is zero or not."""
+
 
 def judge(results: Results) -> Verdict:
-    """At a depth of the lower two thirds, chosen on other questions, a probe gains on the embedding and on local syntax, and
-    calls most subjects and objects of different sentences unrelated: what knows the words' roles alone does not."""
+    """At the depth and with the probe that did best on other questions, of the lower two thirds, words that only entailment
+    relates are distinguished from unrelated ones at the same places, better than by each of the nulls."""
     found = results["pair_probes"]
-    last = int(found.data["depth"].max())
-    depth = found.best("mlp", upto=2 / 3 * last)
-    at = list(found.data["depth"].values).index(depth)
-    confusion = found.data["confusion"].sel(probe="mlp").transpose("example", "depth", "label", "predicted").values
-    hits, judged = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1), confusion.sum((-2, -1))
-    accuracy = hits / np.where(judged > 0, judged, np.nan)
-    first = bootstrap.ratio_interval(hits[:, at], judged[:, at], within=bootstrap.SHARE)
-    beside = {"embedding": accuracy[:, 0], "two tokens before each word": found.data["neighbours"].values}
-    gains = {
-        f"above the {name}": bootstrap.mean_interval(accuracy[:, at] - x, within=bootstrap.SHARES_APART)
-        for name, x in beside.items()
-    }
-    apart = found.data["across"].sel(probe="mlp").transpose("example", "depth").values[:, at]
-    across = bootstrap.mean_interval(apart, within=bootstrap.SHARE)
-    above = ", ".join(f"{x.words()} {name}" for name, x in gains.items())
+    if found.about["settings"]["definition"] == "paper":
+        return Verdict(
+            "not decided", "the three classes differ in their surface and cannot show that a model holds the relation"
+        )
+    probe, depth = found.choice()
+    at, last = {"probe": probe, "depth": depth}, found.about["settings"]["n_layers"]
+    accuracy, gains = found.accuracy().sel(at), found.gains()
+    inside = bootstrap.ends(accuracy["low"], accuracy["high"])
+    above = ", ".join(f"{gain.words('{:+.0%}')} above {name}" for name, gain in gains.items())
     evidence = (
-        f"a non-linear probe separates related, negated and unrelated words with {first.words()} at depth {depth} of {last}, "
-        f"the best of the lower two thirds, {above}; of unrelated subjects and objects of different sentences it calls "
-        f"{across.words()} unrelated; n = {int(first.n)}"
+        f"a {probe} probe distinguishes words that only entailment relates from unrelated ones at the same places with "
+        f"{float(accuracy['mean']):.0%}{inside} at depth {depth} of {last}, the best of the lower two thirds, {above}; "
+        f"n = {int(accuracy['n'])}"
     )
-    parts = {name: is_above(x, 0.0) for name, x in gains.items()}
-    parts["most of these called unrelated"] = is_above(across, 0.5)
-    return combined(evidence, parts)
+    known = bootstrap.mean_interval(found.data["stated"].sel(at).values, within=bootstrap.SHARE)
+    if known.n:
+        evidence += f"; words that one sentence relates it distinguishes with {known.words()}"
+    evidence += f". {found.conclusion().capitalize()}"
+    null = ", ".join(f"{name} {alone(x)}" for name, x in found.baselines().items())
+    return combined(evidence, {f"above {name}": _gained(gain) for name, gain in gains.items()}, null=null)
+
+
+def _gained(gain: bootstrap.Interval) -> Verdict:
+    """Above 0, or below `LEAST`, or open."""
+    verdict = is_above(gain, 0.0)
+    return Verdict("not borne out", "") if verdict.word == "not decided" and gain.high < LEAST else verdict
 
 
 CLAIM = Claim(
     "mixing",
-    "Residual streams of related words come to hold their relation in the lower and middle layers.",
+    "Residual streams of words that are related only by entailment come to hold their relation in the lower and middle layers.",
     "abstract; E9",
     judge,
-    "embedding; two tokens before each word",
+    "surface (positions, neighbouring tokens); embedding; random weights",
 )

@@ -5,7 +5,16 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from pycotmech.cot.tools.probes import Projection, balanced, control_labels, fit_linear, fit_mlps, macro_f1, majority
+from pycotmech.cot.tools.probes import (
+    Projection,
+    balanced,
+    fit_bilinear,
+    fit_linear,
+    fit_mlps,
+    fit_surface,
+    macro_f1,
+    pair_kernel,
+)
 from tests.reference.close import assert_allclose, assert_close
 
 
@@ -87,14 +96,6 @@ def test_the_projection_keeps_distances_and_ignores_what_is_constant(shape):
     assert np.square(turned).mean() == pytest.approx(1)
 
 
-def test_labels_of_the_control_task_belong_to_word_pairs():
-    words = [(str(a), str(b)) for a in range(30) for b in range(30)] * 2
-    labels = control_labels(words, seed=1)
-    assert (labels[:900] == labels[900:]).all()
-    assert np.bincount(labels[:900]) == pytest.approx([300] * 3, abs=50)
-    assert (control_labels(words, seed=2) != labels).any()
-
-
 def test_balanced_takes_as_many_of_each_in_random_order():
     labels = np.repeat([0, 1, 2], [50, 20, 31])
     taken = balanced(labels, seed=0)
@@ -111,7 +112,59 @@ def test_macro_f1_is_scikit_learns():
     assert float(macro_f1(confusion)) == pytest.approx(f1_score(true, said, average="macro"))
 
 
-def test_a_rule_falls_back_on_what_it_knows():
-    cues = [["ab", "a"], ["ab", "a"], ["ac", "a"], ["bc", "b"], ["ab", "a"], ["ad", "a"], ["xx", "x"]]
-    assert majority(cues, np.array([1, 1, 2, 0]))[4:].tolist() == [1, 1, 1]
-    assert majority(cues, np.array([1, 1, 2, 0]))[2] == 2
+def matched(n, d=12, words=10, seed=7):
+    """Pairs of vectors: the second holds a word's code in other dims than the first. Label: whether it is the same word."""
+    rng = np.random.default_rng(seed)
+    codes = rng.normal(size=(words, d))
+    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    a = rng.integers(words, size=n)
+    same = rng.integers(2, size=n)
+    b = np.where(same, a, (a + rng.integers(1, words, size=n)) % words)
+    first, second = codes[a], codes[b] @ turn
+    return first + 0.1 * rng.normal(size=(n, d)), second + 0.1 * rng.normal(size=(n, d)), same
+
+
+def test_a_bilinear_probe_compares_two_words_and_a_linear_one_cannot():
+    first, second, same = matched(900)
+    held = np.arange(600) % 5 == 0
+    said, held_out = fit_bilinear(first, second, same[:600], held, 2)
+    assert (said[600:] == same[600:]).mean() > 0.95 and held_out > 0.95
+    x = np.concatenate((first, second), 1)
+    linear = fit_linear(x[:600], same[:600], held, 2)
+    assert (linear(x[600:]).argmax(1) == same[600:]).mean() < 0.6
+
+
+def test_a_bilinear_probe_combines_nothing_that_one_word_holds():
+    """Two bits of the second word, whose parity says which of two first words it belongs to."""
+    rng = np.random.default_rng(8)
+    bits = rng.choice((-1.0, 1.0), size=(900, 3))
+    label = (bits.prod(1) > 0).astype(int)
+    said, _ = fit_bilinear(bits[:, :1], bits[:, 1:], label[:600], np.arange(600) % 5 == 0, 2)
+    assert (said[600:] == label[600:]).mean() < 0.6
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_kernel_is_the_product_of_all_entries(scaled):
+    rng = np.random.default_rng(9)
+    first, second = rng.normal(size=(30, 4)) * [1, 2, 3, 4], rng.normal(size=(30, 5))
+    z = []
+    for x in (first, second):
+        x = (x - x[:20].mean(0)) / (x[:20].std(0) if scaled else 1)
+        z.append(np.concatenate((np.ones((30, 1)), x / np.sqrt(np.square(x[:20]).sum(1).mean())), 1))
+    products = np.einsum("ni,nj->nij", *z).reshape(30, -1)
+    assert_allclose(pair_kernel(first, second, 20, scaled=scaled), products @ products[:20].T, rtol=1e-9)
+
+
+def test_bilinear_labels_that_mean_nothing_are_at_chance():
+    rng = np.random.default_rng(10)
+    first, second = rng.normal(size=(2, 900, 40))
+    y = rng.integers(2, size=900)
+    said, held_out = fit_bilinear(first, second, y[:600], np.arange(600) % 4 == 0, 2)
+    assert (said[600:] == y[600:]).mean() == pytest.approx(0.5, abs=0.09) and held_out < 0.65
+
+
+def test_the_surface_is_read_by_combinations():
+    rng = np.random.default_rng(11)
+    x = rng.integers(2, size=(900, 6))
+    y = x[:, 0] ^ x[:, 1]
+    assert (fit_surface(x, y[:600])[600:] == y[600:]).mean() > 0.95

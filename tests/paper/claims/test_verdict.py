@@ -5,7 +5,6 @@ import pytest
 import xarray as xr
 
 from pycotmech.cot.analyses.functional_rift import FunctionalRift
-from pycotmech.cot.analyses.pair_probes import PairProbes
 from pycotmech.paper import CLAIMS
 from pycotmech.paper.claims import decided
 
@@ -83,34 +82,3 @@ def test_a_rift_whose_interval_leaves_it_open_is_not_denied():
     assert alone.word == "not decided" and "nan" not in alone.evidence and "one example has no interval" in alone.evidence
     few = claim.verdict(rift([0.3] * 5 + [0.01] * 6, middle, n=4))  # all four change at the same depth
     assert few.word == "not decided" and "open: in the middle third (all 4 examples agree" in few.evidence
-
-
-def probes(embedding, best, rule, held, across=0.8, n=12, pairs=20):
-    """PairProbes over the depths 0 .. len(held) - 1: right answers of `pairs` at depth 0 and at every other one [question]."""
-    depths = len(held)
-    hits = np.stack([embedding, *[best] * (depths - 1)], 1)  # [question, depth]
-    confusion = np.zeros((n, depths, 1, 3, 3))
-    confusion[..., 0, 0], confusion[..., 0, 1] = hits[..., None], pairs - hits[..., None]
-    data = {
-        "confusion": (("example", "depth", "probe", "label", "predicted"), confusion),
-        "neighbours": ("example", np.asarray(rule, float) / pairs),
-        "held_out": (("depth", "probe"), np.asarray(held, float)[:, None]),
-        "across": (("example", "depth", "probe"), np.full((n, depths, 1), across)),
-    }
-    return {"pair_probes": PairProbes(xr.Dataset(data, coords={"depth": np.arange(depths), "probe": ["mlp"]}), {})}
-
-
-def test_mixing_is_judged_against_each_baseline_and_below_the_last_third():
-    claim = BY_NAME["mixing"]
-    spread = np.array([-3, 3] * 6)  # from question to question, against one another: the better of the two is 13 of 20
-    held = [0.5, 0.6, 0.9, 0.7]
-    gained = claim.verdict(probes(10 + spread, np.full(12, 12.5), 10 - spread, held))
-    assert gained.word == "borne out" and "62% [35%, 84%] at depth 2 of 3" in gained.evidence
-    syntax = claim.verdict(probes(10 + spread, np.full(12, 12), 13 + spread / 3, held))
-    assert syntax.word == "not borne out" and syntax.evidence.endswith("not so: above the two tokens before each word")
-    roles = claim.verdict(probes(10 + spread, np.full(12, 19), 10 - spread, held, across=0.1))
-    assert roles.word == "not borne out" and roles.evidence.endswith("not so: most of these called unrelated")
-    late = probes(np.full(12, 10), 9 + spread / 3, np.full(12, 9), [0.4, 0.5, 0.4, 0.9])
-    late["pair_probes"].data["confusion"][:, 3] = 0
-    late["pair_probes"].data["confusion"][:, 3, :, 0, 0] = 20  # the last depth alone knows
-    assert claim.verdict(late).word == "not borne out"
