@@ -9,7 +9,8 @@ from typing import Any
 import pycotmech as pcm
 from benchmarks.validity import claims as claiming
 from benchmarks.validity.models import every_step
-from tests.cot.analyses.relation_cases import said
+from pycotmech.cot.task.relations import Question
+from tests.cot.analyses.relation_cases import apart_by_distance, chained, rooted, said
 from tests.reference import planted
 from tests.reference.planted import Planted
 
@@ -56,6 +57,10 @@ def _movers(make: Callable[[], Planted]) -> tuple[Mapping[str, Any], Mapping[str
     return {"relation_heads": pcm.cot.relation_heads(make().model, questions=said(32))}, {}
 
 
+def _mixing(model: pcm.Model, questions: list[Question]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    return {"pair_probes": pcm.cot.pair_probes(model, questions=questions)}, {}
+
+
 def _two_steps(apart: bool) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Two kinds of steps that use the same heads, or each its own (apart). Other heads are replaced by zero: means are of the
     task's own prompts, which are not of the planted kind."""
@@ -77,6 +82,8 @@ PLANTINGS: tuple[Planting, ...] = (
     Planting("shared_heads", "two_circuits", lambda: _two_steps(apart=False)),
     Planting("shared_heads", "two_circuits apart", lambda: _two_steps(apart=True), true=False),
     Planting("movers", "relation", lambda: _movers(_several)),
+    Planting("mixing", "root", lambda: _mixing(rooted(), chained(100))),
+    Planting("mixing", "distance", lambda: _mixing(planted.nothing().model, apart_by_distance(48)), true=False),
     Planting("movers", "looking_back", lambda: _movers(planted.looking_back), true=False),
     _parallel("pathways", 16),
     _parallel("sources", 16),

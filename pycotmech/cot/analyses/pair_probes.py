@@ -169,10 +169,13 @@ class PairProbes(Analysis):
 
     def conclusion(self) -> str:
         """In one sentence, whether the streams hold the relation beyond what the baselines give."""
-        without = [name for name, gain in self.gains().items() if not gain.low > 0]
-        if not without:
-            return "the streams hold more of the relation than surface, embedding and random weights give"
-        return f"no gain is left above {', '.join(without)}: that the streams hold the relation is not shown"
+        gains = self.gains()
+        without = [name for name, gain in gains.items() if gain.low <= 0]
+        if without:
+            return f"no gain is left above {', '.join(without)}: that the streams hold the relation is not shown"
+        if unknown := [name for name, gain in gains.items() if not np.isfinite(gain.low)]:
+            return f"what {', '.join(unknown)} give is not known: that the streams hold the relation is not shown"
+        return "the streams hold more of the relation than surface, embedding and random weights give"
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Accuracy over the depth with its interval, beside the baselines; and on pairs that one sentence relates."""
@@ -323,7 +326,7 @@ def pair_probes(
         "pairs as given" if not isinstance(questions, int) else f"{unrelated or 'next'} unrelated pairs, the authors' classes"
     )
     if isinstance(questions, int) and not paper:
-        made = "first and last words of chains, at the same places in both classes"
+        made = "words of a chain that no sentence relates, at the same places in both classes"
     front = f", {shots} shots before" if shots else ""
     words = f"x_i, x_j at each word's {read} piece, split by question, equal classes; {made}{front}"
     facts = PairProbes.facts(model, examples, len(kept), sum(len(q.pairs) for q in kept), words, settings, meter)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pycotmech.figures.curves import line_with_band
 from pycotmech.figures.frame import PALETTE, framed, small
 from pycotmech.stats import bootstrap
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-    from pycotmech.cot.analyses.pair_probes import PairProbes
-
-
-def figure(found: PairProbes) -> Figure:
-    """Left: accuracy with its interval, on random weights (dashed) and from the surface. Right, if there are such pairs: on
-    words that one sentence relates."""
+def figure(found: Any) -> Figure:
+    """Of a `PairProbes`. Left: accuracy with its interval, on random weights (dashed) and from the surface. Right, if there are
+    such pairs: on words that one sentence relates."""
     data, s = found.data, found.about["settings"]
     lines = [
         f"n = {s['train']} questions to train on, {data.sizes['example']} units to test on; {found.about['definition']}",

@@ -33,13 +33,19 @@ def judge(results: Results) -> Verdict:
         evidence += f"; words that one sentence relates it distinguishes with {known.words()}"
     evidence += f". {found.conclusion().capitalize()}"
     null = ", ".join(f"{name} {alone(x)}" for name, x in found.baselines().items())
-    return combined(evidence, {f"above {name}": _gained(gain) for name, gain in gains.items()}, null=null)
+    verdict = combined(evidence, {f"above {name}": _gained(gain) for name, gain in gains.items()}, null=null)
+    if verdict.word == "not borne out" and known.n and not known.low > found.chance:
+        why = "open: the probe does not find what one sentence relates either, and may miss what is there"
+        return Verdict("not decided", f"{evidence}; {why}", null)
+    return verdict
 
 
 def _gained(gain: bootstrap.Interval) -> Verdict:
     """Above 0, or below `LEAST`, or open."""
-    verdict = is_above(gain, 0.0)
-    return Verdict("not borne out", "") if verdict.word == "not decided" and gain.high < LEAST else verdict
+    low, high, n = float(gain.low), float(gain.high), int(gain.n)
+    if low <= 0 and high < LEAST and not bootstrap.undecidable(low, high, n):
+        return Verdict("not borne out", "")
+    return is_above(gain, 0.0)
 
 
 CLAIM = Claim(

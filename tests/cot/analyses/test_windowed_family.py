@@ -170,7 +170,8 @@ def test_decision_horizon(windowed_model, examples, every):
 
 
 def test_pair_probes_and_relation_heads(windowed_model, examples, every):
-    probes = pcm.cot.pair_probes(windowed_model, examples, right=every, questions=24, depths=[1, 3]).data
+    with registered():  # for the model with random weights
+        probes = pcm.cot.pair_probes(windowed_model, examples, right=every, questions=24, depths=[1, 3]).data
     assert int(probes["confusion"].sum()) > 0
     heads = pcm.cot.relation_heads(windowed_model, examples, right=every, questions=16, draws=50, random_sets=1).data
     looked = heads["attention"].values

@@ -16,7 +16,7 @@ def verdict(found):
     return CLAIM.verdict({"pair_probes": found})
 
 
-def probes(hits, held, *, embedding=10, surface=10, random=10, n=12, pairs=20, definition="right"):
+def probes(hits, held, *, embedding=10, surface=10, random=10, stated=18, n=12, pairs=20, definition="right"):
     """PairProbes over the depths 0 .. len(held) - 1: right answers of `pairs` at depth 0, and at the others [question], and
     those of the baselines."""
     depths = len(held)
@@ -28,7 +28,7 @@ def probes(hits, held, *, embedding=10, surface=10, random=10, n=12, pairs=20, d
     data = {
         "confusion": ((*axes, "label", "predicted"), confusion),
         "random": (axes, same(np.broadcast_to(random, n))),
-        "stated": (axes, same(np.full(n, 18.0))),
+        "stated": (axes, same(np.full(n, stated))),
         "surface": ("example", np.broadcast_to(np.asarray(surface, float), n) / pairs),
         "held_out": (axes[1:], np.asarray(held, float)[:, None]),
         "random_held_out": (axes[1:], np.full((depths, 1), 0.5)),
@@ -60,6 +60,11 @@ def test_a_small_gain_is_denied_and_a_vague_one_is_open():
     vague = verdict(probes(11 + 2 * SPREAD, HELD))
     assert vague.word == "not decided" and "open: above surface" in vague.evidence
     assert verdict(probes(14, HELD, n=4)).word == "not decided"  # four units that agree decide nothing
+
+
+def test_a_probe_that_finds_nothing_stated_either_leaves_it_open():
+    blind = verdict(probes(10 + SPREAD / 3, HELD, stated=10))
+    assert blind.word == "not decided" and "may miss what is there" in blind.evidence
 
 
 def test_the_depth_is_one_of_the_lower_two_thirds_and_chosen_on_other_questions():
