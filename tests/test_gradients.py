@@ -89,7 +89,7 @@ CALLS: dict[str, Any] = {
     ),
     "induction_heads": lambda m, g: pcm.cot.induction_heads(m, g.examples, right=g.right),
     "decision_horizon": lambda m, g: pcm.cot.decision_horizon(m, g.examples, right=g.right, max_new=3),
-    "pair_probes": lambda m, g: pcm.cot.pair_probes(m, questions=12, depths=[0, 3]),
+    "pair_probes": lambda m, g: pcm.cot.pair_probes(m, questions=16, depths=[0, 3]),
     "relation_heads": lambda m, g: pcm.cot.relation_heads(m, questions=8, draws=50, random_sets=1),
     "keep_only": lambda m, g: pcm.cot.keep_only(m, g.examples, {"a": [(0, 1)]}, right=g.right, steps=[5], mean=g.means),
     "remove": lambda m, g: pcm.cot.remove(

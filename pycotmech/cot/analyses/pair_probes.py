@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 QUESTIONS = 100
 Probe = Literal["linear", "bilinear", "mlp"]
 Definition = Literal["right", "paper"]
-TEST_SHARE, HELD_SHARE = 1 / 3, 0.2
+TEST_SHARE, HELD_SHARE = 0.4, 0.2
 LOWER = 2 / 3
 """Part of the depths among which a probe is chosen: the paper's claim is about the lower and middle layers."""
 
@@ -63,12 +63,12 @@ LOWER = 2 / 3
 class PairProbes(Analysis):
     """Accuracy over the depth 0 (embedding), 1 (after layer 0), ..., L, on questions that no probe has seen.
 
-    data, on the axes example (test units: a question with its twin, or one without), depth, probe: `confusion` [.., label,
+    data, on the axes example (test units: questions of the same words, or one alone), depth, probe: `confusion` [.., label,
     predicted], counts; `random`, accuracy of the same probes on a model of the same shape with random weights; `stated`,
     accuracy of the same probes on pairs of the same places that one sentence relates or none, which says whether a probe could
     have found something (NaN without such pairs). `surface` [example]: accuracy of a random forest that sees no model, but
     the positions of both words, their distance and the tokens around them. `held_out`, `random_held_out` [depth, probe]:
-    accuracy on the part of the training set on which penalty, stopping and depth are chosen. `part` [question]: "train",
+    accuracy on training questions that were held out, by which penalty, stopping and depth are chosen. `part` [question]: "train",
     "held" (of the training set) or "test"; `unit` [question]. `pair_*` [pair]: every pair's question, label, distance, words.
     """
 
@@ -202,8 +202,8 @@ class PairProbes(Analysis):
 
 
 def alone(accuracy: NDArray, form: str = "{:.0%}") -> str:
-    """An accuracy [example] in words, without an interval where it is one number by construction: with twins both predictions
-    are the same, and one of them is right."""
+    """An accuracy [example] in words, without an interval where it is one number by construction: questions of a unit
+    have the same predictions and half of them are right."""
     known = accuracy[np.isfinite(accuracy)]
     if len(known) and np.ptp(known) == 0 and 0 < known[0] < 1:
         return f"{form.format(known[0])} in each unit"
@@ -231,12 +231,13 @@ def pair_probes(
     """Probes on the residual streams x_i, x_j of two words: are they related, though no sentence says so?
 
     Pairs are of a first word and a last word of chains ("A is M", "M is B", "B is C": A and C, M and C), of one chain or of
-    two, at the same places of the same text but for its last subjects (`cot.task.entailed.make_entailed`). Each pair occurs in
+    two, at the same places of the same text but for some subjects (`cot.task.entailed.make_entailed`). Each pair occurs in
     both classes, so that surface and embedding are at chance. A probe has found something only above these and above a model
     with random weights.
 
-    A third of the questions is for testing, a question never apart from its twin; in each part the classes are equally many,
-    in random order. Penalty, stopping and depth are chosen on a fifth of the training questions. Probes:
+    Two fifths of the questions are for testing, questions of the same words together; in each part the classes are equally
+    many, in random order. Penalty, stopping and depth are chosen on training questions that are held out: each in turn for the
+    bilinear probe, a fifth of them for the others. Probes:
 
     * bilinear: kernel ridge regression on all products of an entry of x_i with one of x_j, the simplest that can compare the
       two. It cannot combine two things that one of them holds: the model has to have done so.
@@ -245,7 +246,7 @@ def pair_probes(
     * linear: penalised logistic regression on the same. It cannot compare the two.
 
     examples: whose style, ontology and demonstrations the questions take; None: as `make_entailed` has it.
-    questions: how many to make (an even number), or your own, with the classes `cot.task.entailed.ENTAILED` (those of
+    questions: how many to make (in fours), or your own, with the classes `cot.task.entailed.ENTAILED` (those of
         `cot.task.relations.CLASSES` for the paper's). Of your own the surface need not be at chance: look at it.
     shots: demonstrations before it, those of the examples if these have as many.
     depths: 0 (embedding, always among them), 1 (after layer 0) .. n_layers; None: all.
@@ -283,7 +284,7 @@ def pair_probes(
     check_integer(components, "components", 1)
     kept = questions_of(
         model, examples, questions, shots=shots, properties=paper, unrelated=unrelated or "next", classes=classes,
-        least=6 if paper else 8, seed=seed,
+        least=6 if paper else 16, seed=seed,
     )  # fmt: skip
     split = _split(kept, np.random.default_rng(seed))
     task = _Task.of([q.pairs for q in kept], split, len(classes), seed, shuffled)
@@ -347,7 +348,7 @@ class _Split(NamedTuple):
 
 
 def _split(questions: Sequence[Question], rng: np.random.Generator) -> _Split:
-    """Of units, so that a question and its twin are in one part."""
+    """Of units, so that questions of the same words are in one part."""
     named = [("unit", q.unit) if q.unit >= 0 else ("question", i) for i, q in enumerate(questions)]
     number = {name: i for i, name in enumerate(dict.fromkeys(named))}
     units, n = np.array([number[name] for name in named]), len(number)
@@ -361,13 +362,14 @@ def _split(questions: Sequence[Question], rng: np.random.Generator) -> _Split:
 
 class _Task(NamedTuple):
     """What a probe learns. samples: the training pairs, then the test pairs, classes equally many in each; labels of all;
-    fitted: the labels that training sees; held [training samples]."""
+    fitted: the labels that training sees; held, units [training samples]."""
 
     samples: list[Sample]
     n_train: int
     labels: NDArray
     fitted: NDArray
     held: NDArray
+    units: NDArray
 
     @classmethod
     def of(cls, pairs: Sequence[Sequence[WordPair]], split: _Split, classes: int, seed: int, shuffled: bool) -> _Task:
@@ -378,7 +380,8 @@ class _Task(NamedTuple):
         fitted = labels[: len(train)]
         if shuffled:
             fitted = np.random.default_rng((seed, 1)).permutation(fitted)
-        return cls([*train, *test], len(train), labels, fitted, np.array([split.parts[q] == "held" for q, _ in train]))
+        asked = np.array([q for q, _ in train])
+        return cls([*train, *test], len(train), labels, fitted, split.parts[asked] == "held", split.units[asked])
 
     def _tested(self, split: _Split) -> list[NDArray]:
         """For each test unit its test samples."""
@@ -424,7 +427,7 @@ class _Fits(NamedTuple):
         for d in range(len(x)):
             if "bilinear" in self.kinds:
                 k = self.kinds.index("bilinear")
-                found, held_out[d, k] = fit_bilinear(*(side[own] for side in x.sides(d)), y, held, self.classes)
+                found, held_out[d, k] = fit_bilinear(*(side[own] for side in x.sides(d)), y, task.units, self.classes)
                 said[d, k] = found[n:]
             if {"linear", "mlp"} & set(self.kinds):
                 features = x[d][own]

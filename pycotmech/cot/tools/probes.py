@@ -183,34 +183,34 @@ def pair_kernel(first: NDArray, second: NDArray, n_train: int, *, scaled: bool) 
 
 
 def fit_bilinear(
-    first: NDArray, second: NDArray, y: NDArray, held: NDArray, classes: int, penalties: tuple[float, ...] = PENALTIES
+    first: NDArray, second: NDArray, y: NDArray, units: NDArray, classes: int, penalties: tuple[float, ...] = PENALTIES
 ) -> tuple[NDArray, float]:
-    """What a penalised bilinear probe says of every pair [n], and its accuracy on the held-out part of the training set.
+    """What a penalised bilinear probe says of every pair [n], and its accuracy on training units that it was not fitted on.
 
     A class's score is a bilinear form in the two words' features [n, d], fitted by least squares to 1 for the class and 0 for
     others (kernel ridge regression): the simplest probe that can compare the two, which no linear one of both beside one
-    another can. y [m], held [m]: of the training pairs, the first m. Penalty and scaling (`pair_kernel`) are chosen where
-    `held`, by squared error; then it is fitted on all m.
+    another can. y, units [m]: labels and units of the training pairs, the first m. Penalty and scaling (`pair_kernel`) are
+    those with the smallest squared error where each unit is left out in turn. That takes no further fits: with G the inverse
+    of the penalised kernel, the errors of a left-out unit are G_uu^-1 (G target)_u.
     """
-    from scipy.linalg import cho_factor, cho_solve
-
     m = len(y)
-    kernels = [pair_kernel(first, second, m, scaled=scaled) for scaled in (True, False)]
-    target = np.eye(classes)[y]
-
-    def scores(kernel: NDArray, penalty: float, rows: NDArray, at: NDArray) -> NDArray:
-        own = kernel[np.ix_(rows, rows)]
-        mean = target[rows].mean(0)
-        factor = cho_factor(own + penalty * np.trace(own) / len(own) * np.eye(len(own)))
-        return mean + kernel[np.ix_(at, rows)] @ cho_solve(factor, target[rows] - mean)
-
-    every = np.arange(m)
-    fitted, judged = (every[~held], every[held]) if held.any() and not held.all() else (every, every)
-    tried = [(k, c) for k in range(len(kernels)) for c in penalties]
-    errors = [np.square(scores(kernels[k], c, fitted, judged) - target[judged]).mean() for k, c in tried]
-    k, penalty = tried[int(np.argmin(errors))]
-    accuracy = float((scores(kernels[k], penalty, fitted, judged).argmax(1) == y[judged]).mean())
-    return scores(kernels[k], penalty, every, np.arange(len(first))).argmax(1), accuracy
+    target = np.eye(classes)[y] - 1 / classes
+    rows = [np.flatnonzero(units == u) for u in np.unique(units)]
+    best = (np.inf, 0.0, np.zeros(len(first), dtype=np.int64))
+    for scaled in (True, False):
+        kernel = pair_kernel(first, second, m, scaled=scaled)
+        size = np.trace(kernel[:m]) / m
+        for penalty in penalties:
+            inverse = np.linalg.inv(kernel[:m] + penalty * size * np.eye(m))
+            weights = inverse @ target
+            left_out = target.copy()
+            for own in rows:
+                left_out[own] -= np.linalg.solve(inverse[np.ix_(own, own)], weights[own])
+            error = float(np.square(left_out - target).mean())
+            if error < best[0]:
+                accuracy = float((left_out.argmax(1) == y).mean())
+                best = (error, accuracy, (kernel @ weights).argmax(1))
+    return best[2], best[1]
 
 
 def fit_surface(x: NDArray, y: NDArray, *, seed: int = 0) -> NDArray[np.int64]:

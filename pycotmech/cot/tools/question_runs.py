@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pycotmech.cot.task.entailed import ENTAILED, make_entailed
+from pycotmech.cot.task.entailed import ENTAILED, VARIANTS, make_entailed
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.relations import CLASSES, Question, Unrelated, WordPair, make_questions
 from pycotmech.cot.tools.activations import TextActivations, text_activations
@@ -37,7 +37,7 @@ def questions_of(
 ) -> list[Question]:
     """The questions an analysis is made on: those given, or as many made in the style of the examples.
 
-    classes: of the pairs, CLASSES or ENTAILED; with the latter questions come in twins, and one more is made of an odd number.
+    classes: of the pairs, CLASSES or ENTAILED; with the latter questions come in fours, and as many are made as fill these.
 
     Raises TypeError or ValueError naming the argument, before any forward pass.
     """
@@ -50,7 +50,7 @@ def questions_of(
             raise ValueError("model: has no tokenizer to make questions for; expected one, or questions= of your own")
         if classes == ENTAILED:
             return make_entailed(
-                questions + questions % 2, tokenizer=model.tokenizer, examples=examples, shots=shots, seed=seed,
+                questions + -questions % len(VARIANTS), tokenizer=model.tokenizer, examples=examples, shots=shots, seed=seed,
                 bos=model.prepend_bos,
             )  # fmt: skip
         return make_questions(

@@ -127,7 +127,7 @@ def matched(n, d=12, words=10, seed=7):
 def test_a_bilinear_probe_compares_two_words_and_a_linear_one_cannot():
     first, second, same = matched(900)
     held = np.arange(600) % 5 == 0
-    said, held_out = fit_bilinear(first, second, same[:600], held, 2)
+    said, held_out = fit_bilinear(first, second, same[:600], np.arange(600) // 10, 2)
     assert (said[600:] == same[600:]).mean() > 0.95 and held_out > 0.95
     x = np.concatenate((first, second), 1)
     linear = fit_linear(x[:600], same[:600], held, 2)
@@ -139,8 +139,26 @@ def test_a_bilinear_probe_combines_nothing_that_one_word_holds():
     rng = np.random.default_rng(8)
     bits = rng.choice((-1.0, 1.0), size=(900, 3))
     label = (bits.prod(1) > 0).astype(int)
-    said, _ = fit_bilinear(bits[:, :1], bits[:, 1:], label[:600], np.arange(600) % 5 == 0, 2)
+    said, _ = fit_bilinear(bits[:, :1], bits[:, 1:], label[:600], np.arange(600) // 10, 2)
     assert (said[600:] == label[600:]).mean() < 0.6
+
+
+def test_what_is_left_out_was_not_fitted():
+    """The accuracy on units left out is that of fits without them."""
+    first, second, same = matched(120)
+    units = np.arange(90) // 15
+    _, held_out = fit_bilinear(first, second, same[:90], units, 2, penalties=(0.1,))
+    found = []
+    for scaled in (True, False):
+        kernel = pair_kernel(first, second, 90, scaled=scaled)[:90]
+        size, target = np.trace(kernel) / 90, np.eye(2)[same[:90]] - 0.5
+        scores = np.zeros((90, 2))
+        for u in range(6):
+            a, b = np.flatnonzero(units != u), np.flatnonzero(units == u)
+            weights = np.linalg.solve(kernel[np.ix_(a, a)] + 0.1 * size * np.eye(len(a)), target[a])
+            scores[b] = kernel[np.ix_(b, a)] @ weights
+        found.append((np.square(scores - target).mean(), (scores.argmax(1) == same[:90]).mean()))
+    assert held_out == pytest.approx(min(found)[1])
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -159,7 +177,7 @@ def test_bilinear_labels_that_mean_nothing_are_at_chance():
     rng = np.random.default_rng(10)
     first, second = rng.normal(size=(2, 900, 40))
     y = rng.integers(2, size=900)
-    said, held_out = fit_bilinear(first, second, y[:600], np.arange(600) % 4 == 0, 2)
+    said, held_out = fit_bilinear(first, second, y[:600], np.arange(600) // 10, 2)
     assert (said[600:] == y[600:]).mean() == pytest.approx(0.5, abs=0.09) and held_out < 0.65
 
 
