@@ -68,8 +68,9 @@ class PairProbes(Analysis):
     accuracy of the same probes on pairs of the same places that one sentence relates or none, which says whether a probe could
     have found something (NaN without such pairs). `surface` [example]: accuracy of a random forest that sees no model, but
     the positions of both words, their distance and the tokens around them. `held_out`, `random_held_out` [depth, probe]:
-    accuracy on training questions that were held out, by which penalty, stopping and depth are chosen. `part` [question]: "train",
-    "held" (of the training set) or "test"; `unit` [question]. `pair_*` [pair]: every pair's question, label, distance, words.
+    accuracy on training questions that were held out, by which penalty, stopping and depth are chosen. `part` [question]:
+    "train", "held" (of the training set) or "test"; `unit` [question]. `pair_*` [pair]: every pair's question, label,
+    distance, words.
     """
 
     name, title = "pair_probes", "How two words are related, read from their residual streams"
@@ -86,6 +87,14 @@ class PairProbes(Analysis):
         confusion = self._confusion()
         hits = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1)
         return self._labelled(bootstrap.ratio_interval(hits, confusion.sum((-2, -1)), within=bootstrap.SHARE))
+
+    def by_unit(self) -> xr.DataArray:
+        """Accuracy [example, depth, probe] on the pairs of each test unit."""
+        confusion = self._confusion()
+        with np.errstate(invalid="ignore"):
+            share = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1) / confusion.sum((-2, -1))
+        coords = {name: self.data[name] for name in ("depth", "probe")}
+        return xr.DataArray(share, dims=("example", "depth", "probe"), coords=coords)
 
     def f1(self, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
         """Macro-F1 of all pairs of the test units, which are resampled for the interval: mean, low, high [depth, probe]."""
@@ -122,14 +131,14 @@ class PairProbes(Analysis):
         weights = self.data["random"].sel(dict(zip(("probe", "depth"), self.choice(held_out="random_held_out"))))
         return {
             "surface": self.data["surface"].values,
-            "embedding": self._by_question().sel(probe=probe, depth=0).values,
+            "embedding": self.by_unit().sel(probe=probe, depth=0).values,
             "random weights": weights.values,
         }
 
     def gains(self) -> dict[str, bootstrap.Interval]:
         """Accuracy of the choice less that of each baseline, unit by unit."""
         probe, depth = self.choice()
-        here = self._by_question().sel(probe=probe, depth=depth).values
+        here = self.by_unit().sel(probe=probe, depth=depth).values
         within = bootstrap.SHARES_APART
         return {name: bootstrap.mean_interval(here - x, within=within) for name, x in self.baselines().items()}
 
@@ -188,13 +197,6 @@ class PairProbes(Analysis):
 
     def _confusion(self) -> NDArray:
         return self.data["confusion"].transpose("example", "depth", "probe", "label", "predicted").values
-
-    def _by_question(self) -> xr.DataArray:
-        confusion = self._confusion()
-        with np.errstate(invalid="ignore"):
-            share = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1) / confusion.sum((-2, -1))
-        coords = {name: self.data[name] for name in ("depth", "probe")}
-        return xr.DataArray(share, dims=("example", "depth", "probe"), coords=coords)
 
     def _labelled(self, found: bootstrap.Interval) -> xr.Dataset:
         coords = {"depth": self.data["depth"], "probe": self.data["probe"]}
@@ -427,7 +429,8 @@ class _Fits(NamedTuple):
         for d in range(len(x)):
             if "bilinear" in self.kinds:
                 k = self.kinds.index("bilinear")
-                found, held_out[d, k] = fit_bilinear(*(side[own] for side in x.sides(d)), y, task.units, self.classes)
+                one, other = x.sides(d)
+                found, held_out[d, k] = fit_bilinear(one[own], other[own], y, task.units, self.classes)
                 said[d, k] = found[n:]
             if {"linear", "mlp"} & set(self.kinds):
                 features = x[d][own]
@@ -466,8 +469,8 @@ def _steps(progress: Progress | None, n: int) -> Callable[[], Progress | None]:
     begun = iter(range(n))
 
     def part() -> Progress | None:
-        i = next(begun)
-        return None if progress is None else lambda done, total: progress(i + done / total, n)
+        i, report = next(begun), progress
+        return None if report is None else lambda done, total: report(i + done / total, n)
 
     return part
 

@@ -25,7 +25,9 @@ def figure(found: Any) -> Figure:
     accuracy, depth = found.accuracy(), data["depth"].values
     for j, probe in enumerate(data["probe"].values.tolist()):
         colour = PALETTE[j]
-        values = (accuracy[k].isel(probe=j).values for k in ("mean", "low", "high"))
+        values = [accuracy[k].isel(probe=j).values for k in ("mean", "low", "high")]
+        same = np.ptp(found.by_unit().isel(probe=j).values, axis=0) == 0  # half of each unit, by construction
+        values[1:] = (np.where(same, values[0], end) for end in values[1:])
         line_with_band(axes[0][0], depth, *values, color=colour, label=probe)
         random = data["random"].isel(probe=j).mean("example")
         axes[0][0].plot(depth, random, "--", color=colour, lw=1, label=f"{probe}, random weights")

@@ -34,24 +34,24 @@ def said(n: int, *, seed: int = 0, sentences: int = 8) -> list[Question]:
 
 
 def chained(n: int, *, seed: int = 0) -> list[Question]:
-    """n questions in twins, of two chains "a is so m . m is so b . b is so c ." each: the first four sentences in random
-    order, then the last two, whose subjects are exchanged in the twin. Pairs: the m's as objects, and the c's."""
+    """n questions in fours, of two chains "a is so m . m is so b . b is so c ." each: the first four sentences in random
+    order, then the last two; the subjects b are exchanged or not, and so are the m. Pairs: the m's as objects, and the c's."""
     g = torch.Generator().manual_seed(seed)
     out = []
-    for unit in range(n // 2):
+    for unit in range(n // 4):
         words = [ids(CONCEPTS)[i] for i in torch.randperm(8, generator=g).tolist()]
         a, m, b, c = words[:2], words[2:4], words[4:6], words[6:]
-        lower = [(a[0], m[0]), (a[1], m[1]), (m[0], b[0]), (m[1], b[1])]
-        lower = [lower[i] for i in torch.randperm(4, generator=g).tolist()]
-        for twin in (0, 1):
-            said = [*lower, (b[twin], c[0]), (b[1 - twin], c[1])]
+        order = torch.randperm(4, generator=g).tolist()
+        for middle, last in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            lower = [(a[0], m[0]), (a[1], m[1]), (m[middle], b[0]), (m[1 - middle], b[1])]
+            said = [*(lower[i] for i in order), (b[last], c[0]), (b[1 - last], c[1])]
             tokens = [BOS, *(t for x, y in said for t in (x, ID["is"], ID["so"], y, ID["."]))]
             pairs = []
             for t in (0, 1):
                 at = 5 * said.index((a[t], m[t])) + 4
                 for top in (0, 1):
                     end = 5 * (4 + top) + 4
-                    label, names = int((t ^ twin) != top), (WORDS[m[t]], WORDS[c[top]])
+                    label, names = int((t ^ middle ^ last) != top), (WORDS[m[t]], WORDS[c[top]])
                     pairs.append(WordPair(label, slice(at, at + 1), slice(end, end + 1), names))
             out.append(Question(torch.tensor(tokens), tuple(pairs), unit=unit))
     return out

@@ -88,7 +88,7 @@ def test_labels_that_are_distances_do_not():
     """A model that knows positions, and classes that differ in distance: the probe is right and nothing is shown."""
     found = pcm.cot.pair_probes(planted.nothing().model, questions=apart_by_distance(48))
     probe, depth = found.choice()
-    assert float(found.accuracy()["mean"].sel(probe=probe, depth=depth)) > 0.9 and found.data["surface"].mean() > 0.99
+    assert float(found.accuracy()["mean"].sel(probe=probe, depth=depth)) > 0.8 and found.data["surface"].mean() > 0.99
     told = verdict(found)
     assert told.word == "not borne out" and "No gain is left above surface" in told.evidence
     three = pcm.cot.pair_probes(
