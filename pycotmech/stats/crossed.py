@@ -28,16 +28,18 @@ class LayerMeans:
     counts: NDArray[np.bool_] = field(repr=False)
 
     @classmethod
-    def of(cls, top: NDArray, below: NDArray, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
+    def of(cls, top: NDArray, below: NDArray, *, heads: bool = True, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
         """top, below [n, layers, heads]: sums of the quantity and how many things they are of, 0 where nothing counts.
 
+        heads: whether heads are resampled too; otherwise what is found holds of these heads.
         Cost: 2 n draws layers heads multiplications.
         """
         n, L, H = top.shape
         examples = np.concatenate([np.ones((1, n)), bootstrap.resampled(n, draws=draws, seed=seed)])
-        heads = np.random.default_rng([seed, 1]).multinomial(H, np.full(H, 1 / H), size=(draws, L))
-        heads = np.concatenate([np.ones((1, L, H)), heads])
-        above, under = (((examples @ x.reshape(n, -1)).reshape(-1, L, H) * heads).sum(-1) for x in (top, below))
+        times = np.ones((1 + draws, L, H))
+        if heads:
+            times[1:] = np.random.default_rng([seed, 1]).multinomial(H, np.full(H, 1 / H), size=(draws, L))
+        above, under = (((examples @ x.reshape(n, -1)).reshape(-1, L, H) * times).sum(-1) for x in (top, below))
         return cls(above, under, np.asarray((below > 0).any(-1)))
 
     @property

@@ -29,6 +29,12 @@ def test_it_is_the_same_again_with_a_seed():
     assert first == again and first.low != other.low
 
 
+def test_heads_may_be_left_as_they_are():
+    x = np.broadcast_to(np.random.default_rng(1).random((1, 4, 5)), (6, 4, 5))
+    found = LayerMeans.of(x, np.ones_like(x), heads=False).rise(2)
+    assert found.low == pytest.approx(found.mean) and found.high == pytest.approx(found.mean)
+
+
 @pytest.mark.parametrize(("by_example", "by_head"), [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)])
 def test_the_interval_covers_whatever_varies(by_example, by_head):
     """Effects of examples, of heads, and of both: a rise of 0 is covered in at least 90 % of 200 sets."""

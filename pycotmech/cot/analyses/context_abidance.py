@@ -148,13 +148,13 @@ class ContextAbidance(Analysis):
     def of_graphs(self) -> bool:
         return "occurs" in self.data
 
-    def shares(self, of: Share, *, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
+    def shares(self, of: Share, *, heads: bool = True, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
         """By layer the share of tokens that occur in the "own" prompt, "elsewhere", or the "excess" of the one over the other,
-        pooled over steps and heads, of the tokens that could be compared."""
-        return LayerMeans.of(*self._sums(of), draws=draws, seed=seed)
+        pooled over steps and heads, of the tokens that could be compared. heads: whether heads are resampled as well."""
+        return LayerMeans.of(*self._sums(of), heads=heads, draws=draws, seed=seed)
 
     def _sums(self, of: Share) -> tuple[NDArray, NDArray]:
-        """Sums over steps of a share's numerator and denominator, each [example, layer, head]."""
+        """Sums over steps [example, layer, head]: of what is asked for, and how many tokens they are of."""
         if self.of_graphs:
             own, other, counted = (self.data[k] for k in ("in_context", "in_others", "occurs"))
         else:
@@ -193,11 +193,11 @@ class ContextAbidance(Analysis):
 
     def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
         """The first layer of the upper part where the layers fall into one of lower and one of higher excess best (the upward
-        least-squares change point), with its interval.
+        least-squares change point), with its interval over resampled examples: it is the layer of these heads.
 
         NaN where the excess rises nowhere, or no more than chance lets it (`pycotmech.stats.change.rise_interval` holds 0).
         """
-        found = self.shares("excess", draws=draws, seed=seed)
+        found = self.shares("excess", heads=False, draws=draws, seed=seed)
         n, layers = int(found.counts.any(-1).sum()), (1.0, self.data.sizes["layer"] - 1.0)
         at = np.array([change_point(curve) for curve in (found.curve, *found.drawn)])
         jump = found.interval(at, n, within=layers)

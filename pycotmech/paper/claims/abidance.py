@@ -15,7 +15,8 @@ def judge(results: Results) -> Verdict:
     own, other = ([f"{float(found.shares(k, draws=1).over(part).mean):.1%}" for part in parts] for k in ("own", "elsewhere"))
     rise = found.rise()
     if not rise.n:
-        return Verdict("not decided", "no head's token could be compared with another example's prompt of the same step")
+        why = "no head's token could be compared with another example's prompt of the same step"
+        return Verdict("not decided", why, data=False)
     evidence = (
         f"the likeliest token that a head writes occurs in its own prompt in {own[0]} of cases below the middle, {own[1]} "
         f"above; less what occurs in another example's prompt, this rises by {100 * float(rise.mean):.1f} percentage points"
