@@ -121,6 +121,22 @@ def test_sets_are_chosen_on_one_half_and_reported_on_the_other(model, monkeypatc
     assert set(given.sets()["patch_steps"].examples) == whole  # of which head_overlap tells
 
 
+def test_inductive_steps_are_broken_in_half_of_the_examples_and_the_answer_is_not_run_again(model, monkeypatch):
+    module = importlib.import_module("pycotmech.cot.analyses.induction_heads")
+    asked = {}
+    monkeypatch.setattr(module, "induction_heads", lambda *args, **kw: asked.update(kw, examples=args[1]))
+    entry = next(e for e in ENTRIES if e.name == "induction_heads")
+    given = _given(model, 10)
+    given.right[0, 5] = False
+    entry.run(given, None)
+    assert [e.index for e in asked["examples"]] == asked["answer"].data["example"].values.tolist() == [1, 2, 3, 4]
+    assert asked["right"].shape == (4, 10) and asked["steps"] == (5,)
+    entry.run(_given(model, 3), None)
+    assert len(asked["examples"]) == 3  # too few to leave any out
+    swept = [entry.cost(model.cfg, dataclasses.replace(WORK, examples=n, inductive=2 * n)).token_forwards for n in (4, 8, 32)]
+    assert swept[0] == pytest.approx(swept[1]) and swept[2] == pytest.approx(4 * swept[1])
+
+
 def test_only_examples_that_count_are_halved(model):
     given = _given(model, 6)
     right = torch.zeros(6, 10, dtype=torch.bool)

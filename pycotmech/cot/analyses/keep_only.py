@@ -266,13 +266,16 @@ def _of_paper(given: Given, progress: Progress | None) -> KeptSets:
     main, *others = sets.values()
     combined = set_combinations(main, others, shape=(given.model.cfg.n_layers, given.model.cfg.n_heads))
     kept = {name: s for name, s in (sets | combined).items() if len(s)}
-    return given.reporting().call(keep_only, progress, kept)
+    return given.reporting().call(keep_only, progress, kept, n_random=_DRAWS)
 
+
+_DRAWS = 4
+"""Random sets beside each of the whole paper's run: fewer than by default, for no claim rests on them."""
 
 ANALYSIS = Description(
     KeptSets,
     keep_only,
-    cost=lambda cfg, w: cost(cfg, w.reported(), sets=8),
+    cost=lambda cfg, w: cost(cfg, w.reported(), sets=8, n_random=_DRAWS),
     authors=lambda cfg, w: authors_cost(cfg, w.reported()),
     needs=COMPARED,
     how=_of_paper,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,7 +87,11 @@ class Given:
 
     def reporting(self) -> Given:
         """The same with the examples to report on only."""
-        rows = [int(i) for i in self.halves[1]]
+        return self.of(self.halves[1])
+
+    def of(self, places: Iterable[int]) -> Given:
+        """The same with some of the examples, by place. Earlier results stay those of all."""
+        rows = [int(i) for i in places]
         items = [self.examples[i] for i in rows]
         return replace(self, examples=self.examples.only(items), right=self._right[rows])
 
