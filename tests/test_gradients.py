@@ -64,6 +64,7 @@ CALLS: dict[str, Any] = {
     "ablate_heads resample": lambda m, g: pcm.ablate_heads(m, g.pair[0], [(0, 1)], kind="resample", resample=g.pair[1]),
     "knock_out_edges": lambda m, g: pcm.knock_out_edges(m, g.pair[0], from_=[1, 2], to=[-1]),
     "path_patch": lambda m, g: pcm.path_patch(m, *g.pair, **ANSWERS),
+    "head_interactions": lambda m, g: pcm.head_interactions(m, *g.pair, [(0, 1), (2, 3)], answer=7, wrong=11),
     "path_patch_all": lambda m, g: pcm.path_patch_all(m, *g.pair),
     "attribute_heads": lambda m, g: pcm.attribute_heads(m, *g.pair, **ANSWERS),
     "attention_summary": lambda m, g: pcm.attention_summary(m, g.pair[0], segments={"a": slice(2, 5)}, readout="value_norm"),
@@ -98,6 +99,9 @@ CALLS: dict[str, Any] = {
     "knock_out_curve": lambda m, g: pcm.cot.knock_out_curve(
         m, g.examples, g.scores, right=g.right, steps=[5], sizes=[0, 16], kind="zero"
     ),
+    "circuits": lambda m, g: pcm.cot.circuits(m, g.examples, right=g.right, steps=[5], mean=g.means, n_random=1, evaluations=9),
+    "head_interactions by step": lambda m, g: pcm.cot.head_interactions(m, g.examples, right=g.right, steps=[5], k=2),
+    "mlp_share": lambda m, g: pcm.cot.mlp_share(m, g.examples, right=g.right, steps=[5]),
     "set_transfer": lambda m, g: pcm.cot.set_transfer(
         m, g.examples, np.stack([[g.scores, -g.scores]] * 3), right=g.right, steps=[0, 1], kind="zero"
     ),
