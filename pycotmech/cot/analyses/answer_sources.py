@@ -175,18 +175,19 @@ class AnswerSources(Analysis):
         counts = (d["occurrences"].sel(segment=["question", "generated"]) > 0).all("segment") & (total > 0)
         number = d["pathways"] - d["control_pathways"] if of == "difference" else d[of]
         number = number.sel(place=list(SEGMENTS)).rename(place="segment").where(counts)
-        within = bootstrap.SHARES_APART if of == "difference" else bootstrap.SHARE
+        within = None if of == "difference" else bootstrap.SHARE  # examples that agree on a difference decide its sign
         below = total.values[..., None] + 0 * number.values
         return labelled(bootstrap.ratio_interval(number.values, below, within=within, level=level), number)
 
     def beyond_in_each(self, places: Sequence[str]) -> NDArray[np.float64]:
-        """`beyond` of each example by itself, in the one of these places that has least: [example], over the steps that count
-        there; NaN without any."""
+        """`beyond` of each example by itself, in the one of these places that has least on average: [example], over the steps
+        that count there; NaN without any."""
         d = self.data.transpose("example", "step", ...)
         total = d["pathways"].sum("place", skipna=False)
         counts = (d["occurrences"].sel(segment=["question", "generated"]) > 0).all("segment") & (total > 0)
         share = ((d["pathways"] - d["control_pathways"]) / total.where(counts)).sel(place=list(places))
-        return share.mean("step").min("place", skipna=False).values
+        by_place = share.mean("step")
+        return by_place.isel(place=int(by_place.mean("example").fillna(np.inf).argmin("place"))).values
 
     def majority(self) -> xr.DataArray:
         """The part of the prompt that most of a head's nodes have the answer from, over all examples: [step, layer, head] of

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pycotmech.cot.analyses.answer_writers import AnswerWriters
-from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, decided, is_above
+from pycotmech.paper.claims.verdict import Claim, Results, Verdict, briefly, combined, decided, is_above
 from pycotmech.stats import bootstrap
 
 THRESHOLD = 0.1
@@ -66,23 +66,20 @@ def _judged(found: AnswerWriters, t: int, i: int, level: float) -> Step:
         margin = here[f"margin_{name}"].where(counts).values
         stays[name] = np.where(np.isfinite(margin), margin > 0, np.nan)
     one, together, matched = (bootstrap.mean_interval(x, level=level, within=bootstrap.SHARE) for x in stays.values())
-    spared = bootstrap.mean_interval(stays["matched"] - stays["together"], level=level, within=bootstrap.SHARES_APART)
-    verdict = combined(
-        "",
-        {
-            "more than one writer": is_above(number, 1.0),
-            "more than of another word": is_above(more, 0.0),
-            "the answer survives the loss of any one": is_above(one, 0.5),
-            "but not of all": decided(float(together.low), float(together.high), 0.5, n=int(together.n), above=False),
-            "which other heads do not carry": is_above(spared, 0.0),
-        },
-    )
+    spared = bootstrap.mean_interval(stays["matched"] - stays["together"], level=level)
+    parts = {
+        "more than one writer": is_above(number, 1.0),
+        "more than of another word": is_above(more, 0.0),
+        "the answer survives the loss of any one": is_above(one, 0.5),
+        "but not of all": decided(float(together.low), float(together.high), 0.5, n=int(together.n), above=False),
+        "which other heads do not carry": is_above(spared, 0.0),
+    }
     words = (
         f"{number.words('{:.1f}')} writers; the answer stays without any one in {one.words()}, without all in "
         f"{together.words()}; n = {int(number.n)}"
     )
     null = f"{rival.words('{:.1f}')} write the other word; without as many other heads it stays in {matched.words()}"
-    return Step(int(here["step"]), verdict, f"{words}, {verdict.word}{verdict.evidence}", null)
+    return Step(int(here["step"]), combined("", parts), f"{words}, {briefly(parts)}", null)
 
 
 CLAIM = Claim(

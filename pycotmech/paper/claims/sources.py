@@ -14,12 +14,10 @@ import numpy as np
 import xarray as xr
 
 from pycotmech.cot.analyses.answer_sources import OTHER_WORDS
-from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, is_above
+from pycotmech.paper.claims.verdict import Claim, Results, Verdict, briefly, combined, is_above
 from pycotmech.stats import bootstrap
 
 PLACES = ("question", "generated")
-BEYOND = 0.05
-"""Share of the pathways that must lead to a place beyond its control."""
 
 
 class Step(NamedTuple):
@@ -51,7 +49,7 @@ def judge(results: Results) -> Verdict:
         "; ".join([line, *(s.found for s in steps)]) + shots,
         "; ".join(s.null for s in steps),
         data=any(s.verdict.data for s in steps),
-    ).of(found.beyond_in_each(PLACES), BEYOND)
+    ).of(found.beyond_in_each(PLACES), 0.0)
 
 
 def _judged(beyond: xr.Dataset, share: xr.Dataset, aside: xr.Dataset) -> Step:
@@ -61,9 +59,9 @@ def _judged(beyond: xr.Dataset, share: xr.Dataset, aside: xr.Dataset) -> Step:
     def words(x: xr.Dataset) -> str:
         return f"step {int(x['step'])}: " + ", ".join(f"{place} {interval(x, place).words()}" for place in PLACES)
 
-    verdict = combined("", {place: is_above(interval(beyond, place), BEYOND) for place in PLACES})
+    parts = {place: is_above(interval(beyond, place), 0.0) for place in PLACES}
     n = int(interval(beyond, PLACES[0]).n)
-    return Step(verdict, f"{words(share)}; n = {n}, {verdict.word}{verdict.evidence}", words(aside))
+    return Step(combined("", parts), f"{words(share)}; n = {n}, {briefly(parts)}", words(aside))
 
 
 CLAIM = Claim(

@@ -113,6 +113,13 @@ def combined(evidence: str, parts: Mapping[str, Verdict], *, null: str = "") -> 
     return Verdict("borne out", evidence, null)
 
 
+def briefly(parts: Mapping[str, Verdict]) -> str:
+    """The word on several parts, and which of them are not so, or open: of one step of many."""
+    word = combined("", parts).word
+    which = [name for name, its in parts.items() if its.word == word] if word != "borne out" else []
+    return f"{word}: {', '.join(which)}" if which else word
+
+
 def is_above(x: bootstrap.Interval, threshold: float, evidence: str = "", *, within: bootstrap.Range | None = None) -> Verdict:
     """Whether a quantity is above the threshold. within: the range that it lies in (`bootstrap.undecidable`)."""
     return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n), within=within)

@@ -21,7 +21,7 @@ def judge(results: Results) -> Verdict:
     has = data["late_competitor_logit"].notnull()
     logit, other = (data[name].where(has).mean("step").values for name in ("late_logit", "late_competitor_logit"))
     brought, rival = (bootstrap.mean_interval(x, within=bootstrap.SHARE) for x in (logit, other))
-    more = bootstrap.mean_interval(logit - other, within=bootstrap.SHARES_APART)
+    more = bootstrap.mean_interval(logit - other)
     L = data.sizes["layer"]
     writers = (
         f"{late.words()} of the answer's writers lie in the later half"

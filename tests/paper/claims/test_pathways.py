@@ -17,6 +17,7 @@ def test_several_writers_none_of_which_is_needed():
     found = CLAIM.verdict(written(MANY))
     assert found.word == "borne out" and found.evidence.startswith("holds at 3 of 3 steps and fails at 0; step 1: 3.5 [")
     assert "no other word could stand in the answer's place at steps 0, which do not count" in found.evidence
+    np.testing.assert_array_equal(found.values, MANY)
     assert "step 5: 0.0 [0.0, 0.0] write the other word; without as many other heads it stays in 100%" in found.null
 
 
@@ -33,7 +34,7 @@ def test_several_writers_none_of_which_is_needed():
 def test_each_part_can_fail(options, part):
     found = CLAIM.verdict(written(**{"writers": MANY, **options}))
     assert found.word == "not borne out" and "holds at 0 of 3 steps and fails at 3" in found.evidence
-    assert part in found.evidence.split("not so: ")[1]
+    assert part in found.evidence.split("not borne out: ")[1]
 
 
 def test_a_step_without_a_competitor_cannot_carry_the_claim():

@@ -37,6 +37,7 @@ def test_both_places_are_sources_of_planted_numbers():
     )
     assert "few-shot none, by construction: the shots have other words" in found.evidence
     assert found.null.startswith("step 0: question 0% [0%, ")
+    assert found.threshold == 0 and np.allclose(found.values, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_both_places_are_sources_of_planted_numbers():
 )
 def test_each_place_can_fail(pathways, control, part):
     found = CLAIM.verdict(taken(pathways, control))
-    assert found.word == "not borne out" and part in found.evidence.split("not so: ")[1]
+    assert found.word == "not borne out" and part in found.evidence.split("not borne out: ")[1]
 
 
 def test_steps_count_where_the_word_stands_in_both_places():
