@@ -263,8 +263,9 @@ def attention_by_source(
     steps, right: which cells, as in `cells.choose`. norm: of the distances in the decomposition, "l1" (as its authors) or
     "l2".
     keep: the only heads that are left in the run, (layer, head) pairs or bool [L, H]; None: all. The z of the others is
-    replaced by its mean over all positions of these prompts (the first token keeps its own), as the authors pruned the
-    model before they looked at plain attention, which they call ALTI.
+    replaced by its mean over all positions of these prompts but the first, as the authors pruned the model before they looked
+    at plain attention, which they call ALTI. At the first token, whose z is unlike that of any other position, it is
+    the mean over first tokens: its own z where all prompts begin alike.
     Returns `AttentionBySource`. Raises ValueError naming the argument.
     Cost: the few-shot block once, the text after it once per example, W_O of every value once per example and layer.
     """

@@ -7,7 +7,7 @@ The logit lens is applied at every position, to the memorised next word and to t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -29,6 +29,7 @@ from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
 from pycotmech.stats import bootstrap
+from pycotmech.stats.averages import nanmean
 from pycotmech.stats.change import abruptness, change_point, crossing, rise_at, rise_interval
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from pycotmech.model import Model
 
-CURVES = ("prior", "context", "prior_top1", "context_top1", "contextual")
+CURVES = ("prior", "context", "other", "prior_top1", "context_top1", "contextual")
 _LOGIT_ROWS = 256
 _AHEAD = 512
 """Words whose memorised next word is looked up in one pass."""
@@ -48,7 +49,8 @@ class FunctionalRift(Analysis):
 
     data [example, step, depth], means over the positions of the question and the text up to the step: `prior`, the lens's
     probability of the next word memorised in pretraining; `context`, of the likeliest of the words that followed the same
-    word earlier in the prompt; over positions where there is such a word and it is not the memorised one. `prior_top1`,
+    word earlier in the prompt; over positions where there is such a word and it is not the memorised one. `other`, the null of
+    `context`: of the likeliest of as many words drawn from the prompt so far that never followed the word. `prior_top1`,
     `context_top1`: how often these are the lens's first choice. `contextual`, over all positions: how often its first
     choice is a word of the prompt so far. `positions` [example, step]: how many positions `prior` and `context` are over.
     """
@@ -66,6 +68,15 @@ class FunctionalRift(Analysis):
             for part, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
                 out[f"{name}{part}"] = ("depth", value)
         return xr.Dataset(out, coords={"depth": self.data["depth"]})
+
+    def beyond(self) -> tuple[bootstrap.Interval, bootstrap.Interval]:
+        """At the last depth: `other`, and how much `context` is above it, means over examples with intervals."""
+        last = self.data[["context", "other"]].isel(depth=-1).mean("step")
+        context, other = (last[name].values for name in ("context", "other"))
+        return (
+            bootstrap.mean_interval(other, within=bootstrap.SHARE),
+            bootstrap.mean_interval(context - other, within=bootstrap.SHARES_APART),
+        )
 
     def rift(self, *, step: int | None = None, draws: int = 500, seed: int = 0) -> Rift:
         """Where context minus prior jumps, over examples drawn anew; of one step, or of all steps together.
@@ -148,6 +159,11 @@ class FunctionalRift(Analysis):
             lines.append("it is open which of the two next words is ahead at the end")
         else:
             lines.append("the prompt's next word never stays ahead of the memorised one")
+        other, more = self.beyond()
+        lines.append(
+            f"at the last layer as many other words of the prompt have a probability of {other.words('{:.3f}')}, "
+            f"the prompt's next word {more.words('{:+.3f}')} beyond that"
+        )
         curves = self.curves()
         ends = ", ".join(
             f"{name} {c[0]:.3f} -> {c.max():.3f} (depth {c.argmax()}) -> {c[-1]:.3f}"
@@ -169,9 +185,11 @@ class FunctionalRift(Analysis):
         words = {
             "prior": "memorised next word",
             "context": "next word seen in the prompt",
+            "other": "as many other words of the prompt",
             "contextual": "any word of the prompt",
         }
-        for name, colour in (("prior", "#b2182b"), ("context", "#2166ac"), ("contextual", "0.55")):
+        colours = {"prior": "#b2182b", "context": "#2166ac", "other": "#92c5de", "contextual": "0.55"}
+        for name, colour in colours.items():
             style = "--" if name == "contextual" else "-"
             values = (curves[f"{name}{end}"].values for end in ("", "_low", "_high"))
             line_with_band(above, depth, *values, alpha=0.18, linestyle=style, color=colour, label=words[name])
@@ -249,7 +267,8 @@ def functional_rift(
     b_i = argmax P(v | start, s_i), the model's own next word for s_i without a prompt; I_i = the words that followed s_i
     earlier in the prompt. prior = mean of U(x_i)[b_i], context = mean of the largest U(x_i)[v] over v in I_i; over the
     positions where I_i holds something and not b_i (docs/protocol.md, E11: an operational definition, for the authors
-    released none).
+    released none). Beside them, as their null, the largest U(x_i)[v] over as many words v of the prompt up to s_i that are
+    neither in I_i nor b_i, drawn at random.
     steps, right: as `cells.choose`; a step's positions are those of the item up to the word it predicts.
     start: the token before s_i when b_i is looked up; None: the model's BOS if its prompts begin with one, else the
         tokenizer's <|endoftext|>, BOS or EOS, whichever exists first.
@@ -274,7 +293,7 @@ def functional_rift(
         seen = torch.cat([examples[e].full_ids[len(shared) : end] for e, end in ends.items()]).unique()
         memorised = memorised_next(model, seen, first)
         for e, group in by_example.items():
-            at = position_curves(model, examples[e].full_ids[: ends[e]], past, memorised)
+            at = position_curves(model, examples[e].full_ids[: ends[e]], past, memorised, seed=seed)
             for cell in group:
                 for name, value in at.upto(len(cell.step.clean)).items():
                     found[name][cell.e, cell.s] = value
@@ -325,13 +344,16 @@ class PositionCurves:
         out = {}
         for name, value in self.values.items():
             rows = value[:n] if name == "contextual" else value[:n][used]
-            out[name] = rows.mean(0) if len(rows) else np.full(value.shape[1], np.nan)
+            out[name] = nanmean(rows) if len(rows) else np.full(value.shape[1], np.nan)
         return out
 
 
 @torch.no_grad()
-def position_curves(model: Model, tokens: Tensor, past: KeyValues | None, memorised: Mapping[int, int]) -> PositionCurves:
-    """The curves at every position of a prompt [T] after its computed beginning."""
+def position_curves(
+    model: Model, tokens: Tensor, past: KeyValues | None, memorised: Mapping[int, int], *, seed: int = 0
+) -> PositionCurves:
+    """The curves at every position of a prompt [T] after its computed beginning. seed: of the draws of other words; `other` is
+    NaN at positions before which no other word stands."""
     family, P = model.family, 0 if past is None else len(past)
     ids = tokens.tolist()
     follows: dict[int, set[int]] = {}
@@ -346,6 +368,11 @@ def position_curves(model: Model, tokens: Tensor, past: KeyValues | None, memori
             follows.setdefault(ids[i], set()).add(ids[i + 1])
     prior = [memorised[ids[i]] for i in range(P, len(ids))]
     used = np.array([bool(c) and b not in c for c, b in zip(context, prior)])
+    rng = np.random.default_rng(seed)
+    others = [
+        drawn_others(ids[: P + i + 1], {*context[i], prior[i]}, len(context[i]), rng) if used[i] else []
+        for i in range(len(prior))
+    ]
     packed = forward_packed(family, [tokens[P:]], past, sites=("resid_post",))
     embedding = family.embed(tokens[P:].to(family.device), torch.arange(P, len(tokens), device=family.device))
     streams = torch.cat((embedding[None], packed.sites["resid_post"]))  # [depth, R, d]
@@ -360,9 +387,17 @@ def position_curves(model: Model, tokens: Tensor, past: KeyValues | None, memori
                 if used[i]:
                     values["prior"][i, j] = torch.exp(logits[r, prior[i]] - sums[r])
                     values["context"][i, j] = torch.exp(logits[r, context[i]].max() - sums[r])
+                    if others[i]:
+                        values["other"][i, j] = torch.exp(logits[r, others[i]].max() - sums[r])
                     values["prior_top1"][i, j] = best[r] == prior[i]
                     values["context_top1"][i, j] = best[r] in context[i]
     return PositionCurves(P, used, values)
+
+
+def drawn_others(seen: Sequence[int], without: Set[int], n: int, rng: np.random.Generator) -> list[int]:
+    """n of the different tokens of a prompt that are not excluded, or all if there are fewer."""
+    free = sorted(set(seen) - set(without))
+    return [free[i] for i in rng.choice(len(free), min(n, len(free)), replace=False)] if free else []
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:

@@ -203,8 +203,8 @@ def text_activations(
     sites: what to keep ("q" for attention rows). first: the first position whose sites or final residual are looked at;
     nothing from there on counts as shared. None: the first at which texts differ. whole: keep the sites of the shared
     beginning too.
-    keep: bool [L, H], the only heads left in the run: z of the others is its mean over all positions of all texts, but for
-    the first token, which keeps its own.
+    keep: bool [L, H], the only heads left in the run: z of the others is replaced by its mean over all positions of all texts
+    but the first. At the first token it is the mean over first tokens: its own z where all texts begin alike.
     Cost: the tokens that all texts begin with once, if the model does not hold their keys and values (`model.prefixes`; not
     used with whole or keep), then each text's own; twice with keep. memory_gb: default half of what is free.
     """

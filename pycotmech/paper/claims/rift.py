@@ -6,20 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, decided, whether
+from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, decided, is_above, whether
 from pycotmech.stats import bootstrap
 
 
 def judge(results: Results) -> Verdict:
+    """The prompt's next word overtakes the memorised one abruptly, in the middle third, and at the end it is beyond other words
+    of the prompt, which any model that repeats its prompt favours."""
     found = results["functional_rift"]
     r, last = found.rift(), int(found.data["depth"].max())
     if r.n == 0:
         return Verdict("not decided", "no position has a memorised next word and another one in the prompt", data=False)
+    other, more = found.beyond()
+    null = f"{other.words('{:.3f}')} at the last layer; the prompt's next word {more.words('{:+.3f}')} beyond that"
     if not np.isfinite(r.change):  # nothing rises, or what rises may be noise
         if not np.isfinite(r.rise[0]):
-            return Verdict("not borne out", r.none_found())
+            return Verdict("not borne out", r.none_found(), null)
         parts = {"the prompt takes over": _turned(r), "a change": whether(None, "what rises may be noise")}
-        return combined(r.none_found(), parts)
+        return combined(r.none_found(), parts, null=null)
     evidence = (
         f"context minus prior changes most at depth {r.words('change')} of {last}, n = {r.n}; {r.words('abruptness')} of its "
         "rise within one layer of it"
@@ -33,7 +37,9 @@ def judge(results: Results) -> Verdict:
             "the prompt takes over": _turned(r),
             "in the middle third": where,
             "half of the rise within one layer": decided(r.abrupt[0], r.abrupt[1], 0.5, n=r.n),
+            "beyond other words of the prompt": is_above(more, 0.0),
         },
+        null=null,
     )
 
 
@@ -47,5 +53,5 @@ CLAIM = Claim(
     "and the prompt after it, abruptly.",
     "abstract; E11",
     judge,
-    "",
+    "as many other words of the prompt, which did not follow the same word",
 )

@@ -1,5 +1,7 @@
 """E11: what was memorised against what stands in the prompt, layer by layer."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -41,10 +43,10 @@ def test_curves_are_their_definition_at_every_position(model, examples, result):
         hook.remove()
     streams = [hf.model.embed_tokens(torch.tensor(ids)), *states]
     memorised = {t: int(hf(torch.tensor([[model.tokenizer.bos_token_id, t]])).logits[0, -1].argmax()) for t in set(ids)}
-    want = {name: [] for name in rift.CURVES}
+    want = {name: [] for name in rift.CURVES if name != "other"}
     for stream in streams:
         p = torch.softmax(hf.lm_head(hf.model.norm(stream)).double(), -1)
-        rows = {name: [] for name in rift.CURVES}
+        rows = {name: [] for name in want}
         for i in range(first, len(ids)):
             best = int(p[i].argmax())
             rows["contextual"].append(best in ids[: i + 1])
@@ -58,7 +60,7 @@ def test_curves_are_their_definition_at_every_position(model, examples, result):
         for name, values in rows.items():
             want[name].append(np.mean(values))
     here = result.data.sel(example=example.index, step=5)
-    for name in rift.CURVES:
+    for name in want:
         assert_allclose(here[name].values, want[name], atol=2e-6, err_msg=name)
     assert int(here["positions"]) == len(rows["prior"]) > 5
 
@@ -70,6 +72,50 @@ def test_the_last_depth_is_the_model(model, examples, result):
     first = len(examples.shared_ids)
     share = np.mean([int(p[i].argmax()) in ids[: i + 1] for i in range(first, len(ids))])
     assert float(result.data["contextual"].sel(step=9)[0, -1]) == pytest.approx(share)
+
+
+@torch.no_grad()
+def test_other_words_of_the_prompt_are_as_many_and_never_followed(model, examples, result, every):
+    """The likeliest of the drawn words, written out; no drawn word followed the word or is the memorised one."""
+    hf, example, drawn = model.hf, examples[1], []
+    original = rift.drawn_others
+
+    def noted(seen, without, n, rng):
+        drawn.append((list(seen), set(without), n, original(seen, without, n, rng)))
+        return drawn[-1][-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rift, "drawn_others", noted)
+        one = rift.functional_rift(model, examples, steps=[5], right=every)
+    end = example.steps[5].answer_span.start
+    ids, first = example.full_ids[:end].tolist(), len(examples.shared_ids)
+    p = torch.softmax(hf(torch.tensor([ids])).logits[0].double(), -1)
+    wanted, starts_like = [], example.full_ids[: first + 1].tolist()
+    for seen, without, n, words in drawn:
+        assert len(words) == len(set(words)) == min(n, len(set(seen) - without)) and not set(words) & without
+        assert set(words) <= set(seen) and without >= {b for a, b in itertools.pairwise(seen) if a == seen[-1]}
+        if seen[: first + 1] == starts_like and seen == ids[: len(seen)]:
+            wanted.append(float(p[len(seen) - 1, words].max()))
+    here = one.data.sel(example=example.index, step=5)
+    assert len(wanted) >= int(here["positions"]) > 5
+    assert float(here["other"][-1]) == pytest.approx(np.mean(wanted[: int(here["positions"])]), rel=1e-4)
+
+
+def test_other_words_run_out_before_there_are_none():
+    rng = np.random.default_rng(0)
+    assert rift.drawn_others([4, 4, 7], {4, 7}, 2, rng) == []
+    assert sorted(rift.drawn_others([4, 5, 7], {4}, 9, rng)) == [5, 7] and len(rift.drawn_others([4, 5, 7], {4}, 1, rng)) == 1
+
+
+def test_a_model_that_favours_all_words_of_its_prompt_has_no_rift():
+    """The prompt overtakes what was memorised, abruptly and in the middle, whichever word of it is looked at."""
+    found = made_up([0.5, 0.52] * 4)
+    found.data["other"] = found.data["context"] + 0.001 * (-1.0) ** xr.DataArray(np.arange(8), dims="example")
+    verdict = BY_NAME["rift"].verdict({"functional_rift": found})
+    assert verdict.word != "borne out" and "beyond other words of the prompt" in verdict.evidence
+    assert "at the last layer; the prompt's next word " in verdict.null
+    found.data["other"] = 0.0 * found.data["context"]
+    assert BY_NAME["rift"].verdict({"functional_rift": found}).word == "borne out"
 
 
 def test_depth_0_depends_on_the_word_alone(model, examples):

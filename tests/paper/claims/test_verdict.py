@@ -51,6 +51,7 @@ def rift(prior, context, n=6):
     spread = lambda curve: np.asarray(curve)[None, None] + 0.001 * rng.normal(size=(n, 2, len(curve)))  # noqa: E731
     names = ("prior", "context", "prior_top1", "context_top1", "contextual")
     data = {name: (dims, spread(prior if "prior" in name else context)) for name in names}
+    data["other"] = (dims, spread(np.zeros(len(prior))))
     return {"functional_rift": FunctionalRift(xr.Dataset(data, coords={"depth": np.arange(len(prior))}), {})}
 
 
