@@ -51,6 +51,11 @@ class Interval(NamedTuple):
         return form.format(mean) + ends(low, high, form) if np.isfinite(mean) else "unknown"
 
 
+def points(mean: Any, low: Any, high: Any) -> str:
+    """A difference of two shares with its interval, if there is one, in percentage points."""
+    return f"{100 * float(mean):.0f}{ends(100 * float(low), 100 * float(high), '{:.0f}')} percentage points"
+
+
 def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
     """The interval in brackets after a space; nothing if there is none."""
     low, high = float(low), float(high)

@@ -150,6 +150,8 @@ def test_numbers_in_words_have_brackets_only_where_there_is_an_interval():
     assert mean_interval([1.0, 1.0], within=SHARE).words() == "100% [34%, 100%]"
     assert mean_interval([1.0]).words() == "100%" and mean_interval([np.nan]).words() == "unknown"
     assert mean_interval([0.5, 0.5]).words("{:+.2f}") == "+0.50 [+0.50, +0.50]"
+    assert bootstrap.points(0.81, 0.77, 0.86) == "81 [77, 86] percentage points"
+    assert bootstrap.points(-0.041, np.nan, np.nan) == "-4 percentage points"
     assert bootstrap.ends(0.2, np.nan) == bootstrap.ends(np.nan, 0.2) == ""
 
 

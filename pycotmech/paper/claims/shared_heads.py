@@ -62,8 +62,8 @@ def _null(words: str, random: Sequence[Any], gain: Sequence[Any]) -> str:
     """What random sets keep, and the difference: each a mean and the ends of its interval."""
     if not np.isfinite(random[0]):
         return "none were tried"
-    found = [f"{x[0]:.0%}{bootstrap.ends(x[1], x[2])}" for x in (random, gain)]
-    return f"{words} {found[0]}, a difference of {found[1]}"
+    found = f"{words} {random[0]:.0%}{bootstrap.ends(random[1], random[2])}"
+    return f"{found}, a difference of {bootstrap.points(*gain[:3])}"
 
 
 CLAIM = Claim(

@@ -75,30 +75,29 @@ def test_the_last_depth_is_the_model(model, examples, result):
 
 
 @torch.no_grad()
-def test_other_words_of_the_prompt_are_as_many_and_never_followed(model, examples, result, every):
+def test_other_words_of_the_prompt_are_as_many_and_never_followed(model, examples, monkeypatch):
     """The likeliest of the drawn words, written out; no drawn word followed the word or is the memorised one."""
-    hf, example, drawn = model.hf, examples[1], []
-    original = rift.drawn_others
+    tokens, drawn, original = examples[1].full_ids, [], rift.drawn_others
 
     def noted(seen, without, n, rng):
         drawn.append((list(seen), set(without), n, original(seen, without, n, rng)))
         return drawn[-1][-1]
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(rift, "drawn_others", noted)
-        one = rift.functional_rift(model, examples, steps=[5], right=every)
-    end = example.steps[5].answer_span.start
-    ids, first = example.full_ids[:end].tolist(), len(examples.shared_ids)
-    p = torch.softmax(hf(torch.tensor([ids])).logits[0].double(), -1)
-    wanted, starts_like = [], example.full_ids[: first + 1].tolist()
+    monkeypatch.setattr(rift, "drawn_others", noted)
+    known = rift.memorised_next(model, tokens.unique(), model.tokenizer.bos_token_id)
+    at = rift.position_curves(model, tokens, None, known)
+    p = torch.softmax(model.hf(tokens[None]).logits[0].double(), -1)
+    assert len(drawn) == at.used.sum() > 20
     for seen, without, n, words in drawn:
-        assert len(words) == len(set(words)) == min(n, len(set(seen) - without)) and not set(words) & without
-        assert set(words) <= set(seen) and without >= {b for a, b in itertools.pairwise(seen) if a == seen[-1]}
-        if seen[: first + 1] == starts_like and seen == ids[: len(seen)]:
-            wanted.append(float(p[len(seen) - 1, words].max()))
-    here = one.data.sel(example=example.index, step=5)
-    assert len(wanted) >= int(here["positions"]) > 5
-    assert float(here["other"][-1]) == pytest.approx(np.mean(wanted[: int(here["positions"])]), rel=1e-4)
+        i, ids = len(seen) - 1, tokens.tolist()
+        follow = {b for a, b in itertools.pairwise(seen) if a == seen[-1]}
+        assert seen == ids[: i + 1] and without == follow | {known[ids[i]]} and n == len(follow)
+        assert len(set(words)) == len(words) == min(n, len(set(seen) - without))
+        assert set(words) <= set(seen) - without
+        if words:
+            assert at.values["other"][i, -1] == pytest.approx(float(p[i, words].max()), rel=1e-3, abs=1e-9)
+        else:
+            assert np.isnan(at.values["other"][i]).all()
 
 
 def test_other_words_run_out_before_there_are_none():

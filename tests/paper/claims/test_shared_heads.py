@@ -93,7 +93,10 @@ def test_the_interval_of_the_difference_holds_the_spread_of_random_sets():
     """0.95 against 0.91 on average: the mean of twenty draws is known to 0.02, what a further one keeps is not."""
     found = verdict(curve(3, GOOD, 0.91), moved(GOOD, 0.4))
     assert found.word == "not decided" and "open: more than random heads of the same layers" in found.evidence
-    assert "20 random sets with as many heads in each layer keep 91% [76%, 100%], a difference of 4% [-4%, 12%]" in found.null
+    assert (
+        "20 random sets with as many heads in each layer keep 91% [76%, 100%], a difference of 4 [-4, 12] percentage points"
+        in found.null
+    )
 
 
 def test_nulls_are_said_in_the_same_row():
