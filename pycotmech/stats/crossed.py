@@ -72,8 +72,9 @@ class LayerMeans:
         """Of any statistic of the rows, values [1 + draws, ...], over n examples (None: all that count in any layer)."""
         n = self._n(slice(None)) if n is None else n
         number = np.broadcast_to(np.asarray(n), values.shape[1:])
-        low, high = bootstrap.widened(values[0], *bootstrap.percentiles(values[1:]), number, within=within)
-        return bootstrap.Interval(np.asarray(values[0]), low, high, number)
+        ends = bootstrap.widened(values[0], *bootstrap.percentiles(values[1:]), number, within=within)
+        ends = bootstrap.with_width(values[0], *ends, number, within=within)
+        return bootstrap.Interval(np.asarray(values[0]), *ends, number)
 
     def _over(self, layers: slice) -> NDArray[np.float64]:
         return self._ratio(self.top[:, layers].sum(-1), self.below[:, layers].sum(-1))

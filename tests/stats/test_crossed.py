@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pycotmech.stats import bootstrap
 from pycotmech.stats.crossed import LayerMeans
 
 
@@ -45,3 +46,11 @@ def test_the_interval_covers_whatever_varies(by_example, by_head):
         rise = LayerMeans.of(x, np.ones_like(x), draws=400).rise(3)
         inside += rise.low <= 0 <= rise.high
     assert inside >= 180
+
+
+def test_a_share_of_none_has_an_interval_with_a_width():
+    found = LayerMeans.of(np.zeros((8, 2, 3)), np.ones((8, 2, 3)), draws=50)
+    low, high = found.over(slice(None), within=bootstrap.SHARE)[1:3]
+    assert (low, high) == (0, pytest.approx(0.3244, abs=1e-4))
+    rise = found.rise(1, within=bootstrap.SHARES_APART)
+    assert rise.low == pytest.approx(-0.3244, abs=1e-4) and rise.high == pytest.approx(0.3244, abs=1e-4)
