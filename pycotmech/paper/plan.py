@@ -107,7 +107,7 @@ def for_examples(workload: Workload, n: int, of: int) -> Workload:
     return replace(workload, swept=scale * workload.swept, **{k: max(v, 1) for k, v in whole.items()})
 
 
-def most_examples(seconds: Callable[[int], float], within: float, *, least: int = 4, most: int = 1024) -> int:
+def most_examples(seconds: Callable[[int], float], within: float, *, least: int = 4, most: int = 256) -> int:
     """The largest even number of examples whose predicted time fits. seconds: n -> predicted seconds, which rise with n.
 
     Raises ValueError if not even `least` fit: fewer have no halves to choose and to report on.

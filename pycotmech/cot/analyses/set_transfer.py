@@ -70,16 +70,19 @@ class SetTransfer(AblationResult):
         examples and rounds of random sets, and hold what one further round gives (`pycotmech.stats.random_sets`). All are NaN
         without such pairs.
         """
-        one_of("pairs", pairs, PAIRS)
-        paired = self._paired(pairs)
-        values = self.data[self.main].transpose("chosen", "example", "step").values
-        own = nanmean(_over_steps(values, paired))
+        own, paired = self.by_example(pairs), self._paired(pairs)
         drawn, lost = self._rounds(paired) if "random" in self.data else (np.full((len(own), 1), np.nan), 1)
         return {
             "accuracy": bootstrap.mean_interval(own, within=bootstrap.SHARE),
             "random": beyond_draws(drawn, within=bootstrap.SHARE, lost=lost),
             "gain": beyond_draws(own[:, None] - drawn, within=bootstrap.SHARES_APART, lost=lost),
         }
+
+    def by_example(self, pairs: Pairs = "other kinds") -> NDArray[np.float64]:
+        """The accuracy over such pairs of each example, [example]; NaN where it has none."""
+        one_of("pairs", pairs, PAIRS)
+        values = self.data[self.main].transpose("chosen", "example", "step").values
+        return nanmean(_over_steps(values, self._paired(pairs)))
 
     def _rounds(self, paired: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
         """The accuracy over pairs of the random sets, [example, round], and the number of groups of steps they are of."""

@@ -19,7 +19,8 @@ ENOUGH = 0.8
 def judge(results: Results) -> Verdict:
     """A minority of the heads, one set for all steps, keeps most of the steps right, and random sets of the same layers do not.
     The heads of one step keep most of the steps of other kinds right, which they cannot if these use others; and random sets of
-    the same layers do not. Intervals of the differences are over examples and random sets."""
+    the same layers do not. Intervals of the differences are over examples and random sets. The verdict's values are what the
+    heads of one step keep of the steps of other kinds."""
     curve, transfer = results["knock_out_curve"], results["set_transfer"]
     points = curve.operating_points(order="least")
     row = points[points["step"] == "all"].iloc[0]
@@ -50,7 +51,8 @@ def judge(results: Results) -> Verdict:
     parts[f"{ENOUGH:.0%} of the steps of other kinds by one step's heads"] = is_above(accuracy, ENOUGH)
     parts["more of these than random heads of the same layers"] = _more(*gain)
     words = exchanged_words(transfer.about["settings"]["n_random"])
-    return combined(evidence, parts, null=f"{null}; of steps of other kinds, {_null(words, other['random'], gain)}")
+    verdict = combined(evidence, parts, null=f"{null}; of steps of other kinds, {_null(words, other['random'], gain)}")
+    return verdict.of(transfer.by_example("other kinds"), ENOUGH, share=True)
 
 
 def _more(gain: Any, low: Any, high: Any, n: Any) -> Verdict:
