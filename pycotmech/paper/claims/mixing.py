@@ -6,7 +6,7 @@ from pycotmech.cot.analyses.pair_probes import alone
 from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, is_above
 from pycotmech.stats import bootstrap
 
-LEAST = 0.1
+LEAST = 0.05
 """If the whole interval of a gain in accuracy lies below this, streams do not hold the relation, whether it is zero or not."""
 
 
