@@ -23,7 +23,7 @@ THRESHOLD = 0.1
 
 
 class Step(NamedTuple):
-    """What one step says. name: its number. parts: the verdict on each part of the claim. found, null: in words."""
+    """What one step says. name: its number. verdict: on all parts of the claim. found, null: in words."""
 
     name: int
     verdict: Verdict
@@ -42,7 +42,7 @@ def judge(results: Results) -> Verdict:
     if not has.any():
         return Verdict("not decided", none, data=False)
     level = 1 - (1 - bootstrap.LEVEL) / int(has.sum())
-    steps = [_judged(found, t, i, level) for i in np.flatnonzero(has)]
+    steps = [_judged(found, t, int(i), level) for i in np.flatnonzero(has)]
     words = [s.verdict.word for s in steps]
     held, denied, m = words.count("borne out"), words.count("not borne out"), len(steps)
     parts = [f"step {s.name}: {s.found}" for s in steps]
