@@ -160,11 +160,10 @@ def stored(name: str, folder: Path, identity: Mapping[str, Any] | None, progress
     if own is None or (identity is not None and own != identity):
         return None
     results = {e.name: r for e in (*ENTRIES, *ON_REQUEST) if (r := _kept(folder, e, own, progress)) is not None}
-    task = facts.get("task")
-    known = isinstance(task, dict) and set(task) == set(Task.__dataclass_fields__)
-    return SettingOutcome(
-        name, results, verdicts=verdicts_of(results), costs=facts.get("costs", {}), task=Task(**task) if known else None
-    )
+    kept: Any = facts.get("task")
+    known = isinstance(kept, dict) and set(kept) == set(Task.__dataclass_fields__)
+    task = Task(**kept) if known else None
+    return SettingOutcome(name, results, verdicts=verdicts_of(results), costs=facts.get("costs", {}), task=task)
 
 
 def verdicts_of(results: Mapping[str, Analysis], claims: Iterable[Claim] = CLAIMS) -> list[tuple[Claim, Verdict]]:

@@ -46,7 +46,7 @@ def copied_in_order(examples: Sequence[Example]) -> CopiedInOrder:
         steps = [0, *range(2, len(example.steps), 4)]  # of D C, then D C D I for each hop, the decisions before a C
         row, at = [], 0
         for i in steps:
-            stated = tuple(example.steps[j].answer_word.casefold() for j in (i, i + 1))
+            stated = (example.steps[i].answer_word.casefold(), example.steps[i + 1].answer_word.casefold())
             row.append(at < len(premises) and premises[at][0] == stated[0])
             chance.append(np.mean([subject == stated[0] for subject, _ in premises]))
             at = premises.index(stated) + 1

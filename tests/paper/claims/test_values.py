@@ -23,7 +23,7 @@ def test_sources():
     """Of four pathways two lead to either place, and one beside it to the generated one: a quarter is what it has beyond."""
     verdict = sources.CLAIM.verdict(taken((0, 2, 2, 0), (0, 0, 1, 3)))
     np.testing.assert_allclose(verdict.values, np.full(12, 0.25))
-    assert verdict.threshold == sources.BEYOND
+    assert verdict.threshold == 0
     apart = taken(((0, 4, 0, 0), (0, 2, 2, 0)), occurs=((0, 2, 0), (0, 2, 2)))  # the first step does not count
     np.testing.assert_allclose(sources.CLAIM.verdict(apart).values, np.full(12, 0.5))
 
