@@ -22,7 +22,7 @@ def judge(results: Results) -> Verdict:
     at, last = {"probe": probe, "depth": depth}, found.about["settings"]["n_layers"]
     accuracy, gains = found.accuracy().sel(at), found.gains()
     inside = bootstrap.ends(accuracy["low"], accuracy["high"])
-    above = ", ".join(f"{gain.words('{:+.0%}')} above {name}" for name, gain in gains.items())
+    above = ", ".join(f"{bootstrap.points(*gain[:3])} above {name}" for name, gain in gains.items())
     evidence = (
         f"a {probe} probe distinguishes words that only entailment relates from unrelated ones at the same places with "
         f"{float(accuracy['mean']):.0%}{inside} at depth {depth} of {last}, the best of the lower two thirds, {above}; "
