@@ -88,7 +88,9 @@ def needed(verdict: Verdict) -> str:
     found = examples_needed(verdict.values, verdict.threshold, share=verdict.share)
     if math.isnan(found):
         return "needs 2 or more to plan with"
-    return "no number in sight decides it" if math.isinf(found) else f"needs about {max(int(found), n + 1)}"
+    if math.isinf(found):
+        return "no number in sight decides it"
+    return f"needs about {int(found)}" if found > n else "its values would do; another part is open"
 
 
 def needs_of(verdicts: Sequence[tuple[Claim, Verdict]], examples: int) -> str:

@@ -186,6 +186,7 @@ def test_needed_examples_in_words():
     assert needed(Verdict("not decided", "").of(values, 0.0)) == "needs about 34"
     assert needed(Verdict("borne out", "").of([1.0, np.nan, 2.0], 0.0)) == "decided at 2"
     assert needed(Verdict("not decided", "").of([1.0, -1.0], 0.0)) == "no number in sight decides it"
+    assert needed(Verdict("not decided", "").of(np.linspace(1, 2, 20), 0.0)) == "its values would do; another part is open"
     assert needed(Verdict("not decided", "").of([1.0], 0.0)) == "needs 2 or more to plan with"
     assert needed(Verdict("borne out", "")) == needed(Verdict("not decided", "")) == ""
     claim = Claim("c", "text", "E1", lambda results: Verdict("borne out", ""), "")
