@@ -74,12 +74,12 @@ def toy_shape(index: int, seed: int) -> Shape:
 
 def toy(index: int, *, seed: int, n: int, shots: int) -> Null:
     """The index-th model of the shape of toys, with n examples of its own in the tokenizer of tiny-cot."""
-    return _null(toy_shape(index, seed), tiny_tokenizer(), _seed(seed, index), n, shots, f"random toy {index}")
+    return _null(toy_shape(index, seed), tiny_tokenizer(), _seed(seed, index), n, shots, f"random toy {index}", bos=True)
 
 
 def smollm2(index: int, *, seed: int, n: int, shots: int) -> Null:
     """The index-th model of the shape of SmolLM2-135M, with its tokenizer."""
-    return _null(SMOLLM2, smollm2_tokenizer(), _seed(seed, index), n, shots, f"random smollm2-135m {index}", prepend_bos=False)
+    return _null(SMOLLM2, smollm2_tokenizer(), _seed(seed, index), n, shots, f"random smollm2-135m {index}", bos=False)
 
 
 def every_step(examples: Examples) -> Graded:
@@ -88,7 +88,7 @@ def every_step(examples: Examples) -> Graded:
     return Graded(right, right[:, 0], "clean", examples.kinds)  # type: ignore[arg-type]
 
 
-def _null(shape: Shape, tokenizer: Any, seed: int, n: int, shots: int, name: str, **options: Any) -> Null:
+def _null(shape: Shape, tokenizer: Any, seed: int, n: int, shots: int, name: str, *, bos: bool) -> Null:
     hf = tiny_llama(
         n_layers=shape.n_layers,
         n_heads=shape.n_heads,
@@ -105,8 +105,8 @@ def _null(shape: Shape, tokenizer: Any, seed: int, n: int, shots: int, name: str
     if shape.attention == "flat":
         for layer in hf.model.layers:
             layer.self_attn.q_proj.weight.mul_(0.05)
-    examples = pcm.cot.make_examples(n, tokenizer=tokenizer, shots=shots, seed=seed)
-    return Null(pcm.Model(hf, tokenizer, name=name, **options), examples, every_step(examples), shape, seed)
+    examples = pcm.cot.make_examples(n, tokenizer=tokenizer, shots=shots, seed=seed, bos=bos)
+    return Null(pcm.Model(hf, tokenizer, name=name, prepend_bos=bos), examples, every_step(examples), shape, seed)
 
 
 def _seed(seed: int, index: int) -> int:

@@ -144,12 +144,13 @@ def _positives(models: Sequence[Mapping[str, Any]]) -> str:
         if m["part"] == PLANTED:
             for claim, row in m["verdicts"].items():
                 what = "the claim" if m["true"] else "its null"
-                rows.append((claim, what, m["name"].split(": ", 1)[-1], row["word"], row.get("no_data") or row["evidence"]))
+                said = row.get("no_data") or row["evidence"]
+                rows.append((claim, what, m["name"].split(": ", 1)[-1], row["word"], said, row["null"]))
     order = [claim.name for claim in CLAIMS]
     rows.sort(key=lambda row: (order.index(row[0]) if row[0] in order else len(order), row[1] != "the claim"))
     missing = [name for name in order if name not in {row[0] for row in rows if row[1] == "the claim"}]
     note = f"\n\nWithout a planted model: {', '.join(missing)}." if missing else ""
-    return _table(("claim", "planted", "model", "verdict", "evidence"), rows) + note
+    return _table(("claim", "planted", "model", "verdict", "evidence", "what the null gives"), rows) + note
 
 
 def _simulation(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -73,9 +73,10 @@ def _two_steps(apart: bool) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     return {"knock_out_curve": curve, "set_transfer": transfer}, {}
 
 
-def _parallel(claim: str, n: int, **options: Any) -> Planting:
-    """Writers that pass another concept of the prompt by."""
-    return Planting(claim, "parallel", lambda: _on(planted.parallel(other="passed by", **options), claim, n, others=True))
+def _parallel(claim: str, n: int, model: str = "parallel", *, true: bool = True, **options: Any) -> Planting:
+    """Writers that pass another concept of the prompt by, unless the options say otherwise."""
+    options = {"other": "passed by"} | options
+    return Planting(claim, model, lambda: _on(planted.parallel(**options), claim, n, others=True, graded=true), true=true)
 
 
 PLANTINGS: tuple[Planting, ...] = (
@@ -86,8 +87,12 @@ PLANTINGS: tuple[Planting, ...] = (
     Planting("mixing", "distance", lambda: _mixing(planted.nothing().model, apart_by_distance(48)), true=False),
     Planting("movers", "looking_back", lambda: _movers(planted.looking_back), true=False),
     _parallel("pathways", 16),
+    _parallel("pathways", 16, "parallel, one writer", true=False, writers=["question"]),
+    _parallel("pathways", 16, "parallel, every concept written", true=False, other="written"),
     _parallel("sources", 16),
+    _parallel("sources", 16, "parallel, one writer", true=False, writers=["question"]),
     _parallel("writers", 48, question=(2, 1), generated=(3, 2)),
+    _parallel("writers", 48, "parallel, early writers", true=False, question=(0, 1), generated=(1, 2)),
     Planting("rift", "bigram", lambda: _on(planted.bigram(table=None, writer=(2, 3)), "rift", 16)),
     Planting("abidance", "abiding", lambda: _on(planted.abiding(), "abidance", 16)),
     Planting("rift", "nothing", lambda: _on(planted.nothing(), "rift", 16, graded=False), true=False),

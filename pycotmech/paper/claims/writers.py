@@ -34,7 +34,7 @@ def judge(results: Results) -> Verdict:
     return combined(
         evidence,
         {
-            "90 % of the writers": is_above(late, 0.9) if late.n else Verdict("not decided", "there are none"),
+            "90 % of the writers": is_above(late, 0.9) if late.n else Verdict("not decided", "there are none", data=False),
             "more of the answer's logit than of another word's": is_above(more, 0.0),
         },
         null=null,
