@@ -20,6 +20,8 @@ from benchmarks.validity.run import jobs, run
 MODEL_PARTS = (judge.PLANTED, judge.NULLS, judge.LARGE)
 TABLES = {"recovery": 5, "coverage": 2000, "levels": 2000}
 """The tables of simulations, and how many draws each makes by default. Each is a module with `table(draws, seed)`."""
+STEPS = [2, 4, 5, 6, 7, 8, 9]
+"""Of the examples of a random model: all kinds, and all steps whose word stands in the question and in the generated text."""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "validity.md"
 
 
@@ -35,7 +37,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=[*MODEL_PARTS, *TABLES], help="What to run; everything by default.")
     parser.add_argument("--examples", type=int, default=8, help="Examples of each random model.")
     parser.add_argument("--shots", type=int, default=1, help="Demonstrations before each example.")
-    parser.add_argument("--steps", type=int, nargs="+", help="Steps of each example that are analysed; all by default.")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="Steps of each example that are analysed.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights and examples; every model has its own.")
     parser.add_argument("--draws", type=int, help="Draws of the simulations; by default 5 for recovery, 2000 for the others.")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Processes, each with one thread.")

@@ -87,7 +87,7 @@ def _nulls_intro(models: Sequence[Mapping[str, Any]]) -> str:
     mine = [m for m in models if m["part"] == NULLS]
     settings, shapes = mine[0]["settings"], [m["shape"] for m in mine]
     flat = sum(s["attention"] == "flat" for s in shapes)
-    steps = "all steps" if settings["steps"] is None else f"steps {', '.join(map(str, settings['steps']))}"
+    steps = f"steps {', '.join(map(str, settings['steps']))}"
     n = len(mine)
     return (
         f"{n} Llama models with random weights, seeds {min(m['seed'] for m in mine)} to {max(m['seed'] for m in mine)}: "
