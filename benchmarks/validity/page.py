@@ -16,13 +16,19 @@ TITLES = {
     "levels": "How often tests find something where there is nothing",
     "recovery": "Planted circuits that are recovered",
 }
+PIVOTED = {"coverage": ("covered", ("interval", "at_least", "at_most")), "levels": ("level", ("test", "null"))}
+"""Tables with a row for each number of examples: what is shown, and what says the kind."""
 INTROS = {
     "coverage": (
-        "Samples are drawn from a known distribution; an interval of level 95 % has to hold the true value in 90 to 97 % of "
-        "them. {about}"
+        "Samples are drawn from a known distribution; shown is how often a 95 % interval of `pycotmech.stats` holds the true "
+        "value, and between what its docstring says that this lies. Bold: outside that by more than three standard errors of "
+        "the simulation; intervals that resample one statistic at a time have a tenth of the draws. {about}"
     ),
     "levels": (
-        "Samples are drawn in which the tested effect is zero; a test of level 5 % may reject in about 5 % of them. {about}"
+        "Samples are drawn with nothing to find; shown is how often a test of level 5 % finds one of 64 heads and "
+        "how often an interval lies above the threshold at which the truth is. Bold: more often than 5 % by more than three "
+        "standard errors, where the test promises to hold its level. The tests assume values that are symmetric about 0; with "
+        "skewed ones they promise nothing, and what happens is shown. {about}"
     ),
     "recovery": (
         "Every circuit was written into the weights by hand. Each is drawn several times with other noise, in every second "
@@ -54,7 +60,7 @@ def written(folder: Path) -> str:
     for name, found in tables.items():
         about = ", ".join(f"{key}: {value}" for key, value in found.items() if key not in ("rows", "made"))
         intro = INTROS.get(name, "{about}").format(about=about[:1].upper() + about[1:] + "." if about else "").strip()
-        parts += [f"## {TITLES.get(name, name)}", "", intro, "", _simulation(found["rows"]), ""]
+        parts += [f"## {TITLES.get(name, name)}", "", intro, "", _simulation(name, found["rows"]), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -153,10 +159,21 @@ def _positives(models: Sequence[Mapping[str, Any]]) -> str:
     return _table(("claim", "planted", "model", "verdict", "evidence", "what the null gives"), rows) + note
 
 
-def _simulation(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [c for c in columns if c != "otherwise" or any(row.get(c) for row in rows)]
-    return _table([c.replace("_", " ") for c in shown], [[row.get(c, "") for c in shown] for row in rows])
+def _simulation(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row as it is kept; of PIVOTED, a row for each kind and a column for each number of examples, bold where it does not
+    hold what the kind promises."""
+    if name not in PIVOTED:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        shown = [c for c in columns if c != "otherwise" or any(row.get(c) for row in rows)]
+        return _table([c.replace("_", " ") for c in shown], [[row.get(c, "") for c in shown] for row in rows])
+    value, kinds = PIVOTED[name]
+    numbers = sorted({row["n"] for row in rows})
+    found: dict[tuple, dict[int, str]] = {}
+    for row in rows:
+        cells = found.setdefault(tuple(row[kind] for kind in kinds), {})
+        cells[row["n"]] = f"**{row[value]:.1%}**" if row.get("holds") is False else f"{row[value]:.1%}"
+    head = [*(kind.replace("_", " ") for kind in kinds), *(f"n = {n}" for n in numbers)]
+    return _table(head, [(*kind, *(cells.get(n, "") for n in numbers)) for kind, cells in found.items()])
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
