@@ -68,9 +68,13 @@ def test_the_page_has_the_numbers_of_the_results(whole):
             assert len(rows) == len(found["rows"])
             continue
         value, kinds = page.PIVOTED[name]
+
+        def named(row, kinds=kinds):
+            return tuple(f"{row[k]:.3g}" if isinstance(row[k], float) else row[k] for k in kinds)
+
         shown = {(*row[: len(kinds)], at): cell for row in rows for at, cell in zip(head, row) if at.startswith("n = ")}
         for row in found["rows"]:
-            cell = shown.pop((*(str(row[kind]) for kind in kinds), f"n = {row['n']}"))
+            cell = shown.pop((*named(row), f"n = {row['n']}"))
             assert cell.strip("*") == f"{row[value]:.1%}" and cell.startswith("**") == (row.get("holds") is False)
         assert not any(shown.values())
     assert "recovery" in tables and f"commit {kept.commit()}" in text and kept.processor() in text
