@@ -39,7 +39,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shots", type=int, default=1, help="Demonstrations before each example.")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="Steps of each example that are analysed.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights and examples; every model has its own.")
-    parser.add_argument("--draws", type=int, help="Draws of the simulations; by default 5 for recovery, 2000 for the others.")
+    parser.add_argument("--draws", type=int, help="Draws of the simulations, 2000 by default; of planted circuits at most 5.")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Processes, each with one thread.")
     parser.add_argument("--out", type=Path, default=Path("validity-results"), help="Folder that keeps the results.")
     parser.add_argument("--fresh", action="store_true", help="Whether to discard what the folder holds.")
@@ -75,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
         run(work, store, workers=asked.workers, say=lambda text: print(text, flush=True))
         for name, draws in TABLES.items():
             if name in parts and importlib.util.find_spec(f"benchmarks.validity.{name}"):
-                draws = asked.draws or draws
+                draws = draws if asked.draws is None else min(asked.draws, draws) if name == "recovery" else asked.draws
                 print(f"{name}: {draws} draws", flush=True)
                 rows = importlib.import_module(f"benchmarks.validity.{name}").table(draws, seed=asked.seed)
                 store.put(name, rows, draws=draws, seed=asked.seed)
