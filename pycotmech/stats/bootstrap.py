@@ -62,11 +62,13 @@ def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
     return f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) and np.isfinite(high) else ""
 
 
-def undecidable(low: float, high: float, n: int, threshold: float = 0.0, within: Range | None = None) -> str:
+def undecidable(
+    low: float, high: float, n: int, threshold: float = 0.0, within: Range | None = None, level: float = LEVEL
+) -> str:
     """Why an interval over n examples decides nothing about a threshold; empty if it may.
 
     There is none, or it has no width and n examples could agree by chance: `agreeing`. within: what the quantity lies in; None:
-    a quantity that lies between 0 and 1, as the threshold does, is taken to be a share.
+    a quantity that lies between 0 and 1, as the threshold does, is taken to be a share. level: of the interval.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return "one example has no interval" if n == 1 else "there is no interval"
@@ -74,20 +76,21 @@ def undecidable(low: float, high: float, n: int, threshold: float = 0.0, within:
         return ""
     if within is None and 0 < threshold < 1 and -1e-9 <= low <= high <= 1 + 1e-9:
         within = SHARE
-    enough = agreeing((low + high) / 2, threshold, within)
+    enough = agreeing((low + high) / 2, threshold, within, level)
     if n >= enough:
         return ""
     about = f" about {threshold:g}" if threshold else ""
     return f"all {n} examples agree, and fewer than {enough} that agree decide nothing{about}"
 
 
-def agreeing(value: float, threshold: float = 0.0, within: Range | None = None) -> int:
+def agreeing(value: float, threshold: float = 0.0, within: Range | None = None, level: float = LEVEL) -> int:
     """How many examples have to have one value for an interval without width to decide on which side of a threshold the mean
-    lies: the fewest that agree so with a probability below 0.05 where the mean is the threshold.
+    lies: the fewest that agree so with a probability below 1 - level, 0.05 by default, where the mean is the threshold.
 
     Two arguments, of which the one that asks for more examples holds:
     * By sign: an example lies on either side with probability 1/2, so that n agree with probability 2 (1/2)^n. Below 0.05 from
-      FEWEST_ALIKE on. This is enough for differences and a threshold of 0.
+      FEWEST_ALIKE on; an interval corrected for being one of several needs more. This is enough for differences and a
+      threshold of 0.
     * By range: a mean of `threshold` is reached with the share p of examples at `value` and the others at the far end of the
       range, p = (threshold - end) / (value - end), so that n agree with probability p^n. For a share of 1 that is threshold^n:
       29 examples are needed for 0.9, and six of six have a probability of 0.53. Nothing is asked of examples that have the
@@ -95,8 +98,9 @@ def agreeing(value: float, threshold: float = 0.0, within: Range | None = None) 
     """
     end = -np.inf if within is None else within[0] if value > threshold else within[1]
     p = (threshold - end) / (value - end) if np.isfinite(end) and end != value else 0.0
-    by_range = np.ceil(np.log(0.05) / np.log(p) + 1e-12) if 0 < p < 1 else 1.0
-    return max(FEWEST_ALIKE, int(by_range))
+    by_sign = np.ceil(np.log2(2 / (1 - level)) - 1e-9)
+    by_range = np.ceil(np.log(1 - level) / np.log(p) + 1e-12) if 0 < p < 1 else 1.0
+    return max(int(by_sign), int(by_range))
 
 
 def above_zero(low: float, high: float, n: int) -> bool | None:

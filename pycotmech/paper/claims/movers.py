@@ -28,7 +28,7 @@ def judge(results: Results) -> Verdict:
     by_examples = is_above(share, 0.5)
     if by_examples.word != "borne out":
         return Verdict(by_examples.word, f"{evidence}; {by_examples.evidence}".rstrip("; "), null)
-    chance = float((anywhere >= float(share.mean) - 1e-9).mean())
+    chance = float((1 + (anywhere >= float(share.mean) - 1e-9).sum()) / (1 + len(anywhere)))  # the heads themselves counted in
     placed = Verdict("borne out" if chance < LEVEL else "not decided", f"as many heads anywhere reach it with p = {chance:.2f}")
     return combined(evidence, {"above one half": by_examples, "beyond where heads lie by chance": placed}, null=null)
 

@@ -68,11 +68,11 @@ def _judged(found: AnswerWriters, t: int, i: int, level: float) -> Step:
     one, together, matched = (bootstrap.mean_interval(x, level=level, within=bootstrap.SHARE) for x in stays.values())
     spared = bootstrap.mean_interval(stays["matched"] - stays["together"], level=level)
     parts = {
-        "more than one writer": is_above(number, 1.0),
-        "more than of another word": is_above(more, 0.0),
-        "the answer survives the loss of any one": is_above(one, 0.5),
-        "but not of all": decided(float(together.low), float(together.high), 0.5, n=int(together.n), above=False),
-        "which other heads do not carry": is_above(spared, 0.0),
+        "more than one writer": is_above(number, 1.0, level=level),
+        "more than of another word": is_above(more, 0.0, level=level),
+        "the answer survives the loss of any one": is_above(one, 0.5, level=level),
+        "but not of all": decided(float(together.low), float(together.high), 0.5, n=int(together.n), above=False, level=level),
+        "which other heads do not carry": is_above(spared, 0.0, level=level),
     }
     words = (
         f"{number.words('{:.1f}')} writers; the answer stays without any one in {one.words()}, without all in "

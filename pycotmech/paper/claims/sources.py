@@ -1,7 +1,7 @@
 """The pathways take the answer from the question and from the generated steps (abstract; E8).
 
-A step is judged where the answer's word stands in both places. A place is a source there if more than 5 % of the pathways lead
-to the word beyond those that lead to the words beside it. Intervals are corrected for the number of steps (Bonferroni), and the
+A step is judged where the answer's word stands in both places. A place is a source there if more of the pathways lead to the
+word than to the words beside it. Intervals are corrected for the number of steps (Bonferroni), and the
 claim is borne out if both places are sources at more than half of these steps. The verdict's values are of the place that has
 less, the mean over these steps.
 """
@@ -38,7 +38,7 @@ def judge(results: Results) -> Verdict:
         return Verdict("not decided", "at no step with a pathway the answer's word stands in both places", data=False)
     level = 1 - (1 - bootstrap.LEVEL) / len(judged)
     beyond, share, aside = (found.beyond(of, level=level) for of in ("difference", "pathways", "control_pathways"))
-    steps = [_judged(*(x.isel(step=i) for x in (beyond, share, aside))) for i in judged]
+    steps = [_judged(*(x.isel(step=i) for x in (beyond, share, aside)), level) for i in judged]
     words = [step.verdict.word for step in steps]
     held, denied, m = words.count("borne out"), words.count("not borne out"), len(steps)
     line = f"both places are sources at {held} of the {m} steps where the word stands in both, not at {denied}"
@@ -52,14 +52,14 @@ def judge(results: Results) -> Verdict:
     ).of(found.beyond_in_each(PLACES), 0.0)
 
 
-def _judged(beyond: xr.Dataset, share: xr.Dataset, aside: xr.Dataset) -> Step:
+def _judged(beyond: xr.Dataset, share: xr.Dataset, aside: xr.Dataset, level: float) -> Step:
     def interval(x: xr.Dataset, place: str) -> bootstrap.Interval:
         return bootstrap.Interval(*(x[name].sel(segment=place).values for name in bootstrap.Interval._fields))
 
     def words(x: xr.Dataset) -> str:
         return f"step {int(x['step'])}: " + ", ".join(f"{place} {interval(x, place).words()}" for place in PLACES)
 
-    parts = {place: is_above(interval(beyond, place), 0.0) for place in PLACES}
+    parts = {place: is_above(interval(beyond, place), 0.0, level=level) for place in PLACES}
     n = int(interval(beyond, PLACES[0]).n)
     return Step(combined("", parts), f"{words(share)}; n = {n}, {briefly(parts)}", words(aside))
 

@@ -82,14 +82,15 @@ def decided(
     n: int,
     above: bool = True,
     within: bootstrap.Range | None = None,
+    level: float = bootstrap.LEVEL,
 ) -> Verdict:
     """Borne out if the whole interval over n examples lies on the claim's side of the threshold, not borne out if on the other.
 
     Not decided, with the reason after the evidence, if it contains the threshold, if there is none, or if it has no width and
     as many examples as that would agree by chance where the mean is the threshold (`bootstrap.undecidable`, which says what
-    `within` is).
+    `within` is). level: of the interval.
     """
-    if why := bootstrap.undecidable(low, high, n, threshold, within):
+    if why := bootstrap.undecidable(low, high, n, threshold, within, level):
         return Verdict("not decided", _joined(evidence, why), data=bool(np.isfinite(low) and np.isfinite(high)))
     if (low > threshold) if above else (high < threshold):
         return Verdict("borne out", evidence)
@@ -120,9 +121,17 @@ def briefly(parts: Mapping[str, Verdict]) -> str:
     return f"{word}: {', '.join(which)}" if which else word
 
 
-def is_above(x: bootstrap.Interval, threshold: float, evidence: str = "", *, within: bootstrap.Range | None = None) -> Verdict:
-    """Whether a quantity is above the threshold. within: the range that it lies in (`bootstrap.undecidable`)."""
-    return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n), within=within)
+def is_above(
+    x: bootstrap.Interval,
+    threshold: float,
+    evidence: str = "",
+    *,
+    within: bootstrap.Range | None = None,
+    level: float = bootstrap.LEVEL,
+) -> Verdict:
+    """Whether a quantity is above the threshold. within: the range that it lies in (`bootstrap.undecidable`). level: of the
+    interval."""
+    return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n), within=within, level=level)
 
 
 def whether(true: bool | None, why: str = "") -> Verdict:

@@ -60,6 +60,13 @@ def test_few_heads_lie_in_one_half_by_chance():
     assert "of the score of 1 head stays" in alone.null and "[0%, 100%] in the first half" in alone.null
 
 
+def test_a_p_value_is_never_zero(monkeypatch):
+    """The heads themselves are one of the placements that reach their share."""
+    monkeypatch.setattr(RelationHeads, "anywhere", lambda self, relation: np.zeros(10))
+    few = verdict(found_with([(l, h) for l in range(3) for h in range(2)]))
+    assert few.word == "not decided" and "as many heads anywhere reach it with p = 0.09" in few.evidence
+
+
 def test_a_selection_that_changes_decides_nothing():
     lower = [(l, h) for l in range(3) for h in range(2)]
     open_ = verdict(found_with(lower, drawn=np.linspace(0.2, 1, 200)))

@@ -60,6 +60,12 @@ def test_few_examples_and_no_competitor_leave_it_open():
     assert CLAIM.verdict({"answer_writers": alone}).word == "not decided"
 
 
+def test_few_examples_that_agree_decide_no_step_of_several():
+    """Six of six have a probability of 0.03: enough for a single step, not for one of three."""
+    assert CLAIM.verdict(written(np.full(6, 3.0), one=1, together=-1)).word == "not decided"
+    assert CLAIM.verdict(written(np.full(12, 3.0))).word == "borne out"
+
+
 # ---- planted -------------------------------------------------------------------------------------------------------
 
 

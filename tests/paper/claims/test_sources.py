@@ -73,6 +73,14 @@ def test_no_pathway_and_one_example_leave_it_open():
     assert CLAIM.verdict(taken((0, 2, 2, 0), n=1)).word == "not decided"
 
 
+def test_few_examples_that_agree_decide_no_step_of_several():
+    """Six of six have a probability of 0.03: enough for a single step, not for one of two."""
+    two = dict(occurs=((0, 2, 2),) * 2, shake=False)
+    assert CLAIM.verdict(taken((0, 2, 2, 0), n=6, shake=False)).word == "borne out"
+    assert CLAIM.verdict(taken((0, 2, 2, 0), n=6, **two)).word == "not decided"
+    assert CLAIM.verdict(taken((0, 2, 2, 0), n=7, **two)).word == "borne out"
+
+
 def test_planted_sources_are_found_and_a_word_passed_by_is_not_one():
     made = planted.parallel(other="passed by")
     found = pcm.cot.answer_sources(made.model, planted.examples(made, 12, others=True))

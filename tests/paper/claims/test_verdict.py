@@ -39,6 +39,13 @@ def test_shares_that_all_agree_decide_about_a_threshold_only_from_many_examples(
     assert decided(0.0, 0.0, 0.05, n=59, above=False).word == "borne out"
 
 
+def test_examples_that_agree_decide_one_of_several_only_at_the_corrected_level():
+    """Six equal signs have a probability of 0.03, which is not below 0.05 / 7."""
+    assert decided(1.0, 1.0, 0.0, n=6).word == "borne out"
+    assert decided(1.0, 1.0, 0.0, n=8, level=1 - 0.05 / 7).word == "not decided"
+    assert decided(1.0, 1.0, 0.0, n=9, level=1 - 0.05 / 7).word == "borne out"
+
+
 def test_a_result_that_is_missing_leaves_a_claim_open():
     for claim in CLAIMS:
         verdict = claim.verdict({})
