@@ -80,7 +80,7 @@ class _Toy(Analysis):
 
 
 class _Cut(_Toy):
-    ranges: ClassVar = {"effect": (-1.0, 1.0)}
+    ranges: ClassVar = {"effect": (-1.5, 1.5)}
 
 
 def test_a_result_is_kept_whole(model, examples, tmp_path):
@@ -94,9 +94,9 @@ def test_a_result_is_kept_whole(model, examples, tmp_path):
     assert_allclose(found["mean"].values, np.nanmean(values, 0))
     assert found["n"].values.max() == 2 and found["mean"].dims == ("step", "layer", "head")
     cut, free = _Cut(data, facts).interval("effect"), np.abs(found[["low", "high"]])
-    np.testing.assert_array_equal(cut["low"], found["low"].clip(-1, 1))
-    np.testing.assert_array_equal(cut["high"], found["high"].clip(-1, 1))
-    assert float(free.to_array().max()) > 1  # without a range any number
+    np.testing.assert_array_equal(cut["low"], found["low"].clip(-1.5, 1.5))
+    np.testing.assert_array_equal(cut["high"], found["high"].clip(-1.5, 1.5))
+    assert float(free.to_array().max()) > 1.5  # without a range any number
     with pytest.raises(ValueError, match="variable: got 'effekt'; expected one with the axis 'example': effect"):
         result.interval("effekt")
     result.save(tmp_path)

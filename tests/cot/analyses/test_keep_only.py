@@ -114,7 +114,7 @@ def test_random_sets_of_a_layer_are_all_that_layer_has(case):
     whole[[1, 3]] = True
     found = keep_only(model, examples, {"two layers": whole}, steps=[1, 5], n_random=3, **options)
     row = found.table().set_index("step").loc["all"]
-    assert row["gain"] == row["gain_low"] == row["gain_high"] == 0
+    assert row["gain"] == 0 and row["gain_low"] == -row["gain_high"] < 0  # examples that all agree leave a width
 
 
 def test_removal_takes_the_best_of_the_set_and_stops(case):

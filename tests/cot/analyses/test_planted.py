@@ -189,16 +189,16 @@ def test_no_set_of_heads_is_needed(null):
     assert float(change.max()) < (1e-5 if silent else 0.3)  # of a planted circuit: about 4 nats
     assert float(found.data["agrees"].min()) == 1 and float(found.data["right"].max()) == 0
     point = found.operating_points().iloc[-1]
-    assert point.gain == point.gain_low == point.gain_high == 0
+    assert point.gain == 0 and point.gain_low == -point.gain_high < 0  # examples that all agree leave a width
     transfer = pcm.cot.set_transfer(model, examples, _of_steps(scores), k=4, right=EVERY, kind="zero", n_random=4)
     verdict = BY_NAME["shared_heads"].verdict({"knock_out_curve": found, "set_transfer": transfer})
-    assert verdict.word == "not borne out" and "more than random heads of the same layers" in verdict.evidence
+    assert verdict.word == "not borne out" and "80% of the steps" in verdict.evidence
     theirs = pcm.cot.knock_out_curve(
         model, examples, scores, right=EVERY, kind="zero", n_random=4, sizes=[8, 16], definition="paper"
     )
     assert theirs.operating_points().iloc[-1].kept == 0  # no head is needed to agree
     results = {"knock_out_curve": theirs, "set_transfer": transfer}
-    assert BY_NAME["shared_heads"].verdict(results).word == "not borne out"
+    assert BY_NAME["shared_heads"].verdict(results).word != "borne out"  # a gain of 0 in 6 examples denies nothing
 
 
 def _of_steps(scores):
