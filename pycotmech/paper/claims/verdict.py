@@ -105,11 +105,11 @@ def _joined(evidence: str, why: str) -> str:
 
 def combined(evidence: str, parts: Mapping[str, Verdict], *, null: str = "") -> Verdict:
     """Of a claim with several parts: borne out if each of them is, not borne out if any is not. Parts that are open stand
-    with their reason. null: as `Verdict` has it."""
+    with their reason; the claim is open for want of data if each of these is. null: as `Verdict` has it."""
     for word, said in (("not borne out", "not so"), ("not decided", "open")):
         found = [part + (f" ({its.evidence})" if its.evidence else "") for part, its in parts.items() if its.word == word]
         if found:
-            data = word != "not decided" or all(its.data for its in parts.values() if its.word == word)
+            data = word != "not decided" or any(its.data for its in parts.values() if its.word == word)
             return Verdict(word, f"{evidence}; {said}: {', '.join(found)}", null, data=data)  # type: ignore[arg-type]
     return Verdict("borne out", evidence, null)
 

@@ -45,4 +45,10 @@ def test_without_writers_the_logit_alone_can_deny_the_claim():
     even = CLAIM.verdict(written(np.zeros(8), late_logit=spread(0.5), late_competitor=spread(0.6)))
     assert even.word == "not borne out" and "no head writes the answer with probability 0.1 or more" in even.evidence
     late = CLAIM.verdict(written(np.zeros(8), late_logit=spread(0.9)))
-    assert late.word == "not decided" and "open: 90 % of the writers (there are none)" in late.evidence
+    assert late.word == "not decided" and "open: 90 % of the writers (there are none)" in late.evidence and not late.data
+
+
+def test_a_claim_that_is_open_anyhow_is_not_open_for_want_of_writers():
+    """A random model may write the answer in one example of eight, and the logit alone leave the claim open."""
+    few = CLAIM.verdict(written([3.0] + [0.0] * 7, late_logit=spread(0.8, 8, 0.3), late_competitor=0.8))
+    assert few.word == "not decided" and "90 % of the writers (one example has no interval)" in few.evidence and few.data
