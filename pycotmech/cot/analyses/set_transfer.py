@@ -85,15 +85,19 @@ class SetTransfer(AblationResult):
         return nanmean(_over_steps(values, self._paired(pairs)))
 
     def _rounds(self, paired: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
-        """The accuracy over pairs of the random sets, [example, round], and the number of groups of steps they are of."""
+        """The accuracy over pairs of the random sets, [example, round], and the number of groups of steps they are of: of the
+        groups that have such pairs."""
         names = self.data["chosen"].values.tolist()
         rows = [names.index(step) for step in self.data["matched"].values]
         by_set = _over_steps(self.data["random"].transpose("draw", "example", "step").values, paired[rows])
         of_round = self.data["round"].values
-        groups = _groups(len(names))
-        by_round = np.stack([nanmean(by_set[of_round == r]) for r in range(of_round.max() + 1)], 1)
-        strata = np.arange(by_round.shape[1]) % len(groups)
-        return without_strata(by_round, strata, [len(g) for g in groups]), len(set(strata.tolist()))
+        of_group = np.array([int(paired[group].any(1).sum()) for group in _groups(len(names))])  # sets that have a pair
+        strata = np.arange(of_round.max() + 1) % len(of_group)
+        rounds = np.flatnonzero(of_group[strata])
+        if not len(rounds):
+            return np.full((by_set.shape[1], 1), np.nan), 1
+        by_round = np.stack([nanmean(by_set[of_round == r]) for r in rounds], 1)
+        return without_strata(by_round, strata[rounds], of_group), len(set(strata[rounds].tolist()))
 
     def _paired(self, pairs: Pairs) -> NDArray[np.bool_]:
         """Which steps are evaluated for each chosen one: [chosen, step]."""

@@ -111,6 +111,21 @@ def test_accuracy_over_pairs_is_that_of_the_matrix(found):
         made.transfer("all")
 
 
+@pytest.mark.parametrize(
+    "kinds", [["copying", "copying", "decision", "induction"], ["copying", "decision", "copying", "copying"]]
+)
+def test_random_sets_that_do_as_the_chosen_ones_gain_nothing_over_any_pairs(found, kinds):
+    """Steps 4 and 5, whose sets change together, may have no step of their own kind, or one of them none."""
+    data = found.data.copy(deep=True)
+    data["right"][:] = np.random.default_rng(0).random(data["right"].shape)
+    data["random"][:] = data["right"].sel(chosen=data["matched"]).values
+    data = data.assign_coords(kind=("step", kinds), chosen_kind=("chosen", kinds))
+    for name in module.PAIRS:
+        result = SetTransfer(data, found.about).transfer(name)
+        assert result["gain"].mean == pytest.approx(0, abs=1e-12)
+        assert result["random"].mean == pytest.approx(result["accuracy"].mean)
+
+
 def test_table_has_every_pair_and_its_overlap(found):
     table = found.table().set_index(["chosen", "step"])
     assert len(table) == 16 and table.loc[(0, 5)]["chosen_kind"] == "decision" and table.loc[(0, 5)]["kind"] == "induction"
