@@ -38,7 +38,7 @@ def judge(results: Results) -> Verdict:
         return Verdict("not decided", "at no step with a pathway the answer's word stands in both places", data=False)
     level = 1 - (1 - bootstrap.LEVEL) / len(judged)
     beyond, share, aside = (found.beyond(of, level=level) for of in ("difference", "pathways", "control_pathways"))
-    steps = [_judged(*(x.isel(step=i) for x in (beyond, share, aside)), level) for i in judged]
+    steps = [_judged(beyond.isel(step=i), share.isel(step=i), aside.isel(step=i), level) for i in judged]
     words = [step.verdict.word for step in steps]
     held, denied, m = words.count("borne out"), words.count("not borne out"), len(steps)
     line = f"both places are sources at {held} of the {m} steps where the word stands in both, not at {denied}"
