@@ -64,15 +64,19 @@ def _mean(rng: np.random.Generator, n: int, draws: int, *, law: str) -> tuple[An
     return _ends(bootstrap.mean_interval(values, draws=_RESAMPLES), 0.0 if law == "normal" else 1.0)
 
 
-def _trials(rng: np.random.Generator, share: float, trials: int, shape: tuple[int, int]) -> NDArray:
-    """Shares of `trials` steps of each example that succeed together with an intra-class correlation of 0.1."""
+def _trials(rng: np.random.Generator, share: float, trials: int, shape: tuple[int, int], alike: float = 0.1) -> NDArray:
+    """Shares of `trials` steps of each example that succeed together with an intra-class correlation of `alike`."""
     if trials == 1 or share in (0, 1):
         return rng.binomial(trials, share, shape) / trials
-    return rng.binomial(trials, rng.beta(9 * share, 9 * (1 - share), shape)) / trials
+    size = 1 / alike - 1
+    return rng.binomial(trials, rng.beta(size * share, size * (1 - share), shape)) / trials
 
 
-def _share(rng: np.random.Generator, n: int, draws: int, *, share: float, trials: int) -> tuple[Any, Any, Any]:
-    return _ends(bootstrap.mean_interval(_trials(rng, share, trials, (n, draws)), within=bootstrap.SHARE), share)
+def _share(
+    rng: np.random.Generator, n: int, draws: int, *, share: float, trials: int, alike: float = 0.1
+) -> tuple[Any, Any, Any]:
+    values = _trials(rng, share, trials, (n, draws), alike)
+    return _ends(bootstrap.mean_interval(values, within=bootstrap.SHARE), share)
 
 
 def _apart(rng: np.random.Generator, n: int, draws: int, *, a: float, b: float, trials: int) -> tuple[Any, Any, Any]:
@@ -160,6 +164,10 @@ KINDS = (
     Kind("share 0.9, one trial an example", partial(_share, share=0.9, trials=1), most=1.0),
     Kind("share 0.8 of ten steps, clustered", partial(_share, share=0.8, trials=10)),
     Kind("share 0.9 of ten steps, clustered", partial(_share, share=0.9, trials=10)),
+    Kind("share 0.8 of ten steps, half of the variance between examples", partial(_share, share=0.8, trials=10, alike=0.5)),
+    Kind(
+        "share 0.9 of ten steps, half of the variance between examples", partial(_share, share=0.9, trials=10, alike=0.5), 0.85
+    ),
     Kind("share 0.8 of 2 to 10 steps, ratio of sums", _weighed),
     Kind("ratio of means", partial(_ratio, skewed=False)),
     Kind("ratio of means, lognormal denominators", partial(_ratio, skewed=True)),
