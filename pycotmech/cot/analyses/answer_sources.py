@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 NONE = "none"
 PLACES = (*SEGMENTS, NONE)
 SCOPES = ("writers", "read", "everywhere")
-OTHER_WORDS = "by construction: the shots have other words"
+OTHER_WORDS = "by construction: its words are others"
 
 
 def pathway_source(graph: Graph, writer: int, prompt: Prompt, spans: Sequence[slice] | None = None) -> str:

@@ -151,7 +151,7 @@ class PairProbes(Analysis):
         return interval_table(found, ("probe", "depth"), main="accuracy", more=best)
 
     def findings(self) -> list[str]:
-        """The choice and its accuracy, what is left above each baseline, whether the probe could find a stated relation."""
+        """The chosen probe and its accuracy, its gain over each baseline, and whether it could find a stated relation."""
         s, n = self.about["settings"], self.data.sizes["example"]
         probe, depth = self.choice()
         last, at = s["n_layers"], {"probe": probe, "depth": depth}
@@ -167,24 +167,26 @@ class PairProbes(Analysis):
         lines.append(self.conclusion())
         known = bootstrap.mean_interval(self.data["stated"].sel(at).values, within=bootstrap.SHARE)
         if np.isfinite(known.mean):
-            found = f"the same probe tells words that one sentence relates, at the same places, with {known.words('{:.3f}')}"
+            found = (
+                f"on words that one sentence relates, at the same places, the same probe's accuracy is {known.words('{:.3f}')}"
+            )
             lines.append(found + ("" if known.low > self.chance else ": it might have missed a relation that is there"))
         if s["definition"] == "paper":
             lines.append(
-                "these classes differ in their surface, so that no accuracy on them shows that a model holds the relation: "
-                "only what is above the surface can come from the model, and whether that is the relation stays open"
+                "these classes differ in their surface, so no accuracy on them shows that a model holds the relation: "
+                "only what exceeds the surface can come from the model, and whether that is the relation remains open"
             )
         return lines
 
     def conclusion(self) -> str:
-        """In one sentence, whether the streams hold the relation beyond what the baselines give."""
+        """Returns in one sentence whether the streams hold the relation beyond what the baselines give."""
         gains = self.gains()
         without = [name for name, gain in gains.items() if gain.low <= 0]
         if without:
-            return f"no gain is left above {', '.join(without)}: that the streams hold the relation is not shown"
+            return f"no gain remains above {', '.join(without)}: it is not shown that the streams hold the relation"
         if unknown := [name for name, gain in gains.items() if not np.isfinite(gain.low)]:
-            return f"what {', '.join(unknown)} give is not known: that the streams hold the relation is not shown"
-        return "the streams hold more of the relation than surface, embedding and random weights give"
+            return f"what {', '.join(unknown)} give is unknown: it is not shown that the streams hold the relation"
+        return "the streams hold more of the relation than surface, embedding and random weights do"
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Accuracy over the depth with its interval, beside the baselines; and on pairs that one sentence relates."""

@@ -1,4 +1,4 @@
-"""What heads write is a word of their own prompt rather than of another's, more so in the upper half of the layers (E8)."""
+"""Heads write words of their own prompt rather than of others, and more so in the upper half of the layers (E8)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def judge(results: Results) -> Verdict:
         why = "no head's token could be compared with another example's prompt of the same step"
         return Verdict("not decided", why, data=False)
     evidence = (
-        f"the likeliest token that a head writes occurs in its own prompt in {own[0]} of cases below the middle, {own[1]} "
-        f"above; less what occurs in another example's prompt, this rises by {100 * float(rise.mean):.1f} percentage points"
-        f"{ends(100 * rise.low, 100 * rise.high, '{:.1f}')}; n = {int(rise.n)}"
+        f"the likeliest token that a head writes occurs in its own prompt in {own[0]} of cases in the lower half of the layers "
+        f"and in {own[1]} in the upper half; its excess over other examples' prompts rises by {100 * float(rise.mean):.1f} "
+        f"percentage points{ends(100 * rise.low, 100 * rise.high, '{:.1f}')}; n = {int(rise.n)}"
     )
     verdict = is_above(rise, 0.0, evidence)
     return replace(verdict, null=f"{other[0]} -> {other[1]}").of(found.rises(), 0.0)
@@ -31,5 +31,5 @@ CLAIM = Claim(
     "What heads write occurs in the prompt more often in the upper half of the layers than in the lower.",
     "E8, context-abidance",
     judge,
-    "another example's prompt",
+    "occurrence in other examples' prompts",
 )

@@ -13,23 +13,25 @@ def judge(results: Results) -> Verdict:
     found = results["relation_heads"]
     heads, share, anywhere = found.heads("related"), found.first_half("related"), found.anywhere("related")
     looking, stays = int(found.data["looks"].sel(relation="related").sum()), found.stays("related")
-    null = f"{stays.words()} of the score of {_heads(looking)} stays with {found.verbs}" if looking else ""
+    null = f"{stays.words()} of the score of {_heads(looking)} remains with {found.verbs}" if looking else ""
     if not looking:
-        return Verdict("not borne out", "no head looks along related words more than along others", null)
+        return Verdict("not borne out", "no head attends along related words more than along unrelated ones", null)
     if not heads:
-        said = f"of {_heads(looking)} along related words none looks more than along the same words with {found.verbs}"
-        return Verdict("not borne out", said, null)
-    evidence = f"{_heads(len(heads))} of {looking} along related words with more attention than with {found.verbs}"
+        why = f"of {_heads(looking)} that attend along related words, none attends less with {found.verbs} as the verb"
+        return Verdict("not borne out", why, null)
+    evidence = f"{len(heads)} of {_heads(looking)} that attend along related words attend less with {found.verbs} as the verb"
     if not np.isfinite(share.mean) or not len(anywhere):
-        return Verdict("not decided", f"{evidence}, but on most halves of the questions none does; n = {int(share.n)}", null)
-    evidence += f"; {share.words()} of what is left of their score lies in the first half of the layers; n = {int(share.n)}"
+        return Verdict("not decided", f"{evidence}, but none does on most halves of the questions; n = {int(share.n)}", null)
+    evidence += f"; {share.words()} of their gain over these verbs lies in the first half of the layers; n = {int(share.n)}"
     low, high = np.percentile(anywhere, [2.5, 97.5])
-    null += f"; as many heads anywhere: {anywhere.mean():.0%} [{low:.0%}, {high:.0%}] in the first half"
+    null += f"; with as many heads anywhere, {anywhere.mean():.0%} [{low:.0%}, {high:.0%}] of the gain lies in the first half"
     by_examples = is_above(share, 0.5)
     if by_examples.word != "borne out":
         return Verdict(by_examples.word, f"{evidence}; {by_examples.evidence}".rstrip("; "), null)
     chance = float((1 + (anywhere >= float(share.mean) - 1e-9).sum()) / (1 + len(anywhere)))  # the heads themselves counted in
-    placed = Verdict("borne out" if chance < LEVEL else "not decided", f"as many heads anywhere reach it with p = {chance:.2f}")
+    placed = Verdict(
+        "borne out" if chance < LEVEL else "not decided", f"as many heads anywhere reach this with p = {chance:.2f}"
+    )
     return combined(evidence, {"above one half": by_examples, "beyond where heads lie by chance": placed}, null=null)
 
 

@@ -1,11 +1,11 @@
 """Multiple pathways write the answer in parallel (abstract; E8).
 
-Parallel pathways are several heads that write the answer, and not every word of the prompt, and each of which the answer can do
-without, but not without all of them. Each step is judged by itself, against another word of the prompt that could stand in
-the answer's place; a step whose prompts have no such word counts for nothing. Intervals are corrected for the number of steps
-(Bonferroni), and the claim is borne out if more than half of these steps bear it out in all its parts.
+Pathways are parallel if several heads write the answer, but do not write every word of the prompt alike, and if the answer
+survives the loss of any one of them, but not the loss of all. Each step is judged by itself, against another word of the
+prompt that could stand in the answer's place. A step whose prompts have no such word does not count. Intervals are corrected
+for the number of steps (Bonferroni), and the claim is borne out if more than half of these steps bear out all its parts.
 
-The verdict's values are each example's writers beyond those of the other word, the mean over these steps.
+The verdict's values are, for each example, how many more writers the answer has than the other word, averaged over these steps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pycotmech.paper.claims.verdict import Claim, Results, Verdict, briefly, com
 from pycotmech.stats import bootstrap
 
 THRESHOLD = 0.1
-"""Of the probability with which a head says the answer."""
+"""The least probability of the answer in what a head writes that makes the head a writer."""
 
 
 class Step(NamedTuple):
-    """What one step says. name: its number. verdict: on all parts of the claim. found, null: in words."""
+    """What one step shows. name: its number. verdict: on all parts of the claim. found, null: evidence and null in words."""
 
     name: int
     verdict: Verdict
@@ -75,10 +75,13 @@ def _judged(found: AnswerWriters, t: int, i: int, level: float) -> Step:
         "which other heads do not carry": is_above(spared, 0.0, level=level),
     }
     words = (
-        f"{number.words('{:.1f}')} writers; the answer stays without any one in {one.words()}, without all in "
+        f"{number.words('{:.1f}')} writers; the answer survives the loss of any one: {one.words()}, of all: "
         f"{together.words()}; n = {int(number.n)}"
     )
-    null = f"{rival.words('{:.1f}')} write the other word; without as many other heads it stays in {matched.words()}"
+    null = (
+        f"{rival.words('{:.1f}')} writers of the other word; the answer survives the loss of as many other heads: "
+        f"{matched.words()}"
+    )
     return Step(int(here["step"]), combined("", parts), f"{words}, {briefly(parts)}", null)
 
 

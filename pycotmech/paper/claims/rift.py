@@ -11,14 +11,14 @@ from pycotmech.stats import bootstrap
 
 
 def judge(results: Results) -> Verdict:
-    """The prompt's next word overtakes the memorised one abruptly, in the middle third, and at the end it is beyond other words
-    of the prompt, which any model that repeats its prompt favours."""
+    """Judges whether the prompt's next word overtakes the memorised one abruptly and in the middle third of the depths, and is
+    above other words of the prompt at the end. A model that merely repeats its prompt favours all of these words."""
     found = results["functional_rift"]
     r, last = found.rift(), int(found.data["depth"].max())
     if r.n == 0:
         return Verdict("not decided", "no position has a memorised next word and another one in the prompt", data=False)
     other, more = found.beyond()
-    null = f"{other.words('{:.3f}')} at the last layer; the prompt's next word {more.words('{:+.3f}')} beyond that"
+    null = f"{other.words('{:.3f}')} at the last layer; the prompt's next word exceeds it by {more.words('{:+.3f}')}"
     if not np.isfinite(r.change):  # nothing rises, or what rises may be noise
         if not np.isfinite(r.rise[0]):
             return Verdict("not borne out", r.none_found(), null)
@@ -26,11 +26,11 @@ def judge(results: Results) -> Verdict:
         return combined(r.none_found(), parts, null=null)
     evidence = (
         f"context minus prior changes most at depth {r.words('change')} of {last}, n = {r.n}; {r.words('abruptness')} of its "
-        "rise within one layer of it"
+        "rise lies within one layer of that depth"
     )
     inside, outside = last / 3 <= r.low and r.high <= 2 * last / 3, r.high < last / 3 or r.low > 2 * last / 3
     why = bootstrap.undecidable(r.low, r.high, r.n)
-    where = whether(None if why else True if inside else False if outside else None, why or "the interval lies in and outside")
+    where = whether(None if why else True if inside else False if outside else None, why or "the interval lies partly outside")
     return combined(
         evidence,
         {

@@ -1,4 +1,4 @@
-"""A minority of the heads is enough for steps of all kinds, and the same heads for each (abstract; E5, E6)."""
+"""A minority of the heads is enough for steps of all kinds, and the same heads serve each kind (abstract; E5, E6)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, de
 from pycotmech.stats import bootstrap
 
 ENOUGH = 0.8
-"""Share of the steps that a set of heads has to keep right to be called enough for them."""
+"""Least share of the steps that a set of heads keeps right to count as enough for them."""
 
 
 def judge(results: Results) -> Verdict:
-    """A minority of the heads, one set for all steps, keeps most of the steps right, and random sets of the same layers do not.
-    The heads of one step keep most of the steps of other kinds right, which they cannot if these use others; and random sets of
-    the same layers do not. Intervals of the differences are over examples and random sets. The verdict's values are what the
-    heads of one step keep of the steps of other kinds."""
+    """Judges two things:
+
+    * one minority of the heads keeps most of all steps right, and layer-matched random sets do not;
+    * the heads of one step keep most of the steps of other kinds right, which they cannot if these steps use other heads, and
+      layer-matched random sets do not.
+
+    Intervals of the differences are over examples and random sets. The verdict's values are the share of steps of other kinds
+    that the heads of one step keep right, for each example.
+    """
     curve, transfer = results["knock_out_curve"], results["set_transfer"]
     points = curve.operating_points(order="least")
     row = points[points["step"] == "all"].iloc[0]
-    where = "held out" if "report" in curve.data["half"].values else "on which the number of heads was chosen too"
+    where = "held out" if "report" in curve.data["half"].values else "also used to choose the number of heads"
     evidence = (
         f"{int(row.kept)} of {int(row.kept + row.removed)} heads keep {row.accuracy:.0%}{bootstrap.ends(row.low, row.high)} of "
         f"the steps of all kinds right; n = {int(row.n)} {where}"
@@ -56,12 +61,12 @@ def judge(results: Results) -> Verdict:
 
 
 def _more(gain: Any, low: Any, high: Any, n: Any) -> Verdict:
-    """Whether sets are above the random ones."""
+    """Decides whether sets keep more steps right than random ones."""
     return decided(float(low), float(high), 0.0, n=int(n)) if np.isfinite(gain) else whether(None, "none were tried")
 
 
 def _null(words: str, random: Sequence[Any], gain: Sequence[Any]) -> str:
-    """What random sets keep, and the difference: each a mean and the ends of its interval."""
+    """Words for what random sets keep, and for the difference from them: each a mean and the ends of its interval."""
     if not np.isfinite(random[0]):
         return "none were tried"
     found = f"{words} {random[0]:.0%}{bootstrap.ends(random[1], random[2])}"

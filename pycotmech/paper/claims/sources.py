@@ -1,9 +1,9 @@
 """The pathways take the answer from the question and from the generated steps (abstract; E8).
 
-A step is judged where the answer's word stands in both places. A place is a source there if more of the pathways lead to the
-word than to the words beside it. Intervals are corrected for the number of steps (Bonferroni), and the
-claim is borne out if both places are sources at more than half of these steps. The verdict's values are of the place that has
-less, the mean over these steps.
+A step is judged if the answer's word stands in both places. A place is a source there if more of the pathways lead to the word
+than to the words beside it. Intervals are corrected for the number of steps (Bonferroni), and the claim is borne out if both
+places are sources at more than half of these steps. The verdict's values are, for each example, the excess of pathways in the
+place that has less, averaged over these steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLACES = ("question", "generated")
 
 
 class Step(NamedTuple):
-    """What one step says. found, null: in words."""
+    """What one step shows. found, null: the evidence and the null in words."""
 
     verdict: Verdict
     found: str
@@ -29,20 +29,20 @@ class Step(NamedTuple):
 
 
 def judge(results: Results) -> Verdict:
-    """Pathways lead to the question and to the generated text alike."""
+    """Judges whether pathways lead both to the question and to the generated text."""
     found = results["answer_sources"]
     if not found.data["pathways"].sum() > 0:
         return Verdict("not decided", "no head writes the answer, so there is no pathway", data=False)
     judged = np.flatnonzero(found.beyond()["n"].sel(segment="question").values)
     if not len(judged):
-        return Verdict("not decided", "at no step with a pathway the answer's word stands in both places", data=False)
+        return Verdict("not decided", "the answer's word stands in both places at no step that has a pathway", data=False)
     level = 1 - (1 - bootstrap.LEVEL) / len(judged)
     beyond, share, aside = (found.beyond(of, level=level) for of in ("difference", "pathways", "control_pathways"))
     steps = [_judged(beyond.isel(step=i), share.isel(step=i), aside.isel(step=i), level) for i in judged]
     words = [step.verdict.word for step in steps]
     held, denied, m = words.count("borne out"), words.count("not borne out"), len(steps)
-    line = f"both places are sources at {held} of the {m} steps where the word stands in both, not at {denied}"
-    shots = "" if found.in_shots else f"; few-shot none, {OTHER_WORDS}"
+    line = f"both places are sources at {held} of the {m} steps where the word stands in both; at {denied} they are not"
+    shots = "" if found.in_shots else f"; no pathway leads to the few-shot block, {OTHER_WORDS}"
     word = "borne out" if 2 * held > m else "not borne out" if 2 * denied >= m else "not decided"
     return Verdict(
         word,

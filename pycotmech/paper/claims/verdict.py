@@ -19,12 +19,14 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the results say to a claim, and the numbers it rests on. null: what the claim's null gives, in the same units.
+    """What the results say about a claim, and the numbers that it rests on.
 
-    values: if given, the quantity that is compared with `threshold`, of each example (1-D float, NaN where an example does not
-        count); of a claim with several parts, of the one that is hardest to decide. By it settings are pooled, and the number
-        of examples is found that would decide the claim. share: whether it is a share, whose interval is Wilson's.
-    data: whether there was anything to judge by; a claim that is open for want of it has not been tried.
+    word, evidence: the verdict, and the reason in words. null: what the claim's null gives, in the same units.
+    values: if given, the quantity of each example that is compared with `threshold` (1-D float, NaN where an example does not
+        count). For a claim with several parts it is that of the part that is hardest to decide. Settings are pooled by these
+        values, and they predict how many examples would decide the claim. share: whether the quantity is a share, whose
+        interval is Wilson's.
+    data: whether there was anything to judge. A claim that is not decided for lack of data has not been tried.
     """
 
     word: Word
@@ -36,15 +38,18 @@ class Verdict:
     data: bool = True
 
     def of(self, values: ArrayLike, threshold: float, *, share: bool = False) -> Verdict:
-        """The same with the values that it rests on."""
+        """Returns this verdict with the values that it rests on."""
         return replace(self, values=np.asarray(values, dtype=np.float64), threshold=threshold, share=share)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """text: in our words. source: in the paper. judge: from results to a verdict. null: what could bear the claim out by
-    accident, and is measured beside it. by_layer: whether it says in which part of the layers something is found, which a
-    single layer can neither bear out nor deny."""
+    """A claim of the paper.
+
+    text: the claim in our words. source: where the paper makes it. judge: a function from results to a verdict.
+    null: what could bear the claim out by accident; it is measured in the same run.
+    by_layer: whether the claim says in which part of the layers something lies. A model with one layer cannot decide it.
+    """
 
     name: str
     text: str
@@ -55,7 +60,7 @@ class Claim:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The analyses that decide it: those that say so."""
+        """Names of the analyses that decide the claim: those that list it in their description."""
         return tuple(d.name for d in described() if self.name in d.claims)
 
     def verdict(self, results: Results) -> Verdict:
@@ -63,12 +68,12 @@ class Claim:
         if missing:
             return Verdict("not decided", f"needs {', '.join(missing)}, which was not run", data=False)
         if self.by_layer and any(_n_layers(results[name]) == 1 for name in self.needs):
-            return Verdict("not decided", "the model has one layer, and so no earlier and later ones to compare")
+            return Verdict("not decided", "the model has one layer, and so no earlier and later layers to compare")
         return self.judge(results)
 
 
 def _n_layers(result: Any) -> int | None:
-    """Of the model that a result is of; None if its axes do not say."""
+    """Number of layers of the model that a result comes from; None if its axes do not say."""
     sizes = result.data.sizes
     return sizes["layer"] if "layer" in sizes else sizes["depth"] - 1 if "depth" in sizes else None
 
@@ -84,11 +89,17 @@ def decided(
     within: bootstrap.Range | None = None,
     level: float = bootstrap.LEVEL,
 ) -> Verdict:
-    """Borne out if the whole interval over n examples lies on the claim's side of the threshold, not borne out if on the other.
+    """Decides a claim by an interval and a threshold.
 
-    Not decided, with the reason after the evidence, if it contains the threshold, if there is none, or if it has no width and
-    as many examples as that would agree by chance where the mean is the threshold (`bootstrap.undecidable`, which says what
-    `within` is). level: of the interval.
+    It is borne out if the whole interval over n examples lies on the claim's side of the threshold, and not borne out if the
+    whole interval lies on the other side. It is not decided, with the reason after the evidence, in three cases:
+
+    * the interval contains the threshold;
+    * there is no interval;
+    * the interval has no width, and n examples would agree by chance if the mean were the threshold.
+
+    low, high: the ends of the interval. level: of the interval. above: whether the claim's side is above the threshold.
+    within: the range of the quantity, as in `bootstrap.undecidable`.
     """
     if why := bootstrap.undecidable(low, high, n, threshold, within, level):
         return Verdict("not decided", _joined(evidence, why), data=bool(np.isfinite(low) and np.isfinite(high)))
@@ -96,7 +107,7 @@ def decided(
         return Verdict("borne out", evidence)
     if (high <= threshold) if above else (low >= threshold):
         return Verdict("not borne out", evidence)
-    return Verdict("not decided", _joined(evidence, f"the interval holds the threshold {threshold:g}"))
+    return Verdict("not decided", _joined(evidence, f"the interval contains the threshold {threshold:g}"))
 
 
 def _joined(evidence: str, why: str) -> str:
@@ -104,20 +115,23 @@ def _joined(evidence: str, why: str) -> str:
 
 
 def combined(evidence: str, parts: Mapping[str, Verdict], *, null: str = "") -> Verdict:
-    """Of a claim with several parts: borne out if each of them is, not borne out if any is not. Parts that are open stand
-    with their reason; the claim is open for want of data if each of these is. null: as `Verdict` has it."""
-    for word, said in (("not borne out", "not so"), ("not decided", "open")):
-        found = [part + (f" ({its.evidence})" if its.evidence else "") for part, its in parts.items() if its.word == word]
+    """Combines the verdicts on several parts of a claim: borne out if every part is, not borne out if any part is not.
+
+    The evidence names the parts that are not so, or those that are open, with their reasons. The claim has no data if it is
+    open and none of its open parts has data. null: as in `Verdict`.
+    """
+    for word, label in (("not borne out", "not so"), ("not decided", "open")):
+        found = [part + (f" ({v.evidence})" if v.evidence else "") for part, v in parts.items() if v.word == word]
         if found:
-            data = word != "not decided" or any(its.data for its in parts.values() if its.word == word)
-            return Verdict(word, f"{evidence}; {said}: {', '.join(found)}", null, data=data)  # type: ignore[arg-type]
+            data = word != "not decided" or any(v.data for v in parts.values() if v.word == word)
+            return Verdict(word, f"{evidence}; {label}: {', '.join(found)}", null, data=data)  # type: ignore[arg-type]
     return Verdict("borne out", evidence, null)
 
 
 def briefly(parts: Mapping[str, Verdict]) -> str:
-    """The word on several parts, and which of them are not so, or open: of one step of many."""
+    """Returns the combined verdict's word, followed by the parts that are not so, or open. Used for one step of many."""
     word = combined("", parts).word
-    which = [name for name, its in parts.items() if its.word == word] if word != "borne out" else []
+    which = [part for part, v in parts.items() if v.word == word] if word != "borne out" else []
     return f"{word}: {', '.join(which)}" if which else word
 
 
@@ -129,11 +143,10 @@ def is_above(
     within: bootstrap.Range | None = None,
     level: float = bootstrap.LEVEL,
 ) -> Verdict:
-    """Whether a quantity is above the threshold. within: the range that it lies in (`bootstrap.undecidable`). level: of the
-    interval."""
+    """Decides whether a quantity is above the threshold. within, level: as in `decided`."""
     return decided(float(x.low), float(x.high), threshold, evidence, n=int(x.n), within=within, level=level)
 
 
 def whether(true: bool | None, why: str = "") -> Verdict:
-    """Of what was found to be true or false, or None: open, and why."""
+    """Turns a fact into a verdict. true: None if the fact is open, for the reason `why`."""
     return Verdict("not decided", why) if true is None else Verdict("borne out" if true else "not borne out", "")

@@ -1,8 +1,8 @@
 """The heads that write the answer lie in the later half of the layers (abstract; E8).
 
-Two things must hold: most of the writers lie there, and more of what heads bring of the answer's logit is brought there than of
-the logit of another word of the prompt that could stand in its place. Writers spread evenly would lie there in half of the
-cases; that late heads are louder for any word of the prompt bears nothing out about the answer.
+Two things must hold. At least 90 % of the writers lie there, where an even spread would give half. And later heads contribute a
+larger share of the answer's logit than of the logit of another word of the prompt that could stand in its place: that they
+write any word of the prompt more strongly is no evidence about the answer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ def judge(results: Results) -> Verdict:
     more = bootstrap.mean_interval(logit - other)
     L = data.sizes["layer"]
     writers = (
-        f"{late.words()} of the answer's writers lie in the later half"
+        f"{late.words()} of the answer's writers lie in the later half of the layers"
         if late.n
         else "no head writes the answer with probability 0.1 or more"
     )
-    evidence = f"{writers}; of the logit that heads bring the answer, those there bring {brought.words()}"
+    evidence = f"{writers}; heads there contribute {brought.words()} of what heads add to the answer's logit"
     evidence += f"; n = {int(max(late.n, brought.n))}"
-    null = f"{(L - (L + 1) // 2) / L:.0%} of heads lie there; of another word's logit they bring {rival.words()}"
+    null = (
+        f"{(L - (L + 1) // 2) / L:.0%} of heads lie there; they contribute {rival.words()} of what heads add to another word's "
+        "logit"
+    )
     return combined(
         evidence,
         {

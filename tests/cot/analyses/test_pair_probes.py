@@ -81,7 +81,7 @@ def test_where_attention_writes_nothing_there_is_chance():
     p = planted.nothing(silent=True)
     found = pcm.cot.pair_probes(p.model, questions=said(48), depths=[0, 1, 4], **PAPER)
     assert (np.abs(found.accuracy()["mean"].values - 1 / 3) < 0.12).all()
-    assert "no gain is left above surface" in found.conclusion()
+    assert "no gain remains above surface" in found.conclusion()
     alone = pcm.cot.pair_probes(p.model, questions=chained(40))
     assert_allclose(alone.accuracy()["mean"], np.full((5, 1), 0.5), atol=1e-9)
 
@@ -105,12 +105,12 @@ def test_shuffled_labels_leave_chance():
 
 
 def test_distance_tells_classes_that_differ_in_it_without_a_model():
-    """The surface is a baseline as strong as the probe: where labels are distances, it is right and no gain is left."""
+    """The surface is a baseline as strong as the probe: where labels are distances, it is right and no gain remains."""
     model = planted.nothing().model
     found = pcm.cot.pair_probes(model, questions=apart_by_distance(48))
     assert found.data["surface"].mean() > 0.99
     assert found.gains()["embedding"].low > 0.2, "the probe reads the distance, which the words alone do not tell"
-    assert "no gain is left above surface" in found.conclusion()
+    assert "no gain remains above surface" in found.conclusion()
 
 
 def test_what_is_held_out_are_training_questions_and_nothing_is_fitted_on_the_test(monkeypatch):

@@ -52,7 +52,7 @@ def test_one_head_does_not_make_a_half_of_the_layers():
     own = np.zeros((N, LAYERS, HEADS))
     own[:, 4, 2] = 1
     found = verdict(counted(own, np.zeros_like(own)))
-    assert found.word == "not decided" and "the interval holds the threshold 0" in found.evidence
+    assert found.word == "not decided" and "the interval contains the threshold 0" in found.evidence
 
 
 def test_a_head_whose_word_depends_on_no_prompt_has_no_excess():

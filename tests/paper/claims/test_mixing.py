@@ -45,12 +45,12 @@ SPREAD = np.array([-3, 3] * 6)
 def test_it_is_borne_out_above_every_null_only():
     gained = verdict(probes(14 + SPREAD / 3, HELD))
     assert gained.word == "borne out" and "70% [" in gained.evidence and "at depth 2 of 3" in gained.evidence
-    assert "words that one sentence relates it distinguishes with 90%" in gained.evidence
+    assert "on words that one sentence relates, its accuracy is 90%" in gained.evidence
     assert gained.null == "surface 50% in each unit, embedding 50% in each unit, random weights 50% in each unit"
     for name in ("surface", "embedding", "random"):
         told = "random weights" if name == "random" else name
         same = verdict(probes(14 + SPREAD / 3, HELD, **{name: 14 - SPREAD / 3}))
-        assert same.word != "borne out" and f"No gain is left above {told}" in same.evidence
+        assert same.word != "borne out" and f"No gain remains above {told}" in same.evidence
         worse = verdict(probes(14 + SPREAD / 3, HELD, **{name: 17}))
         assert worse.word == "not borne out" and worse.evidence.endswith(f"not so: above {told}")
 
@@ -90,7 +90,7 @@ def test_labels_that_are_distances_do_not():
     probe, depth = found.choice()
     assert float(found.accuracy()["mean"].sel(probe=probe, depth=depth)) > 0.8 and found.data["surface"].mean() > 0.99
     told = verdict(found)
-    assert told.word == "not borne out" and "No gain is left above surface" in told.evidence
+    assert told.word == "not borne out" and "No gain remains above surface" in told.evidence
     three = pcm.cot.pair_probes(
         planted.nothing().model, questions=apart_by_distance(48, classes=3), definition="paper", piece="last"
     )

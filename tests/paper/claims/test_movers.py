@@ -47,30 +47,30 @@ def test_what_other_verbs_leave_decides():
     lower = [(l, h) for l in range(3) for h in range(2)]
     assert verdict(found_with(lower)).word == "borne out"
     upper = verdict(found_with([(l + 4, h) for l, h in lower]))
-    assert upper.word == "not borne out" and "0% [0%, 0%] of what is left" in upper.evidence
+    assert upper.word == "not borne out" and "0% [0%, 0%] of their gain" in upper.evidence
     none = verdict(found_with(lower, null=1.0))
-    assert none.word == "not borne out" and "none looks more than along the same words with fears or sees" in none.evidence
-    assert none.null == "100% [100%, 100%] of the score of 6 heads stays with fears or sees"
-    assert verdict(found_with([])).evidence == "no head looks along related words more than along others"
+    assert none.word == "not borne out" and "none attends less with fears or sees as the verb" in none.evidence
+    assert none.null == "100% [100%, 100%] of the score of 6 heads remains with fears or sees"
+    assert verdict(found_with([])).evidence == "no head attends along related words more than along unrelated ones"
 
 
 def test_few_heads_lie_in_one_half_by_chance():
     alone = verdict(found_with([(1, 1)]))
-    assert alone.word == "not decided" and "as many heads anywhere reach it with p = 0." in alone.evidence
-    assert "of the score of 1 head stays" in alone.null and "[0%, 100%] in the first half" in alone.null
+    assert alone.word == "not decided" and "as many heads anywhere reach this with p = 0." in alone.evidence
+    assert "of the score of 1 head remains" in alone.null and "[0%, 100%] of the gain lies in the first half" in alone.null
 
 
 def test_a_p_value_is_never_zero(monkeypatch):
     """The heads themselves are one of the placements that reach their share."""
     monkeypatch.setattr(RelationHeads, "anywhere", lambda self, relation: np.zeros(10))
     few = verdict(found_with([(l, h) for l in range(3) for h in range(2)]))
-    assert few.word == "not decided" and "as many heads anywhere reach it with p = 0.09" in few.evidence
+    assert few.word == "not decided" and "as many heads anywhere reach this with p = 0.09" in few.evidence
 
 
 def test_a_selection_that_changes_decides_nothing():
     lower = [(l, h) for l in range(3) for h in range(2)]
     open_ = verdict(found_with(lower, drawn=np.linspace(0.2, 1, 200)))
-    assert open_.word == "not decided" and "the interval holds the threshold 0.5" in open_.evidence
+    assert open_.word == "not decided" and "the interval contains the threshold 0.5" in open_.evidence
 
 
 @pytest.mark.parametrize(("first", "word"), [(0, "borne out"), (4, "not borne out")])
@@ -86,7 +86,7 @@ def test_planted_heads_are_recovered(first, word):
 def test_a_head_that_looks_back_within_a_sentence_is_no_evidence():
     found = pcm.cot.relation_heads(planted.looking_back().model, questions=said(N), random_sets=1)
     said_of = verdict(found)
-    assert said_of.word == "not borne out" and said_of.null.startswith("100% [100%, 100%] of the score of 1 head stays")
+    assert said_of.word == "not borne out" and said_of.null.startswith("100% [100%, 100%] of the score of 1 head remains")
 
 
 def test_random_weights_do_not_bear_it_out(tiny_cot_path):

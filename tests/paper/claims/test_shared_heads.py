@@ -74,10 +74,10 @@ GOOD = [0.9, 0.9, 1, 1] * 20
             GOOD,
             0.4,
             "not decided",
-            "open: more than random heads of the same layers (the interval holds",
+            "open: more than random heads of the same layers (the interval contains",
         ),
         (3, [0.85] * 80, 1.1, GOOD, 0.4, "not borne out", "not so: more than random heads of the same layers"),
-        (3, [1.0] * 8, 0.2, GOOD, 0.4, "not decided", "open: 80% of the steps (the interval holds the threshold 0.8"),
+        (3, [1.0] * 8, 0.2, GOOD, 0.4, "not decided", "open: 80% of the steps (the interval contains the threshold 0.8"),
         # A set that serves all steps, though each step has heads of its own:
         (3, GOOD, 0.4, [0.1, 0.2] * 40, 0.1, "not borne out", "not so: 80% of the steps of other kinds by one step's heads"),
         (3, GOOD, 0.4, GOOD, 0.93, "not decided", "open: more of these than random heads of the same layers"),

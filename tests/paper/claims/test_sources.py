@@ -35,7 +35,7 @@ def test_both_places_are_sources_of_planted_numbers():
     assert found.evidence.startswith(
         "both places are sources at 1 of the 1 steps where the word stands in both, not at 0; step 0"
     )
-    assert "few-shot none, by construction: the shots have other words" in found.evidence
+    assert "no pathway leads to the few-shot block, by construction: its words are others" in found.evidence
     assert found.null.startswith("step 0: question 0% [0%, ")
     assert found.threshold == 0 and np.allclose(found.values, 0.5)
 

@@ -15,7 +15,7 @@ BY_NAME = {claim.name: claim for claim in CLAIMS}
     ("low", "high", "n", "above", "word", "evidence"),
     [
         (0.6, 0.9, 2, True, "borne out", "e"),
-        (0.4, 0.9, 8, True, "not decided", "e; the interval holds the threshold 0.5"),
+        (0.4, 0.9, 8, True, "not decided", "e; the interval contains the threshold 0.5"),
         (0.1, 0.5, 8, True, "not borne out", "e"),
         (0.1, 0.4, 8, False, "borne out", "e"),
         (0.5, 0.9, 8, False, "not borne out", "e"),
