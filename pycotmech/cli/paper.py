@@ -20,18 +20,18 @@ def paper(
         str,
         o.plain(
             "The settings of the task, separated by commas: easy, distractors, shuffled, competing, three_hops, four_hops, "
-            "wording_each, wording_all, wording_paper; all; or none of the harder ones. A harder one has 8 examples and the "
-            "analyses of E1, E5 and E8 that claims need."
+            "wording_each, wording_all, wording_paper; or all; or none, which is easy alone. A harder setting has 8 examples "
+            "and the analyses of E1, E5 and E8 that claims need."
         ),
     ] = "easy",
     minutes: Annotated[
         float | None,
-        o.task("A time budget instead of --examples: the largest even number whose predicted time fits, all settings counted."),
+        o.task("A time budget in place of --examples: takes the largest even number whose predicted time, all settings, fits."),
     ] = None,
     pilot: Annotated[
         str | None,
         o.plain(
-            "An earlier results folder, by whose values the plan says how many examples each claim needs.", metavar="FOLDER"
+            "An earlier results folder, from which the plan predicts how many examples each claim needs.", metavar="FOLDER"
         ),
     ] = None,
     shots: o.Shots = None,
@@ -49,8 +49,8 @@ def paper(
 ) -> None:
     """Run all analyses of the paper, and compare each of its claims with what this model shows.
 
-    The plan with its cost is printed first, with the number of examples that each claim needs if earlier results say it. Every
-    analysis that is finished is kept in OUT: stop it with Ctrl-C, and the same command goes on from there.
+    The plan with its cost is printed first, with the number of examples that each claim needs if there are earlier results.
+    Every finished analysis is saved in OUT: stop with Ctrl-C, and the same command continues from there.
     """
     from pycotmech import paper as analyses
     from pycotmech.cli.bars import Bars, stopped

@@ -7,7 +7,7 @@ from pycotmech.cot.tools.registry import Description
 
 ENTRIES: tuple[Description, ...] = tuple(d for d in analyses.described() if not d.on_request)
 ON_REQUEST: tuple[Description, ...] = tuple(d for d in analyses.described() if d.on_request)
-"""Analyses that are made where they are named: they go beyond the paper, and take longer than its own."""
+"""Analyses that run only if they are named: they go beyond the paper and take longer than its own."""
 
 
 def chosen(only: tuple[str, ...] | None) -> list[Description]:

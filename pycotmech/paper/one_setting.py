@@ -1,4 +1,4 @@
-"""One setting of the task in one folder: its examples, what of it the model gets right, its plan, and the analyses."""
+"""Runs one setting of the task in one folder: its examples, the steps that the model gets right, and the analyses."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ ABOUT = "paper.json"
 
 @dataclass(frozen=True)
 class Task:
-    """What of a setting the model gets right, and what needs no model.
+    """The size of a setting, and what is right in it.
 
-    right, steps: steps that are right, of all that were asked for. copied: share of the decisions between premises that
-    copying them in order gets right (`cot.task.copying`); chance: what a premise drawn at random does.
+    right, steps: number of steps that the model gets right, and of all steps that were asked for.
+    copied: share of the decisions between premises that copying them in order gets right (`cot.task.copying`).
+    chance: share that a premise drawn at random gets right.
     """
 
     examples: int
@@ -46,7 +47,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A setting before its analyses. identity: what its folder's results are of. workload: the sizes that costs depend on."""
+    """A setting before its analyses. identity: settings and model that its folder's results belong to. workload: the sizes that
+    costs depend on."""
 
     settings: Settings
     identity: dict[str, Any]
@@ -60,9 +62,9 @@ class Prepared:
 class SettingOutcome:
     """What was found in one setting of the task.
 
-    results: by the name of their analysis, all that the folder holds. done: names of those of this run. resumed: names that
-    were done before. failures: analyses that could not be done, and why. verdicts: each claim that these analyses decide.
-    task: None if nothing could be made of the setting, and `failure` says why.
+    results: all analyses that the folder holds, by name. done: those that this run asked for. resumed: names of those that
+    were done before. failures: by name, why an analysis could not be done. verdicts: each claim with its verdict.
+    task: None if the setting could not be made; `failure` then says why.
     """
 
     name: str
@@ -77,13 +79,16 @@ class SettingOutcome:
 
 
 def identity_of(settings: Settings, of_model: Mapping[str, Any]) -> dict[str, Any]:
-    """What results of these settings and this model say they are, as it is read back from a file."""
+    """Returns the identity that results of these settings and this model carry, as it is read back from a file."""
     return json.loads(json.dumps(settings.identity() | dict(of_model)))
 
 
 def prepare(model: Model, settings: Settings, of_model: Mapping[str, Any]) -> Prepared:
-    """Makes the examples and grades them. Raises ValueError naming the argument if the tokenizer leaves too few words, or the
-    model gets nothing right. Cost: one forward pass of each example."""
+    """Makes the examples and grades them.
+
+    Raises ValueError naming the argument if the tokenizer has too few words, or the model gets nothing right. Cost: one forward
+    pass of each example.
+    """
     from pycotmech.cot.tools.cells import choose, grade
     from pycotmech.cot.tools.cost import workload
 
@@ -105,7 +110,7 @@ def work_through(
     progress: ProgressReporter,
     say: Callable[[str], None],
 ) -> SettingOutcome:
-    """Runs the analyses of one setting into its folder, which is locked; those that it holds are taken from it."""
+    """Runs the analyses of one setting into its folder, which must be locked. Stored results are read instead of computed."""
     s, identity = prepared.settings, prepared.identity
     facts = stored_facts(folder)
     refuse_other_settings(folder, facts.get("identity"), identity)
@@ -152,7 +157,10 @@ def work_through(
 
 
 def stored(name: str, folder: Path, identity: Mapping[str, Any] | None, progress: ProgressReporter) -> SettingOutcome | None:
-    """What an earlier run left of a setting in its folder; None if nothing, or of another identity (None: of any)."""
+    """Returns what an earlier run left of a setting in its folder; None if there is nothing, or if it has another identity.
+
+    identity: None accepts any.
+    """
     if not (folder / "data").is_dir():
         return None
     facts = stored_facts(folder)
@@ -167,12 +175,12 @@ def stored(name: str, folder: Path, identity: Mapping[str, Any] | None, progress
 
 
 def verdicts_of(results: Mapping[str, Analysis], claims: Iterable[Claim] = CLAIMS) -> list[tuple[Claim, Verdict]]:
-    """Each claim, and what the results say to it."""
+    """Returns each claim with its verdict."""
     return [(claim, claim.verdict(results)) for claim in claims]
 
 
 def stored_facts(folder: Path) -> dict[str, Any]:
-    """What paper.json holds; where it is lost or damaged, the identity that the results hold themselves."""
+    """Returns what paper.json holds; if it is lost or damaged, the identity that the results themselves carry."""
     try:
         facts = json.loads((folder / ABOUT).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What the analyses are going to need, said before they start: work in forward passes and FLOP, time, memory."""
+"""Predicts what the analyses need before they start: work in forward passes and FLOP, time, memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _ROWS = 512
 _TOKENS, _VARIANTS = 32, 64
-"""Of the sweep by which the overhead of sweeps is measured."""
+"""Size of the sweep by which the overhead of sweeps is measured."""
 _OVERHEAD = 1.25, 4.0
 """Least and most time of a sweep over time of its matrix products: attention, norms, the joining of rows, the metric. The short
 sweep by which it is measured has fewer rows than real ones, so that more of its time is none of theirs."""
@@ -26,7 +26,7 @@ sweep by which it is measured has fewer rows than real ones, so that more of its
 
 @dataclass(frozen=True)
 class Speed:
-    """Of this model on this machine. forward: FLOP/s of a forward pass. overhead: time of a sweep over that of its products."""
+    """Speed of a model here. forward: FLOP/s of a forward pass. overhead: time of a sweep over that of its products."""
 
     forward: float
     overhead: float = _OVERHEAD[0]
@@ -34,8 +34,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Line:
-    """One analysis. authors: 0 where they read it off what another of their analyses had made, where it is counted. seconds:
-    estimated for this machine."""
+    """The cost of one analysis. authors: 0 if the authors read it off the results of another analysis, which counts it.
+    seconds: estimated for this machine."""
 
     name: str
     source: str
@@ -46,7 +46,7 @@ class Line:
 
 @dataclass(frozen=True)
 class CostPlan:
-    """All of them. flop_per_second: measured on a short run of this model."""
+    """The costs of all analyses. flop_per_second: measured on a short run of this model."""
 
     lines: tuple[Line, ...]
     flop_per_second: float
@@ -91,7 +91,7 @@ def shown_time(seconds: float) -> str:
 
 
 def make(model: Model, entries: Sequence[Description], workload: Workload, speed: Speed | None = None) -> CostPlan:
-    """The plan of these entries. speed: None: measured here, by a forward pass of 512 tokens, twice, and a short sweep."""
+    """Returns the plan of these entries. speed: None measures it by two forward passes of 512 tokens and a short sweep."""
     speed = speed or Speed(measured_speed(model), measured_overhead(model))
     lines = []
     for entry in entries:
@@ -101,21 +101,21 @@ def make(model: Model, entries: Sequence[Description], workload: Workload, speed
 
 
 def for_examples(workload: Workload, n: int, of: int) -> Workload:
-    """The same workload for n examples, where it is of `of` examples now: as many steps of each count."""
+    """Returns the workload of `of` examples scaled to n examples, with as many steps per example."""
     scale = n / of
     whole = {k: round(scale * getattr(workload, k)) for k in ("examples", "cells", "inductive", "sweeps", "beginnings")}
     return replace(workload, swept=scale * workload.swept, **{k: max(v, 1) for k, v in whole.items()})
 
 
 def most_examples(seconds: Callable[[int], float], within: float, *, least: int = 4, most: int = 256) -> int:
-    """The largest even number of examples whose predicted time fits. seconds: n -> predicted seconds, which rise with n.
+    """Returns the largest even number of examples whose predicted time fits. seconds: n -> predicted seconds, rising with n.
 
-    Raises ValueError if not even `least` fit: fewer have no halves to choose and to report on.
+    Raises ValueError if even `least` examples do not fit; fewer have no halves to choose and to report on.
     """
     if seconds(least) > within:
         raise ValueError(
-            f"minutes: {least} examples, the fewest that have halves, take about {shown_time(seconds(least))}; expected more "
-            f"than {shown_time(within)}, fewer settings of the task, or examples= to do it all the same"
+            f"minutes: {least} examples, the fewest possible, take about {shown_time(seconds(least))}; expected more than "
+            f"{shown_time(within)}, fewer settings of the task, or examples= to run them all the same"
         )
     low, high = least // 2, most // 2 + 1  # pairs of examples
     while high - low > 1:

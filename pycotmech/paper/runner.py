@@ -1,4 +1,4 @@
-"""Runs the analyses into a folder, each kept as soon as it is done; the same command goes on where an earlier one stopped."""
+"""Runs the analyses into a folder and saves each as soon as it is done, so that the same command continues an earlier run."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 
 DEFAULT_EXAMPLES = 8
 SETTINGS = "settings"
-"""The folder of the harder settings' folders."""
+"""The subfolder that holds a folder for each harder setting."""
 _PILOT = 4
-"""Examples from which the time of many is predicted."""
+"""Number of examples from which the time of more is predicted."""
 
 
 @dataclass(frozen=True)
 class PaperOutcome:
     """What a run of the paper's analyses did.
 
-    results: by entry name. verdicts: each claim, against all results of the folder. resumed: names that were done before.
-    failures: analyses that could not be done, and why; those of a harder setting as "setting: analysis". harder: what was found
-    in the harder settings, of this run and of earlier ones in this folder, by their names.
+    results: analyses by name. verdicts: each claim with its verdict, from all results of the folder.
+    resumed: names of analyses that were done before.
+    failures: by name, why an analysis could not be done; those of a harder setting are named "setting: analysis".
+    harder: outcomes of the harder settings by name, of this run and of earlier ones in this folder.
     """
 
     folder: Path
@@ -65,20 +66,24 @@ def run(
 ) -> PaperOutcome:
     """Runs all analyses of the paper, or those in `only` and what they need, on the model and task of the settings.
 
-    Writes into the folder `out`: data/<analysis>.zarr, tables/<analysis>.csv, figures/<analysis>.png (and others that an
-    analysis has, figures/<analysis>_<name>.png), summary.md and paper.json. say: called with the plan before the first analysis
-    starts, and with what each found. plan_only: stops after the plan and writes nothing.
-    tasks: names of settings of the task (`paper.settings.HARDER`), "easy" for that of `settings`; "all" or "none" (of the
-        harder ones). A harder one has 8 examples (or as many as the easy one, if fewer) and the analyses of E1, E5 and E8 that
-        claims need; its results go to settings/<name>/ in the same layout, and the summary compares all that are there. One
-        that cannot be made, or of which the model gets nothing right, is named in the summary and stops nothing.
-    minutes: the number of examples is the largest even one whose predicted time fits, all settings counted, if the settings
-        give none; a folder that holds results keeps its number. None: 8 examples.
-    pilot: another results folder, whose values tell how many examples each claim needs; None: those of `out`, if there are any.
-    An analysis that fails leaves the others as they are; it is named in `failures` and tried again by the next run. Data that
-    is damaged is computed again, and tables and figures that are missing are made again.
+    Writes into the folder `out`: data/<analysis>.zarr, tables/<analysis>.csv, figures/<analysis>.png (and further figures of an
+    analysis as figures/<analysis>_<name>.png), summary.md and paper.json.
+    An analysis that fails does not stop the others. It is named in `failures`, and the next run tries it again. Damaged data is
+    computed again, and missing tables and figures are made again.
+
+    tasks: names of settings of the task (`paper.settings.HARDER`); "easy" is that of `settings`, "all" stands for every
+        setting, "none" for the easy one alone. A harder setting has 8 examples (or as many as the easy one, if fewer) and the
+        analyses of E1, E5 and E8 that claims need. Its results go to settings/<name>/ in the same layout, and the summary
+        compares all settings that are there. If a setting cannot be made, or the model gets nothing right in it, the summary
+        says so and the others run.
+    minutes: a time budget. If the settings give no number of examples, it is the largest even number whose predicted time, with
+        all settings, fits; a folder that holds results keeps its number. None: 8 examples.
+    pilot: another results folder, from which the plan predicts how many examples each claim needs; None: `out`, if it holds
+        results.
+    say: called with the plan before the first analysis starts, and with the findings of each analysis.
+    plan_only: whether to stop after the plan and write nothing.
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis; BlockingIOError
-    where another process writes to the folder.
+    if another process writes to the folder.
     """
     settings.check()
     if settings.pairs is not None:
@@ -86,9 +91,9 @@ def run(
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: got {minutes}; expected a positive number")
     if minutes is not None and settings.examples is not None:
-        raise ValueError("minutes: chooses the number of examples, which is given too; expected one of the two")
+        raise ValueError("minutes: chooses the number of examples, which is given as well; expected one of the two")
     if pilot is not None and not Path(pilot).is_dir():
-        raise FileNotFoundError(f"pilot: there is no folder {os.fspath(pilot)}; expected one of an earlier run")
+        raise FileNotFoundError(f"pilot: there is no folder {os.fspath(pilot)}; expected the folder of an earlier run")
     if settings.examples is None and minutes is None:
         settings = replace(settings, examples=DEFAULT_EXAMPLES)
     easy, harder = named(tasks)
@@ -102,7 +107,7 @@ def run(
 
 @dataclass
 class _Work:
-    """One call of `run`. asked: the analyses of each setting, None for the easy one, which comes first."""
+    """One call of `run`. asked: the analyses of each setting; the key None is the easy one, which comes first."""
 
     settings: Settings
     folder: Path
@@ -165,7 +170,7 @@ class _Work:
     def _prepared(
         self, model: Model, of_model: Mapping[str, Any]
     ) -> tuple[dict[TaskSetting, Prepared], dict[str, SettingOutcome]]:
-        """The harder settings that can be made, and why others cannot."""
+        """Returns the harder settings that can be made, and the outcomes of those that cannot."""
         prepared, failed = {}, {}
         for setting in self.asked:
             if setting is None:
@@ -179,7 +184,7 @@ class _Work:
         return prepared, failed
 
     def _harder(self, model: Model, setting: TaskSetting, prepared: Prepared, plan: planning.CostPlan) -> SettingOutcome:
-        """Runs one of the harder settings in its folder."""
+        """Runs a harder setting in its folder."""
         try:
             with open_folder(subfolder(subfolder(self.folder, SETTINGS), setting.name)) as folder:
                 self.say(f"setting {setting.name}: {setting.why}")
@@ -201,7 +206,7 @@ class _Work:
         write_summary(folder, model=model, right=prepared.right, plan=plan, outcome=outcome, harder=harder)
 
     def _fitted(self, model: Model, of_model: Mapping[str, Any], speed: planning.Speed) -> Settings:
-        """The settings with the largest even number of examples whose predicted time fits."""
+        """Returns the settings with the largest even number of examples whose predicted time fits."""
         assert self.minutes is not None
         few = replace(self.settings, examples=_PILOT)
         pilot = prepare(model, few, of_model)

@@ -1,4 +1,4 @@
-"""Settings of the task beside the easy one: the same problems made harder, and problems in other words."""
+"""Settings of the task besides the easy one: harder problems, and problems in other words."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pycotmech.paper.entries import ENTRIES, chosen
 from pycotmech.runs.settings import Settings
 
 EASY = "easy"
-"""The setting of the run itself."""
+"""Name of the setting of the run itself."""
 HARDER_EXAMPLES = 8
-"""Examples in each of the others, or those of the run itself if these are fewer."""
+"""Number of examples in each harder setting, or that of the run itself if it has fewer."""
 
 
 @dataclass(frozen=True)
 class TaskSetting:
-    """changes: what it changes of the arguments of `cot.make_examples`. why: what a claim has to survive in it."""
+    """A setting of the task. changes: arguments of `cot.make_examples` that differ. why: a sentence on what is harder."""
 
     name: str
     changes: Mapping[str, Any] = field(hash=False)
     why: str
 
     def of(self, settings: Settings) -> Settings:
-        """The settings of a run in it."""
+        """Returns the settings of a run in this setting of the task."""
         return replace(settings, examples=min(HARDER_EXAMPLES, settings.n_examples), **self.changes)
 
 
 HARDER: tuple[TaskSetting, ...] = (
     TaskSetting("distractors", {"distractors": 2}, "Two rules about other concepts stand between those of the chain."),
-    TaskSetting("shuffled", {"order": "shuffled"}, "The premises stand in no order, so that copying them in turn does not do."),
+    TaskSetting("shuffled", {"order": "shuffled"}, "The premises stand in random order, so copying them in turn fails."),
     TaskSetting(
         "competing", {"competing": 1}, "A second chain about another entity ends in the property that a false query asks for."
     ),
@@ -48,9 +48,9 @@ HARDER: tuple[TaskSetting, ...] = (
 
 
 def named(names: Sequence[str]) -> tuple[bool, tuple[TaskSetting, ...]]:
-    """Whether the easy setting is among these names, and the others: "all" is all of them, "none" the easy one alone.
+    """Returns whether the easy setting is among these names, and the harder settings among them.
 
-    Raises ValueError naming the argument for a name that is not known.
+    "all" stands for every setting, "none" for the easy one alone. Raises ValueError naming the argument for an unknown name.
     """
     known = {s.name: s for s in HARDER}
     asked = {n for name in names for n in ((EASY, *known) if name == "all" else (EASY,) if name == "none" else (name,))}
@@ -62,5 +62,5 @@ def named(names: Sequence[str]) -> tuple[bool, tuple[TaskSetting, ...]]:
 
 
 def entries_of_harder() -> list[Description]:
-    """The analyses of a harder setting: E1, E5, and of E8 what claims need."""
+    """Returns the analyses of a harder setting: E1, E5, and those of E8 that claims need."""
     return chosen(tuple(e.name for e in ENTRIES if e.source in ("E1", "E5") or (e.source == "E8" and e.claims)))

@@ -1,4 +1,4 @@
-"""Compares settings of the task: each claim in each of them and pooled, and how many examples decide a claim."""
+"""Compares settings of the task: each claim in each setting and pooled, and how many examples decide a claim."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ _DECIDED = ("borne out", "not borne out")
 
 
 def settings_table(outcomes: Sequence[SettingOutcome]) -> list[str]:
-    """A table of claims by settings, the pooled ones last: what each setting says, the quantity that decides it and how many
-    examples have it.
+    """Returns the lines of a table of claims by settings, with the pooled result in the last column.
 
-    Claims that a setting's analyses do not decide have a dash there. Pooled: how often it is borne out among the settings that
-    decide it, and the mean over settings with its hierarchical bootstrap interval over settings and examples, if the claim
-    keeps the values of its examples.
+    A cell has the verdict, the quantity that decides it and the number of examples; it has a dash if the setting's analyses do
+    not decide the claim. Pooled: in how many of the settings that decide the claim it is borne out, and, if the claim keeps the
+    values of its examples, their mean over settings with its hierarchical bootstrap interval over settings and examples.
     """
     names = [o.name for o in outcomes]
     lines = [f"| | {' | '.join(names)} | pooled |", f"|---|{'---|' * (len(names) + 1)}"]
@@ -32,7 +31,7 @@ def settings_table(outcomes: Sequence[SettingOutcome]) -> list[str]:
     lines.append(f"| examples | {' | '.join('' if t is None else str(t.examples) for t in tasks)} | |")
     lines.append(f"| steps that are right | {' | '.join('' if t is None else f'{t.right} of {t.steps}' for t in tasks)} | |")
     copied = ["" if t is None else f"{t.copied:.0%} ({t.chance:.0%})" for t in tasks]
-    lines.append(f"| choices of a premise that copying the premises in order gets right (by chance) | {' | '.join(copied)} | |")
+    lines.append(f"| choices of a premise that copying in order gets right (chance) | {' | '.join(copied)} | |")
     claims = {claim.name: claim for o in outcomes for claim, _ in o.verdicts}
     for claim in claims.values():
         found = [_known(o, claim) for o in outcomes]
@@ -47,14 +46,14 @@ def settings_table(outcomes: Sequence[SettingOutcome]) -> list[str]:
 
 
 def _known(outcome: SettingOutcome, claim: Claim) -> Verdict | None:
-    """The verdict of a claim in a setting whose analyses decide it."""
+    """The verdict on a claim in a setting; None if the setting's analyses do not decide it."""
     if not all(name in outcome.results for name in claim.needs):
         return None
     return next((verdict for its, verdict in outcome.verdicts if its.name == claim.name), None)
 
 
 def _cell(verdict: Verdict) -> str:
-    """The word, and of the values their mean with its interval and number."""
+    """The verdict's word, and the mean of its values with its interval and the number of examples."""
     if verdict.values is None:
         return f"**{verdict.word}**"
     x = bootstrap.mean_interval(verdict.values, within=bootstrap.SHARE if verdict.share else None)
@@ -66,9 +65,10 @@ def _form(verdict: Verdict) -> str:
 
 
 def pooled(verdicts: Sequence[Verdict]) -> str:
-    """What several settings say together."""
+    """Returns what several settings say together, in words."""
     decided = [v for v in verdicts if v.word in _DECIDED]
-    out = f"borne out in {sum(v.word == 'borne out' for v in decided)} of the {len(decided)} that decide it" if decided else ""
+    held = sum(v.word == "borne out" for v in decided)
+    out = f"borne out in {held} of the {len(decided)} settings that decide it" if decided else ""
     known = [v for v in verdicts if v.values is not None]
     if len(known) > 1:
         first = known[0]
@@ -79,7 +79,7 @@ def pooled(verdicts: Sequence[Verdict]) -> str:
 
 
 def needed(verdict: Verdict) -> str:
-    """How many examples decide a claim, in words: "decided at n", or about how many it needs; empty without values."""
+    """Returns in words how many examples decide a claim: "decided at n", or about how many it needs; empty without values."""
     n = 0 if verdict.values is None else int(np.isfinite(verdict.values).sum())
     if verdict.word in _DECIDED:
         return f"decided at {n}" if n else ""
@@ -87,24 +87,24 @@ def needed(verdict: Verdict) -> str:
         return ""
     found = examples_needed(verdict.values, verdict.threshold, share=verdict.share)
     if math.isnan(found):
-        return "needs 2 or more to plan with"
+        return "needs 2 or more examples to plan with"
     if math.isinf(found):
-        return "no number in sight decides it"
-    return f"needs about {int(found)}" if found > n else "its values would do; another part is open"
+        return "no feasible number decides it"
+    return f"needs about {int(found)}" if found > n else "enough for this part; another part is open"
 
 
 def needs_of(verdicts: Sequence[tuple[Claim, Verdict]], examples: int) -> str:
-    """Lines of text: how many examples each claim needs, from a pilot's verdicts, beside the number that is planned."""
-    lines = [f"examples that the claims need, by a pilot's values ({examples} are planned):"]
+    """Returns lines of text: how many examples each claim needs, predicted from a pilot's verdicts."""
+    lines = [f"examples that the claims need, predicted from earlier results ({examples} are planned):"]
     for claim, verdict in verdicts:
-        lines.append(f"  {claim.name:<14} {verdict.word:<14} {needed(verdict) or 'keeps no values to plan with'}")
+        lines.append(f"  {claim.name:<14} {verdict.word:<14} {needed(verdict) or 'no values to plan with'}")
     return "\n".join(lines)
 
 
 def plan_of_settings(
     easy: Task, plan: CostPlan, tasks: Mapping[str, Task], plans: Mapping[str, CostPlan], failed: Mapping[str, str]
 ) -> str:
-    """Lines of text: what each setting is and needs, and all of them together."""
+    """Returns lines of text: the size and predicted cost of each setting, and of all together."""
     lines = [f"{'setting':<14} {'examples':>8} {'steps right':>12} {'copied in order':>16} {'token-forwards':>14} {'time':>9}"]
     rows = [("easy", easy, plan), *((name, task, plans[name]) for name, task in tasks.items())]
     for name, task, its in rows:
@@ -115,6 +115,6 @@ def plan_of_settings(
     lines += [f"{name:<14} cannot be made: {why}" for name, why in failed.items()]
     total = sum(its.seconds for *_, its in rows)
     lines.append(
-        f"all settings: about {shown_time(total)}. Copied in order: choices of a premise that this gets right (by chance)"
+        f"all settings: about {shown_time(total)}. Copied in order: choices of a premise that this gets right (chance)"
     )
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def write_summary(
     outcome: SettingOutcome,
     harder: Mapping[str, SettingOutcome],
 ) -> Path:
-    """Writes summary.md into the folder. harder: what was found in the harder settings, if any were run."""
+    """Writes summary.md into the folder. harder: outcomes of the harder settings by name, if any were run."""
     lines = [
         f"# {markdown(model.name)} beside “How to think step-by-step” (arXiv 2402.18312)",
         "",

@@ -20,7 +20,7 @@ def test_the_plan_shows_settings_and_what_claims_need(shell, tmp_path):
     ("options", "message"),
     [
         (("--settings", "hard"), "tasks: got 'hard'; expected some of easy, distractors"),
-        (("--minutes", "5"), "minutes: chooses the number of examples, which is given too"),
+        (("--minutes", "5"), "minutes: chooses the number of examples, which is given as well"),
         (("--pilot", "nowhere"), "pilot: there is no folder nowhere"),
     ],
 )

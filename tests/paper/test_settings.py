@@ -133,9 +133,9 @@ def test_minutes_choose_the_number_once(tmp_path, monkeypatch):
     found = plan(2.0)
     n = found.workload.examples
     assert n % 2 == 0 and n > 4 and found.seconds <= 120 * 1.1 and plan(4.0).workload.examples > n
-    with pytest.raises(ValueError, match="minutes: 4 examples, the fewest that have halves, take about"):
+    with pytest.raises(ValueError, match="minutes: 4 examples, the fewest possible, take about"):
         plan(0.0001)
-    with pytest.raises(ValueError, match="minutes: chooses the number of examples, which is given too"):
+    with pytest.raises(ValueError, match="minutes: chooses the number of examples, which is given as well"):
         paper.run(SETTINGS, tmp_path, minutes=3)
     with pytest.raises(ValueError, match="minutes: got 0; expected a positive number"):
         paper.run(asked, tmp_path, minutes=0)
@@ -176,7 +176,10 @@ def test_the_table_shows_words_figures_and_what_they_say_together():
     cells = [c.strip() for c in row.strip("|").split("|")]
     assert cells[1].startswith("**borne out**, 0.25 [") and cells[1].endswith("n = 4")
     assert cells[2].startswith("**not borne out**, -0.25") and cells[3] == "**not decided**" and cells[4:6] == ["–", "–"]
-    assert cells[6].startswith("borne out in 1 of the 2 that decide it; 0.00 [") and "over 2 settings (threshold 0)" in cells[6]
+    assert (
+        cells[6].startswith("borne out in 1 of the 2 settings that decide it; 0.00 [")
+        and "over 2 settings (threshold 0)" in cells[6]
+    )
     assert "| steps that are right | 70 of 80 | 70 of 80 | 70 of 80 | 70 of 80 |  | |" in table
     assert "* d: not done: too few words" in table and pooled([Verdict("not decided", "")]) == "decided in none"
 
@@ -185,9 +188,9 @@ def test_needed_examples_in_words():
     values = np.array([-1.0, 1.0]) / np.sqrt(2) + 0.5
     assert needed(Verdict("not decided", "").of(values, 0.0)) == "needs about 34"
     assert needed(Verdict("borne out", "").of([1.0, np.nan, 2.0], 0.0)) == "decided at 2"
-    assert needed(Verdict("not decided", "").of([1.0, -1.0], 0.0)) == "no number in sight decides it"
-    assert needed(Verdict("not decided", "").of(np.linspace(1, 2, 20), 0.0)) == "its values would do; another part is open"
-    assert needed(Verdict("not decided", "").of([1.0], 0.0)) == "needs 2 or more to plan with"
+    assert needed(Verdict("not decided", "").of([1.0, -1.0], 0.0)) == "no feasible number decides it"
+    assert needed(Verdict("not decided", "").of(np.linspace(1, 2, 20), 0.0)) == "enough for this part; another part is open"
+    assert needed(Verdict("not decided", "").of([1.0], 0.0)) == "needs 2 or more examples to plan with"
     assert needed(Verdict("borne out", "")) == needed(Verdict("not decided", "")) == ""
     claim = Claim("c", "text", "E1", lambda results: Verdict("borne out", ""), "")
     assert "needs about 34" in needs_of([(claim, Verdict("not decided", "").of(values, 0.0))], 8)
