@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -46,9 +48,12 @@ def _wrapped(text: str, columns: int) -> list[str]:
 
 
 def saved(figure: Figure, path: str | PathLike | None) -> Figure:
-    """Returns the figure, written to `path` if one is given."""
+    """Returns the figure, written to `path` if one is given. Its texts hold tokens: a dollar sign begins no formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
     if path is not None:
-        figure.savefig(path, dpi=_DPI, metadata={"Software": "pycotmech"})
+        with rc_context({"text.parse_math": False}):  # for what is made while it is drawn
+            figure.savefig(path, dpi=_DPI, metadata={"Software": "pycotmech"})
     return figure
 
 

@@ -6,6 +6,7 @@ but plain numbers and strings in well-known compressions: zarr would look up and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,13 @@ from pycotmech.files.write import UNFINISHED, sync, sync_tree
 CHECKED = "checksums"
 """Attribute of a store in which every chunk is written, even if it holds nothing but fill values, and carries a checksum."""
 
+SEAL = "metadata_sha256"
+"""Attribute of a store that holds the SHA-256 of its metadata, which are written once: a flipped letter in a name, a shape or
+an attribute is another value, and no chunk's checksum sees it."""
+
+_SEALED = "crc32c, sealed"
+"""Value of `CHECKED` where there is a seal, so that a store without one, by a flipped letter in its name, is found too."""
+
 _NUMBERS = re.compile(r"[<>|]?(b1|[iu][1248]|f[248])|U\d{1,6}|[<>]U\d{1,6}|bool|u?int(8|16|32|64)|float(16|32|64)")
 _STRINGS = ("string", "fixed_length_utf32")
 _CODECS = {"bytes", "crc32c", "vlen-utf8", "zstd", "blosc", "gzip", "zlib", "lz4", "transpose"}
@@ -40,7 +48,7 @@ def save_arrays(data: xr.Dataset, path: Path, *, chunks: Mapping[str, tuple[int,
 
     chunks: by variable; a variable without an entry is one chunk. What is at `path` is replaced.
     """
-    kept = data.assign_attrs({CHECKED: "crc32c"})
+    kept = data.assign_attrs({CHECKED: _SEALED})
     # Strings of fixed width are in no standard of zarr 3.
     words = {name: v.astype(object) for name, v in kept.variables.items() if v.dtype.kind == "U"}
     kept = kept.assign({k: v for k, v in words.items() if k in kept.data_vars})
@@ -56,6 +64,7 @@ def save_arrays(data: xr.Dataset, path: Path, *, chunks: Mapping[str, tuple[int,
     try:
         with zarr.config.set({"array.write_empty_chunks": True}):
             kept.to_zarr(temporary / path.name, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
+        _seal(temporary / path.name)
         sync_tree(temporary / path.name)
         if path.is_symlink() or path.is_file():
             path.unlink()
@@ -74,6 +83,9 @@ def load_arrays(path: Path) -> xr.Dataset:
     (in a store of `save_arrays`) a chunk of it is missing.
     """
     group = open_group(path)
+    declared = sum(array.size * array.dtype.itemsize for _, array in group.arrays())
+    if declared > (memory := _memory()):
+        raise DamagedData(f"{path} declares {declared / 2**30:,.0f} GiB of arrays; this machine has {memory / 2**30:,.0f} GiB")
     for name, array in group.arrays():
         if CHECKED in group.attrs and array.nchunks_initialized != array.nchunks:
             raise DamagedData(f"{path}: array {printable(name)} lacks {array.nchunks - array.nchunks_initialized} chunks")
@@ -81,7 +93,8 @@ def load_arrays(path: Path) -> xr.Dataset:
         data = xr.load_dataset(path, engine="zarr", consolidated=False)  # type: ignore[arg-type]
     except Exception as error:  # whatever a codec makes of damaged bytes
         raise DamagedData(f"{path}: an array cannot be read ({printable(error)})") from error
-    data.attrs.pop(CHECKED, None)
+    for name in (CHECKED, SEAL):
+        data.attrs.pop(name, None)
     return data
 
 
@@ -97,8 +110,8 @@ def open_group(path: Path, mode: Any = "r") -> zarr.Group:
 def check_store(path: Path) -> None:
     """Raises ValueError for a store that holds symbolic links, codecs or types beyond those that pycotmech writes.
 
-    Nothing but JSON is read, and nothing that it names is looked up. Raises DamagedData for metadata that are not JSON,
-    or where there are none.
+    Nothing but JSON is read, and nothing that it names is looked up. Raises DamagedData for metadata that are not JSON, or
+    not those that were written, or where there are none.
     """
     if not path.is_dir() or not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
         raise DamagedData(f"{path} is not a store of arrays: it holds no zarr group")
@@ -114,6 +127,43 @@ def check_store(path: Path) -> None:
                 raise DamagedData(f"{printable(file)} cannot be read ({printable(error)})") from error
             for what, value in _wanted(found):
                 raise ValueError(f"{printable(file)} names {what} {printable(value)[:60]}; only plain arrays are read")
+    _check_seal(path)
+
+
+def _seal(path: Path) -> None:
+    """Writes `SEAL` into the metadata of a new store."""
+    file = path / "zarr.json"
+    found = json.loads(file.read_text("utf-8"))
+    found.setdefault("attributes", {})[SEAL] = _digest(path, found)
+    file.write_text(json.dumps(found, indent=2), "utf-8")
+
+
+def _check_seal(path: Path) -> None:
+    """Raises DamagedData if a store has a seal, or should have one, and it is not that of its metadata."""
+    file = path / "zarr.json"
+    found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    attributes = found.get("attributes")
+    if not isinstance(attributes, dict) or not (SEAL in attributes or attributes.get(CHECKED) == _SEALED):
+        return
+    if attributes.get(SEAL) != _digest(path, found):
+        raise DamagedData(f"{path}: its metadata are not those that were written")
+
+
+def _digest(path: Path, group: Mapping[str, Any]) -> str:
+    """SHA-256 of the metadata of a store: those of its group less the seal, and the files of its arrays."""
+    attributes = {name: value for name, value in group.get("attributes", {}).items() if name != SEAL}
+    digest = hashlib.sha256(json.dumps({**group, "attributes": attributes}, sort_keys=True).encode())
+    for file in sorted(path.glob("*/zarr.json")):
+        digest.update(file.parent.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _memory() -> float:
+    """Bytes of this machine's memory; without limit where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def _wanted(metadata: Any) -> Iterator[tuple[str, Any]]:

@@ -119,7 +119,7 @@ def grid_figure(
 
 
 def _cut(text: str) -> str:
-    shown = text.replace("\n", "\\n").replace("$", "\\$").strip(" ") or "' '"
+    shown = text.replace("\n", "\\n").strip(" ") or "' '"
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
 
 

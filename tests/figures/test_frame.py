@@ -1,10 +1,11 @@
 """Frames, bars and curves show the numbers and the words that they are given."""
 
 import numpy as np
+from matplotlib.text import Text
 
 from pycotmech.figures.bars import bars_with_intervals, interval_reach, stacked_bars, stacked_layers
 from pycotmech.figures.curves import layer_line, line_with_band
-from pycotmech.figures.frame import PALETTE, finished, framed, small
+from pycotmech.figures.frame import PALETTE, finished, framed, saved, small
 from pycotmech.figures.heatmap import colour_limit, effect_figure, map_of_heads, share_maps_figure, write_numbers
 from tests.reference.close import assert_allclose
 
@@ -77,3 +78,15 @@ def test_maps_have_their_scales_and_numbers():
     ]
     shares = share_maps_figure({"a": grid, "b": grid / 2}, title="t", label="share of attention")
     assert {axis.images[0].get_clim() for axis in shares.axes[:2]} == {(0.0, 1.0)}
+
+
+def test_dollar_signs_of_tokens_begin_no_formula(tmp_path):
+    """Mathematics that does not parse would stop the drawing; a formula that does would show something else."""
+    token = r"$\frac$ costs $5 and $x^2$"
+    figure, axes = framed(1, 1, token, [token])
+    axes[0, 0].set_xticks([0, 1], labels=[token, "b"])
+    axes[0, 0].text(0.5, 0.5, token)
+    small(axes[0, 0], title=token)
+    saved(figure, tmp_path / "f.png")
+    texts = [text for text in figure.findobj(Text) if token in text.get_text()]
+    assert len(texts) >= 4 and not any(text.get_parse_math() for text in texts)

@@ -74,6 +74,36 @@ def test_damaged_metadata_is_found(store):
             check_store(other)
 
 
+def test_a_flipped_bit_in_any_metadata_is_found(store):
+    """Or changes nothing: what is loaded is what was saved."""
+    refused = 0
+    for name in ("zarr.json", *(f"{variable}/zarr.json" for variable in DATA.variables)):
+        whole = (store / name).read_bytes()
+        for at in range(len(whole)):
+            (store / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            try:
+                assert load_arrays(store).identical(DATA), (name, at)
+            except ValueError as error:
+                refused += 1
+                assert str(store) in str(error)
+        (store / name).write_bytes(whole)
+    assert refused > 1000
+    assert load_arrays(store).identical(DATA)
+
+
+def test_arrays_larger_than_memory_are_refused_before_room_is_made(store):
+    file = store / "effect" / "zarr.json"
+    found = json.loads(file.read_text())
+    found["shape"] = [10**9, 10**6, *found["shape"][2:]]
+    found["chunk_grid"]["configuration"]["chunk_shape"] = found["shape"]
+    file.write_text(json.dumps(found))
+    group = json.loads((store / "zarr.json").read_text())
+    group["attributes"] = {}
+    (store / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(DamagedData, match=r"declares [\d,]+ GiB of arrays; this machine has"):
+        load_arrays(store)
+
+
 class Stranger(numcodecs.abc.Codec):
     """A filter that runs code of its own when it is asked to decode."""
 
