@@ -21,16 +21,16 @@ from pycotmech.stats import shares
 DRAWS = 2000
 LEVEL = 0.95
 Range = tuple[float, float]
-"""Between what a quantity lies whatever the examples are."""
+"""The least and the largest value that a quantity can take."""
 SHARE: Range = (0.0, 1.0)
-"""Of shares, probabilities and accuracies."""
+"""The range of shares, probabilities and accuracies."""
 SHARES_APART: Range = (-1.0, 1.0)
-"""Of the difference of two of them, and of correlations."""
+"""The range of differences of two shares, and of correlations."""
 COUNT: Range = (0.0, np.inf)
-"""Of numbers of things, sizes and divergences."""
+"""The range of counts, sizes and divergences."""
 FEWEST_ALIKE = 6
-"""Examples that have to agree at least for an interval without width to decide anything (`agreeing`): resamples of equal
-examples are equal however few they are, but a sign test (two-sided) reaches p < 0.05 only from 6 equal signs on, 0.03."""
+"""Least number of examples that all agree for which an interval of no width decides anything (`agreeing`). Resamples of equal
+examples are equal however few there are, but a two-sided sign test needs 6 equal signs to reach p < 0.05 (p = 0.03)."""
 
 HALVED = 4
 """Examples from which on there are two halves of at least two: one to choose on, one to report on."""
@@ -65,10 +65,11 @@ def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
 def undecidable(
     low: float, high: float, n: int, threshold: float = 0.0, within: Range | None = None, level: float = LEVEL
 ) -> str:
-    """Why an interval over n examples decides nothing about a threshold; empty if it may.
+    """Returns why an interval over n examples decides nothing about a threshold; an empty string if it may decide.
 
-    There is none, or it has no width and n examples could agree by chance: `agreeing`. within: what the quantity lies in; None:
-    a quantity that lies between 0 and 1, as the threshold does, is taken to be a share. level: of the interval.
+    It decides nothing if it does not exist, or if it has no width and n examples could agree by chance (`agreeing`).
+    within: the range of the quantity; None: a quantity between 0 and 1, with such a threshold, is taken to be a share.
+    level: of the interval.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return "one example has no interval" if n == 1 else "there is no interval"
@@ -84,17 +85,18 @@ def undecidable(
 
 
 def agreeing(value: float, threshold: float = 0.0, within: Range | None = None, level: float = LEVEL) -> int:
-    """How many examples have to have one value for an interval without width to decide on which side of a threshold the mean
-    lies: the fewest that agree so with a probability below 1 - level, 0.05 by default, where the mean is the threshold.
+    """Returns how many examples must share one value for an interval of no width to decide on which side of a threshold the
+    mean lies: the smallest number that would agree with a probability below 1 - level if the mean were the threshold.
 
-    Two arguments, of which the one that asks for more examples holds:
-    * By sign: an example lies on either side with probability 1/2, so that n agree with probability 2 (1/2)^n. Below 0.05 from
-      FEWEST_ALIKE on; an interval corrected for being one of several needs more. This is enough for differences and a
-      threshold of 0.
-    * By range: a mean of `threshold` is reached with the share p of examples at `value` and the others at the far end of the
-      range, p = (threshold - end) / (value - end), so that n agree with probability p^n. For a share of 1 that is threshold^n:
-      29 examples are needed for 0.9, and six of six have a probability of 0.53. Nothing is asked of examples that have the
-      threshold itself: that the mean is not beyond it goes by sign.
+    There are two bounds, and the larger one holds:
+
+    * By sign: if an example lies on either side with probability 1/2, n of them agree with probability 2 (1/2)^n, which is
+      below 0.05 from FEWEST_ALIKE on. An interval at a level corrected for several tests needs more. This bound suffices for
+      differences with a threshold of 0.
+    * By range: a mean of `threshold` is also reached if a share p of the examples have `value` and the others lie at the far
+      end of the range, with p = (threshold - end) / (value - end). Then n examples agree with probability p^n. For a value of 1
+      this is threshold^n: a threshold of 0.9 needs 29 examples, and six agree with probability 0.53. This bound does not
+      apply to a value that equals the threshold.
     """
     end = -np.inf if within is None else within[0] if value > threshold else within[1]
     p = (threshold - end) / (value - end) if np.isfinite(end) and end != value else 0.0

@@ -1,8 +1,8 @@
 """Means over examples and heads, with intervals for which both are resampled (the pigeonhole bootstrap, Owen 2007).
 
-What holds of the heads of one model need not hold because of its layers: a few heads with habits of their own, all in one
-half of the layers, make a difference that more examples only confirm. Heads are therefore resampled too, within their layer,
-independently of the examples. The interval is conservative: it counts the part of the spread that is of neither alone twice.
+A difference between layers may come from a few heads with habits of their own that happen to lie in one half of the layers;
+more examples would only confirm it. Heads are therefore resampled too, within their layer and independently of the examples.
+The interval is conservative: it counts the interaction of examples and heads twice.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pycotmech.stats import bootstrap
 
 @dataclass(frozen=True, eq=False)
 class LayerMeans:
-    """Means by layer of a quantity over examples and heads, as they are and resampled.
+    """Means by layer of a quantity over examples and heads, of the data and of resamples.
 
-    top, below [1 + draws, layers]: sums whose ratio is the mean; the first row is of what there is, the others of resamples.
-    counts: bool [n, layers], the examples that count in a layer.
+    top, below [1 + draws, layers]: sums whose ratio is the mean. The first row is that of the data, the others of resamples.
+    counts: bool [n, layers], which examples count in a layer.
     """
 
     top: NDArray[np.float64] = field(repr=False)
@@ -29,9 +29,10 @@ class LayerMeans:
 
     @classmethod
     def of(cls, top: NDArray, below: NDArray, *, heads: bool = True, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
-        """top, below [n, layers, heads]: sums of the quantity and how many things they are of, 0 where nothing counts.
+        """Resamples the data.
 
-        heads: whether heads are resampled too; otherwise what is found holds of these heads.
+        top, below [n, layers, heads]: sums of the quantity, and the number of things summed, 0 where nothing counts.
+        heads: whether heads are resampled too; otherwise the intervals are about these heads alone.
         Cost: 2 n draws layers heads multiplications.
         """
         n, L, H = top.shape
@@ -49,19 +50,19 @@ class LayerMeans:
 
     @property
     def drawn(self) -> NDArray[np.float64]:
-        """Those of the resamples [draws, layers]."""
+        """The means of the resamples [draws, layers]."""
         return self._ratio(self.top[1:], self.below[1:])
 
     def by_layer(self, *, within: bootstrap.Range | None = None) -> bootstrap.Interval:
-        """The mean of each layer with its interval: arrays [layers]."""
+        """Returns the mean of each layer with its interval: arrays [layers]."""
         return self.interval(self._ratio(self.top, self.below), self.counts.sum(0), within=within)
 
     def over(self, layers: slice, *, within: bootstrap.Range | None = None) -> bootstrap.Interval:
-        """The mean over all heads of some layers with its interval."""
+        """Returns the mean over all heads of the given layers with its interval."""
         return self.interval(self._over(layers), self._n(layers), within=within)
 
     def rise(self, first: int, *, within: bootstrap.Range | None = None) -> bootstrap.Interval:
-        """The mean over layers from `first` on less that over the layers before, with its interval."""
+        """Returns the mean over the layers from `first` on minus that over the layers before, with its interval."""
         lower, upper = slice(0, first), slice(first, None)
         n = min(self._n(lower), self._n(upper))
         return self.interval(self._over(upper) - self._over(lower), n, within=within)
@@ -69,7 +70,11 @@ class LayerMeans:
     def interval(
         self, values: NDArray, n: int | NDArray | None = None, *, within: bootstrap.Range | None = None
     ) -> bootstrap.Interval:
-        """Of any statistic of the rows, values [1 + draws, ...], over n examples (None: all that count in any layer)."""
+        """Returns the interval of any statistic of the rows.
+
+        values [1 + draws, ...]: the statistic of the data, then of each resample. n: number of examples; None: all that count
+            in any layer.
+        """
         n = self._n(slice(None)) if n is None else n
         number = np.broadcast_to(np.asarray(n), values.shape[1:])
         ends = bootstrap.widened(values[0], *bootstrap.percentiles(values[1:]), number, within=within)

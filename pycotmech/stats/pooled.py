@@ -1,4 +1,4 @@
-"""A mean over groups of examples, with an interval over both: groups are resampled, and examples within them."""
+"""Means over groups of examples, with intervals for which both groups and the examples within them are resampled."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ def pooled_interval(
     draws: int = bootstrap.DRAWS,
     seed: int = 0,
 ) -> bootstrap.Interval:
-    """The mean over groups of each group's mean over examples, with its hierarchical bootstrap interval.
+    """Returns the mean over groups of each group's mean over examples, with its hierarchical bootstrap interval.
 
-    groups: one array [n] for each, NaN where an example does not count; a group without any is left out. Each resample draws
-    groups, and examples within each group that was drawn (what an example is a mean of stays together). The ends are moved
-    outwards for the number of groups as `bootstrap.widened` does for examples: two or three groups say little of others.
-    n: the groups that count. NaN ends with one of them, everything NaN without any.
+    Each resample draws groups, and examples within each drawn group; the values that an example is a mean of stay together.
+    The ends are then moved outwards for the number of groups, as `bootstrap.widened` does for the number of examples, since two
+    or three groups say little about others.
+
+    groups: an array [n] for each group, NaN where an example does not count. Groups in which no example counts are left out.
+    Returns an interval whose n is the number of groups that count. The ends are NaN if one group counts; everything is NaN if
+    none does.
     Source: Davison and Hinkley 1997, section 3.8 (both stages with replacement, which is the wider of their two strategies).
     """
     kept = [x[np.isfinite(x)] for x in (np.asarray(g, dtype=np.float64) for g in groups)]

@@ -1,4 +1,4 @@
-"""How many examples an interval needs to exclude a threshold: planned from the values of a few."""
+"""Plans how many examples an interval needs to exclude a threshold, from the values of a pilot."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from pycotmech.stats import bootstrap, shares
 
 POWER = 0.8
-"""The probability with which the planned number of examples decides, if the pilot's values are like all others."""
+"""Probability that the planned number of examples decides, if further values are distributed like the pilot's."""
 
 MOST = 10_000
-"""Examples beyond which the answer is "too many"."""
+"""Largest number of examples that is planned; beyond it the answer is infinite."""
 
 
 def examples_needed(
@@ -25,12 +25,13 @@ def examples_needed(
     level: float = bootstrap.LEVEL,
     power: float = POWER,
 ) -> float:
-    """The smallest number of examples with which the interval excludes the threshold with probability `power`, if values are
-    distributed like these; inf beyond MOST, NaN with fewer than two values.
+    """Returns the smallest number of examples with which the interval excludes the threshold with probability `power`.
 
-    values [n]: one for each example of a pilot, NaN where it does not count. share: whether they are shares with Wilson's
-    interval, which is planned by the score test that it inverts; otherwise the interval is taken for Student's of a mean.
-    A pilot of few examples says little: the number is an order of magnitude.
+    values [n]: those of the examples of a pilot, NaN where one does not count. Further values are assumed to be distributed
+        like these.
+    share: whether the values are shares with Wilson's interval, for which the score test that it inverts is used. Otherwise
+        the interval is approximated by Student's interval of a mean.
+    Returns inf beyond MOST, NaN with fewer than two values. From a small pilot the number is an order of magnitude.
     """
     found = np.asarray(values, dtype=np.float64)
     found = found[np.isfinite(found)]
@@ -47,7 +48,7 @@ def examples_needed(
 
 
 def _of_mean(values: NDArray, threshold: float, level: float) -> Callable[[int], float] | None:
-    """n -> power of Student's test of the mean."""
+    """Returns a function from n to the power of Student's test of the mean."""
     from scipy.stats import nct, t
 
     apart, spread = abs(float(values.mean()) - threshold), float(values.std(ddof=1))
@@ -64,8 +65,10 @@ def _of_mean(values: NDArray, threshold: float, level: float) -> Callable[[int],
 
 
 def _of_share(values: NDArray, threshold: float, level: float) -> Callable[[int], float] | None:
-    """n -> power of the score test of a share. Few examples that all agree are no sign of a share of 0 or 1: theirs is taken
-    half an example away from it (Jeffreys' prior)."""
+    """Returns a function from n to the power of the score test of a share.
+
+    A few examples that all agree do not show a share of 0 or 1, so half an example is added to either side (Jeffreys' prior).
+    """
     from scipy.stats import binom, norm
 
     n0, z = len(values), float(norm.ppf((1 + level) / 2))

@@ -1,15 +1,18 @@
-"""What a chosen set of things shows beyond random sets: intervals over examples and draws, and overlaps by chance.
+"""Compares a chosen set with random sets: intervals over examples and draws, and overlaps by chance.
 
-A chosen set is compared with m random ones on the same n examples. Two things vary: the examples, and which random set was
-drawn. If the chosen set is itself no better than a random one, it differs from the mean of the draws as one further draw does.
-An interval of the mean over draws becomes ever narrower with m, and would call half of all random sets better than random.
-The intervals here therefore hold what one further set differs by.
+A chosen set is compared with m random sets on the same n examples. Two things vary: the examples, and which random sets were
+drawn. A chosen set that is no better than random differs from the mean of the draws as one further draw does. An interval of
+the mean over draws becomes ever narrower with m, and would call half of all random sets better than random. The intervals
+here are therefore prediction intervals, for one further random set.
 
-With a value per example and draw, mean + example + draw + rest (random effects, variances e, d, r), the mean over both differs
-from the expected value of a further draw with the variance (e + r / m) / n + d (1 + 1 / m). The first term is that of the mean
-over examples of each example's mean over draws, for which there are intervals (`bootstrap.mean_interval`). d is the variance of
-the draws' means without its part r / n, from the two-way table, and has Student's quantile at m - 1 degrees of freedom. The
-two reaches are combined as the root of the sum of their squares, each side by itself (Zou and Donner 2008, MOVER).
+The value of an example and a draw is modelled as mean + example + draw + residual, random effects with the variances e, d and
+r. The mean over both then differs from the expected value of a further draw with the variance (e + r / m) / n + d (1 + 1 / m).
+
+* The first term belongs to the mean over examples of each example's mean over draws; `bootstrap.mean_interval` gives it.
+* In the second, d is the variance of the draws' means minus its part r / n, from the two-way table. It takes Student's
+  quantile at m - 1 degrees of freedom.
+
+The two half-widths are combined as the root of the sum of their squares, on each side (Zou and Donner 2008, MOVER).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pycotmech.stats import bootstrap
 from pycotmech.stats.averages import nanmean
 
 DRAWS = 20
-"""Random sets that a chosen set is compared with: the least with which being above all of them has p < 0.05 (1 / 21)."""
+"""Number of random sets: the smallest with which a set that is above all of them has p < 0.05 (1 / 21)."""
 
 
 def beyond_draws(
@@ -32,11 +35,13 @@ def beyond_draws(
     level: float = bootstrap.LEVEL,
     seed: int = 0,
 ) -> bootstrap.Interval:
-    """The mean over examples and random sets, with the interval of what one further random set gives.
+    """Returns the mean over examples and random sets, with a prediction interval for one further random set.
 
-    values [n, m, ...]: by example and draw, NaN where an example does not count (for all draws alike). For a difference from a
-    chosen set, its value less that of the draw. within: as in `bootstrap.mean_interval`. lost: means that were taken out of the
-    draws (`without_strata`), of their degrees of freedom; 1: their own mean alone.
+    values [n, m, ...]: by example and draw, NaN where an example does not count (then for all draws). For a difference from a
+        chosen set, the chosen set's value minus that of the draw.
+    within: as in `bootstrap.mean_interval`.
+    lost: degrees of freedom taken from the draws, the number of means that were subtracted (`without_strata`); 1: only their
+        own mean.
     low and high are NaN with fewer than two examples, or without degrees of freedom.
     """
     from scipy.special import stdtrit
@@ -62,9 +67,10 @@ def beyond_draws(
 
 
 def without_strata(values: NDArray, strata: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
-    """Draws of different kinds as draws of one kind: values [n, m], with each stratum's mean replaced by that over strata.
+    """Replaces each stratum's mean by the mean over strata, so that draws of several kinds can be treated as of one kind.
 
-    strata [m]: 0, 1, ... of each draw. weights: of each stratum in the mean; those without a draw are left out.
+    values [n, m]: by example and draw. strata [m]: the stratum 0, 1, ... of each draw. weights: of each stratum in the mean
+    over strata; strata without a draw are left out. Returns [n, m].
     """
     strata, weights = np.asarray(strata), np.asarray(weights, float)
     there = [s for s in range(len(weights)) if (strata == s).any()]
@@ -74,10 +80,11 @@ def without_strata(values: NDArray, strata: ArrayLike, weights: ArrayLike) -> ND
 
 
 def shared_by_layer(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float]:
-    """What two sets of heads [L, H] share by chance if each keeps its number of heads in each layer.
+    """Returns what two sets of heads, bool [L, H], share by chance if each keeps its number of heads in each layer.
 
-    Returns the expected number of heads in both, the sum over layers of a_l b_l / H, and the chance of as many as they share or
-    more: each layer's number is hypergeometric, and their sum the convolution. Exact, to rounding.
+    These are the expected number of shared heads, the sum over layers of a_l b_l / H, and the p-value of sharing as many as
+    they do or more. The number is hypergeometric in each layer, and the sum over layers is their convolution: exact up to
+    rounding.
     """
     from scipy.stats import hypergeom
 

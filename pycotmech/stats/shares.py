@@ -8,7 +8,7 @@ says how many independent yes-or-no trials the examples are worth (Korn and Grau
 by Student's quantile for a variance that was itself estimated from few examples. A difference of two shares lies in -1..1, and
 (difference + 1) / 2 is treated as a share.
 
-Where all examples have one value there is no variance to go by, and the number of examples gives the width (`alike`).
+If all examples have one value, there is no variance to estimate, and the number of examples gives the width (`alike`).
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ def wilson(share: ArrayLike, n: ArrayLike, level: float = 0.95) -> Ends:
 
 
 def alike(value: ArrayLike, n: ArrayLike, within: tuple[float, float], level: float = 0.95) -> Ends:
-    """The interval of a mean over n examples that all have this value.
+    """Returns the interval of a mean over n examples that all have this value.
 
-    within (0, 1): Wilson's of n trials, [0.68, 1] for 8 examples at 1. Another range: up to a share of z^2 / (n + z^2) of all
-    examples may differ from n that agree (Wilson's upper end of 0 of n), and they may have any value of the range; for 8
-    differences of 0 that is [-0.32, 0.32]. value, n: arrays of one shape. NaN where n is 0.
+    For the range (0, 1) it is Wilson's interval of n trials: [0.68, 1] for 8 examples at 1. For another range, a share of up to
+    z^2 / (n + z^2) of the population may differ from n examples that agree (Wilson's upper end of 0 of n), with any value of
+    the range: [-0.32, 0.32] for 8 differences of 0.
+
+    value, n: arrays of one shape. within: the range. NaN where n is 0.
     """
     v, n = np.asarray(value, dtype=np.float64), np.asarray(n, dtype=np.float64)
     if within == (0, 1):
@@ -62,17 +64,19 @@ def alike(value: ArrayLike, n: ArrayLike, within: tuple[float, float], level: fl
 def bounded(
     numerator: NDArray, denominator: NDArray, counts: NDArray, within: tuple[float, float], level: float = 0.95
 ) -> Ends:
-    """The interval of the ratio sum(numerator) / sum(denominator) of a quantity that lies within a range.
+    """Returns the interval of the ratio sum(numerator) / sum(denominator) of a quantity that lies within a range.
 
-    Wilson's interval for as many trials as the examples are worth (`worth`), on the range stretched to 0..1; that of `alike`
-    where all examples have one value to within float32's rounding. numerator, denominator, counts [n, entries]: 0 where an
-    example does not count. Returns [entries]; NaN where fewer than two examples count.
+    It is Wilson's interval for as many trials as the examples are worth (`worth`), with the range mapped to 0..1. If all
+    examples have one value, to within the rounding of float32, it is that of `alike`.
 
-    Coverage at 95 % nominal, 8 to 64 examples (benchmarks/validity/coverage.py): 93 to 99 %, in shares and in differences of
-    shares, of single trials and of ten steps with an intra-class correlation of 0.1. Less in three cases:
+    numerator, denominator, counts [n, entries]: 0 where an example does not count. within: the range.
+    Returns [entries]; NaN where fewer than two examples count.
 
-    - Steps of an example stand and fall together. With a correlation of 0.5 a share of 0.9 is covered in 88 % of cases at 8
-      examples, 91 % at 16 and 94 % at 64; 10, 7 and 3 % of the intervals lie above it.
+    Coverage at 95 % nominal and 8 to 64 examples (benchmarks/validity/coverage.py) is 93 to 99 %, for shares and differences of
+    shares, of single trials and of ten steps with an intra-class correlation of 0.1. It is lower in three cases:
+
+    - The steps of an example succeed or fail together. With a correlation of 0.5, a share of 0.9 is covered in 88 % of cases at
+      8 examples, 91 % at 16 and 94 % at 64; 10, 7 and 3 % of the intervals lie above it.
     - Most of the mean comes from few examples. Values with a skewness of 2.5: 88 % at 8, 91 % at 16 and 94 % at 64.
     - Differences that are 0 in nine of ten examples and 1 in the tenth: 89 % at 64.
     """

@@ -1,6 +1,6 @@
-"""A policy without any reasoning: copies the question's premises one after another, in the order in which they stand.
+"""A policy without reasoning, which copies the question's premises one after another in the order in which they stand.
 
-What it gets right needs no choice between premises. A head that serves such decisions may serve copying alone.
+Decisions that it gets right need no choice between premises. A head that serves them may serve copying alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pycotmech.cot.task.wording import QUANTIFIERS
 class CopiedInOrder(NamedTuple):
     """right [n, decisions]: whether the policy names the gold word, for each example and each decision that chooses a premise.
 
-    steps [decisions]: which steps these are: 0, 2, 6, ...; the decisions between them name the entity of the query once more,
-        so that nothing is chosen there.
-    chance: the mean share of these that a premise drawn at random gets right.
+    steps [decisions]: the numbers of these steps, 0, 2, 6, ...; the decisions between them repeat the entity of the query, so
+        that nothing is chosen there.
+    chance: the mean share of these decisions that a premise drawn at random gets right.
     """
 
     right: NDArray[np.bool_]
@@ -33,10 +33,10 @@ class CopiedInOrder(NamedTuple):
 
 
 def copied_in_order(examples: Sequence[Example]) -> CopiedInOrder:
-    """What the policy gets right at the decisions that choose a premise, with the gold text before each.
+    """Returns what the policy gets right at the decisions that choose a premise, with the gold text before each.
 
-    It names the subject of the question's first premise at first, then of the premise after the one that the solution stated
-    last; after the question's last premise it has no answer. Derived from the texts alone. Cost: no forward pass.
+    It first names the subject of the question's first premise, and then that of the premise after the one that the solution
+    stated last; after the question's last premise it has no answer. It is derived from the texts alone, without a forward pass.
     """
     if len(examples) == 0:
         raise ValueError("examples: got none; expected at least one")

@@ -1,13 +1,14 @@
-"""Questions in which words are related by entailment only, each beside others in which the same words are not.
+"""Questions in which words are related only by entailment, together with questions in which the same words are unrelated.
 
 Of "Every M is a B. Every A is an M. Every X is a Y. Every Y is a Z. Every B is a C. Every Z is a W." it follows that every A
 and every M is a C, which no sentence says; A and W are not related. If the subjects of the last two sentences are exchanged, A
-is related to W and not to C; so it is if those of "Every M is a B" and "Every Y is a Z" are; if both are, A is a C again. These
-four questions have the same words at the same places, so that nothing but the chain distinguishes the classes.
+is related to W and not to C. The same holds if the subjects of "Every M is a B" and "Every Y is a Z" are exchanged. If both
+are, A is a C again. These four questions have the same words at the same places, so that only the chain distinguishes the
+classes.
 
-The first word of a pair is read at least two sentences down the chain from the second. A model may note at C where its
-subject B was said before, which takes no more than looking for the same word. That says which sentence the last one continues,
-and nothing of what this one continues: in the four questions, each comes with each.
+The first word of a pair stands at least two sentences before the second in the chain. At C, a model may mark where its subject
+B occurred before, which takes no more than looking for the same word. This tells which sentence the last one continues, but
+not which sentence that one continues: the four questions have all combinations.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 ENTAILED = ("entailed", "unrelated")
 VARIANTS = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""Whether the subjects of the last sentences but one are exchanged, and those of the last ones: the questions of a unit."""
+"""The questions of a unit: whether the subjects of the last sentences but one are exchanged, and those of the last ones."""
 ROLES = ("subject", "object")
 _TRIES = 200
 
@@ -44,15 +45,17 @@ def make_entailed(
     seed: int = 0,
     bos: bool | None = None,
 ) -> list[Question]:
-    """Make n questions of two chains each, in fours: questions 0 to 3, 4 to 7, ... (n is a multiple of 4) are of one `unit`.
+    """Makes n questions of two chains each, in units of four: questions 0 to 3, 4 to 7, ... (n is a multiple of 4).
 
     A chain has hops + 1 concepts (at least 4) and a sentence for each hop. The last sentences of both chains come last, since
-    before them nothing follows; the sentences before them, and they themselves, are in random order. The questions of a unit
-    differ in which subjects are exchanged (`VARIANTS`); these have equally many tokens and one article, so that nothing moves.
+    nothing is entailed before them; the other sentences are in random order, and so are the last ones. The questions of a unit
+    differ in which subjects are exchanged (`VARIANTS`). The exchanged words have equally many tokens and the same article, so
+    that no position changes.
 
-    pairs: subject or object of one of a chain's sentences but its last two, and the last word of either chain, in `ENTAILED`
-        classes. Each pair stands in all questions of its unit, in two of them in each class.
-        stated: likewise the object of the last sentence but one, and the last word, which one sentence relates or none.
+    The `pairs` of a question join the subject or object of any of a chain's sentences except its last two with the last word of
+    either chain, in the classes `ENTAILED`. Each pair occurs in all questions of its unit, in two of them in each class.
+    `stated` pairs join the object of the last sentence but one with the last word; one sentence relates them, or none.
+
     tokenizer, examples, shots, ontology, style, bos: as for `make_questions`.
     Raises TypeError or ValueError naming the argument, TooFewWords (a ValueError) if the tokenizer leaves too few concepts.
     """
@@ -95,7 +98,7 @@ def make_entailed(
 
 
 def _exchanged(rule: Rule, hops: int, variant: tuple[int, int]) -> Rule:
-    """The rule with its subject from the other chain, if that is so of its level in this variant."""
+    """Returns the rule, with its subject from the other chain if this variant exchanges the subjects of its level."""
     chain, level = (int(part) for part in rule.b.removeprefix("C").split("."))
     moved = {hops - 1: variant[0], hops: variant[1]}.get(level, 0)
     return rule._replace(a=f"C{chain ^ moved}.{level - 1}")
@@ -104,7 +107,7 @@ def _exchanged(rule: Rule, hops: int, variant: tuple[int, int]) -> Rule:
 def _drawn(
     rng: random.Random, known: tuple[Word, ...], alike: list[list[Word]], ontology: Ontology, hops: int
 ) -> tuple[dict[str, Word], list[Rule], list[Rule]]:
-    """Words by role, the sentences before the last ones, and the last ones, with nothing exchanged."""
+    """Draws words by role, the sentences before the last ones, and the last ones, with nothing exchanged."""
     for _ in range(_TRIES):
         words: dict[str, Word] = {}
         for level in (hops - 1, hops - 2):

@@ -1,7 +1,7 @@
-"""The other words of a question: what could stand in the place of an answer, and stands in its prompt.
+"""Finds the other words of a question: those that occur in the prompt and could stand in the answer's place.
 
-A head that writes words of the prompt whatever is asked writes the answer too. What tells the two apart is another word of
-the same prompt: the counterfactual's word does not stand in it, and few heads write what they cannot see.
+A head that writes any word of the prompt writes the answer too. Another word of the same prompt shows the difference. The
+counterfactual's word does not, because it does not occur in the prompt, and few heads write what they cannot see.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OtherWord:
 
     word: as in the vocabulary. token: the first token that it would have in the answer's place, in the answer's number and
     case; None if it is of another kind than the answer (entity, concept, property) and so could not stand there.
-    spans: where it stands in the step's clean prompt after the shots, as slices of positions, at least one.
+    spans: where it stands in the step's clean prompt after the demonstrations: slices of positions, at least one.
     """
 
     word: str
@@ -47,12 +47,12 @@ class OtherWords:
         self._texts: dict[int, Encoded | None] = {}
 
     def of(self, example: Example, step: Step) -> tuple[OtherWord, ...]:
-        """The words of the question apart from the answer that stand in the step's clean prompt, in the order of their roles
-        (`Example.words`).
+        """Returns the words of the question, except the answer, that occur in the step's clean prompt, in the order of their
+        roles (`Example.words`).
 
-        An easy question of two hops has one other concept besides each concept, another property where the query asks for a
-        wrong one, and no other entity: distractors bring these. Cost: one tokenisation of the text for each example, and of
-        its last sentences for each competing word.
+        An easy question of two hops has one other concept for each concept, another property if the query asks for a wrong one,
+        and no other entity; distractors add these. Cost: one tokenisation of the text for each example, and of its last
+        sentences for each competing word.
         """
         text = self._text(example)
         if text is None or self.encoder is None:
@@ -82,7 +82,7 @@ class OtherWords:
         return tuple(text.word(m.start(), m.end()) for m in places)
 
     def _token(self, example: Example, step: Step, answer: Word, word: Word) -> int | None:
-        """The first token of a word in the answer's place; None if it cannot stand there or begins as the answer does."""
+        """Returns the first token of a word in the answer's place; None if it cannot stand there or has the answer's token."""
         written = _as(answer, step.answer_word, word)
         if written is None or self.encoder is None:
             return None
@@ -95,15 +95,19 @@ class OtherWords:
 
 
 def beside(words: Sequence[slice], others: Sequence[OtherWord], among: range) -> list[slice]:
-    """For each place of an answer's word, in order, the nearest place of another word among these positions, each taken once:
-    of a word that competes while there is one, of any word after that. Fewer places if there are no more; ties go to the
-    earlier place."""
+    """Returns, for each place of an answer's word in order, the nearest place of another word among these positions.
+
+    Words that compete are taken first, then any other word. Each place is taken once, so there may be fewer places than words;
+    ties go to the earlier place.
+    """
     out: list[slice] = []
-    for word in words:
-        for chosen in ([o for o in others if o.competes], others):
-            places = [s for o in chosen for s in o.spans if among.start <= s.start and s.stop <= among.stop and s not in out]
+    for span in words:
+        for candidates in ([o for o in others if o.competes], others):
+            places = [
+                s for o in candidates for s in o.spans if among.start <= s.start and s.stop <= among.stop and s not in out
+            ]
             if places:
-                out.append(min(places, key=lambda s: (abs(s.start - word.start), s.start)))
+                out.append(min(places, key=lambda s: (abs(s.start - span.start), s.start)))
                 break
     return out
 
@@ -115,7 +119,7 @@ def _words() -> dict[str, Word]:
 
 
 def _as(answer: Word, answer_word: str, word: Word) -> str | None:
-    """A word in the number and case in which the answer is written; None if it is of another kind or has no such form."""
+    """Returns a word in the answer's number and case; None if it is of another kind or has no such form."""
     if word.kind != answer.kind:
         return None
     for plural in (False, True):

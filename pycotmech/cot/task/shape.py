@@ -1,4 +1,4 @@
-"""What one problem of the fictional-ontology task is made of: the roles of its words, its premises and their order."""
+"""The shape of one problem of the fictional-ontology task: the roles of its words, its premises and their order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycotmech.cot.task.wording import Membership, Order, Premise, Rule, Style
 
 @dataclass(frozen=True)
 class Shape:
-    """What one problem is made of: roles of its words, and its sentences before they are put in order."""
+    """The shape of one problem: roles of its words, and its sentences before they are put in order."""
 
     hops: int
     distractors: int

@@ -1,6 +1,6 @@
-"""The search for a small set of heads that does what the whole model does, all other heads ablated.
+"""Searches for a small set of heads that does what the whole model does, with all other heads ablated.
 
-Sets are evaluated exactly: what a set does is a run of the model with all other heads ablated, never a sum of single effects.
+Sets are evaluated exactly, by a run of the model with all other heads ablated, and never by a sum of single effects.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 Head = tuple[int, int]
 Against = Literal["counterfactual", "competitor"]
 N_SIZES = 16
-"""How many sizes of nested sets are tried before heads are removed one by one."""
+"""Number of sizes of nested sets that are tried before heads are removed one by one."""
 
 
 class KeptLogits:
-    """F of Wang et al. 2022: the logit difference answer - other word, of each of n cells, with sets of heads kept.
+    """F of Wang et al. 2022: the logit difference answer - other word of each of n cells, with only sets of heads kept.
 
-    shared: tokens of the few-shot block. means: what the other heads are replaced by; None: zero. everywhere: whether heads
-        are ablated in the few-shot block too.
-    against: the other word: "counterfactual": the word that is right in the corrupted prompt, which need not stand in the clean
-        one; "competitor": of the words that answer the example's other steps, the one that the whole model finds likeliest.
-    Raises ValueError where an example has no competitor. What was asked before is known.
+    shared: number of tokens of the few-shot block. means: replacements of the other heads; None: zero. everywhere: whether
+        heads are ablated in the few-shot block too.
+    against: the other word. "counterfactual": the word that is right in the corrupted prompt, which need not occur in the clean
+        one. "competitor": of the words that answer the example's other steps, the one that the whole model finds likeliest.
+    Results are cached by set. Raises ValueError if an example has no competitor.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class KeptLogits:
 
     @property
     def evaluations(self) -> int:
-        """How many different sets were run."""
+        """Number of different sets that were run."""
         return len(self._done)
 
     @property
     def rows(self) -> int:
-        """Rows through the layers for one set."""
+        """Number of rows that go through the layers for one set."""
         return self._runs.rows
 
     def __call__(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Sets of heads that are chosen on one half of the examples and evaluated on the other."""
+"""Halves of the examples: sets of heads are chosen on one half and evaluated on the other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pycotmech.stats import bootstrap
 
 
 def named_halves(counts: NDArray[np.bool_], definition: str, seed: int) -> NDArray:
-    """For each example the half it belongs to: "select" or "report", "both" for a single one or by the paper's definition, ""
-    for those that do not count: one half of nothing but these could choose or report nothing."""
+    """Returns the half that each example belongs to, [n] strings.
+
+    "select" or "report"; "both" if only one example counts, or with the paper's definition; "" for examples that do not count,
+    so that no half consists of these alone.
+    """
     out = np.where(counts, "both", "").astype("U6")
     index = np.flatnonzero(counts)
     if definition == "paper" or len(index) < 2:
@@ -23,14 +26,14 @@ def named_halves(counts: NDArray[np.bool_], definition: str, seed: int) -> NDArr
 
 
 def in_half(half: NDArray, name: str) -> NDArray[np.int64]:
-    """The numbers of the examples of one half, those of both included."""
+    """Returns the indices of the examples of one half, including those of both."""
     return np.flatnonzero(np.isin(half, (name, "both")))
 
 
 def chosen_apart(selection: Selection, examples: Examples, half: NDArray) -> tuple[Selection, str]:
-    """The selection made without the examples that are reported on, where it is known which these are.
+    """Repeats the selection without the examples that are reported on, if it is known which these are.
 
-    Returns it, and in words what it was made on.
+    Returns the selection, and in words the examples that it was made on.
     """
     source = selection.source
     if selection.examples is None or source is None:

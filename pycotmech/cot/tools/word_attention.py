@@ -1,4 +1,4 @@
-"""What heads look at from one word to another, in questions and in the same sentences with other verbs."""
+"""Measures attention from one word to another, in questions and in the same sentences with other verbs."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class Seen(NamedTuple):
-    """What `look` found."""
+    """The results of `look`."""
 
-    weight: list[NDArray]  # by question [pairs, L, H]: attention to the pieces of the first word
+    weight: list[NDArray]  # by question [pairs, L, H]: attention to all tokens of the first word
     lift: list[NDArray]  # the same in multiples of even attention
-    null: list[NDArray]  # by question [verbs, pairs, L, H]: what the weight is with another verb
+    null: list[NDArray]  # by question [verbs, pairs, L, H]: the weight with another verb
     rows: list[Rows]  # by question, at the probe's depth
     mean_z: Tensor  # [L, 2, H, D]: of the first position, of all others; over the choosing half
 
 
 def with_others(model: Model, questions: Sequence[Question], n: int) -> tuple[tuple[str, ...], list[Question]]:
-    """Names of the other verbs, and the questions with their tokens under each."""
+    """Returns the names of the other verbs, and the questions with their tokens for each verb."""
     counts = {len(q.others) for q in questions}
     if counts == {0}:
         names, others = reworded(questions, tokenizer=model.tokenizer, bos=model.prepend_bos, n=n)
@@ -47,11 +47,11 @@ def with_others(model: Model, questions: Sequence[Question], n: int) -> tuple[tu
 def look(
     model: Model, questions: Sequence[Question], depth: int, choose: NDArray, memory_gb: float | None, progress: Progress | None
 ) -> Seen:
-    """Runs every question and itself with each of its `others`. depth: of the residual stream that is kept. choose: numbers of
-    the questions whose mean z is taken.
+    """Runs every question, as it is and with each of its `others`.
 
-    The null of a pair is its weight with another verb, scaled as if verbs got as much attention as in the question: a head
-    to which one verb means more than another leaves less for the words around it, whatever is said of them.
+    The null of a pair is its weight with another verb, scaled as if the verb got as much attention as in the question. A head
+    that attends more to one verb than to another leaves less attention for the words around it, whatever these say.
+    depth: of the residual stream that is kept. choose: indices of the questions over which mean z is taken.
     """
     cfg, family = model.cfg, model.family
     weight, lift, null, rows = [], [], [], []
@@ -90,13 +90,13 @@ def look(
 
 
 def _differs(question: Question) -> list[int]:
-    """Where a question's tokens are others with another verb."""
+    """Returns the positions at which a question's tokens differ with another verb."""
     apart = torch.stack([o != question.tokens for o in question.others]).any(0) if question.others else torch.zeros(0)
     return apart.nonzero().flatten().tolist()
 
 
 def _weights(acts: TextActivations, question: Question, verbs: list[int], cfg: ModelConfig) -> tuple[NDArray, NDArray]:
-    """[pairs, L, H] each: the attention of every pair, and what its row gives to anything but verbs."""
+    """Returns the attention of every pair, and what its row gives to all tokens except verbs: [pairs, L, H] each."""
     pairs = question.pairs
     read = sorted({p.second.stop - 1 for p in pairs})
     found, free = np.zeros((2, len(pairs), cfg.n_layers, cfg.n_heads))

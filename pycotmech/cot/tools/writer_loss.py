@@ -1,7 +1,7 @@
-"""What becomes of an answer when heads that write it are knocked out where it is predicted, one of them or all together.
+"""Measures what remains of an answer if heads that write it are knocked out, singly or all together.
 
-A head is knocked out at one position, the last: what it hands to later positions is not asked. One sweep answers a prompt, and
-computes one row for each set of heads.
+Heads are knocked out only at the last position, where the answer is predicted. One sweep evaluates all sets of heads of a
+prompt, with one row for each set.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Losses(NamedTuple):
-    """By how much the answer's logit is above the largest other one: above 0 while the answer is the first choice.
+    """Margins: the answer's logit minus the largest other one, above 0 while the answer is the first choice.
 
-    intact: of the model as it is. Of each set of writers [thresholds], NaN where it is empty: one, the least over the losses of
-    a single writer, the others standing; together, with all of them knocked out; matched, with as many other heads of the
-    same layers knocked out together.
+    intact: with no head knocked out. The others are [thresholds], one entry for each set of writers, NaN where it is empty:
+    one: the smallest margin over knock-outs of a single writer. together: with all writers knocked out. matched: with as many
+    other heads of the same layers knocked out together.
     """
 
     intact: float
@@ -50,9 +50,9 @@ def losses(
 ) -> Losses:
     """Knocks writers out of one prompt.
 
-    writers: sets of heads, bool [L, H], each holding those after it. fill [L, H, D]: what z of a head that is knocked out
-    becomes. seed: of the other heads drawn. Nothing is run if the first set is empty (`intact` is NaN then).
-    Cost: what no kept beginning of the prompt holds, and for each variant one row from its first layer on.
+    writers: sets of heads, bool [L, H], each of which contains the next. fill [L, H, D]: replacement of z of a head that is
+    knocked out. seed: for drawing the other heads. If the first set is empty, nothing is run and `intact` is NaN.
+    Cost: the part of the prompt after its cached beginning, and for each variant one row from its first layer on.
     """
     none = np.full(len(writers), np.nan)
     out = Losses(float("nan"), none, none.copy(), none.copy())
@@ -87,7 +87,7 @@ def losses(
 
 
 def others_of_the_same_layers(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """In each layer as many heads that are not in a set [L, H] as there are that are, or all that there are: bool [L, H]."""
+    """Draws, in each layer, as many heads outside of a set as it has there, or all of them if there are fewer: bool [L, H]."""
     out = torch.zeros_like(mask)
     for l, row in enumerate(mask):
         rest = (~row).nonzero().flatten()
@@ -100,9 +100,12 @@ def _heads(mask: Tensor) -> list[tuple[int, int]]:
 
 
 def losses_cost(cfg: ModelConfig, workload: Workload, *, writers: float = 8.0) -> Cost:
-    """Predicted: the segments in which beginnings of prompts are kept (see `model.prefixes`), of each example those after the
-    shared beginning, and of each cell what its last one holds; for each cell a row of each variant, half of the layers on
-    average. writers: of a cell, at the lowest threshold."""
+    """Predicts the cost.
+
+    It counts the segments in which beginnings of prompts are cached (see `model.prefixes`), of each example those after the
+    shared beginning, and of each cell what its last segment holds; and for each cell a row of each variant, through half of
+    the layers on average. writers: number of writers of a cell at the lowest threshold.
+    """
     longest = workload.longest or workload.length
     last = np.linspace(2 * workload.length - longest, longest, 32) - 1  # of prompts from the shortest to the longest
     ends = last // SEGMENT * SEGMENT
