@@ -1,4 +1,4 @@
-"""What two heads do together beyond what each does alone: exact interactions of pairs of heads, or of sets of heads."""
+"""Measures exactly what two heads, or sets of heads, do together beyond the sum of their effects."""
 
 from __future__ import annotations
 
@@ -32,19 +32,20 @@ if TYPE_CHECKING:
 Head = tuple[int, int]
 Unit = tuple[Head, ...]
 N_PARTS = 3
-"""Effects that an interaction is made of: rounding may move it by that many times what it moves an effect by."""
+"""Number of effects in an interaction: its noise floor is that many times that of an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInteractions:
-    """Effects of units, alone and in pairs. A unit is a head or a set of heads. B pairs of prompts, U units.
+    """Effects of U units, alone and in pairs, on B pairs of prompts. A unit is a head or a set of heads.
 
-    units: the heads of each. single: float64 [B, U], how the metric changes from the base run if the unit alone takes its
-    values from the source run; joint [B, U, U]: if two units do, symmetric, NaN on the diagonal and for pairs that were not
-    asked for.
-    clean_metric, corrupted_metric [B]. normalized: whether `effect`, `interaction` and `given` are shares of the difference of
-    the two runs, positive towards the source run (ratios of means over pairs of prompts); otherwise changes of the metric.
-    noise_floor: bounds what rounding does to an interaction, on their scale: three times that of an effect.
+    units: the heads of each unit.
+    single: float64 [B, U], change of the metric from the base run if a unit alone takes its values from the source run.
+    joint: float64 [B, U, U], the change if two units do; symmetric, NaN on the diagonal and for pairs that were not asked for.
+    clean_metric, corrupted_metric: float64 [B], the metric of the two runs.
+    normalized: whether `effect`, `interaction` and `given` are shares of the difference of the two runs, positive towards the
+        source run (ratios of means over pairs of prompts); otherwise they are changes of the metric.
+    noise_floor: bound on what rounding does to an interaction, on the same scale: three times that of an effect.
     """
 
     units: tuple[Unit, ...]
@@ -61,28 +62,28 @@ class HeadInteractions:
 
     @property
     def names(self) -> list[str]:
-        """L3H4, or L3H4+L3H5 of a set, or "layer 3 (8 heads)" of many heads of one layer."""
+        """Names of the units: L3H4, or L3H4+L3H5 for a set, or "layer 3 (8 heads)" for many heads of one layer."""
         return [unit_name(unit) for unit in self.units]
 
     @property
     def effect(self) -> NDArray[np.float64]:
-        """[U]: 0 where the unit does nothing."""
+        """Effect of each unit [U]: 0 if the unit does nothing."""
         return self._scaled(self.single)
 
     @property
     def interaction(self) -> NDArray[np.float64]:
-        """effect(a and b) - effect(a) - effect(b), [U, U]: 0 where two units add up; opposite in sign to their effects where
-        either is enough, or one acts through the other."""
+        """effect(a and b) - effect(a) - effect(b), [U, U]: 0 if two units add up; opposite in sign to their effects if either
+        is enough, or one acts through the other."""
         return self._scaled(self.interactions)
 
     @property
     def given(self) -> NDArray[np.float64]:
-        """effect(a and b) - effect(b), [U, U]: what a does once b has its values from the source run; [a, b]."""
+        """effect(a and b) - effect(b), [a, b]: what a does once b has its values from the source run."""
         return self._scaled(self.joint - self.single[:, None, :])
 
     @property
     def interactions(self) -> NDArray[np.float64]:
-        """Of each pair of prompts, in units of the metric: [B, U, U]."""
+        """Interactions on each pair of prompts, in units of the metric: [B, U, U]."""
         return self.joint - self.single[:, :, None] - self.single[:, None, :]
 
     def _scaled(self, values: NDArray) -> NDArray[np.float64]:
@@ -127,7 +128,7 @@ class HeadInteractions:
             [grid],
             [self.names],
             [""],
-            title=title or f"{self.model_name}: what pairs of heads do beyond their sum",
+            title=title or f"{self.model_name}: what pairs of heads do beyond the sum of their effects",
             lines=[
                 f"{self.direction}, {self.metric}; diagonal: the head alone; {len(self.single)} pair(s); rounding is below "
                 f"{self.noise_floor:.2g}"

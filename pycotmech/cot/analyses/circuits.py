@@ -1,4 +1,4 @@
-"""The smallest set of heads that does what the whole model does at a step, and how well it does it (docs/protocol.md, E13)."""
+"""Finds small sets of heads that do what the whole model does at a step, and measures how well (docs/protocol.md, E13)."""
 
 from __future__ import annotations
 
@@ -47,29 +47,33 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 MOST = 0.5
-"""Share of all heads from which on a set is not called a circuit."""
+"""Largest share of all heads that a set may have to count as a circuit."""
 
 
 class Circuits(Analysis):
-    """A circuit for each step: a set C of heads, all others ablated. F is the logit difference answer - other word.
+    """A circuit for each step: a set C of heads, with all others ablated. F is the logit difference answer - other word.
 
-    data: `kept` [step, layer, head], the circuit; `full`, `circuit`, `empty` [example, step], F of the whole model M, of C and
-    of no head; `random` [draw, example, step], F of sets with as many heads in each layer; `held_out` [example, step], 1 where
-    an example was not used to find the circuit, NaN where a step does not count;
-    `subset_heads` [subset, step, layer, head], the subsets K that completeness is measured with, `circuit_without`,
-    `full_without` [subset, example, step], F(C less K) and F(M less K);
-    `minimality` [example, step, layer, head], F(C less K and v) - F(C less K) for each head v of C, with a K of its own, NaN
-    for all other heads; `evaluations` [step], sets that were run on the examples to choose on; `finished` [step], 1 if no
-    head could be left out any more, 0 if the budget ended the search; `separate` [step], 1 if it was chosen on other examples.
+    data:
 
-    Everything that is reported is of the examples that are held out.
+    * `kept` [step, layer, head]: the circuit.
+    * `full`, `circuit`, `empty` [example, step]: F of the whole model M, of C, and with no head kept.
+    * `random` [draw, example, step]: F of layer-matched random sets.
+    * `held_out` [example, step]: 1 if the example was not used to find the circuit, NaN if the step does not count.
+    * `subset_heads` [subset, step, layer, head]: the subsets K by which completeness is measured. `circuit_without`,
+      `full_without` [subset, example, step]: F(C less K) and F(M less K).
+    * `minimality` [example, step, layer, head]: F(C less K and v) - F(C less K) for each head v of C, with a K of its own; NaN
+      for all other heads.
+    * `evaluations` [step]: number of sets that were run on the examples to choose on. `finished` [step]: 1 if no further head
+      could be left out, 0 if the budget ended the search. `separate` [step]: 1 if the circuit was chosen on other examples.
+
+    Everything that is reported comes from held-out examples.
     """
 
     name, title = "circuits", "Small sets of heads that do what the model does"
     source = "E13"
 
     def held(self, variable: str) -> xr.DataArray:
-        """A variable where it is reported: NaN for the examples that the circuit was chosen on."""
+        """Returns a variable on the held-out examples: NaN for those that the circuit was chosen on."""
         return self.data[variable].where(self.data["held_out"] == 1)
 
     def faithfulness(self, of: str = "circuit") -> xr.Dataset:
@@ -82,12 +86,12 @@ class Circuits(Analysis):
         return xr.Dataset({k: first.copy(data=v) for k, v in found._asdict().items()})
 
     def completeness(self) -> xr.Dataset:
-        """F(C less K) - F(M less K): mean, low, high, n [subset, step]; near 0 for every K if the circuit is complete."""
+        """Returns F(C less K) - F(M less K), near 0 for every K if C is complete: mean, low, high, n [subset, step]."""
         data = self.data.assign(gap=self.held("circuit_without") - self.held("full_without"))
         return type(self)(data, self.about).interval("gap")
 
     def minimality(self) -> xr.Dataset:
-        """What each head of the circuit changes: mean, low, high, n [step, layer, head]."""
+        """Returns what each head of the circuit changes: mean, low, high, n [step, layer, head]."""
         data = self.data.assign(minimality=self.held("minimality"))
         return type(self)(data, self.about).interval("minimality")
 
@@ -128,21 +132,23 @@ class Circuits(Analysis):
         return pd.DataFrame(rows)
 
     def _p(self, i: int) -> float:
-        """How often a random set with as many heads in each layer comes as near to F(M), the circuit itself counted in."""
+        """Returns how often a layer-matched random set comes as near to F(M), with the circuit itself counted in."""
         full, circuit = (float(self.held(name).isel(step=i).mean()) for name in ("full", "circuit"))
         random = self.held("random").isel(step=i).mean("example").values
         return float((1 + (np.abs(random - full) <= abs(circuit - full) + 1e-9).sum()) / (1 + len(random)))
 
     def why_not(self, step: int) -> str:
-        """Why there is no small faithful circuit at a step; empty if there is one: attention matters there, the set is at most
-        half of all heads, its share on held-out examples is within twice the tolerance of 1, and at most one in 20 random sets
-        with as many heads in each layer comes as near."""
+        """Returns why there is no small faithful circuit at a step; an empty string if there is one.
+
+        There is one if attention matters at the step, the set has at most half of all heads, its share on held-out examples is
+        within twice the tolerance of 1, and at most one in 20 layer-matched random sets comes as near.
+        """
         i = self.data["step"].values.tolist().index(step)
         here, kept = self.faithfulness().isel(step=i), self.data["kept"].isel(step=i)
         matters = (self.held("full") - self.held("empty")).isel(step=i)
         spread = bootstrap.mean_interval(matters.values)
         if not (float(spread.low) > 0 or float(spread.high) < 0):
-            return "whether heads matter at all is open: F(M) - F(no head) has an interval with 0"
+            return "whether heads matter at all is open: the interval of F(M) - F(no head) contains 0"
         if int(kept.sum()) > MOST * kept.size:
             return f"it takes {int(kept.sum())} of {kept.size} heads"
         allowed = 2 * self.about["settings"]["tolerance"]
@@ -150,7 +156,7 @@ class Circuits(Analysis):
             return f"on held-out examples it does {float(here['mean']):.2f} of what the model does"
         p = self._p(i)
         if p > 0.05:
-            return f"of random sets with as many heads in each layer {p:.0%} do as well"
+            return f"{p:.0%} of random sets with as many heads in each layer do as well"
         return ""
 
     def holds(self, step: int) -> bool:
@@ -194,18 +200,18 @@ class Circuits(Analysis):
         )
 
     def findings(self) -> list[str]:
-        """For each step the circuit's size and its three qualities, beside random sets; or why there is none."""
+        """For each step the circuit's size and its three criteria, beside random sets; or why there is none."""
         lines = []
         for row in self.table().to_dict("records"):
             inside = bootstrap.ends(row["low"], row["high"], "{:.2f}")
-            over = f"n = {row['n']}{' held out' if row['held_out'] else ', chosen on the same'}"
+            over = f"n = {row['n']}{' held out' if row['held_out'] else ', chosen on the same examples'}"
             text = f"step {row['step']} ({row['kind']}, {over}): {row['heads']} of {row['of']} heads"
             why = self.why_not(row["step"])
             if why:
                 lines.append(f"{text} are no small faithful circuit: {why} (share {row['share']:.2f}{inside})")
                 continue
             n = self.data.sizes["draw"]
-            ended = "" if row["finished"] else "; the budget ended the search, so that fewer may do"
+            ended = "" if row["finished"] else "; the budget ended the search, so fewer heads may be enough"
             lines.append(
                 f"{text} do {row['share']:.2f}{inside} of what the model does; {n} random sets with as many in each layer do "
                 f"{row['random']:.2f} (p = {row['p']:.2f}); with any of {self.data.sizes['subset']} subsets left out of both, "
@@ -239,19 +245,20 @@ def circuits(
 ) -> Circuits:
     """Finds a minimal set of heads for each step, and measures faithfulness, completeness and minimality.
 
-    scores: of `patch_steps` on these examples with all heads of site z, by which heads are tried; None: they are made here. A
-        head ranks by the larger of its total effect and its direct effect on the logits (path patching), both exact.
-    tolerance: the circuit's F may be this share of F(M) - F(no head) away from F(M) on the examples that it is chosen on.
+    scores: those of `patch_steps` on these examples with all heads of site z; None: they are computed here. Heads are tried in
+        the order of the larger of their total effect and their direct effect on the logits (path patching), both exact.
+    tolerance: largest distance of the circuit's F from F(M) on the examples that it is chosen on, as a share of
+        F(M) - F(no head).
     evaluations: the most sets that are run for one step while heads are left out one by one.
-    n_random: random sets with as many heads in each layer. n_subsets: random subsets K of the circuit, in which each head is
-        with probability 1/2. n_greedy: heads of one more K, which is built to make the circuit look incomplete.
+    n_random: number of layer-matched random sets. n_subsets: number of random subsets K of the circuit, each head with
+        probability 1/2. n_greedy: number of heads of one more K, which is built to make the circuit look incomplete.
     against: what the answer's logit is compared with: "counterfactual", the word that is right in the corrupted prompt;
         "competitor", the likeliest answer of the example's other steps.
     kind, mean, n_mean: as in `knock_out_curve`. positions: where the other heads are ablated: "suffix", after the few-shot
         block; "all", in it too, which costs one pass of the block for each set.
     steps, right, seed, memory_gb, progress: as in all analyses.
-    Circuit, worst subset and the K of each head are chosen on one half of a step's examples and reported on the other; with
-    fewer than four on all of them, which the result says (`separate` [step]).
+    The circuit, the worst subset and the K of each head are chosen on one half of a step's examples and reported on the other.
+    With fewer than four examples, all are used for both, and `separate` [step] is 0.
     Returns `Circuits`. Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: one run of the examples after the few-shot block for each set; see `cost`.
     Source: docs/protocol.md, E13; Wang et al. 2022 (arXiv 2211.00593), sections 3 and 4.
@@ -309,8 +316,8 @@ def circuits(
 
 
 def halves_of(cells: Cells, s: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the examples that count at a step, to choose on and to report on; both all of them if they are fewer than
-    `bootstrap.HALVED`."""
+    """Returns the indices of the examples that count at a step, to choose on and to report on. With fewer than
+    `bootstrap.HALVED` examples, both are all of them."""
     counts = np.flatnonzero(cells.right[:, s].numpy())
     if len(counts) < bootstrap.HALVED:
         return counts, counts

@@ -1,5 +1,5 @@
-"""What the strongest heads of a step do together beyond their sum, and what takes away the effect of the most negative one
-(docs/protocol.md, E13)."""
+"""Measures what the strongest heads of a step do together beyond the sum of their effects, and what removes the effect of the
+most negative head (docs/protocol.md, E13)."""
 
 from __future__ import annotations
 
@@ -36,30 +36,35 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 SHOWN = 3
-"""Pairs that are told of for each step."""
+"""Number of pairs in the findings of each step."""
 
 
 class HeadInteractions(Analysis):
-    """Interactions of k heads at each step: in the clean run, heads take their values from the corrupted run, alone and in
-    pairs. Changes are of logit(answer) - logit(wrong), in logits: below 0 where the answer loses.
+    """Interactions of k heads at each step. In the clean run, heads take their values from the corrupted run, alone and in
+    pairs. Changes are those of logit(answer) - logit(wrong), in logits: below 0 where the answer loses.
 
-    data: `unit_layer`, `unit_head` [step, unit], the heads, by rank; `single` [example, step, unit], the change by each alone;
-    `joint` [example, step, unit, other], by two at once, NaN on the diagonal; `span` [example, step], clean - corrupted, by
-    which all effects are divided; `negative_layer`, `negative_head` [step], the head whose clean value lowers the answer most
-    (-1 where none does); `negative` [example, step], the change by it alone; `layer_alone`, `layer_joint` [example, step,
-    layer], by all heads of a layer below it, and by these and the negative head at once; NaN in other layers; `held_out`
-    [example, step], 1 where the heads were not chosen on the example; `noise_floor` [example, step], in logits, of an
-    interaction.
+    data:
 
-    Effects are shares of `span`, above 0 where a head's corrupted value breaks the answer. Everything that is reported is of
-    the examples that are held out.
+    * `unit_layer`, `unit_head` [step, unit]: the heads, by rank.
+    * `single` [example, step, unit]: the change by each head alone. `joint` [example, step, unit, other]: the change by two
+      heads at once, NaN on the diagonal.
+    * `span` [example, step]: clean - corrupted, by which all effects are divided.
+    * `negative_layer`, `negative_head` [step]: the head whose clean value lowers the answer most; -1 if none does.
+      `negative` [example, step]: the change by it alone.
+    * `layer_alone`, `layer_joint` [example, step, layer]: the change by all heads of a layer below the negative head, and by
+      these and the negative head at once; NaN in other layers.
+    * `held_out` [example, step]: 1 if the heads were not chosen on the example. `noise_floor` [example, step]: of an
+      interaction, in logits.
+
+    Effects are shares of `span`, above 0 where a head's corrupted value breaks the answer. Everything that is reported comes
+    from held-out examples.
     """
 
-    name, title = "head_interactions", "What pairs of heads do beyond their sum"
+    name, title = "head_interactions", "What pairs of heads do beyond the sum of their effects"
     source = "E13"
 
     def held(self, variable: str) -> xr.DataArray:
-        """A variable where it is reported: NaN for the examples that the heads were chosen on."""
+        """Returns a variable on the held-out examples: NaN for those that the heads were chosen on."""
         return self.data[variable].where(self.data["held_out"] == 1)
 
     def _share(self, change: xr.DataArray) -> xr.Dataset:
@@ -70,7 +75,7 @@ class HeadInteractions(Analysis):
         return labelled(bootstrap.ratio_interval(-values.values, np.broadcast_to(span, values.shape)), values)
 
     def effects(self) -> xr.Dataset:
-        """Of each head alone: [step, unit]."""
+        """The effect of each head alone: mean, low, high, n [step, unit]."""
         return self._share(self.held("single"))
 
     def interactions(self) -> xr.Dataset:
@@ -83,7 +88,7 @@ class HeadInteractions(Analysis):
         return self._share(self.held("negative"))
 
     def given_layer(self) -> xr.Dataset:
-        """Its effect once all heads of a layer below have their corrupted values: [step, layer]."""
+        """The effect of the most negative head once all heads of a lower layer have their corrupted values: [step, layer]."""
         return self._share(self.held("layer_joint") - self.held("layer_alone"))
 
     def names(self, step: int) -> list[str]:
@@ -145,20 +150,20 @@ class HeadInteractions(Analysis):
         given, alone = self.given_layer(), self.negative()
         return negative_figure(
             [(title, alone.isel(step=i), given.isel(step=i)) for i, title in self._negative_heads()],
-            title=f"{self.about['model']}: heads that work against the answer, and what they answer to",
+            title=f"{self.about['model']}: heads that work against the answer, and what they respond to",
             lines=self.small_print("negative", "line: the head alone; dots: with all heads of a layer corrupted; "),
             path=path,
         )
 
     def _negative_heads(self) -> Iterator[tuple[int, str]]:
-        """Steps with a negative head: (number of the step, what it is in words)."""
+        """Yields the steps with a negative head: (index of the step, step and head in words)."""
         for i, step in enumerate(self.data["step"].values.tolist()):
             l, h = int(self.data["negative_layer"].values[i]), int(self.data["negative_head"].values[i])
             if l >= 0:
                 yield i, f"step {step} ({self.data['kind'].values[i]}): L{l}H{h}"
 
     def findings(self) -> list[str]:
-        """For each step the clearest interactions; what takes away the effect of the most negative head."""
+        """For each step the clearest interactions, and what removes the effect of the most negative head."""
         lines, table = [], self.table().to_dict("records")
         for step in dict.fromkeys(row["step"] for row in table):
             rows = [row for row in table if row["step"] == step]
@@ -188,8 +193,8 @@ class HeadInteractions(Analysis):
         gone = self._share(change).isel(step=i, layer=taken)
         clear = bool(gone["low"] > 0 or gone["high"] < 0)
         left = float(given["mean"]) / float(alone["mean"]) if float(alone["mean"]) else np.nan
-        said = f"{left:.0%} of it is left" if clear else "the difference may be chance"
-        return f"{text}; with all heads of layer {taken} corrupted {_words(given)}: {said} (interaction {_words(gone)})"
+        verdict = f"{left:.0%} of it remains" if clear else "the difference may be chance"
+        return f"{text}; with all heads of layer {taken} corrupted {_words(given)}: {verdict} (interaction {_words(gone)})"
 
     def _takes_most(self, i: int) -> int | None:
         """The layer whose corruption moves the negative head's effect most towards 0, on the examples that it was chosen on."""
@@ -217,11 +222,12 @@ def head_interactions(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> HeadInteractions:
-    """Measures all pairs of each step's k strongest heads, and the most negative head against every layer below it, exactly.
+    """Measures all pairs of each step's k strongest heads, and the most negative head with every layer below it, exactly.
 
-    scores: of `patch_steps` on these examples, by which heads are chosen; None: they are made here. k: heads of each step.
-    steps, right, seed, memory_gb, progress: as in all analyses.
-    Heads are chosen on one half of a step's examples and reported on the other; with fewer than four on all of them.
+    scores: those of `patch_steps` on these examples, by which heads are chosen; None: they are computed here.
+    k: number of heads of each step. steps, right, seed, memory_gb, progress: as in all analyses.
+    Heads are chosen on one half of a step's examples and reported on the other; with fewer than four examples, all are used for
+    both.
     Returns `HeadInteractions`. Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: for each cell one sweep (`pcm.head_interactions`) of k (k + 1) / 2 variants, and 2 for each layer.
     Source: docs/protocol.md, E13.

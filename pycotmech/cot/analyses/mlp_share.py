@@ -1,11 +1,11 @@
-"""What share of a step's restoration MLPs bring, and what share attention (docs/protocol.md, E1).
+"""Divides what restores a step into the shares of MLPs and of attention (docs/protocol.md, E1).
 
-The paper patches heads and leaves MLPs out. Patching all attention outputs of a run at all positions would restore it whatever
-MLPs do: between positions nothing moves but by attention, so that where the answer is predicted everything becomes the clean
-run's. What can be divided is what is added to the residual stream there: by how much do the attention outputs of all layers
-restore the answer when they take their clean values and MLP outputs stay, and the reverse? Together they make the clean run.
-Each part's share is the mean of what it brings first and what it brings after the other (its Shapley value), so that both add
-up to the whole. Effects of MLPs at earlier positions, which attention moves, count as attention's.
+The paper patches heads and leaves MLPs out. Patching all attention outputs at all positions would restore everything whatever
+MLPs do, since only attention moves information between positions. What can be divided is what is added to the residual stream
+where the answer is predicted: by how much do the attention outputs of all layers restore the answer if they take their clean
+values and MLP outputs do not, and the reverse? With both it is the clean run. Each part's share is the mean of what it restores
+when it is patched first and when it is patched second (its Shapley value), so that the two shares add up to the whole. Effects
+of MLPs at earlier positions, which attention moves, count as attention's.
 """
 
 from __future__ import annotations
@@ -48,21 +48,24 @@ PARTS = ("attention", "mlp")
 
 
 class MlpShare(Analysis):
-    """kl, logit_diff [example, step, taken]: KL(P_clean || P) in nats, and logit(answer) - logit(wrong), of the corrupted run
-    with what is taken from the clean run where the answer is predicted: none, the outputs of attention, of MLPs, or both, of
-    all layers."""
+    """Restoration of the corrupted run by attention and by MLPs.
+
+    data: `kl` [example, step, taken], KL(P_clean || P) in nats, and `logit_diff` [example, step, taken], logit(answer) -
+    logit(wrong), of the corrupted run. taken: what comes from the clean run where the answer is predicted, in all layers:
+    "none", the outputs of "attention", of "mlp", or "both".
+    """
 
     name, title = "mlp_share", "What MLPs restore, and what attention does"
     source = "E1"
     ranges: ClassVar = {"kl": bootstrap.COUNT}
 
     def gains(self, metric: str = "kl") -> tuple[xr.DataArray, xr.DataArray]:
-        """What each part brings of the metric [example, step, part], the mean of before and after the other, and what both
-        bring together [example, step]; larger is nearer to the clean run."""
+        """Returns what each part restores of the metric, the mean of patched first and second [example, step, part], and what
+        both restore together [example, step]; larger is nearer to the clean run."""
         one_of("metric", metric, METRICS)
         value = self.data[metric] if metric == "logit_diff" else -self.data[metric]
         none, attention, mlp, both = (value.sel(taken=t, drop=True) for t in TAKEN)
-        parts = [((one - none) + (both - other)) / 2 for one, other in ((attention, mlp), (mlp, attention))]
+        parts = [((part - none) + (both - other)) / 2 for part, other in ((attention, mlp), (mlp, attention))]
         axis = xr.DataArray(list(PARTS), dims="part", name="part")
         return xr.concat(parts, axis).transpose("example", "step", "part"), (both - none).transpose("example", "step")
 

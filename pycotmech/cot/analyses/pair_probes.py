@@ -1,4 +1,4 @@
-"""Probes for how two words are related, on pairs of residual streams, layer by layer (docs/protocol.md, E9)."""
+"""Probes pairs of residual streams, layer by layer, for how two words are related (docs/protocol.md, E9)."""
 
 from __future__ import annotations
 
@@ -63,14 +63,16 @@ LOWER = 2 / 3
 class PairProbes(Analysis):
     """Accuracy over the depth 0 (embedding), 1 (after layer 0), ..., L, on questions that no probe has seen.
 
-    data, on the axes example (test units: questions of the same words, or one alone), depth, probe: `confusion` [.., label,
-    predicted], counts; `random`, accuracy of the same probes on a model of the same shape with random weights; `stated`,
-    accuracy of the same probes on pairs of the same places that one sentence relates or none, which says whether a probe could
-    have found something (NaN without such pairs). `surface` [example]: accuracy of a random forest that sees no model, but
-    the positions of both words, their distance and the tokens around them. `held_out`, `random_held_out` [depth, probe]:
-    accuracy on training questions that were held out, by which penalty, stopping and depth are chosen. `part` [question]:
-    "train", "held" (of the training set) or "test"; `unit` [question]. `pair_*` [pair]: every pair's question, label,
-    distance, words.
+    data, on the axes example (test units: questions of the same words, or a single question), depth, probe:
+
+    * `confusion` [.., label, predicted]: counts.
+    * `random`: accuracy of the same probes on a model of the same shape with random weights.
+    * `stated`: their accuracy on pairs at the same places that one sentence relates, or none; NaN without such pairs.
+    * `surface` [example]: accuracy of a random forest that sees the positions of both words, their distance and the tokens
+      around them, but no model.
+    * `held_out`, `random_held_out` [depth, probe]: accuracy on held-out training questions, by which choices are made.
+    * `part` [question]: "train", "held" (of the training set) or "test"; `unit` [question].
+    * `pair_*` [pair]: the question, label, distance and words of every pair.
     """
 
     name, title = "pair_probes", "How two words are related, read from their residual streams"
@@ -79,11 +81,11 @@ class PairProbes(Analysis):
 
     @property
     def chance(self) -> float:
-        """Of labels that mean nothing."""
+        """Accuracy at chance."""
         return 1 / self.data.sizes["label"]
 
     def accuracy(self) -> xr.Dataset:
-        """mean, low, high [depth, probe]: right answers among all pairs of the test questions."""
+        """Returns the share of right answers among all pairs of the test questions: mean, low, high, n [depth, probe]."""
         confusion = self._confusion()
         hits = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1)
         return self._labelled(bootstrap.ratio_interval(hits, confusion.sum((-2, -1)), within=bootstrap.SHARE))
@@ -109,14 +111,16 @@ class PairProbes(Analysis):
         return self._labelled(bootstrap.Interval(found, *ends, number))
 
     def best(self, probe: str, *, upto: float = np.inf) -> int:
-        """The depth (of those up to a depth) where a probe did best on held-out training questions; the earliest of several."""
+        """Returns the depth, up to `upto`, at which a probe did best on held-out training questions; the earliest of ties."""
         held = self.data["held_out"].sel(probe=probe, depth=self.data["depth"] <= upto)
         return int(held["depth"].values[int(np.argmax(held.values))])
 
     def choice(self, *, share: float = LOWER, held_out: str = "held_out") -> tuple[str, int]:
-        """Probe and depth that did best on held-out training questions, of the depths after a layer up to the lower `share` of
-        all; the earliest of several. Without a depth among these, the embedding's. held_out: "random_held_out" chooses on the
-        random weights instead."""
+        """Returns the probe and depth that did best on held-out training questions; the earliest depth of ties.
+
+        share: depths from 1 to this share of all layers are candidates; if there is none, the embedding. held_out:
+        "random_held_out" chooses on the random weights instead.
+        """
         depths = self.data["depth"].values
         held = self.data[held_out].transpose("depth", "probe").values
         among = (depths > 0) & (depths <= share * self.about["settings"]["n_layers"])
@@ -125,8 +129,7 @@ class PairProbes(Analysis):
         return str(self.data["probe"].values[j]), int(depths[i])
 
     def baselines(self) -> dict[str, NDArray]:
-        """Accuracy [example] of what does not know the model's layers: the surface; the probe that does best on the embedding;
-        the probe and depth that do best on random weights."""
+        """Returns the accuracy [example] of each null: surface, best probe on the embedding, best probe on random weights."""
         probe, _ = self.choice(share=0)
         weights = self.data["random"].sel(dict(zip(("probe", "depth"), self.choice(held_out="random_held_out"))))
         return {
@@ -206,8 +209,8 @@ class PairProbes(Analysis):
 
 
 def alone(accuracy: NDArray, form: str = "{:.0%}") -> str:
-    """An accuracy [example] in words, without an interval where it is one number by construction: questions of a unit
-    have the same predictions and half of them are right."""
+    """Returns an accuracy [example] in words, without an interval if it is a constant by construction: if the questions of a
+    unit have the same predictions, half of these are right."""
     known = accuracy[np.isfinite(accuracy)]
     if len(known) and np.ptp(known) == 0 and 0 < known[0] < 1:
         return f"{form.format(known[0])} in each unit"
@@ -232,41 +235,40 @@ def pair_probes(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> PairProbes:
-    """Probes on the residual streams x_i, x_j of two words: are they related, though no sentence says so?
+    """Probes the residual streams x_i, x_j of two words: do they hold that the words are related, though no sentence says so?
 
-    Pairs are of a first word and a last word of chains ("A is M", "M is B", "B is C": A and C, M and C), of one chain or of
-    two, at the same places of the same text but for some subjects (`cot.task.entailed.make_entailed`). Each pair occurs in
-    both classes, so that surface and embedding are at chance. A probe has found something only above these and above a model
-    with random weights.
+    A pair joins a first word with a last word of a chain ("A is M", "M is B", "B is C": A and C, M and C), either of the same
+    chain or of two chains (`cot.task.entailed.make_entailed`). Each pair occurs in both classes at the same places, in texts
+    that differ only in some subjects, so that surface and embedding are at chance. A probe shows something only if it is above
+    both, and above the same probe on a model with random weights.
 
-    Two fifths of the questions are for testing, questions of the same words together; in each part the classes are equally
-    many, in random order. Penalty, stopping and depth are chosen on training questions that are held out: each in turn for the
-    bilinear probe, a fifth of them for the others. Probes:
+    Two fifths of the questions are test questions; questions of the same words stay together. Each part has the same number of
+    pairs of each class, in random order. Penalty, stopping and depth are chosen on held-out training questions: each unit in
+    turn for the bilinear probe, a fifth of the questions for the others. The probes are
 
-    * bilinear: kernel ridge regression on all products of an entry of x_i with one of x_j, the simplest that can compare the
-      two. It cannot combine two things that one of them holds: the model has to have done so.
+    * bilinear: kernel ridge regression on all products of an entry of x_i with an entry of x_j. It is the simplest probe that
+      can compare two vectors, and cannot follow a chain by itself.
     * mlp: two hidden layers on [x_i ; x_j], standardised and projected to the `components` principal axes of the training set.
       It can follow a chain by itself.
-    * linear: penalised logistic regression on the same. It cannot compare the two.
+    * linear: penalised logistic regression on the same features. It cannot compare two vectors.
 
-    examples: whose style, ontology and demonstrations the questions take; None: as `make_entailed` has it.
-    questions: how many to make (in fours), or your own, with the classes `cot.task.entailed.ENTAILED` (those of
-        `cot.task.relations.CLASSES` for the paper's). Of your own the surface need not be at chance: look at it.
-    shots: demonstrations before it, those of the examples if these have as many.
-    depths: 0 (embedding, always among them), 1 (after layer 0) .. n_layers; None: all.
-    probe: which; None: bilinear, for the paper's definition linear and mlp.
-    piece: the token at which each word is read. None: its last one, at which all of the word has been seen.
-    shuffled: permute the labels of the training questions, as a control.
-    definition: "paper" takes the authors' three classes (related, negated, unrelated) and pairs: properties too, and first
-        pieces. It cannot show that a model holds a relation: related words stand in one sentence and others do not, so that
-        distance and neighbouring tokens tell the classes apart. Their off-by-one, their single vectors for pairs and their
-        duplicates are in neither (docs/protocol.md, Flaws, F1 to F4).
-    unrelated: for the paper's definition which unrelated pairs, as for `make_questions`; None: "next", the authors'.
-    right: not used: pairs are in the question, and no answer is predicted.
-    Raises TypeError or ValueError naming the argument.
-    Cost: one pass of each question through the model, and one through a model with random weights; for each depth a probe of
+    examples: their style, ontology and demonstrations are used for the questions; None: the defaults of `make_entailed`.
+    questions: how many to make (rounded up to fours), or your own, with the classes `cot.task.entailed.ENTAILED`
+        (`cot.task.relations.CLASSES` for the paper's definition). For your own questions the surface may be above chance.
+    shots: number of demonstrations before each question; those of the examples if these have as many.
+    depths: 0 (embedding, always included), 1 (after layer 0) .. n_layers; None: all.
+    probe: kinds of probes; None: bilinear, or linear and mlp for the paper's definition.
+    piece: the token at which each word is read; None: its last token, which has seen the whole word.
+    shuffled: whether to permute the labels of the training questions, as a control.
+    definition: "paper" takes the authors' three classes (related, negated, unrelated) and their pairs, with properties and
+        first tokens. It cannot show that a model holds a relation: related words stand in one sentence and others do not, so
+        that distance and neighbouring tokens tell the classes apart. The authors' off-by-one error, their single vectors for
+        pairs and their duplicates are not reproduced (docs/protocol.md, Flaws, F1 to F4).
+    unrelated: which unrelated pairs the paper's definition takes, as for `make_questions`; None: "next", the authors' choice.
+    right: not used, since no answer is predicted. Raises TypeError or ValueError naming the argument.
+    Cost: one pass of each question through the model, and one through a model with random weights; for each depth one probe of
     each kind on both, and one on stated pairs.
-    Memory: one batch of residual streams, the rows of the pairs at all depths, and the layers' weights once more.
+    Memory: a batch of residual streams, the rows of the pairs at all depths, and a copy of the layers' weights.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg

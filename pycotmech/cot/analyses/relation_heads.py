@@ -1,8 +1,8 @@
-"""Finds heads that look along the relations of the ontology, and whether a probe misses them (docs/protocol.md, E10).
+"""Finds heads that attend along the relations of the ontology, and what a probe loses without them (docs/protocol.md, E10).
 
-A head that looks back within a sentence looks from its object to its subject whatever is said of them. What it does in the
-same sentences with another verb ("Every lempus fears a tumpus.") is therefore subtracted: the same pairs of words, in the same
-roles and at the same distance, which are not related.
+A head that looks back within a sentence attends from its object to its subject whatever the sentence says. The attention in the
+same sentences with another verb ("Every lempus fears a tumpus.") is therefore subtracted: the same pairs of words then stand
+in the same roles at the same distance, but are not related.
 """
 
 from __future__ import annotations
@@ -42,28 +42,33 @@ if TYPE_CHECKING:
 QUESTIONS, HEADS, RANDOM_SETS, VERBS = 64, 10, 5, 2
 _SHARE_DRAWS, _SHARE_FLIPS = 200, 500
 LEAST = 0.05
-"""Share of a head's attention that has to go along relations beyond what goes elsewhere: far below, a difference may be
-significant without moving anything."""
+"""Least excess of a head's attention along relations over that elsewhere. A difference far below may be significant but moves
+nothing."""
 RELATIONS = CLASSES[:2]
 Kind = Literal["mean", "zero"]
 
 
 class RelationHeads(Analysis):
-    """Attention from the last piece of the later word to all pieces of the earlier one.
+    """Attention from the last token of the later word to all tokens of the earlier one.
 
-    data, by example (question): `attention` [.., class, layer, head], means over the question's pairs; `score` [.., relation,
-    layer, head], related (or negated) pairs less unrelated ones at the same distance; `auroc` [.., relation, layer, head],
-    how often a related pair is looked along more than an unrelated one, in multiples of even attention, so that it does not
-    matter how much text comes before. `null` [.., verb, relation, layer, head]: the score of the same words in the same
-    sentences with another verb, as if verbs got as much attention there as the question's own do. What is left of the score
-    without it is the gain.
+    data, by example (question):
 
-    `looks` [relation, layer, head]: on the choosing half (`half` [example]) the auroc is above chance and the score at least
-    the least one. `selected`: the gain over each verb is so too. `p`: the largest p-value of these tests, each over all heads
-    together. `split` [split, relation], `drawn` [draw, relation]: the share of the selected heads' gain in the first half of
-    the layers, for other halves and for resampled ones (`cot.tools.head_choice`).
-    `accuracy`, `margin` [example, run]: of a probe on the residual stream, whole and with heads out (NaN on the choosing
-    half, on which the probe was trained), classes alike; margin is the logit of the true class less the mean of the others.
+    * `attention` [.., class, layer, head]: mean over the question's pairs.
+    * `score` [.., relation, layer, head]: attention over related (or negated) pairs minus that over unrelated pairs at the same
+      distance.
+    * `auroc` [.., relation, layer, head]: how often a related pair gets more attention than an unrelated one. Attention is in
+      multiples of even attention, so that the amount of text before does not matter.
+    * `null` [.., verb, relation, layer, head]: the score of the same words in the same sentences with another verb, scaled as
+      if that verb got as much attention as the question's own. The gain is the score minus the null.
+    * `half`: "choose" or "report".
+    * `accuracy`, `margin` [.., run]: of a probe on the residual stream, in the whole run and with heads ablated, with all
+      classes weighted alike; NaN on the choosing half, on which the probe was trained. margin is the logit of the true class
+      minus the mean of the others.
+
+    `looks` [relation, layer, head]: whether, on the choosing half, the auroc is above chance and the score at least `least`.
+    `selected`: whether the gain over each verb is too. `p`: the largest p-value of these tests, each over all heads together.
+    `split` [split, relation], `drawn` [draw, relation]: the share of the selected heads' gain in the first half of the layers,
+    for other halves and for resampled ones (`cot.tools.head_choice`).
     """
 
     name, title = "relation_heads", "Heads that look along the relations of the ontology"
@@ -80,30 +85,32 @@ class RelationHeads(Analysis):
 
     @property
     def gain(self) -> xr.DataArray:
-        """The score less the mean of its nulls [example, relation, layer, head]."""
+        """The score minus the mean of its nulls [example, relation, layer, head]."""
         return (self.data["score"] - self.data["null"].mean("verb")).transpose("example", "relation", "layer", "head")
 
     def reported(self, variable: str) -> xr.DataArray:
-        """A variable, or the "gain", on the reporting half."""
+        """Returns a variable, or the "gain", on the reporting half."""
         values = self.gain if variable == "gain" else self.data[variable]
         return values.isel(example=np.flatnonzero(self.data["half"].values == "report"))
 
     def scores(self, variable: str = "score") -> xr.Dataset:
-        """Mean over the reporting half with its interval: mean, low, high, n [relation, layer, head]."""
+        """Returns the mean over the reporting half with its interval: mean, low, high, n [relation, layer, head]."""
         here = self.reported(variable).transpose("example", ...)
         return labelled(bootstrap.mean_interval(here.values, within=self.ranges.get(variable)), here)
 
     def heads(self, relation: str = "related") -> list[tuple[int, int]]:
-        """The selected heads, those with the largest gain on the choosing half first."""
+        """Returns the selected heads [(layer, head), ...], those with the largest gain on the choosing half first."""
         chosen = self.data["selected"].sel(relation=relation)
         choosing = self.gain.sel(relation=relation).isel(example=np.flatnonzero(self.data["half"].values == "choose"))
         mean = choosing.mean("example").where(chosen)
         return [(int(l), int(h)) for l, h, _ in top_cells(mean, int(chosen.sum()))]
 
     def first_half(self, relation: str = "related") -> bootstrap.Interval:
-        """Share of the selected heads' positive gain that lies in the first half of the layers, the mean over splits into
-        halves to select and to report on, with an interval of resampled halves in which the selection is repeated; NaN
-        without such heads, and in a model of one layer."""
+        """Returns the share of the selected heads' positive gain that lies in the first half of the layers.
+
+        It is the mean over splits into halves to select and to report on. For its interval the halves are resampled and the
+        selection is repeated. NaN without selected heads, and in a model of one layer.
+        """
         if not self.heads(relation) or self.data.sizes["layer"] == 1:
             nan = np.array(np.nan)
             return bootstrap.Interval(nan, nan, nan, np.array(0))
@@ -111,8 +118,8 @@ class RelationHeads(Analysis):
         return share_interval(split, drawn, self.data.sizes["example"])
 
     def anywhere(self, relation: str = "related") -> NDArray[np.float64]:
-        """That share if the selected heads, with the gains that they have, lay anywhere among all heads: [draws]; empty
-        without such heads."""
+        """Returns the share of `first_half` if the selected heads, with their gains, were placed at random among all heads:
+        [draws]; empty without selected heads."""
         gain = self.reported("gain").mean("example").sel(relation=relation)
         weights = np.array([max(float(gain.sel(layer=l, head=h)), 0.0) for l, h in self.heads(relation)])
         if not weights.sum() > 0:
@@ -120,8 +127,8 @@ class RelationHeads(Analysis):
         return placed_at_random(weights, (gain.sizes["layer"], gain.sizes["head"]))
 
     def stays(self, relation: str = "related") -> bootstrap.Interval:
-        """Share of the score of the heads that look along the relation that they have with other verbs too, on the reporting
-        half with its interval; NaN without such heads."""
+        """Returns what share of the score of the heads in `looks` remains with other verbs, on the reporting half with its
+        interval; NaN without such heads."""
         looks = self.data["looks"].sel(relation=relation)
         score, gain = (self.reported(k).sel(relation=relation).where(looks).sum(("layer", "head")) for k in ("score", "gain"))
         if not bool(looks.any()):
@@ -172,17 +179,17 @@ class RelationHeads(Analysis):
             heads = self.heads(relation)
             rows = [row for row in self.table(1).to_dict("records") if row["relation"] == relation]
             looking, verbs = int(self.data["looks"].sel(relation=relation).sum()), self.verbs
-            text = f"{relation} pairs (n = {n}): {looking} of {count} heads look along them"
+            text = f"{relation} pairs (n = {n}): {looking} of {count} heads attend along them"
             if looking:
-                text += f"; with {verbs} in place of the verb {self.stays(relation).words()} of their score stays"
-            text += f", and {len(heads)} have more with each (p < {s['level']}, at least {s['least']})"
+                text += f"; with {verbs} as the verb, {self.stays(relation).words()} of their score remains"
+            text += f"; {len(heads)} attend more than with each of these verbs (p < {s['level']}, by at least {s['least']})"
             if not rows:
                 lines.append(text)
                 continue
             best, share = rows[0], self.first_half(relation)
             lines.append(
-                f"{text}, first L{best['layer']}H{best['head']}: {in_words(best, 'gain', '{:+.3f}')} of its attention beyond "
-                f"{verbs}, of {in_words(best, 'score', '{:+.3f}')}; AUROC {in_words(best, 'auroc')}"
+                f"{text}; first L{best['layer']}H{best['head']}: gain over {verbs} {in_words(best, 'gain', '{:+.3f}')} of its "
+                f"attention, score {in_words(best, 'score', '{:+.3f}')}, AUROC {in_words(best, 'auroc')}"
             )
             verdict = (
                 "mostly there"
@@ -195,7 +202,7 @@ class RelationHeads(Analysis):
                 lines.append(f"{relation}: the model has one layer, so that no half of the layers can hold more of the score")
                 continue
             where = f"layers 0 to {L // 2 - 1} of {L}"
-            lines.append(f"{relation}: {share.words()} of what is left of these heads' score lies in {where}: {verdict}")
+            lines.append(f"{relation}: {share.words()} of these heads' gain lies in {where}: {verdict}")
         return [*lines, *self._ablation_findings()]
 
     def _ablation_findings(self) -> list[str]:
@@ -208,14 +215,14 @@ class RelationHeads(Analysis):
         randoms = self._runs()["random"]
         more = bootstrap.mean_interval((here.sel(run="selected") - here.sel(run=randoms).median("run")).values)
         verdict = (
-            "the probe loses more by them than by others" if more.high < 0 else
-            "the probe loses less by them than by others" if more.low > 0 else "no difference beyond the interval"
+            "the probe loses more without them than without others" if more.high < 0 else
+            "the probe loses less without them than without others" if more.low > 0 else "no difference beyond the interval"
         )  # fmt: skip
         changes = [in_words(row, "accuracy", "{:+.2f}") for row in (gone, other)]
         drawn = "one set" if len(randoms) == 1 else f"each question's median over {len(randoms)} sets"
         return [
-            f"a probe at depth {s['depth']} is right in {untouched.words('{:.2f}')}; {s['ablated']} selected heads out change "
-            f"this by {changes[0]}, as many random heads of the same layers ({drawn}) by {changes[1]}",
+            f"a probe at depth {s['depth']} has accuracy {untouched.words('{:.2f}')}; ablating {s['ablated']} selected heads "
+            f"changes it by {changes[0]}, ablating as many random heads of the same layers ({drawn}) by {changes[1]}",
             f"its margin changes by {gone['margin']:+.2f} and {other['margin']:+.2f}, difference "
             f"{more.words('{:+.2f}')}: {verdict}",
         ]
@@ -265,27 +272,31 @@ def relation_heads(
     memory_gb: float | None = None,
     progress: Progress | None = None,
 ) -> RelationHeads:
-    """The attention of every head from a word to the word it is related to, against unrelated words at the same distance, and
+    """Measures the attention of every head from a word to its related word, against unrelated words at the same distance, and
     against the same words in sentences with another verb.
 
-    Heads are selected on one half of the questions, by permutation tests over all heads at once (each question's sign is
-    drawn at random, the largest standardised statistic of all heads is compared): of the auroc, and of the gain over each
-    verb. They are reported on the other half. Then the `heads` strongest of them below the probe's depth are ablated at all
-    positions of the other half, and a linear probe that was trained on the first half for how two words are related reads
-    the residual stream; compared with as many random heads of the same layers (docs/protocol.md, E10, an operational
-    definition: the authors released none).
+    Heads are selected on one half of the questions and reported on the other. The selection uses permutation tests over all
+    heads at once, of the auroc and of the gain over each verb: the sign of each question is drawn at random, and the largest
+    standardised statistic of all heads is compared.
 
-    examples: whose style, ontology and demonstrations the questions take; None: as `cot.task.relations.make_questions` has it.
-    questions: how many to make, or your own. shots: demonstrations before it.
-    depth: the probe's, 1 (after layer 0) .. n_layers; None: 14 of 32, in proportion. kind: what an ablated head is replaced
-        by: its "mean" over the choosing half (the first position has its own), or "zero".
-    random_sets: how many random sets of heads. level: of the tests. least: the score, and the gain, that a head needs
-        besides. draws: of signs.
-    verbs: how many other verbs, at most; questions that have `others` keep these.
-    right: not used: pairs are in the question, and no answer is predicted.
+    Then the `heads` strongest of them below the probe's depth are ablated at all positions of the reporting half. A linear
+    probe for how two words are related, trained on the choosing half, reads the residual stream with and without them, and
+    without as many random heads of the same layers. The definition is operational, since the authors released none
+    (docs/protocol.md, E10).
+
+    examples: their style, ontology and demonstrations are used for the questions; None: the defaults of
+        `cot.task.relations.make_questions`.
+    questions: how many to make, or your own. shots: number of demonstrations before each.
+    heads: the most heads that are ablated.
+    depth: of the probe, 1 (after layer 0) .. n_layers; None: 14 of 32, in proportion.
+    kind: replacement of an ablated head: its "mean" over the choosing half (the first position has its own), or "zero".
+    random_sets: number of random sets of heads.
+    verbs: the most other verbs; questions that have `others` keep these.
+    level: of the tests. least: the smallest score, and the smallest gain, of a selected head. draws: number of sign draws.
+    right: not used, since pairs are in the question and no answer is predicted.
     Raises TypeError or ValueError naming the argument.
-    Cost: one pass of each question and one for each verb; half of the questions again up to the probe's depth for each set of
-    heads. T weights for each head and row that is looked at, a layer at a time. Memory: a batch of queries, z and
+    Cost: one pass of each question and one for each verb; half of the questions again, up to the probe's depth, for each set of
+    heads. T attention weights for each head and row that is read, one layer at a time. Memory: a batch of queries, z and
     residual streams.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)

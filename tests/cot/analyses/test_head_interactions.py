@@ -41,7 +41,7 @@ def test_a_head_that_takes_back_what_a_lower_one_writes():
     assert alone < -0.1 and abs(given[1]) < 0.1 * abs(alone) and given[0] == pytest.approx(alone, rel=0.1)
     assert np.isnan(given[2:]).all()
     line = found.findings()[-1]
-    assert "L2H0 works against the answer" in line and "with all heads of layer 1 corrupted" in line and "of it is left" in line
+    assert "L2H0 works against the answer" in line and "with all heads of layer 1 corrupted" in line and "of it remains" in line
     assert found.plot_negative() is not None
 
 

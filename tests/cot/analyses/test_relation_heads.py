@@ -108,7 +108,7 @@ def test_the_planted_head_is_found_and_no_other(moved):
     assert float(found.stays().mean) == pytest.approx(0, abs=0.05)
     gone, other = found.ablation()["margin"]
     assert gone < -0.02 and gone < 3 * other
-    assert "the probe loses more by them than by others" in found.findings()[-1]
+    assert "the probe loses more without them than without others" in found.findings()[-1]
     assert "as many random heads of the same layers (each question's median over 3 sets) by" in found.findings()[-2]
     keeps_its_ranges(found)
 
@@ -121,7 +121,7 @@ def test_a_head_that_looks_back_within_a_sentence_is_not_found(options):
     assert bool(found.data["looks"].sel(relation="related")[p.heads["back"]])
     assert found.heads("related") == found.heads("negated") == []
     assert float(found.stays().mean) == pytest.approx(1, abs=0.01)
-    assert "100% [100%, 100%] of their score stays, and 0 have more" in found.findings()[0]
+    assert "100% [100%, 100%] of their score remains; 0 attend more" in found.findings()[0]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
