@@ -1,4 +1,4 @@
-"""Simulates how often each kind of interval of `pycotmech.stats` holds the truth: 95 % nominal, 8, 16 and 64 examples."""
+"""Simulates how often each kind of interval of `pycotmech.stats` contains the truth: 95 % nominal, 8, 16 and 64 examples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Simulation = Callable[[np.random.Generator, int, int], tuple[Any, Any, Any]]
 
 
 class Kind(NamedTuple):
-    """One kind of interval. least, most: between what its coverage is said to lie, in the docstrings where not 0.9 and 0.97."""
+    """One kind of interval. least, most: the range of its coverage, stated in its docstring if it is not 0.9 to 0.97."""
 
     name: str
     simulate: Simulation
@@ -31,8 +31,8 @@ class Kind(NamedTuple):
 
 
 def table(draws: int, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for each kind of interval and number of examples: how often it covers the truth, its mean width, between what the
-    coverage is said to lie, and whether it does, to three standard errors of the simulation."""
+    """Returns a row for each kind of interval and number of examples: how often it covers the truth, its mean width, the stated
+    range of coverage, and whether this holds to three standard errors of the simulation."""
     rows = []
     for number, kind in enumerate(KINDS):
         for n in EXAMPLES:

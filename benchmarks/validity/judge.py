@@ -11,24 +11,24 @@ from benchmarks.validity.claims import BORNE_OUT, NOT_BORNE_OUT, NOT_DECIDED
 
 NULLS, LARGE, PLANTED = "nulls", "smollm2", "planted"
 LEVEL = 0.05
-"""How often a claim may be borne out where nothing is to be found."""
+"""How often a claim may be borne out where there is nothing to find."""
 
 
 def allowed(n: int) -> int:
-    """How many of n random models may bear a claim out: the number that a test of level LEVEL exceeds in at most 2.5 % of
-    such runs. 16 of 200."""
+    """Returns how many of n random models may bear a claim out: the number that a test of level LEVEL exceeds in at most 2.5 %
+    of such runs, 16 of 200."""
     return int(binom.ppf(0.975, n, LEVEL)) if n else 0
 
 
 def counted(models: Sequence[Mapping[str, Any]], part: str, claim: str) -> dict[str, Any]:
-    """The verdicts of one claim on the models of a part: a number for each word, "no data" apart, and the reasons for that."""
+    """Counts the verdicts on one claim over the models of a part: a number for each word and "no data", and why."""
     rows = [m["verdicts"][claim] for m in models if m["part"] == part and claim in m["verdicts"]]
     missing = [row["no_data"] for row in rows if row.get("no_data")]
-    said = [row["word"] for row in rows if not row.get("no_data")]
+    words = [row["word"] for row in rows if not row.get("no_data")]
     return {
         "claim": claim,
         "models": len(rows),
-        **{word: said.count(word) for word in (BORNE_OUT, NOT_BORNE_OUT, NOT_DECIDED)},
+        **{word: words.count(word) for word in (BORNE_OUT, NOT_BORNE_OUT, NOT_DECIDED)},
         "no data": len(missing),
         "why": sorted(set(missing), key=missing.count, reverse=True),
     }
@@ -40,7 +40,7 @@ def claims_of(models: Sequence[Mapping[str, Any]], part: str) -> list[str]:
 
 
 def failures(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> list[str]:
-    """What does not hold, one sentence each."""
+    """Returns what does not hold, one sentence each."""
     out = []
     for part in (NULLS, LARGE):
         for name in claims_of(models, part):

@@ -1,4 +1,4 @@
-"""Results as they are kept: a JSON line for each model, so that a run that is stopped loses nothing and goes on."""
+"""Stores results as a JSON line for each model, so that a run that is stopped loses nothing and can continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/validity.md, from the results of a folder and nothing else."""
+"""Writes docs/validity.md from the results of a folder alone."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ TITLES = {
     "recovery": "Planted circuits that are recovered",
 }
 PIVOTED = {"coverage": ("covered", ("interval", "at_least", "at_most")), "levels": ("level", ("test", "null"))}
-"""Tables with a row for each number of examples: what is shown, and what says the kind."""
+"""Tables with a row for each number of examples: the column that is shown, and the columns that name the kind."""
 INTROS = {
     "coverage": (
-        "Samples are drawn from a known distribution; shown is how often a 95 % interval of `pycotmech.stats` holds the true "
-        "value, and between what its docstring says that this lies. Bold: outside that by more than three standard errors of "
-        "the simulation; intervals that resample one statistic at a time have a tenth of the draws. {about}"
+        "Samples are drawn from a known distribution. The table shows how often a 95 % interval of `pycotmech.stats` contains "
+        "the true value, and the range of this coverage that its docstring promises. Bold: outside of this range by more than "
+        "three standard errors of the simulation. Intervals that resample one statistic at a time have a tenth of the draws. "
+        "{about}"
     ),
     "levels": (
-        "Samples are drawn with nothing to find; shown is how often a test of level 5 % finds one of 64 heads and "
-        "how often an interval lies above the threshold at which the truth is. Bold: more often than 5 % by more than three "
+        "Samples are drawn with nothing to find. The table shows how often a test of level 5 % finds any of 64 heads, and how "
+        "often an interval lies above a threshold that equals the true value. Bold: more often than 5 % by more than three "
         "standard errors, where the test promises to hold its level. The tests assume values that are symmetric about 0; with "
-        "skewed ones they promise nothing, and what happens is shown. {about}"
+        "skewed values they promise nothing, and the table shows what happens. {about}"
     ),
     "recovery": (
-        "Every circuit was written into the weights by hand. Each is drawn several times with other noise, in every second "
-        "draw at other heads. Recovered: the analysis names exactly what was planted. {about}"
+        "Every circuit was written into the weights by hand. Each is drawn several times with different noise, and in every "
+        "second draw at different heads. Recovered: the analysis names exactly what was planted. {about}"
     ),
 }
 
 
 def written(folder: Path) -> str:
-    """The page. Raises ValueError if the folder holds no results."""
+    """Returns the text of the page. Raises ValueError if the folder holds no results."""
     models, tables = kept.models(folder), kept.tables(folder)
     if not models and not tables:
         raise ValueError(f"out: {folder} holds no results; expected a folder of `python -m benchmarks.validity`")
@@ -66,7 +67,7 @@ def written(folder: Path) -> str:
 
 def _intro(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> str:
     wrong = failures(models, tables)
-    said = "Everything on this page holds." if not wrong else "What does not hold:\n\n" + "\n".join(f"* {x}" for x in wrong)
+    summary = "Everything on this page holds." if not wrong else "What does not hold:\n\n" + "\n".join(f"* {x}" for x in wrong)
     made = [m["made"] for m in models] + [t["made"] for t in tables.values()]
 
     def values(key: str) -> str:
@@ -75,12 +76,12 @@ def _intro(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> st
     dates = sorted({m["date"] for m in made})
     return "\n".join(
         [
-            "This page is generated: `make nulls` runs what stands on it (`python -m benchmarks.validity`), and "
+            "This page is generated: `make nulls` (`python -m benchmarks.validity`) computes its results, and "
             "`python -m benchmarks.validity --page` writes it.",
-            "A claim that is borne out by random weights says nothing about a trained model, and neither does one that is not "
-            "borne out where it is true.",
+            "A claim that random weights bear out says nothing about a trained model. Neither does a claim that is not borne "
+            "out where it is true.",
             "",
-            said,
+            summary,
             "",
             f"pycotmech {values('pycotmech')} (commit {values('commit')}), torch {values('torch')}, transformers "
             f"{values('transformers')}, numpy {values('numpy')}, Python {values('python')}; {values('processor')}; "
@@ -90,38 +91,39 @@ def _intro(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> st
 
 
 def _nulls_intro(models: Sequence[Mapping[str, Any]]) -> str:
-    mine = [m for m in models if m["part"] == NULLS]
-    settings, shapes = mine[0]["settings"], [m["shape"] for m in mine]
+    toys = [m for m in models if m["part"] == NULLS]
+    settings, shapes = toys[0]["settings"], [m["shape"] for m in toys]
     flat = sum(s["attention"] == "flat" for s in shapes)
     steps = f"steps {', '.join(map(str, settings['steps']))}"
-    n = len(mine)
+    n = len(toys)
     return (
-        f"{n} Llama models with random weights, seeds {min(m['seed'] for m in mine)} to {max(m['seed'] for m in mine)}: "
+        f"{n} Llama models with random weights, seeds {min(m['seed'] for m in toys)} to {max(m['seed'] for m in toys)}: "
         f"{_range(s['n_layers'] for s in shapes)} layers, {_range(s['n_heads'] for s in shapes)} heads on "
-        f"{_range(s['n_key_value_heads'] for s in shapes)} of keys and values, widths of "
+        f"{_range(s['n_key_value_heads'] for s in shapes)} key-value heads, widths of "
         f"{_range(s['d_model'] for s in shapes)}; {sum(s['tied'] for s in shapes)} with one matrix for embedding and "
-        f"unembedding; {n - flat} with peaked attention and {flat} with flat. Each has {settings['examples']} examples of its "
-        f"own with {settings['shots']} demonstration(s), {steps}; every step counts, although a random model gets none right. "
-        f"The analyses are those of `pycotmech paper`, with its defaults.\n\n"
-        f"A claim may be borne out on {allowed(n)} of {n}: a test of level 5 % exceeds that in at most 2.5 % of such tables. "
-        "No data: an analysis fails, or finds nothing to judge by; then the null says nothing of the claim, and that counts as "
-        "a failure. The null of a claim is what could bear it out by accident; `pycotmech paper` measures it in the same row."
+        f"unembedding; {n - flat} with peaked and {flat} with flat attention. Each has {settings['examples']} examples of its "
+        f"own with {settings['shots']} demonstration(s), {steps}. Every step counts, since a random model gets none right. The "
+        f"analyses are those of `pycotmech paper`, with its defaults.\n\n"
+        f"A claim may be borne out on {allowed(n)} of {n} models: a test of level 5 % exceeds that in at most 2.5 % of such "
+        "tables. No data: an analysis fails, or finds nothing to judge; then the random models do not test the claim, which "
+        "counts as a failure. The null of a claim is what could bear it out by accident; `pycotmech paper` reports it in the "
+        "same row."
     )
 
 
 _PLANTED_INTRO = (
-    "The same claims on models whose weights were written by hand (`tests/reference/planted`). Where the claim was planted it "
-    "has to be borne out; where its null was planted, what could bear it out by accident, it may not be."
+    "The same claims on models whose weights were written by hand (`tests/reference/planted`). A claim has to be borne out "
+    "where it was planted. It must not be borne out where only its null was planted: what could bear it out by accident."
 )
 
 
 def _large_intro(models: Sequence[Mapping[str, Any]]) -> str:
-    mine = [m for m in models if m["part"] == LARGE]
-    settings = mine[0]["settings"]
+    large = [m for m in models if m["part"] == LARGE]
+    settings = large[0]["settings"]
     return (
-        f"{len(mine)} models with random weights of SmolLM2-135M's shape (30 layers, 9 heads on 3 of keys and values, width "
-        f"576, its tokenizer), seeds {min(m['seed'] for m in mine)} to {max(m['seed'] for m in mine)}, {settings['examples']} "
-        f"examples each. At most {allowed(len(mine))} of {len(mine)} may bear a claim out by chance."
+        f"{len(large)} model(s) with random weights of SmolLM2-135M's shape (30 layers, 9 heads on 3 key-value heads, width "
+        f"576, its tokenizer), seeds {min(m['seed'] for m in large)} to {max(m['seed'] for m in large)}, "
+        f"{settings['examples']} examples each. At most {allowed(len(large))} of {len(large)} may bear a claim out by chance."
     )
 
 
@@ -133,11 +135,11 @@ def _verdicts(models: Sequence[Mapping[str, Any]], part: str) -> str:
 
 
 def _examples(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the claims say of the first random model, so that a reader sees what was judged."""
+    """Returns the verdicts on the first random model, as an example of what was judged."""
     first = min((m for m in models if m["part"] == NULLS), key=lambda m: m["seed"])
     rows = [(name, row["word"], row.get("no_data") or row["evidence"], row["null"]) for name, row in first["verdicts"].items()]
     return [
-        f"What they say of the first (seed {first['seed']}):",
+        f"The verdicts on the first model (seed {first['seed']}):",
         "",
         _table(("claim", "verdict", "evidence", "null"), rows),
         "",
@@ -160,8 +162,10 @@ def _positives(models: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _simulation(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A row as it is kept; of PIVOTED, a row for each kind and a column for each number of examples, bold where it does not
-    hold what the kind promises."""
+    """Returns the table of a simulation, with its rows as they are stored.
+
+    Tables of PIVOTED have a row for each kind and a column for each number of examples, bold where a promise is not kept.
+    """
     if name not in PIVOTED:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         shown = [c for c in columns if c != "otherwise" or any(row.get(c) for row in rows)]

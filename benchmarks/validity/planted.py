@@ -1,4 +1,4 @@
-"""Models in which a claim was planted by hand, and has to be borne out, or its null, and it may not be."""
+"""Models in which a claim was planted by hand, so that it has to be borne out, or its null, so that it must not be."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from tests.reference.planted import Planted
 
 @dataclass(frozen=True)
 class Planting:
-    """A claim and a planted model. run: the results of the analyses that the claim needs by name, and why others failed.
-    true: whether the claim was planted, and has to be borne out; otherwise its null was, and it may not be."""
+    """A claim and a planted model.
+
+    run: returns the results of the analyses that the claim needs, by name, and why others failed.
+    true: whether the claim was planted and has to be borne out; otherwise its null was, and it must not be.
+    """
 
     claim: str
     model: str
