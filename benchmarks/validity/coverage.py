@@ -39,7 +39,7 @@ def table(draws: int, seed: int = 0) -> list[dict[str, Any]]:
             repeats = max(2, draws // _SLOW if kind.slow else draws)
             low, high, true = kind.simulate(np.random.default_rng([seed, number, n]), n, repeats)
             covered = float(((low <= true + 1e-12) & (true - 1e-12 <= high)).mean())
-            slack = 3 * (0.05 * 0.95 / repeats) ** 0.5
+            below, above = (3 * (max(p * (1 - p), 0.05 * 0.95) / repeats) ** 0.5 for p in (kind.least, kind.most))
             rows.append(
                 {
                     "interval": kind.name,
@@ -49,7 +49,7 @@ def table(draws: int, seed: int = 0) -> list[dict[str, Any]]:
                     "at_least": kind.least,
                     "at_most": kind.most,
                     "draws": repeats,
-                    "holds": bool(kind.least - slack <= covered <= kind.most + slack),
+                    "holds": bool(kind.least - below <= covered <= kind.most + above),
                 }
             )
     return rows

@@ -17,7 +17,12 @@ def test_every_kind_of_interval_is_covered_at_every_number(covered):
     assert [(row["interval"], row["n"]) for row in covered] == [(k.name, n) for k in coverage.KINDS for n in (8, 16, 64)]
     assert not [row for row in covered if not row["holds"]]
     named = {row["interval"] for row in covered if row["at_least"] < 0.9}  # the docstrings of `pycotmech.stats` say so too
-    assert named == {"mean, exponential values", "difference of shares, 0.1 and 0, one trial", "correlation over heads"}
+    assert named == {
+        "mean, exponential values",
+        "share 0.9 of ten steps, half of the variance between examples",
+        "difference of shares, 0.1 and 0, one trial",
+        "correlation over heads",
+    }
 
 
 def test_a_shortfall_is_told(monkeypatch):
