@@ -1,13 +1,12 @@
-"""Where each pathway takes the answer from: question, generated text or few-shot block (docs/protocol.md, E8, answer sources).
+"""Finds where each pathway takes the answer from: question, generated text or few-shot block (docs/protocol.md, E8).
 
-A place counts because the answer's word is there, in any number or case, not because its token id is: at the
-beginning of a line or a sentence the word has another id. A pathway is followed along values, by which content moves; what
-a head reads in queries and keys decides where it looks. Whether the places matter is then measured: heads are kept from
-looking at them.
+A place counts if the answer's word is there, in any number or case, rather than its token id: at the beginning of a line or a
+sentence the word has another id. A pathway is followed along values, by which content moves; queries and keys only decide where
+a head looks. To measure whether the places matter, heads are then kept from looking at them.
 
-Both are measured beside a control: the nearest places of other words of the question in the same part, as many as those of the
-answer's word, and of the same kind of word where there is one. A pathway leads somewhere whatever it carries; a place is a
-source only as far as it is reached more often than the places beside it.
+Both have a control, the places beside: in the same part of the prompt, the nearest places of other words of the question, as
+many as those of the answer's word, and of the same kind of word if there is one. A pathway leads somewhere whatever it carries,
+so a place is a source only if it is reached more often than the places beside it.
 """
 
 from __future__ import annotations
@@ -133,14 +132,19 @@ def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, eq=False)
 class AnswerSources(Analysis):
-    """pathways [example, step, place]: how many writers have the answer from few_shot, question, generated, or "none".
-    control_pathways [example, step, place]: how many would have it from there, were it the words beside it that count.
-    by_head [example, step, layer, head, place]: how many of the graph's nodes of each head (at any position and depth) have
-    the answer from each place, by their own pathways. occurrences [example, step, segment]: how often the answer's word
-    occurs in each part.
-    drop, control_drop [example, step, scope, segment]: by how much the answer's probability falls when heads cannot look at
-    the word there, or at as many words beside it; NaN where the word does not occur there. scope: the writers
-    where the answer is predicted, all heads there, all heads anywhere after it. probability [example, step]: of the answer.
+    """Places from which pathways take the answer, and what cutting these places off costs.
+
+    data:
+
+    * pathways [example, step, place]: number of writers that have the answer from few_shot, question, generated, or "none".
+      control_pathways, same axes: the number that reach the words beside the answer's.
+    * by_head [example, step, layer, head, place]: number of nodes of each head, at any position and depth, that have
+      the answer from each place, by their own pathways.
+    * occurrences [example, step, segment]: how often the answer's word occurs in each part.
+    * drop, control_drop [example, step, scope, segment]: by how much the answer's probability falls if heads cannot look at the
+      word there, or at as many words beside it; NaN if the word does not occur there. scope: the writers where the answer is
+      predicted, all heads there, or all heads anywhere after the word.
+    * probability [example, step]: of the answer.
     """
 
     name = "answer_sources"
@@ -286,7 +290,7 @@ class AnswerSources(Analysis):
                 f"{p.replace('_', '-')} {_percent(share, i)}" for i, p in enumerate(PLACES) if p != "few_shot" or self.in_shots
             ]
             if not self.in_shots:
-                words.append(f"few-shot none, {OTHER_WORDS}")
+                words.append(f"few-shot block none, {OTHER_WORDS}")
             n = int(share.n.max())
             line = f"{kind} steps (n = {n} examples): writers have the answer from {', '.join(words)}"
             cut = here["drop"].sel(scope="everywhere").mean("step").transpose("example", "segment").values

@@ -1,12 +1,12 @@
 """Finds the heads that write the answer where it is predicted, by projection and by direct attribution (docs/protocol.md, E8).
 
-The projection asks what a head's output predicts on its own, whatever its size: a head that writes almost nothing may predict
-a word with certainty. Direct attribution asks how much of the answer's logit the head brings, with the norm that the model
-really applied; it adds up over heads, and a head counts when it does so example after example.
+The projection asks what a head's output predicts by itself, whatever its size: a head that writes almost nothing may predict a
+word with certainty. Direct attribution asks how much the head adds to the answer's logit, with the norm that the model really
+applied. It adds up over heads, and a head is significant if its share is above 0 example after example.
 
-Several writers are parallel pathways only if they write the answer and not every word of the prompt, and if the answer needs
-none of them by itself. The first is measured against the other words of the question that could stand in the answer's place,
-the second by knock-outs.
+Several writers are parallel pathways only if they write the answer and not every word of the prompt, and if the answer does not
+depend on any single one of them. The first is measured against the other words of the question that could stand in the answer's
+place, the second by knock-outs.
 """
 
 from __future__ import annotations
@@ -111,24 +111,34 @@ def written(family: Family, acts: TextActivations, prompt: Prompt, *, projection
 
 @dataclass(frozen=True, eq=False)
 class AnswerWriters(Analysis):
-    """By example, step, layer and head: projection and control, the probability of the answer (and of the counterfactual's
-    word) in U(z W_O); direct and contrast, the head's share of logit(answer) - mean logit and of logit(answer) - logit(wrong);
-    answer_mass, attention to the answer's word in the prompt.
+    """Heads that write the answer, their number, and what knock-outs leave of the answer.
 
-    By example, step and threshold: writers, heads with projection >= threshold that bring the answer at least `floor` of
-    logit; projecting, the same without the floor (as the authors: a head that writes next to nothing may say the answer by
-    chance); competitor_writers, as writers for another word of the prompt that could stand in the answer's place, the mean
-    over these words (NaN where there is none); late, the share of writers in the later half of the layers (NaN without
-    writers); sources and segments, distinct occurrences of the answer's word, and parts of the prompt, that the writers look
-    at; margin_one, margin_together, margin_matched, logit(answer) - the largest other logit with one of the writers knocked
-    out (the least over them), with all of them, with as many other heads of the same layers (NaN without writers).
+    data [example, step, layer, head]:
 
-    By example and step: competitors, how many such words there are; margin, logit(answer) - the largest other logit of the
-    model as it is (NaN without writers); late_logit, late_competitor_logit, of what heads bring of logit(word) - mean logit,
-    where that is above 0, the share that the later half of the layers brings, for the answer and its competitors.
+    * projection, control: probability of the answer, and of the counterfactual's word, in U(z W_O).
+    * direct, contrast: the head's share of logit(answer) - mean logit, and of logit(answer) - logit(wrong).
+    * answer_mass: attention to the answer's word in the prompt.
 
-    significant [step, layer, head]: contrast above 0 over examples, false discovery rate at most alpha.
-    held_out_share [example, step]: share of logit(answer) - logit(wrong) that the heads chosen on the other half bring.
+    data [example, step, threshold]:
+
+    * writers: number of heads with projection >= threshold that add at least `floor` to the answer's logit. projecting: the
+      same without the floor, as the authors count; a head that writes next to nothing may say the answer by chance.
+    * competitor_writers: writers of another word of the prompt that could stand in the answer's place, the mean over these
+      words; NaN if there is none.
+    * late: share of writers in the later half of the layers; NaN without writers.
+    * sources, segments: number of occurrences of the answer's word, and of parts of the prompt, that the writers look at.
+    * margin_one, margin_together, margin_matched: logit(answer) minus the largest other logit, with a single writer knocked out
+      (the smallest over writers), with all of them, and with as many other heads of the same layers; NaN without writers.
+
+    data [example, step]:
+
+    * competitors: number of such other words. margin: logit(answer) minus the largest other logit with no knock-out; NaN
+      without writers.
+    * late_logit, late_competitor_logit: of what heads add to logit(word) - mean logit, if that is above 0, the share of the
+      later half of the layers, for the answer and for its competitors.
+    * held_out_share: share of logit(answer) - logit(wrong) of the heads that were chosen on the other half.
+
+    significant [step, layer, head]: whether contrast is above 0 over examples, at a false discovery rate of at most alpha.
     """
 
     name = "answer_writers"
@@ -197,9 +207,10 @@ class AnswerWriters(Analysis):
         return interval_table(found, ("step", "threshold"), more=lambda at: {"least": float(least.sel(at))})
 
     def survival(self, name: str, *, level: float = bootstrap.LEVEL) -> xr.Dataset:
-        """Share of the examples with writers in which the answer stays the first choice: mean, low, high, n [step, threshold].
+        """Returns the share of the examples with writers in which the answer stays the first choice: mean, low, high, n
+        [step, threshold].
 
-        name: "one", "together" or "matched": what is knocked out.
+        name: what is knocked out, "one", "together" or "matched".
         """
         one_of("name", name, LOSSES)
         margin = self.data[f"margin_{name}"].transpose("example", "step", "threshold")

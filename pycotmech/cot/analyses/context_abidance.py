@@ -1,12 +1,12 @@
-"""Whether what heads write occurs in the prompt, by layer (docs/protocol.md, E8, context-abidance).
+"""Measures whether what heads write occurs in the prompt, by layer (docs/protocol.md, E8, context-abidance).
 
-A head whose output says a word of the prompt works with the context; one that says another word works from memory, or says
-nothing in particular. The authors count this over the nodes of their graphs, as the token passed; it needs no graph: the
-likeliest token of each head's output where the answer is predicted is in the prompt or is not.
+A head whose output says a word of the prompt works with the context. One that says another word works from memory, or says
+nothing in particular. The authors count this over the tokens passed between the nodes of their graphs. It needs no graph: the
+likeliest token of each head's output, where the answer is predicted, is in the prompt or is not.
 
-Many heads say nearly the same token whatever the prompt, and a token that prompts have in common is in each. So the share
-is compared with that of the same tokens in the prompts of other examples at the same step: the excess is what is left. The
-words of the shots, which all prompts share, cancel.
+Many heads say nearly the same token in every prompt, and a token that all prompts have in common is in each. The share is
+therefore compared with that of the same tokens in the prompts of other examples at the same step; the difference is the excess.
+The words of the demonstrations, which all prompts share, cancel.
 """
 
 from __future__ import annotations
@@ -125,15 +125,21 @@ def of_graph(
 
 @dataclass(frozen=True, eq=False)
 class ContextAbidance(Analysis):
-    """abides [example, step, layer, head]: 1 where the likeliest token of the head's output occurs in the prompt, else 0; NaN
-    where its output makes no token likelier than another. elsewhere, same axes: the share of other examples' prompts of the
-    same step in which that token occurs; NaN without any. peak, same axes: that token's probability. chance [example,
-    step]: share of the vocabulary that occurs in the prompt.
-    With graphs also occurs, in_context and in_others, same axes: how often the head is in the graph, how often with a token
-    of the prompt, and the sum of the shares of other examples' prompts that its tokens occur in.
+    """Whether the tokens that heads write occur in their own prompt and in others.
 
-    The excess is own less elsewhere: 0 on average for a head whose token does not depend on the prompt. Intervals are of
-    resampled examples and heads (`pycotmech.stats.crossed`); by graphs where there are any.
+    data [example, step, layer, head]:
+
+    * abides: 1 if the likeliest token of the head's output occurs in the prompt, otherwise 0; NaN if the output makes no token
+      likelier than another.
+    * elsewhere: share of other examples' prompts of the same step in which that token occurs; NaN without any.
+    * peak: that token's probability.
+    * With graphs also occurs, how often the head is in the graph; in_context, how often with a token of the prompt; in_others,
+      the sum of the shares of other examples' prompts in which its tokens occur.
+
+    chance [example, step]: share of the vocabulary that occurs in the prompt.
+
+    The excess is own minus elsewhere: 0 on average for a head whose token does not depend on the prompt. It is counted over
+    graphs if there are any. Intervals resample examples and heads (`pycotmech.stats.crossed`).
     """
 
     name = "context_abidance"
@@ -149,8 +155,8 @@ class ContextAbidance(Analysis):
         return "occurs" in self.data
 
     def shares(self, of: Share, *, heads: bool = True, draws: int = bootstrap.DRAWS, seed: int = 0) -> LayerMeans:
-        """By layer the share of tokens that occur in the "own" prompt, "elsewhere", or the "excess" of the one over the other,
-        pooled over steps and heads, of the tokens that could be compared. heads: whether heads are resampled as well."""
+        """Returns by layer the share of tokens that occur in the "own" prompt, "elsewhere", or the "excess" of one over the
+        other, pooled over steps and heads, of the tokens that could be compared. heads: whether heads are resampled too."""
         return LayerMeans.of(*self._sums(of), heads=heads, draws=draws, seed=seed)
 
     def _sums(self, of: Share) -> tuple[NDArray, NDArray]:
@@ -174,7 +180,7 @@ class ContextAbidance(Analysis):
         return xr.Dataset(out, coords={"layer": self.data["layer"]})
 
     def rise(self) -> bootstrap.Interval:
-        """The excess in the upper half of the layers less that in the lower, with its interval; of one layer NaN."""
+        """Returns the excess in the upper half of the layers minus that in the lower, with its interval; NaN with one layer."""
         L = self.data.sizes["layer"]
         if L == 1:
             nan = np.array(np.nan)
@@ -182,7 +188,7 @@ class ContextAbidance(Analysis):
         return self.shares("excess").rise(L // 2, within=(-2.0, 2.0))
 
     def rises(self) -> NDArray[np.float64]:
-        """`rise` of each example by itself, [example]; NaN where it has nothing to compare in one of the halves."""
+        """Returns `rise` of each example by itself, [example]; NaN if it has nothing to compare in one of the halves."""
         top, below = self._sums("excess")
         half = self.data.sizes["layer"] // 2
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -192,10 +198,10 @@ class ContextAbidance(Analysis):
         return upper - lower
 
     def jump(self, *, draws: int = 500, seed: int = 0) -> bootstrap.Interval:
-        """The first layer of the upper part where the layers fall into one of lower and one of higher excess best (the upward
-        least-squares change point), with its interval over resampled examples: it is the layer of these heads.
+        """Returns the first layer of the upper part in the best split into lower and higher excess (the upward least-squares
+        change point). Its interval resamples examples alone, since it is about the heads of this model.
 
-        NaN where the excess rises nowhere, or no more than chance lets it (`pycotmech.stats.change.rise_interval` holds 0).
+        NaN if the excess rises nowhere, or by no more than chance (`pycotmech.stats.change.rise_interval` contains 0).
         """
         found = self.shares("excess", heads=False, draws=draws, seed=seed)
         n, layers = int(found.counts.any(-1).sum()), (1.0, self.data.sizes["layer"] - 1.0)
