@@ -103,8 +103,8 @@ def make(model: Model, entries: Sequence[Description], workload: Workload, speed
 def for_examples(workload: Workload, n: int, of: int) -> Workload:
     """Returns the workload of `of` examples scaled to n examples, with as many steps per example."""
     scale = n / of
-    whole = {k: round(scale * getattr(workload, k)) for k in ("examples", "cells", "inductive", "sweeps", "beginnings")}
-    return replace(workload, swept=scale * workload.swept, **{k: max(v, 1) for k, v in whole.items()})
+    counts = {k: round(scale * getattr(workload, k)) for k in ("examples", "cells", "inductive", "sweeps", "beginnings")}
+    return replace(workload, swept=scale * workload.swept, **{k: max(v, 1) for k, v in counts.items()})
 
 
 def most_examples(seconds: Callable[[int], float], within: float, *, least: int = 4, most: int = 256) -> int:

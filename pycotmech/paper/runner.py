@@ -214,10 +214,10 @@ class _Work:
         for setting, entries in self.asked.items():
             if setting is not None:
                 try:
-                    its = prepare(model, setting.of(few), of_model)
+                    prepared = prepare(model, setting.of(few), of_model)
                 except ValueError:
                     continue
-                sized = planning.for_examples(its.workload, HARDER_EXAMPLES, _PILOT)
+                sized = planning.for_examples(prepared.workload, HARDER_EXAMPLES, _PILOT)
                 fixed += planning.make(model, entries, sized, speed).seconds
 
         def seconds(n: int) -> float:

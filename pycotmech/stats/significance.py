@@ -33,12 +33,12 @@ def words(test: Test, control: Control | None) -> str:
     """A test and its control, in words."""
     control = control or _default(test)
     named = {"sign_flip": "sign flips of examples", "sign": "a sign test"}[test]
-    said = {
+    controls = {
         "max": "the largest statistic of all heads (family-wise)",
         "holm": "Holm's correction (family-wise)",
         "bh": "Benjamini and Hochberg's (share of false heads)",
     }
-    return f"{named}, {said[control]}"
+    return f"{named}, {controls[control]}"
 
 
 def _default(test: Test) -> Control:

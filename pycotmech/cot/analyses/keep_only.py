@@ -82,13 +82,13 @@ class KeptSets(AblationResult):
             for s, step in enumerate([*steps, "all"]):
                 last = step == "all"
                 at = {self.axis: i} if last else {self.axis: i, "step": s}
-                accuracy, beside = found[last]
+                accuracy, comparison = found[last]
                 here = accuracy.isel(at)
                 row = {self.axis: name, "step": step, "kind": "" if last else str(kinds[s])}
                 row |= {"kept": int(round(float(kept.mean())) if last else kept[s]), **headline("accuracy", here)}
                 row["n"] = int(here["n"])
                 for other in ("random", "gain"):
-                    row |= columns(other, here.where(False) if beside is None else beside[other].isel(at))
+                    row |= columns(other, here.where(False) if comparison is None else comparison[other].isel(at))
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -96,12 +96,12 @@ class KeptSets(AblationResult):
         """Accuracy of each set at each step, and over all steps with its interval."""
         from pycotmech.cot.analyses.keep_only_figure import isolation_figure
 
-        overall, beside = self.overall(), self.beside_random(overall=True)
+        overall, comparison = self.overall(), self.beside_random(overall=True)
         examples = plural(int(overall["n"].max()), "example")
         return isolation_figure(
             self.accuracy()["mean"].transpose(self.axis, "step").values,
             (overall["mean"].values, overall["low"].values, overall["high"].values),
-            None if beside is None else tuple(beside["random"][k].values for k in ("mean", "low", "high")),
+            None if comparison is None else tuple(comparison["random"][k].values for k in ("mean", "low", "high")),
             labels=self._labels(),
             steps=[f"{s}\n{str(k)[0].upper()}" for s, k in zip(self.data["step"].values, self.data["kind"].values)],
             title=f"{self.about['model']}: {self.title.lower()}",

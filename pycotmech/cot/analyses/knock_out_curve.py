@@ -120,9 +120,11 @@ class KnockOutCurve(AblationResult):
             row |= columns("floor", floor if to_the_end else floor.where(False))
             tried = self._drawn_at(order) == size
             own, drawn = by_example[self.main].sel(order=order).isel(size=size), by_example["random"] if tried else None
-            beside = None if drawn is None else compared(*(x.isel(step=i) if by_step else x.mean("step") for x in (own, drawn)))
+            comparison = (
+                None if drawn is None else compared(*(x.isel(step=i) if by_step else x.mean("step") for x in (own, drawn)))
+            )
             for name in ("random", "gain"):
-                row |= columns(name, floor.where(False) if beside is None else beside[name])
+                row |= columns(name, floor.where(False) if comparison is None else comparison[name])
             rows.append(row)
         return pd.DataFrame(rows)
 

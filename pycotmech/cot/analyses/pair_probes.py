@@ -300,8 +300,8 @@ def pair_probes(
     samples = [*task.samples, *(known.samples if known else ())]
     with metered(model) as meter:
         x = Features(model, kept, samples, at, read, memory_gb, step())
-    said, held_out = fit(x, task, 0, step())
-    right_of = lambda t, said: t.by_unit(said == t.labels[t.n_train :], split)  # noqa: E731
+    predictions, held_out = fit(x, task, 0, step())
+    right_of = lambda t, predictions: t.by_unit(predictions == t.labels[t.n_train :], split)  # noqa: E731
     axes = ("example", "depth", "probe")
     nothing = np.full((len(split.test), len(at), len(kinds)), np.nan)
     stated = right_of(known, fit(x, known, len(task.samples), step())[0]) if known else nothing
@@ -313,7 +313,7 @@ def pair_probes(
         random = right_of(task, guessed)
     seen = fit_surface(surface(kept, task.samples), task.fitted, seed=seed)[task.n_train :]
     data: dict[str, tuple] = {
-        "confusion": ((*axes, "label", "predicted"), task.confusion(said, split, len(classes))),
+        "confusion": ((*axes, "label", "predicted"), task.confusion(predictions, split, len(classes))),
         "random": (axes, random),
         "stated": (axes, stated),
         "surface": ("example", right_of(task, seen)),
@@ -399,11 +399,11 @@ class _Task(NamedTuple):
         none = np.full(values.shape[:-1], np.nan)
         return np.stack([values[..., rows].mean(-1) if len(rows) else none for rows in self._tested(split)])
 
-    def confusion(self, said: NDArray, split: _Split, classes: int) -> NDArray:
+    def confusion(self, predictions: NDArray, split: _Split, classes: int) -> NDArray:
         """[depth, probe, test samples] -> counts [units, depth, probe, label, predicted]."""
-        labels, one = self.labels[self.n_train :], np.eye(classes)
-        each = one[labels][:, :, None] * one[said][..., None, :]  # [depth, probe, samples, label, predicted]
-        return np.stack([each[:, :, rows].sum(2) for rows in self._tested(split)])
+        labels, eye = self.labels[self.n_train :], np.eye(classes)
+        counts = eye[labels][:, :, None] * eye[predictions][..., None, :]  # [depth, probe, samples, label, predicted]
+        return np.stack([counts[:, :, rows].sum(2) for rows in self._tested(split)])
 
 
 def _samples(pairs: Sequence[Sequence[WordPair]], chosen: NDArray, seed: int, classes: int) -> list[Sample]:
@@ -427,7 +427,7 @@ class _Fits(NamedTuple):
         probe]. The task's samples are those of x from number `first` on."""
         n, y, held = task.n_train, task.fitted, task.held
         own = slice(first, first + len(task.samples))
-        said = np.zeros((len(x), len(self.kinds), len(task.samples) - n), dtype=np.int64)
+        predictions = np.zeros((len(x), len(self.kinds), len(task.samples) - n), dtype=np.int64)
         held_out = np.zeros((len(x), len(self.kinds)))
         flat = []
         for d in range(len(x)):
@@ -435,14 +435,14 @@ class _Fits(NamedTuple):
                 k = self.kinds.index("bilinear")
                 one, other = x.sides(d)
                 found, held_out[d, k] = fit_bilinear(one[own], other[own], y, task.units, self.classes)
-                said[d, k] = found[n:]
+                predictions[d, k] = found[n:]
             if {"linear", "mlp"} & set(self.kinds):
                 features = x[d][own]
                 flat.append(Projection.fit(features[:n], self.components)(features).astype(np.float32))
             if "linear" in self.kinds:
                 k = self.kinds.index("linear")
                 probe = fit_linear(flat[d][:n], y, held, self.classes)
-                said[d, k], held_out[d, k] = probe(flat[d][n:]).argmax(1), probe.held_out
+                predictions[d, k], held_out[d, k] = probe(flat[d][n:]).argmax(1), probe.held_out
             if progress is not None:
                 progress(d + 1, len(x) + 1)
         if "mlp" in self.kinds:
@@ -451,8 +451,8 @@ class _Fits(NamedTuple):
             labels = torch.from_numpy(y).expand(len(x), -1)
             mlps, held_out[:, k] = fit_mlps(padded[:, :n], labels, torch.from_numpy(held), self.classes, seed=self.seed)
             with torch.no_grad():
-                said[:, k] = mlps(padded[:, n:]).argmax(-1).numpy()
-        return said, held_out
+                predictions[:, k] = mlps(padded[:, n:]).argmax(-1).numpy()
+        return predictions, held_out
 
 
 def _random(

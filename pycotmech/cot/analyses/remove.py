@@ -57,13 +57,13 @@ class Removal(KeptSets):
         lines = [f"{s['within']} ({n} heads) alone: accuracy {words(start)} over all steps of {of}"]
         chance = self.beside_random(overall=True)
         for k in range(1, len(removed)):
-            beside = ""
+            comparison = ""
             if chance is not None:
                 random, gain = (chance[name].isel(size=k) for name in ("random", "gain"))
                 times = "once" if s["n_random"] == 1 else f"{s['n_random']} times"
-                beside = f"; as many taken at random in the same layers ({times}): {words(random)}, "
-                beside += f"difference {words(gain, '{:+.2f}')}"
-            lines.append(f"without the {removed[k]} {s['words']}: {words(overall.isel(size=k))}{beside}")
+                comparison = f"; as many taken at random in the same layers ({times}): {words(random)}, "
+                comparison += f"difference {words(gain, '{:+.2f}')}"
+            lines.append(f"without the {removed[k]} {s['words']}: {words(overall.isel(size=k))}{comparison}")
         if s["stopped"]:
             lines.append(f"stopped there: the accuracy of every step is below {s['stop']:g}")
         return [*lines, *self.closing()]

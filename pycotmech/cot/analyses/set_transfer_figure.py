@@ -47,7 +47,7 @@ def transfer_figure(
     write_numbers(left, grid, lambda value: f"{value:.2f}".removeprefix("0"))
     figure.colorbar(image, ax=left, pad=0.01, shrink=0.9).set_label("accuracy", fontsize=8)
     y = np.arange(len(rows))
-    mean, low, high, *beside = (
+    mean, low, high, *random = (
         np.array([row[k] for row in rows], float) for k in ("accuracy", "low", "high", "random", "random_low", "random_high")
     )
     right.barh(
@@ -59,9 +59,9 @@ def transfer_figure(
         error_kw={"lw": 0.9, "ecolor": "0.2"},
         label="heads of a step",
     )
-    if np.isfinite(beside[0]).any():
+    if np.isfinite(random[0]).any():
         style = {"fmt": "d", "color": "0.35", "mfc": "white", "ms": 5, "lw": 0.9}
-        right.errorbar(beside[0], y + 0.34, xerr=interval_reach(*beside), label="random sets, layers alike", **style)
+        right.errorbar(random[0], y + 0.34, xerr=interval_reach(*random), label="random sets, layers alike", **style)
     right.set_yticks(y, [row["pairs"] for row in rows], fontsize=8)
     right.set_ylim(len(rows) - 0.4, -1.6)
     right.legend(fontsize=7.5, frameon=False, loc="upper left")

@@ -79,9 +79,9 @@ def make_entailed(
         words, lower, upper = _drawn(rng, known, alike, ontology, hops)
         for variant in VARIANTS:
             rules = [_exchanged(rule, hops, variant) for rule in (*lower, *upper)]
-            text, ids, said = stated(rules, words, encoder, front, style)
-            place = {(s.premise.a, "subject"): s.subject for s in said if isinstance(s.premise, Rule)}
-            place |= {(s.premise.b, "object"): s.object for s in said if isinstance(s.premise, Rule)}
+            text, ids, placed = stated(rules, words, encoder, front, style)
+            place = {(s.premise.a, "subject"): s.subject for s in placed if isinstance(s.premise, Rule)}
+            place |= {(s.premise.b, "object"): s.object for s in placed if isinstance(s.premise, Rule)}
 
             pairs: list[WordPair] = []
             direct: list[WordPair] = []

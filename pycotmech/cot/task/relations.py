@@ -72,7 +72,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Said:
+class PlacedPremise:
     """A premise in its text: the positions of subject and object."""
 
     premise: Premise
@@ -149,14 +149,14 @@ def ask(
     front: text before it, such as a few-shot block. properties, unrelated: as for `make_questions`.
     """
     encoder = bos if isinstance(bos, Encoder) else Encoder(tokenizer, bos)
-    text, ids, said = stated(premises, words, encoder, front, style)
-    pairs, across = _pairs(random.Random(f"{seed}/pairs"), said, words, ids, properties, unrelated)
+    text, ids, placed = stated(premises, words, encoder, front, style)
+    pairs, across = _pairs(random.Random(f"{seed}/pairs"), placed, words, ids, properties, unrelated)
     return Question(ids, pairs, across, text)  # type: ignore[arg-type]
 
 
 def stated(
     premises: Sequence[Premise], words: Mapping[str, Word], encoder: Encoder, front: str, style: Style
-) -> tuple[str, LongTensor, list[Said]]:
+) -> tuple[str, LongTensor, list[PlacedPremise]]:
     """The text that states these premises in this order, its tokens [T], and where each premise stands."""
     pieces: Pieces = [FRAMES[style].head]
     for i, premise in enumerate(premises):
@@ -167,8 +167,8 @@ def stated(
     if not all(encoded.isolated(o.start, o.stop) for o in places):
         raise ValueError("tokenizer: merges a word of the question with its neighbours; expected tokens that end with words")
     spans = [encoded.word(o.start, o.stop) for o in places]
-    said = [Said(p, a, b) for p, a, b in zip(premises, spans[::2], spans[1::2], strict=True)]
-    return text, torch.tensor(encoded.ids), said  # type: ignore[return-value]
+    placed = [PlacedPremise(p, a, b) for p, a, b in zip(premises, spans[::2], spans[1::2], strict=True)]
+    return text, torch.tensor(encoded.ids), placed  # type: ignore[return-value]
 
 
 # ---- words and premises --------------------------------------------------------------------------------------------
@@ -285,16 +285,16 @@ def _parts(premises: Sequence[Premise]) -> dict[str, int]:
 
 def _pairs(
     rng: random.Random,
-    said: Sequence[Said],
+    placed: Sequence[PlacedPremise],
     words: Mapping[str, Word],
     ids: torch.Tensor,
     properties: bool,
     unrelated: Unrelated,
 ) -> tuple[tuple[WordPair, ...], tuple[WordPair, ...]]:
-    part = _parts([s.premise for s in said])
+    part = _parts([s.premise for s in placed])
     places: list[tuple[int, str, str, slice]] = []  # sentence, role, "a" or "b", positions
     found: list[WordPair] = []
-    for i, s in enumerate(said):
+    for i, s in enumerate(placed):
         if isinstance(s.premise, Membership):
             if s.premise.concept in part:
                 places.append((i, s.premise.concept, "b", s.object))

@@ -32,9 +32,9 @@ def reworded(
     Raises ValueError naming the question that has no text, or the tokenizer if no verb keeps all other tokens in place.
     """
     encoder = Encoder(tokenizer, bos)
-    said = encoder.many([q.text for q in questions])
+    encodings = encoder.many([q.text for q in questions])
     places = []
-    for i, (question, encoded) in enumerate(zip(questions, said, strict=True)):
+    for i, (question, encoded) in enumerate(zip(questions, encodings, strict=True)):
         if not question.text or encoded.ids != question.tokens.tolist():
             raise ValueError(
                 f"questions[{i}]: its tokens are not those of its text, so that no verb can be replaced; expected the text, or "
@@ -48,8 +48,8 @@ def reworded(
     for verb in VERBS:
         texts = [_replaced(q.text, where, verb) for q, where in zip(questions, places, strict=True)]
         again = encoder.many(texts)
-        spans = [[e.word(m.start(1), m.end(1)) for m in where] for e, where in zip(said, places, strict=True)]
-        if all(_alike(a.ids, b.ids, s, encoder.unknown) for a, b, s in zip(said, again, spans, strict=True)):
+        spans = [[e.word(m.start(1), m.end(1)) for m in where] for e, where in zip(encodings, places, strict=True)]
+        if all(_alike(a.ids, b.ids, s, encoder.unknown) for a, b, s in zip(encodings, again, spans, strict=True)):
             names.append(verb[0])
             for rows, e in zip(out, again, strict=True):
                 rows.append(torch.tensor(e.ids))  # type: ignore[arg-type]

@@ -232,9 +232,9 @@ def balanced(labels: NDArray, *, classes: int = 3, seed: int = 0) -> NDArray[np.
 
 
 def macro_f1(confusion: NDArray) -> NDArray:
-    """[..., true, predicted] counts -> mean over the classes that occur of 2 hits / (said + true)."""
+    """[..., true, predicted] counts -> mean over the classes that occur of 2 hits / (predicted + true)."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    true, said = confusion.sum(-1), confusion.sum(-2)
+    true, predicted = confusion.sum(-1), confusion.sum(-2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        scores = np.where(true > 0, 2 * hits / (true + said), np.nan)
+        scores = np.where(true > 0, 2 * hits / (true + predicted), np.nan)
     return np.nanmean(scores, -1) if np.isfinite(scores).any() else scores[..., 0]

@@ -189,13 +189,13 @@ def select_heads(
     if rule == "top_k":
         key = {"value": grid, "size": np.abs(grid), "low": -grid}[by]
         found = _top_k(key, k)
-        said = {"value": "the k largest scores", "size": "the k largest |scores|", "low": "the k smallest scores"}[by]
+        criterion = {"value": "the k largest scores", "size": "the k largest |scores|", "low": "the k smallest scores"}[by]
     elif rule == "window":
         both = (definition == "paper") if tails is None else tails == "both"
         found, bounds, center = _window(grid, t, both=both, paper=definition == "paper")
         key = np.abs(grid - center) if both else grid
-        said = f"outside a window of t bins about the modal bin, {'both tails' if both else 'upper tail'}"
-        said += ", left edge of the last bin (the authors')" if definition == "paper" else ""
+        criterion = f"outside a window of t bins about the modal bin, {'both tails' if both else 'upper tail'}"
+        criterion += ", left edge of the last bin (the authors')" if definition == "paper" else ""
     else:
         if table.examples is None:
             raise ValueError("scores: got averages; rule 'significant' needs scores per example, [n, L, H]")
@@ -205,7 +205,7 @@ def select_heads(
         )
         found = [(float(a), p <= a) for a in sorted(_several("alpha", alpha, 0, 1, float), reverse=True)]
         key = np.abs(grid) if tails == "both" else grid
-        said = f"beyond chance by {significance.words(test, control)}"
+        criterion = f"beyond chance by {significance.words(test, control)}"
     ranking = _ranked(key)
     chosen_on = tuple(table.examples[i] for i in table.scored) if table.labelled and table.examples else ()
     sets = []
@@ -213,7 +213,7 @@ def select_heads(
         rest = [(int(l), int(h)) for l, h in np.argwhere(mask & np.isnan(key))]
         sets.append(HeadSet(mask, name, tuple([*(head for head in ranking if mask[head]), *rest]), chosen_on))
     thresholds = tuple(float(threshold) for threshold, _ in found)
-    return Selection(tuple(sets), grid, tuple(ranking), thresholds, said, words, bounds, p, table, options)
+    return Selection(tuple(sets), grid, tuple(ranking), thresholds, criterion, words, bounds, p, table, options)
 
 
 def _top_k(key: NDArray, k: int | Sequence[int] | None) -> list[tuple[float, NDArray]]:
