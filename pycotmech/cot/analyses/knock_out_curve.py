@@ -156,7 +156,7 @@ class KnockOutCurve(AblationResult):
         s = self.about["settings"]
         apart = "report" in self.data["half"].values
         lines = [
-            f"accuracy: {self.accuracy_words}; bands: 95 % bootstrap over examples; operating point: nearest to {s['target']:g}"
+            f"accuracy: {self.accuracy_words}; bands: 95 % intervals over examples; operating point: nearest to {s['target']:g}"
             + (", chosen on one half of the examples and shown for the other" if apart else ""),
             f"heads ordered by {s['scores']}, {s['ranked_on']}",
             f"replaced by {s['replaced_by']}" + ("" if s["positions"] == "all" else "; after the few-shot block only"),
