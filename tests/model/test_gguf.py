@@ -12,6 +12,7 @@ import torch
 from pycotmech.model.gguf import _unpermute, read_gguf, weights
 from pycotmech.model.loading import load
 from tests.reference.close import assert_allclose, assert_close
+from tests.reference.gguf_files import write_sizes, written
 from tests.reference.tiny import same_model, tiny_llama
 
 NAMES = {
@@ -58,17 +59,8 @@ def write(path: Path, model, *, tensors=None, types=None, architecture="llama", 
     """types: tensor name -> block format. keys: further hyperparameters, (name, value, method of the writer)."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    write_sizes(writer, config, config.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     for key, value, method in keys:
         getattr(writer, method)(key, value)
     if vocabulary is not None:
@@ -86,10 +78,7 @@ def write(path: Path, model, *, tensors=None, types=None, architecture="llama", 
             writer.add_tensor(name, array)
         else:
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    written(writer)
     return path
 
 

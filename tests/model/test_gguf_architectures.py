@@ -8,6 +8,7 @@ import transformers
 
 import pycotmech as pcm
 from pycotmech.model.loading import load
+from tests.reference.gguf_files import write_sizes, written
 from tests.reference.small_families import fill
 from tests.reference.truth import logits_of
 
@@ -47,16 +48,7 @@ def write(path, hf, *, kind=None, leave_out=()):
     config = hf.config
     writer = gguf.GGUFWriter(path, "gemma3")
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    write_sizes(writer, config, config.rope_parameters["full_attention"]["rope_theta"])
     writer.add_sliding_window(config.sliding_window)
     for name, weight in hf.state_dict().items():
         if name == "lm_head.weight":
@@ -74,10 +66,7 @@ def write(path, hf, *, kind=None, leave_out=()):
             writer.add_tensor(f"{stem}.{ending}", gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(f"{stem}.{ending}", array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    written(writer)
     return path
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pycotmech.model.gguf_header import read_header
+from tests.reference.gguf_files import written
 
 KINDS = ("Q4_0", "Q5_0", "Q8_0", "F16", "F32")
 
@@ -28,10 +29,7 @@ def path(tmp_path_factory):
             writer.add_tensor(kind, array.astype(np.float16))
         else:
             writer.add_tensor(kind, gguf.quants.quantize(array, number), raw_dtype=number)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    written(writer)
     return path
 
 

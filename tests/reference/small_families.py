@@ -38,33 +38,15 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "smollm3": ("SmolLM3", dict(no_rope_layer_interval=2)),
 }  # fmt: skip
 
+_NEOX = dict(
+    vocab_size=61, hidden_size=64, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+    max_position_embeddings=256, rope_parameters=_PART_ROTATED,
+)  # fmt: skip
+
 # Those whose heads share the width of the residual stream, 64 here; all have their own keys and values.
 MHA: dict[str, tuple[str, dict]] = {
-    "gpt_neox": (
-        "GPTNeoX",
-        dict(
-            vocab_size=61,
-            hidden_size=64,
-            intermediate_size=80,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-            rope_parameters=_PART_ROTATED,
-        ),
-    ),
-    "gpt_neox_sequential": (
-        "GPTNeoX",
-        dict(
-            vocab_size=61,
-            hidden_size=64,
-            intermediate_size=80,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-            rope_parameters=_PART_ROTATED,
-            use_parallel_residual=False,
-        ),
-    ),
+    "gpt_neox": ("GPTNeoX", _NEOX),
+    "gpt_neox_sequential": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
     "gpt2": ("GPT2", dict(vocab_size=61, n_embd=64, n_inner=80, n_layer=3, n_head=4, n_positions=256)),
 }
 
