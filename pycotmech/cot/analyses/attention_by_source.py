@@ -77,7 +77,7 @@ def decompose(family: Family, acts: TextActivations, l: int, reads: Sequence[int
     pattern = acts.pattern(l, reads)
     values = acts.values(l)
     transformed = _transformed(family, values, family.output_matrix(l))
-    scale = family.added_scale(l, _weighted(pattern, values.repeat_interleave(family.cfg.group, 1)))
+    scale = _scale(family, l, pattern, values.repeat_interleave(family.cfg.group, 1))
     return _decompose(pattern, transformed, scale, acts.at("resid_pre", l, reads), reads, norm)
 
 
@@ -98,7 +98,7 @@ def shares(family: Family, acts: TextActivations, prompts: Sequence[Prompt], *, 
         matrix = family.output_matrix(l)
         mass[:, l] = torch.einsum("nht,ntg->nhg", pattern, member)
         per_head = values.repeat_interleave(cfg.group, 1)
-        scale = family.added_scale(l, _weighted(pattern, per_head))
+        scale = _scale(family, l, pattern, per_head)
         for g in range(G):
             out = torch.einsum("nhd,hde->nhe", _weighted(pattern * member[:, None, :, g], per_head), matrix)
             written[:, l, :, g] = (out if scale is None else out * scale[:, None]).norm(dim=-1)
@@ -111,6 +111,11 @@ def shares(family: Family, acts: TextActivations, prompts: Sequence[Prompt], *, 
 def _weighted(pattern: Tensor, values: Tensor) -> Tensor:
     """Patterns [n, H, T] times values by query head [T, H, D]: [n, H, D]."""
     return torch.einsum("nht,thd->nhd", pattern, values.to(pattern.dtype))
+
+
+def _scale(family: Family, l: int, pattern: Tensor, values: Tensor) -> Tensor | None:
+    """`Family.added_scale` of the rows read; nothing is computed for a projection that adds its output as it is."""
+    return None if family.is_plain_projection(l) else family.added_scale(l, _weighted(pattern, values))
 
 
 def _transformed(family: Family, values: Tensor, matrix: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ of the vocabulary.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, TypeGuard, TypeVar
@@ -157,6 +158,12 @@ class Family(ABC):
 
         By the names of `sublayers` what each adds [T, d], and "logits" [T, V]; on the CPU.
         """
+
+    def _widened_logits(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """The final norm and the unembedding of rows [1, T, d] in float32: logits [T, V] on the CPU."""
+        n, weight = copy.deepcopy(norm).float()(x)[0], self._unembedding().weight
+        slices = (weight[a : a + VOCAB_SLICE] for a in range(0, len(weight), VOCAB_SLICE))
+        return torch.cat([n @ rows.float().T for rows in slices], -1).cpu()
 
     # ---- the stages of a forward pass, on rows -----------------------------------------------------------------------
 

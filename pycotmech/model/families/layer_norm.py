@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
-from pycotmech.model.families.base import VOCAB_SLICE, Family, is_exactly, linear
+from pycotmech.model.families.base import Family, is_exactly, linear
 
 _GELU: dict[type[nn.Module], Literal["tanh", "none"]] = {NewGELUActivation: "tanh", GELUTanh: "tanh", GELUActivation: "none"}
 """Activations of transformers that PyTorch computes in one pass. Others are called as they are."""
@@ -143,10 +143,7 @@ class LayerNormFamily(Family):
             mlp = wide.mlp(wide.get_submodule(self.norms[1])(x if self.cfg.parallel else x + attention))
             x = x + attention + mlp
             out |= zip(self.sublayers(l), (attention[0].cpu(), mlp[0].cpu()), strict=True)
-        n = copy.deepcopy(self.base.get_submodule(self.last_norm)).float()(x)[0]
-        weight = self._unembedding().weight
-        slices = (weight[a : a + VOCAB_SLICE] for a in range(0, len(weight), VOCAB_SLICE))
-        return {**out, "logits": torch.cat([n @ rows.float().T for rows in slices], -1).cpu()}
+        return {**out, "logits": self._widened_logits(self.base.get_submodule(self.last_norm), x)}
 
     def _wide_rotary(self, x: Tensor, positions: Tensor) -> dict[str, Any]:
         """What the Hugging Face attention is given besides its input and mask."""

@@ -15,7 +15,7 @@ from pycotmech import ops
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
-from pycotmech.model.families.base import VOCAB_SLICE, Family, is_exactly, linear
+from pycotmech.model.families.base import Family, is_exactly, linear
 
 _MLP_BYTES = 48 * 2**20
 """The MLP's hidden rows that exist at once on CPU: below twice what the C library can be made to keep (`base`), beyond which
@@ -140,10 +140,7 @@ class LlamaFamily(Family):
             mlp = self._wide_mlp(wide, x)
             x = x + mlp
             out |= zip(self.sublayers(l), (attention[0].cpu(), mlp[0].cpu()), strict=True)
-        n = copy.deepcopy(self.base.norm).float()(x)[0]
-        weight = self.hf.lm_head.weight
-        slices = (weight[a : a + VOCAB_SLICE] for a in range(0, len(weight), VOCAB_SLICE))
-        return {**out, "logits": torch.cat([n @ rows.float().T for rows in slices], -1).cpu()}
+        return {**out, "logits": self._widened_logits(self.base.norm, x)}
 
     def _wide_rotary(self, l: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return self.base.rotary_emb(x, position_ids=positions)
