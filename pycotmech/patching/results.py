@@ -13,6 +13,7 @@ from torch import Tensor
 from pycotmech._warnings import warn
 from pycotmech.engine.planner import Plan
 from pycotmech.model.sites import RESIDUAL_SITES
+from pycotmech.patching.control_results import Controls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,6 +217,30 @@ class Sweep(PlaceResult, Measured):
     """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
     estimate: NDArray[np.float32] | None = field(default=None, repr=False)
     """If screened: `Attribution.effect`, the first-order estimates of all heads, those that were swept among them."""
+    controls: Controls | None = field(default=None, repr=False)
+    """If controls were asked for."""
+
+    @property
+    def control(self) -> NDArray[np.float32]:
+        """The effects of the random control, in the shape of `effect`: NaN where it was not measured."""
+        return np.full(self.shape, np.nan, np.float32) if self.controls is None else self.controls.random
+
+    @property
+    def sham(self) -> float:
+        """The largest |effect| of a patch before the first difference; NaN where there is none, or it was not asked for."""
+        measured = np.array([]) if self.controls is None else self.controls.sham[~np.isnan(self.controls.sham)]
+        return float(measured.max()) if measured.size else float("nan")
+
+    @property
+    def beyond(self) -> NDArray[np.bool_]:
+        """The entries beyond floor and control: their |effect| is more than rounding, and more than all but 5 % of the random
+        controls (`Controls.threshold`). Raises ValueError if no random control was measured."""
+        if self.controls is None or not self.controls.n_random:
+            why = (
+                "" if self.controls is None else "".join(f" ({reason})" for reason in list(self.controls.missing.values())[:1])
+            )
+            raise ValueError(f"controls: no random control was measured{why}; expected controls='all' or ('random',)")
+        return self.above_floor & (np.abs(self.effect) > self.controls.threshold)
 
     @property
     def exact(self) -> NDArray[np.bool_]:
@@ -240,9 +265,15 @@ class Sweep(PlaceResult, Measured):
 
     def _number_columns(self, where: Index) -> dict[str, Any]:
         columns = super()._number_columns(where)
+        if self.controls is not None and self.controls.n_random:
+            columns |= {"control": self.control[where], "beyond": self.beyond[where]}
         if self.estimate is not None:
             columns |= {"estimate": self.estimate[where], "exact": self.exact[where]}
         return columns
+
+    def _remark(self, effect: float) -> str:
+        within = self.controls is not None and abs(effect) <= self.controls.threshold
+        return super()._remark(effect) or ("  (within the control)" if within else "")
 
     def _heading(self) -> list[str]:
         axes = " x ".join(self.axes)
@@ -250,6 +281,8 @@ class Sweep(PlaceResult, Measured):
             f"{self.model_name}: {self.site} patched, {self.direction}, metric {self.metric}, {axes} {list(self.shape)}",
             f"{self._runs()}, noise floor {self.noise_floor:.2g}",
         ]
+        if self.controls is not None:
+            lines.append(str(self.controls))
         if self.estimate is not None:
             heads = self.exact.any(1) if self.by_position else self.exact
             others = ~np.isnan(self.estimate) & ~self.exact

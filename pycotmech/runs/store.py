@@ -38,16 +38,20 @@ _GRIDS = {
     "raw": ("f8", np.nan, "the metric of the run with this head patched"),
     "values": ("f4", np.nan, "raw on the scale corrupted 0, clean 1"),
     "effect": ("f4", np.nan, "distance from the base run on that scale, against the mean of the self-patches"),
+    "control": ("f4", np.nan, "effect with activations of another example; NaN where it was not measured"),
 }
 _SCALARS = {
     "clean_metric": ("f8", np.nan, "the metric of the clean run"),
     "corrupted_metric": ("f8", np.nan, "the metric of the corrupted run"),
     "noise_floor": ("f8", np.nan, "what rounding may change in an effect"),
+    "sham": ("f8", np.nan, "largest |effect| of a patch before the first difference; NaN where it was not measured"),
     "seconds": ("f8", np.nan, "wall time of the sweep"),
     "right": ("i1", -1, "1 if the model gets the step right, 0 if not, -1 if not graded"),
     "state": ("i1", 0, "0 pending, 1 finished, 2 skipped since the model gets the step wrong"),
 }
 _VARIABLES = _GRIDS | _SCALARS
+_OPTIONAL = ("control", "sham")
+"""What folders of earlier versions lack, and what may be NaN in a finished sweep."""
 _DATA = tuple(name for name in _VARIABLES if name not in ("right", "state"))
 
 
@@ -121,12 +125,14 @@ class SweepStore:
 
     def finish(self, example: int, steps: Sequence[int], sweeps: Sequence[Sweep], seconds: float) -> None:
         """Keeps the sweeps of some steps of an example, all or none of them. steps: their indices on the axis."""
-        found: dict[str, list[Any]] = {name: [getattr(sweep, name) for sweep in sweeps] for name in (*_GRIDS, "noise_floor")}
+        found: dict[str, list[Any]] = {
+            name: [getattr(sweep, name) for sweep in sweeps] for name in (*_GRIDS, "noise_floor", "sham")
+        }
         for name in ("clean_metric", "corrupted_metric"):
             found[name] = [float(getattr(sweep, name)[0]) for sweep in sweeps]
         found["seconds"] = [seconds] * len(sweeps)
         with uninterrupted():
-            for name in _DATA:
+            for name in (name for name in _DATA if name in self._arrays):
                 row = np.asarray(self._arrays[name][example])
                 row[list(steps)] = found[name]
                 self._write(name, example, row)
@@ -157,6 +163,9 @@ def read(folder: str | os.PathLike) -> xr.Dataset:
     arrays = _arrays(path, "r")
     data, repaired = _intact(path, arrays)
     group = open_group(path)
+    for name in _OPTIONAL:
+        if name not in data:
+            data[name] = np.full(data["raw" if name in _GRIDS else "noise_floor"].shape, np.nan, _VARIABLES[name][0])
     variables = {name: (_GRID if name in _GRIDS else _CELL, data[name], {"description": _VARIABLES[name][2]}) for name in data}
     try:
         coords: dict[str, Any] = {name: np.asarray(group[name][:]) for name in _GRID}  # type: ignore[index]
@@ -191,10 +200,11 @@ def _arrays(path: Path, mode: str) -> dict[str, zarr.Array]:
     except ValueError as error:
         raise ValueError(f"{error}. Move it away, or give another folder") from error
     axes = arrays["raw"].shape if "raw" in arrays else ()
-    for name in _VARIABLES:
+    present = [name for name in _VARIABLES if name in arrays or name not in _OPTIONAL]
+    for name in present:
         if name not in arrays or arrays[name].shape != axes[: 4 if name in _GRIDS else 2]:
             raise DamagedData(f"{path} lacks the array {name}, or it has another shape. Move it away, or give another folder")
-    return {name: arrays[name] for name in _VARIABLES}
+    return {name: arrays[name] for name in present}
 
 
 def _intact(path: Path, arrays: Mapping[str, zarr.Array]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
@@ -214,7 +224,7 @@ def _intact(path: Path, arrays: Mapping[str, zarr.Array]) -> tuple[dict[str, np.
     finished = stored == SweepState.FINISHED
     for name in ("clean_metric", "corrupted_metric", "noise_floor"):
         finished &= np.isfinite(data[name])
-    for name in _GRIDS:
+    for name in (name for name in _GRIDS if name not in _OPTIONAL):
         finished &= ~np.isnan(data[name]).all((2, 3))
     for name in _DATA:
         finished[repaired.get(name, [])] = False

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pycotmech.runs import ResultAxes, SweepState, SweepStore, read
+from pycotmech.runs import ResultAxes, SweepState, SweepStore, read, store
 from pycotmech.runs.progress import uninterrupted
 from pycotmech.runs.store import STORE, stored_identity
 
@@ -32,6 +32,8 @@ def sweep_of(seed: int) -> SimpleNamespace:
         clean_metric=np.array([1.5]),
         corrupted_metric=np.array([-0.5]),
         noise_floor=1e-6,
+        control=np.where(raw > 0, raw, np.nan).astype("f4"),
+        sham=0.0,
     )
 
 
@@ -55,6 +57,32 @@ def test_what_is_finished_comes_back_with_its_labels(tmp_path):
     assert data["right"].values.tolist() == [[-1, -1], [1, 0], [-1, -1]]
     assert np.isnan(data["raw"].sel(example=0)).all() and np.isnan(data["raw"].sel(example=1, step=9)).all()
     assert data.attrs["identity"] == SETTINGS == stored_identity(tmp_path)
+
+
+def test_controls_come_back_and_need_not_be_there(tmp_path):
+    results = created(tmp_path)
+    results.finish(0, [0], [sweep_of(3)], 1.0)
+    without = sweep_of(4)
+    without.control, without.sham = np.full((4, 3), np.nan, "f4"), np.nan
+    results.finish(0, [1], [without], 1.0)
+    data = read(tmp_path)
+    np.testing.assert_array_equal(data["control"][0, 0], sweep_of(3).control)
+    assert data["sham"].values[0].tolist()[:1] == [0.0] and np.isnan(data["sham"].values[0, 1])
+    assert SweepStore.resume(tmp_path).state().tolist()[0] == [1, 1]
+
+
+def test_a_folder_without_controls_is_read_and_continued(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        kept = {name: about for name, about in store._VARIABLES.items() if name not in ("control", "sham")}
+        earlier.setattr(store, "_VARIABLES", kept)
+        earlier.setattr(store, "_GRIDS", {name: about for name, about in kept.items() if name in store._GRIDS})
+        created(tmp_path)
+    SweepStore(tmp_path).finish(0, [0], [sweep_of(3)], 1.0)
+    results = SweepStore.resume(tmp_path)
+    results.finish(1, [0], [sweep_of(4)], 1.0)
+    data = read(tmp_path)
+    assert data["state"].values.tolist() == [[1, 0], [1, 0], [0, 0]]
+    assert np.isnan(data["control"]).all() and np.isnan(data["sham"]).all()
 
 
 def test_plain_xarray_opens_it(tmp_path):
