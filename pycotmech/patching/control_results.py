@@ -1,4 +1,4 @@
-"""What the controls of a sweep found: self-patches, patches from an unrelated prompt, and a position where runs do not differ."""
+"""What the controls of a sweep found: self-patches, patches from an unrelated prompt, and the sham position."""
 
 from __future__ import annotations
 
