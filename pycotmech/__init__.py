@@ -59,6 +59,7 @@ _EXPORTS = {
     "path_patch_all": "pycotmech.patching",
     "plan_paths": "pycotmech.patching",
     "plan_heads": "pycotmech.patching",
+    "read_pairs": "pycotmech.runs",
     "register_attention": "pycotmech.attention",
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import plan_heads as plan_heads
     from pycotmech.patching import plan_paths as plan_paths
     from pycotmech.patching import sweep as sweep
+    from pycotmech.runs import read_pairs as read_pairs
 
 
 def __getattr__(name: str):

@@ -27,7 +27,10 @@ Model = Annotated[
 ]
 # A path is a text here: of an empty text pathlib makes the current folder.
 Out = Annotated[str, plain("The results folder. An interrupted run in it is continued.", metavar="FOLDER")]
-_PAIRS = 'Your own prompts: a JSONL file of {"clean", "corrupted", "answer", "wrong", "name"}, as text or token ids.'
+_PAIRS = (
+    "Your own prompts: a JSONL, CSV or Parquet file, or a datasets folder, with clean, corrupted, answer, wrong and name "
+    "(docs/formats.md)."
+)
 Pairs = Annotated[str | None, plain(_PAIRS, metavar="FILE")]
 Examples = Annotated[int | None, task("The number of problems (10 by default; for paper 8).")]
 Shots = Annotated[int | None, task("The number of demonstrations before the problem (8 by default; for tiny-cot 4).")]

@@ -1,27 +1,27 @@
-"""Prompt pairs from a JSONL file, one object a line: {"clean", "corrupted", "answer", "wrong", "name"}."""
+"""Prompt pairs from a file, whatever its format (`pycotmech.runs.pair_files`), checked by one set of rules."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-_FIELDS = ("clean", "corrupted", "answer", "wrong", "name")
+from pycotmech.runs.pair_files.choose import reader_of
+from pycotmech.runs.pair_files.record import FIELDS, INDICES, Record
 
 
 def words_read(metric: str) -> tuple[str, ...]:
-    """Which of "answer" and "wrong" a metric reads; the others may be missing in a line."""
+    """Which of "answer" and "wrong" a metric reads; the others may be missing in a pair."""
     return {"prob": ("answer",), "logit_diff": ("answer", "wrong")}.get(metric, ())
 
 
 @dataclass(frozen=True)
 class PromptPair:
-    """One line of a pairs file.
+    """One pair of a file.
 
     clean, corrupted: text or token ids. answer, wrong: a word, a token id or None. name: for tables and figures; without
-    one in the file it is the line's number. where: "FILE, line N", for messages.
+    one in the file it is "line N" or "row N". where: "FILE, line N" or "FILE, row N", for messages.
     """
 
     clean: str | list[int]
@@ -33,39 +33,31 @@ class PromptPair:
 
 
 def read_pairs(path: str | PathLike, *, metric: str = "kl") -> list[PromptPair]:
-    """Reads the pairs of a JSONL file and checks them as far as that is possible without a model; empty lines are skipped.
+    """Reads the pairs of a file and checks them as far as that is possible without a model.
 
-    metric: what they are for; "prob" needs an answer in each line, "logit_diff" an answer and a wrong one.
-    Raises FileNotFoundError, or ValueError naming the file, the line and the field.
+    path: by the ending of its name, otherwise by its content,
+        - a JSONL file, an object a line with clean and corrupted, and as needed answer, wrong, name;
+        - a CSV file (.tsv: tab-separated) with columns of these names;
+        - a Parquet file with such columns (needs pyarrow);
+        - a folder that `datasets.Dataset.save_to_disk` wrote, with such columns (needs pyarrow).
+        EAP-IG's `correct_idx` and `incorrect_idx` stand for answer and wrong as token ids. Other columns of a table are left
+        out; an unknown field of a JSONL object is an error.
+    metric: what they are for; "prob" needs an answer in each pair, "logit_diff" an answer and a wrong one.
+    Raises FileNotFoundError; ImportError saying what to install; or ValueError naming the file, the line or row, and the field.
+    Cost: the whole file is read into memory. Nothing in it is run or unpickled.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"pairs: there is no file {path} (seen from {Path.cwd()})")
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"pairs: {path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    out: list[PromptPair] = []
-    # Not splitlines: it also cuts at characters that may occur inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            out.append(_pair(line, f"{path}, line {number}", number, metric))
+    reader = reader_of(path)
+    out = [_pair(record, metric) for record in reader.read(path)]
     if not out:
-        raise ValueError(f"pairs: {path} holds no pair; expected a JSON object a line")
+        raise ValueError(f"pairs: {path} holds no pair; expected {reader.expected}")
     return out
 
 
-def _pair(line: str, where: str, number: int, metric: str) -> PromptPair:
-    try:
-        found = json.loads(line, object_pairs_hook=lambda fields: _fields_once(fields, where))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError(f"{where}: not valid JSON (nested too deeply)") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{where}: expected a JSON object with clean and corrupted, got {type(found).__name__}")
-    if unknown := sorted(set(found) - set(_FIELDS)):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(_FIELDS)}")
+def _pair(record: Record, metric: str) -> PromptPair:
+    found, where = _named_once(record.fields, record.where), record.where
     for field in ("clean", "corrupted", *words_read(metric)):
         if found.get(field) is None:
             why = "" if field in ("clean", "corrupted") else f"; metric {metric!r} needs it"
@@ -77,22 +69,26 @@ def _pair(line: str, where: str, number: int, metric: str) -> PromptPair:
     name = found.get("name")
     if name is not None and not isinstance(name, str):
         raise ValueError(f"{where}: field 'name': expected a string, got {name!r}")
-    for field in _FIELDS:
+    for field in FIELDS:
         value = found.get(field)
         if isinstance(value, str) and not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
             raise ValueError(f"{where}: field {field!r} holds half of a surrogate pair, which is not text")
     if found["clean"] == found["corrupted"]:
         raise ValueError(f"{where}: fields 'clean' and 'corrupted' are the same; expected prompts that differ")
-    return PromptPair(
-        found["clean"], found["corrupted"], found.get("answer"), found.get("wrong"), name or f"line {number}", where
-    )
+    return PromptPair(found["clean"], found["corrupted"], found.get("answer"), found.get("wrong"), name or record.name, where)
 
 
-def _fields_once(fields: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found = dict(fields)
-    if len(found) < len(fields):
-        names = [name for name, _ in fields]
-        raise ValueError(f"{where}: field {next(n for n in names if names.count(n) > 1)!r} is given twice")
+def _named_once(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields with EAP-IG's names for token ids replaced by ours."""
+    found = {name: value for name, value in fields.items() if name not in INDICES}
+    for index, field in INDICES.items():
+        if (value := fields.get(index)) is None:
+            continue
+        if found.get(field) is not None:
+            raise ValueError(f"{where}: fields {field!r} and {index!r} are both given; expected one of them")
+        if not (_is_id(value) and value >= 0):
+            raise ValueError(f"{where}: field {index!r}: expected a token id, got {value!r:.60}")
+        found[field] = value
     return found
 
 

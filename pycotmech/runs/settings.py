@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pycotmech import __version__
+from pycotmech.runs.pair_files.choose import digest_of
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -40,7 +41,7 @@ _IN_NO_NUMBER = {"_name_or_path", "transformers_version", "architectures", "dtyp
 class Settings:
     """What a run does. None means the default of the task (10 examples, all steps, 8 shots, 2 hops, ...).
 
-    pairs: a JSONL file of the user's own prompt pairs instead of the task; the task's fields have no meaning with it.
+    pairs: a file of the user's own prompt pairs (`read_pairs`) instead of the task; the task's fields have no meaning with it.
     positions: where heads are patched, negative from the end; None: everywhere.
     """
 
@@ -127,7 +128,7 @@ class Settings:
         """What two runs must agree on to share a results folder. Threads and memory change nothing beyond rounding."""
         out: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "device": self.device}
         if self.pairs is not None:
-            out["pairs"] = f"{self.pairs.name} (sha256 {hashlib.sha256(self.pairs.read_bytes()).hexdigest()[:16]})"
+            out["pairs"] = f"{self.pairs.name} (sha256 {digest_of(self.pairs)[:16]})"
             out["seed"] = self.seed
         else:
             out |= {"examples": self.n_examples, "steps": self.chosen_steps, **self.task()}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import pycotmech as pcm
-from tests.cli.prompts import CLEAN, CORRUPTED
+from tests.cli.prompts import CLEAN, CORRUPTED, pairs_file
 
 
 def test_sweep_of_one_pair(shell):
@@ -47,3 +47,13 @@ def test_files_that_cannot_be_written_are_named_before_the_model_is_loaded(shell
     code, _, err = shell("sweep", *pair, option, tmp_path / "file" / "below")
     assert code == 2 and f"{option[2:]}: " in err and "is a file; expected a folder" in err
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
+
+
+def test_pairs_of_a_csv_file_are_those_of_a_jsonl_file(shell, tmp_path):
+    (tmp_path / "pairs.csv").write_text(f"clean,corrupted\n{CLEAN},{CORRUPTED}\n", "utf-8")
+    jsonl = pairs_file(tmp_path, {"clean": CLEAN, "corrupted": CORRUPTED})
+    code, out, _ = shell("sweep", "--model", "tiny-cot", "--pairs", tmp_path / "pairs.csv", "--top", "3")
+    assert code == 0 and out == shell("sweep", "--model", "tiny-cot", "--pairs", jsonl, "--top", "3")[1]
+    (tmp_path / "pairs.csv").write_text("clean,corrupted\n\x1b[2J,\x1b[2J\n", "utf-8")
+    code, _, err = shell("sweep", "--model", "tiny-cot", "--pairs", tmp_path / "pairs.csv")
+    assert code == 2 and "pairs.csv, line 2: fields 'clean' and 'corrupted' are the same" in err and err.count("\n") == 1
