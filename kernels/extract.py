@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, load_rows, visible
+from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, joined, load_rows, visible
 
 MAX_TOPK = 8
 FUSED_SEGMENTS = 32
@@ -128,14 +128,14 @@ def _walk(
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window", "seg_base", "n_seg", "n_read", "G", "C"])
 def extract_kernel(
-    Q, K, V, SEG, READ, STARTS, Z, LSE, PMAX, ENT, MASS, OUT, TOP_P, TOP_I,
+    Q, K, V, SEG, READ, STARTS, SINKS, Z, LSE, PMAX, ENT, MASS, OUT, TOP_P, TOP_I,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_sb, stride_rb, stride_rh, stride_rt, stride_zb, stride_zh, stride_zt,
     H, T, S, scale, softcap, window, seg_base, n_seg, G, n_read, C,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, PREC: tl.constexpr, WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr,
     CP: tl.constexpr, TOPK: tl.constexpr, KP: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
-    BANDED: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr,
+    BANDED: tl.constexpr, CAP: tl.constexpr, SINK: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M query rows of one head of one sequence.
 
@@ -204,16 +204,25 @@ def extract_kernel(
 
     row = bh.to(tl.int64) * T + o_m
     m_empty = b_m < SEEN
-    inv = tl.where(m_empty, 0.0, 1.0 / b_l)
+    alone = tl.where(m_empty, 0.0, 1.0 / b_l)
+    inv = alone
+    b_log = b_m * c + tl.log2(b_l)
+    if SINK:
+        b_all, rise, share = joined(b_log, m_empty, tl.load(SINKS + h))
+        inv = alone * share
+    else:
+        b_all = tl.where(m_empty, float("-inf"), b_log)
     if WITH_Z:
         o_d = tl.arange(0, DP)
         z = tl.where(m_empty[:, None], 0.0, b_z * inv[:, None])
         p_z = Z + b.to(tl.int64) * stride_zb + h.to(tl.int64) * stride_zh + o_m.to(tl.int64)[:, None] * stride_zt
         tl.store(p_z + o_d[None, :], z.to(Z.dtype.element_ty), mask=m_row[:, None] & (o_d < D)[None, :])
-        tl.store(LSE + row, tl.where(m_empty, float("-inf"), (b_m * c + tl.log2(b_l)) * LN2), mask=m_row)
+        tl.store(LSE + row, b_all * LN2, mask=m_row)
         tl.store(PMAX + row, inv, mask=m_row)
     if ENTROPY:
-        ent = (tl.log2(b_l) - b_u * inv) * LN2
+        ent = (tl.log2(b_l) - b_u * alone) * LN2
+        if SINK:  # weights w p of a softmax p, w the keys' share: -sum w p ln (w p) = w (entropy of p - ln w)
+            ent = (ent + rise * LN2) * share
         tl.store(ENT + row, tl.where(m_empty, 0.0, ent), mask=m_row)
     if GP > 0:
         o_g = tl.arange(0, GP)
@@ -237,7 +246,7 @@ def extract_kernel(
             used = used & (~m_taken)
 
 
-def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, *, kind, g0=0, g=0, c0=0, c=0, topk=0):
+def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, sinks, *, kind, g0=0, g=0, c0=0, c=0, topk=0):
     """One launch into `out`: g segments from g0 on, c readout features from c0 on, the top keys, and z if in `kind`."""
     z, lse, pmax, ent, mass, read, top_p, top_i = out
     B, H, T, D = q.shape
@@ -254,18 +263,18 @@ def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, *, 
         read_strides = (*(readout.stride(i) if readout.shape[i] > 1 else 0 for i in (0, 1)), readout.stride(2))
     extract_kernel[(triton.cdiv(T, config.block_m), B * H)](
         *tensors, segments if g else lse, readout[..., c0:] if c else lse, lse if starts is None else starts,
-        z, lse, pmax, ent, mass, read[..., c0:] if c else lse, top_p, top_i,
+        lse if sinks is None else sinks, z, lse, pmax, ent, mass, read[..., c0:] if c else lse, top_p, top_i,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], segment_stride, *read_strides, *z.stride()[:3],
         H, T, k.shape[2], scale, softcap, window or launch.NO_WINDOW, g0, g, mass.shape[-1], c, read.shape[-1],
         GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
         PREC=config.precision, WITH_Z=with_z, ENTROPY=with_z and ent.numel() > 0, GP=configs.columns(g, q.dtype),
         CP=configs.columns(c, q.dtype), TOPK=topk, KP=triton.next_power_of_2(max(topk, 1)), PARTS=config.parts,
-        PADDED=starts is not None, BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=config.tma,
-        num_warps=config.warps, num_stages=config.stages,
+        PADDED=starts is not None, BANDED=starts is not None or window > 0, CAP=softcap > 0, SINK=sinks is not None,
+        TMA=config.tma, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
 
 
-def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy, topk, window, softcap):
+def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy, topk, window, softcap, sinks=None):
     """The CUDA side of `pycotmech::attn_extract`; the op's public function has checked the arguments."""
     if not 0 <= topk <= MAX_TOPK:
         raise ValueError(f"topk must be 0 to {MAX_TOPK} in the one pass (attn_topk finds more), got {topk}")
@@ -287,7 +296,7 @@ def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy,
         return out
     if segments is not None:
         segments = segments.contiguous()
-    args = (out, q, k, v, segments, readout, starts, scale, window, softcap)
+    args = (out, q, k, v, segments, readout, starts, scale, window, softcap, sinks)
     fused = G if G <= FUSED_SEGMENTS else 0
     _launch(*args, kind="segments" if fused else "plain", g=fused)
     for at in range(0, max(G - fused, C), MAX_COLUMNS):

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, load_rows
+from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, joined, load_rows
 
 MANY_ROWS = 128 * 128
 """From so many rows times heads on, the larger tiles occupy every multiprocessor."""
@@ -61,12 +61,12 @@ def _attend(
 
 @triton.jit(do_not_specialize=["R", "H", "window"])
 def prefix_kernel(
-    Q, KF, VF, KS, VS, KO, VO, ROWS, CUTS, CUT_LO, Z, LSE,
+    Q, KF, VF, KS, VS, KO, VO, ROWS, CUTS, CUT_LO, SINKS, Z, LSE,
     stride_qr, stride_qh, stride_kst, stride_ksh, stride_vst, stride_vsh, stride_kot, stride_koh, stride_vot,
     stride_voh, stride_zr, stride_zh, R, H, scale, softcap, window,
     GROUP: tl.constexpr, GROUP_P: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr, HAS_CUTS: tl.constexpr,
-    CAP: tl.constexpr, TMA: tl.constexpr,
+    CAP: tl.constexpr, SINK: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R rows times the query heads of one key head: BLOCK_M query vectors, lane by lane.
 
@@ -160,11 +160,17 @@ def prefix_kernel(
         )  # fmt: skip
 
     m_empty = b_m < SEEN
-    z = tl.where(m_empty[:, None], 0.0, b_z / b_l[:, None])
+    b_log = b_m * c + tl.log2(b_l)
+    z = b_z / b_l[:, None]
+    if SINK:
+        b_all, _, share = joined(b_log, m_empty, tl.load(SINKS + h, mask=m_row, other=0.0))
+        z = z * share[:, None]
+    else:
+        b_all = tl.where(m_empty, float("-inf"), b_log)
+    z = tl.where(m_empty[:, None], 0.0, z)
     p_z = Z + row.to(tl.int64) * stride_zr + h.to(tl.int64) * stride_zh
     tl.store(p_z[:, None] + o_d[None, :], z.to(Z.dtype.element_ty), mask=m_row[:, None] & m_d)
-    b_lse = tl.where(m_empty, float("-inf"), (b_m * c + tl.log2(b_l)) * LN2)
-    tl.store(LSE + row.to(tl.int64) * H + h, b_lse, mask=m_row)
+    tl.store(LSE + row.to(tl.int64) * H + h, b_all * LN2, mask=m_row)
 
 
 def _by_row(cuts, n_rows):
@@ -174,7 +180,7 @@ def _by_row(cuts, n_rows):
     return cuts, torch.searchsorted(cuts[:, 0].contiguous(), at, out_int32=True)
 
 
-def prefix_attn(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts):
+def prefix_attn(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts, sinks=None):
     """The CUDA side of `pycotmech::prefix_attn`; the op's public function has checked the arguments."""
     q, scale = launch.positive_scale(q, scale)
     R, H, D = q.shape
@@ -194,11 +200,11 @@ def prefix_attn(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softca
         shared = [launch.descriptor(x, [config.block_n, 1, DP]) for x in shared]
     cut_args = _by_row(cuts, R) if has_cuts else (rows, rows)
     prefix_kernel[(triton.cdiv(R, block_r), Hkv)](
-        q, *shared, k_shared, v_shared, k_own, v_own, rows.contiguous(), *cut_args, z, lse,
+        q, *shared, k_shared, v_shared, k_own, v_own, rows.contiguous(), *cut_args, lse if sinks is None else sinks, z, lse,
         *q.stride()[:2], *k_shared.stride()[:2], *v_shared.stride()[:2], *k_own.stride()[:2], *v_own.stride()[:2],
         *z.stride()[:2], R, H, scale, softcap, window or launch.NO_WINDOW,
         GROUP=group, GROUP_P=group_p, D=D, DP=DP, BLOCK_R=block_r, BLOCK_N=config.block_n, STAGES=config.stages,
-        PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0, TMA=config.tma, num_warps=config.warps,
-        num_stages=config.stages,
+        PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0, SINK=sinks is not None, TMA=config.tma,
+        num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return z, lse

@@ -46,6 +46,16 @@ def visible(at, key, first, window):
 
 
 @triton.jit
+def joined(b_log, m_empty, sink):
+    """A row's normaliser over its keys, joined by its head's sink: (log2 of both, by how much the sink raised it, the share
+    of the weights that the keys keep). b_log: log2 of the keys' sum of exponentials; m_empty: rows that see no key."""
+    b_sink = sink * LOG2E
+    above = b_sink - b_log
+    rise = tl.maximum(above, 0.0) + tl.log2(1.0 + tl.exp2(-tl.abs(above)))
+    return tl.where(m_empty, b_sink, b_log + rise), rise, tl.exp2(-rise)
+
+
+@triton.jit
 def bf16_part(x):
     """The leading bfloat16 part of a float32 value, and what is left of it."""
     hi = x.to(tl.bfloat16)

@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "core/sink.h"
+
 namespace pcm {
 namespace {
 
@@ -216,12 +218,16 @@ class Extractor {
         const int64_t i = (t.r0 + r) / group, h = t.hk * group + (t.r0 + r) % group;
         const int64_t row = (t.b * a.H + h) * a.T + i;
         const float* acc = acc_.data() + r * ld_;
-        const float inv = l_[r] != 0 ? 1 / l_[r] : 0;
-        x.engine_.vec.from_f32(static_cast<char*>(a.z) + row * a.D * size, a.type, acc, a.D, inv);
+        const bool seen = l_[r] != 0;
         const double log_l = std::log(static_cast<double>(l_[r]));
-        a.lse[row] = l_[r] != 0 ? static_cast<float>(static_cast<double>(m_[r]) * a.unit() + log_l) : -kInf;
+        const Normaliser whole = joined(seen ? static_cast<double>(m_[r]) * a.unit() + log_l : -kInf, a.sinks, h);
+        const float alone = seen ? 1 / l_[r] : 0, inv = alone * static_cast<float>(whole.share);
+        x.engine_.vec.from_f32(static_cast<char*>(a.z) + row * a.D * size, a.type, acc, a.D, inv);
+        a.lse[row] = static_cast<float>(whole.lse);
         a.pmax[row] = inv;
-        if (a.entropy != nullptr) a.entropy[row] = l_[r] != 0 ? static_cast<float>(log_l - u_[r] * inv) : 0;
+        // Weights w p of a softmax p, w the keys' share: -sum w p ln (w p) = w (entropy of p - ln w).
+        if (a.entropy != nullptr)
+          a.entropy[row] = seen ? static_cast<float>(whole.share * (log_l - u_[r] * alone + whole.rise)) : 0;
         const float* read = acc + n_padded(a.D);
         for (int64_t c = 0; c < a.C; c++) a.read[row * a.C + c] = read[c] * inv;
         const float* mass = x.onehot_ ? read + a.C : read + n_padded(x.columns_);

@@ -14,6 +14,7 @@ struct ExtractArgs : Attn {
   const float* readout = nullptr;  // [B|1][H|1][S][C]: a stride of 0 where there is one for all
   int64_t readout_batch = 0, readout_head = 0, readout_key = 0, C = 0;
   int topk = 0;  // 0 to kInlineTopk
+  const float* sinks = nullptr;  // [H], logits without a value; null: none
   // Contiguous results, [B][H][T] and a last dim; entropy may be null.
   void* z = nullptr;
   float *lse = nullptr, *pmax = nullptr, *entropy = nullptr, *mass = nullptr, *read = nullptr, *topk_p = nullptr;

@@ -13,6 +13,7 @@
 
 #include "core/gemm.h"
 #include "core/scratch.h"
+#include "core/sink.h"
 #include "core/vec.h"
 
 namespace pcm {
@@ -408,15 +409,17 @@ class Kernel {
       S* z = static_cast<S*>(a_.z);
       for (int64_t i = 0; i < count_; i++)
         for (int64_t g = 0; g < k_.group_; g++) {
-          const int64_t r = i * k_.group_ + g, out = order_[i] * a_.H + hk_ * k_.group_ + g;
+          const int64_t r = i * k_.group_ + g, h = hk_ * k_.group_ + g, out = order_[i] * a_.H + h;
           if (l_[r] == 0) {
             std::memset(static_cast<void*>(z + out * a_.D), 0, a_.D * sizeof(S));
-            a_.lse[out] = -std::numeric_limits<float>::infinity();
+            a_.lse[out] = a_.sinks == nullptr ? -std::numeric_limits<float>::infinity() : a_.sinks[h];
             continue;
           }
-          k_.vec_.from_f32(z + out * a_.D, a_.type, acc_.data() + r * d_cols_, a_.D, 1.f / l_[r]);
           const double scale = a_.softcap > 0 ? 1. : a_.scale;
-          a_.lse[out] = static_cast<float>(m_[r] * scale + std::log(l_[r]));
+          const Normaliser whole = joined(m_[r] * scale + std::log(l_[r]), a_.sinks, h);
+          const float inv = 1.f / l_[r] * static_cast<float>(whole.share);
+          k_.vec_.from_f32(z + out * a_.D, a_.type, acc_.data() + r * d_cols_, a_.D, inv);
+          a_.lse[out] = static_cast<float>(whole.lse);
         }
     }
 

@@ -26,6 +26,7 @@ struct PrefixAttn {
   float scale;
   int64_t window;  // 0: none
   float softcap;   // 0: none
+  const float* sinks = nullptr;  // [H], logits without a value; null: none
   void* z;         // [R][H][D], contiguous, of `type`
   float* lse;      // [R][H]
 };

@@ -8,7 +8,7 @@ using namespace pcm;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attn_extract(
     const Tensor& q, const Tensor& k, const Tensor& v, const Maybe& segments, int64_t n_segments, const Maybe& readout,
-    const Maybe& starts, double scale, bool entropy, int64_t topk, int64_t window, double softcap) {
+    const Maybe& starts, double scale, bool entropy, int64_t topk, int64_t window, double softcap, const Maybe& sinks) {
   ExtractArgs a;
   fill_attn(a, q, k, starts, scale, window, softcap);
   STD_TORCH_CHECK(v.scalar_type() == q.scalar_type() && v.dim() == 4 && v.size(0) == a.B && v.size(1) == a.Hkv &&
@@ -37,6 +37,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attn_
   }
   STD_TORCH_CHECK(topk >= 0 && topk <= kInlineTopk, "topk must be 0 to 8; attn_topk finds more");
   a.topk = static_cast<int>(topk);
+  if (sinks.has_value()) {
+    STD_TORCH_CHECK(sinks->scalar_type() == ScalarType::Float && sinks->dim() == 1 && sinks->size(0) == a.H &&
+                        sinks->is_contiguous(),
+                    "sinks must be contiguous float32 [H]");
+    a.sinks = static_cast<const float*>(sinks->const_data_ptr());
+  }
 
   const auto wide = [&](std::initializer_list<int64_t> shape) { return new_tensor(q, shape, ScalarType::Float); };
   Tensor z = new_tensor(q, {a.B, a.H, a.T, a.D}, q.scalar_type());

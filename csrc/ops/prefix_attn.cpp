@@ -44,7 +44,8 @@ Tensor table(const char* name, const Tensor& x) {
 
 std::tuple<Tensor, Tensor> prefix_attn(const Tensor& q, const Tensor& k_shared, const Tensor& v_shared,
                                        const Tensor& k_own, const Tensor& v_own, const Tensor& rows, double scale,
-                                       int64_t window, double softcap, const std::optional<Tensor>& cuts) {
+                                       int64_t window, double softcap, const std::optional<Tensor>& cuts,
+                                       const std::optional<Tensor>& sinks) {
   STD_TORCH_CHECK(q.dim() == 3 && k_own.dim() == 3, "prefix_attn: q and k_own must have three dims");
   pcm::PrefixAttn a;
   a.type = type_of(q);
@@ -73,6 +74,12 @@ std::tuple<Tensor, Tensor> prefix_attn(const Tensor& q, const Tensor& k_shared, 
                     "prefix_attn: cuts[", e, "] names no row or head of q");
   STD_TORCH_CHECK(window >= 0 && softcap >= 0, "prefix_attn: window and softcap must be 0 or positive");
   a.scale = static_cast<float>(scale), a.window = window, a.softcap = static_cast<float>(softcap);
+  if (sinks) {
+    STD_TORCH_CHECK(sinks->scalar_type() == ScalarType::Float && sinks->dim() == 1 && sinks->size(0) == a.H &&
+                        sinks->is_contiguous(),
+                    "prefix_attn: sinks must be contiguous float32 [H]");
+    a.sinks = sinks->const_data_ptr<float>();
+  }
   Tensor z = torch::stable::new_empty(q, {a.R, a.H, a.D});
   Tensor lse = torch::stable::new_empty(q, {a.R, a.H}, ScalarType::Float);
   a.z = z.mutable_data_ptr();

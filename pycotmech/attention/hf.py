@@ -126,7 +126,9 @@ def attention_forward(
         keys = RealKeys.of(attention_mask)
         key, value = key[:, :, : keys.end], value[:, :, : keys.end]
     capture = active_capture.get()
-    attention = LayerAttention(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap=softcap or 0.0)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    sinks = options.get("s_aux")
+    attention = LayerAttention(scale, softcap=softcap or 0.0, sinks=None if sinks is None else sinks.detach())
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
@@ -183,8 +185,6 @@ def _refuse(module: nn.Module, mask: Tensor | None, dropout: float, S: int, opti
         raise ValueError(f"attn_implementation 'pycotmech': dropout {dropout} in training mode; call model.eval() first")
     if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise NotImplementedError("attn_implementation 'pycotmech': attention that is not causal; use 'sdpa'")
-    if options.get("s_aux") is not None:
-        raise NotImplementedError("attn_implementation 'pycotmech': learned attention sinks; use 'eager'")
     window = options.get("sliding_window")
     if window is not None and window < S:
         raise NotImplementedError(f"attn_implementation 'pycotmech': a sliding window of {window} tokens; use 'sdpa'")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-_ROW_STATISTICS = ("entropy", "lse", "largest")
+_ROW_STATISTICS = ("entropy", "lse", "largest", "sink")
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class AttentionSummary:
     """
 
     mass: NDArray
-    """[L, H, R, G]: the share of a row's attention on the keys of each segment."""
+    """[L, H, R, G]: the share of a row's attention on the keys of each segment, of which a sink takes its own (`sink`)."""
     segment_names: tuple[str, ...]
     entropy: NDArray | None
-    """[L, H, R], nats."""
+    """[L, H, R], nats: the sum over the keys of -p ln p."""
     lse: NDArray
-    """[L, H, R]: natural log of the sum of exponentials of the scaled scores; with it a single weight is exp(score - lse)."""
+    """[L, H, R]: natural log of the sum of exponentials of the scaled scores (and the sink); a single weight is
+    exp(score - lse)."""
     largest: NDArray
     """[L, H, R]: the largest weight of the row."""
     top_keys: NDArray[np.int32]
@@ -49,6 +50,9 @@ class AttentionSummary:
     labels: NDArray[np.int32] = field(repr=False)
     """[T] or [B, T]: the segment of each key, an index of segment_names, or -1."""
     model_name: str = ""
+    sink: NDArray | None = None
+    """[L, H, R]: the share of a row's attention that its head's sink takes, a learned logit without a value; None for models
+    without sinks. No segment has it: where segments hold every key, the masses of a row and its sink add up to 1."""
 
     @property
     def batched(self) -> bool:
@@ -71,7 +75,7 @@ class AttentionSummary:
         mass = self.over_rows(self.mass, rows)
         for g, name in enumerate(self.segment_names):
             frame[f"mass_{name}"] = mass[..., g].ravel()
-        for name in ("entropy", "largest"):
+        for name in ("entropy", "largest", "sink"):
             if (values := getattr(self, name)) is not None:
                 frame[name] = self.over_rows(values[..., None], rows).ravel()
         return frame
@@ -112,6 +116,7 @@ class AttentionSummary:
             "entropy": (*head, "row"),
             "lse": (*head, "row"),
             "largest": (*head, "row"),
+            "sink": (*head, "row"),
             "top_keys": (*head, "row", "rank"),
             "top_weights": (*head, "row", "rank"),
             "received": (*head, "key"),

@@ -28,6 +28,7 @@ class LayerStatistics(NamedTuple):
     top_weights: Tensor  # [B, H, R, k]
     received: Tensor | None  # [B, H, S]
     read: Tensor | None  # [B, H, R, C]
+    sink: Tensor | None = None  # [B, H, R], of layers with attention sinks
 
 
 @dataclass(frozen=True)
@@ -130,5 +131,6 @@ def read_layer(
         top_weights=kept(top_p, first),
         received=received,
         read=None if wanted.readout is None else kept(out.read, offset),
+        sink=None if attention.sinks is None else (attention.sinks.to(lse)[:, None] - kept(out.lse, offset)).exp(),
     )
     return out.z, statistics

@@ -341,4 +341,4 @@ class SourceValues:
         family.rotate(l, bases.angles, slice(first, read + 1), k)
         wide = family.resid_dtype  # before `first` the source run is the base run
         k_all = torch.cat((bases.k[l][keys : keys + first, kv], k[:, 0])).to(wide)
-        return family.attention(l).weights(q[:, 0].to(wide) @ k_all.T, position)
+        return family.attention(l).weights(q[:, 0].to(wide) @ k_all.T, position, head)

@@ -57,6 +57,11 @@ def weights(
     return torch.where(visible(at, k.shape[2], starts, window), p, 0.0)
 
 
+def joined(lse: Tensor, sinks: Tensor | None) -> Tensor:
+    """The normalisers [..., H, R] of the keys' scores with the sinks [H] among them."""
+    return lse if sinks is None else torch.logaddexp(lse, sinks[:, None].to(lse.dtype))
+
+
 def positions(q: Tensor, k: Tensor) -> Tensor:
     """Key positions of the T queries: the last T of S."""
     return torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
@@ -160,6 +165,19 @@ def check_attention(
     if not abs(scale) < float("inf"):
         raise ValueError(f"scale must be finite, got {scale}")
     return scale
+
+
+def check_sinks(sinks: Tensor | None, H: int, like: Tensor) -> Tensor | None:
+    """The sinks [H] of the query heads as the kernels take them, contiguous in the wide dtype."""
+    if sinks is None:
+        return None
+    if not sinks.is_floating_point():
+        raise TypeError(f"sinks must be floating-point, got {sinks.dtype}")
+    if tuple(sinks.shape) != (H,):
+        raise ValueError(f"sinks must be [{H}], one for each head of q, got {list(sinks.shape)}")
+    if sinks.device != like.device:
+        raise ValueError(f"sinks is on {sinks.device}, q on {like.device}")
+    return sinks.to(wide(like.dtype)).contiguous()
 
 
 def check_lse(lse: Tensor, q: Tensor) -> None:

@@ -19,9 +19,9 @@ class Extract(NamedTuple):
     """What `attn_extract` found. Statistics are float32 (float64 for float64 inputs); what was not asked has size 0."""
 
     z: Tensor  # [B, H, T, D] sum_j p_j v_j, in the dtype of q
-    lse: Tensor  # [B, H, T] log of the sum of exponentials of the scores, natural logarithm; -inf: no key seen
-    pmax: Tensor  # [B, H, T] largest weight
-    entropy: Tensor  # [B, H, T] -sum_j p_j ln p_j, nats
+    lse: Tensor  # [B, H, T] log of the sum of exponentials of the scores and the sink; -inf: neither key nor sink
+    pmax: Tensor  # [B, H, T] largest weight of a key
+    entropy: Tensor  # [B, H, T] -sum_j p_j ln p_j over the keys, nats
     mass: Tensor  # [B, H, T, G] weight on the keys of each segment
     read: Tensor  # [B, H, T, C] sum_j p_j readout_j
     topk_p: Tensor  # [B, H, T, K] largest weights, descending; unused slots 0
@@ -41,12 +41,13 @@ def reference(
     topk: int,
     window: int,
     softcap: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, H, T, _ = q.shape
     dtype = common.wide(q.dtype)
     seen = common.visible(common.positions(q, k), k.shape[2], starts, window)  # [B|1, 1, T, S]
     s = common.scores(q, k, scale, softcap)  # [B, H, T, S]
-    lse = s.masked_fill(~seen, -torch.inf).logsumexp(-1)
+    lse = common.joined(s.masked_fill(~seen, -torch.inf).logsumexp(-1), sinks)
     log_p = torch.where(seen, s - lse[..., None], 0.0)
     p = torch.where(seen, log_p.exp(), 0.0)
     z = (p @ common.grouped(v.to(dtype), H)).to(q.dtype)
@@ -75,6 +76,7 @@ def fake(
     topk: int,
     window: int,
     softcap: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype, rows = common.wide(q.dtype), q.shape[:3]
     wide = [
@@ -93,7 +95,7 @@ def fake(
 
 _op = define(
     "attn_extract(Tensor q, Tensor k, Tensor v, Tensor? segments, int n_segments, Tensor? readout, Tensor? starts, "
-    "float scale, bool entropy, int topk, int window, float softcap) -> "
+    "float scale, bool entropy, int topk, int window, float softcap, Tensor? sinks=None) -> "
     "(Tensor z, Tensor lse, Tensor pmax, Tensor entropy, Tensor mass, Tensor read, Tensor topk_p, Tensor topk_i)",
     reference,
     fake,
@@ -116,6 +118,7 @@ def attn_extract(
     topk: int = 0,
     window: int = 0,
     softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Extract:
     """Causal attention with statistics of its weights: the output z, and of each row what its weights look like.
 
@@ -129,8 +132,12 @@ def attn_extract(
     topk: how many of the heaviest keys to name, 0 to 64; above 8 they are found in a second pass (`attn_topk`).
     window: a query sees only this many keys, itself included; 0: all before it.
     softcap: scores become softcap * tanh(score / softcap); 0: left as they are.
+    sinks: floating-point [H] or None; a logit of each query head that takes part of the softmax and has no value (gpt-oss). It
+        is neither scaled nor capped, and no window takes it away. It is part of lse and of no other statistic: the weights of a
+        row add up to 1 - exp(sink - lse), and so do its masses over all keys; entropy is the sum over the keys alone.
+        `attn_colsum`, `attn_rows`, `attn_entries` and `attn_topk` take this lse, and need no sinks of their own.
 
-    Returns `Extract`. A row that sees no key: z 0, lse -inf, pmax, entropy and masses 0, index -1.
+    Returns `Extract`. A row that sees no key: z 0, lse -inf (the sink, if there is one), pmax, entropy and masses 0, index -1.
     Raises TypeError and ValueError that name the argument.
     Cost: that of flash attention plus a few per cent; memory O(S D) besides the results. Entropy is accumulated about the
     running maximum (Dao 2023, FlashAttention-2, for the maximum; the shifted sum keeps full relative precision).
@@ -163,7 +170,9 @@ def attn_extract(
     inline = topk if topk <= INLINE_TOPK else 0
     run = reference if q.dtype == torch.float64 else _op
     starts = None if starts is None else starts.contiguous()
-    out = Extract(*run(q, k, v, segments, n_segments, readout, starts, scale, entropy, inline, window, softcap))
+    sinks = common.check_sinks(sinks, H, q)
+    options = (readout, starts, scale, entropy, inline, window, softcap, sinks)
+    out = Extract(*run(q, k, v, segments, n_segments, *options))
     if topk > inline:
         p, i = attn_topk(q, k, out.lse, topk=topk, starts=starts, scale=scale, window=window, softcap=softcap)
         out = out._replace(topk_p=p, topk_i=i)

@@ -20,6 +20,7 @@ def reference(
     window: int,
     softcap: float,
     cuts: Tensor | None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     H, dtype = q.shape[1], common.wide(q.dtype)
     z = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
@@ -48,7 +49,7 @@ def reference(
                 heads = slice(None) if h < 0 else slice(h, h + 1)
                 seen[heads, i] &= ~((at[i] >= lo) & (at[i] < hi))
         s = s.masked_fill(~seen, -torch.inf)
-        top = torch.logsumexp(s, -1)  # -inf where no key is seen
+        top = common.joined(torch.logsumexp(s, -1), sinks)  # -inf where there is neither key nor sink
         p = (s - torch.where(top.isinf(), 0.0, top)[..., None]).exp()
         v = torch.cat((v_shared[shared : shared + len(parts[0])], v_own[own : own + len(parts[1])]))
         v = common.grouped(v.to(dtype).transpose(0, 1)[None], H)[0]  # [H, S, D]
@@ -68,13 +69,14 @@ def fake(
     window: int,
     softcap: float,
     cuts: Tensor | None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(q.shape[:2], dtype=common.wide(q.dtype))
 
 
 _op = define(
     "prefix_attn(Tensor q, Tensor k_shared, Tensor v_shared, Tensor k_own, Tensor v_own, Tensor rows, float scale, "
-    "int window, float softcap, Tensor? cuts) -> (Tensor z, Tensor lse)",
+    "int window, float softcap, Tensor? cuts, Tensor? sinks=None) -> (Tensor z, Tensor lse)",
     reference,
     fake,
     kernel="prefix_attn:prefix_attn",
@@ -141,6 +143,7 @@ def prefix_attn(
     window: int = 0,
     softcap: float = 0.0,
     cuts: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of R packed query rows, each over shared keys followed by keys of its own, exactly.
 
@@ -158,9 +161,12 @@ def prefix_attn(
     scale: of the scores; None: D**-0.5.  softcap: 0, or s = softcap * tanh(s * scale / softcap).
     window: 0, or only keys with position of query - position of key < window are seen.
     cuts: int32 [E, 4] = (row, head or -1 for all, lo, hi): keys at positions lo to hi - 1 are cut before the softmax.
+    sinks: floating-point [H] or None; a logit of each query head that takes part of the softmax and has no value, as in
+        `attn_extract`. No cut or window takes it away.
 
-    Returns z [R, H, D] in the dtype of q and lse [R, H] (float32, natural log; float64 for float64). A row that sees no
-    key: z 0, lse -inf. Sums in float32; a value does not depend on the other rows beyond rounding.
+    Returns z [R, H, D] in the dtype of q and lse [R, H] (float32, natural log, of keys and sink; float64 for float64). A row
+    that sees no key: z 0, lse the sink, or -inf without one. Sums in float32; a value does not depend on the other rows
+    beyond rounding.
 
     Raises TypeError and ValueError that name the argument.
     Cost: 4 D products for each seen key of a row and head; the shared keys of a base are packed once for all its rows.
@@ -172,4 +178,5 @@ def prefix_attn(
     if not abs(scale) < float("inf"):
         raise ValueError(f"scale must be finite, got {scale}")
     run = reference if q.dtype == torch.float64 else _op
-    return run(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts)
+    sinks = common.check_sinks(sinks, q.shape[1], q)
+    return run(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts, sinks)

@@ -257,8 +257,8 @@ def _changes(
     change = torch.zeros(cfg.n_layers, T, columns, dtype=torch.float64)
     for l, (a, b, slope) in enumerate(zip(at_base, at_source, slopes, strict=True)):
         if slope is not None:
-            moved = (b.double() - a.detach().double()) * slope.double()
-            change[l, rows] = moved[0].unflatten(-1, (columns, -1)).sum(-1).cpu()
+            moved = [family.tapped(site, x.detach())[0].double() for x in (a, b, slope)]  # [rows, columns, D] each
+            change[l, rows] = ((moved[1] - moved[0]) * moved[2]).sum(-1).cpu()
     change *= layout.reach(i)[..., None]
     change = change if layout.by_position else change.sum(1, keepdim=True)
     change.masked_fill_(~layout.measured, torch.nan)
@@ -278,8 +278,8 @@ def _forward(
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The Hugging Face model's forward over tokens [S] after the past. base: with what a backward pass needs.
 
-    Returns the site's values, for each layer [1, S, heads * D]; the last position's logits [1, V] as the model gives them; and
-    once more in float32 without a slope, as sweeps read them.
+    Returns what the family's taps of the site read or give, for each layer [1, S, ...]; the last position's logits [1, V] as
+    the model gives them; and once more in float32 without a slope, as sweeps read them.
     """
     found: dict[int | str, Tensor] = {}
 

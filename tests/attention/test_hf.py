@@ -152,7 +152,6 @@ def test_what_would_be_computed_wrongly_is_refused(options, error, message):
     [
         ({"dropout": 0.1}, ValueError, "dropout 0.1"),
         ({"is_causal": False}, NotImplementedError, "not causal"),
-        ({"s_aux": torch.zeros(4)}, NotImplementedError, "sinks"),
         ({"sliding_window": 3}, NotImplementedError, "window of 3"),
     ],
 )
@@ -160,6 +159,16 @@ def test_options_of_other_families_are_refused(options, error, message):
     q = torch.ones(1, 4, 6, 16)
     with pytest.raises(error, match=message):
         interface.attention_forward(tiny_llama().model.layers[0].self_attn, q, q, q, None, **options)
+
+
+def test_sinks_are_honoured():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 6, 16, generator=g) for _ in range(3))
+    sinks = torch.randn(4, generator=g)
+    z, _ = interface.attention_forward(tiny_llama().model.layers[0].self_attn, q, k, v, None, s_aux=sinks)
+    scores = (q @ k.mT / 4).masked_fill(~torch.ones(6, 6, dtype=torch.bool).tril(), -torch.inf)
+    p = torch.cat((scores, sinks[None, :, None, None].expand(1, 4, 6, 1)), -1).softmax(-1)[..., :-1]
+    assert torch.allclose(z, (p @ v).transpose(1, 2), atol=1e-5)
 
 
 def test_masks_beyond_padding_are_refused():

@@ -25,13 +25,13 @@ template <class Src>
 struct Data {
   int64_t D;
   Exact<Src> q, k, v;
-  Exact<float> readout, weights, lse, pmax, entropy, mass, read, top_p, colsum, rows_p, entries_p, top16_p;
+  Exact<float> readout, sinks, weights, lse, pmax, entropy, mass, read, top_p, colsum, rows_p, entries_p, top16_p;
   Exact<Src> z;
   std::vector<int32_t> segments, starts, top_i, top16_i;
   std::vector<int64_t> rows, qi, ki;
 
   Data(int64_t D, Random& random, bool scattered)
-      : D(D), q(B * H * T * D), k(B * Hkv * S * D), v(B * Hkv * S * D), readout(H * S * C), weights(T), lse(B * H * T),
+      : D(D), q(B * H * T * D), k(B * Hkv * S * D), v(B * Hkv * S * D), readout(H * S * C), sinks(H), weights(T), lse(B * H * T),
         pmax(B * H * T), entropy(B * H * T), mass(B * H * T * G), read(B * H * T * C), top_p(B * H * T * K),
         colsum(B * H * S), rows_p(B * H * 3 * S), entries_p(B * H * E), top16_p(B * H * T * 16), z(B * H * T * D),
         segments(S), starts(B), top_i(B * H * T * K), top16_i(B * H * T * 16), rows(3), qi(E), ki(E) {
@@ -39,6 +39,7 @@ struct Data {
       for (int64_t i = 0; i < x->n; i++) from_float(random.uniform(), &(*x)[i]);
     for (int64_t i = 0; i < readout.n; i++) readout[i] = random.uniform();
     for (int64_t i = 0; i < T; i++) weights[i] = random.uniform();
+    for (int64_t h = 0; h < H; h++) sinks[h] = 2.f * random.uniform() + h;
     for (int64_t j = 0; j < S; j++)
       segments[j] = scattered ? static_cast<int32_t>(random.next() % 5) - 1 : static_cast<int32_t>(j / 40) - 1;
     starts[0] = 3, starts[1] = 130;  // in the second sequence the first rows see no key
@@ -63,6 +64,7 @@ struct Data {
     x.segments = segments.data(), x.n_segments = G;
     x.readout = readout.data(), x.readout_head = S * C, x.readout_key = C, x.C = C;
     x.topk = K;
+    x.sinks = sinks.data();
     x.z = z.data(), x.lse = lse.data(), x.pmax = pmax.data(), x.entropy = entropy.data(), x.mass = mass.data();
     x.read = read.data(), x.topk_p = top_p.data(), x.topk_i = top_i.data();
     extract(x, threads, parallel);
@@ -114,6 +116,7 @@ struct Data {
           std::vector<double> p(S, 0.), z_want(D, 0.), mass_want(G, 0.), read_want(C, 0.);
           double total = 0, entropy_want = 0, top = 0;
           for (int64_t j = first; j <= at; j++) total += p[j] = std::exp(score(b, h, i, j));
+          total += std::exp(static_cast<double>(sinks[h]));
           for (int64_t j = first; j <= at; j++) {
             p[j] /= total;
             entropy_want -= p[j] * std::log(p[j]);
@@ -127,7 +130,7 @@ struct Data {
             CHECK(std::abs(got - want) <= bound, "%s of row %d: %g, not %g", what, (int)row, got, want);
           };
           if (first > at)
-            CHECK(lse[row] == -kInf && pmax[row] == 0 && entropy[row] == 0, "a row without keys");
+            CHECK(lse[row] == sinks[h] && pmax[row] == 0 && entropy[row] == 0, "a row without keys");
           else
             near(lse[row], std::log(total), tight, "lse");
           near(pmax[row], top, tight, "pmax");

@@ -121,13 +121,14 @@ def _attention(dtype, D, H=8, Hkv=8, T=1000):
     return q, k, v
 
 
-def _extract(dtype, D, *, G=0, C=0, topk=0, limits=False, entropy=True):
+def _extract(dtype, D, *, G=0, C=0, topk=0, limits=False, sinks=False, entropy=True):
     q, k, v = _attention(dtype, D, Hkv=2)
     segments = torch.empty(1000, dtype=torch.int32) if G else None
     readout = torch.empty(1, 8, 1000, C) if C else None
     starts = torch.empty(2, dtype=torch.int32) if limits else None
     window, softcap = (100, 30.0) if limits else (0, 0.0)
-    extract.attn_extract(q, k, v, segments, G, readout, starts, D**-0.5, entropy, topk, window, softcap)
+    sink = torch.empty(8) if sinks else None
+    extract.attn_extract(q, k, v, segments, G, readout, starts, D**-0.5, entropy, topk, window, softcap, sink)
 
 
 def _pattern(dtype, D):
@@ -145,13 +146,13 @@ def indices(n=70):
     return torch.empty(n, dtype=torch.int64)
 
 
-def _prefix(dtype, D, *, R=4096, cuts=False, softcap=0.0, H=12, Hkv=4):
+def _prefix(dtype, D, *, R=4096, cuts=False, softcap=0.0, sinks=False, H=12, Hkv=4):
     q = torch.empty(R, H, D, dtype=dtype)
     shared, own = torch.empty(1000, 2, Hkv, D, dtype=dtype), torch.empty(R, 2, Hkv, D, dtype=dtype)
     table = torch.empty(R, 4, dtype=torch.int32)
     cut = torch.empty(5, 4, dtype=torch.int32) if cuts else None
     kv = (shared[:, 0], shared[:, 1], own[:, 0], own[:, 1])
-    prefix_attn.prefix_attn(q, *kv, table, D**-0.5, 0, softcap, cut)
+    prefix_attn.prefix_attn(q, *kv, table, D**-0.5, 0, softcap, cut, torch.empty(H) if sinks else None)
 
 
 LAUNCHES = {
@@ -166,6 +167,16 @@ LAUNCHES = {
     "prefix": (lambda t, D: _prefix(t, D), lambda t, D: _prefix(t, D, softcap=30.0)),
     "prefix_few": (lambda t, D: _prefix(t, D, R=300), lambda t, D: _prefix(t, D, R=300, softcap=30.0)),
     "prefix_cuts": (lambda t, D: _prefix(t, D, cuts=True), lambda t, D: _prefix(t, D, cuts=True, softcap=30.0)),
+}
+
+SINK_LAUNCHES = {
+    # the last calls of LAUNCHES with attention sinks besides
+    "extract_plain": lambda t, D: _extract(t, D, limits=True, sinks=True),
+    "extract_segments": lambda t, D: _extract(t, D, G=32, limits=True, sinks=True),
+    "extract_columns": lambda t, D: _extract(t, D, G=64, C=64, limits=True, sinks=True),
+    "prefix": lambda t, D: _prefix(t, D, softcap=30.0, sinks=True),
+    "prefix_few": lambda t, D: _prefix(t, D, R=300, softcap=30.0, sinks=True),
+    "prefix_cuts": lambda t, D: _prefix(t, D, cuts=True, softcap=30.0, sinks=True),
 }
 
 

@@ -69,6 +69,14 @@ ATTENTION = {
     "many_columns": dict(dtype="bf16", H=1, Hkv=1, T=40, S=150, D=32, segments=131, readout=70, topk=2),
     "peaked": dict(dtype="fp32", H=1, Hkv=1, T=77, S=131, D=64, scale=40.0, slack=8.0, entropy=True, topk=8),
     "negative_scale": dict(dtype="bf16", H=2, Hkv=2, T=40, S=40, D=64, scale=-1.0, entropy=True, topk=3),
+    "sinks": dict(
+        dtype="bf16", B=2, H=6, Hkv=2, T=77, S=131, D=64, starts=(0, 131), segments=5, readout=2, entropy=True, topk=8,
+        sinks=(-40.0, 0.5, 2.0, 5.0, 60.0, 1.0),
+    ),
+    "sinks_fp32": dict(
+        dtype="fp32", H=2, Hkv=1, T=77, S=77, D=64, window=30, softcap=4.0, scale=3.0, segments=3, entropy=True, topk=2,
+        sinks=(1.0, 3.0),
+    ),
     "scale_0": dict(dtype="bf16", H=2, Hkv=2, T=40, S=40, D=64, scale=0.0, segments=2, entropy=True, topk=3),
 }  # fmt: skip
 
@@ -85,7 +93,7 @@ def attention(name: str) -> tuple[dict, dict]:
         "entropy": False,
         "topk": 0,
     }
-    case |= {"scale": 1.0, "per_sequence": False, "slack": 1.0, **ATTENTION[name]}
+    case |= {"scale": 1.0, "sinks": None, "per_sequence": False, "slack": 1.0, **ATTENTION[name]}
     g = base(len(name))
     B, H, Hkv, T, S, D, dtype = (case[x] for x in ("B", "H", "Hkv", "T", "S", "D", "dtype"))
     labels = (B, S) if case["per_sequence"] else (S,)
@@ -96,6 +104,7 @@ def attention(name: str) -> tuple[dict, dict]:
         "segments": torch.randint(-1, case["segments"], labels, generator=g).int() if case["segments"] else None,
         "readout": normal(g, 1, H, S, case["readout"]) if case["readout"] else None,
         "starts": None if case["starts"] is None else torch.tensor(case["starts"], dtype=torch.int32),
+        "sinks": None if case["sinks"] is None else torch.tensor(case["sinks"]),
     }
     case["scale"] *= D**-0.5
     return tensors, case
@@ -103,7 +112,7 @@ def attention(name: str) -> tuple[dict, dict]:
 
 def check_extract(run: Run, name: str, slack: float = 1.0) -> None:
     t, case = attention(name)
-    options = (case["scale"], case["entropy"], case["topk"], case["window"], case["softcap"])
+    options = (case["scale"], case["entropy"], case["topk"], case["window"], case["softcap"], t["sinks"])
     tail = (case["segments"], t["readout"], t["starts"], *options)
     want = dense.extract(t["q"], t["k"], t["v"], t["segments"], *tail)
     args = islands((t["q"], t["k"], t["v"], t["segments"], *tail))
@@ -146,7 +155,7 @@ def check_ties(run: Run) -> None:
 def check_colsum(run: Run, name: str, slack: float = 1.0) -> None:
     t, case = attention(name)
     options = {key: case[key] for key in ("scale", "window", "softcap")}
-    p, _, lse = dense.pattern(t["q"], t["k"], starts=t["starts"], **options)
+    p, _, lse = dense.pattern(t["q"], t["k"], starts=t["starts"], sinks=t["sinks"], **options)
     tail = (t["starts"], *options.values())
     for weights in (
         None,
@@ -161,7 +170,7 @@ def check_colsum(run: Run, name: str, slack: float = 1.0) -> None:
 def check_rows(run: Run, name: str, slack: float = 1.0) -> None:
     t, case = attention(name)
     options = {key: case[key] for key in ("scale", "window", "softcap")}
-    p, _, lse = dense.pattern(t["q"], t["k"], starts=t["starts"], **options)
+    p, _, lse = dense.pattern(t["q"], t["k"], starts=t["starts"], sinks=t["sinks"], **options)
     tail = (t["starts"], *options.values())
     g = base(2)
     tolerance = slack * case["slack"] * 2e-6
@@ -200,11 +209,14 @@ PREFIX = {
     "ragged_cuts": dict(dtype="bf16", H=4, Hkv=2, D=64, rows=_ragged, cuts=True),
     "everything": dict(dtype="fp32", H=4, Hkv=1, D=64, rows=_ragged, cuts=True, window=90, softcap=4.0),
     "negative_scale": dict(dtype="bf16", H=2, Hkv=2, D=256, rows=_ragged, scale=-1.0),
+    "sinks": dict(dtype="bf16", H=6, Hkv=2, D=64, rows=_ragged, window=90, sinks=(-40.0, 0.5, 2.0, 5.0, 60.0, 1.0)),
+    "sinks_one_position": dict(dtype="fp32", H=2, Hkv=1, D=32, rows=_one_position, softcap=3.0, sinks=(0.5, 4.0)),
+    "sinks_cuts": dict(dtype="bf16", H=4, Hkv=2, D=64, rows=_ragged, cuts=True, sinks=(-2.0, 0.0, 2.0, 4.0)),
 }
 
 
 def check_prefix(run: Run, name: str, slack: float = 1.0) -> None:
-    case = {"cuts": False, "window": 0, "softcap": 0.0, "scale": 1.0, **PREFIX[name]}
+    case = {"cuts": False, "sinks": None, "window": 0, "softcap": 0.0, "scale": 1.0, **PREFIX[name]}
     g = base(len(name))
     H, Hkv, D, dtype = (case[x] for x in ("H", "Hkv", "D", "dtype"))
     rows = torch.tensor(case["rows"](), dtype=torch.int32)
@@ -228,7 +240,8 @@ def check_prefix(run: Run, name: str, slack: float = 1.0) -> None:
     k_shared, v_shared = (normal(g, 290, Hkv, D, dtype=dtype) for _ in range(2))
     k_own, v_own = (normal(g, 86, Hkv, D, dtype=dtype) for _ in range(2))
     options = (case["scale"] * D**-0.5, case["window"], case["softcap"])
-    args = (q, k_shared, v_shared, k_own, v_own, rows, *options, cuts)
+    sinks = None if case["sinks"] is None else torch.tensor(case["sinks"])
+    args = (q, k_shared, v_shared, k_own, v_own, rows, *options, cuts, sinks)
     z, lse = dense.prefix(*args)
     got_z, got_lse = run("prefix_attn", *islands(args))
     close("z", got_z, z, slack * Z[dtype])

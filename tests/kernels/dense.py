@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def pattern(q, k, *, starts, scale, window, softcap) -> tuple[Tensor, Tensor, Tensor]:
+def pattern(q, k, *, starts, scale, window, softcap, sinks=None) -> tuple[Tensor, Tensor, Tensor]:
     """(weights, scores, lse), float64: [B, H, T, S], the same with -inf where invisible, [B, H, T]."""
     B, H, T, _ = q.shape
     S, group = k.shape[2], H // k.shape[1]
@@ -21,15 +21,20 @@ def pattern(q, k, *, starts, scale, window, softcap) -> tuple[Tensor, Tensor, Te
                 s = k[b, h // group, low : at + 1].double() @ q[b, h, i].double() * scale
                 scores[b, h, i, low : at + 1] = softcap * torch.tanh(s / softcap) if softcap else s
     lse = scores.logsumexp(-1)
+    if sinks is not None:
+        sink = sinks.double()[None, :, None, None].expand(B, H, T, 1)
+        lse = torch.cat((scores, sink), -1).logsumexp(-1)
     weights = torch.where(scores.isfinite(), (scores - lse[..., None]).exp(), 0.0)
     return weights, scores, lse
 
 
-def extract(q, k, v, segments, n_segments, readout, starts, scale, entropy, topk, window, softcap) -> dict[str, Tensor]:
+def extract(
+    q, k, v, segments, n_segments, readout, starts, scale, entropy, topk, window, softcap, sinks=None
+) -> dict[str, Tensor]:
     """Everything attn_extract returns by name, and the weights and scores it never holds."""
     B, H = q.shape[:2]
     S, group = k.shape[2], H // k.shape[1]
-    p, scores, lse = pattern(q, k, starts=starts, scale=scale, window=window, softcap=softcap)
+    p, scores, lse = pattern(q, k, starts=starts, scale=scale, window=window, softcap=softcap, sinks=sinks)
     out = {"weights": p, "scores": scores, "lse": lse, "pmax": p.amax(-1)}
     out["z"] = torch.stack([p[:, h] @ v[:, h // group].double() for h in range(H)], 1)
     if entropy:
@@ -49,7 +54,7 @@ def extract(q, k, v, segments, n_segments, readout, starts, scale, entropy, topk
     return out
 
 
-def prefix(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts) -> tuple[Tensor, Tensor]:
+def prefix(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts, sinks=None) -> tuple[Tensor, Tensor]:
     R, H, D = q.shape
     group = H // k_own.shape[1]
     z = torch.zeros(R, H, D, dtype=torch.float64)
@@ -64,9 +69,11 @@ def prefix(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cu
             for row, head, first, last in [] if cuts is None else cuts.tolist():
                 if row == r and head in (-1, h):
                     keep[first:last] = False
+            if sinks is not None:
+                lse[r, h] = sinks[h].double()
             if keep.any():
                 s = k[keep, h // group] @ q[r, h].double() * scale
                 s = softcap * torch.tanh(s / softcap) if softcap else s
-                lse[r, h] = s.logsumexp(0)
-                z[r, h] = s.softmax(0) @ v[keep, h // group]
+                lse[r, h] = torch.logaddexp(lse[r, h], s.logsumexp(0))
+                z[r, h] = (s - lse[r, h]).exp() @ v[keep, h // group]
     return z, lse

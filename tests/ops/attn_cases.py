@@ -27,6 +27,7 @@ class Case:
     topk: int = 0
     window: int = 0
     softcap: float = 0.0
+    sinks: float | None = None  # the mean of the heads' sinks
     spread: float = 1.0  # standard deviation of the scores
 
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor | int | float | bool | None]:
@@ -52,6 +53,8 @@ class Case:
             out["readout"] = normal(*shape).to(torch.float64 if dtype == torch.float64 else torch.float32)
         if self.starts is not None:
             out["starts"] = torch.tensor(self.starts, dtype=torch.int32)
+        if self.sinks is not None:
+            out["sinks"] = (self.sinks + normal(self.H)).to(torch.float64 if dtype == torch.float64 else torch.float32)
         out.update(entropy=self.entropy, topk=self.topk, window=self.window, softcap=self.softcap)
         return out
 
@@ -78,8 +81,9 @@ def slow_weights(inputs: dict) -> Tensor:
                 s = [float(q[b, h, i] @ k[b, h // group, j]) / math.sqrt(D) for j in keys]
                 if inputs["softcap"]:
                     s = [inputs["softcap"] * math.tanh(x / inputs["softcap"]) for x in s]
-                top = max(s, default=0.0)
-                total = sum(math.exp(x - top) for x in s)
+                sink = [] if inputs.get("sinks") is None else [float(inputs["sinks"][h])]
+                top = max(s + sink, default=0.0)
+                total = sum(math.exp(x - top) for x in s + sink)
                 for j, x in zip(keys, s):
                     out[b, h, i, j] = math.exp(x - top) / total
     return out
@@ -108,6 +112,9 @@ SMALL = {
     "softcap": Case(T=6, S=6, softcap=2.0, spread=4.0, topk=2, G=2),
     "readout per head": Case(B=2, H=4, Hkv=2, T=4, S=6, C=3, readout_batch=True, readout_heads=True, G=2),
     "many keys asked": Case(T=4, S=4, topk=20),
+    "sinks": Case(B=2, H=4, Hkv=2, T=6, S=9, G=3, C=2, topk=4, sinks=1.0),
+    "sinks and no keys": Case(B=2, T=6, S=6, G=2, C=2, topk=2, starts=(6, 2), sinks=0.0),
+    "sinks, window and softcap": Case(T=9, S=12, window=4, softcap=2.0, G=2, topk=3, sinks=-1.0),
 }
 
 
@@ -124,5 +131,8 @@ def pytorch_error(inputs: dict, want: Tensor) -> float:
         seen = seen & (at - keys < inputs["window"])
     if inputs.get("starts") is not None:
         seen = seen & (keys >= inputs["starts"][:, None, None, None])
-    p = torch.softmax(s.masked_fill(~seen, torch.finfo(s.dtype).min), -1).masked_fill(~seen, 0)
+    s = s.masked_fill(~seen, torch.finfo(s.dtype).min)
+    if inputs.get("sinks") is not None:
+        s = torch.cat((s, inputs["sinks"].to(s.dtype)[:, None, None].expand(*s.shape[:-1], 1)), -1)
+    p = torch.softmax(s, -1)[..., :S].masked_fill(~seen, 0)
     return error(p @ v.repeat_interleave(group, 1), want)

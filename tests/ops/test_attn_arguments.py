@@ -14,11 +14,11 @@ def _extract_args(x, topk=None):
     topk = min(x["topk"], 8) if topk is None else topk
     scale = x["q"].shape[-1] ** -0.5
     labels = (x.get("segments"), x.get("n_segments", 0), x.get("readout"), x.get("starts"))
-    return (x["q"], x["k"], x["v"], *labels, scale, x["entropy"], topk, x["window"], x["softcap"])
+    return (x["q"], x["k"], x["v"], *labels, scale, x["entropy"], topk, x["window"], x["softcap"], x.get("sinks"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["plain", "grouped", "padded", "readout per head"])
+@pytest.mark.parametrize("name", ["plain", "grouped", "padded", "readout per head", "sinks"])
 def test_opcheck(name, dtype):
     x = SMALL[name].inputs(dtype)
     q, k = x["q"], x["k"]
@@ -56,6 +56,8 @@ BAD = {
     "starts shape": ({"starts": torch.zeros(2, dtype=torch.int32)}, ValueError, r"starts must be \[1\], got \[2\]"),
     "starts value": ({"starts": torch.tensor([8], dtype=torch.int32)}, ValueError, "starts must be the first valid"),
     "topk": ({"topk": 65}, ValueError, "topk must be 0 to 64, got 65"),
+    "sinks dtype": ({"sinks": torch.zeros(2, dtype=torch.int64)}, TypeError, "sinks must be floating-point, got torch.int64"),
+    "sinks shape": ({"sinks": torch.zeros(3)}, ValueError, r"sinks must be \[2\], one for each head of q, got \[3\]"),
     "window": ({"window": -1}, ValueError, "window must be 0"),
     "softcap": ({"softcap": -1.0}, ValueError, "softcap must be 0"),
     "scale": ({"scale": float("nan")}, ValueError, "scale must be finite"),

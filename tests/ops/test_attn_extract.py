@@ -32,6 +32,12 @@ LARGER = {
     "empty rows": Case(B=2, H=2, Hkv=1, T=140, S=140, D=64, starts=(140, 129), G=2, C=2, topk=2),
     "strong softcap": Case(H=2, Hkv=2, T=100, S=100, D=64, softcap=20.0, spread=50.0, topk=4, G=2),
     "peaked": Case(H=2, Hkv=2, T=150, S=150, D=64, spread=300.0, topk=4, G=3),
+    "sinks": Case(B=2, H=6, Hkv=2, T=150, S=210, D=64, topk=8, G=4, C=3, sinks=4.0),
+    "sinks that take all": Case(H=4, Hkv=1, T=70, S=140, D=80, topk=3, G=50, sinks=60.0),
+    "sinks that take nothing": Case(H=4, Hkv=1, T=70, S=140, D=64, topk=9, G=5, spread=300.0, sinks=-900.0),
+    "sinks, window and empty rows": Case(
+        B=2, H=2, Hkv=1, T=140, S=140, D=128, starts=(140, 60), window=33, softcap=5.0, G=2, C=2, topk=2, sinks=1.0
+    ),
 }
 
 
@@ -101,7 +107,7 @@ def test_statistics_stay_exact_where_rows_are_peaked(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_poisoned_neighbours_and_outputs(dtype):
     """Inputs are views into NaN: reading past an edge shows. Uninitialised outputs are NaN: leaving one shows."""
-    case = Case(B=2, H=6, Hkv=2, T=67, S=141, D=80, G=3, C=3, readout_batch=True, topk=4, starts=(3, 130), window=90)
+    case = Case(B=2, H=6, Hkv=2, T=67, S=141, D=80, G=3, C=3, readout_batch=True, topk=4, starts=(3, 130), window=90, sinks=2.0)
     x = case.inputs(DTYPES[dtype])
     views = dict(x)
     for name in ("q", "k", "v"):

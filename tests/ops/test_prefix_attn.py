@@ -24,7 +24,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def row_at_a_time(q, ks, vs, ko, vo, rows, scale, window=0, softcap=0.0, cuts=None, dtype=torch.float64):
+def row_at_a_time(q, ks, vs, ko, vo, rows, scale, window=0, softcap=0.0, cuts=None, sinks=None, dtype=torch.float64):
     """The definition, one query row at a time; with dtype=q.dtype: the same computation in plain PyTorch."""
     R, H, _ = q.shape
     heads = torch.arange(H) // (H // ko.shape[1])
@@ -45,6 +45,8 @@ def row_at_a_time(q, ks, vs, ko, vo, rows, scale, window=0, softcap=0.0, cuts=No
             s = softcap * torch.tanh(s / softcap)
         s = s.masked_fill(~seen, -math.inf)
         some = seen.any(-1)
+        if sinks is not None:  # a key whose value is nothing
+            s, v = torch.cat((s, sinks.to(dtype)[:, None]), -1), torch.cat((v, torch.zeros_like(v[:, :1])), 1)
         z[r, some] = (torch.softmax(s[some], -1)[:, None] @ v[some])[:, 0]
         lse[r] = torch.logsumexp(s.double(), -1)
     return z, lse
@@ -122,6 +124,21 @@ def test_cuts(dtype):
     assert lse[10].isinf().all() and lse[12].isinf().tolist() == [True, False, False, False]
     check(args, cuts=torch.tensor(cuts, dtype=torch.int32), window=20, softcap=5.0)
     check(args, cuts=torch.zeros(0, 4, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sinks(dtype):
+    """From sinks that take nearly nothing to one that takes nearly all; a row whose keys are all cut has its sink alone."""
+    sinks = torch.tensor([-30.0, 0.5, 3.0, 25.0])
+    for D, own in ((64, (1, 5, 17, 26)), (80, (1,) * 50)):
+        args = case(D=D, own=own, dtype=DTYPES[dtype], sigma=2.0)
+        check(args, sinks=sinks)
+        check(args, sinks=sinks, window=9, softcap=4.0)
+        cuts = torch.tensor([(0, -1, 0, 999), (3, 1, 3, 40), (4, 2, 0, 999)], dtype=torch.int32)
+        z, lse = check(args, sinks=sinks, cuts=cuts)
+        assert torch.equal(lse[0], sinks) and (z[0] == 0).all() and float(lse[4, 2]) == 3.0
+    none, _ = ops.prefix_attn(*args, sinks=torch.full((4,), -torch.inf))
+    assert torch.equal(none, ops.prefix_attn(*args)[0])
 
 
 def test_a_cut_key_weighs_nothing():

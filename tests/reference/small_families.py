@@ -25,11 +25,17 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "gemma2": ("Gemma2", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9, attn_logit_softcapping=3.0,
                               final_logit_softcapping=5.0)),
     "gemma3_text": ("Gemma3Text", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9)),
+    "gpt_oss": ("GptOss", dict(sliding_window=6, layer_types=_MIXED, num_local_experts=4, num_experts_per_tok=2,
+                               swiglu_limit=0.8,
+                               rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0,
+                                                "beta_slow": 1.0, "truncate": False,
+                                                "original_max_position_embeddings": 64})),
     "ministral": ("Ministral", dict(sliding_window=6, layer_types=_MIXED)),
     "mistral": ("Mistral", dict(sliding_window=6)),
     "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=7)),
     "olmo2": ("Olmo2", {}),
     "olmo3": ("Olmo3", dict(sliding_window=6, layer_types=_MIXED)),
+    "olmoe": ("Olmoe", dict(hidden_size=64, num_experts=4, num_experts_per_tok=2)),  # heads of d_model / H
     "phi3": ("Phi3", dict(sliding_window=7,
                           rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5})),
     "qwen2": ("Qwen2", dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
@@ -78,6 +84,8 @@ def fill(model: nn.Module, *, norm: float, dtype: torch.dtype = torch.float32, s
             noise = torch.randn(weight.shape, generator=generator)
             if key.endswith("bias"):
                 weight.copy_(0.3 * noise)
+            elif key.endswith("sinks"):
+                weight.copy_(1.0 + noise)
             elif "norm" in key or ".ln_" in key:
                 weight.copy_(norm + 0.2 * noise)
             elif any(name in key for name in ("embed", "lm_head", "wte", "wpe")):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from tests.reference.parts import head_size, layers_of, modeling, projection_of, tap
+from tests.reference.parts import attention_of, head_size, layers_of, modeling, projection_of, tap
 from tests.reference.windowed import masked_scores
 
 
@@ -23,7 +23,8 @@ def double(hf: nn.Module) -> nn.Module:
     norm of its own and PyTorch's attention.
     """
     wide = copy.deepcopy(hf).double().eval()
-    wide.config._attn_implementation = "capped" if getattr(wide.config, "attn_logit_softcapping", None) else "sdpa"
+    capped, sinks = getattr(wide.config, "attn_logit_softcapping", None), hasattr(attention_of(layers_of(wide)[0]), "sinks")
+    wide.config._attn_implementation = "capped" if capped else "eager" if sinks else "sdpa"  # that with sinks narrows nothing
     for module in wide.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = _norm.__get__(module)
@@ -208,7 +209,7 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
         handles += [tap(layer, "mlp_out").hook(functools.partial(change, "mlp_out", l))]
         handles += [layer.register_forward_hook(output("resid_post", l))]
 
-    def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **_):
+    def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, s_aux=None, **_):
         T, l, group = query.shape[2], module.layer_idx, getattr(module, "num_key_value_groups", 1)
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         if attention_mask is None:
@@ -222,7 +223,11 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
                 for h in range(scores.shape[1]) if head is None else [head]:
                     for p in range(T) if positions is None else positions:
                         scores[0, h, p, list(keys)] = -torch.inf
-        pattern = scores.softmax(-1)
+        if s_aux is None:
+            pattern = scores.softmax(-1)
+        else:  # the sink is one more key, whose weight nobody reads
+            sinks = s_aux[None, :, None, None].to(scores).expand(*scores.shape[:-1], 1)
+            pattern = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
         if record is not None:
             record["pattern", l] = pattern[0].clone()
         for s, layer, head, positions, weights in edits:
@@ -246,6 +251,24 @@ def edited_logits(hf: nn.Module, tokens: Tensor, edits: Sequence[Replacement], r
     """Logits [V] at the position read, of one forward pass with these replacements."""
     with edited(hf, edits):
         return logits_of(hf, tokens)[read]
+
+
+def slopes(hf: nn.Module, tokens: Tensor, site: str, metric: Callable[[Tensor], Tensor]) -> Tensor:
+    """The slope of a metric of the last position's logits [V] at q, k, v or z of every layer, by autograd: [L, T, heads, D]."""
+    moves: list[Tensor] = []
+
+    def moved(x: Tensor) -> Tensor:
+        moves.append(torch.zeros_like(x, requires_grad=True))
+        return x + moves[-1]
+
+    def before(_module, args):
+        return (moved(args[0]),)
+
+    layers = layers_of(hf)
+    taps = [projection_of(x).register_forward_pre_hook(before) if site == "z" else tap(x, site).hook(moved) for x in layers]
+    with torch.enable_grad(), hooked(*taps):
+        found = torch.autograd.grad(metric(hf(tokens[None], use_cache=False).logits[0, -1]), moves)
+    return torch.stack(found).view(len(found), len(tokens), -1, head_size(hf))
 
 
 def activations(hf: nn.Module, tokens: Tensor) -> dict[tuple[str, int], Tensor]:

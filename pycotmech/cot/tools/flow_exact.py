@@ -168,14 +168,14 @@ class Flow:
         out = {}
         if "q" in inputs and position == at:
             new = rotated(family, l, q, [position] * n)[:, h].to(wide)
-            out["q"] = attention.weights(new @ keys.T, [at]) @ values
+            out["q"] = attention.weights(new @ keys.T, [at], h) @ values
         if "k" in inputs:
             new = rotated(family, l, k, [position] * n)[:, kv].to(wide)
             changed = products.repeat(n, 1)
             changed[:, position] = new @ base_q
-            out["k"] = attention.weights(changed, [at]) @ values
+            out["k"] = attention.weights(changed, [at], h) @ values
         if "v" in inputs:
-            weights = attention.weights(products[None], [at])[0]
+            weights = attention.weights(products[None], [at], h)[0]
             out["v"] = weights @ values + weights[position] * (v[:, kv].to(wide) - values[position])
         return out
 

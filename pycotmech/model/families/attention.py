@@ -1,4 +1,4 @@
-"""What one layer makes of the products of its queries and keys: scale, soft-cap, window, softmax. Nobody else makes these.
+"""What one layer makes of the products of its queries and keys: scale, soft-cap, window, sinks, softmax. Nobody else does.
 
 A family gives a `LayerAttention` for each layer; so does the attention function inside a Hugging Face model. Every kernel of
 attention, and every softmax in plain PyTorch, is reached through it, so that what holds for a run holds for its summaries.
@@ -24,6 +24,8 @@ class LayerAttention:
     scale: of the products q . k.
     window: a query sees only so many keys, itself included; 0: all up to itself.
     softcap: a score s becomes softcap * tanh(s / softcap); 0: it stays as it is.
+    sinks: [H], a logit of each query head that takes part of the softmax and has no value, so that the weights of the keys add
+        up to less than 1; None: there is none. It is neither scaled nor capped, and no window or cut takes it away.
 
     Letters: R rows, n chosen rows, T keys, H query heads, Hkv key-value heads, D head size. All queries and keys are after
     the rotary embedding.
@@ -32,6 +34,7 @@ class LayerAttention:
     scale: float
     window: int = 0
     softcap: float = 0.0
+    sinks: Tensor | None = None
 
     # ---- in plain PyTorch, for chosen rows ---------------------------------------------------------------------------
 
@@ -42,15 +45,19 @@ class LayerAttention:
         seen = key <= query
         return seen & (query - key < self.window) if self.window else seen
 
-    def weights(self, products: Tensor, positions: Sequence[int] | Tensor) -> Tensor:
-        """Products q . k [n, ..., T] of queries at `positions` [n] (or [1], for all) with keys 0 .. T - 1 -> attention
-        weights of the same shape, 0 where a key is not seen."""
+    def weights(self, products: Tensor, positions: Sequence[int] | Tensor, head: int | None = None) -> Tensor:
+        """Products q . k [n, T] of one query head, or [n, H, T] of all if `head` is None, of queries at `positions` [n] (or
+        [1], for all) with keys 0 .. T - 1 -> attention weights of the same shape, 0 where a key is not seen."""
         scores = products * self.scale
         if self.softcap:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         seen = self.visible(positions, products.shape[-1], products.device)
         seen = seen.view(len(seen), *[1] * (products.ndim - 2), -1)
-        return scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = (self.sinks if head is None else self.sinks[head]).to(scores).expand(scores.shape[:-1])
+        return torch.cat((scores, sinks[..., None]), -1).softmax(-1)[..., :-1]
 
     def pattern(self, q: Tensor, k: Tensor, positions: Sequence[int] | Tensor) -> Tensor:
         """Queries [n, H, D] at `positions` over keys [T, Hkv, D] of positions 0 .. T - 1 -> attention weights [n, H, T]."""
@@ -67,12 +74,12 @@ class LayerAttention:
     ) -> Tensor:  # fmt: skip
         """z [R, H, D] of packed rows q [R, H, D] over the shared and own keys that the table gives them; arguments as in
         `ops.prefix_attn`. On a GPU it asks nothing of the device."""
-        options = {"window": self.window, "softcap": self.softcap, "cuts": cuts}
+        options = {"window": self.window, "softcap": self.softcap, "cuts": cuts, "sinks": self.sinks}
         return ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, self.scale, **options)[0]
 
     def prompts(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], table: Tensor) -> Tensor:
         """The same for whole prompts, packed one after another: q [R, H, D], k and v [R, Hkv, D] -> z [R, H, D]."""
-        if self.window or self.softcap or _packed_is_faster(q):
+        if self.window or self.softcap or self.sinks is not None or _packed_is_faster(q):
             return self.packed(q, k[:0], v[:0], k, v, table)
         if len(set(lengths)) == 1:
             return self._causal(q, k, v, len(lengths))
@@ -90,7 +97,7 @@ class LayerAttention:
 
     def extract(self, q: Tensor, k: Tensor, v: Tensor, *, starts: Tensor | None = None, **asked) -> Extract:
         """z and statistics of q [B, H, T, D] over k, v [B, Hkv, S, D]; arguments as in `ops.attn_extract`."""
-        return ops.attn_extract(q, k, v, starts=starts, **self._options, **asked)
+        return ops.attn_extract(q, k, v, starts=starts, sinks=self.sinks, **self._options, **asked)
 
     def top_keys(self, q: Tensor, k: Tensor, lse: Tensor, *, topk: int, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weights and positions of the heaviest keys, [B, H, T, topk] each, as `ops.attn_topk`."""
@@ -108,6 +115,7 @@ class LayerAttention:
 
     @property
     def _options(self) -> dict:
+        """Of the second passes, which have the sinks in lse."""
         return {"scale": self.scale, "window": self.window, "softcap": self.softcap}
 
 

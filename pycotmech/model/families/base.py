@@ -145,12 +145,17 @@ class Family(ABC):
 
     @abstractmethod
     def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
-        """Name of the module of the Hugging Face model that reads or gives "q", "k", "v" or "z" [B, T, heads * D], or "final"
-        (resid_post of the last layer [B, T, d]), and which of the two."""
+        """Name of the module of the Hugging Face model that reads or gives "q", "k", "v" or "z", perhaps among others (`tapped`
+        has them apart), or "final" (resid_post of the last layer [B, T, d]), and which of the two."""
+
+    def tapped(self, site: str, x: Tensor) -> Tensor:
+        """What the module of `tap` reads or gives, [B, T, ...] as it is there -> the site's part [B, T, heads, D]."""
+        return x.unflatten(-1, (-1, self.cfg.d_head))
 
     def differentiable_attention(self) -> str:
         """The implementation in transformers that honours what `attention` says of every layer and has a backward pass."""
-        return "eager" if any(self.attention(l).softcap for l in range(self.cfg.n_layers)) else "sdpa"
+        rules = [self.attention(l) for l in range(self.cfg.n_layers)]
+        return "eager" if any(rule.softcap or rule.sinks is not None for rule in rules) else "sdpa"
 
     @abstractmethod
     def widened(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -193,7 +198,7 @@ class Family(ABC):
 
     @abstractmethod
     def attention(self, l: int) -> LayerAttention:
-        """What the layer makes of the products of queries and keys: scale, window, soft-cap, softmax."""
+        """What the layer makes of the products of queries and keys: scale, window, soft-cap, sinks, softmax."""
 
     def row_table(self, own: Tensor, within: Tensor, shared: Tensor, n_shared: Tensor) -> Tensor:
         """Which keys each of R packed rows may see, as `ops.prefix_attn` takes it: int32 [R, 4] on the model's device.

@@ -3,6 +3,7 @@ and a rotary base for each of the two kinds."""
 
 from __future__ import annotations
 
+from torch import Tensor
 from transformers.models.gemma3 import modeling_gemma3
 
 from pycotmech.model.families.attention import LayerAttention
@@ -25,6 +26,9 @@ class Gemma3Family(NormedQK, RotaryByKind, Gemma2Family):
         super().refuse_unsupported()
         if getattr(self.hf.config, "use_bidirectional_attention", False):
             raise NotImplementedError("model: use_bidirectional_attention is on; supported: causal attention")
+
+    def tapped(self, site: str, x: Tensor) -> Tensor:
+        return x.transpose(1, 2) if site in ("q", "k") else super().tapped(site, x)  # its norms read [B, heads, T, D]
 
     def attention(self, l: int) -> LayerAttention:
         # Its configuration has a soft-cap of scores that its attention does not read.

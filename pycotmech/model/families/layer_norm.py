@@ -24,7 +24,7 @@ _GELU: dict[type[nn.Module], Literal["tanh", "none"]] = {NewGELUActivation: "tan
 class LayerNormFamily(Family):
     """A model whose layers are a LayerNorm and attention, a LayerNorm and an MLP of two projections.
 
-    A subclass names the parts. Sites q, k and v are parts of one projection's output, so no module gives them alone.
+    A subclass names the parts. Sites q, k and v are parts of one projection's output.
     """
 
     centred = True
@@ -121,12 +121,13 @@ class LayerNormFamily(Family):
     def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
         if site == "final":
             return f"{self.trunk}.{self.last_norm}", "input"
-        if site in ("q", "k", "v"):
-            raise NotImplementedError(
-                f"model: {self.cfg.family} has no module that gives {site} alone, and so no attribution to it; sites with an "
-                "attribution: z"
-            )
-        return f"{self.trunk}.{self.stack}.{l}.{self.output}", "input"
+        layer = f"{self.trunk}.{self.stack}.{l}"
+        return (f"{layer}.{self.joint}", "output") if site in ("q", "k", "v") else (f"{layer}.{self.output}", "input")
+
+    def tapped(self, site: str, x: Tensor) -> Tensor:
+        if site not in ("q", "k", "v"):
+            return super().tapped(site, x)
+        return self._split(x.flatten(0, 1).contiguous())["qkv".index(site)].unflatten(0, x.shape[:2])
 
     @torch.no_grad()
     def widened(self, tokens: Tensor) -> dict[str, Tensor]:

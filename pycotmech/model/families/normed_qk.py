@@ -1,4 +1,4 @@
-"""What families share that norm queries and keys before the rotary embedding: Qwen3, Gemma 3, OLMo 2 and 3.
+"""What families share that norm queries and keys before the rotary embedding: Qwen3, Gemma 3, OLMo 2 and 3, OLMoE.
 
 The sites q and k are what the norms give, as in TransformerLens: what the rotary embedding turns.
 """
@@ -23,12 +23,10 @@ class NormedQK(LlamaFamily):
         return (*super().constants(), *map(epsilon, norms))
 
     def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
-        if site in ("q", "k"):
-            raise NotImplementedError(
-                f"model: {self.cfg.family} norms {site} after its projection, so no module gives the attribution to {site}; "
-                "sites with an attribution: z, v"
-            )
-        return super().tap(site, l)
+        return (f"model.layers.{l}.self_attn.{site}_norm", "output") if site in ("q", "k") else super().tap(site, l)
+
+    def tapped(self, site: str, x: Tensor) -> Tensor:
+        return x if site in ("q", "k") else super().tapped(site, x)  # [B, T, heads, D] there
 
     def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().qkv(l, x)
@@ -38,3 +36,13 @@ class NormedQK(LlamaFamily):
     def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
         """Queries or keys [R, heads, D] through their norm."""
         return self._norm(norm, x.to(self.resid_dtype).flatten(0, 1)).view(x.shape)
+
+
+class NormedRowQK(NormedQK):
+    """The same with norms over the features of all queries, and of all keys, of a row together."""
+
+    def tapped(self, site: str, x: Tensor) -> Tensor:
+        return LlamaFamily.tapped(self, site, x)
+
+    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return self._norm(norm, x.to(self.resid_dtype).flatten(1)).view(x.shape)

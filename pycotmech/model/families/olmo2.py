@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.olmo2 import modeling_olmo2
 from transformers.models.olmo3 import modeling_olmo3
 
-from pycotmech.model.families.normed_qk import NormedQK
+from pycotmech.model.families.normed_qk import NormedRowQK
 from pycotmech.model.families.post_norm import PostNormFamily
 from pycotmech.model.families.rotary_kinds import RotaryByKind
 
 
-class Olmo2Family(NormedQK, PostNormFamily):
+class Olmo2Family(NormedRowQK, PostNormFamily):
     """`Family` of Olmo2ForCausalLM."""
 
     model_types = ("olmo2",)
@@ -28,9 +28,6 @@ class Olmo2Family(NormedQK, PostNormFamily):
 
     def _mlp_input(self, l: int, x: Tensor) -> Tensor:
         return x.to(self.dtype)
-
-    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return self._norm(norm, x.to(self.resid_dtype).flatten(1)).view(x.shape)  # over all heads together
 
     def _wide_attention(self, layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         return layer.post_attention_layernorm(layer.self_attn(x, position_embeddings=rotary, attention_mask=mask)[0])

@@ -35,17 +35,19 @@ class Phi3Family(LlamaFamily):
         return LayerAttention(self.layers[l].self_attn.scaling, window=self.hf.config.sliding_window or 0)
 
     def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
-        if site in ("q", "k", "v"):
-            raise NotImplementedError(
-                f"model: {self.cfg.family} has no module that gives {site} alone, and so no attribution to it; sites with an "
-                "attribution: z"
-            )
-        return super().tap(site, l)
+        return (f"model.layers.{l}.self_attn.qkv_proj", "output") if site in ("q", "k", "v") else super().tap(site, l)
+
+    def tapped(self, site: str, x: Tensor) -> Tensor:
+        heads = super().tapped(site, x)  # [B, T, H + 2 Hkv, D]
+        return self._split(heads)["qkv".index(site)] if site in ("q", "k", "v") else heads
+
+    def _split(self, heads: Tensor) -> tuple[Tensor, ...]:
+        """[..., H + 2 Hkv, D] of the joint projection -> q, k, v [..., heads, D]."""
+        return heads.split((self.cfg.n_heads, self.cfg.n_key_value_heads, self.cfg.n_key_value_heads), -2)
 
     def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cfg = self.cfg
-        joint = linear(self.layers[l].self_attn.qkv_proj, self._attention_input(l, x)).view(len(x), -1, cfg.d_head)
-        q, k, v = joint.split((cfg.n_heads, cfg.n_key_value_heads, cfg.n_key_value_heads), 1)
+        joint = linear(self.layers[l].self_attn.qkv_proj, self._attention_input(l, x))
+        q, k, v = self._split(joint.view(len(x), -1, self.cfg.d_head))
         return q.contiguous(), k.contiguous(), v.contiguous()
 
     def mlp_out(self, l: int, x: Tensor) -> Tensor:

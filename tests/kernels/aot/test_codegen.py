@@ -82,6 +82,18 @@ def test_every_entry_of_the_tables(key):
     check(key.family, key, launches[:-1] if key in QUICK else launches)
 
 
+@pytest.mark.parametrize("key", [k for k in QUICK if k.kind in ahead.SINK_LAUNCHES], ids=name)
+def test_sinks(key):
+    """A sink is added after the loop over the keys: it costs neither spills nor the pipeline."""
+    check(key.family, key, [ahead.SINK_LAUNCHES[key.kind]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [k for k in configs.entries() if k.kind in ahead.SINK_LAUNCHES and k not in QUICK], ids=name)
+def test_sinks_at_every_entry(key):
+    check(key.family, key, [ahead.SINK_LAUNCHES[key.kind]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ahead.LAUNCHES)
 def test_blackwell_desktop(kind):

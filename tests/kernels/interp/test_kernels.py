@@ -14,12 +14,14 @@ def test_topk_ties(run):
     cases.check_ties(run)
 
 
-@pytest.mark.parametrize("name", ["suffix_gqa", "d80", "fp32", "padded_long", "window", "everything", "peaked", "scale_0"])
+@pytest.mark.parametrize(
+    "name", ["suffix_gqa", "d80", "fp32", "padded_long", "window", "everything", "peaked", "scale_0", "sinks"]
+)
 def test_colsum(run, name):
     cases.check_colsum(run, name)
 
 
-@pytest.mark.parametrize("name", ["suffix_gqa", "one_row", "d80", "fp32", "padded", "everything", "negative_scale"])
+@pytest.mark.parametrize("name", ["suffix_gqa", "one_row", "d80", "fp32", "padded", "everything", "negative_scale", "sinks"])
 def test_rows_and_entries(run_once, name):
     cases.check_rows(run_once, name)
 
