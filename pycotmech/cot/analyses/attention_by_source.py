@@ -142,7 +142,8 @@ def _decompose(
 
 @dataclass(frozen=True, eq=False)
 class AttentionBySource(Analysis):
-    """mass [example, step, layer, head, source]: attention weight of the position that is read; sums to 1 over sources.
+    """mass [example, step, layer, head, source]: attention weight of the position that is read; sums to 1 over sources,
+        or to what an attention sink leaves of it.
     written, same axes: size of what the head takes from the source and writes (the vectors add up, their sizes need not).
     contribution [example, step, layer, source]: share in the layer's attention block, residual stream included, as in ALTI
     without its roll-out over layers; sums to 1.

@@ -18,6 +18,11 @@ KNOWN_SPILLS = {  # GPU, kernel, bits, head: outside of the table, small or off 
     ("sm_80", "colsum", 16, 64),
     ("sm_90", "prefix", 16, 40),
 }
+SINK_SPILLS = {  # the same with sinks: heads of 256, or 64 segments beside 64 features, with every other limit besides
+    *(("extract_plain", arch, 16, 256) for arch in ("sm_80", "sm_86")),
+    *(("extract_columns", arch, 16, 128) for arch in ("sm_80", "sm_86")),
+    ("prefix_cuts", "sm_80", 32, 256),
+}
 QUICK = [
     configs.Key(kind, family, 16, 128)
     for family in ("sm_80", "sm_90", "sm_100")
@@ -48,7 +53,7 @@ def judge(
     assert not descriptors or report.opcodes["UTMALDG"] > 0, f"{report.kernel} does not use its descriptors on {arch}"
 
 
-def check(arch: str, key: configs.Key, launches) -> None:
+def check(arch: str, key: configs.Key, launches, excused: bool = False) -> None:
     dtype = DTYPES[key.bits]
     config = configs.pick(key.kind, dtype, key.D, descriptors=True, arch=arch)
     rows = config.block_n if key.kind == "colsum" else config.block_m  # of the left factor; colsum's are keys
@@ -64,7 +69,8 @@ def check(arch: str, key: configs.Key, launches) -> None:
             descriptors=config.tma,
             bits=key.bits,
             spills=(arch != "gfx942" and (key.kind, key.bits, key.D) in configs.SPILLING)
-            or (arch, key.kind, key.bits, key.D) in KNOWN_SPILLS,
+            or (arch, key.kind, key.bits, key.D) in KNOWN_SPILLS
+            or excused,
         )
 
 
@@ -91,7 +97,8 @@ def test_sinks(key):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", [k for k in configs.entries() if k.kind in ahead.SINK_LAUNCHES and k not in QUICK], ids=name)
 def test_sinks_at_every_entry(key):
-    check(key.family, key, [ahead.SINK_LAUNCHES[key.kind]])
+    excused = (key.kind, key.family, key.bits, key.D) in SINK_SPILLS
+    check(key.family, key, [ahead.SINK_LAUNCHES[key.kind]], excused)
 
 
 @pytest.mark.slow
