@@ -7,6 +7,7 @@ The logit lens is applied at every position, to the memorised next word and to t
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
@@ -50,7 +51,8 @@ class FunctionalRift(Analysis):
     data [example, step, depth], means over the positions of the question and the text up to the step: `prior`, the lens's
     probability of the next word memorised in pretraining; `context`, of the likeliest of the words that followed the same
     word earlier in the prompt; over positions where there is such a word and it is not the memorised one. `other`, the null of
-    `context`: of the likeliest of as many words drawn from the prompt so far that never followed the word. `prior_top1`,
+    `context`: of the likeliest of as many words that never followed the word, drawn from the prompt so far by their
+    frequency there. `prior_top1`,
     `context_top1`: how often these are the lens's first choice. `contextual`, over all positions: how often its first
     choice is a word of the prompt so far. `positions` [example, step]: how many positions `prior` and `context` are over.
     """
@@ -268,7 +270,7 @@ def functional_rift(
     earlier in the prompt. prior = mean of U(x_i)[b_i], context = mean of the largest U(x_i)[v] over v in I_i; over the
     positions where I_i holds something and not b_i (docs/protocol.md, E11: an operational definition, for the authors
     released none). Beside them, as their null, the largest U(x_i)[v] over as many words v of the prompt up to s_i that are
-    neither in I_i nor b_i, drawn at random.
+    neither in I_i nor b_i, drawn in proportion to how often they stand there.
     steps, right: as `cells.choose`; a step's positions are those of the item up to the word it predicts.
     start: the token before s_i when b_i is looked up; None: the model's BOS if its prompts begin with one, else the
         tokenizer's <|endoftext|>, BOS or EOS, whichever exists first.
@@ -395,9 +397,18 @@ def position_curves(
 
 
 def drawn_others(seen: Sequence[int], without: Set[int], n: int, rng: np.random.Generator) -> list[int]:
-    """n of the different tokens of a prompt that are not excluded, or all if there are fewer."""
-    free = sorted(set(seen) - set(without))
-    return [free[i] for i in rng.choice(len(free), min(n, len(free)), replace=False)] if free else []
+    """Returns n of the different tokens of a prompt that are not excluded, or all if there are fewer.
+
+    A token is drawn in proportion to how often it stands in the prompt: the words that followed a word are frequent ones, and
+    a model that repeats frequent words must not look as if it knew which of them follows.
+    """
+    counts = Counter(token for token in seen if token not in without)
+    if not counts:
+        return []
+    free = sorted(counts)
+    weights = np.array([counts[token] for token in free], dtype=np.float64)
+    drawn = rng.choice(len(free), min(n, len(free)), replace=False, p=weights / weights.sum())
+    return [free[i] for i in drawn]
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:

@@ -106,6 +106,13 @@ def test_other_words_run_out_before_there_are_none():
     assert sorted(rift.drawn_others([4, 5, 7], {4}, 9, rng)) == [5, 7] and len(rift.drawn_others([4, 5, 7], {4}, 1, rng)) == 1
 
 
+def test_other_words_are_drawn_by_their_frequency_in_the_prompt():
+    """A word that stands three times as often is drawn three times as often; uniform draws would give a half."""
+    rng = np.random.default_rng(0)
+    drawn = [rift.drawn_others([4, 4, 4, 5, 9], {9}, 1, rng)[0] for _ in range(4000)]
+    assert np.mean(np.array(drawn) == 4) == pytest.approx(0.75, abs=0.03)
+
+
 def test_a_model_that_favours_all_words_of_its_prompt_has_no_rift():
     """The prompt overtakes what was memorised, abruptly and in the middle, whichever word of it is looked at."""
     found = made_up([0.5, 0.52] * 4)
