@@ -13,9 +13,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -43,10 +46,32 @@ class DamagedData(ValueError):
     """Stored arrays that are not what was written: a chunk is missing, cut or changed."""
 
 
-def save_arrays(data: xr.Dataset, path: Path, *, chunks: Mapping[str, tuple[int, ...]] | None = None) -> None:
+@dataclass(frozen=True)
+class EmptyArray:
+    """An array that is to be filled chunk by chunk. A chunk that is not there yet reads as `fill`.
+
+    dims: names of its axes. chunks: their lengths in one chunk. text: its description.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    fill: float
+    text: str = ""
+
+
+def save_arrays(
+    data: xr.Dataset,
+    path: Path,
+    *,
+    chunks: Mapping[str, tuple[int, ...]] | None = None,
+    empty: Mapping[str, EmptyArray] | None = None,
+) -> None:
     """Writes a dataset as a zarr group with a checksum for each chunk. It appears under `path` in one move, on the disk.
 
     chunks: by variable; a variable without an entry is one chunk. What is at `path` is replaced.
+    empty: further arrays by name, of which only the metadata are written, whatever their size.
     """
     kept = data.assign_attrs({CHECKED: _SEALED})
     # Strings of fixed width are in no standard of zarr 3.
@@ -64,6 +89,15 @@ def save_arrays(data: xr.Dataset, path: Path, *, chunks: Mapping[str, tuple[int,
     try:
         with zarr.config.set({"array.write_empty_chunks": True}):
             kept.to_zarr(temporary / path.name, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
+        if empty:
+            group = zarr.open_group(str(temporary / path.name), mode="r+")
+            for name, array in empty.items():
+                # All chunks of an array in one folder: a folder for each index would be three more inodes a chunk.
+                group.create_array(
+                    name, shape=array.shape, chunks=array.chunks, dtype=array.dtype, fill_value=array.fill,
+                    compressors=(ZstdCodec(), Crc32cCodec()), dimension_names=array.dims,
+                    chunk_key_encoding={"name": "default", "separator": "."}, attributes={"description": array.text},
+                )  # fmt: skip
         _seal(temporary / path.name)
         sync_tree(temporary / path.name)
         if path.is_symlink() or path.is_file():
@@ -98,6 +132,28 @@ def load_arrays(path: Path) -> xr.Dataset:
     return data
 
 
+def open_arrays(path: Path) -> xr.Dataset:
+    """Opens a dataset of `save_arrays` whose values are read when they are used. Errors are those of `load_arrays`.
+
+    Cost: every chunk file is read once and its checksum computed; memory stays that of one chunk.
+    """
+    group = open_group(path)
+    for name, array in group.arrays():
+        if CHECKED not in group.attrs:
+            continue
+        stored = {f"{array.basename}/{array.metadata.encode_chunk_key(at)}" for at in np.ndindex(array.cdata_shape)}  # type: ignore[operator]
+        for chunk in sorted(stored):
+            if not checksum_holds(path / chunk):
+                raise DamagedData(f"{path}: array {printable(name)} cannot be read ({printable(chunk)} is not what was written)")
+    try:
+        data = xr.open_dataset(path, engine="zarr", consolidated=False, chunks=None)  # type: ignore[arg-type]
+    except Exception as error:  # zarr and xarray have many for metadata that do not fit together
+        raise DamagedData(f"{path}: the store cannot be opened ({printable(error)})") from error
+    for name in (CHECKED, SEAL):
+        data.attrs.pop(name, None)
+    return data
+
+
 def open_group(path: Path, mode: Any = "r") -> zarr.Group:
     """Opens a store after `check_store`; chunks that are written to it are written even if they hold only fill values."""
     check_store(path)
@@ -115,19 +171,35 @@ def check_store(path: Path) -> None:
     """
     if not path.is_dir() or not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
         raise DamagedData(f"{path} is not a store of arrays: it holds no zarr group")
-    for place, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            if os.path.islink(os.path.join(place, name)):
-                raise ValueError(f"{printable(os.path.join(place, name))} is a symbolic link; a store of arrays holds none")
-        for name in _METADATA.intersection(files):
-            file = Path(place, name)
-            try:
-                found = json.loads(file.read_text("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise DamagedData(f"{printable(file)} cannot be read ({printable(error)})") from error
-            for what, value in _wanted(found):
-                raise ValueError(f"{printable(file)} names {what} {printable(value)[:60]}; only plain arrays are read")
+    for file in _metadata_files(str(path)):
+        try:
+            found = json.loads(Path(file).read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DamagedData(f"{printable(file)} cannot be read ({printable(error)})") from error
+        for what, value in _wanted(found):
+            raise ValueError(f"{printable(file)} names {what} {printable(value)[:60]}; only plain arrays are read")
     _check_seal(path)
+
+
+def checksum_holds(chunk: Path) -> bool:
+    """Whether a chunk file that `save_arrays` or zarr wrote holds what was written. Nothing is decompressed."""
+    try:
+        data = chunk.read_bytes()
+    except OSError:
+        return False
+    return len(data) > 4 and google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little")
+
+
+def _metadata_files(folder: str) -> Iterator[str]:
+    """The metadata files of a store. Raises ValueError for a symbolic link anywhere in it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:  # scandir knows the type of an entry without another call: there may be 100,000 chunks
+            if entry.is_symlink():
+                raise ValueError(f"{printable(entry.path)} is a symbolic link; a store of arrays holds none")
+            if entry.is_dir(follow_symlinks=False):
+                yield from _metadata_files(entry.path)
+            elif entry.name in _METADATA:
+                yield entry.path
 
 
 def _seal(path: Path) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from pycotmech._warnings import warn
 from pycotmech.model import _checkpoint, converted
 from pycotmech.model.aliases import ALIASES, INSTALL, Alias, merge_adapter
 from pycotmech.model.config_check import check_config
+from pycotmech.model.digests import WeightFiles, fingerprint
 from pycotmech.model.families.registry import family_class
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Loaded:
     prepend_bos: True: token sequences begin with the tokenizer's BOS id, exactly once; False: they do not;
         None: the tokenizer decides.
     notes: what a reader of results must know about these weights.
+    weight_files: where they came from; None if they are not the files' alone, as with a merged adapter.
     """
 
     model: PreTrainedModel
@@ -52,6 +54,7 @@ class Loaded:
     name: str
     prepend_bos: bool | None = None
     notes: tuple[str, ...] = ()
+    weight_files: WeightFiles | None = None
 
 
 def load(
@@ -101,7 +104,11 @@ def load(
         source, name = _find(name_or_path, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
         loaded = _load_local(source, dtype=chosen, name=name, trust_remote_code=trust_remote_code)
     torch.nn.Module.to(loaded.model, place)
-    return loaded
+    if alias is not None and alias.adapter is not None:
+        return loaded
+    files = tuple(_checkpoint.weight_files(source)) if source.is_dir() else (source,)
+    kept = WeightFiles(files, str(loaded.model.dtype), fingerprint(loaded.model.state_dict()))
+    return replace(loaded, weight_files=kept)
 
 
 def check_supported(config: object, *, source: object) -> None:

@@ -40,6 +40,7 @@ class Model:
         name: str | None = None,
         prepend_bos: bool | None = None,
         notes: Sequence[str] = (),
+        weight_files: WeightFiles | None = None,
         check: bool = True,
     ) -> None:
         hf_model = _base_of(hf_model)
@@ -51,6 +52,8 @@ class Model:
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
         self.prepend_bos = _checked_bos(prepend_bos, tokenizer)
         self.notes = tuple(notes)
+        self.weight_files = weight_files
+        """Where the weights came from, so that their digest need not be computed again; None if that is not known."""
         self.prefixes = Prefixes(self.family)
         """What sweeps keep of the beginnings of prompts: `.clear()`, `.nbytes`, `.limit`."""
         if check:
@@ -92,6 +95,7 @@ class Model:
             name=found.name,
             prepend_bos=found.prepend_bos,
             notes=found.notes,
+            weight_files=found.weight_files,
             check=check,
         )
 

@@ -19,7 +19,8 @@ from pycotmech.files.write import write_text
 from pycotmech.runs.folder import open_folder, refuse_other_settings
 from pycotmech.runs.pairs import read_pairs, words_read
 from pycotmech.runs.progress import ProgressReporter
-from pycotmech.runs.settings import Settings, model_identity, torch_threads, versions
+from pycotmech.runs.provenance import facts_of, model_identity
+from pycotmech.runs.settings import Settings, torch_threads
 from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, stored_identity
 from pycotmech.runs.work import SweepUnit, SweepWork, work_of_pairs, work_of_task
 
@@ -39,8 +40,18 @@ class RunOutcome:
     failures: list[str]
 
 
-def run(settings: Settings, out: str | os.PathLike, *, progress: ProgressReporter | None = None) -> RunOutcome:
+def run(
+    settings: Settings,
+    out: str | os.PathLike,
+    *,
+    verify: bool = False,
+    accept_version: bool = False,
+    progress: ProgressReporter | None = None,
+) -> RunOutcome:
     """Does what the settings say, keeps it in the folder `out`, and goes on where an earlier run of the same stopped.
+
+    verify: whether to read every weight for the model's digest even if it is known from the files' sizes and times.
+    accept_version: whether to go on with results of other versions of pycotmech, PyTorch or transformers.
 
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the model is loaded where possible
     and before the first sweep otherwise; BlockingIOError where another process writes to the folder. KeyboardInterrupt (also
@@ -53,39 +64,31 @@ def run(settings: Settings, out: str | os.PathLike, *, progress: ProgressReporte
     pairs = None if settings.pairs is None else read_pairs(settings.pairs, metric=settings.metric)
     with open_folder(out) as folder:
         stored, identity = stored_identity(folder), settings.identity()
-        refuse_other_settings(folder, stored, identity)
+        refuse_other_settings(folder, stored, identity, accept_version=accept_version)
 
         from pycotmech.model import Model
 
         model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
         with torch_threads(settings.threads):
             work = work_of_task(model, settings) if pairs is None else work_of_pairs(model, pairs, settings)
-            identity |= {**model_identity(model, stored), "prompts": work.digest()}
-            refuse_other_settings(folder, stored, identity)
+            identity |= {**model_identity(model, verify=verify), "prompts": work.digest()}
+            accepted = refuse_other_settings(folder, stored, identity, accept_version=accept_version)
             if not (folder / EXAMPLES_FILE).is_file():
                 lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in work.records)
                 write_text(folder / EXAMPLES_FILE, lines)
             store = SweepStore.resume(folder) if stored is not None else _new_store(folder, work, model, identity, settings)
+            if accepted:
+                store.events.write("accepted", versions=accepted)
             _grade(model, work, store, progress)
             return _sweep(model, work, store, folder, settings, progress)
 
 
 def _new_store(folder: Path, work: SweepWork, model: Model, identity: dict[str, Any], settings: Settings) -> SweepStore:
-    import torch
-
-    from pycotmech.ops import describe
-
-    where = "cuda" if model.device.type == "cuda" else "cpu"
-    about = {
-        "model": {"name": model.name, "description": repr(model), "notes": list(model.notes)},
-        "versions": versions(),
-        "ops": {name: places[where] for name, places in describe().items()},
-        "threads": torch.get_num_threads(),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    passes = list(work.batches(lambda unit: True, settings))
+    plan = {"units": sum(map(len, passes)), "passes": len(passes), "memory_gb": settings.memory_gb}
+    about = facts_of(model, vars(settings), plan=plan)
     axes = ResultAxes(work.names, work.steps, work.kinds, model.cfg.n_layers, model.cfg.n_heads)
-    return SweepStore.create(folder, axes, identity=identity, about=json.loads(json.dumps(about)))
+    return SweepStore.create(folder, axes, identity=identity, about=about)
 
 
 def _grade(model: Model, work: SweepWork, store: SweepStore, progress: ProgressReporter) -> None:
@@ -127,6 +130,7 @@ def _sweep(
                 queue[:0] = [[unit] for unit in batch]
             else:
                 failures.append(f"{batch[0].where}: {error}")
+                store.fail(batch[0].example, [batch[0].step], str(error))
             continue
         seconds = (time.perf_counter() - start) / len(batch)
         store.finish(batch[0].example, [unit.step for unit in batch], sweeps, seconds)

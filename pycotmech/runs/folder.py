@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any
 
 from pycotmech.files.text import printable
 from pycotmech.files.write import UNFINISHED
-from pycotmech.runs.settings import DERIVED
+from pycotmech.runs.events import stop_recorded
+from pycotmech.runs.provenance import differences
 
 LOCK = ".lock"
+_MOMENT = 0.05
+"""Seconds after which a lock that is held is tried once more."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -56,6 +60,7 @@ def check_writable(folder: Path, argument: str = "out") -> None:
 def open_folder(out: str | os.PathLike) -> Iterator[Path]:
     """Makes the folder if it is missing, and locks it for the block. Nothing is written before the lock is held.
 
+    If events were recorded in the block, "stop" is recorded at its end (`pycotmech.runs.events`).
     Raises ValueError or PermissionError naming `out` where nothing can be written, BlockingIOError where another process
     writes, and OSError naming the folder when the disk is full; what is finished is kept.
     """
@@ -63,7 +68,7 @@ def open_folder(out: str | os.PathLike) -> Iterator[Path]:
     lock = _locked(folder)
     try:
         check_writable(folder)
-        with naming_full_disk(folder):
+        with naming_full_disk(folder), stop_recorded(folder):
             _remove_unfinished(folder)
             yield folder
     finally:
@@ -83,26 +88,45 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
         raise OSError(f"{message}, and the same command goes on from there") from error
 
 
-def refuse_other_settings(folder: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+def is_written(folder: Path) -> bool:
+    """Whether a process holds the folder's lock now. False where the system has no such lock."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def refuse_other_settings(
+    folder: Path, stored: Mapping[str, Any] | None, now: Mapping[str, Any], *, accept_version: bool = False
+) -> list[str]:
     """Raises ValueError naming each difference between the identity of a folder's results and that of this run.
 
-    stored: None for a folder without results. Entries in `DERIVED` count only if `now` has them.
+    stored: None for a folder without results. now: may lack what is known only after the model is loaded.
+    accept_version: whether other versions of `DECIDING_VERSIONS` are accepted; returns them, in words.
     """
     if stored is None:
-        return
-    names = [name for name in dict.fromkeys((*stored, *now)) if name in now or name not in DERIVED]
-    differ = [f"{n} was {_shown(stored.get(n))}, now {_shown(now.get(n))}" for n in names if stored.get(n) != now.get(n)]
+        return []
+    differ, versions = differences(stored, now)
     if differ:
         raise ValueError(
-            f"out: {folder} holds results of other settings: {'; '.join(differ)}. Give another folder, or the settings of "
-            "these results to go on with them"
+            f"out: {folder} holds results of other settings: {'; '.join((*differ, *versions))}. Give another folder, or the "
+            "settings of these results to go on with them"
         )
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not set"
-    return printable(",".join(map(str, value)) if isinstance(value, list) else value)
+    if versions and not accept_version:
+        raise ValueError(
+            f"out: {folder} holds results of other versions: {'; '.join(versions)}. Their numbers may differ. Give another folder, "
+            "or --accept-version to go on with them"
+        )
+    return versions
 
 
 def _unusable(folder: Path, argument: str, error: OSError) -> PermissionError:
@@ -123,7 +147,11 @@ def _locked(folder: Path) -> int | None:
             raise ValueError(f"out: {folder / LOCK} is a symbolic link, which is not followed. Remove it") from error
         raise _unusable(folder, "out", error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # `is_written` holds it for a moment
+            time.sleep(_MOMENT)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):

@@ -1,29 +1,21 @@
-"""The settings of a run: what may be said, what two runs must agree on to share a folder, and what the model adds to that."""
+"""The settings of a run: what may be said, and what two runs must agree on to share a folder."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, get_args
 
-from pycotmech import __version__
 from pycotmech.runs.pair_files.choose import digest_of
-
-if TYPE_CHECKING:
-    from pycotmech.model import Model
+from pycotmech.runs.provenance import deciding_versions
 
 DEFAULT_EXAMPLES = 10
 DEFAULT_SHOTS = {"tiny-cot": 4}
 """Demonstrations in the prompt, for models where 8 is not right: tiny-cot was trained with up to 4."""
-
-DERIVED = ("weights", "config", "prompts")
-"""Entries of an identity that are known only after the model is loaded."""
 
 _TASK = ("examples", "steps", "shots", "hops", "style", "order", "ontology", "distractors", "competing")
 _RANGES = {
@@ -34,8 +26,6 @@ _RANGES = {
     "competing": (0, None),
     "seed": (0, 2**32 - 1),
 }
-_IN_NO_NUMBER = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -134,55 +124,7 @@ class Settings:
             out |= {"examples": self.n_examples, "steps": self.chosen_steps, **self.task()}
         out |= {"direction": self.direction, "metric": self.metric}
         out["positions"] = "all" if self.positions is None else list(self.positions)
-        return {**out, "pycotmech": __version__}
-
-
-def model_identity(model: Model, stored: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """What a loaded model adds to an identity: digests of all weights, and of what its configuration decides.
-
-    stored: the identity of a folder that is continued. Folders of earlier versions hold a digest of a sample of the weights
-    only; the model is then compared by the same sample.
-    Cost: every weight is read once.
-    """
-    import torch
-
-    if stored is not None and "config" not in stored:
-        return {"weights": _sampled_digest(model)}
-    digest = hashlib.sha256()
-    for name, weight in model.hf.state_dict().items():
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
-    settings: dict[str, Any] = cast(Any, model.hf.config).to_dict()
-    decided = {k: v for k, v in settings.items() if k not in _IN_NO_NUMBER}
-    config = hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode())
-    return {"weights": f"sha256:{digest.hexdigest()[:32]}", "config": f"sha256:{config.hexdigest()[:32]}"}
-
-
-def _sampled_digest(model: Model) -> str:
-    """Of every tensor's name, shape and first 4,096 values."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, weight in model.hf.state_dict().items():
-        sample = weight.detach().flatten()[:4096].to("cpu", torch.float64)
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """The version of everything that could change a number."""
-    import numpy
-    import torch
-    import transformers
-
-    return {
-        "pycotmech": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-        "machine": platform.platform(),
-    }
+        return {**out, **deciding_versions()}
 
 
 def check_threads(n: int | None) -> None:

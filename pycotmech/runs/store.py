@@ -1,16 +1,17 @@
 """Results of sweeps over examples and steps, on disk as soon as each is finished.
 
 A results folder holds `results.zarr` with labelled axes (example, step, layer, head); `xarray.open_zarr` reads it. One
-example's steps are one chunk. A chunk file is replaced as a whole and carries a checksum, and the mark "finished" is written
-after the data is on the disk: a process that dies, or a machine that loses power, leaves every finished sweep readable and
-nothing half-written that looks finished. What is damaged later counts as not done.
+example's steps are one chunk, which is written when the first of them is finished. A chunk file is replaced as a whole and
+carries a checksum, and the mark "finished" is written after the data is on the disk: a process that dies, or a machine that
+loses power, leaves every finished sweep readable and nothing half-written that looks finished. What is damaged later counts as
+not done. `pycotmech.runs.variables` says what is stored of a sweep.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,40 +20,22 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from pycotmech.files.arrays import DamagedData, open_group, save_arrays
+from pycotmech.files.arrays import DamagedData, EmptyArray, checksum_holds, open_group, save_arrays
 from pycotmech.files.text import printable
 from pycotmech.files.write import sync
+from pycotmech.runs.events import EventLog
 from pycotmech.runs.progress import uninterrupted
+from pycotmech.runs.variables import AXES, DATA, VARIABLES
 
 if TYPE_CHECKING:
     from pycotmech.patching import Sweep
 
-FORMAT = 2
-_WITHOUT_CHECKSUMS = 1
-"""The format of earlier versions, which is still read and continued."""
+FORMAT = 3
+_READ = (2, FORMAT)
+"""Formats that are read and continued. In 2 every chunk is written at the beginning, in folders of their own."""
 STORE = "results.zarr"
-
-_CELL = ("example", "step")
-_GRID = (*_CELL, "layer", "head")
-_GRIDS = {
-    "raw": ("f8", np.nan, "the metric of the run with this head patched"),
-    "values": ("f4", np.nan, "raw on the scale corrupted 0, clean 1"),
-    "effect": ("f4", np.nan, "distance from the base run on that scale, against the mean of the self-patches"),
-    "control": ("f4", np.nan, "effect with activations of another example; NaN where it was not measured"),
-}
-_SCALARS = {
-    "clean_metric": ("f8", np.nan, "the metric of the clean run"),
-    "corrupted_metric": ("f8", np.nan, "the metric of the corrupted run"),
-    "noise_floor": ("f8", np.nan, "what rounding may change in an effect"),
-    "sham": ("f8", np.nan, "largest |effect| of a patch before the first difference; NaN where it was not measured"),
-    "seconds": ("f8", np.nan, "wall time of the sweep"),
-    "right": ("i1", -1, "1 if the model gets the step right, 0 if not, -1 if not graded"),
-    "state": ("i1", 0, "0 pending, 1 finished, 2 skipped since the model gets the step wrong"),
-}
-_VARIABLES = _GRIDS | _SCALARS
-_OPTIONAL = ("control", "sham")
-"""What folders of earlier versions lack, and what may be NaN in a finished sweep."""
-_DATA = tuple(name for name in _VARIABLES if name not in ("right", "state"))
+_PARTIAL = ".partial"
+"""How the names of files end that zarr has not yet renamed."""
 
 
 class SweepState(IntEnum):
@@ -75,34 +58,49 @@ class ResultAxes:
 
 
 class SweepStore:
-    """The results of a folder that is being written. The caller holds the folder's lock (`open_folder`)."""
+    """The results of a folder that is being written. The caller holds the folder's lock (`open_folder`).
+
+    events: the folder's log. What the store keeps, it records there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / STORE
-        self._arrays = _arrays(self._path, "r+")
+        self._arrays = open_store(self._path, "r+")
+        self.events = EventLog(folder)
 
     @classmethod
     def create(cls, folder: Path, axes: ResultAxes, *, identity: Mapping[str, Any], about: Mapping[str, Any]) -> SweepStore:
         """Makes a new store with everything pending.
 
         identity: what a later run must agree with to go on here (JSON values). about: what else a reader should know.
-        Raises FileExistsError where there is one already.
+        Raises FileExistsError where there is one already. Cost: the same for any number of examples.
         """
         if (folder / STORE).exists():
             raise FileExistsError(f"out: {folder} holds results already")
-        chunk = (1, len(axes.steps), axes.n_layers, axes.n_heads)
-        chunks = {name: chunk if name in _GRIDS else chunk[:2] for name in _VARIABLES}
-        save_arrays(_layout(axes, identity, about), folder / STORE, chunks=chunks)
-        return cls(folder)
+        save_arrays(_labels(axes, identity, about), folder / STORE, empty=_layout(axes))
+        store = cls(folder)
+        store._begin("start", about.get("versions"))
+        return store
 
     @classmethod
     def resume(cls, folder: Path) -> SweepStore:
-        """Opens the store of an earlier run. Sweeps whose data is damaged or missing are pending again."""
+        """Opens the store of an earlier run. Sweeps whose data is damaged or missing are pending again.
+
+        Cost: every chunk file is read once and its checksum computed; memory stays that of one chunk.
+        """
         store = cls(folder)
-        data, repaired = _intact(store._path, store._arrays)
-        for name, examples in repaired.items():
+        for leftover in (path for name in store._arrays for path in (store._path / name).rglob(f"*{_PARTIAL}")):
+            leftover.unlink(missing_ok=True)
+        found = _inspect(store._path, store._arrays)
+        for example in found.changed:  # first of all: what is not marked as finished may be incomplete
+            store._write("state", example, found.state[example])
+        for name, examples in found.unreadable.items():
             for example in examples:
-                store._write(name, example, data[name][example])
+                if name != "state" or example not in found.changed:
+                    chunk = _chunk_file(store._path, store._arrays[name], example)
+                    chunk.unlink(missing_ok=True)
+                    sync(chunk.parent)
+        store._begin("resume", None, damaged=found.damaged)
         return store
 
     def state(self) -> np.ndarray:
@@ -122,21 +120,38 @@ class SweepStore:
         """Marks a sweep as skipped. step: its index on the axis, as in `finish`."""
         with uninterrupted():
             self._mark(example, [step], SweepState.SKIPPED)
+            self.events.write("skipped", example=example, steps=[step])
 
     def finish(self, example: int, steps: Sequence[int], sweeps: Sequence[Sweep], seconds: float) -> None:
-        """Keeps the sweeps of some steps of an example, all or none of them. steps: their indices on the axis."""
-        found: dict[str, list[Any]] = {
-            name: [getattr(sweep, name) for sweep in sweeps] for name in (*_GRIDS, "noise_floor", "sham")
-        }
-        for name in ("clean_metric", "corrupted_metric"):
-            found[name] = [float(getattr(sweep, name)[0]) for sweep in sweeps]
+        """Keeps the sweeps of some steps of an example, all or none of them. steps: their indices on the axis.
+
+        seconds: of each of them. When it returns, they are on the disk.
+        """
+        at = list(steps)
+        found: dict[str, list[Any]] = {}
+        for name in self._arrays:
+            of = VARIABLES[name].of
+            if of is not None:
+                found[name] = [of(sweep) for sweep in sweeps]
         found["seconds"] = [seconds] * len(sweeps)
         with uninterrupted():
-            for name in (name for name in _DATA if name in self._arrays):
+            for name, values in found.items():
                 row = np.asarray(self._arrays[name][example])
-                row[list(steps)] = found[name]
+                for step, value in zip(at, values, strict=True):
+                    if value is not None:
+                        row[step] = value
                 self._write(name, example, row)
-            self._mark(example, steps, SweepState.FINISHED)
+            self._mark(example, at, SweepState.FINISHED)
+            self.events.write("finished", example=example, steps=[int(s) for s in at], seconds=round(seconds, 6))
+
+    def fail(self, example: int, steps: Sequence[int], why: str) -> None:
+        """Records that sweeps could not be done. They stay pending, and a later run tries them again."""
+        self.events.write("failed", example=example, steps=[int(s) for s in steps], why=why)
+
+    def _begin(self, event: str, versions: Any, **more: Any) -> None:
+        state = self.state()
+        numbers = {kind.name.lower(): int((state == kind).sum()) for kind in SweepState}
+        self.events.begin(event, "run", **({"versions": versions} if versions else {}), **numbers, **more)
 
     def _mark(self, example: int, steps: Sequence[int], state: SweepState) -> None:
         row = np.asarray(self._arrays["state"][example])
@@ -155,27 +170,45 @@ def read(folder: str | os.PathLike) -> xr.Dataset:
     """Reads all results of a folder, finished or not, into memory; NaN where a sweep is pending.
 
     A damaged chunk is never read as a value: its example counts as pending, and its number is in the attribute "damaged".
-    Raises FileNotFoundError where there are no results, ValueError where they cannot be read.
+    Raises FileNotFoundError where there are no results, ValueError where they cannot be read. `pcm.open_results` reads on
+    demand.
     """
-    path = Path(folder) / STORE
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no results (there is no {STORE} in it)")
-    arrays = _arrays(path, "r")
-    data, repaired = _intact(path, arrays)
+    path = existing_store(Path(folder))
+    arrays = open_store(path, "r")
+    found = _inspect(path, arrays)
+    data = {name: _values(array, found.unreadable.get(name, [])) for name, array in arrays.items()}
+    data["state"], data["right"] = found.state, found.right
+    return labelled(path, data, found.damaged)
+
+
+def labelled(path: Path, data: Mapping[str, Any], damaged: Sequence[int] | None = None) -> xr.Dataset:
+    """Puts labels, attributes and the fill of variables that the store lacks to the variables of a store.
+
+    damaged: for the attribute of that name, if known.
+    """
     group = open_group(path)
-    for name in _OPTIONAL:
-        if name not in data:
-            data[name] = np.full(data["raw" if name in _GRIDS else "noise_floor"].shape, np.nan, _VARIABLES[name][0])
-    variables = {name: (_GRID if name in _GRIDS else _CELL, data[name], {"description": _VARIABLES[name][2]}) for name in data}
+    variables = {}
+    for name, about in VARIABLES.items():
+        shape = tuple(group[axis].shape[0] for axis in about.axes)  # type: ignore[union-attr]
+        found = data.get(name, np.broadcast_to(np.array(about.fill, about.dtype), shape))  # of one number, whatever the size
+        variables[name] = (about.axes, found, {"description": about.text})
     try:
-        coords: dict[str, Any] = {name: np.asarray(group[name][:]) for name in _GRID}  # type: ignore[index]
+        coords: dict[str, Any] = {name: np.asarray(group[name][:]) for name in AXES}  # type: ignore[index]
         for name, axis in (("name", "example"), ("kind", "step")):
             coords[name] = (axis, np.array(group[name][:].tolist(), dtype=str))  # type: ignore[index]
         attributes = {name: group.attrs[name] for name in ("format", "identity", "about")}
-        damaged = sorted({example for name, rows in repaired.items() if name != "state" for example in rows})
-        return xr.Dataset(variables, coords, {**attributes, "damaged": damaged})
+        if damaged is not None:
+            attributes["damaged"] = list(damaged)
+        return xr.Dataset(variables, coords, attributes)
     except Exception as error:  # whatever a codec makes of damaged bytes
         raise DamagedData(f"{path}: the axes cannot be read ({printable(error)})") from error
+
+
+def existing_store(folder: Path) -> Path:
+    """Returns the path of a folder's store. Raises FileNotFoundError where there is none."""
+    if not (folder / STORE).exists():
+        raise FileNotFoundError(f"{folder} holds no results (there is no {STORE} in it)")
+    return folder / STORE
 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:
@@ -183,92 +216,112 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
     path = folder / STORE
     if not path.exists() and not path.is_symlink():
         return None
-    _arrays(path, "r")
+    open_store(path, "r")
     return dict(open_group(path).attrs["identity"])  # type: ignore[arg-type]
 
 
-def _arrays(path: Path, mode: str) -> dict[str, zarr.Array]:
-    """The arrays of a store. Raises ValueError naming the path where it is none of ours."""
+def open_store(path: Path, mode: str) -> dict[str, zarr.Array]:
+    """The arrays of a store by name, of those in `VARIABLES`. Raises ValueError naming the path where it is none of ours."""
     try:
         with zarr.config.set({"array.write_empty_chunks": True}):
             group = open_group(path, mode)
-            if group.attrs.get("format") not in (FORMAT, _WITHOUT_CHECKSUMS):
-                raise ValueError(f"{path} has format {printable(group.attrs.get('format'))}; this version reads up to {FORMAT}")
+            if (stored := group.attrs.get("format")) not in _READ:
+                told = " and ".join(map(str, _READ))
+                raise ValueError(f"{path} has format {printable(stored)}; this version of pycotmech reads {told}")
             if not isinstance(group.attrs.get("identity"), dict):
                 raise DamagedData(f"{path} does not say of which settings its results are")
-            arrays = {name: array for name, array in group.arrays() if name in _VARIABLES}
+            arrays = {name: array for name, array in group.arrays() if name in VARIABLES}
     except ValueError as error:
         raise ValueError(f"{error}. Move it away, or give another folder") from error
-    axes = arrays["raw"].shape if "raw" in arrays else ()
-    present = [name for name in _VARIABLES if name in arrays or name not in _OPTIONAL]
-    for name in present:
-        if name not in arrays or arrays[name].shape != axes[: 4 if name in _GRIDS else 2]:
+    sizes = dict(zip(AXES, arrays["raw"].shape, strict=True)) if "raw" in arrays and arrays["raw"].ndim == len(AXES) else {}
+    for name, variable in VARIABLES.items():
+        if name not in arrays and variable.added:
+            continue
+        if name not in arrays or arrays[name].shape != tuple(sizes.get(axis, -1) for axis in variable.axes):
             raise DamagedData(f"{path} lacks the array {name}, or it has another shape. Move it away, or give another folder")
-    return {name: arrays[name] for name in present}
+    return {name: arrays[name] for name in VARIABLES if name in arrays}
 
 
-def _intact(path: Path, arrays: Mapping[str, zarr.Array]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-    """All variables with only what can be relied on, and which examples of which variable differ from what is stored."""
-    data: dict[str, np.ndarray] = {}
-    repaired: dict[str, list[int]] = {}
+@dataclass
+class _Inspection:
+    """What the chunks of a store are worth.
+
+    state, right: with only what can be relied on. unreadable: by variable, examples whose chunk is not what was written.
+    changed: examples whose state is not the stored one. damaged: examples that lost something.
+    """
+
+    state: np.ndarray
+    right: np.ndarray
+    unreadable: dict[str, list[int]] = field(default_factory=dict)
+    changed: list[int] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+
+
+def _inspect(path: Path, arrays: Mapping[str, zarr.Array]) -> _Inspection:
+    """Looks at every chunk file. A finished sweep needs all its data, a skipped one a grade that says that it is wrong."""
+    n = arrays["state"].shape[0]
+    lost = np.zeros(n, dtype=bool)
+    unreadable: dict[str, list[int]] = {}
     for name, array in arrays.items():
-        lost = list(_unreadable(path, array))
-        if lost:
-            repaired[name] = lost
-            data[name] = np.full(array.shape, _VARIABLES[name][1], array.dtype)
-            for example in set(range(array.shape[0])).difference(lost):
-                data[name][example] = array[example]
-        else:
-            data[name] = np.asarray(array[:])
-    stored = data["state"].copy()
-    finished = stored == SweepState.FINISHED
-    for name in ("clean_metric", "corrupted_metric", "noise_floor"):
-        finished &= np.isfinite(data[name])
-    for name in (name for name in _GRIDS if name not in _OPTIONAL):
-        finished &= ~np.isnan(data[name]).all((2, 3))
-    for name in _DATA:
-        finished[repaired.get(name, [])] = False
-    skipped = (stored == SweepState.SKIPPED) & (data["right"] == 0)
-    data["state"] = np.where(finished | skipped, stored, int(SweepState.PENDING)).astype(stored.dtype)
-    changed = np.flatnonzero((data["state"] != stored).any(1)).tolist()
-    if rows := sorted({*changed, *repaired.get("state", [])}):
-        repaired["state"] = rows
-    return data, repaired
+        present = stored_chunks(path, array)
+        bad = [e for e in sorted(present) if not checksum_holds(_chunk_file(path, array, e))]
+        if bad:
+            unreadable[name] = bad
+        if name not in ("state", "right"):
+            lost[sorted(set(range(n)) - present)] = True
+            lost[bad] = True
+    stored, right = (_values(arrays[name], unreadable.get(name, [])) for name in ("state", "right"))
+    state = stored.copy()
+    state[(stored == SweepState.FINISHED) & lost[:, None]] = SweepState.PENDING
+    state[(stored == SweepState.SKIPPED) & (right != 0)] = SweepState.PENDING
+    changed = np.flatnonzero((state != stored).any(1)).tolist()
+    damaged = {*changed, *(e for name, rows in unreadable.items() if name != "state" for e in rows)}
+    return _Inspection(state, right, unreadable, sorted({*changed, *unreadable.get("state", [])}), sorted(damaged))
 
 
-def _unreadable(path: Path, array: zarr.Array) -> Iterator[int]:
-    """The examples whose chunk is missing or cannot be read. Stores without checksums leave chunks of fill values out."""
+def _values(array: zarr.Array, unreadable: Sequence[int]) -> np.ndarray:
+    """The values of an array, with its fill value in the examples that cannot be read."""
+    if not unreadable:
+        return np.asarray(array[:])
+    out = np.full(array.shape, array.fill_value, array.dtype)
+    for example in sorted(set(range(array.shape[0])) - set(unreadable)):
+        out[example] = array[example]
+    return out
 
-    def reads(selection: Any) -> bool:
-        try:
-            array[selection]
-        except Exception:  # whatever a codec makes of damaged bytes
-            return False
-        return True
 
-    complete, readable = array.metadata.zarr_format == 3, reads(slice(None))
-    for example in range(array.shape[0]):
-        missing = complete and not _chunk_file(path, array, example).is_file()
-        if missing or not (readable or reads(example)):
-            yield example
+def stored_chunks(path: Path, array: zarr.Array) -> set[int]:
+    """The examples of which the array has a chunk."""
+    folder = path / array.basename
+    if array.metadata.chunk_key_encoding.separator == ".":  # type: ignore[union-attr]
+        parts = [name.split(".") for name in os.listdir(folder)]
+        return {int(p[1]) for p in parts if len(p) == array.ndim + 1 and p[0] == "c" and all(i.isdigit() for i in p[1:])}
+    return {e for e in range(array.shape[0]) if _chunk_file(path, array, e).is_file()}
 
 
 def _chunk_file(path: Path, array: zarr.Array, example: int) -> Path:
     return path / array.basename / array.metadata.encode_chunk_key((example,) + (0,) * (array.ndim - 1))  # type: ignore[operator]
 
 
-def _layout(axes: ResultAxes, identity: Mapping[str, Any], about: Mapping[str, Any]) -> xr.Dataset:
-    shape = (len(axes.examples), len(axes.steps), axes.n_layers, axes.n_heads)
-    variables: dict[str, Any] = {}
-    for name, (dtype, fill, text) in _VARIABLES.items():
-        dims = _GRID if name in _GRIDS else _CELL
-        variables[name] = (dims, np.full(shape[: len(dims)], fill, dtype), {"description": text})
+def _sizes(axes: ResultAxes) -> dict[str, int]:
+    return {"example": len(axes.examples), "step": len(axes.steps), "layer": axes.n_layers, "head": axes.n_heads}
+
+
+def _layout(axes: ResultAxes) -> dict[str, EmptyArray]:
+    sizes, out = _sizes(axes), {}
+    for name, variable in VARIABLES.items():
+        shape = tuple(sizes[axis] for axis in variable.axes)
+        out[name] = EmptyArray(variable.axes, shape, (1, *shape[1:]), variable.dtype, variable.fill, variable.text)
+    return out
+
+
+def _labels(axes: ResultAxes, identity: Mapping[str, Any], about: Mapping[str, Any]) -> xr.Dataset:
+    sizes = _sizes(axes)
     coords = {
-        "example": np.arange(shape[0]),
+        "example": np.arange(sizes["example"]),
         "step": np.asarray(axes.steps, dtype=np.int64),
         "layer": np.arange(axes.n_layers),
         "head": np.arange(axes.n_heads),
         "name": ("example", np.array(list(axes.examples), dtype=str)),
         "kind": ("step", np.array(list(axes.kinds), dtype=str)),
     }
-    return xr.Dataset(variables, coords, {"format": FORMAT, "identity": dict(identity), "about": dict(about)})
+    return xr.Dataset({}, coords, {"format": FORMAT, "identity": dict(identity), "about": dict(about)})

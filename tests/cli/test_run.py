@@ -65,7 +65,7 @@ def test_the_screen_shows_the_table_the_notes_and_sentences(finished):
 
 
 def test_run_again_does_nothing_twice(finished, shell):
-    chunk = finished / "results.zarr" / "raw" / "c" / "0" / "0" / "0" / "0"
+    chunk = finished / "results.zarr" / "raw" / "c.0.0.0.0"
     before = chunk.stat().st_mtime_ns
     code, out, err = shell("run", *SMALL, "--out", finished)
     assert code == 0 and chunk.stat().st_mtime_ns == before
@@ -116,7 +116,7 @@ def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sh
     first = read(out)
     kept = np.argwhere(first["state"].values == SweepState.FINISHED)
     assert 3 <= len(kept) < int((first["state"] != SweepState.SKIPPED).sum())
-    stamps = {e: (out / f"results.zarr/raw/c/{e}/0/0/0").stat().st_mtime_ns for e in {int(e) for e, _ in kept[:-2]}}
+    stamps = {e: (out / f"results.zarr/raw/c.{e}.0.0.0").stat().st_mtime_ns for e in {int(e) for e, _ in kept[:-2]}}
     code, screen, err = shell("report", out)
     assert code == 0 and "still to do" in screen
     code, screen, err = shell("run", *settings, "--out", out)
@@ -125,7 +125,7 @@ def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sh
     assert (second["state"] != SweepState.PENDING).all()
     for e, s in kept:
         np.testing.assert_array_equal(second["raw"][e, s], first["raw"][e, s])
-    assert all((out / f"results.zarr/raw/c/{e}/0/0/0").stat().st_mtime_ns == t for e, t in stamps.items())
+    assert all((out / f"results.zarr/raw/c.{e}.0.0.0").stat().st_mtime_ns == t for e, t in stamps.items())
 
 
 def test_quiet_says_nothing(tmp_path, shell):

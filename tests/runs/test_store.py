@@ -8,33 +8,21 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from pycotmech.files.arrays import save_arrays
 from pycotmech.runs import ResultAxes, SweepState, SweepStore, read, store
 from pycotmech.runs.progress import uninterrupted
+from pycotmech.runs.events import read_events
 from pycotmech.runs.store import STORE, stored_identity
+from pycotmech.runs.variables import VARIABLES
+from tests.runs.synthetic import sweep_of
 
 AXES = ResultAxes(["0", "1", "2"], [5, 9], ["induction", "induction"], n_layers=4, n_heads=3)
 SETTINGS = {"model": "m", "steps": [5, 9]}
-
-
-def sweep_of(seed: int) -> SimpleNamespace:
-    g = np.random.default_rng(seed)
-    raw = g.normal(size=(4, 3))
-    return SimpleNamespace(
-        raw=raw,
-        values=raw.astype("f4"),
-        effect=(raw * 2).astype("f4"),
-        clean_metric=np.array([1.5]),
-        corrupted_metric=np.array([-0.5]),
-        noise_floor=1e-6,
-        control=np.where(raw > 0, raw, np.nan).astype("f4"),
-        sham=0.0,
-    )
 
 
 def created(folder: Path) -> SweepStore:
@@ -73,9 +61,7 @@ def test_controls_come_back_and_need_not_be_there(tmp_path):
 
 def test_a_folder_without_controls_is_read_and_continued(tmp_path, monkeypatch):
     with monkeypatch.context() as earlier:
-        kept = {name: about for name, about in store._VARIABLES.items() if name not in ("control", "sham")}
-        earlier.setattr(store, "_VARIABLES", kept)
-        earlier.setattr(store, "_GRIDS", {name: about for name, about in kept.items() if name in store._GRIDS})
+        earlier.setattr(store, "VARIABLES", {name: v for name, v in VARIABLES.items() if not v.added})
         created(tmp_path)
     SweepStore(tmp_path).finish(0, [0], [sweep_of(3)], 1.0)
     results = SweepStore.resume(tmp_path)
@@ -116,9 +102,8 @@ def test_a_damaged_chunk_is_pending_again_and_costs_no_other_example(tmp_path, n
     for e in range(2):
         for s in range(2):
             results.finish(e, [s], [sweep_of(e + s)], 1.0)
-    chunks = [path for path in (tmp_path / STORE / name / "c" / "1").rglob("*") if path.is_file()]
-    assert len(chunks) == 1
-    chunks[0].write_bytes(chunks[0].read_bytes()[:5])
+    chunk = chunk_of(tmp_path, name, 1)
+    chunk.write_bytes(chunk.read_bytes()[:5])
     results = SweepStore.resume(tmp_path)
     assert results.state().tolist() == [[1, 1], [0, 0], [0, 0]]
     results.finish(1, [0], [sweep_of(7)], 1.0)
@@ -128,8 +113,7 @@ def test_a_damaged_chunk_is_pending_again_and_costs_no_other_example(tmp_path, n
 def test_finished_without_data_is_pending_again(tmp_path):
     results = created(tmp_path)
     results.finish(0, [0], [sweep_of(0)], 1.0)
-    for chunk in (tmp_path / STORE / "raw" / "c" / "0").glob("*/*/*"):
-        chunk.unlink()  # as if the power had failed before the data reached the disk
+    chunk_of(tmp_path, "raw", 0).unlink()  # as if the power had failed before the data reached the disk
     assert SweepStore.resume(tmp_path).state().tolist() == [[0, 0], [0, 0], [0, 0]]
 
 
@@ -169,9 +153,9 @@ def test_killed_at_any_moment_what_is_marked_is_whole(tmp_path):
     script = textwrap.dedent(
         f"""
         import sys
-        sys.path[:0] = [{str(Path.cwd())!r}, {str(Path(__file__).parent)!r}]
+        sys.path[:0] = [{str(Path.cwd())!r}]
         from pathlib import Path
-        from test_store import created, sweep_of
+        from tests.runs.test_store import created, sweep_of
         from pycotmech.runs.store import SweepStore, stored_identity
         folder = Path({str(tmp_path)!r})
         results = created(folder) if stored_identity(folder) is None else SweepStore.resume(folder)
@@ -208,7 +192,7 @@ def filled(folder: Path) -> None:
 
 
 def chunk_of(folder: Path, name: str, example: int) -> Path:
-    (found,) = (path for path in (folder / STORE / name / "c" / str(example)).rglob("*") if path.is_file())
+    (found,) = (folder / STORE / name).glob(f"c.{example}.*")
     return found
 
 
@@ -255,7 +239,8 @@ def test_a_lost_mark_is_pending(tmp_path):
 
 def test_data_is_on_the_disk_before_the_mark(tmp_path, monkeypatch):
     results = created(tmp_path)
-    mark = tmp_path / STORE / "state/c/1/0"
+    results.skip(1, 1)
+    mark = chunk_of(tmp_path, "state", 1)
     before, synced, fsync = mark.read_bytes(), [], os.fsync
 
     def seen(descriptor):
@@ -294,3 +279,67 @@ def test_steps_of_one_pass_are_kept_together(tmp_path, monkeypatch):
     monkeypatch.setattr(SweepStore, "_mark", honest)
     results.finish(0, [0, 1], [sweep_of(0), sweep_of(1)], 1.0)
     assert read(tmp_path)["state"].values.tolist() == [[1, 1], [0, 0], [0, 0]]
+
+
+def test_a_new_store_has_the_same_few_files_for_any_number_of_examples(tmp_path):
+    files = []
+    for n in (1, 10_000):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        axes = ResultAxes([str(i) for i in range(n)], [5, 9], ["induction"] * 2, n_layers=4, n_heads=3)
+        SweepStore.create(folder, axes, identity=SETTINGS, about={})
+        files.append(sum(path.is_file() for path in folder.rglob("*")))
+    assert files[0] == files[1] < 40
+
+
+def test_a_folder_of_format_2_is_read_and_continued(tmp_path):
+    """As the version before wrote it: every chunk from the beginning, each index a folder."""
+    (tmp_path / "new").mkdir()
+    filled(tmp_path / "new")
+    data = read(tmp_path / "new")
+    old = data.assign_attrs(format=2)
+    old.attrs.pop("damaged")
+    chunks = {name: (1, *v.shape[1:]) for name, v in old.data_vars.items()}
+    (tmp_path / "old").mkdir()
+    save_arrays(old, tmp_path / "old" / STORE, chunks=chunks)
+    assert (tmp_path / "old" / STORE / "raw/c/1/0/0/0").is_file()
+    np.testing.assert_array_equal(read(tmp_path / "old")["raw"], data["raw"])
+    damaged = tmp_path / "old" / STORE / "values/c/1/0/0/0"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    results = SweepStore.resume(tmp_path / "old")
+    assert results.state().tolist() == [[1, 2], [0, 2], [1, 2]]
+    results.finish(1, [0], [sweep_of(1)], 1.0)
+    np.testing.assert_array_equal(read(tmp_path / "old")["values"], data["values"])
+
+
+@pytest.mark.parametrize("stored", [1, 4, "3"])
+def test_another_format_is_refused_in_one_line(tmp_path, stored):
+    save_arrays(xr.Dataset({"raw": ("example", [1.0])}, attrs={"format": stored, "identity": {}}), tmp_path / STORE)
+    for function in (stored_identity, SweepStore.resume, read):
+        with pytest.raises(ValueError, match=rf"has format {stored}; this version of pycotmech reads 2 and 3") as caught:
+            function(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_the_store_keeps_is_in_the_log(tmp_path):
+    results = created(tmp_path)
+    results.finish(0, [0, 1], [sweep_of(0), sweep_of(1)], 1.5)
+    results.grade(1, [1, 0])
+    results.skip(1, 1)
+    results.fail(2, [0], "wrong: the metric is the same in both runs")
+    SweepStore.resume(tmp_path)
+    events = read_events(tmp_path).events
+    assert [e["event"] for e in events] == ["start", "finished", "skipped", "failed", "resume"]
+    assert (events[1]["example"], events[1]["steps"], events[1]["seconds"]) == (0, [0, 1], 1.5)
+    assert events[3]["why"].startswith("wrong:") and {e["pid"] for e in events} == {os.getpid()}
+    assert (events[4]["finished"], events[4]["skipped"], events[4]["pending"]) == (2, 1, 3)
+
+
+def test_what_zarr_left_half_written_is_removed(tmp_path):
+    results = created(tmp_path)
+    results.finish(0, [0], [sweep_of(0)], 1.0)
+    partial = tmp_path / STORE / "raw" / "c.0.0.0.0123abcd.partial"
+    partial.write_bytes(b"torn")
+    assert read(tmp_path)["state"].values.tolist() == [[1, 0], [0, 0], [0, 0]]
+    SweepStore.resume(tmp_path)
+    assert not partial.exists()

@@ -1,0 +1,84 @@
+"""Results of sweeps that are read when they are looked at, so that a folder of any size opens at once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from pycotmech.files.arrays import DamagedData
+from pycotmech.files.text import printable
+from pycotmech.runs.store import SweepState, existing_store, labelled, open_store, stored_chunks
+from pycotmech.runs.variables import DATA
+
+
+def open_sweeps(folder: Path) -> xr.Dataset:
+    """Opens the results of a folder of sweeps. Variables are read from disk when their values are used, and only what is used.
+
+    The variables and axes are those of `pycotmech.runs.read`. Where a chunk is damaged, or lost although its sweep is marked
+    as finished, reading it raises DamagedData naming the examples.
+    Raises FileNotFoundError where there are no results, ValueError where they cannot be read.
+    Cost: the labels are read, and the names of the chunk files are looked through.
+    """
+    path = existing_store(folder)
+    arrays = open_store(path, "r")
+    finished = _Finished(arrays["state"])
+    variables: dict[str, Any] = {}
+    for name, array in arrays.items():
+        variables[name] = indexing.LazilyIndexedArray(_StoredVariable(name, path, array, finished))
+    return labelled(path, variables)
+
+
+class _Finished:
+    """Which examples have a finished sweep, read when it is asked for."""
+
+    def __init__(self, state: zarr.Array) -> None:
+        self._state = state
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """bool [examples]."""
+        return (np.asarray(self._state[:]) == SweepState.FINISHED).any(1)
+
+
+class _StoredVariable(BackendArray):
+    """One array of a store, as xarray reads it on demand."""
+
+    def __init__(self, name: str, path: Path, array: zarr.Array, finished: _Finished) -> None:
+        self.shape, self.dtype = array.shape, array.dtype
+        self._name, self._path, self._array, self._finished = name, path, array, finished
+
+    def __getitem__(self, key: Any) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple) -> np.ndarray:
+        rows = np.atleast_1d(np.arange(self.shape[0])[key[0]])
+        if self._name in DATA:
+            lost = set(rows[self._finished.rows[rows]].tolist()) - stored_chunks(self._path, self._array)
+            if lost:
+                raise DamagedData(self._damage(sorted(lost), "lost"))
+        try:
+            basic = all(isinstance(k, int | np.integer | slice) for k in key)
+            return np.asarray(self._array[key] if basic else self._array.oindex[key])
+        except Exception as error:  # whatever a codec makes of damaged bytes
+            raise DamagedData(self._damage([r for r in rows.tolist() if not self._reads(r)], str(error))) from error
+
+    def _reads(self, example: int) -> bool:
+        try:
+            self._array[example]
+        except Exception:  # as above
+            return False
+        return True
+
+    def _damage(self, examples: list[int], why: str) -> str:
+        shown = ", ".join(map(str, examples[:10])) + (f" and {len(examples) - 10} more" if len(examples) > 10 else "")
+        return (
+            f"{self._path}: the stored {self._name} of example {shown} is damaged ({printable(why)}). The command that made it "
+            "computes it again; pycotmech.runs.read leaves it out"
+        )
