@@ -52,6 +52,7 @@ _EXPORTS = {
     "head_scores": "pycotmech.attention",
     "knock_out_edges": "pycotmech.patching",
     "logit_lens": "pycotmech.lens",
+    "open_results": "pycotmech.runs.results",
     "patch_heads": "pycotmech.patching",
     "patch_heads_each": "pycotmech.patching",
     "patch_residual": "pycotmech.patching",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import plan_paths as plan_paths
     from pycotmech.patching import sweep as sweep
     from pycotmech.runs import read_pairs as read_pairs
+    from pycotmech.runs.results import open_results as open_results
 
 
 def __getattr__(name: str):

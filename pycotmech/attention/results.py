@@ -131,6 +131,30 @@ class AttentionSummary:
             attrs={"model": self.model_name},
         )
 
+    @classmethod
+    def from_xarray(cls, data: xr.Dataset) -> AttentionSummary:
+        """Makes a summary of what `to_xarray` gave. Raises ValueError naming a variable that is missing."""
+        for name in ("lse", "largest", "labels"):
+            if name not in data:
+                raise ValueError(f"data: has no {name}; expected what AttentionSummary.to_xarray gives")
+        lse = data["lse"]
+        names = tuple(str(name) for name in data["segment"].values) if "segment" in data.coords else ()
+
+        def found(name: str, *size: int) -> NDArray | None:
+            """None for what was not asked for; an empty array for what has no size, which is not stored."""
+            if name in data:
+                return data[name].values
+            return np.empty((*lse.shape, *size), np.int32 if name == "top_keys" else lse.dtype) if size else None
+
+        mass, keys, weights = (found(name, n) for name, n in (("mass", len(names)), ("top_keys", 0), ("top_weights", 0)))
+        assert mass is not None and keys is not None and weights is not None
+        return cls(
+            mass=mass, segment_names=names, entropy=found("entropy"), lse=lse.values, largest=data["largest"].values,
+            top_keys=keys, top_weights=weights, received=found("received"), read=found("read"),
+            rows=data["row"].values, tokens=found("tokens"), labels=data["labels"].values,
+            model_name=str(data.attrs.get("model", "")),
+        )  # fmt: skip
+
     def plot(
         self,
         *,

@@ -11,10 +11,12 @@ import typer
 
 from pycotmech import __version__
 from pycotmech.cli.attention import attention
+from pycotmech.cli.export import export
 from pycotmech.cli.info import info
 from pycotmech.cli.paper import paper
 from pycotmech.cli.report import report
 from pycotmech.cli.run import run
+from pycotmech.cli.status import status
 from pycotmech.cli.sweep import sweep
 from pycotmech.files.text import printable
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (run, sweep, paper, attention, report, info):
+for command in (run, sweep, paper, attention, report, status, export, info):
     app.command()(command)
 
 

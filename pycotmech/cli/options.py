@@ -45,6 +45,12 @@ Device = Annotated[str, how("The device: cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, how("Seed for examples and the noise floor.")]
 Memory = Annotated[float | None, how("The memory a sweep may use, in GB (half of what is free by default).", "--memory-gb")]
 Threads = Annotated[int | None, how("The number of PyTorch's threads (one per core by default).")]
+Verify = Annotated[
+    bool, how("Read all weights again, even if the sizes and times of their files are those of before.", "--verify")
+]
+AcceptVersion = Annotated[
+    bool, how("Continue results that another version of pycotmech, PyTorch or transformers began.", "--accept-version")
+]
 Top = Annotated[int, plain("The number of heads shown per step.")]
 Quiet = Annotated[bool, plain("Print nothing but errors.", "--quiet", "-q")]
 # Looked at by the shell's main(), which turns every other error into one line.

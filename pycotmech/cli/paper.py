@@ -44,6 +44,8 @@ def paper(
     seed: o.Seed = 0,
     memory_gb: o.Memory = None,
     threads: o.Threads = None,
+    verify: o.Verify = False,
+    accept_version: o.AcceptVersion = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -66,7 +68,7 @@ def paper(
     try:
         outcome = analyses.run(
             asked, out, only=names, tasks=tasks, minutes=minutes, pilot=o.path(pilot, "pilot"), progress=bars, plan_only=plan,
-            say=None if quiet else lambda text: o.say(f"{text}\n"),
+            say=None if quiet else lambda text: o.say(f"{text}\n"), verify=verify, accept_version=accept_version,
         )  # fmt: skip
     except KeyboardInterrupt:
         stopped(bars, out)

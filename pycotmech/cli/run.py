@@ -29,6 +29,8 @@ def run(
     seed: o.Seed = 0,
     memory_gb: o.Memory = None,
     threads: o.Threads = None,
+    verify: o.Verify = False,
+    accept_version: o.AcceptVersion = False,
     top: o.Top = 5,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -51,7 +53,7 @@ def run(
         raise ValueError(f"top: got {top}; expected 1 or more")
     bars = Bars(quiet)
     try:
-        outcome = experiment.run(settings, out, progress=bars)
+        outcome = experiment.run(settings, out, verify=verify, accept_version=accept_version, progress=bars)
     except KeyboardInterrupt:
         stopped(bars, out)
         raise

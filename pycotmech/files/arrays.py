@@ -144,7 +144,9 @@ def open_arrays(path: Path) -> xr.Dataset:
         stored = {f"{array.basename}/{array.metadata.encode_chunk_key(at)}" for at in np.ndindex(array.cdata_shape)}  # type: ignore[operator]
         for chunk in sorted(stored):
             if not checksum_holds(path / chunk):
-                raise DamagedData(f"{path}: array {printable(name)} cannot be read ({printable(chunk)} is not what was written)")
+                raise DamagedData(
+                    f"{path}: array {printable(name)} cannot be read ({printable(chunk)} is not what was written)"
+                )
     try:
         data = xr.open_dataset(path, engine="zarr", consolidated=False, chunks=None)  # type: ignore[arg-type]
     except Exception as error:  # zarr and xarray have many for metadata that do not fit together

@@ -20,6 +20,8 @@ from pycotmech.model.run import Activations, run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pycotmech.model.digests import WeightFiles
+
 
 class Model:
     """A causal language model whose every head can be read and edited.
@@ -28,6 +30,7 @@ class Model:
         hooks, flags and attention implementation stay as they are, and it works as before. What is attached to its projections,
         norms or MLPs (adapters, quantisation, hooks) is honoured by calling them; what would be ignored is refused.
     tokenizer: its tokenizer, or None if prompts are always given as token ids.
+    weight_files: where its weights came from, if that is known (`pycotmech.model.digests`).
     check: run a short prompt at once and compare with the Hugging Face model's own logits; a mismatch is an error that
         names the first layer and stage that differ. Costs a forward pass of 32 tokens on both sides (three for 16-bit models).
     """

@@ -15,9 +15,11 @@ from pycotmech.files.arrays import DamagedData, open_group
 from pycotmech.files.write import replacing, subfolder, write_text
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import ENTRIES, ON_REQUEST
+from pycotmech.runs.events import EventLog
 from pycotmech.runs.folder import refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
-from pycotmech.runs.settings import Settings, versions
+from pycotmech.runs.provenance import agrees, facts_of
+from pycotmech.runs.settings import Settings
 from pycotmech.runs.work import make_examples
 
 if TYPE_CHECKING:
@@ -109,14 +111,27 @@ def work_through(
     entries: Sequence[Description],
     progress: ProgressReporter,
     say: Callable[[str], None],
+    seconds: Mapping[str, float] | None = None,
+    accept_version: bool = False,
 ) -> SettingOutcome:
-    """Runs the analyses of one setting into its folder, which must be locked. Stored results are read instead of computed."""
+    """Runs the analyses of one setting into its folder, which must be locked. Stored results are read instead of computed.
+
+    seconds: predicted for each analysis, for the folder's log. accept_version: see `refuse_other_settings`.
+    """
     s, identity = prepared.settings, prepared.identity
     facts = stored_facts(folder)
-    refuse_other_settings(folder, facts.get("identity"), identity)
+    before = facts.get("identity")
+    accepted = refuse_other_settings(folder, before, identity, accept_version=accept_version)
     costs: dict[str, Any] = facts.get("costs", {})
-    facts = {"identity": identity, "versions": versions(), "task": vars(prepared.task), "costs": costs}
+    about = facts_of(model, vars(s), plan={"seconds": dict(seconds or {}), "memory_gb": s.memory_gb})
+    # A folder keeps the versions that it was begun with: results of others go on being accepted by name only.
+    facts = {"identity": before if accepted else identity, **about, "task": vars(prepared.task), "costs": costs}
     write_json(folder / ABOUT, facts)
+    log = EventLog(folder)
+    log.begin("start" if before is None else "resume", "paper", setting=name, versions=about["versions"])
+    if accepted:
+        log.write("accepted", versions=accepted)
+    log.write("plan", units={entry.name: (seconds or {}).get(entry.name) for entry in entries})
     out = SettingOutcome(name, costs=costs, task=prepared.task)
     for entry in entries:
         kept = _kept(folder, entry, identity, progress)
@@ -129,6 +144,7 @@ def work_through(
         missing = [needed for needed in entry.needs if needed not in out.done]
         if missing:
             out.failures[entry.name] = f"needs {', '.join(missing)}"
+            log.write("failed", unit=entry.name, why=out.failures[entry.name])
             continue
         steps = tuple(s.chosen_steps)
         given = Given(model, prepared.examples, prepared.right, steps, s.seed, s.memory_gb, out.done)
@@ -138,6 +154,7 @@ def work_through(
             result = entry.run(given, lambda at, total: progress.at(at / max(total, 1)))
         except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be done
             out.failures[entry.name] = str(error)
+            log.write("failed", unit=entry.name, why=str(error))
             continue
         finally:
             progress.end()
@@ -145,6 +162,7 @@ def work_through(
         # Table and figures first, the data last and in one move: what `_kept` finds is complete.
         _show(folder, entry, result)
         replace(result, about={**result.about, "identity": identity}).save(subfolder(folder, "data"))
+        log.write("finished", unit=entry.name, seconds=round(costs[entry.name]["seconds"], 6))
         write_json(folder / ABOUT, facts)
         out.done[entry.name] = result
         say(str(result))
@@ -156,16 +174,23 @@ def work_through(
     return out
 
 
-def stored(name: str, folder: Path, identity: Mapping[str, Any] | None, progress: ProgressReporter) -> SettingOutcome | None:
+def stored(
+    name: str,
+    folder: Path,
+    identity: Mapping[str, Any] | None,
+    progress: ProgressReporter,
+    *,
+    accept_version: bool = False,
+) -> SettingOutcome | None:
     """Returns what an earlier run left of a setting in its folder; None if there is nothing, or if it has another identity.
 
-    identity: None accepts any.
+    identity: None accepts any. accept_version: whether its versions may differ.
     """
     if not (folder / "data").is_dir():
         return None
     facts = stored_facts(folder)
     own = facts.get("identity")
-    if own is None or (identity is not None and own != identity):
+    if own is None or (identity is not None and not agrees(own, identity, accept_version=accept_version)):
         return None
     results = {e.name: r for e in (*ENTRIES, *ON_REQUEST) if (r := _kept(folder, e, own, progress)) is not None}
     kept: Any = facts.get("task")
@@ -212,9 +237,9 @@ def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progres
     except DamagedData as error:
         progress.note(f"{error}: {entry.name} counts as not done")
         return None
-    # Folders begun by earlier versions hold results that do not say it themselves.
-    of = result.about.get("identity", identity if "config" not in identity else None)
-    return result if of == identity else None
+    of = result.about.get("identity")
+    # Of versions, the folder as a whole has been refused or accepted.
+    return result if isinstance(of, dict) and agrees(of, identity, accept_version=True) else None
 
 
 def _show(folder: Path, entry: Description, result: Analysis, *, missing_only: bool = False) -> None:

@@ -20,7 +20,8 @@ from pycotmech.paper.settings_table import needs_of, plan_of_settings
 from pycotmech.paper.summary import write_summary
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
-from pycotmech.runs.settings import Settings, model_identity, torch_threads
+from pycotmech.runs.provenance import model_identity
+from pycotmech.runs.settings import Settings, torch_threads
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
@@ -63,6 +64,8 @@ def run(
     progress: ProgressReporter | None = None,
     say: Callable[[str], None] | None = None,
     plan_only: bool = False,
+    verify: bool = False,
+    accept_version: bool = False,
 ) -> PaperOutcome:
     """Runs all analyses of the paper, or those in `only` and what they need, on the model and task of the settings.
 
@@ -82,6 +85,8 @@ def run(
         results.
     say: called with the plan before the first analysis starts, and with the findings of each analysis.
     plan_only: whether to stop after the plan and write nothing.
+    verify: whether to read every weight for the model's digest even if it is known from the files' sizes and times.
+    accept_version: whether to go on with results of other versions of pycotmech, PyTorch or transformers.
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis; BlockingIOError
     if another process writes to the folder.
     """
@@ -101,7 +106,8 @@ def run(
     asked = {None: entries if easy else []} | {s: [e for e in entries_of_harder() if e in entries] for s in harder}
     opened: AbstractContextManager[Path] = nullcontext(checked_path(out)) if plan_only else open_folder(out)
     with opened as folder:
-        work = _Work(settings, folder, asked, minutes, pilot, progress or ProgressReporter(), say or (lambda text: None))
+        reporter, told = progress or ProgressReporter(), say or (lambda text: None)
+        work = _Work(settings, folder, asked, minutes, pilot, reporter, told, verify, accept_version)
         return work.run(plan_only)
 
 
@@ -116,6 +122,11 @@ class _Work:
     pilot: str | os.PathLike | None
     progress: ProgressReporter
     say: Callable[[str], None]
+    verify: bool = False
+    accept_version: bool = False
+
+    def _refuse(self, identity: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+        refuse_other_settings(self.folder, identity, now, accept_version=self.accept_version)
 
     def run(self, plan_only: bool) -> PaperOutcome:
         from pycotmech.model import Model
@@ -125,17 +136,17 @@ class _Work:
         if self.settings.examples is None and identity is not None:
             self.settings = replace(self.settings, examples=identity["examples"])
         if self.settings.examples is not None:
-            refuse_other_settings(folder, identity, self.settings.identity())
+            self._refuse(identity, self.settings.identity())
         s = self.settings
         model = Model.from_pretrained(s.model, dtype=s.dtype, device=s.device)
         with torch_threads(s.threads):
-            of_model = model_identity(model, identity)
+            of_model = model_identity(model, verify=self.verify)
             speed = planning.Speed(planning.measured_speed(model), planning.measured_overhead(model))
             if s.examples is None:
                 self.settings = self._fitted(model, of_model, speed)
-                refuse_other_settings(folder, identity, self.settings.identity())
+                self._refuse(identity, self.settings.identity())
             easy = prepare(model, self.settings, of_model)
-            refuse_other_settings(folder, identity, easy.identity)
+            self._refuse(identity, easy.identity)
             prepared, failed = self._prepared(model, of_model)
             plan = planning.make(model, self.asked[None], easy.workload, speed)
             plans = {k.name: planning.make(model, self.asked[k], p.workload, speed) for k, p in prepared.items()}
@@ -149,7 +160,10 @@ class _Work:
                 self.say(needs_of(pilot.verdicts, easy.task.examples))
             if plan_only:
                 return PaperOutcome(folder, {}, plan, [], [], {})
-            outcome = work_through(model, EASY, easy, folder, self.asked[None], self.progress, self.say)
+            seconds = {line.name: line.seconds for line in plan.lines}
+            outcome = work_through(
+                model, EASY, easy, folder, self.asked[None], self.progress, self.say, seconds, self.accept_version
+            )
             found = dict(failed)
             write = lambda: self._write(folder, model, easy, plan, outcome, found)  # noqa: E731
             write()
@@ -159,7 +173,9 @@ class _Work:
             for setting in HARDER:
                 if setting not in self.asked:
                     of = identity_of(setting.of(self.settings), of_model)
-                    earlier = stored(setting.name, folder / SETTINGS / setting.name, of, self.progress)
+                    earlier = stored(
+                        setting.name, folder / SETTINGS / setting.name, of, self.progress, accept_version=self.accept_version
+                    )
                     found |= {} if earlier is None else {setting.name: earlier}
             found = {h.name: found[h.name] for h in HARDER if h.name in found}
             write()
@@ -188,7 +204,10 @@ class _Work:
         try:
             with open_folder(subfolder(subfolder(self.folder, SETTINGS), setting.name)) as folder:
                 self.say(f"setting {setting.name}: {setting.why}")
-                found = work_through(model, setting.name, prepared, folder, self.asked[setting], self.progress, self.say)
+                found = work_through(
+                    model, setting.name, prepared, folder, self.asked[setting], self.progress, self.say,
+                    {line.name: line.seconds for line in plan.lines}, self.accept_version,
+                )  # fmt: skip
                 self._write(folder, model, prepared, plan, found, {})
                 return found
         except ValueError as error:  # its folder holds other results

@@ -3,7 +3,8 @@
 `pycotmech.runs.experiment` is the main job, `pycotmech.runs.attention` the attention of one text; `pycotmech.paper` runs the
 analyses of the paper on the same ground. `pycotmech.runs.report` shows what a folder holds.
 
-Tests: `tests/cli/test_attention.py` for `attention`; `test_store.py` for `progress`, `variables`; `test_experiment.py` for `work`; the
+Tests: `tests/cli/test_attention.py` for `attention`; `test_store.py` for `progress`, `variables`; `test_results.py` for
+`export`; `test_experiment.py` for `work`; the
 others have tests of their own names.
 """
 

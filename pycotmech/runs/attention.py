@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from pycotmech.files.arrays import save_arrays
 from pycotmech.files.write import replacing, write_text
 from pycotmech.runs.folder import checked_path, open_folder
 from pycotmech.runs.progress import ProgressReporter
+from pycotmech.runs.provenance import facts_of, model_identity
 from pycotmech.runs.settings import torch_threads
 
 if TYPE_CHECKING:
@@ -79,7 +84,10 @@ def summarise_text(
             assert isinstance(summary, AttentionSummary)  # of one text
             progress.end()
             scores = head_scores(loaded, tokens)
-            _write(folder, loaded, summary, scores)
+            arguments = {"model": model, "segments": segments, "top_k": top_k, "dtype": dtype, "device": device}
+            identity = {**model_identity(loaded), "prompts": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16]}
+            made = {"identity": identity, "about": facts_of(loaded, arguments)}
+            _write(folder, loaded, summary, scores, made)
     return TextAttention(loaded, summary, scores)
 
 
@@ -148,11 +156,18 @@ def find_text(model: Model, prompt: str, piece: str, name: str) -> slice:
     return slice(inside[0] + shift, inside[-1] + 1 + shift)
 
 
-def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadScores) -> None:
+def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadScores, made: Mapping[str, Any]) -> None:
+    from pycotmech.attention.scores import KINDS
+
     heads = summary.per_head().merge(scores.to_dataframe(), on=["layer", "head"])
     write_text(folder / "heads.csv", heads.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "tokens.csv", token_table(model, summary).to_csv(index=False, float_format="%.6g"))
+    table = token_table(model, summary)
+    write_text(folder / "tokens.csv", table.to_csv(index=False, float_format="%.6g"))
     data = summary.to_xarray().assign_attrs(notes=list(model.notes), dtype=str(model.cfg.dtype).removeprefix("torch."))
+    data = data.assign({f"score_{kind}": (("layer", "head"), scores[kind]) for kind in KINDS})
+    data = data.assign_coords(text=("key", np.array(table["text"].tolist(), dtype=str))).assign_attrs(
+        provenance=json.dumps(made)
+    )
     save_arrays(data, folder / STORE)
     for name, result in (("scores", scores), ("mass", summary)):
         with replacing(folder / f"{name}.png") as temporary:
@@ -161,7 +176,6 @@ def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadSc
 
 def token_table(model: Model, summary: AttentionSummary) -> pd.DataFrame:
     """Returns a line per token: its text, its segment, and the attention it receives, averaged over heads and later rows."""
-    import numpy as np
     import pandas as pd
 
     tokens, received = summary.tokens, summary.received

@@ -66,7 +66,9 @@ def check_pyarrow() -> None:
     try:
         import pyarrow.parquet as _  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
-        raise ImportError("to: Parquet needs pyarrow; install pycotmech[export], or export to csv, json or safetensors") from error
+        raise ImportError(
+            "to: Parquet needs pyarrow; install pycotmech[export], or export to csv, json or safetensors"
+        ) from error
 
 
 def long_table(data: xr.Dataset, variables: Sequence[str] | None = None) -> pd.DataFrame:
@@ -94,7 +96,11 @@ def blocks(data: xr.Dataset) -> Iterator[dict[str, np.ndarray]]:
             shape = tuple(piece.sizes[d] for d in dims)
             columns: dict[str, np.ndarray] = {}
             for i, dim in enumerate(dims):
-                labels = piece[dim].values if dim in piece.coords else np.arange(start if i == 0 else 0, (start if i == 0 else 0) + shape[i])
+                labels = (
+                    piece[dim].values
+                    if dim in piece.coords
+                    else np.arange(start if i == 0 else 0, (start if i == 0 else 0) + shape[i])
+                )
                 columns[dim] = _spread(labels, (dim,), dims, shape)
                 for name, coord in piece.coords.items():
                     if coord.dims == (dim,) and name != dim:
@@ -206,5 +212,7 @@ def _plain_texts(values: np.ndarray) -> np.ndarray:
 
 def _json_values(values: np.ndarray) -> list[Any]:
     if values.dtype.kind == "f":
-        return [v if math.isfinite(v) else None if math.isnan(v) else f"{'-' if v < 0 else ''}Infinity" for v in values.tolist()]
+        return [
+            v if math.isfinite(v) else None if math.isnan(v) else f"{'-' if v < 0 else ''}Infinity" for v in values.tolist()
+        ]
     return _plain_texts(values).tolist()

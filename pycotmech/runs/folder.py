@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pycotmech.files.text import printable
 from pycotmech.files.write import UNFINISHED
 from pycotmech.runs.events import stop_recorded
 from pycotmech.runs.provenance import differences
@@ -123,8 +122,8 @@ def refuse_other_settings(
         )
     if versions and not accept_version:
         raise ValueError(
-            f"out: {folder} holds results of other versions: {'; '.join(versions)}. Their numbers may differ. Give another folder, "
-            "or --accept-version to go on with them"
+            f"out: {folder} holds results of other versions: {'; '.join(versions)}. Their numbers may differ. Give another "
+            "folder, or --accept-version to go on with them"
         )
     return versions
 

@@ -172,7 +172,9 @@ class Results:
 
     def _lines(self) -> list[str]:
         made, names = self.provenance, list(self.names)
-        versions = ", ".join(f"{k} {v}" for k, v in (made.get("versions") or {}).items() if k in ("pycotmech", "torch", "transformers"))
+        versions = ", ".join(
+            f"{k} {v}" for k, v in (made.get("versions") or {}).items() if k in ("pycotmech", "torch", "transformers")
+        )
         how = [made.get("model"), made.get("dtype"), made.get("device"), versions]
         head = f"{type(self).__name__} ({self.kind}) in {self.folder}"
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -326,7 +328,9 @@ class PaperResults(Results):
             return found.plot(path=path)
         further = found.figures()
         if figure not in further:
-            raise ValueError(f"figure: got {figure!r}; expected one of {', '.join(further) or 'none: there is one figure only'}")
+            raise ValueError(
+                f"figure: got {figure!r}; expected one of {', '.join(further) or 'none: there is one figure only'}"
+            )
         return further[figure](path=path)
 
     def _details(self) -> list[str]:
@@ -375,12 +379,16 @@ class AttentionResults(Results):
 
         summary = self.summary()
         if _known(name, self.tables, "table") == "heads":
-            return summary.per_head()
+            heads = summary.per_head()
+            scores = {str(n): v for n, v in self._data.data_vars.items() if v.dims == ("layer", "head")}
+            return heads.assign(**{n.removeprefix("score_"): v.values.ravel() for n, v in scores.items()})
         assert summary.tokens is not None and summary.received is not None  # of a text, all rows
         labels = ["" if g < 0 else summary.segment_names[g] for g in summary.labels]
         n = len(summary.tokens)
         received = summary.received.mean((0, 1)) / np.arange(n, 0, -1)
-        return pd.DataFrame({"position": np.arange(n), "token": summary.tokens, "segment": labels, "received": received})
+        texts = {"text": self._data["text"].values} if "text" in self._data.coords else {}
+        table = {"position": np.arange(n), "token": summary.tokens, **texts, "segment": labels, "received": received}
+        return pd.DataFrame(table)
 
     def plot(  # type: ignore[override]
         self, name: str | None = None, *, path: str | os.PathLike | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ _RANGES = {
     "competing": (0, None),
     "seed": (0, 2**32 - 1),
 }
+
 
 @dataclass(frozen=True)
 class Settings:

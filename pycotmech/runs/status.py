@@ -1,4 +1,4 @@
-"""How far a results folder is: what is finished, pending, skipped and failed, how fast it goes, and whether anybody writes now."""
+"""How far a results folder is: what is finished, pending, skipped and failed, how fast it goes, and who writes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from pycotmech.files.text import printable
 from pycotmech.files.write import sync
 from pycotmech.runs.events import EventLog
 from pycotmech.runs.progress import uninterrupted
-from pycotmech.runs.variables import AXES, DATA, VARIABLES
+from pycotmech.runs.variables import AXES, VARIABLES
 
 if TYPE_CHECKING:
     from pycotmech.patching import Sweep

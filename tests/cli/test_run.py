@@ -94,7 +94,7 @@ def test_other_settings_on_the_same_folder_are_refused_by_name(finished, shell, 
 def test_other_weights_under_the_same_name_are_refused(finished, shell, monkeypatch):
     from pycotmech.runs import experiment
 
-    monkeypatch.setattr(experiment, "model_identity", lambda model, stored: {"weights": "another"})
+    monkeypatch.setattr(experiment, "model_identity", lambda model, verify: {"weights": "another"})
     code, _, err = shell("run", *SMALL, "--out", finished)
     assert code == 2 and "weights was" in err and "now another" in err
 

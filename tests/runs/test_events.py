@@ -30,7 +30,9 @@ def test_a_torn_last_line_is_tolerated_and_ended(tmp_path):
     assert [e["event"] for e in read_events(tmp_path).events] == ["start", "resume"] and read_events(tmp_path).torn == 1
 
 
-@pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"null", b'{"event": 3}', b'{"event": "x", "time": "soon"}', b"[" * 9000])
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe", b"[1]", b"null", b'{"event": 3}', b'{"event": "x", "time": "soon"}', b"[" * 9000]
+)
 def test_lines_that_are_no_events_are_counted(tmp_path, line):
     (tmp_path / EVENTS).write_bytes(line + b"\n\n")
     assert read_events(tmp_path) == ([], 1)
@@ -46,7 +48,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / EVENTS).symlink_to(outside)
-    with pytest.raises(ValueError, match="events.jsonl is a symbolic link, which is not followed"):
+    with pytest.raises(ValueError, match=r"events\.jsonl is a symbolic link, which is not followed"):
         EventLog(folder).write("start")
     assert outside.read_text() == "precious" and read_events(folder) == ([], 0)
 

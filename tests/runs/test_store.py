@@ -15,8 +15,8 @@ import xarray as xr
 
 from pycotmech.files.arrays import save_arrays
 from pycotmech.runs import ResultAxes, SweepState, SweepStore, read, store
-from pycotmech.runs.progress import uninterrupted
 from pycotmech.runs.events import read_events
+from pycotmech.runs.progress import uninterrupted
 from pycotmech.runs.store import STORE, stored_identity
 from pycotmech.runs.variables import VARIABLES
 from tests.runs.synthetic import sweep_of
