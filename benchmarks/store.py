@@ -190,10 +190,9 @@ def reading(given: argparse.Namespace, folder: Path) -> None:
         results = open_results(folder)
         opened = time.perf_counter()
         effect = results.data["effect"].values
-        print(
-            f"{effect.shape[0] * effect.shape[1]:,} sweeps opened in {opened - start:.2f} s, one variable of "
-            f"{effect.nbytes / 1e6:.0f} MB in {time.perf_counter() - opened:.2f} s{' (files not read before)' if at == 0 else ''}"
-        )
+        loaded, sweeps = time.perf_counter() - opened, effect.shape[0] * effect.shape[1]
+        size = f"{effect.nbytes / 1e6:.0f} MB"
+        print(f"time {at + 1}: {sweeps:,} sweeps opened in {opened - start:.2f} s, one variable of {size} in {loaded:.2f} s")
 
 
 def main() -> None:
