@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pycotmech.cli import options as o
+
+if TYPE_CHECKING:
+    from pycotmech.runs import Settings
 
 
 def run(
@@ -40,15 +43,22 @@ def run(
     Only examples in which the model gets a step right are patched at that step. Everything finished is kept in OUT at
     once: stop it with Ctrl-C, and the same command goes on from there.
     """
-    from pycotmech.cli.bars import Bars, stopped
-    from pycotmech.cli.report import shown_report
-    from pycotmech.runs import Settings, experiment
+    from pycotmech.runs import Settings
 
     settings = Settings(
         model=model, pairs=o.path(pairs, "pairs"), examples=examples, steps=o.numbers(steps, "steps"), shots=shots, hops=hops,
         style=style, order=order, ontology=ontology, distractors=distractors, dtype=dtype, device=device, seed=seed,
         direction=direction, metric=metric, positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
     )  # fmt: skip
+    keep(settings, out, top, quiet, verify, accept_version)
+
+
+def keep(settings: Settings, out: str, top: int, quiet: bool, verify: bool, accept_version: bool) -> None:
+    """Runs into a results folder and shows its report. Raises typer.Exit(1) if a sweep could not be done."""
+    from pycotmech.cli.bars import Bars, stopped
+    from pycotmech.cli.report import shown_report
+    from pycotmech.runs import experiment
+
     if top < 1:
         raise ValueError(f"top: got {top}; expected 1 or more")
     bars = Bars(quiet)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pycotmech.cli import options as o
+from pycotmech.cli.run import keep
 
 if TYPE_CHECKING:
     from pycotmech.patching import Sweep
@@ -17,6 +19,12 @@ def sweep(
     answer: Annotated[str | None, o.plain("The word that follows the clean prompt.")] = None,
     wrong: Annotated[str | None, o.plain("The word that follows the corrupted prompt.")] = None,
     pairs: o.Pairs = None,
+    out: Annotated[
+        str | None,
+        o.plain(
+            "Keep each pair of --pairs as a result of its own in this folder; it is continued if it is there.", metavar="FOLDER"
+        ),
+    ] = None,
     direction: o.Direction = "denoise",
     metric: o.Metric = "kl",
     positions: o.Positions = "all",
@@ -30,11 +38,16 @@ def sweep(
     seed: o.Seed = 0,
     memory_gb: o.Memory = None,
     threads: o.Threads = None,
+    verify: o.Verify = False,
+    accept_version: o.AcceptVersion = False,
     top: o.Top = 10,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Patch every head of one prompt pair (or of several, as one result), and print the strongest."""
+    """Patch every head of one prompt pair (or of several, as one result), and print the strongest.
+
+    With --out, each pair is kept on its own in a results folder as soon as it is finished, as `pycotmech run --pairs` does.
+    """
     import pycotmech as pcm
     from pycotmech.cli.bars import Bars
     from pycotmech.files.write import replacing, write_text
@@ -52,6 +65,14 @@ def sweep(
         raise ValueError("clean, corrupted, pairs: expected either --clean and --corrupted, or --pairs")
     if pairs is None and (clean is None or corrupted is None):
         raise ValueError(f"{'clean' if clean is None else 'corrupted'}: missing; a pair needs --clean and --corrupted")
+    if out is not None:
+        for name, value in {"csv": csv, "png": png, "screen": screen}.items():
+            if value is not None:
+                raise ValueError(f"{name}: has no meaning with --out, whose folder holds tables and figures; expected none")
+        if pairs is None:
+            raise ValueError("out: keeps many pairs, each on its own; expected --pairs too")
+        keep(replace(settings, pairs=o.path(pairs, "pairs")), out, top, quiet, verify, accept_version)
+        return
     table, picture = o.new_file(csv, "csv"), o.new_file(png, "png")
     if picture is not None and not picture.suffix:
         raise ValueError(f"png: {picture} has no ending; expected a name such as heads.png")

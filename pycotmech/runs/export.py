@@ -78,7 +78,9 @@ def long_table(data: xr.Dataset, variables: Sequence[str] | None = None) -> pd.D
     data = data.reset_coords([name for name, v in data.coords.items() if v.ndim != 1])
     chosen = data if variables is None else data[list(variables)]
     found = [pd.DataFrame(block) for block in blocks(chosen)]
-    return pd.concat(found, ignore_index=True) if len(found) > 1 else found[0] if found else pd.DataFrame()
+    if not found:
+        return pd.DataFrame(columns=list(_columns(chosen)))
+    return pd.concat(found, ignore_index=True)[list(_columns(chosen))]
 
 
 def blocks(data: xr.Dataset) -> Iterator[dict[str, np.ndarray]]:

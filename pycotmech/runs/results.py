@@ -230,10 +230,10 @@ class SweepResults(Results):
 
         top: heads of each step. Damaged examples are left out. Cost: all values are read.
         """
-        from pycotmech.runs.report import by_step, top_heads
+        from pycotmech.runs.report import top_heads
 
         name = _known(name, self.tables, "table")
-        steps = by_step(read(self.folder))
+        steps = self._steps()
         if name == "top_heads":
             return top_heads(steps, top)
         return steps[[n for n, v in steps.data_vars.items() if v.dims == ("step",)]].to_dataframe().reset_index()
@@ -242,10 +242,10 @@ class SweepResults(Results):
         self, name: str | None = None, *, step: int | None = None, path: str | os.PathLike | None = None
     ) -> Figure:
         """Draws what each head restores: of one step, or (step=None) of all on one scale."""
-        from pycotmech.runs.report import by_step, overview_figure, step_figure
+        from pycotmech.runs.report import overview_figure, step_figure
 
         _known(name, ("sweeps",), "plot")
-        steps = by_step(read(self.folder))
+        steps = self._steps()
         shown = [int(s) for s, n in zip(steps["step"].values, steps["n"].values, strict=True) if n]
         if not shown:
             raise ValueError(f"folder: no sweep in {printable(self.folder)} is finished yet")
@@ -254,6 +254,13 @@ class SweepResults(Results):
         if step not in shown:
             raise ValueError(f"step: got {step}; expected one of {', '.join(map(str, shown))}")
         return step_figure(steps, step, path=path)
+
+    def _steps(self) -> xr.Dataset:
+        """Effects over the examples, with every stored text made printable."""
+        from pycotmech.runs.report import by_step
+        from pycotmech.runs.report.folder import shown
+
+        return by_step(shown(read(self.folder), self.folder))
 
     def _details(self) -> list[str]:
         axes = ", ".join(f"{n} {name}s" for name, n in self._data.sizes.items())
@@ -367,7 +374,9 @@ class AttentionResults(Results):
         """Returns the summary as `pcm.attention_summary` gave it. Cost: all values are read."""
         from pycotmech.attention.results import AttentionSummary
 
-        return AttentionSummary.from_xarray(self._data.load())
+        names = [printable(name) for name in self._data["segment"].values]
+        shown = self._data.load().assign_coords(segment=np.array(names, dtype=object))
+        return AttentionSummary.from_xarray(shown.assign_attrs(model=printable(self._data.attrs.get("model", ""))))
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -377,11 +386,13 @@ class AttentionResults(Results):
         """Returns "heads", a line for each head, or "tokens", a line for each token with the attention that it receives."""
         import pandas as pd
 
+        from pycotmech.attention.scores import KINDS
+
         summary = self.summary()
         if _known(name, self.tables, "table") == "heads":
             heads = summary.per_head()
-            scores = {str(n): v for n, v in self._data.data_vars.items() if v.dims == ("layer", "head")}
-            return heads.assign(**{n.removeprefix("score_"): v.values.ravel() for n, v in scores.items()})
+            scores = {kind: f"score_{kind}" for kind in KINDS if f"score_{kind}" in self._data}
+            return heads.assign(**{kind: self._data[name].values.ravel() for kind, name in scores.items()})
         assert summary.tokens is not None and summary.received is not None  # of a text, all rows
         labels = ["" if g < 0 else summary.segment_names[g] for g in summary.labels]
         n = len(summary.tokens)

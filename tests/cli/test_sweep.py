@@ -57,3 +57,26 @@ def test_pairs_of_a_csv_file_are_those_of_a_jsonl_file(shell, tmp_path):
     (tmp_path / "pairs.csv").write_text("clean,corrupted\n\x1b[2J,\x1b[2J\n", "utf-8")
     code, _, err = shell("sweep", "--model", "tiny-cot", "--pairs", tmp_path / "pairs.csv")
     assert code == 2 and "pairs.csv, line 2: fields 'clean' and 'corrupted' are the same" in err and err.count("\n") == 1
+
+
+def test_pairs_are_kept_one_by_one_in_a_folder(shell, tmp_path):
+    pairs = tmp_path / "mine.jsonl"
+    pairs.write_text('{"clean": [1, 5, 6, 7], "corrupted": [1, 5, 8, 7]}\n{"clean": [1, 9, 6], "corrupted": [1, 8, 6]}\n')
+    settings = ("sweep", "--model", "tiny-cot", "--pairs", pairs, "--out", tmp_path / "out", "--threads", "1")
+    code, _, err = shell(*settings)
+    assert code == 0, err
+    results = pcm.open_results(tmp_path / "out")
+    assert results.kind == "sweep" and (results.data["state"] == 1).all()
+    assert "2 sweeps are finished already" in shell(*settings)[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--clean", "a", "--corrupted", "b"), "out: keeps many pairs, each on its own; expected --pairs too"),
+        (("--pairs", "x.jsonl", "--csv", "x.csv"), "csv: has no meaning with --out"),
+    ],
+)
+def test_what_has_no_meaning_with_a_folder_is_refused(shell, tmp_path, options, message):
+    code, _, err = shell("sweep", "--model", "tiny-cot", "--out", tmp_path / "out", *options)
+    assert code == 2 and message in err and not (tmp_path / "out").exists()

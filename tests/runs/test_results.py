@@ -82,7 +82,7 @@ def test_the_users_pairs(pairs_folder):
 def test_the_paper(paper_folder, tmp_path):
     results = pcm.open_results(paper_folder)
     assert results.kind == "paper" and results.names == ("copy_heads", "decision_heads") == results.tables
-    np.testing.assert_array_equal(results["copy_heads"], results.analysis("copy_heads").data)
+    xr.testing.assert_equal(results["copy_heads"], results.analysis("copy_heads").data)
     pd.testing.assert_frame_equal(results.table("copy_heads"), results.analysis("copy_heads").table())
     results.plot("copy_heads", path=tmp_path / "copy.png")
     assert (tmp_path / "copy.png").stat().st_size > 5000 and results.settings == {}
@@ -250,8 +250,9 @@ def test_axes_that_are_no_part_of_each_other_are_blocks_of_one_table(tmp_path):
     table = long_table(data)
     assert len(table) == 8 and table["a"].notna().sum() == 6 and table["b"].notna().sum() == 2
     assert table["d"].tolist()[:6] == ["x"] * 3 + ["y"] * 3 and table["layer"].tolist()[-2:] == [0, 1]
-    rows = json.loads(export(data, "json", tmp_path / "x.json").read_text())["rows"]
-    assert rows[-1][table.columns.get_loc("b")] == "Infinity" and len(rows) == 8
+    written = json.loads(export(data, "json", tmp_path / "x.json").read_text())
+    rows = written["rows"]
+    assert written["columns"] == list(table.columns) and rows[-1][table.columns.get_loc("b")] == "Infinity" and len(rows) == 8
 
 
 def test_all_analyses_go_to_a_folder_and_one_to_a_file(paper_folder, tmp_path):

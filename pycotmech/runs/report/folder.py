@@ -50,7 +50,7 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
     if top < 1:
         raise ValueError(f"top: got {top}; expected 1 or more")
     folder = checked_path(folder, "folder")
-    data = _shown(read(folder), folder)
+    data = shown(read(folder), folder)
     steps = by_step(data)
     heads = top_heads(steps, top)
     record = _first_record(folder / "examples.jsonl")
@@ -73,7 +73,7 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
     return report
 
 
-def _shown(data: xr.Dataset, folder: Path) -> xr.Dataset:
+def shown(data: xr.Dataset, folder: Path) -> xr.Dataset:
     """The results with every stored text made printable. Raises ValueError where they do not say what they are."""
     identity, about = _texts(data.attrs["identity"]), _texts(data.attrs["about"])
     try:
