@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pycotmech.runs.settings import versions
+from pycotmech.runs.provenance import versions
 
 MODELS, TABLES = "models.jsonl", "tables.json"
 
