@@ -46,17 +46,19 @@ def shape(layers: int = 32, **sizes: int) -> LlamaConfig:
     )
 
 
-def random_llama(config: LlamaConfig, dtype: torch.dtype, **gains: float) -> LlamaForCausalLM:
-    """Weights drawn once, in place and in their dtype; gains: in place of those of `_GAINS`."""
+def random_llama(
+    config: LlamaConfig, dtype: torch.dtype, device: torch.device | str = "cpu", **gains: float
+) -> LlamaForCausalLM:
+    """Weights drawn once, in place, in their dtype and on the device; gains: in place of those of `_GAINS`."""
     gains = _GAINS | gains
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with no_init_weights():
+        with no_init_weights(), torch.device(device):
             hf = LlamaForCausalLM(config).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     for name, weight in hf.named_parameters():
         if weight.ndim == 1:
             weight.fill_(1)
@@ -114,8 +116,8 @@ def sampled_heads(cfg, among: Sequence[Head] | None = None) -> list[Head]:
 
 
 def read(logits: Tensor) -> Tensor:
-    """The metric."""
-    logits = logits.double()
+    """The metric, on the CPU."""
+    logits = logits.double().cpu()
     return logits[..., ANSWER] - logits[..., WRONG]
 
 
@@ -160,6 +162,13 @@ class ByHand:
     seconds: list[float]  # of each hooked forward
 
 
+def waited(device: torch.device) -> float:
+    """The time when a device is done with what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def by_hand(model: pcm.Model, clean: Tensor, corrupted: Tensor, where: list[int] | None, heads: list[Head]) -> ByHand:
     hf, seconds = model.hf, []
     ends: list[Tensor] = []
@@ -167,10 +176,10 @@ def by_hand(model: pcm.Model, clean: Tensor, corrupted: Tensor, where: list[int]
         source = z_of(hf, clean)  # the clean run's logits on the way
     logits = [ends[0], logits_of(hf, corrupted, keep=1)[0]]
     for l, h in heads:
-        start = time.perf_counter()
+        start = waited(hf.device)
         logits.append(patched_logits(hf, corrupted, source, l, h, where))
-        seconds.append(time.perf_counter() - start)
-    return ByHand(heads, torch.stack(logits), seconds)
+        seconds.append(waited(hf.device) - start)
+    return ByHand(heads, torch.stack(logits).cpu(), seconds)
 
 
 @torch.no_grad()
@@ -179,8 +188,8 @@ def widened_logits(hf: nn.Module, clean: Tensor, corrupted: Tensor, heads: list[
     Below its edit a run is the corrupted run, and is not computed again."""
     base, D = hf.model, hf.model.layers[0].self_attn.head_dim
     at = slice(None) if where is None else where
-    runs = dict(enumerate(base.embed_tokens(torch.stack((clean, corrupted))).float().split(1)))
-    rotary = base.rotary_emb(runs[0], position_ids=torch.arange(len(clean))[None])
+    runs = dict(enumerate(base.embed_tokens(torch.stack((clean, corrupted)).to(hf.device)).float().split(1)))
+    rotary = base.rotary_emb(runs[0], position_ids=torch.arange(len(clean), device=hf.device)[None])
     for l, layer in enumerate(base.layers):
         runs |= {2 + i: runs[1] for i, (layer_, _) in enumerate(heads) if layer_ == l}
         z_clean: list[Tensor] = []
@@ -201,7 +210,7 @@ def widened_logits(hf: nn.Module, clean: Tensor, corrupted: Tensor, heads: list[
                 x = x + wide.self_attn(wide.input_layernorm(x), position_embeddings=rotary, attention_mask=None)[0]
             runs[run] = x + wide.mlp(wide.post_attention_layernorm(x))
     n = _widened(base.norm)(torch.cat([runs[run][:, -1] for run in sorted(runs)]))
-    return torch.cat([n @ rows.float().T for rows in hf.lm_head.weight.split(8192)], -1)
+    return torch.cat([n @ rows.float().T for rows in hf.lm_head.weight.split(8192)], -1).cpu()
 
 
 def _widened(module: nn.Module) -> nn.Module:
@@ -221,12 +230,12 @@ def sweep_logits(
     seen: list[Tensor] = []
 
     def metric(logits: Tensor) -> Tensor:
-        seen.append(logits.clone())
+        seen.append(logits.cpu().clone())
         return read(logits)
 
     found = sweep(model, clean, corrupted, positions=where, metric=metric, normalize=False, heads=heads, return_logits=True)
     assert len(seen[0]) == 2, "the metric is read of the two runs first"
-    return torch.cat((seen[0], torch.stack([found.logits[l, h] for l, h in heads])))
+    return torch.cat((seen[0], torch.stack([found.logits[l, h].cpu() for l, h in heads])))
 
 
 def check_rounding(

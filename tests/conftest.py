@@ -16,6 +16,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: each of the
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gpu` reads only files that have such tests: others may need packages that a machine with a GPU does not have."""
+    if config.getoption("markexpr") != "gpu" or not collection_path.match("test_*.py"):
+        return None
+    return None if "mark.gpu" in collection_path.read_text(encoding="utf-8") else True
+
+
 @pytest.fixture(scope="session")
 def tiny_cot_path() -> Path:
     """The shipped folder of the tiny-cot model (4 layers, 8 heads, 248 words)."""

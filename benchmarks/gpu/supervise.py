@@ -1,0 +1,135 @@
+"""Runs phases one after another, each in a process that is killed when its time is over, and writes what they find as they go."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.found import BAD, CHECK, FIGURE, read_rows
+
+Command = Callable[[str, Path, Path, float], list[str]]
+"""(phase, file for its rows, file with the results so far, its limit in seconds) -> what to run."""
+
+_POLL = 1.0
+_LEAST = 10.0
+"""Seconds without which no phase begins."""
+_SAID = 20_000
+"""Characters of a phase's output that errors.txt keeps."""
+
+
+@dataclass
+class Results:
+    """What is in DIR: results.json, table.md and errors.txt."""
+
+    folder: Path
+    asked: dict[str, Any]
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[str]:
+        """Checks that failed, figures that were withheld, and phases that did not end."""
+        out = []
+        for name, phase in self.phases.items():
+            if phase["ended"] not in ("ok", "running", "no time left"):
+                out.append(f"{name}: {phase['ended']}")
+            for row in phase["rows"]:
+                if row["kind"] in BAD or (row["kind"] == CHECK and not row["passed"]):
+                    out.append(f"{name}: {row['what']}: {row['value']}")
+        return out
+
+    def save(self) -> None:
+        """Writes both files whole, each in one step."""
+        _write(self.folder / "results.json", json.dumps({"asked": self.asked, "phases": self.phases}, indent=1, default=str))
+        _write(self.folder / "table.md", self.table())
+
+    def table(self) -> str:
+        """Markdown: a row for each fact, check and figure."""
+        lines = ["| phase | what | value | |", "|---|---|---|---|"]
+        for name, phase in self.phases.items():
+            for row in phase["rows"]:
+                lines.append(f"| {name} | {_cell(row['what'])} | {_cell(_value(row))} | {_cell(_note(row))} |")
+            lines.append(f"| {name} | seconds | {phase['seconds']:.0f} of {phase['limit']:.0f} | {phase['ended']} |")
+        return "\n".join(lines) + "\n"
+
+
+def run(folder: Path, shares: Mapping[str, float], seconds: float, command: Command, asked: dict[str, Any]) -> Results:
+    """Runs the phases in this order. shares: of the time that is left, each phase may use its share among those to come, so that
+    what one leaves goes to the next ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ("results.json", "table.md", "errors.txt"):
+        (folder / old).unlink(missing_ok=True)
+    results, began, names = Results(folder, asked), time.monotonic(), list(shares)
+    with tempfile.TemporaryDirectory() as scratch:
+        known = Path(scratch) / "known.json"
+        for i, name in enumerate(names):
+            left = seconds - (time.monotonic() - began)
+            limit = left * shares[name] / sum(shares[n] for n in names[i:])
+            phase = results.phases[name] = {"rows": [], "ended": "running", "seconds": 0.0, "limit": limit}
+            if limit < _LEAST:
+                phase["ended"] = "no time left"
+            else:
+                known.write_text(json.dumps({n: p["rows"] for n, p in results.phases.items()}))
+                rows = Path(scratch) / f"{name}.jsonl"
+                _run_one(name, command(name, rows, known, limit), rows, Path(scratch) / f"{name}.log", phase, results)
+            results.save()
+    return results
+
+
+def _run_one(name: str, command: list[str], rows: Path, log: Path, phase: dict[str, Any], results: Results) -> None:
+    start = time.monotonic()
+    with log.open("w") as said:
+        worker = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        while worker.poll() is None and time.monotonic() - start < phase["limit"]:
+            try:
+                worker.wait(min(_POLL, max(0.01, phase["limit"] - (time.monotonic() - start))))
+            except subprocess.TimeoutExpired:
+                found = read_rows(rows)
+                if len(found) > len(phase["rows"]):
+                    phase["rows"], phase["seconds"] = found, time.monotonic() - start
+                    results.save()
+    finally:  # also when this process is interrupted
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+            phase["ended"] = f"stopped after {time.monotonic() - start:.0f} s"
+        worker.wait()
+        phase["rows"], phase["seconds"] = read_rows(rows), time.monotonic() - start
+        if phase["ended"] == "running":
+            phase["ended"] = "ok" if worker.returncode == 0 else f"exit status {worker.returncode}"
+        text = log.read_text(errors="replace")
+        if phase["ended"] != "ok" or any(row["kind"] in BAD for row in phase["rows"]):
+            with (results.folder / "errors.txt").open("a") as f:
+                f.write(f"==== {name}: {phase['ended']}\n{text[-_SAID:]}\n")
+        results.save()
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _value(row: dict[str, Any]) -> str:
+    value = row["value"]
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{text} {row['unit']}" if row["kind"] == FIGURE else text
+
+
+def _note(row: dict[str, Any]) -> str:
+    if row["kind"] == CHECK:
+        return f"{'at most' if row['passed'] else 'FAILS: more than'} {row['limit']:.2g}"
+    if row.get("spread"):
+        return "{:.4g} to {:.4g}".format(*row["spread"])
+    return "" if row["kind"] in (FIGURE, "fact") else row["kind"]
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
