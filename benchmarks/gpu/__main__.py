@@ -16,7 +16,8 @@ from benchmarks.gpu.found import Found
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {
-    "environment": 20, "ceilings": 25, "kernels": 90, "engine": 75, "attention": 75, "llama7b": 120, "smollm2": 40, "summary": 35,
+    "environment": 20, "ceilings": 25, "kernels": 90, "engine": 75, "attention": 75, "llama7b": 120, "smollm2": 40,
+    "summary": 35,
 }  # fmt: skip
 """Phases in their order, and what each may use, in seconds of eight minutes."""
 MORE = {"profile": 40, "tests": 240}
@@ -26,13 +27,17 @@ MORE = {"profile": 40, "tests": 240}
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
-        description="Checks and measures kernels and engine on one device. Exits with 1 if a check failed or a phase did not end.",
+        description="Checks and measures kernels and engine on one device. Exits with 1 if a check failed or a phase died.",
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="Folder for results.json, table.md and errors.txt.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu-results"), help="Folder for results.json, table.md and errors.txt."
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="Time for all phases together.")
     parser.add_argument("--device", default="cuda", help="Device to run on: cuda, cuda:1 or cpu.")
     parser.add_argument("--small", action="store_true", help="Use sizes that a CPU manages; the figures mean nothing.")
-    parser.add_argument("--only", default="", help=f"Phases to run, of {', '.join([*SHARES, *MORE])}; by default the first eight.")
+    parser.add_argument(
+        "--only", default="", help=f"Phases to run, of {', '.join([*SHARES, *MORE])}; by default the first eight."
+    )
     parser.add_argument("--phase", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--known", type=Path, help=argparse.SUPPRESS)

@@ -1,5 +1,5 @@
-"""`attn_extract` at T = 1k to 16k, with and without statistics, beside PyTorch's attention (z alone) and an eager one that makes
-the same statistics; as shares of what the device's matrix products reach."""
+"""`attn_extract` at T = 1k to 16k, with and without statistics, beside PyTorch's attention (z alone) and an eager one that
+makes the same statistics; as shares of what the device's matrix products reach."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def _length(bench: Bench, found: Found, H: int, D: int, T: int, ceiling: float |
     for name, call in calls.items():
         t = bench.timed(call)
         what = f"T = {T:,}, attn_extract, {name}"
-        found.figure(what, flop / t.median / 1e12, "TFLOP/s of z", checked=good, spread=(flop / t.high / 1e12, flop / t.low / 1e12))
+        found.figure(
+            what, flop / t.median / 1e12, "TFLOP/s of z", checked=good, spread=(flop / t.high / 1e12, flop / t.low / 1e12)
+        )
         own = own or t.median
         if name != "z and lse":
             found.figure(f"{what}, against z and lse", t.median / own, "times", checked=good)
@@ -74,7 +76,9 @@ def _length(bench: Bench, found: Found, H: int, D: int, T: int, ceiling: float |
         eager = _eager(q, k, v, labels)
         same = found.check(f"T = {T:,}, eager: mass", relative(eager[0][0, heads], want["mass"]), 2e-2)
         t = bench.timed(lambda: _eager(q, k, v, labels), times=3)
-        found.figure(f"T = {T:,}, eager, 8 masses, entropy, received, top 8", flop / t.median / 1e12, "TFLOP/s of z", checked=same)
+        found.figure(
+            f"T = {T:,}, eager, 8 masses, entropy, received, top 8", flop / t.median / 1e12, "TFLOP/s of z", checked=same
+        )
 
 
 def _theirs(bench: Bench, found: Found, q: Tensor, k: Tensor, v: Tensor, T: int, flop: float) -> float | None:

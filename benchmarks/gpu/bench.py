@@ -102,7 +102,7 @@ def _timing(found: list[float]) -> Timing:
 
 @contextmanager
 def poisoned_outputs() -> Iterator[None]:
-    """Every tensor that is allocated without values is NaN (integers: their largest), so that what a kernel does not write is seen."""
+    """Tensors that are allocated without values are NaN (integers: their largest): what a kernel does not write is seen."""
     before, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)

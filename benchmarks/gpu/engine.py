@@ -1,7 +1,7 @@
-"""The engine on three layers at the widths of Llama-2 7B, against hooked Hugging Face forwards on the same device, at every site.
+"""The engine on three layers at the widths of Llama-2 7B, at every site, against hooked Hugging Face forwards on the device.
 
-In float32: within 2e-4 of the largest effect. In bfloat16, with the same weights: a root-mean-square error against float32 of at
-most that of hooked forwards in bfloat16.
+In float32: within 2e-4 of the largest effect. In bfloat16, with the same weights: a root-mean-square error against float32
+of at most that of hooked forwards in bfloat16.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def run(bench: Bench, found: Found) -> None:
                 effect = truth[site] - unpatched
                 theirs = llama7b.rms(_hooked(half, corrupted, source, site, heads) - unpatched_half - effect)
                 runs, ours = _logits(model, clean, corrupted, site, heads)
-                what = f"bfloat16, {site}: root-mean-square error of effects on all logits, over {theirs:.3g} of hooked bfloat16"
+                what = (
+                    f"bfloat16, {site}: root-mean-square error of effects on all logits, over {theirs:.3g} of hooked bfloat16"
+                )
                 found.check(what, llama7b.rms(ours - runs[1] - effect) / theirs, ROUNDING)
 
 
@@ -88,7 +90,7 @@ def _sweep(model: pcm.Model, clean: Tensor, corrupted: Tensor, site: str, **more
 
 
 def _logits(model: pcm.Model, clean: Tensor, corrupted: Tensor, site: str, heads: list) -> tuple[Tensor, Tensor]:
-    """Logits of a sweep, in float64 on the CPU: of the clean and the corrupted run [2, V], and of these heads' variants [n, V]."""
+    """Logits of a sweep, float64 on the CPU: of the clean and the corrupted run [2, V], and of these heads' variants [n, V]."""
     seen: list[Tensor] = []
 
     def metric(logits: Tensor) -> Tensor:

@@ -29,7 +29,10 @@ def run(bench: Bench, found: Found) -> None:
         found.fact("multiprocessors", card.multi_processor_count)
         found.fact("CUDA of PyTorch", torch.version.cuda)
         found.fact("driver", _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"))
-        found.fact("clocks and limit of power", _said("nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem,power.limit", "--format=csv"))
+        found.fact(
+            "clocks and limit of power",
+            _said("nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem,power.limit", "--format=csv"),
+        )
     found.fact("commit", _said("git", "rev-parse", "HEAD"))
     from pycotmech import ops
 

@@ -60,7 +60,7 @@ def _attention(bench: Bench, found: Found, name: str, dtype: torch.dtype, H: int
     want = truth.attention(q, k, v, heads, segments=segments, n_segments=SEGMENTS, readout=readout[0, 0], topk=33)
     weights_of_top = F.pad(want.pop("topk_p"), (0, max(0, 33 - T)))
     want["topk_p"] = weights_of_top[..., :8]
-    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != Hkv)[0, heads]
+    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=Hkv != H)[0, heads]
     limit = 2 * relative(theirs, want["z"]) + 1e-7
     asked = {"entropy": True, "segments": segments, "n_segments": SEGMENTS}
     calls: dict[str, Callable[[], ops.Extract]] = {
@@ -84,7 +84,9 @@ def _attention(bench: Bench, found: Found, name: str, dtype: torch.dtype, H: int
     with poisoned_outputs():
         got = ops.attn_colsum(q, k, lse)
     good = found.check(f"attn_colsum, {name}", relative(got[0, heads], want["received"]), STATISTICS["received"])
-    found.figure(f"attn_colsum, {name}", bench.timed(lambda: ops.attn_colsum(q, k, lse), times=3).median * 1e3, "ms", checked=good)
+    found.figure(
+        f"attn_colsum, {name}", bench.timed(lambda: ops.attn_colsum(q, k, lse), times=3).median * 1e3, "ms", checked=good
+    )
     rows = torch.tensor([0, T // 2, T - 1], device=bench.device)
     with poisoned_outputs():
         p = ops.attn_rows(q, k, lse, rows)
@@ -107,15 +109,17 @@ def _attention(bench: Bench, found: Found, name: str, dtype: torch.dtype, H: int
             with poisoned_outputs():
                 out = ops.attn_extract(q, k, v, entropy=True, **options)
             for key in ("lse", "entropy"):
-                found.check(f"attn_extract {what}, {name}: {key}", relative(getattr(out, key)[0, heads], w[key]), STATISTICS[key])
+                found.check(
+                    f"attn_extract {what}, {name}: {key}", relative(getattr(out, key)[0, heads], w[key]), STATISTICS[key]
+                )
             found.check(f"attn_extract {what}, {name}: z", relative(out.z[0, heads], w["z"]), ROUNDED[dtype])
 
 
 def _packed(bench: Bench, found: Found, dtype: torch.dtype, H: int, Hkv: int, D: int) -> None:
     """The staircase's launches: single rows and suffixes of 40 on a shared prefix; a long prefix; whole prompts."""
-    cases = {"one position": (64, 1, 40), "suffixes": (6, 9, 40)} if bench.small else {
-        "one position": (1024, 1, 472), "suffixes": (100, 40, 600), "few rows, long prefix": (64, 1, 32768), "prompt": (1, 2048, 0),
-    }  # fmt: skip
+    small = {"one position": (64, 1, 40), "suffixes": (6, 9, 40)}
+    long = {"few rows, long prefix": (64, 1, 32768), "prompt": (1, 2048, 0)}
+    cases = small if bench.small else {"one position": (1024, 1, 472), "suffixes": (100, 40, 600), **long}
     for name, (variants, own, prefix) in cases.items():
         R = variants * own
         q = _normal(bench, R, H, D, dtype=dtype)

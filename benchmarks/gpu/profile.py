@@ -37,6 +37,8 @@ def run(bench: Bench, found: Found) -> None:
         events = seen.key_averages()
         kernels = [e for e in events if "cuda" in str(e.device_type).lower()]
         found.fact(f"{name}: kernels on the device", sum(e.count for e in kernels))
-        found.fact(f"{name}: launches of the host", sum(e.count for e in events if "LaunchKernel" in e.key or "GraphLaunch" in e.key))
+        found.fact(
+            f"{name}: launches of the host", sum(e.count for e in events if "LaunchKernel" in e.key or "GraphLaunch" in e.key)
+        )
         for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:LONGEST]:
             found.fact(f"{name}: {e.key[:80]}", f"{e.count} times, {e.self_device_time_total / 1e3:.3f} ms")

@@ -1,4 +1,4 @@
-"""Runs phases one after another, each in a process that is killed when its time is over, and writes what they find as they go."""
+"""Runs phases one after another, each in a process that is killed when its time is over; writes what they find as they go."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Results:
 
 
 def run(folder: Path, shares: Mapping[str, float], seconds: float, command: Command, asked: dict[str, Any]) -> Results:
-    """Runs the phases in this order. shares: of the time that is left, each phase may use its share among those to come, so that
-    what one leaves goes to the next ones."""
+    """Runs the phases in this order. shares: of the time that is left, each phase may use its share among those to come, so
+    that what one leaves goes to the next ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("results.json", "table.md", "errors.txt"):
         (folder / old).unlink(missing_ok=True)

@@ -1,5 +1,5 @@
-"""A sweep over all heads of a model whose weights were drawn on the device: cold, warm, replayed; beside hooked forwards and beside
-the bare matrix products of the same sweep."""
+"""A sweep over all heads of a model whose weights were drawn on the device: cold, warm, replayed; beside hooked forwards and
+beside the bare matrix products of the same sweep."""
 
 from __future__ import annotations
 
@@ -68,9 +68,13 @@ def _one(bench: Bench, found: Found, model: pcm.Model, name: str, positions: str
         found.fact(f"{name}: plan", str(swept.plan))
         found.figure(f"{name}: first call, kernels compiled in it", first.median * 1e3, "ms", checked=good)
         cold = bench.waited(sweep, times=times, before=model.prefixes.clear)
-        found.figure(f"{name}: cold prefix, launched one by one", cold.median * 1e3, "ms", checked=good, spread=_ms(cold.spread))
+        found.figure(
+            f"{name}: cold prefix, launched one by one", cold.median * 1e3, "ms", checked=good, spread=_ms(cold.spread)
+        )
         warm = bench.waited(sweep, times=times)
-        found.figure(f"{name}: warm prefix, launched one by one", warm.median * 1e3, "ms", checked=good, spread=_ms(warm.spread))
+        found.figure(
+            f"{name}: warm prefix, launched one by one", warm.median * 1e3, "ms", checked=good, spread=_ms(warm.spread)
+        )
     fastest = cold.median
     if bench.cuda:
         with _graphs(True):
@@ -79,7 +83,9 @@ def _one(bench: Bench, found: Found, model: pcm.Model, name: str, positions: str
             off = llama7b.rms(torch.as_tensor(again.raw).double() - torch.as_tensor(swept.raw).double())
             good &= found.check(f"{name}: a replay's values against those before, of their spread", off / size, 1e-3)
             replayed = bench.waited(sweep, times=times)
-            found.figure(f"{name}: warm prefix, replayed", replayed.median * 1e3, "ms", checked=good, spread=_ms(replayed.spread))
+            found.figure(
+                f"{name}: warm prefix, replayed", replayed.median * 1e3, "ms", checked=good, spread=_ms(replayed.spread)
+            )
             again_cold = bench.waited(sweep, times=times, before=model.prefixes.clear)
             what = f"{name}: cold prefix, replayed"
             found.figure(what, again_cold.median * 1e3, "ms", checked=good, spread=_ms(again_cold.spread))
@@ -116,8 +122,8 @@ def _graphs(on: bool) -> Iterator[None]:
 
 
 def _bare(bench: Bench, linears: list[tuple[int, Tensor]]) -> float:
-    """Seconds of these products, one after another, on the model's own weights; as a graph on a GPU, so that no launch is waited
-    for."""
+    """Seconds of these products, one after another, on the model's own weights; on a GPU as a graph, so that no launch is
+    waited for."""
     most: dict[tuple[int, torch.dtype], int] = {}
     for rows, weight in linears:
         for width in weight.shape:

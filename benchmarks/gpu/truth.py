@@ -1,4 +1,4 @@
-"""Attention written out in float64 on the device, for chosen heads, a block of rows at a time. Independent of `pycotmech.ops`."""
+"""Attention written out in float64 on the device, for chosen heads, a block of rows at a time. Uses no op of pycotmech."""
 
 from __future__ import annotations
 

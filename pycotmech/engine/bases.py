@@ -13,9 +13,6 @@ from torch import Tensor
 from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues, Packed, forward_packed
 
-_PASS = 128
-"""What a second pass through the model must save, in rows: about the rows that cost as much as reading the weights."""
-
 
 class Stage(IntEnum):
     """Where in its layer a variant begins to differ: the residual stream before attention, before the MLP, after it."""
@@ -160,7 +157,7 @@ def run_pairs(
         k[:, to], v[:, to] = r.packed.k[:, rows], r.packed.v[:, rows]
 
     shared = past if past is not None else KeyValues(k[:, :0], v[:, :0])
-    trunk, _ = sequences_run(bases, sources, P)
+    trunk, _ = sequences_run(bases, sources, P, family.sizes.pass_rows)
     if trunk is None:
         prompts = [*bases, *sources]
         runs = run(prompts, [P] * len(prompts), [(0, P)] * len(prompts), shared)
@@ -237,9 +234,10 @@ def _distinct(prompts: Sequence[Tensor], starts: Sequence[int]) -> tuple[list[in
 
 
 def sequences_run(
-    bases: Sequence[Tensor], sources: Sequence[Tensor], past: int
+    bases: Sequence[Tensor], sources: Sequence[Tensor], past: int, pass_rows: int
 ) -> tuple[str | None, list[list[tuple[int, int]]]]:
-    """How `run_pairs` runs prompts, each up to where it is read, after `past` tokens that all share.
+    """How `run_pairs` runs prompts, each up to where it is read, after `past` tokens that all share. pass_rows: what a second
+    pass must save.
 
     Returns whose prompts are run first ("base", "source"), the others from where they differ, or None for all in one pass;
     and for each pass the first position and the end of each sequence in it.
@@ -254,7 +252,7 @@ def sequences_run(
         parts = [common_prefix(pair) for pair in zip(bases, sources, strict=True)]
         found["base"] = [pass_over(bases, starts), pass_over(sources, parts)]
         found["source"] = [pass_over(sources, starts), pass_over(bases, parts)]
-    trunk = min(found, key=lambda t: sum(b - a for passed in found[t] for a, b in passed) + _PASS * len(found[t]))
+    trunk = min(found, key=lambda t: sum(b - a for passed in found[t] for a, b in passed) + pass_rows * len(found[t]))
     return trunk, found[trunk]
 
 

@@ -67,7 +67,9 @@ class Runs:
         offsets = [0, *torch.tensor(counts).cumsum(0).tolist()]
         run = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         at = torch.cat([torch.arange(have, have + more) for have, more in zip(self.length, counts)])
-        table = family.row_table(run * self.room, at, torch.zeros_like(at), torch.full_like(at, P))
+        table = family.row_table(
+            run * self.room, at, torch.zeros_like(at), torch.full_like(at, P), own_keys=len(counts) * self.room, shared_keys=P
+        )
 
         def attend(l: int, q: Tensor, k: Tensor, v: Tensor, _rows: Tensor | None) -> Tensor:
             past_k, past_v = (k[:0], v[:0]) if self.past is None else (self.past.k[l], self.past.v[l])

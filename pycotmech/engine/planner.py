@@ -18,7 +18,6 @@ from pycotmech.model.arguments import check_memory
 from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.config import layer_flop, logits_flop
 from pycotmech.model.families.base import VOCAB_SLICE, Family
-from pycotmech.model.prefixes import SEGMENT
 from pycotmech.model.run import site_bytes
 
 _SHARE_OF_FREE = 0.5
@@ -80,8 +79,9 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> int:
 
 
 def row_bytes(family: Family) -> int:
-    """A residual row in flight, and its entries in the row tables."""
-    return family.cfg.d_model * family.resid_dtype.itemsize + 7 * 8
+    """A residual row in flight, its entries in the row tables, and its angles where these are looked up once."""
+    cfg, wide = family.cfg, family.resid_dtype.itemsize
+    return cfg.d_model * wide + 7 * 8 + (2 * cfg.d_head * wide if family.few_launches else 0)
 
 
 def block_bytes(family: Family, rows: int = ROW_BLOCK) -> int:
@@ -145,8 +145,9 @@ def senders_bytes(family: Family, rows: int, inputs: int) -> int:
 def prefix_work(family: Family, length: int) -> Work:
     """Of the beginning that prompts share, computed anew."""
     out = Work()
-    for a in range(0, length, SEGMENT):
-        out += prompt_work(family, [(a, min(a + SEGMENT, length))], keys_only=True)
+    step = family.sizes.segment
+    for a in range(0, length, step):
+        out += prompt_work(family, [(a, min(a + step, length))], keys_only=True)
     return out
 
 

@@ -80,8 +80,9 @@ class PackedRows:
     order [N]: the variants as they are packed; variants: in that order; begins: N + 1 numbers, where the rows of each begin,
     and the same as `offsets`; keys: N numbers, when each joins. Of each row [R]: variant, the number of its variant in the
     caller's order, and on the CPU `numbers`; position; base; index, the row of the base's kept activations; table, the keys
-    that it sees. read_rows [M]: the packed rows that are read; read_begins: N + 1 numbers, where those of each variant
-    begin; to_caller [M]: their places variant after variant in the caller's order.
+    that it sees, own ones counted from the beginning of its range in `spans`. read_rows [M]: the packed rows that are read;
+    read_begins: N + 1 numbers, where those of each variant begin; to_caller [M]: their places variant after variant in the
+    caller's order.
     """
 
     on_device: ClassVar[tuple[str, ...]] = ("variant", "position", "base", "index", "table", "read_rows", "to_caller")
@@ -103,9 +104,18 @@ class PackedRows:
         self.variant, self.numbers = numbers.to(device), numbers.numpy()
         self.position, self.base = (first + within).to(device), base.to(device)
         self.index = (bases.row_offset[base] + first + within - bases.first[base]).to(device)
-        self.table = family.row_table(own, within, bases.key_offset[base], first)
         read = bases.readings(v.base)
         self.read_begins = read.begins.tolist()
+        # Own keys are counted within the range of rows that go through a layer together, whatever the layer (`spans`).
+        start = torch.empty_like(own)
+        for span, _ in self.spans(len(v)):
+            start[span] = span.start
+        shared = bases.key_offset[base]
+        # Bases of single rows hold no keys, and nothing attends to them.
+        shared_keys = bases.k.shape[1] or int((shared + first).max() if len(shared) else 0)
+        self.table = family.row_table(
+            own - start, within, shared, first, own_keys=len(owner), shared_keys=shared_keys
+        )  # fmt: skip
         self.read_rows = (self.offsets[read.variant] + read.position - v.first[read.variant]).to(device)
         self.read_numbers = self.order[read.variant].numpy()
         of_caller = bases.readings(variants.base)
@@ -121,7 +131,7 @@ class PackedRows:
 
     def spans(self, n: int) -> Iterator[tuple[slice, ReadRows]]:
         """The rows of the first n variants in ranges of about ROW_BLOCK, and those of each that are read. A range holds whole
-        variants, so that the own keys of a row are in it."""
+        variants, so that the own keys of a row are in it; where one begins does not depend on n."""
         first = 0
         while first < n:
             end = bisect_right(self.begins, self.begins[first] + ROW_BLOCK, first, n + 1) - 1

@@ -110,7 +110,7 @@ class _Receivers:
         taken = {"q": (q, k0, v0), "k": (q0, k, v0), "v": (q0, k0, v)}
         all_q, all_k, all_v = (torch.cat(parts) for parts in zip(*(taken[i] for i in inputs), strict=True))
         table = rows.table[span].repeat(len(inputs), 1)  # [inputs R, 4]
-        own = torch.arange(len(inputs), device=table.device).repeat_interleave(n) * n - span.start
+        own = torch.arange(len(inputs), device=table.device).repeat_interleave(n) * n
         table[:, :2] += own[:, None].to(table.dtype)
         z = self.family.attend(l, all_q, bases.k[l], bases.v[l], all_k, all_v, table)
         z = z.unflatten(0, (len(inputs), n))  # [inputs, R, H, D]

@@ -177,26 +177,37 @@ class _Attention:
     """Attention, computed: the variant's own keys, after those that it shares with its base."""
 
     computed: ClassVar[bool] = True
-    on_device: ClassVar[tuple[str, ...]] = ("bases", "rows", "edits")
+    on_device: ClassVar[tuple[str, ...]] = ("bases", "rows", "edits", "angles")
 
     def __init__(self, family: Family, bases: Bases, rows: PackedRows, edits: BoundEdits) -> None:
         self.family, self.bases, self.rows, self.edits = family, bases, rows, edits
+        # [kinds of layers, 2, R, D] of all rows, looked up once and not in each layer. On a CPU a look-up costs less than that.
+        self.angles = bases.angles[:, :, rows.position] if family.few_launches else None
 
     def __call__(self, l: int, x: Tensor, span: slice, rows: Rows) -> Tensor:
         """x [n, d]: the residual rows `span`, of whole variants. Returns what is added to `rows` of these, all or those that
         are read: [m, d]."""
         family, edits, at = self.family, self.edits, self.rows.at(rows)
-        angles, position = self.bases.angles, self.rows.position
         q, k, v = family.qkv(l, x)  # [n, H, D], [n, Hkv, D]
         if isinstance(rows, ReadRows):
             q, _, _ = family.qkv(l, x[at - span.start])
         q = edits.edit("q", l, rows, q)
         k, v = edits.keys(l, span, k, v)
-        family.rotate(l, angles, position[at], q)
-        family.rotate(l, angles, position[span], k)
-        table = self.rows.table[at].clone()  # [m, 4]
-        table[:, :2] -= span.start  # own keys, counted within the span
+        self._rotate(l, span, at, q, k)
+        table = self.rows.table[at]  # [m, 4]
         return edits.edit("attn_out", l, rows, family.attn_out(l, edits.attend(l, rows, q, k, v, table)))
+
+    def _rotate(self, l: int, span: slice, at: slice | Tensor, q: Tensor, k: Tensor) -> None:
+        """Rotates queries of the packed rows `at` and keys of the rows `span`, in place."""
+        family, position = self.family, self.rows.position
+        if self.angles is None:
+            family.rotate(l, self.bases.angles, position[at], q)
+            family.rotate(l, self.bases.angles, position[span], k)
+        elif isinstance(at, slice):
+            family.rotate(l, self.angles, span, q, k)
+        else:
+            family.rotate(l, self.angles, at, q)
+            family.rotate(l, self.angles, span, k)
 
 
 class _Mlp:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pycotmech.model import work
 from pycotmech.model.families.base import Family
+from pycotmech.model.families.launches import side_by_side
 
 ROW_BLOCK = 2048
 """Rows that go through the stages of a layer together: bounds temporary memory, keeps matrix products large."""
@@ -48,6 +49,21 @@ class KeySlots:
         l = l if len(self.k) > 1 else 0
         return self.k[l], self.v[l]
 
+    def put(self, l: int, a: int, b: int, k: Tensor, v: Tensor) -> None:
+        """Keys and values [b - a, Hkv, D] of rows a .. b - 1 of layer l: in one copy where both lie side by side."""
+        k_own, v_own = self.layer(l)
+        at = slice(a, b) if self.at is None else self.at[a:b]
+        joint = side_by_side((k, v))
+        apart = v_own.storage_offset() - k_own.storage_offset()
+        one_piece = k_own.untyped_storage().data_ptr() == v_own.untyped_storage().data_ptr() and apart > 0
+        if len(joint) == 1 and self.at is None and one_piece:
+            to = k_own[at]
+            # [2, rows, Hkv, D]: keys and values, where they are kept and where they come from
+            kept = to.as_strided((2, *to.shape), (apart, *to.stride()))
+            kept.copy_(joint[0].unflatten(1, (2, -1)).transpose(0, 1))
+        else:
+            k_own[at], v_own[at] = k, v
+
 
 class Kept:
     """Activations that are kept on the way.
@@ -68,7 +84,10 @@ class Kept:
             kept[l, a:b] = value
         else:
             to, rows = self._place(self.rows, a, b, value.device)
-            kept[l, to] = value[rows]
+            if value.dtype == kept.dtype and len(rows):
+                torch.index_select(value, 0, rows, out=kept[l, to])
+            else:
+                kept[l, to] = value[rows]
 
     def _place(self, rows: Tensor, a: int, b: int, device: torch.device) -> tuple[slice, Tensor]:
         """Where the rows of a block are kept, and which rows of the block they are; the same for every layer."""
@@ -115,21 +134,22 @@ def climb(
         if n == 0:
             break
         k_own, v_own = keys.layer(l)
+        asked = queries
         top = read if l == L - 1 else None
         for a, b in blocks(n):
             kept.store("resid_pre", l, a, b, x[a:b])
             q, k, v = family.qkv(l, x[a:b])
             kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
-            family.rotate(l, angles, slice(a, b), k)
-            at = slice(a, b) if keys.at is None else keys.at[a:b]
-            k_own[at], v_own[at] = k, v
-            if top is None:
-                family.rotate(l, angles, slice(a, b), q)
+            family.rotate(l, angles, slice(a, b), *((k,) if top is not None else (q, k)))
+            keys.put(l, a, b, k, v)
+            if top is None and family.few_launches and b - a == n:
+                asked = q
+            elif top is None:
                 queries[a:b] = q
         if top is not None:
             work.count(family, work.LayerRows(n, n + len(top), len(top), len(top)))
             return _read_rows(family, l, x[top], angles, attention, edit_z, k_own, v_own, top)
-        z = attention(l, queries[:n], k_own, v_own, None)
+        z = attention(l, asked[:n], k_own, v_own, None)
         if z is None:
             work.count(family, work.LayerRows(qkv=n))
             return x
@@ -139,15 +159,16 @@ def climb(
             beside = family.mlp_out(l, x[a:b]) if cfg.parallel else None
             out = family.attn_out(l, z[a:b])
             kept.store("attn_out", l, a, b, out)
-            x[a:b] += out
-            if beside is not None:
-                x[a:b] += beside
+            if beside is None:
+                out = family.mlp_after(l, x[a:b], out)
+            else:
+                x[a:b].add_(out).add_(beside)
+                out = beside
             # Of a parallel block this is the stream after both: where a changed z joins, the MLP has nothing to add.
             kept.store("resid_mid", l, a, b, x[a:b])
-            out = family.mlp_out(l, x[a:b]) if beside is None else beside
             kept.store("mlp_out", l, a, b, out)
             if beside is None:
-                x[a:b] += out
+                x[a:b].add_(out)
             kept.store("resid_post", l, a, b, x[a:b])
         work.count(family, work.LayerRows.whole(n))
         del z

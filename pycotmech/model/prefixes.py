@@ -1,6 +1,6 @@
 """Keys and values of the beginnings of prompts, kept between calls: a few-shot block is computed once, not once per sweep.
 
-A beginning is computed in segments of `SEGMENT` tokens counted from the first token, and a last one of what remains. Each
+A beginning is computed in segments (`Sizes.segment`) counted from the first token, and a last one of what remains. Each
 segment's numbers depend on the tokens up to its end and on nothing else, so what a call gets is the same to the last bit
 whether it was found here or computed for it: results do not depend on what was run before.
 """
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues, forward_packed
-
-SEGMENT = 128
-"""Tokens computed together. Smaller: more is shared between prompts that part late, and weights are read more often."""
 
 _SHARE_OF_ROOM = 8
 """A call's memory budget divided by this may be kept."""
@@ -84,8 +81,9 @@ class Prefixes:
             out = torch.empty(
                 2, cfg.n_layers, len(ids), cfg.n_key_value_heads, cfg.d_head, dtype=family.dtype, device=family.device
             )
-            for a in range(0, len(ids), SEGMENT):
-                b = min(a + SEGMENT, len(ids))
+            step = family.sizes.segment
+            for a in range(0, len(ids), step):
+                b = min(a + step, len(ids))
                 key = (setting, ids[:b].numpy().tobytes())
                 found = self._segments.get(key) if keep else None
                 if found is None:
@@ -111,7 +109,7 @@ class Prefixes:
             self.clear()
             return False
         weights = (*((t.data_ptr(), t._version, t.shape) for t in tensors), *self.family.constants())
-        sample = torch.cat([_sampled(t) for t in tensors])
+        sample = _samples(tensors)
         if weights != self._weights or self._sample is None or not torch.equal(sample, self._sample):
             self.clear()
             self._weights, self._sample = weights, sample
@@ -119,11 +117,20 @@ class Prefixes:
 
 
 @torch.no_grad()
+def _samples(tensors: Sequence[Tensor]) -> Tensor:
+    """Values of all tensors, those of one dtype put together before they are widened: a few launches on a GPU, not one each."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for t in tensors:
+        by_dtype.setdefault(t.dtype, []).append(_sampled(t))
+    return torch.cat([torch.cat(parts).double() for parts in by_dtype.values()])
+
+
 def _sampled(t: Tensor) -> Tensor:
+    """Up to `_SAMPLES` values of a tensor, as a view where it is contiguous."""
     flat = t.detach().reshape(-1) if t.is_contiguous() else t.detach().flatten()
     # An odd step visits every column of a matrix whose width is a power of two.
     step = max(1, len(flat) // _SAMPLES) | 1
-    return flat[::step][:_SAMPLES].double()
+    return flat[::step][:_SAMPLES]
 
 
 def matmul_precision() -> tuple[str, str]:

@@ -115,7 +115,9 @@ def packed_attention(
     own = torch.repeat_interleave(counts.cumsum(0) - counts, counts)  # [R] the sequence's first row
     shared = torch.repeat_interleave(torch.tensor(after), counts, dim=0)  # [R, 2]
     within = torch.arange(len(own)) - own
-    table = family.row_table(own, within, shared[:, 0], shared[:, 1] - shared[:, 0])
+    table = family.row_table(
+        own, within, shared[:, 0], shared[:, 1] - shared[:, 0], own_keys=len(own), shared_keys=0 if past is None else len(past)
+    )
 
     def attend(l: int, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
         if past is None and rows is None:

@@ -16,7 +16,7 @@ from pycotmech.ops.attn_rows import attn_rows
 from pycotmech.ops.attn_topk import attn_topk
 from pycotmech.ops.head_delta import head_delta
 from pycotmech.ops.linear import linear
-from pycotmech.ops.prefix_attn import prefix_attn
+from pycotmech.ops.prefix_attn import check_rows, prefix_attn
 from pycotmech.ops.rope import rope
 from pycotmech.ops.swiglu import swiglu
 
@@ -28,6 +28,7 @@ __all__ = [
     "attn_extract",
     "attn_rows",
     "attn_topk",
+    "check_rows",
     "cpp_missing",
     "describe",
     "head_delta",

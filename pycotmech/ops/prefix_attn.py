@@ -93,7 +93,20 @@ def _check_table(name: str, x: Tensor, q: Tensor) -> None:
         raise ValueError(f"{name} is on {x.device}, q on {q.device}")
 
 
-def _check(q: Tensor, keys: dict[str, Tensor], rows: Tensor, window: int, softcap: float, cuts: Tensor | None) -> None:
+def check_rows(rows: Tensor, n_own: int, n_shared: int) -> None:
+    """Raises ValueError unless all ranges of a table [R, 4] lie within so many own and shared keys.
+
+    On a GPU these are 16 launches: check a table once, on the CPU, where many calls use it.
+    """
+    common.check_range("rows[:, :2]", rows[:, :2], 0, n_own, "ranges of k_own")
+    common.check_range("rows[:, 2:]", rows[:, 2:], 0, n_shared, "ranges of k_shared")
+    lengths = rows[:, 1::2] - rows[:, ::2]
+    common.check_range("rows[:, 1::2] - rows[:, ::2]", lengths, 0, max(n_own, n_shared), "lengths of ranges")
+
+
+def _check(
+    q: Tensor, keys: dict[str, Tensor], rows: Tensor, window: int, softcap: float, cuts: Tensor | None, checked: bool
+) -> None:
     if q.dtype not in common.FLOATS:
         raise TypeError(f"q must be float32, bfloat16, float16 or float64, got {q.dtype}")
     if q.ndim != 3 or 0 in q.shape[1:]:
@@ -117,10 +130,8 @@ def _check(q: Tensor, keys: dict[str, Tensor], rows: Tensor, window: int, softca
     _check_table("rows", rows, q)
     if rows.shape[0] != R:
         raise ValueError(f"rows must be [{R}, 4] (R from q), got {list(rows.shape)}")
-    N, P = keys["k_own"].shape[0], keys["k_shared"].shape[0]
-    common.check_range("rows[:, :2]", rows[:, :2], 0, N, "ranges of k_own")
-    common.check_range("rows[:, 2:]", rows[:, 2:], 0, P, "ranges of k_shared")
-    common.check_range("rows[:, 1::2] - rows[:, ::2]", rows[:, 1::2] - rows[:, ::2], 0, max(N, P), "lengths of ranges")
+    if not checked:
+        check_rows(rows, keys["k_own"].shape[0], keys["k_shared"].shape[0])
     if cuts is not None:
         _check_table("cuts", cuts, q)
         common.check_range("cuts[:, 0]", cuts[:, 0], 0, R - 1, "rows of q")
@@ -144,6 +155,7 @@ def prefix_attn(
     softcap: float = 0.0,
     cuts: Tensor | None = None,
     sinks: Tensor | None = None,
+    checked: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of R packed query rows, each over shared keys followed by keys of its own, exactly.
 
@@ -160,6 +172,7 @@ def prefix_attn(
     rows: int32 [R, 4], as drawn. Rows of one variant share own_lo, rows of one base share shared_lo.
     scale: of the scores; None: D**-0.5.  softcap: 0, or s = softcap * tanh(s * scale / softcap).
     window: 0, or only keys with position of query - position of key < window are seen.
+    checked: whether the ranges in rows are known to be within the keys (`check_rows`); they are then not looked at.
     cuts: int32 [E, 4] = (row, head or -1 for all, lo, hi): keys at positions lo to hi - 1 are cut before the softmax.
     sinks: floating-point [H] or None; a logit of each query head that takes part of the softmax and has no value, as in
         `attn_extract`. No cut or window takes it away.
@@ -173,7 +186,7 @@ def prefix_attn(
     The shared prefix is taken as in Hydragen (Juravsky et al. 2024), in one pass with the own keys.
     """
     keys = {"k_shared": k_shared, "v_shared": v_shared, "k_own": k_own, "v_own": v_own}
-    _check(q, keys, rows, window, softcap, cuts)
+    _check(q, keys, rows, window, softcap, cuts, checked)
     scale = float(q.shape[2] ** -0.5) if scale is None else float(scale)
     if not abs(scale) < float("inf"):
         raise ValueError(f"scale must be finite, got {scale}")

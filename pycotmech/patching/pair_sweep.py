@@ -19,7 +19,6 @@ from pycotmech.engine.joins import N_SELF_PATCHES, HeadJoins, self_patch_signs
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits, SourceValues
-from pycotmech.model.prefixes import SEGMENT
 from pycotmech.model.prompts import Tokens
 from pycotmech.patching.chunks import Chunk, PairValues, run_chunks
 from pycotmech.patching.pair_layout import PairLayout, VariantTable, lay_out_pairs
@@ -52,7 +51,10 @@ class PairSweep:
         family, runs, shared = question.family, layout.runs, len(question.shared)
         sites = dict.fromkeys((*layout.base_sites, *layout.source_sites))  # a pass keeps them of both runs
         prefix = 2 * budget.base_bytes(shared, 0, ())  # once for the call, once kept for calls to come
-        prompts, in_prefix = planner.prefix_work(family, shared), prefix + planner.pass_bytes(family, min(shared, SEGMENT))
+        prompts, in_prefix = (
+            planner.prefix_work(family, shared),
+            prefix + planner.pass_bytes(family, min(shared, family.sizes.segment)),
+        )
         lengths = [question.pairs[run.host].read + 1 for run in runs]
         sizes = [
             budget.base_bytes(length, 2 * (length - layout.kept_from(run.host)), sites)
@@ -66,7 +68,7 @@ class PairSweep:
         chunks, batches = [], []
         for a, b in planner.cut_where(len(runs), fits):
             held, passing = prefix + sum(sizes[a:b]), in_prefix
-            _, passes = sequences_run(*question.prompts(run.host for run in runs[a:b]), shared)
+            _, passes = sequences_run(*question.prompts(run.host for run in runs[a:b]), shared, family.sizes.pass_rows)
             for sequences in passes:
                 prompts += planner.prompt_work(family, sequences)
                 passing = max(passing, held + planner.pass_bytes(family, sum(end - start for start, end in sequences)))

@@ -22,7 +22,6 @@ from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_model, check_seed
 from pycotmech.model.config import ModelConfig
-from pycotmech.model.prefixes import SEGMENT
 from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.model.run import Activations
 from pycotmech.patching.edits import Variant, VariantLayout, base_sites, lay_out
@@ -255,6 +254,6 @@ def _batch(layout: VariantLayout, controls: Tensor, read: int, budget: Budget) -
     variants = with_controls(plain, controls, 0, first)
     held = 2 * budget.base_bytes(first, 0, ()) + sum(v.numel() * 4 for v in layout.values.values())
     held += budget.base_bytes(read + 1, read + 1 - first, _kept_sites(budget.family.cfg, layout))
-    passing = held + planner.pass_bytes(budget.family, max(min(first, SEGMENT), read + 1 - first))
+    passing = held + planner.pass_bytes(budget.family, max(min(first, budget.family.sizes.segment), read + 1 - first))
     moves = torch.cat((torch.zeros(n, dtype=torch.bool), controls[:, 2] < 0))
     return Batch(variants, read - variants.first + 1, moves, [[read]], held, passing)

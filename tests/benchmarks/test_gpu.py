@@ -43,7 +43,9 @@ def test_the_command(tmp_path):
     """As it is typed on a machine with a GPU, from another folder, with packages missing."""
     words = ["-m", "benchmarks.gpu", "--device", "cpu", "--small", "--minutes", "10", "--only", "environment,ceilings"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words, "--out", tmp_path / "out"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *words, "--out", tmp_path / "out"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.json", "table.md"}
     results = json.loads((tmp_path / "out/results.json").read_text())
@@ -60,8 +62,8 @@ def test_phases_that_hang_or_die_cost_themselves_only(tmp_path):
     }
 
     def run(name, rows, known, limit):
-        head = f"import os, time; from pathlib import Path; from benchmarks.gpu.found import Found; found = Found(Path({str(rows)!r})); "
-        return [sys.executable, "-c", head + codes[name]]
+        head = "import os, time; from pathlib import Path; from benchmarks.gpu.found import Found"
+        return [sys.executable, "-c", f"{head}; found = Found(Path({str(rows)!r})); {codes[name]}"]
 
     old, supervise._LEAST = supervise._LEAST, 1.0
     try:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.model import prefixes
+from pycotmech.model import prefixes, sizes
 from pycotmech.model.run import forward_packed
+from pycotmech.model.sizes import Sizes
 from tests.reference.tiny import tiny_llama
 
 ROOM = 2**30
@@ -17,7 +18,7 @@ ROOM = 2**30
 
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch):
-    monkeypatch.setattr(prefixes, "SEGMENT", 8)
+    monkeypatch.setattr(sizes, "CPU", Sizes(segment=8, pass_rows=128))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pycotmech.cot.tools.activations import Prompt
 from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
 from pycotmech.engine.joins import N_CONTROLS, N_JITTERED
 from pycotmech.model.config import ModelConfig
-from pycotmech.model.prefixes import SEGMENT
+from pycotmech.model.sizes import CPU
 from pycotmech.patching import Edit, Variant, sweep
 
 if TYPE_CHECKING:
@@ -102,14 +102,14 @@ def _heads(mask: Tensor) -> list[tuple[int, int]]:
 def losses_cost(cfg: ModelConfig, workload: Workload, *, writers: float = 8.0) -> Cost:
     """Predicts the cost.
 
-    It counts the segments in which beginnings of prompts are cached (see `model.prefixes`), of each example those after the
-    shared beginning, and of each cell what its last segment holds; and for each cell a row of each variant, through half of
+    It counts the segments in which beginnings of prompts are cached on a CPU (`model.prefixes`), of each example those after
+    the shared beginning, and of each cell what its last segment holds; and for each cell a row of each variant, through half of
     the layers on average. writers: number of writers of a cell at the lowest threshold.
     """
     longest = workload.longest or workload.length
     last = np.linspace(2 * workload.length - longest, longest, 32) - 1  # of prompts from the shortest to the longest
-    ends = last // SEGMENT * SEGMENT
-    kept = max(float(ends[-1]) - workload.shared // SEGMENT * SEGMENT, 0)
+    ends = last // CPU.segment * CPU.segment
+    kept = max(float(ends[-1]) - workload.shared // CPU.segment * CPU.segment, 0)
     segments = workload.examples * kept + workload.cells * float((last - ends).mean())
     variants = writers + 6 + N_CONTROLS
     layers = (variants + N_JITTERED) / 2  # of these rows; jittered copies join at the first

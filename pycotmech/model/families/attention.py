@@ -73,8 +73,9 @@ class LayerAttention:
         cuts: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """z [R, H, D] of packed rows q [R, H, D] over the shared and own keys that the table gives them; arguments as in
-        `ops.prefix_attn`. On a GPU it asks nothing of the device."""
-        options = {"window": self.window, "softcap": self.softcap, "cuts": cuts, "sinks": self.sinks}
+        `ops.prefix_attn`. On a GPU it asks nothing of the device: the table's ranges were checked when it was made
+        (`Family.row_table`)."""
+        options = {"window": self.window, "softcap": self.softcap, "cuts": cuts, "sinks": self.sinks, "checked": True}
         return ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, self.scale, **options)[0]
 
     def prompts(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], table: Tensor) -> Tensor:

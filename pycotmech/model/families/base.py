@@ -28,6 +28,8 @@ from pycotmech import ops
 from pycotmech.model import work
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
+from pycotmech.model.families.launches import side_by_side
+from pycotmech.model.sizes import Sizes, for_device
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -74,10 +76,17 @@ class Family(ABC):
     def __init__(self, hf: PreTrainedModel, cfg: ModelConfig, device: torch.device) -> None:
         self.hf, self.cfg, self.dtype, self.device = hf, cfg, cfg.dtype, device
         self.resid_dtype = torch.float64 if cfg.dtype == torch.float64 else torch.float32
+        self.few_launches = device.type != "cpu"
+        """Whether kernels are launched, and each launch costs: products share a buffer so that one kernel goes over it."""
         self._seen = [module for _, module in self._never_called()]
         if device.type == "cpu":
             _keep_freed_memory()
         self.refuse_unsupported()
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much goes through the model together on its device."""
+        return for_device(self.device)
 
     # ---- what would be computed wrongly is refused -----------------------------------------------------------------
 
@@ -186,7 +195,7 @@ class Family(ABC):
         cos, sin = angles[self._rotary_kind(l)]
         if rows is not None:
             cos, sin = cos[rows], sin[rows]
-        for x in heads:
+        for x in side_by_side(heads):
             ops.rope(x, cos, sin)
 
     def _rotary_kind(self, l: int) -> int:
@@ -200,14 +209,20 @@ class Family(ABC):
     def attention(self, l: int) -> LayerAttention:
         """What the layer makes of the products of queries and keys: scale, window, soft-cap, sinks, softmax."""
 
-    def row_table(self, own: Tensor, within: Tensor, shared: Tensor, n_shared: Tensor) -> Tensor:
+    def row_table(
+        self, own: Tensor, within: Tensor, shared: Tensor, n_shared: Tensor, *, own_keys: int, shared_keys: int
+    ) -> Tensor:
         """Which keys each of R packed rows may see, as `ops.prefix_attn` takes it: int32 [R, 4] on the model's device.
 
         own [R]: where the own keys of the row's variant (or sequence) begin; within [R]: the row's own key among these;
         shared [R]: where the keys begin that it shares with others; n_shared [R]: how many of them come before its own.
         Rows are causal: all of the shared keys, and its own up to itself. A window is the layer's (`attention`).
+        own_keys, shared_keys: how many keys of each kind there are. Raises ValueError for a range that is not among them: the
+        table is checked here, on the CPU, and not where layers use it.
         """
-        return torch.stack((own, own + within + 1, shared, shared + n_shared), 1).to(torch.int32).to(self.device)
+        table = torch.stack((own, own + within + 1, shared, shared + n_shared), 1).to(torch.int32)
+        ops.check_rows(table, own_keys, shared_keys)
+        return table.to(self.device)
 
     def attend(
         self, l: int, q: Tensor, k_shared: Tensor, v_shared: Tensor, k_own: Tensor, v_own: Tensor, table: Tensor,
@@ -225,6 +240,11 @@ class Family(ABC):
     @abstractmethod
     def mlp_out(self, l: int, x: Tensor) -> Tensor:
         """resid_mid [R, d] -> what the MLP adds, [R, d]."""
+
+    def mlp_after(self, l: int, x: Tensor, added: Tensor) -> Tensor:
+        """resid_pre [R, d] becomes resid_mid in place, by what attention adds [R, d]; what the MLP adds to that, [R, d]."""
+        x += added
+        return self.mlp_out(l, x)
 
     # ---- from z to the residual stream -------------------------------------------------------------------------------
 

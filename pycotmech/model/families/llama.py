@@ -16,6 +16,7 @@ from pycotmech.model.config import ModelConfig
 from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import Family, is_exactly, linear
+from pycotmech.model.families.launches import products_in_one_buffer
 
 _MLP_BYTES = 48 * 2**20
 """The MLP's hidden rows that exist at once on CPU: below twice what the C library can be made to keep (`base`), beyond which
@@ -165,7 +166,13 @@ class LlamaFamily(Family):
     def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn, D = self.layers[l].self_attn, self.cfg.d_head
         n = self._attention_input(l, x)
-        q, k, v = (linear(p, n).view(len(x), -1, D) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+        projections = (attn.q_proj, attn.k_proj, attn.v_proj)
+        if self.few_launches and all(is_exactly(p, nn.Linear) for p in projections):
+            joint = products_in_one_buffer(n, projections)
+            if joint is not None:
+                q, k, v = (part.unflatten(1, (-1, D)) for part in joint)
+                return q, k, v
+        q, k, v = (linear(p, n).view(len(x), -1, D) for p in projections)
         # Queries and keys are rotated in place by the caller; what a hook on a projection kept must not change under it.
         own_q, own_k = is_exactly(attn.q_proj, nn.Linear), is_exactly(attn.k_proj, nn.Linear)
         return q if own_q else q.clone(), k if own_k else k.clone(), v
@@ -182,8 +189,14 @@ class LlamaFamily(Family):
         return self.layers[l].self_attn.o_proj
 
     def mlp_out(self, l: int, x: Tensor) -> Tensor:
+        return self._mlp(l, self._mlp_input(l, x))
+
+    def mlp_after(self, l: int, x: Tensor, added: Tensor) -> Tensor:
+        return self._mlp(l, self._mlp_input(l, x, added)) if self.few_launches else super().mlp_after(l, x, added)
+
+    def _mlp(self, l: int, n: Tensor) -> Tensor:
+        """What the MLP reads [R, d] -> what it adds, [R, d]."""
         layer = self.layers[l]
-        n = self._mlp_input(l, x)
         mlp = cast(modeling_llama.LlamaMLP, layer.mlp)
         if not is_exactly(mlp, *self.mlp_types) or not is_exactly(mlp.act_fn, *self.activation_types):
             return mlp(n[None])[0]
@@ -194,9 +207,9 @@ class LlamaFamily(Family):
             del hidden
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _mlp_input(self, l: int, x: Tensor) -> Tensor:
-        """resid_mid [R, d] -> what the MLP reads, [R, d]."""
-        return self._norm(self.layers[l].get_submodule(self.mlp_norm), x)
+    def _mlp_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """resid_mid [R, d] -> what the MLP reads, [R, d]. added: what x is still short of, and is added to it in place."""
+        return self._norm(self.layers[l].get_submodule(self.mlp_norm), x, added)
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """The hidden layer of the MLP from its two projections, [rows, d_mlp] each."""
@@ -217,10 +230,12 @@ class LlamaFamily(Family):
     def _unembedding(self) -> nn.Linear:
         return self.hf.lm_head
 
-    def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
-        """RMSNorm of rows [R, d], rounded once to the model's dtype."""
+    def _norm(self, module: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """RMSNorm of rows [R, d], rounded once to the model's dtype; of x += added, in place, where something is added."""
         if is_exactly(module, *self.norm_types):
-            return ops.add_rms_norm(x, None, self._gain(module), epsilon(module)).to(self.dtype)
+            return ops.add_rms_norm(x, added, self._gain(module), epsilon(module)).to(self.dtype)
+        if added is not None:
+            x += added
         return module(x.to(self.dtype)[None])[0]
 
     def _gain(self, norm: nn.Module) -> Tensor:

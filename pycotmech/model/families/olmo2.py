@@ -26,7 +26,9 @@ class Olmo2Family(NormedRowQK, PostNormFamily):
     def _attention_input(self, l: int, x: Tensor) -> Tensor:
         return x.to(self.dtype)
 
-    def _mlp_input(self, l: int, x: Tensor) -> Tensor:
+    def _mlp_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
+        if added is not None:
+            x += added
         return x.to(self.dtype)
 
     def _wide_attention(self, layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:

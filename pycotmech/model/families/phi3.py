@@ -50,8 +50,8 @@ class Phi3Family(LlamaFamily):
         q, k, v = self._split(joint.view(len(x), -1, self.cfg.d_head))
         return q.contiguous(), k.contiguous(), v.contiguous()
 
-    def mlp_out(self, l: int, x: Tensor) -> Tensor:
-        mlp, n = self.layers[l].mlp, self._mlp_input(l, x)
+    def _mlp(self, l: int, n: Tensor) -> Tensor:
+        mlp = self.layers[l].mlp
         if not is_exactly(mlp, *self.mlp_types) or not is_exactly(mlp.activation_fn, *self.activation_types):
             return mlp(n[None])[0]
         parts = []

@@ -33,8 +33,8 @@ class PostNormFamily(LlamaFamily):
         """z [R, H, D] W_O, before the norm: [R, d] in the residual stream's dtype."""
         return super().attn_out(l, z).to(self.resid_dtype)
 
-    def mlp_out(self, l: int, x: Tensor) -> Tensor:
-        added = super().mlp_out(l, x).to(self.resid_dtype)
+    def _mlp(self, l: int, n: Tensor) -> Tensor:
+        added = super()._mlp(l, n).to(self.resid_dtype)
         return self._norm(self.layers[l].get_submodule(self.mlp_out_norm), added)
 
     def is_plain_projection(self, l: int) -> bool:

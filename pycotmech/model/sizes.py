@@ -1,0 +1,47 @@
+"""How much goes through a model together, by device: from the rows at which its products cost as much as reading the weights.
+
+Reading a weight of 2 bytes pays off when 2 FLOP for each of n rows take as long, so n is the device's FLOP by the byte: its
+ridge point (Williams et al. 2009). Below it a pass waits for memory; well above it nothing is gained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_RIDGE = {(8, 0): 156, (9, 0): 266, (10, 0): 280}
+"""FLOP by the byte of 16-bit products, by compute capability: of an A100, an H100 and a B200. That of an H100 is from rates
+that others measured (798 TFLOP/s, 3.0 TB/s), the others are from data sheets."""
+_OTHER = 160
+"""Of any other GPU: that of an A100, about."""
+
+_ABOVE = 1.5
+"""From so many times the ridge point on a product is taken to be limited by arithmetic."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """segment: tokens of a prefix that are computed, and kept, together. Smaller: more is shared between prompts that part
+        late, and weights are read more often.
+    pass_rows: what a second pass through the model must save, in rows: about those that cost as much as reading the weights.
+    """
+
+    segment: int
+    pass_rows: int
+
+
+CPU = Sizes(segment=128, pass_rows=128)
+
+
+def for_device(device: torch.device) -> Sizes:
+    """The sizes of a device. Cost: none; a GPU's compute capability is known to PyTorch."""
+    if device.type != "cuda":
+        return CPU
+    return for_ridge(_RIDGE.get(torch.cuda.get_device_capability(device), _OTHER))
+
+
+def for_ridge(flop_by_the_byte: float) -> Sizes:
+    """The sizes of a device with this ridge point: the power of two at or above the rows at which arithmetic is the limit."""
+    rows = 1 << max(0, int(_ABOVE * flop_by_the_byte) - 1).bit_length()
+    return Sizes(segment=rows, pass_rows=rows)

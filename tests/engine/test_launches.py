@@ -1,0 +1,128 @@
+"""How many launches a sweep asks of a GPU, counted without one; and that what is done to need few of them changes no number."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import pycotmech as pcm
+from pycotmech.engine import graphs
+from pycotmech.model import model as model_module
+from pycotmech.model import sizes
+from tests.engine.launches import META, Launches, one_attention
+from tests.reference.small_families import FAMILIES, small
+from tests.reference.tiny import tiny_llama
+
+H100 = sizes.for_ridge(266)
+T, SUFFIX = 512, 40
+LIMIT = 1200
+"""Launches outside graphs of a sweep whose prefix is not kept yet, at 32 layers and T = 512, read and patched at the last
+position; passes of its shape have been seen."""
+LIMIT_FIRST = 3700
+"""The same of a sweep whose shape is new, so that every pass is launched kernel by kernel."""
+
+
+class Replayed:
+    """In the place of CUDA graphs: a replay is one launch, and a capture counts nothing."""
+
+    def __init__(self, launches):
+        self.launches = launches
+
+    def capture(self, fn):
+        def replay():
+            self.launches._count("graph")
+
+        self.launches.paused = True
+        fn()
+        self.launches.paused = False
+        return graphs.Captured(replay, 0)
+
+    def mark(self):
+        return None
+
+    def after(self, mark):
+        pass
+
+    def drain(self):
+        pass
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A model of 32 layers without values, as on an H100; launches; and a sweep of new prompts of one shape."""
+    launches = Launches()
+    with torch.device("meta"):
+        config = LlamaConfig(
+            num_hidden_layers=32, hidden_size=256, intermediate_size=688, num_attention_heads=32, vocab_size=500
+        )  # widths do not matter
+        hf = LlamaForCausalLM(config).bfloat16().eval()
+    monkeypatch.setattr(model_module, "_base_of", lambda hf: hf)  # refuses models without values
+    monkeypatch.setattr(sizes, "CPU", H100)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", one_attention(launches))
+    monkeypatch.setattr(graphs, "captures", lambda device: True)
+    monkeypatch.setattr(graphs, "backend_for", lambda device: Replayed(launches))
+    monkeypatch.setattr(graphs.Graphs, "_compare", staticmethod(lambda replayed, usual: None))  # there are no values
+    graphs.kept.clear()
+    model = pcm.Model(hf, check=False)
+
+    def sweep(seed):
+        generator = torch.Generator().manual_seed(seed)
+        clean = torch.randint(500, (T,), generator=generator)
+        corrupted = clean.clone()
+        corrupted[T - SUFFIX : -1] = (clean[T - SUFFIX : -1] + 1) % 500
+        before = launches.total
+        with launches:
+            pcm.patch_heads(
+                model,
+                clean,
+                corrupted,
+                positions=[T - 1],
+                metric="logit_diff",
+                answer=7,
+                wrong=11,
+                normalize=False,
+                memory_gb=20.0,
+            )
+        return launches.total - before
+
+    yield sweep, launches, model
+    graphs.kept.clear()
+
+
+def test_launches_of_a_cold_sweep(counted):
+    sweep, launches, model = counted
+    first, second, cold = (sweep(seed) for seed in range(3))  # no prefix is shared
+    assert model.device == META and launches.counts["graph"] >= 1
+    assert cold <= LIMIT, launches.counts.most_common(30)
+    assert first <= LIMIT_FIRST and cold < second, (first, second)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "windowed"])
+def test_few_launches_change_nothing_beyond_rounding(family):
+    """What is done on a GPU only, on the CPU: products in one buffer, sums fused with norms, angles looked up once."""
+    model = pcm.Model(small(family), check=False)
+    clean = torch.arange(3, 27)
+    corrupted = clean.clone()
+    corrupted[13] += 1
+    found = []
+    for few in (False, True):
+        model.family.few_launches = few
+        model.prefixes.clear()
+        arguments = dict(metric="logit_diff", answer=7, wrong=11, normalize=False)
+        found.append(
+            [pcm.patch_heads(model, clean, corrupted, site=site, **arguments).raw for site in ("z", "q", "v", "pattern")]
+        )
+        found[-1].append(pcm.patch_residual(model, clean, corrupted, site="resid_post", **arguments).raw)
+        found[-1].append(model.run(clean, capture=("resid_pre", "q", "k", "v", "z", "mlp_out")).logits.numpy())
+    for usual, fewer in zip(*found, strict=True):
+        np.testing.assert_allclose(fewer, usual, atol=2e-5 * np.abs(usual).max(), rtol=0)
+
+
+def test_a_table_is_checked_when_it_is_made():
+    family = pcm.Model(tiny_llama(n_layers=1), check=False).family
+    zero = torch.zeros(1, dtype=torch.long)
+    assert family.row_table(zero, zero, zero, zero + 5, own_keys=1, shared_keys=5).tolist() == [[0, 1, 0, 5]]
+    for keys, what in ((dict(own_keys=0, shared_keys=5), "k_own"), (dict(own_keys=1, shared_keys=4), "k_shared")):
+        with pytest.raises(ValueError, match=what):
+            family.row_table(zero, zero, zero, zero + 5, **keys)
