@@ -3,6 +3,7 @@
 #   make demo      the main job on a real model: which heads does each reasoning step depend on? (5 to 10 minutes)
 #   make test      the quick tests;  make test-all  also the slow ones
 #   make bench     speed, side by side with what hooks can do
+#   make bench-gpu  checks and speed on a GPU, in 8 minutes (docs/gpu.md); needs no setup, only PyTorch and Triton
 #   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
 #   make lint      ruff and pyright
 #   make clean     removes what was built and the demo's results;  make distclean  also .venv
@@ -27,12 +28,13 @@ DEMO_OUT ?= demo-results
 DEMO_EXAMPLES ?= 4
 DEMO_ARGS ?=
 NULLS_ARGS ?=
+GPU_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench nulls lint clean distclean
+.PHONY: help setup demo test test-all bench bench-gpu nulls lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 setup: $(BUILT) $(SMOLLM2)
 
@@ -70,6 +72,9 @@ test-all: setup
 
 bench: setup
 	$(BIN)/python -m pytest $(BENCHMARKS) --benchmark-only -q
+
+bench-gpu:
+	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 nulls: setup
 	$(BIN)/python -m benchmarks.validity $(NULLS_ARGS)

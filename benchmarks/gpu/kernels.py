@@ -42,6 +42,21 @@ def run(bench: Bench, found: Found) -> None:
             _rows(bench, found, dtype, H, D)
 
 
+def warm(part: str, bench: Bench) -> None:
+    """Runs one of `PARTS` with little data, so that its kernels are in Triton's cache; what it finds is not kept."""
+    found, dtype = Found(), getattr(torch, part.split(", ")[1])
+    H, Hkv, D = (4, 2, 64) if bench.small else (32, 32, 128)
+    if part.startswith("attention"):
+        _attention(bench, found, part, dtype, H, Hkv, 48 if bench.small else 256, D)
+    elif part.startswith("prefix"):
+        _packed(bench, found, dtype, H, Hkv, D)
+    else:
+        _rows(bench, found, dtype, H, D)
+
+
+PARTS = [f"{part}, {dtype}" for part in ("attention", "prefix", "rows") for dtype in ("bfloat16", "float32")]
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

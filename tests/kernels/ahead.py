@@ -1,8 +1,8 @@
 """Compiles what a wrapper really launches, for a named GPU, on a machine without one; and reads the machine code.
 
 `fake_gpu("sm_90")` puts a stub in the place of Triton's driver and turns launches into compilations (Triton's own
-warm-up mode, on tensors without memory). The specialisation by strides and alignment is that of the call. Nothing is
-executed.
+warm-up mode, or before Triton 3.9 its launches with `warmup`). The specialisation by strides and alignment is that of
+the call. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -58,11 +58,25 @@ class _StubDriver:
 @contextlib.contextmanager
 def fake_gpu(arch: str):
     """Yields the list into which every launch in the block is compiled for `arch`."""
-    from triton._compile_warmup import compile_warmup_only
-
     os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).resolve().parents[2] / ".triton"))
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    compiled = []
+    compiled: list = []
+    driver = triton.runtime.driver
+    before = driver._active
+    driver.set_active(_StubDriver(arch))
+    try:
+        with _compiling(compiled):
+            yield compiled
+    finally:
+        driver._active = before
+
+
+def _compiling(compiled: list) -> contextlib.AbstractContextManager:
+    """Launches in the block are compiled into this list."""
+    try:
+        from triton._compile_warmup import compile_warmup_only
+    except ModuleNotFoundError:
+        return _launches_that_compile(compiled)
 
     class Dispatcher:
         current_test = None
@@ -71,14 +85,23 @@ def fake_gpu(arch: str):
             compiled.append(kernel.warmup(*args, grid=grid, **options))
             return compiled[-1]
 
-    driver = triton.runtime.driver
-    before = driver._active
-    driver.set_active(_StubDriver(arch))
+    return compile_warmup_only(Dispatcher())
+
+
+@contextlib.contextmanager
+def _launches_that_compile(compiled: list):
+    """The same before Triton 3.9, which has no warm-up mode of its own."""
+    launch = triton.JITFunction.run
+
+    def run(self, *args, grid, warmup, **options):
+        compiled.append(launch(self, *args, grid=grid, warmup=True, **options))
+        return compiled[-1]
+
+    triton.JITFunction.run = run
     try:
-        with compile_warmup_only(Dispatcher()):
-            yield compiled
+        yield
     finally:
-        driver._active = before
+        triton.JITFunction.run = launch
 
 
 @dataclass(frozen=True)

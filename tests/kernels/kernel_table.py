@@ -1,7 +1,8 @@
 """Writes the tables in docs/kernels.md: `python -m tests.kernels.kernel_table [word ...]`.
 
 Compiles what the table lacks ahead of time, a few seconds an entry, no GPU needed. With words, the entries whose row has
-them all (`sm_90 16`) are compiled again; with the word `all`, every entry. The second table, of the CUDA kernel, is written
+them all (`sm_90 16`) are compiled again; with the word `all`, every entry. Registers differ by the version of Triton, so
+another version than the document names compiles every entry. The second table, of the CUDA kernel, is written
 anew each time where nvcc is found.
 """
 
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+import triton
 from pycotmech.kernels import configs
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
@@ -41,6 +43,12 @@ def rows() -> list[str]:
     return re.findall(r"^\|.*\|$", text.split(BEGIN)[1].split(END)[0], re.M)[2:]
 
 
+def version() -> str | None:
+    """The version of Triton that the document names."""
+    named = re.search(r"^Compiled with Triton (\S+)\.$", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    return named and named[1]
+
+
 def compiled(key: configs.Key) -> str:
     from tests.kernels import ahead
 
@@ -51,7 +59,8 @@ def compiled(key: configs.Key) -> str:
 
 def write(known: dict[str, str]) -> None:
     before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-    table = HEAD + "".join(f"{known[name]}\n" for name in map(label, configs.entries()) if name in known)
+    said = f"Compiled with Triton {triton.__version__}.\n\n"
+    table = said + HEAD + "".join(f"{known[name]}\n" for name in map(label, configs.entries()) if name in known)
     DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
 
 
@@ -76,6 +85,8 @@ def write_cuda() -> None:
 
 
 def main(words: list[str]) -> None:
+    if version() not in (None, triton.__version__):
+        words = ["all"]
     known = {name: row for name in map(label, configs.entries()) for row in rows() if row.startswith(name)}
     for key in configs.entries():
         name = label(key)

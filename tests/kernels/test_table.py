@@ -17,6 +17,12 @@ def test_every_entry_is_in_the_document():
     assert not stale, f"docs/kernels.md does not show {stale[:3]}: {again}"
 
 
+def test_the_document_names_the_version():
+    """Registers differ by version."""
+    version = kernel_table.version()
+    assert version is not None and f"TRITON := {version}" in (kernel_table.DOCUMENT.parents[1] / "Makefile").read_text()
+
+
 def test_figures_fit():
     for row in kernel_table.rows():
         _, kernel, family, bits, head, *_, spilled, shared, mma, _ = (cell.strip() for cell in row.split("|"))

@@ -1,4 +1,4 @@
-"""Products in one buffer, and kernels over what lies side by side. That they change no number: tests/engine/test_launches.py."""
+"""Products in one buffer, and kernels over what lies side by side; tests/engine/test_launches.py: they change no number."""
 
 import torch
 
