@@ -34,7 +34,7 @@ GPU_ARGS ?=
 .PHONY: help setup demo test test-all bench bench-gpu nulls lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 setup: $(BUILT) $(SMOLLM2)
 
