@@ -50,8 +50,8 @@ class GptOssFamily(LlamaFamily):
         angles = super().rotary(positions)  # one for each pair of features that is turned
         return torch.cat((angles, angles), -1)
 
-    def mlp_out(self, l: int, x: Tensor) -> Tensor:
-        added, _ = self.layers[l].mlp(self._mlp_input(l, x)[None])
+    def _mlp(self, l: int, n: Tensor) -> Tensor:
+        added, _ = self.layers[l].mlp(n[None])
         return added[0]
 
     def _wide_mlp(self, layer: Any, x: Tensor) -> Tensor:
