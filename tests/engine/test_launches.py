@@ -65,6 +65,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(graphs.Graphs, "_compare", staticmethod(lambda replayed, usual: None))  # there are no values
     graphs.kept.clear()
     model = pcm.Model(hf, check=False)
+    model.family.few_launches = True  # as on a GPU
 
     def sweep(seed):
         generator = torch.Generator().manual_seed(seed)

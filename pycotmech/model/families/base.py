@@ -76,7 +76,7 @@ class Family(ABC):
     def __init__(self, hf: PreTrainedModel, cfg: ModelConfig, device: torch.device) -> None:
         self.hf, self.cfg, self.dtype, self.device = hf, cfg, cfg.dtype, device
         self.resid_dtype = torch.float64 if cfg.dtype == torch.float64 else torch.float32
-        self.few_launches = device.type != "cpu"
+        self.few_launches = device.type not in ("cpu", "meta")
         """Whether kernels are launched, and each launch costs: products share a buffer so that one kernel goes over it."""
         self._seen = [module for _, module in self._never_called()]
         if device.type == "cpu":
