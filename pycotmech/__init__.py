@@ -65,7 +65,7 @@ _EXPORTS = {
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
 }
-_SUBPACKAGES = ("attention", "cot", "engine", "figures", "lens", "model", "ops", "patching", "runs", "stats")
+_SUBPACKAGES = ("attention", "cot", "engine", "figures", "lens", "model", "ops", "patching", "runs", "stats", "traces")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]
 
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from pycotmech import patching as patching
     from pycotmech import runs as runs
     from pycotmech import stats as stats
+    from pycotmech import traces as traces
     from pycotmech.attention import AttentionCapture as AttentionCapture
     from pycotmech.attention import AttentionSummary as AttentionSummary
     from pycotmech.attention import HeadScores as HeadScores

@@ -18,6 +18,7 @@ from pycotmech.cli.report import report
 from pycotmech.cli.run import run
 from pycotmech.cli.status import status
 from pycotmech.cli.sweep import sweep
+from pycotmech.cli.trace import trace
 from pycotmech.files.text import printable
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (run, sweep, paper, attention, report, status, export, info):
+for command in (run, sweep, paper, attention, trace, report, status, export, info):
     app.command()(command)
 
 

@@ -110,6 +110,7 @@ def climb(
     read: Tensor | None = None,
     n_rows: Sequence[int] | None = None,
     n_layers: int | None = None,
+    begin: tuple[int, Tensor] | None = None,
 ) -> Tensor:
     """Takes packed rows up through the layers; the residual stream after the last one, [R, d], or of the rows `read`.
 
@@ -120,16 +121,17 @@ def climb(
         keys and values. None: all rows go on.
     n_rows: how many of the rows, from the first on, go through each layer; None: all. The others stay as they are.
     n_layers: only the first so many layers; what is said of the last layer then holds for the last of these.
+    begin: the layer to begin with and the residual rows [R, d] before it, which are changed in place; None: the embedding.
 
     Memory: the residual stream, the queries and z of one layer, `keys`, and the temporaries of `ROW_BLOCK` rows.
     """
     cfg, R = family.cfg, len(tokens)
     L = cfg.n_layers if n_layers is None else n_layers
     angles = family.rotary(positions)
-    x = family.embed(tokens, positions)  # [R, d]
+    first, x = (0, family.embed(tokens, positions)) if begin is None else begin  # [R, d]
     kept = kept or Kept({})
     queries = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
-    for l in range(L):
+    for l in range(first, L):
         n = R if n_rows is None else n_rows[l]
         if n == 0:
             break

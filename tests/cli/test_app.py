@@ -42,7 +42,7 @@ def test_help_loads_no_pytorch():
     script += "sys.exit('torch' in sys.modules or 'xarray' in sys.modules or 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "sweep", "attention", "report", "info"):
+    for command in ("run", "sweep", "attention", "trace", "report", "info"):
         assert command in done.stdout
 
 

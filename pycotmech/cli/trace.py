@@ -1,0 +1,68 @@
+"""`pycotmech trace`: which sentences and heads matter in chains of thought."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pycotmech.cli import options as o
+
+
+def trace(
+    model: o.Model,
+    traces: Annotated[
+        str,
+        o.plain(
+            'A JSONL file of {"prompt", "completion", "answer"}, or {"messages"}, or token ids with boundaries.', metavar="FILE"
+        ),
+    ],
+    out: o.Out,
+    splitter: Annotated[
+        str, o.plain("The rule for sentences: sentencex, or published (that of Thought Anchors).")
+    ] = "sentencex",
+    definition: Annotated[
+        str, o.plain("Who does not see a suppressed sentence: rows_after, or published (its own tokens too).")
+    ] = "rows_after",
+    top: Annotated[int, o.plain("The number of receiver heads.")] = 20,
+    proximity: Annotated[int, o.plain("Sentences nearer than this do not count in vertical scores.")] = 4,
+    controls: Annotated[int, o.plain("The number of equally long spans that are cut as a control of each sentence.")] = 1,
+    plan: Annotated[bool, o.plain("Print what it will cost, and stop.", "--plan")] = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    memory_gb: o.Memory = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Analyse chains of thought: receiver heads, what each sentence causes, early answers, and whether the chain is used.
+
+    The plan with its cost is printed first. Every finished analysis is saved in OUT: stop with Ctrl-C, and the same command
+    continues from there.
+    """
+    from pycotmech.cli.bars import Bars, stopped
+    from pycotmech.runs.trace_run import TraceSettings, run_traces
+
+    file = o.path(traces, "traces")
+    assert file is not None
+    asked = TraceSettings(
+        model=model, traces=file, splitter=splitter, definition=definition, top=top, proximity=proximity, controls=controls,
+        dtype=dtype, device=device, seed=seed, memory_gb=memory_gb, threads=threads,
+    )  # fmt: skip
+    bars = Bars(quiet)
+    try:
+        outcome = run_traces(asked, out, plan_only=plan, progress=bars, say=None if quiet else lambda text: o.say(f"{text}\n"))
+    except KeyboardInterrupt:
+        stopped(bars, out)
+        raise
+    if plan:
+        return
+    if not quiet:
+        if outcome.resumed:
+            o.say(f"finished before: {', '.join(outcome.resumed)}")
+        o.say(f"figures, tables and data are in {out}; begin with {outcome.folder / 'summary.md'}")
+    for name, why in outcome.failures.items():
+        o.say(f"pycotmech: not done: {name}: {why}", err=True)
+    if outcome.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,292 @@
+"""Runs the analyses of traces into a folder, a plan first; the same command continues an earlier run.
+
+The folder holds receiver_heads and chain_use over all traces, and for each trace a folder trace_000, ... with suppress,
+early_answers
+and answer_paths: each as <name>.zarr, <name>.csv and <name>.png; traces.jsonl, what was analysed; summary.md; and trace.json,
+settings and costs. A result is written when it is complete, and is not computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pycotmech import __version__
+from pycotmech.files.arrays import DamagedData
+from pycotmech.files.text import markdown
+from pycotmech.files.write import subfolder, write_text
+from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
+from pycotmech.runs.progress import ProgressReporter
+from pycotmech.runs.settings import check_threads, model_identity, torch_threads, versions
+
+if TYPE_CHECKING:
+    from pycotmech.cot.tools.result import Analysis
+    from pycotmech.model import Model
+    from pycotmech.traces import Trace
+
+ABOUT = "trace.json"
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What decides the results of a run. traces: a JSON Lines file, as `Trace.from_jsonl` reads it. The others are options of
+    `receiver_heads`, `suppress` and `is_chain_used`; threads and memory_gb change nothing beyond rounding."""
+
+    model: str
+    traces: Path
+    splitter: str = "sentencex"
+    definition: str = "rows_after"
+    top: int = 20
+    proximity: int = 4
+    controls: int = 1
+    dtype: str = "auto"
+    device: str = "cpu"
+    seed: int = 0
+    memory_gb: float | None = None
+    threads: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What two runs must agree on to share a folder."""
+        found = {k: v for k, v in asdict(self).items() if k not in ("memory_gb", "threads", "traces")}
+        digest = hashlib.sha256(self.traces.read_bytes()).hexdigest()[:16]
+        return {**found, "traces": f"{self.traces.name} (sha256 {digest})", "pycotmech": __version__}
+
+
+@dataclass(frozen=True)
+class TracePlan:
+    """What a run costs: token-forwards by analysis, and how many of these the model does in a second here."""
+
+    traces: int
+    tokens: int
+    sentences: int
+    forwards: dict[str, float]
+    speed: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.forwards.values()) / self.speed
+
+    def __str__(self) -> str:
+        lines = [f"{self.traces} trace(s), {self.tokens:,} tokens, {self.sentences} sentences"]
+        for name, n in self.forwards.items():
+            lines.append(f"  {name:<16} {n:>12,.0f} token-forwards, about {_duration(n / self.speed)}")
+        lines.append(f"  {'in all':<16} {sum(self.forwards.values()):>12,.0f} token-forwards, about {_duration(self.seconds)}")
+        return "\n".join(lines)
+
+
+@dataclass
+class TraceOutcome:
+    """What a run did. results: by name, "receiver_heads" or "trace_000/suppress"; resumed: those that were there; failures:
+    why an analysis could not be made."""
+
+    folder: Path
+    plan: TracePlan
+    results: dict[str, Analysis] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def run_traces(
+    settings: TraceSettings,
+    out: str | os.PathLike,
+    *,
+    plan_only: bool = False,
+    progress: ProgressReporter | None = None,
+    say: Callable[[str], None] | None = None,
+) -> TraceOutcome:
+    """Runs all analyses of the traces in a file, and saves each as soon as it is made.
+
+    plan_only: whether to stop after the plan and write nothing. say: called with the plan, and with the findings of each.
+    Raises ValueError, FileNotFoundError or PermissionError naming the setting, before anything is analysed.
+    """
+    from pycotmech.model import Model
+    from pycotmech.traces import Trace
+
+    say, reporter = say or (lambda text: None), progress or ProgressReporter()
+    if not settings.traces.is_file():
+        raise FileNotFoundError(f"traces: there is no file {settings.traces}; expected a JSON Lines file of traces")
+    check_threads(settings.threads)
+    folder = checked_path(out)
+    stored = _stored(folder)
+    refuse_other_settings(folder, _without_model(stored), settings.identity())
+    model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
+    with torch_threads(settings.threads):
+        traces = Trace.from_jsonl(model, settings.traces, splitter=settings.splitter)
+        identity = json.loads(json.dumps(settings.identity() | model_identity(model)))
+        refuse_other_settings(folder, stored, identity)
+        plan = plan_of(model, traces, settings)
+        say(str(plan))
+        if plan_only:
+            return TraceOutcome(folder, plan)
+        with open_folder(folder) as opened:
+            job = _Run(model, traces, settings, identity, opened, reporter, say, TraceOutcome(opened, plan))
+            return job.run()
+
+
+def plan_of(model: Model, traces: list[Trace], settings: TraceSettings) -> TracePlan:
+    """Predicts what the analyses cost, and measures the speed by a forward pass of up to 256 tokens."""
+    cfg = model.cfg
+    forwards: dict[str, float] = dict.fromkeys(("receiver_heads", "suppress", "early_answers", "answer_paths", "chain_use"), 0.0)
+    shuffles = 4
+    for trace in traces:
+        T, S = len(trace), trace.n_sentences
+        length, tail = trace.reasoning.stop - trace.reasoning.start, T - trace.reasoning.stop
+        forwards["receiver_heads"] += trace.reasoning.stop
+        forwards["suppress"] += T + (1 + settings.controls) * sum(T - s.stop for s in trace.sentences)
+        if trace.answer is not None:
+            forwards["early_answers"] += T + (S + 1) * tail
+            forwards["answer_paths"] += T
+            forwards["chain_use"] += (2 + shuffles) * length + T + cfg.n_layers * cfg.n_heads * tail / 2
+    tokens = traces[0].tokens[:256]
+    model.run(tokens, positions=-1)
+    start = time.perf_counter()
+    model.run(tokens, positions=-1)
+    speed = len(tokens) / (time.perf_counter() - start)
+    return TracePlan(len(traces), sum(map(len, traces)), sum(t.n_sentences for t in traces), forwards, speed)
+
+
+@dataclass
+class _Run:
+    model: Model
+    traces: list[Trace]
+    settings: TraceSettings
+    identity: dict[str, Any]
+    folder: Path
+    progress: ProgressReporter
+    say: Callable[[str], None]
+    outcome: TraceOutcome
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> TraceOutcome:
+        from pycotmech import traces as t
+
+        s, common = self.settings, {"memory_gb": self.settings.memory_gb}
+        self.costs |= _about(self.folder).get("seconds", {})
+        self._write_about()
+        lines = "".join(json.dumps(trace.to_record()) + "\n" for trace in self.traces)
+        write_text(self.folder / "traces.jsonl", lines)
+        self._make(
+            "", t.ReceiverHeads,
+            lambda at: t.receiver_heads(
+                self.model, self.traces, top=s.top, proximity=s.proximity, seed=s.seed, progress=at
+            ),
+        )  # fmt: skip
+        pairs = []
+        for i, trace in enumerate(self.traces):
+            where = f"trace_{i:03d}"
+            cut = self._make(
+                where, t.Suppression,
+                lambda at, trace=trace: t.suppress(
+                    self.model, trace, definition=s.definition, controls=s.controls, seed=s.seed, progress=at, **common
+                ),
+            )  # fmt: skip
+            if trace.answer is None:
+                continue
+            early = self._make(
+                where, t.EarlyAnswers, lambda at, trace=trace: t.early_answers(self.model, trace, progress=at, **common)
+            )
+            self._make(where, t.AnswerPaths, lambda at, trace=trace: t.answer_paths(self.model, trace, **common))
+            if cut is not None and early is not None:
+                pairs.append((trace, cut, early))
+        if len(pairs) > 1:
+            self._make(
+                "", t.ChainUse,
+                lambda at: t.is_chain_used(
+                    self.model, [p[0] for p in pairs], controls=s.controls, seed=s.seed, progress=at,
+                    done=[p[1:] for p in pairs], **common,
+                ),
+            )  # fmt: skip
+        elif pairs:
+            self.outcome.failures["chain_use"] = "needs two traces with answers or more"
+        self._write_summary()
+        return self.outcome
+
+    def _make(self, where: str, kind: Any, make: Callable[[Callable[[float, float], None]], Analysis]) -> Any:
+        """Reads a result, or makes it and saves it; None if it cannot be made, for which the reason is kept."""
+        name = f"{where}/{kind.name}" if where else kind.name
+        try:
+            found = kind.load(self.folder / where)
+            if found.about.get("identity") == self.identity:
+                self.outcome.results[name] = found
+                self.outcome.resumed.append(name)
+                self._show(where, found, missing_only=True)
+                return found
+        except (FileNotFoundError, DamagedData):
+            pass
+        start = time.perf_counter()
+        self.progress.begin(name, 1)
+        try:
+            found = make(lambda done, total: self.progress.at(done / max(total, 1)))
+        except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be made
+            self.outcome.failures[name] = str(error)
+            return None
+        finally:
+            self.progress.end()
+        self.costs[name] = time.perf_counter() - start
+        self._show(where, found)
+        place = subfolder(self.folder, where) if where else self.folder
+        # The data last and in one move: a result that is found is complete.
+        replace(found, about={**found.about, "identity": self.identity}).save(place)
+        self.outcome.results[name] = found
+        self._write_about()
+        self.say(str(found))
+        return found
+
+    def _show(self, where: str, found: Analysis, *, missing_only: bool = False) -> None:
+        place = subfolder(self.folder, where) if where else self.folder
+        table, figure = place / f"{found.name}.csv", place / f"{found.name}.png"
+        if not (missing_only and table.is_file()):
+            write_text(table, found.table().to_csv(index=False))
+        if not (missing_only and figure.is_file()):
+            found.plot(path=figure)
+
+    def _write_about(self) -> None:
+        facts = {"identity": self.identity, "versions": versions(), "seconds": self.costs}
+        write_text(self.folder / ABOUT, json.dumps(facts, indent=1))
+
+    def _write_summary(self) -> None:
+        parts = [f"# Traces of {markdown(self.model.name)}", "", *(f"* {markdown(note)}" for note in self.model.notes), ""]
+        parts += ["```", str(self.outcome.plan), "```", ""]
+        for name in ("chain_use", "receiver_heads"):
+            if name in self.outcome.results:
+                found = self.outcome.results[name]
+                parts += [f"## {found.title}", "", f"![]({name}.png)", ""]
+                parts += [f"* {markdown(line)}" for line in found.findings()] + [""]
+        for i, trace in enumerate(self.traces):
+            parts += [f"## {markdown(trace.title)}", "", markdown(str(trace)), ""]
+            for name in ("suppress", "early_answers", "answer_paths"):
+                found = self.outcome.results.get(f"trace_{i:03d}/{name}")
+                if found is not None:
+                    parts += [f"### {found.title}", "", f"![](trace_{i:03d}/{name}.png)", ""]
+                    parts += [f"* {markdown(line)}" for line in found.findings()] + [""]
+        if self.outcome.failures:
+            parts += ["## Not made", "", *(f"* {name}: {markdown(why)}" for name, why in self.outcome.failures.items()), ""]
+        write_text(self.folder / "summary.md", "\n".join(parts))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ABOUT).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"out: {folder / ABOUT} cannot be read ({error}). Give another folder") from error
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    return _about(folder).get("identity")
+
+
+def _without_model(identity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An identity without what only a loaded model tells."""
+    return None if identity is None else {k: v for k, v in identity.items() if k not in ("weights", "config")}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,52 @@
+"""Any chain of thought: traces cut into sentences, which heads look where, what each sentence causes, and when it is decided.
+
+    traces = pcm.traces.Trace.from_jsonl(model, "traces.jsonl")
+    pcm.traces.receiver_heads(model, traces)
+
+Every analysis is a function in a file of its own name in `analyses`.
+
+Tests: `test_trace.py` for `reading`, `generating`; `test_sentence_attention.py` for `figures`, `result`;
+`test_suppress.py` for `cut_runs`.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from pycotmech.traces.splitting import split
+
+_PLACES = {
+    "AnswerPaths": "analyses.answer_paths",
+    "ChainUse": "analyses.chain_use",
+    "EarlyAnswers": "analyses.early_answers",
+    "HeadInfluence": "analyses.head_influence",
+    "ReceiverHeads": "analyses.receiver_heads",
+    "Sentence": "trace",
+    "SentenceAttention": "analyses.sentence_attention",
+    "Suppression": "analyses.suppress",
+    "Trace": "trace",
+    "answer_paths": "analyses.answer_paths",
+    "early_answers": "analyses.early_answers",
+    "head_influence": "analyses.head_influence",
+    "is_chain_used": "analyses.chain_use",
+    "kurtosis": "analyses.sentence_attention",
+    "receiver_heads": "analyses.receiver_heads",
+    "sentence_attention": "analyses.sentence_attention",
+    "suppress": "analyses.suppress",
+    "vertical_scores": "analyses.sentence_attention",
+}
+"""Public name -> module below pycotmech.traces. Loaded when first used."""
+
+__all__ = ["split", *_PLACES]
+
+
+def __getattr__(name: str):
+    if name in _PLACES:
+        value = getattr(importlib.import_module(f"pycotmech.traces.{_PLACES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'pycotmech.traces' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

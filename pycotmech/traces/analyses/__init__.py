@@ -1,0 +1,1 @@
+"""The analyses of traces, one file each, called like its function."""

@@ -1,0 +1,340 @@
+"""Is the chain of thought used? What the answer's probability owes to the chain, its sentences, its order, and which heads.
+
+For each trace the answer is asked for, after the trace's own cue,
+
+* with the whole reasoning ("full"), and without any ("none", truncation as in Lanham et al. 2023);
+* after another trace's reasoning of as many tokens ("other"): as much text, as much computation, other content;
+* after the trace's own sentences in random order ("shuffled").
+
+Which sentences matter is asked by suppression, with equally long spans elsewhere as the control; which heads, by cutting their
+view of the reasoning one at a time; when the answer is decided, by early answers. Every question gets a verdict over traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.cot.tools.result import Progress, counting
+from pycotmech.engine import planner
+from pycotmech.model.arguments import check_common, check_integer
+from pycotmech.model.run import forward_packed
+from pycotmech.stats import bootstrap, significance
+from pycotmech.traces.analyses.early_answers import EarlyAnswers, early_answers
+from pycotmech.traces.analyses.head_influence import head_influence
+from pycotmech.traces.analyses.suppress import Suppression, suppress
+from pycotmech.traces.result import TraceAnalysis, check_trace, checked_traces
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.model import Model
+    from pycotmech.traces.trace import Trace
+
+CONDITIONS = ("full", "none", "other", "shuffled")
+WHEN = ("before", "during", "at the end", "never")
+MARGIN = 0.05
+"""A fall of the answer's probability below this is none that matters."""
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answer to a question about chains. word: "yes", "no" or "not decided"."""
+
+    question: str
+    word: Literal["yes", "no", "not decided"]
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"{self.question} {self.word}: {self.evidence}"
+
+
+class ChainUse(TraceAnalysis):
+    """What the answers of traces owe to their reasoning.
+
+    data: probability [trace, condition], of the answer; answer_change, control_answer_change [trace, sentence], by how much
+    its log probability falls without attention to a sentence, and to an equally long span elsewhere; influence [trace, layer,
+    head], by how much it falls if a head does not see the reasoning from after it; early [trace, after], its probability after
+    so many sentences; decided [trace], after how many it is the likeliest and stays so, -1 for never; sentences [trace], how
+    many there are. NaN where a trace has fewer.
+    """
+
+    name, title = "chain_use", "Is the chain of thought used?"
+    source = "arXiv 2307.13702 and 2506.19143; the controls are ours"
+    ranges: ClassVar = {"probability": bootstrap.SHARE, "early": bootstrap.SHARE}
+
+    def falls(self, condition: str) -> bootstrap.Interval:
+        """By how much the probability of the answer falls in a condition ("none", "other", "shuffled"), over traces."""
+        return bootstrap.mean_interval(self._fall(condition), within=bootstrap.SHARES_APART)
+
+    def _fall(self, condition: str) -> NDArray[np.float64]:
+        p = self.data["probability"]
+        return p.sel(condition="full").values - p.sel(condition=condition).values
+
+    def when(self) -> dict[str, bootstrap.Interval]:
+        """The share of traces whose answer is decided before the reasoning, during it, at its end, or never."""
+        return {
+            name: bootstrap.mean_interval((self._when() == i).astype(float), within=bootstrap.SHARE)
+            for i, name in enumerate(WHEN)
+        }
+
+    def _when(self) -> NDArray[np.int64]:
+        at, S = self.data["decided"].values, self.data["sentences"].values
+        return np.select([at < 0, at == 0, at >= S], [3, 0, 2], 1)
+
+    def heads(self, *, alpha: float = ALPHA) -> list[tuple[int, int]]:
+        """Heads through which the reasoning raises the answer's probability beyond chance: sign flips of traces, family-wise at
+        `alpha`. Raises ValueError for too few traces."""
+        values = self.data["influence"].transpose("trace", "layer", "head").values
+        p = significance.p_values(values, alpha=alpha, seed=self.about["settings"]["seed"])
+        return [(int(l), int(h)) for l, h in np.argwhere(p <= alpha)]
+
+    def verdicts(self, *, margin: float = MARGIN) -> list[Answered]:
+        """The answers to four questions. margin: what a fall of probability has to exceed."""
+        return [self._depends(margin), self._order(margin), self._sentences(), self._through(), self._decided()]
+
+    def _depends(self, margin: float) -> Answered:
+        question = "Does the answer depend on the chain?"
+        parts, words = [], []
+        for condition, text in (("none", "without it"), ("other", "with another trace's in its place")):
+            fall = self.falls(condition)
+            parts.append(_above(fall, margin))
+            words.append(f"the probability falls by {fall.words('{:.2f}')} {text}")
+        evidence = f"{'; '.join(words)} (n = {self.data.sizes['trace']} traces)"
+        if all(part is True for part in parts):
+            return Answered(question, "yes", evidence)
+        if any(part is False for part in parts):
+            return Answered(question, "no", evidence)
+        return Answered(question, "not decided", evidence)
+
+    def _order(self, margin: float) -> Answered:
+        fall = self.falls("shuffled")
+        return Answered(
+            "Does the order of its sentences matter?", _word(_above(fall, margin)),
+            f"the probability falls by {fall.words('{:.2f}')} with sentences shuffled",
+        )  # fmt: skip
+
+    def _sentences(self) -> Answered:
+        d = self.data
+        excess = d["answer_change"].values - d["control_answer_change"].values
+        strongest = np.where(
+            np.isfinite(excess).any(1), np.nanmax(np.where(np.isfinite(excess), excess, -np.inf), axis=1), np.nan
+        )
+        mean = bootstrap.mean_interval(np.array([_finite_mean(row) for row in excess]))
+        named = []
+        for t in np.argsort(-np.nan_to_num(strongest, nan=-np.inf), kind="stable")[:3]:
+            if np.isfinite(strongest[t]):
+                j = int(np.nanargmax(excess[t]))
+                named.append(f"{self.about['traces'][t]} {self.sentence(j, int(t))} ({excess[t, j]:+.2f} nats)")
+        evidence = (
+            f"beyond equally long spans elsewhere a sentence lowers the answer's log probability by {mean.words('{:.2f}')}"
+        )
+        if named:
+            evidence += f"; most: {', '.join(named)}"
+        return Answered("Do single sentences carry it?", _word(_above(mean, 0.0)), evidence)
+
+    def _through(self) -> Answered:
+        question = "Are there heads through which it reaches the answer?"
+        values = self.data["influence"].transpose("trace", "layer", "head").values
+        try:
+            found = self.heads()
+        except ValueError as error:
+            return Answered(question, "not decided", str(error).removeprefix("scores: "))
+        mean = values.mean(0)
+        if not found:
+            return Answered(
+                question,
+                "no",
+                f"none of {mean.size} heads, cut one at a time, lowers it beyond chance over {len(values)} traces",
+            )
+        best = sorted(found, key=lambda p: -mean[p])[:5]
+        named = ", ".join(f"L{l}H{h} {mean[l, h]:.2f}" for l, h in best)
+        return Answered(
+            question, "yes", f"{len(found)} of {mean.size} heads (family-wise p <= {ALPHA:g}); fall in nats: {named}"
+        )
+
+    def _decided(self) -> Answered:
+        shares = self.when()
+        evidence = ", ".join(f"{name} {share.words()}" for name, share in shares.items())
+        before = shares["before"]
+        word: Literal["yes", "no", "not decided"] = "not decided"
+        if np.isfinite(before.low):
+            word = "yes" if before.low > 0.5 else "no" if before.high < 0.5 else "not decided"
+        return Answered("Is the answer decided before the reasoning, in most traces?", word, f"decided {evidence}")
+
+    def table(self) -> pd.DataFrame:
+        """A line for each trace: trace, sentences, full, none, other, shuffled (probabilities), decided, sentence (that with
+        the largest excess), excess."""
+        import pandas as pd
+
+        d = self.data
+        excess = d["answer_change"].values - d["control_answer_change"].values
+        best = [int(np.nanargmax(row)) if np.isfinite(row).any() else -1 for row in excess]
+        columns: dict[str, Any] = {"trace": self.about["traces"], "sentences": d["sentences"].values}
+        columns |= {c: d["probability"].sel(condition=c).values for c in CONDITIONS}
+        columns |= {"decided": d["decided"].values, "sentence": best}
+        columns["excess"] = [row[j] if j >= 0 else np.nan for row, j in zip(excess, best)]
+        return pd.DataFrame(columns)
+
+    def findings(self) -> list[str]:
+        return [str(verdict) for verdict in self.verdicts()]
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+        """The probability in each condition, and along the reasoning."""
+        from matplotlib.figure import Figure
+
+        from pycotmech.figures.bars import bars_with_intervals
+        from pycotmech.figures.frame import PALETTE, finished, small
+
+        figure = Figure(figsize=(9.5, 4.0), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+        found = self.interval("probability", over="trace").sel(condition=list(CONDITIONS))
+        bars_with_intervals(left, found, list(CONDITIONS), across="reasoning", up="probability of the answer")
+        grid = np.linspace(0, 1, 41)
+        curves = []
+        for row, S in zip(self.data["early"].values, self.data["sentences"].values):
+            curves.append(np.interp(grid, np.arange(S + 1) / S, row[: S + 1]))
+            right.plot(np.arange(S + 1) / S, row[: S + 1], color=PALETTE[1], alpha=0.25, linewidth=0.8)
+        right.plot(grid, np.mean(curves, 0), color=PALETTE[0], linewidth=1.8, label="mean")
+        right.set_ylim(-0.03, 1.03)
+        right.legend(fontsize=8)
+        small(right, across="share of the sentences before the answer is asked for", up="probability of the answer")
+        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
+
+
+def is_chain_used(
+    model: Model,
+    traces: Sequence[Trace],
+    *,
+    shuffles: int = 4,
+    controls: int = 1,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Progress | None = None,
+    done: Sequence[tuple[Suppression, EarlyAnswers]] | None = None,
+) -> ChainUse:
+    """Asks whether the answers of traces depend on their reasoning, on which sentences, through which heads, and from when on.
+
+    traces: two or more, with answers. The other trace's reasoning is drawn among those with another answer, if there are any.
+    shuffles: random orders of each trace's sentences, over which the probability is averaged. controls: as in `suppress`.
+    seed: of these draws. done: results of `suppress` and `early_answers` for each trace, if they are known.
+    progress: called with (traces done, in all).
+
+    Raises TypeError or ValueError naming the argument, before anything is run.
+    Cost: for each trace `suppress`, `early_answers`, `head_influence` of the reasoning on the answer, and 2 + shuffles runs of
+    its reasoning.
+    """
+    check_common(model, seed=seed, memory_gb=memory_gb)
+    check_integer(shuffles, "shuffles", 1)
+    used = [check_trace(t, model.cfg.d_vocab) for t in checked_traces(traces)]
+    if len(used) < 2:
+        raise ValueError("traces: got one; expected two or more, so that one's reasoning can be put in another's place")
+    for i, trace in enumerate(used):
+        if trace.answer is None:
+            raise ValueError(f"traces[{i}]: {trace.title} has no answer; expected traces made with answer=")
+    if done is not None and len(done) != len(used):
+        raise ValueError(f"done: got {len(done)} for {len(used)} traces; expected one pair for each")
+    n, S, cfg = len(used), max(t.n_sentences for t in used), model.cfg
+    data = {
+        "probability": np.full((n, len(CONDITIONS)), np.nan), "answer_change": np.full((n, S), np.nan),
+        "control_answer_change": np.full((n, S), np.nan), "influence": np.full((n, cfg.n_layers, cfg.n_heads), np.nan),
+        "early": np.full((n, S + 1), np.nan),
+    }  # fmt: skip
+    decided = np.full(n, -1, dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    tick = counting(progress, n)
+    notes = set()
+    for i, trace in enumerate(used):
+        others = [t for t in used if t is not trace and not torch.equal(t.answer_tokens, trace.answer_tokens)]
+        if not others:
+            notes.add("all traces have the same answer, so another trace's reasoning may lead to it too")
+            others = [t for t in used if t is not trace]
+        other = others[int(rng.integers(len(others)))]
+        data["probability"][i] = _conditions(model, trace, other, rng, shuffles, memory_gb)
+        cut, early = done[i] if done is not None else (
+            suppress(model, trace, controls=controls, seed=seed, memory_gb=memory_gb),
+            early_answers(model, trace, lens=False, memory_gb=memory_gb),
+        )  # fmt: skip
+        for name in ("answer_change", "control_answer_change"):
+            data[name][i, : trace.n_sentences] = cut.data[name].values
+        data["early"][i, : trace.n_sentences + 1] = early.values
+        decided[i] = -1 if early.decided is None else early.decided
+        data["influence"][i] = head_influence(model, trace, source="reasoning", memory_gb=memory_gb).values
+        tick()
+    dims = {
+        "probability": ("trace", "condition"), "answer_change": ("trace", "sentence"),
+        "control_answer_change": ("trace", "sentence"), "influence": ("trace", "layer", "head"), "early": ("trace", "after"),
+    }  # fmt: skip
+    variables: dict[str, Any] = {name: (dims[name], value) for name, value in data.items()}
+    variables |= {"decided": (("trace",), decided), "sentences": (("trace",), np.array([t.n_sentences for t in used]))}
+    axes: dict[str, Any] = {"trace": np.arange(n), "condition": list(CONDITIONS), "sentence": np.arange(S)}
+    axes |= {"after": np.arange(S + 1), "layer": np.arange(cfg.n_layers), "head": np.arange(cfg.n_heads)}
+    words = "probability of the trace's answer after its own cue, with the reasoning changed"
+    settings = {"shuffles": shuffles, "controls": controls, "seed": seed}
+    return ChainUse.of_traces(model, used, xr.Dataset(variables, coords=axes), words, settings, sorted(notes))
+
+
+@torch.no_grad()
+def _conditions(
+    model: Model, trace: Trace, other: Trace, rng: np.random.Generator, shuffles: int, memory_gb: float | None
+) -> NDArray[np.float64]:
+    """Probability of the answer in each of `CONDITIONS`."""
+    spans = [trace.tokens[s.start : s.stop] for s in trace.sentences]
+    length = trace.reasoning.stop - trace.reasoning.start
+    foreign = other.tokens[other.reasoning]
+    foreign = foreign.repeat(-(-length // len(foreign)))[:length]
+    chains = [trace.tokens[trace.reasoning], trace.tokens[:0], foreign]
+    chains += [torch.cat([spans[j] for j in rng.permutation(len(spans))]) for _ in range(shuffles)]
+    found = chain_probabilities(model, trace, chains, memory_gb)
+    return np.array([*found[:3], found[3:].mean()])
+
+
+@torch.no_grad()
+def chain_probabilities(
+    model: Model, trace: Trace, chains: Sequence[Tensor], memory_gb: float | None = None
+) -> NDArray[np.float64]:
+    """Probability of a trace's answer after its prompt, each of these chains in the place of its reasoning, and its cue.
+
+    Cost: the prompt once, and each chain.
+    """
+    family, room = model.family, planner.memory_budget(memory_gb, model.device)
+    begin, answer = trace.reasoning.start - 1, trace.answer_tokens
+    past = model.prefixes.key_values(trace.tokens[:begin], room)
+    sequences = [torch.cat((trace.tokens[begin : begin + 1], chain, trace.cue, answer[:-1])) for chain in chains]
+    row = planner.prompt_bytes(family, 1, 1, ()) + planner.block_bytes(family, 1)
+    out = []
+    for a, b in planner.cut([len(s) * row for s in sequences], room // 2):
+        stops = torch.tensor([len(s) for s in sequences[a:b]]).cumsum(0)
+        read = (stops[:, None] - len(answer) + torch.arange(len(answer))).flatten()
+        logits = family.logits(forward_packed(family, sequences[a:b], past, read=read).resid_final).double()
+        ids = answer.repeat(b - a).to(logits.device)
+        logp = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+        out.append(logp.view(b - a, -1).sum(1).exp().cpu())
+    return torch.cat(out).numpy()
+
+
+def _above(found: bootstrap.Interval, threshold: float) -> bool | None:
+    """Whether a number lies above a threshold; None if its interval leaves that open."""
+    low, high, n = float(found.low), float(found.high), int(found.n)
+    if bootstrap.undecidable(low, high, n, threshold, bootstrap.SHARES_APART if threshold else None):
+        return None
+    return True if low > threshold else False if high <= threshold else None
+
+
+def _word(above: bool | None) -> Literal["yes", "no", "not decided"]:
+    return "not decided" if above is None else "yes" if above else "no"
+
+
+def _finite_mean(x: NDArray) -> float:
+    known = x[np.isfinite(x)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,321 @@
+"""What a sentence causes: attention to it is cut, and predictions at later sentences are compared with the untouched run.
+
+Thought Anchors (arXiv 2506.19143, section 5) masks the keys of a sentence in all heads of all layers, and takes KL at
+temperature 0.6 between what is predicted at each later token with and without the mask; the logarithm is averaged over the
+tokens of a sentence, and the mean of each later sentence is taken off. Its mask holds for the sentence's own tokens too, which
+then see only what lies before it. Here, by default, rows begin after the sentence: its own tokens are as they were, only
+what flows from it to later tokens is cut, and every row sees a key. `definition="published"` is theirs.
+
+A distribution belongs to the token at which it is made, as published: the first token of the next sentence is predicted at the
+last of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pycotmech.engine import planner
+from pycotmech.model.arguments import check_common, check_integer
+from pycotmech.patching.edits import check_heads
+from pycotmech.traces import cut_runs
+from pycotmech.traces.cut_runs import Cut, Where
+from pycotmech.traces.result import TraceAnalysis, check_trace, lines_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.model import Model
+    from pycotmech.traces.trace import Trace
+
+Definition = Literal["rows_after", "published"]
+PUBLISHED_TEMPERATURE = 0.6
+_LEAST = 1e-9
+"""What is added to a KL before its logarithm is taken, as published."""
+
+
+class Suppression(TraceAnalysis):
+    """What cutting attention to a sentence changes later in a trace.
+
+    data: kl, log_kl [later, earlier], the mean over the later sentence's tokens of KL(P || P with the earlier one cut), in
+    nats, and of log(KL + 1e-9); NaN where nothing can change. control_kl, control_log_kl [later, earlier]: the same for spans
+    of equally many tokens elsewhere before the sentence, the mean over spans; NaN where there is no room for one.
+    answer_change, control_answer_change [earlier]: by how much the log probability of the trace's answer falls; NaN without an
+    answer.
+    """
+
+    name, title = "suppress", "What each sentence causes"
+    source = "arXiv 2506.19143, section 5"
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """[S, S] (later, earlier): mean KL in nats."""
+        return self.data["kl"].values
+
+    def normalised(self, by: Literal["distance", "later", "control"] = "distance", *, log: bool = True) -> NDArray[np.float64]:
+        """[S, S]: log KL (log=False: KL) less its mean over the pairs at the same distance; or over the earlier sentences of
+        each later one, as published ("later"); or less the control's."""
+        name = "log_kl" if log else "kl"
+        x = self.data[name].values
+        if by == "control":
+            return x - self.data[f"control_{name}"].values
+        if by == "later":
+            return x - _mean(x, 1)[:, None]
+        if by != "distance":
+            raise ValueError(f"by: got {by!r}; expected 'distance', 'later' or 'control'")
+        out = x.copy()
+        for d in range(1, len(x)):
+            i = np.arange(d, len(x))
+            out[i, i - d] -= _mean(x[i, i - d], 0)
+        return out
+
+    def effects(self, *, log: bool = True) -> NDArray[np.float64]:
+        """[S]: the mean over later sentences of what cutting each sentence changes, normalised by distance."""
+        return _mean(self.normalised("distance", log=log), 0)
+
+    def table(self) -> pd.DataFrame:
+        """A line for each sentence: sentence, text, tokens, kl (mean over later sentences), control_kl, effect (log KL
+        normalised by distance), answer_change, control_answer_change."""
+        import pandas as pd
+
+        d = self.data
+        return pd.DataFrame(
+            {
+                "sentence": d["earlier"].values,
+                "text": self.about["sentences"][0],
+                "tokens": d["length"].values,
+                "kl": _mean(d["kl"].values, 0),
+                "control_kl": _mean(d["control_kl"].values, 0),
+                "effect": self.effects(),
+                "answer_change": d["answer_change"].values,
+                "control_answer_change": d["control_answer_change"].values,
+            }
+        )
+
+    def findings(self) -> list[str]:
+        table, x = self.table(), self.values
+        known = np.isfinite(x)
+        lines = [f"{int(known.sum())} pairs of {len(x)} sentences; mean KL {np.nanmean(x) if known.any() else np.nan:.3g} nats"]
+        control = self.data["control_kl"].values
+        both = known & np.isfinite(control)
+        if both.any():
+            more = float((x[both] > control[both]).mean())
+            lines[0] += (
+                f", of equally long spans elsewhere {control[both].mean():.3g} (a sentence changes more in {more:.0%} of pairs)"
+            )
+        best = table.dropna(subset=["effect"]).nlargest(3, "effect")
+        if len(best):
+            named = ", ".join(f"{self.sentence(int(r.sentence))} ({r.effect:+.2f})" for r in lines_of(best))
+            lines.append(f"largest effect on later sentences, log KL less the mean at its distance: {named}")
+        if np.isfinite(self.data["answer_change"].values).any():
+            best = table.dropna(subset=["answer_change"]).nlargest(3, "answer_change")
+            named = ", ".join(
+                f"{self.sentence(int(r.sentence))} ({r.answer_change:.2f} nats, control {r.control_answer_change:.2f})"
+                for r in lines_of(best)
+            )
+            lines.append(f"the answer's log probability falls most without: {named}")
+        return lines
+
+    def plot(self, *, by: Literal["distance", "later", "control"] = "distance", path: str | PathLike | None = None) -> Figure:
+        """The matrix [later, earlier], normalised, and below it the effect of each sentence."""
+        from pycotmech.traces.figures import matrix_figure
+
+        words = {"distance": "the mean at its distance", "later": "the later sentence's mean", "control": "the control's"}[by]
+        found = self.normalised(by)
+        return matrix_figure(
+            found, _mean(found, 0), diverging=True, label=f"log KL less {words}", below="mean",
+            title=f"{self.about['model']}: {self.title}", lines=self.small_print(), path=path,
+        )  # fmt: skip
+
+
+def suppress(
+    model: Model,
+    trace: Trace,
+    *,
+    heads: Sequence[tuple[int, int]] | None = None,
+    layers: Sequence[int] | None = None,
+    definition: Definition = "rows_after",
+    temperature: float | None = None,
+    controls: int = 1,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> Suppression:
+    """Cuts attention to each sentence in turn and measures the change of the predictions at every later one: [S, S].
+
+    heads: (layer, head) in which attention is cut; or layers, in all heads of which it is. None, None: everywhere.
+    definition: "rows_after", tokens after the sentence do not see it; "published", its own tokens do not see it either.
+    temperature: by which logits are divided before KL; None: 1, and 0.6 with definition="published".
+    controls: for each sentence so many spans of equally many tokens elsewhere before it (in the prompt or the reasoning, not
+        the first token) are cut in its place, drawn with the seed, and measured at the same later tokens. 0: none.
+    progress: called with (rows done, rows in all).
+
+    Raises TypeError or ValueError naming the argument, before anything is run.
+    Cost: the trace once; for each sentence and control the tokens after the sentence, once through the layers (of `layers` or
+    `heads`, from the lowest of these on) and the unembedding. Memory: within memory_gb (None: half of what is free); no
+    logits are kept.
+    Source: arXiv 2506.19143, section 5 and its code, which keeps the 100 likeliest tokens of each distribution; here all count.
+    """
+    check_common(model, seed=seed, memory_gb=memory_gb)
+    check_trace(trace, model.cfg.d_vocab)
+    check_integer(controls, "controls", 0)
+    if definition not in ("rows_after", "published"):
+        raise ValueError(f"definition: got {definition!r}; expected 'rows_after' or 'published'")
+    if temperature is None:
+        temperature = PUBLISHED_TEMPERATURE if definition == "published" else 1.0
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: got {temperature}; expected a positive number")
+    where = cut_layers(model, heads, layers)
+    job = _job(trace, definition, controls, seed)
+    found = _measured(model, trace, job, where, temperature, memory_gb, progress)
+    S, named = trace.n_sentences, ("kl", "log_kl", "answer_change")
+    data: dict[str, Any] = {}
+    for name in named:
+        dims = ("later", "earlier") if name != "answer_change" else ("earlier",)
+        own, control = found[name][..., :S], found[name][..., S:]
+        data[name] = (dims, own)
+        data[f"control_{name}"] = (dims, _control_means(control, job.of, S))
+    data["length"] = (("earlier",), np.diff(trace.spans(), axis=1)[:, 0])
+    settings = {
+        "definition": definition, "temperature": temperature, "controls": controls, "seed": seed,
+        "heads": None if heads is None else [list(map(int, h)) for h in heads],
+        "layers": None if layers is None else [int(l) for l in layers],
+    }  # fmt: skip
+    rows = "tokens after it" if definition == "rows_after" else "its own tokens and those after it"
+    scope = "all heads" if heads is None and layers is None else "the chosen heads" if layers is None else "the chosen layers"
+    words = f"attention of {rows} to a sentence cut in {scope}; KL at temperature {temperature:g}"
+    coords = {"later": np.arange(S), "earlier": np.arange(S)}
+    return Suppression.of_traces(model, [trace], xr.Dataset(data, coords=coords), words, settings)
+
+
+def cut_layers(model: Model, heads: Sequence[tuple[int, int]] | None, layers: Sequence[int] | None) -> Where:
+    """Layer -> heads (None: all), ascending. Raises ValueError naming the argument."""
+    cfg = model.cfg
+    if heads is not None and layers is not None:
+        raise ValueError("heads, layers: got both; expected one of them, or none for all layers")
+    if layers is not None:
+        chosen = sorted({check_integer(l, "layers", 0, cfg.n_layers - 1) for l in layers})
+        if not chosen:
+            raise ValueError("layers: got none; expected at least one")
+        return dict.fromkeys(chosen)
+    if heads is None:
+        return cut_runs.every_layer(cfg.n_layers)
+    out: dict[int, list[int]] = {}
+    for l, h in sorted(check_heads(list(heads), cfg.n_layers, cfg.n_heads)):
+        out.setdefault(l, []).append(h)
+    return out
+
+
+@dataclass(frozen=True)
+class _Job:
+    """cuts: those of the sentences that tokens follow, then the controls. of: the sentence of each cut; place: its column among
+    S sentences and the controls."""
+
+    cuts: list[Cut]
+    of: list[int]
+    place: list[int]
+    columns: int
+
+
+def _job(trace: Trace, definition: Definition, controls: int, seed: int) -> _Job:
+    rng = np.random.default_rng(seed)
+    spans, S = trace.spans().tolist(), trace.n_sentences
+    end = measured_end(trace)
+    cuts, of, place, extra = [], [], [], []
+    for j, (a, b) in enumerate(spans):
+        if b >= end:
+            continue
+        cuts.append(Cut(a if definition == "published" else b, a, b))
+        of.append(j)
+        place.append(j)
+        room = a - (b - a)  # spans may begin at 1 .. room
+        for _ in range(controls if room >= 1 else 0):
+            at = int(rng.integers(1, room + 1))
+            extra.append((Cut(b, at, at + b - a), j))
+    for i, (cut, j) in enumerate(extra):
+        cuts.append(cut)
+        of.append(j)
+        place.append(S + i)
+    return _Job(cuts, of, place, S + len(extra))
+
+
+def measured_end(trace: Trace) -> int:
+    """The first token that nothing is read at: after the reasoning, or where the last token of the answer is predicted."""
+    return trace.reasoning.stop if trace.answer is None else trace.answer.stop - 1
+
+
+def _measured(
+    model: Model,
+    trace: Trace,
+    job: _Job,
+    where: Where,
+    temperature: float,
+    memory_gb: float | None,
+    progress: Callable[[float, float], None] | None,
+) -> dict[str, NDArray[np.float64]]:
+    """kl, log_kl [S, columns], answer_change [columns]."""
+    S, family = trace.n_sentences, model.family
+    out: dict[str, NDArray[np.float64]] = {name: np.full((S, job.columns), np.nan) for name in ("kl", "log_kl")}
+    out["answer_change"] = np.full(job.columns, np.nan)
+    if not job.cuts:
+        return out
+    end, labels = measured_end(trace), trace.labels().numpy()
+    tokens = trace.tokens[:end]
+    first = min(cut.first for cut in job.cuts)
+    room = planner.memory_budget(memory_gb, model.device)
+    base = cut_runs.untouched(family, model.prefixes, tokens, first, min(where), room)
+    answers = (
+        {} if trace.answer is None else {p - 1: int(trace.tokens[p]) for p in range(trace.answer.start, trace.answer.stop)}
+    )
+    wanted = labels[:end] >= 0
+    wanted[list(answers)] = True
+    done, total = 0, sum(end - cut.first for cut in job.cuts)
+    for numbers, begins, x in cut_runs.run_cuts(family, base, job.cuts, where, room // 2):
+        positions = np.concatenate([np.arange(job.cuts[n].first, end) for n in numbers])
+        owner = np.repeat(np.arange(len(numbers)), np.diff(begins))
+        values = np.full((len(numbers), end), np.nan)
+        change = np.zeros(len(numbers))
+
+        def measure(p: int, theirs: Tensor, logits: Tensor, rows: NDArray[np.int64], values=values, change=change, owner=owner):
+            if labels[p] >= 0:
+                values[owner[rows], p] = cut_runs.divergence(theirs, logits, temperature)
+            if p in answers:
+                before = cut_runs.log_probability(theirs[None], answers[p])
+                change[owner[rows]] += before - cut_runs.log_probability(logits, answers[p])
+
+        cut_runs.by_position(family, base, x, positions, wanted, measure)
+        for n in numbers:
+            j, column, mine = job.of[n], job.place[n], values[n - numbers[0]]
+            for i in range(j + 1, S):
+                s = trace.sentences[i]
+                out["kl"][i, column] = mine[s.start : s.stop].mean()
+                out["log_kl"][i, column] = np.log(mine[s.start : s.stop] + _LEAST).mean()
+            if answers:
+                out["answer_change"][column] = change[n - numbers[0]]
+        done += len(positions)
+        if progress is not None:
+            progress(done, total)
+    return out
+
+
+def _control_means(values: NDArray, of: list[int], S: int) -> NDArray[np.float64]:
+    """Columns of controls [..., C] -> [..., S]: the mean over each sentence's."""
+    owners = np.array(of[len(of) - values.shape[-1] :], dtype=int) if values.shape[-1] else np.array([], dtype=int)
+    out = np.full((*values.shape[:-1], S), np.nan)
+    for j in np.unique(owners):
+        out[..., j] = _mean(values[..., owners == j], -1)
+    return out
+
+
+def _mean(x: NDArray, axis: int) -> NDArray[np.float64]:
+    """The mean of what is not NaN; NaN where all is."""
+    there = np.isfinite(x)
+    return np.where(there.any(axis), np.where(there, x, 0.0).sum(axis) / np.maximum(there.sum(axis), 1), np.nan)

@@ -1,0 +1,207 @@
+"""Reads traces as people have them: texts, messages, lines of a file; and finds the tokens of their parts."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pycotmech.traces.splitting import Splitter, split
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+OPEN, CLOSE = "<think>", "</think>"
+
+_ANSWERS = (
+    re.compile(r"\\boxed\{([^{}]+)\}"),
+    re.compile(r"####[ \t]*([^\n]+)"),
+    re.compile(r"(?i)\banswer(?:\s+is|\s*:)\s*\**\s*([^\n]+?)\**(?:\.(?=\s|$)|(?=\n|$))"),
+)
+"""How answers are marked, the surest first; the last such mark counts."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Ranges of characters of prompt + completion. answer: None if there is none."""
+
+    reasoning: tuple[int, int]
+    answer: tuple[int, int] | None
+
+
+def parse(prompt: str, completion: str, answer: str | None, splitter: Splitter) -> Parts:
+    """Where the reasoning and the answer stand. Raises ValueError naming `completion` or `answer`."""
+    at = len(prompt)
+    tagged = OPEN in completion or prompt.rstrip().endswith(OPEN) or CLOSE in completion
+    if not tagged:
+        return _untagged(at, completion, answer, splitter)
+    begin = completion.find(OPEN) + len(OPEN) if OPEN in completion else 0
+    end = completion.find(CLOSE, begin)
+    if end < 0:
+        raise ValueError(f"completion: the reasoning has no end, {CLOSE} is missing; expected a trace that was not cut off")
+    rest = completion[end + len(CLOSE) :]
+    found = answer_in(rest, answer)
+    if found is None and answer is not None:
+        raise ValueError(
+            f"answer: {answer[:60]!r} is not in the completion after {CLOSE}; expected the answer as it stands there"
+        )
+    offset = at + end + len(CLOSE)
+    return Parts((at + begin, at + end), None if found is None else (offset + found[0], offset + found[1]))
+
+
+def _untagged(at: int, completion: str, answer: str | None, splitter: Splitter) -> Parts:
+    """The reasoning ends where the sentence of the answer begins."""
+    found = answer_in(completion, answer)
+    if found is None and answer is not None:
+        raise ValueError(f"answer: {answer[:60]!r} is not in the completion; expected the answer as it stands there")
+    if found is None:
+        return Parts((at, at + len(completion)), None)
+    pieces = split(completion[: found[1]], splitter)
+    begin = max((a for a, _ in pieces if a <= found[0]), default=0)
+    # A splitter that cuts within "3. 5" must not leave the reasoning ending in the answer's own sentence.
+    if begin == 0:
+        raise ValueError(
+            f"completion: the answer {completion[slice(*found)][:60]!r} stands in the first sentence, so there is no reasoning "
+            f"before it; expected reasoning, or {OPEN} and {CLOSE} around it"
+        )
+    return Parts((at, at + begin), (at + found[0], at + found[1]))
+
+
+def answer_in(text: str, answer: str | None) -> tuple[int, int] | None:
+    """Where the answer stands last in a text: a given one (as a word of its own if it does so anywhere), or one that is marked
+    as such; None if it does not."""
+    if answer is not None:
+        bare = answer.strip()
+        if not bare:
+            raise ValueError("answer: got an empty text; expected the answer as it stands in the completion")
+        alone = re.compile(r"(?<!\w)" + re.escape(bare) + r"(?!\w)")
+        places = [found.start() for found in alone.finditer(text)] or [text.rfind(bare)]
+        return None if places[-1] < 0 else (places[-1], places[-1] + len(bare))
+    for pattern in _ANSWERS:
+        found = list(pattern.finditer(text))
+        if found:
+            a, b = found[-1].span(1)
+            bare = text[a:b].strip()
+            a += text[a:b].find(bare)
+            return (a, a + len(bare)) if bare else None
+    return None
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def encoded(model: Model, prompt: str, completion: str) -> tuple[Tensor, list[tuple[int, int]], str]:
+    """The tokens [T] of prompt + completion, the range of characters of each, and the text. A BOS token in front of the text
+    has the range (0, 0).
+
+    Raises ValueError naming the model if its tokenizer gives no offsets, `prompt` if it holds no token.
+    """
+    for name, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: got {type(value).__name__}; expected a text")
+    tokenizer, text = model.tokenizer, prompt + completion
+    if tokenizer is None:
+        raise ValueError("model: has no tokenizer; expected one with it, or a trace made by Trace.from_tokens")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"model: its tokenizer ({type(tokenizer).__name__}) gives no offsets of its tokens; expected a fast tokenizer, or "
+            "a trace made by Trace.from_tokens with boundaries in tokens"
+        )
+    ids = model.to_tokens(text, argument="prompt")
+    found = tokenizer(text, return_offsets_mapping=True)
+    theirs, offsets = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+    ours = ids.tolist()
+    bos = tokenizer.bos_token_id
+    if bos is not None and ours[:2] == [bos, bos] and text.startswith(tokenizer.bos_token):  # a chat template wrote it too
+        ours, ids = ours[1:], ids[1:]
+        theirs, offsets = theirs[1:], offsets[1:]
+    if ours[1:] == theirs:
+        offsets = [(0, 0), *offsets]
+    elif ours == theirs[1:]:
+        offsets = offsets[1:]
+    elif ours != theirs:
+        raise ValueError("model: its tokenizer gives other tokens with offsets than without; expected a trace of from_tokens")
+    return torch.as_tensor(ids), offsets, text
+
+
+def token_spans(
+    text: str, offsets: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """The tokens of sentences that follow one another: (start, stop) of those that have any, and which these are.
+
+    ranges: of characters, which cover one another's gaps. A token is in the sentence of its first character that is no white
+    space; one of white space only is in the sentence of its first character.
+    """
+    starts = [a for a, _ in ranges]
+    first: list[int | None] = [None] * len(ranges)
+    end = 0
+    for t, (a, b) in enumerate(offsets):
+        piece = text[a:b]
+        at = a + len(piece) - len(piece.lstrip()) if piece.strip() else a
+        if b <= a or not starts[0] <= at < ranges[-1][1]:
+            continue
+        i = bisect_right(starts, at) - 1
+        if first[i] is None:
+            first[i] = t
+        end = t + 1
+    kept = [i for i, t in enumerate(first) if t is not None]
+    if not kept:
+        raise ValueError("completion: no token begins in the reasoning; expected sentences before the answer")
+    begins: list[int] = [t for t in first if t is not None]
+    if begins[0] == 0:
+        raise ValueError("prompt: holds no token; expected at least one before the reasoning")
+    return list(zip(begins, [*begins[1:], end], strict=True)), kept
+
+
+def tokens_of(offsets: Sequence[tuple[int, int]], a: int, b: int) -> tuple[int, int]:
+    """The first token that reaches into characters a .. b - 1, and the first after all that do."""
+    hit = [t for t, (lo, hi) in enumerate(offsets) if lo < b and hi > a]
+    return hit[0], hit[-1] + 1
+
+
+# ---- messages and files ------------------------------------------------------------------------------------------------
+
+
+def of_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Prompt and completion of a conversation. Raises ValueError naming `messages`."""
+    if not messages or messages[-1].get("role") != "assistant":
+        got = messages[-1].get("role") if messages else "nothing"
+        raise ValueError(f"messages: the last one is of {got!r}; expected one of 'assistant', with the reasoning")
+    if len(messages) < 2:
+        raise ValueError("messages: got only the model's; expected the question before it")
+    if model.tokenizer is None or not getattr(model.tokenizer, "chat_template", None):
+        raise ValueError("messages: the model has no chat template; expected prompt and completion as texts (Trace.from_text)")
+    prompt = model.tokenizer.apply_chat_template(list(messages[:-1]), tokenize=False, add_generation_prompt=True)
+    last = messages[-1]
+    content = last.get("content") or ""
+    thought = last.get("reasoning_content") or last.get("reasoning")
+    if thought is not None:
+        content = f"{OPEN}\n{thought.strip()}\n{CLOSE}\n\n{content.lstrip()}"
+    if prompt.rstrip().endswith(OPEN) and content.lstrip().startswith(OPEN):  # the template has opened it already
+        content = content.lstrip()[len(OPEN) :].removeprefix("\n")
+    return prompt, content
+
+
+def records(path: str | PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line, object) of a JSON Lines file; empty lines are passed over. Raises ValueError naming the line."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path: there is no file {file}; expected a JSON Lines file of traces")
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: no JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{file}, line {number}: got {type(found).__name__}; expected an object")
+        yield number, found

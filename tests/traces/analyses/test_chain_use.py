@@ -1,0 +1,53 @@
+"""The conditions against whole forwards, and what the question refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from pycotmech.traces.analyses.chain_use import chain_probabilities
+from tests.reference.close import assert_allclose
+from tests.reference.truth import double, logits_of
+from tests.traces.cases import random_trace, tiny
+
+
+def test_each_condition_is_a_forward_of_its_own():
+    model = tiny(n_layers=3)
+    trace, other = random_trace(model), random_trace(model, (4, 6), seed=1)
+    chains = [trace.tokens[trace.reasoning], trace.tokens[:0], other.tokens[other.reasoning]]
+    found = chain_probabilities(model, trace, chains)
+    for chain, p in zip(chains, found):
+        ids = torch.cat((trace.tokens[trace.prompt], chain, trace.cue, trace.answer_tokens))
+        logp = torch.log_softmax(logits_of(double(model.hf), ids), -1)[-3:-1]
+        assert_allclose(np.log(p), float(logp[[0, 1], trace.answer_tokens].sum()), atol=1e-4)
+    assert_allclose(chain_probabilities(model, trace, chains, 1e-4), found, rtol=1e-5)
+
+
+def test_full_and_none_are_the_ends_of_early_answering():
+    model = tiny(n_layers=2)
+    traces = [random_trace(model, seed=s) for s in range(3)]
+    found = pcm.traces.is_chain_used(model, traces)
+    p, early = found.data["probability"], found.data["early"].values
+    assert_allclose(p.sel(condition="full").values, early[:, 9], rtol=1e-4)
+    assert_allclose(p.sel(condition="none").values, early[:, 0], rtol=1e-4)
+    assert found.verdicts()[3].word == "not decided"  # three traces can give no p-value that small
+    assert sum(float(share.mean) for share in found.when().values()) == pytest.approx(1)
+
+
+def test_too_few_traces_and_missing_answers_are_named():
+    model = tiny()
+    with pytest.raises(ValueError, match="traces: got one"):
+        pcm.traces.is_chain_used(model, [random_trace(model)])
+    with pytest.raises(ValueError, match=r"traces\[1\]: random 1 has no answer"):
+        pcm.traces.is_chain_used(model, [random_trace(model), random_trace(model, seed=1, answer=False)])
+    with pytest.raises(ValueError, match="done: got 1 for 2"):
+        pcm.traces.is_chain_used(model, [random_trace(model), random_trace(model, seed=1)], done=[None])
+
+
+def test_one_answer_for_all_is_said():
+    model = tiny()
+    a = random_trace(model)
+    found = pcm.traces.is_chain_used(model, [a, a.named("again")], shuffles=1)
+    assert any("the same answer" in note for note in found.about["notes"])

@@ -1,0 +1,137 @@
+"""Suppression against one masked forward of eager attention for each sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pycotmech as pcm
+from tests.reference.close import assert_allclose
+from tests.reference.eager import kl_rows, suppressed_logits
+from tests.reference.small_families import small
+from tests.reference.truth import double, logits_of
+from tests.traces.cases import random_trace, tiny
+
+
+def reference(model, trace, *, heads=None, published=False, temperature=1.0):
+    """kl, log_kl [S, S] and answer_change [S], one float64 forward for each sentence."""
+    hf, tokens, S = double(model.hf), trace.tokens, trace.n_sentences
+    where = [(l, None) for l in range(model.cfg.n_layers)] if heads is None else heads
+    base = logits_of(hf, tokens)
+    kl, log_kl, change = np.full((S, S), np.nan), np.full((S, S), np.nan), np.full(S, np.nan)
+    for j, (a, b) in enumerate(trace.spans().tolist()):
+        cut = suppressed_logits(hf, tokens, (a, b), a if published else b, where)
+        rows = kl_rows(base, cut, temperature)
+        for i in range(j + 1, S):
+            c, d = trace.spans()[i]
+            kl[i, j], log_kl[i, j] = rows[c:d].mean(), np.log(rows[c:d] + 1e-9).mean()
+        answer = range(trace.answer.start, trace.answer.stop)
+        lost = [torch.log_softmax(x[[p - 1 for p in answer]], -1)[range(len(answer)), trace.answer_tokens] for x in (base, cut)]
+        change[j] = float((lost[0] - lost[1]).sum())
+    return kl, log_kl, change
+
+
+def agree(found, want):
+    kl, log_kl, change = want
+    largest = np.nanmax(kl)
+    assert_allclose(found.values, kl, rtol=1e-4, atol=1e-4 * largest)
+    assert_allclose(found.data["log_kl"].values, log_kl, rtol=0, atol=2e-3)
+    assert_allclose(found.data["answer_change"].values, change, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("definition", ["rows_after", "published"])
+def test_it_agrees_with_one_masked_forward_for_each_sentence(definition):
+    model = tiny(n_layers=3, n_key_value_heads=2)
+    trace = random_trace(model)
+    found = pcm.traces.suppress(model, trace, definition=definition)
+    published = definition == "published"
+    agree(found, reference(model, trace, published=published, temperature=0.6 if published else 1.0))
+    assert found.about["settings"]["temperature"] == (0.6 if published else 1.0)
+
+
+@pytest.mark.parametrize("where", [{"layers": [1, 2]}, {"heads": [(1, 0), (1, 3), (2, 2)]}, {"layers": [0]}])
+def test_chosen_layers_and_heads(where):
+    model = tiny(n_layers=3)
+    trace = random_trace(model, (3, 5, 2, 4))
+    heads = where.get("heads") or [(l, None) for l in where["layers"]]
+    agree(pcm.traces.suppress(model, trace, **where, controls=0), reference(model, trace, heads=heads))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "qwen2", "gpt2", "gpt_neox", "phi3", "mixtral"])
+def test_families_with_windows_soft_caps_and_parallel_blocks(family):
+    model = pcm.Model(small(family), None, name=family)
+    trace = random_trace(model, (3, 5, 2, 4))
+    agree(pcm.traces.suppress(model, trace, controls=0), reference(model, trace))
+
+
+def test_a_small_budget_takes_cuts_one_after_another_and_gives_the_same(monkeypatch):
+    from pycotmech.traces import cut_runs
+
+    model = tiny(n_layers=3)
+    trace = random_trace(model)
+    whole = pcm.traces.suppress(model, trace)
+    row = cut_runs._row_bytes(model.family, cut_runs.every_layer(3))
+    seen = []
+    small = pcm.traces.suppress(
+        model, trace, memory_gb=2 * 45 * row / 2**30, progress=lambda done, total: seen.append((done, total))
+    )
+    assert len(seen) > 3 and seen[-1][0] == seen[-1][1]
+    for name in ("kl", "control_kl", "answer_change"):
+        assert_allclose(small.data[name].values, whole.data[name].values, rtol=1e-5, atol=1e-9)
+    with pytest.raises(ValueError, match=r"memory_gb: .* one cut of"):
+        pcm.traces.suppress(model, trace, memory_gb=1e-6)
+
+
+def test_controls_are_spans_of_equal_length_before_the_sentence():
+    from pycotmech.traces.analyses.suppress import _job
+
+    trace = random_trace(tiny())
+    job = _job(trace, "rows_after", 3, 0)
+    spans = trace.spans()
+    for cut, j in zip(job.cuts[9:], job.of[9:]):
+        a, b = spans[j]
+        assert cut.hi - cut.lo == b - a and cut.lo >= 1 and cut.hi <= a and cut.first == b
+    assert len(job.cuts) > 9
+
+
+def test_the_future_and_the_last_sentence_without_an_answer_have_no_effect():
+    model = tiny()
+    found = pcm.traces.suppress(model, random_trace(model, answer=False))
+    assert np.isnan(found.values[np.triu_indices(9)]).all()
+    assert np.isfinite(found.values[np.tril_indices(9, -1)]).all()
+    assert np.isnan(found.data["answer_change"].values).all()
+
+
+def test_normalisations():
+    model = tiny()
+    found = pcm.traces.suppress(model, random_trace(model))
+    by_distance, by_later = found.normalised("distance"), found.normalised("later")
+    for d in range(1, 9):
+        i = np.arange(d, 9)
+        assert abs(np.mean(by_distance[i, i - d])) < 1e-9
+    assert abs(np.nanmean(by_later[5])) < 1e-9
+    assert_allclose(found.normalised("control", log=False), found.values - found.data["control_kl"].values)
+    with pytest.raises(ValueError, match="by: got 'rows'"):
+        found.normalised("rows")
+
+
+def test_it_is_kept_drawn_and_told(tmp_path):
+    model = tiny()
+    found = pcm.traces.suppress(model, random_trace(model))
+    found.save(tmp_path)
+    again = pcm.traces.Suppression.load(tmp_path)
+    assert again.findings() == found.findings() and len(again.table()) == 9
+    again.plot(path=tmp_path / "m.png")
+
+
+def test_wrong_arguments_are_named():
+    model = tiny()
+    trace = random_trace(model)
+    for options, why in [
+        ({"definition": "mask"}, "definition: got 'mask'"), ({"temperature": 0}, "temperature: got 0"),
+        ({"heads": [(0, 0)], "layers": [0]}, "heads, layers: got both"), ({"layers": [9]}, "layers: got 9"),
+        ({"heads": [(0, 9)]}, "heads"), ({"layers": []}, "layers: got none"), ({"controls": -1}, "controls: got -1"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            pcm.traces.suppress(model, trace, **options)
