@@ -132,7 +132,9 @@ def run_traces(
 def plan_of(model: Model, traces: list[Trace], settings: TraceSettings) -> TracePlan:
     """Predicts what the analyses cost, and measures the speed by a forward pass of up to 256 tokens."""
     cfg = model.cfg
-    forwards: dict[str, float] = dict.fromkeys(("receiver_heads", "suppress", "early_answers", "answer_paths", "chain_use"), 0.0)
+    forwards: dict[str, float] = dict.fromkeys(
+        ("receiver_heads", "suppress", "early_answers", "answer_paths", "chain_use"), 0.0
+    )
     shuffles = 4
     for trace in traces:
         T, S = len(trace), trace.n_sentences

@@ -118,7 +118,7 @@ def _climb(family: Family, base: Untouched, cuts: Sequence[Cut], where: Where) -
     own = (lengths.cumsum(0) - lengths)[owner]
     within = torch.arange(len(owner)) - own
     positions = firsts[owner] + within
-    table = family.row_table(own, within, torch.zeros_like(own), firsts[owner])
+    table = family.row_table(own, within, torch.zeros_like(own), firsts[owner], own_keys=len(own), shared_keys=len(base.keys))
     ranges = torch.tensor([(cut.lo, cut.hi) for cut in cuts])[owner]  # [R, 2]
     rows = torch.arange(len(owner))
     tables: dict[tuple[int, ...] | None, Tensor] = {}

@@ -97,7 +97,8 @@ def head_influence(
 ) -> HeadInfluence:
     """Cuts each head's attention to the source, one head at a time, and measures the target: [L, H].
 
-    source: the number of a sentence, several numbers, "reasoning" for all of them, or "prompt" (without its first token).
+    source: the number of a sentence, several numbers, "reasoning" for all of them (up to where the target is read), or "prompt"
+        (without its first token).
     target: the number of a sentence after the source, whose predictions are compared by KL; or "answer", whose log
         probability is read.
     rows: at which tokens the head does not see the source: "after", all from the end of the source on; "target", only those
@@ -110,8 +111,9 @@ def head_influence(
     """
     check_common(model, memory_gb=memory_gb)
     check_trace(trace, model.cfg.d_vocab)
-    keys = _keys(trace, source)
-    first, reads = keys[-1] + 1, _reads(trace, target)
+    reads = _reads(trace, target)
+    keys = _keys(trace, source, reads[0])
+    first = keys[-1] + 1
     if reads[0] < first:
         raise ValueError(
             f"target: {target} begins at token {reads[0]}, before the source ends at {first}; expected a later one"
@@ -200,11 +202,11 @@ def _numbers(trace: Trace, source: int | Sequence[int]) -> list[int]:
     return sorted({check_integer(j, "source", 0, trace.n_sentences - 1) for j in given})
 
 
-def _keys(trace: Trace, source: Source) -> list[int]:
-    """The positions of the source, ascending."""
+def _keys(trace: Trace, source: Source, read: int) -> list[int]:
+    """The positions of the source, ascending; of the whole reasoning those before `read`, where the target is first read."""
     if isinstance(source, str):
         if source == "reasoning":
-            return list(range(trace.reasoning.start, trace.reasoning.stop))
+            return list(range(trace.reasoning.start, min(trace.reasoning.stop, max(read, trace.reasoning.start + 1))))
         if source == "prompt" and trace.prompt.stop > 1:
             return list(range(1, trace.prompt.stop))
         raise ValueError(

@@ -12,6 +12,7 @@ Their code leaves the last token of a text out; here it counts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
@@ -153,14 +154,16 @@ def watch_sentences(model: Model, trace: Trace, take: Callable[[int, Tensor], No
     lengths = torch.tensor(spans[:, 1] - spans[:, 0], device=family.device, dtype=torch.float64)
 
     def attend(l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        group = cfg.n_heads // k.shape[1]
+        group, attention = cfg.n_heads // k.shape[1], family.attention(l)
         step = max(1, _MASS_BYTES // (4 * group * end * S))  # key-value heads
         z, of_heads = [], []
         for a in range(0, k.shape[1], step):
             b = min(a + step, k.shape[1])
+            heads = slice(a * group, b * group)
+            sinks = None if attention.sinks is None else attention.sinks[heads]
             part, statistics = read_layer(
-                l, q[:, a * group : b * group], k[:, a:b], v[:, a:b], wanted=_EXACT, labels=labels, n_segments=S, rows=rows,
-                attention=family.attention(l),
+                l, q[:, heads], k[:, a:b], v[:, a:b], wanted=_EXACT, labels=labels, n_segments=S, rows=rows,
+                attention=replace(attention, sinks=sinks),
             )  # fmt: skip
             z.append(part)
             sums = torch.zeros(statistics.mass.shape[1], S, S, dtype=torch.float64, device=family.device)

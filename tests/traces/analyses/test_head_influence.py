@@ -43,7 +43,7 @@ def test_one_forward_for_each_head(target, rows):
     assert_allclose(found.values, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "qwen2"])
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "qwen2", "gpt_oss"])
 def test_families(family):
     model = pcm.Model(small(family), None, name=family)
     trace = random_trace(model, (3, 5, 2, 4))
@@ -59,6 +59,18 @@ def test_several_sentences_with_a_gap_between_them():
     found = pcm.traces.head_influence(model, trace, source=[3, 1], target="answer")
     assert_allclose(found.values, reference(model, trace, keys, "answer"), rtol=1e-4, atol=1e-5)
     assert found.about["settings"]["source"] == "sentence(s) 1,3"
+
+
+def test_an_answer_right_after_the_reasoning_is_read_at_its_last_token():
+    model = tiny()
+    whole = random_trace(model)
+    end = whole.reasoning.stop
+    trace = pcm.traces.Trace.from_tokens(
+        model, whole.tokens[: end + 1], sentences=whole.spans().tolist(), answer=(end, end + 1)
+    )
+    found = pcm.traces.head_influence(model, trace, source="reasoning")
+    want = reference(model, trace, range(trace.reasoning.start, end - 1), "answer")
+    assert_allclose(found.values, want, rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_kept_drawn_and_told(tmp_path):

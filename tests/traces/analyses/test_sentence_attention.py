@@ -29,7 +29,7 @@ def test_it_is_the_mean_of_the_pattern_over_pairs_of_tokens(sizes):
     assert_allclose(found.values, reference(model, trace), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "qwen2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gemma2", "qwen2", "gpt2", "gpt_neox", "gpt_oss"])
 def test_windows_and_soft_caps_are_the_layers_own(family):
     model = pcm.Model(small(family), None, name=family)
     trace = random_trace(model)

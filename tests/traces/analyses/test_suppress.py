@@ -58,7 +58,7 @@ def test_chosen_layers_and_heads(where):
     agree(pcm.traces.suppress(model, trace, **where, controls=0), reference(model, trace, heads=heads))
 
 
-@pytest.mark.parametrize("family", ["gemma2", "qwen2", "gpt2", "gpt_neox", "phi3", "mixtral"])
+@pytest.mark.parametrize("family", ["gemma2", "qwen2", "gpt2", "gpt_neox", "phi3", "mixtral", "gpt_oss"])
 def test_families_with_windows_soft_caps_and_parallel_blocks(family):
     model = pcm.Model(small(family), None, name=family)
     trace = random_trace(model, (3, 5, 2, 4))
