@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pycotmech import __version__
 from pycotmech.files.arrays import DamagedData
 from pycotmech.files.text import markdown
 from pycotmech.files.write import subfolder, write_text
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
-from pycotmech.runs.settings import check_threads, model_identity, torch_threads, versions
+from pycotmech.runs.provenance import deciding_versions, model_identity, versions
+from pycotmech.runs.settings import check_threads, torch_threads
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
@@ -55,7 +55,7 @@ class TraceSettings:
         """What two runs must agree on to share a folder."""
         found = {k: v for k, v in asdict(self).items() if k not in ("memory_gb", "threads", "traces")}
         digest = hashlib.sha256(self.traces.read_bytes()).hexdigest()[:16]
-        return {**found, "traces": f"{self.traces.name} (sha256 {digest})", "pycotmech": __version__}
+        return {**found, "traces": f"{self.traces.name} (sha256 {digest})", **deciding_versions()}
 
 
 @dataclass(frozen=True)
