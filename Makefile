@@ -4,6 +4,7 @@
 #   make test      the quick tests;  make test-all  also the slow ones
 #   make bench     speed, side by side with what hooks can do
 #   make bench-gpu  checks and speed on a GPU, in 8 minutes (docs/gpu.md); needs no setup, only PyTorch and Triton
+#   make peers     reads exports with the peers' own code, and takes their models, in environments of their own
 #   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
 #   make lint      ruff and pyright
 #   make clean     removes what was built and the demo's results;  make distclean  also .venv
@@ -31,10 +32,10 @@ NULLS_ARGS ?=
 GPU_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench bench-gpu nulls lint clean distclean
+.PHONY: help setup demo test test-all bench bench-gpu peers nulls lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 setup: $(BUILT) $(SMOLLM2)
 
@@ -68,13 +69,22 @@ test-all: setup
 	  echo "instruction set $$isa"; \
 	  env $$($(BIN)/python tests/instruction_sets.py $$isa) $(PYTEST) tests/ops tests/engine tests/patching tests/attention tests/lens tests/cot || exit 1; \
 	done
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not peers and not nnterp"
 
 bench: setup
 	$(BIN)/python -m pytest $(BENCHMARKS) --benchmark-only -q
 
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+
+# nnterp 1.3 needs an nnsight before 0.7, hence a second environment.
+peers: setup
+	@for env in peers nnterp; do \
+	  test -x .venv-$$env/bin/python || $(PYTHON) -m venv .venv-$$env || exit 1; \
+	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt torch==2.13.0 setuptools wheel pybind11 ninja || exit 1; \
+	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --no-build-isolation -e ".[test,$$env]" || exit 1; \
+	  .venv-$$env/bin/python -m pytest -q -m $$env tests/peers || exit 1; \
+	done
 
 nulls: setup
 	$(BIN)/python -m benchmarks.validity $(NULLS_ARGS)
@@ -90,4 +100,4 @@ clean:
 	find pycotmech kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-peers .venv-nnterp

@@ -51,6 +51,10 @@ LIBRARIES = {
     "_keys_to_ignore_on_load_unexpected": "transformers: which tensors of a checkpoint a model does not read",
     "_name_or_path": "transformers: where a model came from",
     "_tied_weights_keys": "transformers: which weights are one and the same",
+    "_module": "nnsight: the module that a model wraps",
+    "_edits": "nnsight: interventions that a model carries, which would be ignored",
+    "_default_mediators": "nnsight before 0.8: as above",
+    "_weights_processed": "TransformerLens: whether the weights of a bridge are still those of the Hugging Face model",
 }
 """Private names of libraries that have no public spelling, and what they are read for."""
 

@@ -2,7 +2,7 @@
 
 Tests: `test_loading_cache.py` for `converted`; `test_loading.py` for `_checkpoint`; `test_loading_alias.py` for `aliases`;
 `tests/test_bad_inputs.py` for `arguments`; `test_model.py` for `check`; `test_run.py` for `climb`, `sites`; `test_work.py`
-for `config`; the others have tests of their own names.
+for `config`; `test_from_nnsight.py` for `from_nnterp`; the others have tests of their own names.
 """
 
 from pycotmech.model.config import ModelConfig

@@ -102,6 +102,46 @@ class Model:
             check=check,
         )
 
+    @classmethod
+    def from_nnsight(
+        cls, wrapped: Any, *, name: str | None = None, prepend_bos: bool | None = None, check: bool = True
+    ) -> Model:
+        """Takes the Hugging Face model and the tokenizer of an nnsight model (`LanguageModel`); its weights are not copied.
+
+        The nnsight model stays as it is and can be traced as before. What is hooked or replaced on it afterwards is not seen.
+        Raises TypeError or ValueError, naming `wrapped`, for a model that is not loaded yet, or that carries edits.
+        """
+        from pycotmech.model.from_nnsight import from_nnsight
+
+        model, tokenizer = from_nnsight(wrapped)
+        return cls(model, tokenizer, name=name, prepend_bos=prepend_bos, check=check)
+
+    @classmethod
+    def from_nnterp(
+        cls, wrapped: Any, *, name: str | None = None, prepend_bos: bool | None = None, check: bool = True
+    ) -> Model:
+        """Takes the Hugging Face model and the tokenizer of an `nnterp.StandardizedTransformer`, as `from_nnsight` does."""
+        from pycotmech.model.from_nnterp import from_nnterp
+
+        model, tokenizer = from_nnterp(wrapped)
+        return cls(model, tokenizer, name=name, prepend_bos=prepend_bos, check=check)
+
+    @classmethod
+    def from_transformer_lens(
+        cls, bridge: Any, *, name: str | None = None, prepend_bos: bool | None = None, check: bool = True
+    ) -> Model:
+        """Takes the Hugging Face model and the tokenizer of TransformerLens' `TransformerBridge`; its weights are not copied.
+
+        prepend_bos: None: as the bridge does (`cfg.default_prepend_bos`), so that a text becomes the same tokens.
+        The bridge stays as it is. What is hooked or replaced on it afterwards is not seen.
+        Raises TypeError for a HookedTransformer, which has no Hugging Face model in it; ValueError for processed weights and
+        for hooks. Both name `bridge`.
+        """
+        from pycotmech.model.from_transformer_lens import from_transformer_lens
+
+        model, tokenizer, prepend = from_transformer_lens(bridge)
+        return cls(model, tokenizer, name=name, prepend_bos=prepend if prepend_bos is None else prepend_bos, check=check)
+
     @property
     def cfg(self) -> ModelConfig:
         """n_layers, n_heads, n_key_value_heads, d_model, d_head, d_mlp, d_vocab, n_ctx, dtype."""

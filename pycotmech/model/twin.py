@@ -1,8 +1,8 @@
-"""A stand-in for a user's model that can be hooked and reconfigured while the model itself stays untouched."""
+"""Stand-ins for a user's model that share its weights while the model itself stays untouched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -26,6 +26,30 @@ def twin_of(model: nn.Module, parts: Iterable[str]) -> nn.Module:
                 copies[here] = _copied(parent.get_submodule(child))
                 parent.add_module(child, copies[here])
     return copies[""]
+
+
+def unwrapped_tree(model: nn.Module, inner: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """A model with the same weights and buffers, of which every module is a shallow copy of what `inner` takes out of it.
+
+    inner: module -> the module to copy in its place, itself where nothing is wrapped around it.
+
+    `model` is left as it is. Later changes of weights are seen by both, later hooks and replaced modules by neither.
+    Cost: a few microseconds for each module; no weight is copied.
+    """
+    copies: dict[int, tuple[nn.Module, nn.Module]] = {}  # with what was copied, which must live for its id to stay its own
+
+    def visit(wrapped: nn.Module) -> nn.Module:
+        if id(wrapped) not in copies:
+            module = inner(wrapped)
+            if id(module) not in copies:
+                out = _copied(module)
+                copies[id(module)] = (module, out)
+                children = vars(out)["_modules"]  # named_children() leaves out a child's second name
+                children.update({name: None if child is None else visit(child) for name, child in children.items()})
+            copies[id(wrapped)] = (wrapped, copies[id(module)][1])
+        return copies[id(wrapped)][1]
+
+    return visit(model)
 
 
 def _copied(module: nn.Module) -> nn.Module:
