@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LOG2E, capped, load_rows, visible
+from pycotmech.kernels.tiles import LOG2E, capped, load_rows, placed, visible
 
 
 @triton.jit
@@ -41,18 +41,18 @@ def _add_rows(
     return b_sum
 
 
-@triton.jit(do_not_specialize=["H", "T", "S", "window"])
+@triton.jit(do_not_specialize=["H", "T", "S", "window", "together"])
 def colsum_kernel(
     Q, K, LSE, W, STARTS, OUT,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_wb, stride_wh,
-    H, T, S, scale, softcap, window,
+    H, T, S, scale, softcap, window, together,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, PREC: tl.constexpr, WEIGHTED: tl.constexpr, PADDED: tl.constexpr, BANDED: tl.constexpr,
     CAP: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """What BLOCK_N keys of one head of one sequence receive. Names: p_ pointers, b_ tiles, o_ offsets, m_ masks."""
-    n0 = tl.program_id(0) * BLOCK_N  # the first keys are seen by the most rows, and come first
-    bh = tl.program_id(1)
+    tile, bh = placed(tl.program_id(0), tl.cdiv(S, BLOCK_N), together)
+    n0 = tile * BLOCK_N  # the first keys are seen by the most rows, and come first
     b = bh // H
     h = bh % H
     hk = h // GROUP
@@ -117,9 +117,10 @@ def attn_colsum(q, k, lse, weights, starts, scale, window, softcap):
     if weights is not None:
         weights = weights if weights.stride(2) == 1 else weights.contiguous()
         weight_strides = tuple(weights.stride(i) if weights.shape[i] > 1 else 0 for i in (0, 1))
-    colsum_kernel[(triton.cdiv(S, config.block_n), B * H)](
+    together = launch.heads_together(B * H, T, D, 1, q.element_size())  # each head has queries of its own
+    colsum_kernel[(triton.cdiv(S, config.block_n) * B * H,)](
         *args, lse.contiguous(), lse if weights is None else weights, lse if starts is None else starts, out,
-        *q.stride()[:3], *k.stride()[:3], *weight_strides, H, T, S, scale, softcap, window or launch.NO_WINDOW,
+        *q.stride()[:3], *k.stride()[:3], *weight_strides, H, T, S, scale, softcap, window or launch.NO_WINDOW, together,
         GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
         PREC=config.precision, WEIGHTED=weights is not None, PADDED=starts is not None,
         BANDED=starts is not None or window > 0, CAP=softcap > 0, TMA=config.tma, num_warps=config.warps,

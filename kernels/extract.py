@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, joined, load_rows, visible
+from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, joined, load_rows, placed, visible
 
 MAX_TOPK = 8
 FUSED_SEGMENTS = 32
@@ -126,12 +126,12 @@ def _walk(
     return b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top
 
 
-@triton.jit(do_not_specialize=["H", "T", "S", "window", "seg_base", "n_seg", "n_read", "G", "C"])
+@triton.jit(do_not_specialize=["H", "T", "S", "window", "seg_base", "n_seg", "n_read", "G", "C", "together"])
 def extract_kernel(
     Q, K, V, SEG, READ, STARTS, SINKS, Z, LSE, PMAX, ENT, MASS, OUT, TOP_P, TOP_I,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_sb, stride_rb, stride_rh, stride_rt, stride_zb, stride_zh, stride_zt,
-    H, T, S, scale, softcap, window, seg_base, n_seg, G, n_read, C,
+    H, T, S, scale, softcap, window, seg_base, n_seg, G, n_read, C, together,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, PREC: tl.constexpr, WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr,
     CP: tl.constexpr, TOPK: tl.constexpr, KP: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
@@ -141,8 +141,9 @@ def extract_kernel(
 
     Names: p_ pointers, b_ tiles, o_ offsets, m_ masks; b_m running maximum, b_l sum of weights, b_u entropy about the maximum.
     """
-    pid = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
-    bh = tl.program_id(1)
+    tiles = tl.cdiv(T, BLOCK_M)
+    tile, bh = placed(tl.program_id(0), tiles, together)
+    pid = tiles - 1 - tile  # the longest rows first
     b = bh // H
     h = bh % H
     hk = h // GROUP
@@ -261,11 +262,12 @@ def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, sin
     read_strides = (0, 0, 0)
     if c:
         read_strides = (*(readout.stride(i) if readout.shape[i] > 1 else 0 for i in (0, 1)), readout.stride(2))
-    extract_kernel[(triton.cdiv(T, config.block_m), B * H)](
+    together = launch.heads_together(B * H, k.shape[2], D, H // k.shape[1], q.element_size())
+    extract_kernel[(triton.cdiv(T, config.block_m) * B * H,)](
         *tensors, segments if g else lse, readout[..., c0:] if c else lse, lse if starts is None else starts,
         lse if sinks is None else sinks, z, lse, pmax, ent, mass, read[..., c0:] if c else lse, top_p, top_i,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], segment_stride, *read_strides, *z.stride()[:3],
-        H, T, k.shape[2], scale, softcap, window or launch.NO_WINDOW, g0, g, mass.shape[-1], c, read.shape[-1],
+        H, T, k.shape[2], scale, softcap, window or launch.NO_WINDOW, g0, g, mass.shape[-1], c, read.shape[-1], together,
         GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
         PREC=config.precision, WITH_Z=with_z, ENTROPY=with_z and ent.numel() > 0, GP=configs.columns(g, q.dtype),
         CP=configs.columns(c, q.dtype), TOPK=topk, KP=triton.next_power_of_2(max(topk, 1)), PARTS=config.parts,

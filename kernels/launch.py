@@ -40,6 +40,19 @@ def positive_scale(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:
     return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
 
 
+CACHED = 24 * 2**20
+"""Bytes of keys and values that heads which run at the same time may have: half of the second-level cache of an H100."""
+
+
+def heads_together(n: int, keys: int, D: int, group: int, itemsize: int) -> int:
+    """How many of n heads run at the same time (`tiles.placed`): a divisor of n, so that all rounds are alike.
+
+    keys: of each head, whose keys and values `group` heads have in common.
+    """
+    most = max(1, CACHED * group // (2 * keys * D * itemsize))
+    return max(m for m in range(1, min(n, most) + 1) if n % m == 0)
+
+
 def describable(*tensors: torch.Tensor) -> bool:
     """Whether the tensors satisfy what the hardware asks of a tensor descriptor: 16-byte strides and addresses."""
     return all(

@@ -12,6 +12,17 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def placed(pid, tiles, together):
+    """(tile, head) of a program: the first tile of `together` heads, then their second, ..., then those of the next heads.
+
+    Under a causal mask tiles take unequal time. If the longest come first the last ones to end are short, and if that is so
+    of several heads at once, all multiprocessors end together; not more heads than the second-level cache holds.
+    """
+    within = pid % (tiles * together)
+    return within // together, pid // (tiles * together) * together + within % together
+
+
+@triton.jit
 def load_rows(X, offs, low, high, stride, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
     """[rows, DP] tile of the rows `offs` of X; columns D to DP, and rows outside [low, high) if MASKED, are 0."""
     offs_d = tl.arange(0, DP)
