@@ -94,9 +94,11 @@ def _one(bench: Bench, found: Found, model: pcm.Model, name: str, positions: str
     each, n = statistics.median(hand.seconds[1:]), model.cfg.n_layers * model.cfg.n_heads
     found.figure(f"{name}: one hooked forward", each * 1e3, "ms", checked=good)
     found.figure(f"{name}: {n} hooked forwards to one sweep with a cold prefix", each * n / fastest, "times", checked=good)
+    model.family.few_launches, few = False, model.family.few_launches  # products that share a buffer are not recorded
     with _graphs(False), recorded() as products:
         model.prefixes.clear()
         sweep()
+    model.family.few_launches = few
     bare = _bare(bench, products.linears)
     found.figure(f"{name}: its products with weights, bare", bare * 1e3, "ms", checked=good)
     found.figure(f"{name}: of a sweep with a cold prefix", bare / fastest * 100, "% bare products", checked=good)

@@ -128,7 +128,7 @@ class AttentionCapture:
             )
         read = self._read if keys.real is None else self._read_compacted
         z, statistics = read(layer, q, k, v, keys, attention)
-        self._layers.append(LayerStatistics(*(None if x is None else x.detach().cpu() for x in statistics)))  # type: ignore[arg-type]
+        self._layers.append(statistics.on_cpu())
         if len(self._layers) == config.num_hidden_layers:
             self._finish(q.shape[2], keys)
         return z

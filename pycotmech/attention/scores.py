@@ -101,7 +101,7 @@ def head_scores(
     chosen = chosen_rows(rows, T)
     scored = torch.tensor([i for i in (range(T) if chosen is None else sorted(set(chosen))) if i > 0], dtype=torch.long)
     family, cfg = model.family, model.cfg
-    sums = {kind: torch.zeros(cfg.n_layers, cfg.n_heads, dtype=torch.float64) for kind in KINDS}
+    found = {kind: torch.zeros(cfg.n_layers, cfg.n_heads, dtype=torch.float64, device=family.device) for kind in KINDS}
 
     def attend(l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attention = family.attention(l)
@@ -110,10 +110,11 @@ def head_scores(
             for b, qi, ki in _pairs(kind, batch, scored):
                 at = slice(None) if b is None else slice(b, b + 1)
                 p = attention.entries(q[at], k[at], out.lse[at].contiguous(), qi.to(q.device), ki.to(q.device))
-                sums[kind][l] += p.sum((0, 2), dtype=torch.float64).cpu()
+                found[kind][l] += p.sum((0, 2), dtype=torch.float64)
         return out.z
 
     watch(family, batch, attend)
+    sums = {kind: value.cpu() for kind, value in found.items()}
     n = {kind: _count(kind, batch, scored) for kind in KINDS}
     scores = {kind: (sums[kind] / n[kind] if n[kind] else torch.full_like(sums[kind], torch.nan)).numpy() for kind in KINDS}
     return HeadScores(**scores, n_rows=n, model_name=model.name)

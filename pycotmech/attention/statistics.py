@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -29,6 +29,24 @@ class LayerStatistics(NamedTuple):
     received: Tensor | None  # [B, H, S]
     read: Tensor | None  # [B, H, R, C]
     sink: Tensor | None = None  # [B, H, R], of layers with attention sinks
+
+    def on_cpu(self) -> LayerStatistics:
+        """The same on the CPU: a program waits for a GPU once, not once for each statistic."""
+        if self.lse.device.type == "cpu":
+            return LayerStatistics(*(None if x is None else x.detach() for x in self))  # type: ignore[arg-type]
+        moved = iter(in_one_copy([x for x in self if x is not None]))
+        return LayerStatistics(*(None if x is None else next(moved) for x in self))  # type: ignore[arg-type]
+
+
+def in_one_copy(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one device on the CPU, brought there as the bytes of all in a single copy."""
+    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # every one begins at a multiple of its size
+    parts = [tensors[i].detach().contiguous().flatten().view(torch.uint8) for i in order]
+    pieces = torch.cat(parts).cpu().split([len(p) for p in parts])
+    out = list(tensors)
+    for i, piece in zip(order, pieces, strict=True):
+        out[i] = piece.view(tensors[i].dtype).view(tensors[i].shape)
+    return out
 
 
 @dataclass(frozen=True)

@@ -115,12 +115,12 @@ class _Job:
         return self._result()
 
     def _keep(self, l: int, statistics: LayerStatistics) -> None:
-        for name, value in statistics._asdict().items():
+        for name, value in statistics.on_cpu()._asdict().items():
             if value is None:
                 continue
             if l == 0:  # [B, L, ...], its pages touched as layers come in
                 self.found[name] = torch.empty(len(value), self.model.cfg.n_layers, *value.shape[1:], dtype=value.dtype)
-            self.found[name][:, l] = value.cpu()
+            self.found[name][:, l] = value
 
     def _result(self) -> AttentionSummary:
         arrays = {name: (value if self.batched else value[0]).numpy() for name, value in self.found.items()}
