@@ -13,7 +13,6 @@ from torch import Tensor
 from pycotmech.engine import graphs, planner
 from pycotmech.engine.planner import Plan, Work
 from pycotmech.engine.rows import Variants
-from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.families.base import Family
 from pycotmech.model.run import site_bytes
 
@@ -82,11 +81,11 @@ class Budget:
     def pieces(self, batch: Batch) -> Pieces:
         """Ranges of variants that fit. Raises ValueError, naming the least budget, if one variant does not."""
         family, room = self.family, self.room - graphs.kept.reserved(self.family, self.room)
-        row, block = planner.row_bytes(family), planner.block_bytes(family, 1)
+        row, block, at_once = planner.row_bytes(family), planner.block_bytes(family, 1), family.sizes.row_block
         held = batch.held + self.logits_bytes(int(batch.read.sum()))
         longest, left = int(batch.lengths.max()), room - held
-        beside_a_block = left - max(longest, ROW_BLOCK) * block
-        flight = beside_a_block if beside_a_block >= ROW_BLOCK * row else left * row // (row + block)
+        beside_a_block = left - max(longest, at_once) * block
+        flight = beside_a_block if beside_a_block >= at_once * row else left * row // (row + block)
         if flight < longest * row or batch.passing > self.room:
             raise self.too_small(f"one variant of {longest} rows", max(held + longest * (row + block), batch.passing), held)
         return planner.cut((batch.lengths * row).tolist(), flight)
@@ -129,7 +128,8 @@ class Budget:
     def _in_flight(self, batch: Batch, pieces: Pieces) -> int:
         """Bytes of the largest of these pieces, with what is held and the logits of the rows that are read."""
         rows = max(int(batch.lengths[c:d].sum()) for c, d in pieces)
-        block = planner.block_bytes(self.family, min(rows, max(ROW_BLOCK, int(batch.lengths.max()))))
+        at_once = max(self.family.sizes.row_block, int(batch.lengths.max()))
+        block = planner.block_bytes(self.family, min(rows, at_once))
         held = batch.held + self.logits_bytes(int(batch.read.sum())) + graphs.kept.reserved(self.family, self.room)
         return held + rows * planner.row_bytes(self.family) + block
 

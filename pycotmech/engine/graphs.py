@@ -37,7 +37,6 @@ from torch import Tensor
 from pycotmech._warnings import warn
 from pycotmech.engine import planner
 from pycotmech.engine.staircase import Staircase
-from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.families.base import Family
 from pycotmech.model.prefixes import matmul_precision
 from pycotmech.model.work import LayerRows
@@ -328,7 +327,7 @@ class Graphs:
             return None
         rows, family = len(staircase.rows), staircase.family
         needed = sum(map(_nbytes, signature.tensors)) + rows * planner.row_bytes(family)
-        if not self._seen[key] or needed + planner.block_bytes(family, min(rows, ROW_BLOCK)) > limit:
+        if not self._seen[key] or needed + planner.block_bytes(family, min(rows, family.sizes.row_block)) > limit:
             return None
         graph = self._capture(staircase, signature)
         if graph is None:

@@ -15,7 +15,6 @@ from pycotmech.engine.memory import free_bytes
 from pycotmech.engine.metrics import KL_VALUES
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_memory
-from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.config import layer_flop, logits_flop
 from pycotmech.model.families.base import VOCAB_SLICE, Family
 from pycotmech.model.run import site_bytes
@@ -84,7 +83,7 @@ def row_bytes(family: Family) -> int:
     return cfg.d_model * wide + 7 * 8 + (2 * cfg.d_head * wide if family.few_launches else 0)
 
 
-def block_bytes(family: Family, rows: int = ROW_BLOCK) -> int:
+def block_bytes(family: Family, rows: int) -> int:
     """Temporaries of one block of rows: projections and the MLP's hidden layer, or those of a join."""
     cfg, wide = family.cfg, family.resid_dtype.itemsize
     heads = cfg.n_heads * cfg.d_head
@@ -126,7 +125,7 @@ def pass_bytes(family: Family, rows: int) -> int:
     cfg, heads = family.cfg, family.cfg.n_heads * family.cfg.d_head
     keys = cfg.n_layers * 2 * cfg.n_key_value_heads * cfg.d_head * family.dtype.itemsize
     row = keys + 3 * heads * family.dtype.itemsize + (cfg.d_model + 2 * cfg.d_head) * family.resid_dtype.itemsize
-    block = min(rows, ROW_BLOCK)
+    block = min(rows, family.sizes.row_block)
     return rows * row + block_bytes(family, block) + block * _projected(family)
 
 
@@ -158,7 +157,7 @@ def prompt_work(family: Family, sequences: list[tuple[int, int]], *, keys_only: 
     layers = cfg.n_layers - keys_only
     row = layer_flop(cfg)
     flop = (n * row.linear + keys * row.per_key) * layers
-    return Work(n * layers, flop, layer_bytes(family) * layers * math.ceil(n / ROW_BLOCK))
+    return Work(n * layers, flop, layer_bytes(family) * layers * math.ceil(n / family.sizes.row_block))
 
 
 def variant_work(
@@ -181,7 +180,8 @@ def variant_work(
     top_row = row.qkv - row.keys_values + row.attn_out + row.per_key * (first + lengths)
     flop += attend * (lengths.double() * row.keys_values + reads * top_row) + reads * logits_flop(cfg, columns)
     rows = torch.bincount(layer, lengths.double(), cfg.n_layers).cumsum(0)[:last]
-    blocks = int((rows / ROW_BLOCK).ceil().sum()) + math.ceil(len(layer) / ROW_BLOCK)
+    at_once = family.sizes.row_block
+    blocks = int((rows / at_once).ceil().sum()) + math.ceil(len(layer) / at_once)
     unembedding = cfg.d_model * family.dtype.itemsize * (cfg.d_vocab if columns is None else columns)
     return Work(float((lengths * with_mlp + top).sum()), float(flop.sum()), blocks * layer_bytes(family) + unembedding)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine.bases import Bases, Stage
-from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.model.families.base import Family
 
 
@@ -55,6 +54,11 @@ class Joining:
         return Joining(self.layer, self.stage, variant, base, position, index, self.numbers[rows])
 
 
+def row_block(family: Family) -> int:
+    """Rows that go through a layer together, about."""
+    return family.sizes.row_block
+
+
 Join = Callable[[Joining], Tensor]
 """Gives the residual rows [R, d] with which variants join, as a new tensor."""
 
@@ -77,18 +81,18 @@ class PackedRows:
 
     Where to cut is in lists on the CPU, indices of rows are on the device: a pass waits for nothing.
 
-    order [N]: the variants as they are packed; variants: in that order; begins: N + 1 numbers, where the rows of each begin,
-    and the same as `offsets`; keys: N numbers, when each joins. Of each row [R]: variant, the number of its variant in the
-    caller's order, and on the CPU `numbers`; position; base; index, the row of the base's kept activations; table, the keys
-    that it sees, own ones counted from the beginning of its range in `spans`. read_rows [M]: the packed rows that are read;
-    read_begins: N + 1 numbers, where those of each variant begin; to_caller [M]: their places variant after variant in the
-    caller's order.
+    row_block: rows that go through a layer together, about; order [N]: the variants as they are packed; variants: in that
+    order; begins: N + 1 numbers, where the rows of each begin, and the same as `offsets`; keys: N numbers, when each joins.
+    Of each row [R]: variant, the number of its variant in the caller's order, and on the CPU `numbers`; position; base;
+    index, the row of the base's kept activations; table, the keys that it sees, own ones counted from the beginning of its
+    range in `spans`. read_rows [M]: the packed rows that are read; read_begins: N + 1 numbers, where those of each variant
+    begin; to_caller [M]: their places variant after variant in the caller's order.
     """
 
     on_device: ClassVar[tuple[str, ...]] = ("variant", "position", "base", "index", "table", "read_rows", "to_caller")
 
     def __init__(self, family: Family, bases: Bases, variants: Variants) -> None:
-        device = family.device
+        device, self.row_block = family.device, row_block(family)
         key = variants.layer * len(Stage) + variants.stage
         self.order = torch.argsort(key, stable=True)
         self.variants = v = variants[self.order]
@@ -130,11 +134,11 @@ class PackedRows:
         return bisect_right(self.keys, l * len(Stage) + stage)
 
     def spans(self, n: int) -> Iterator[tuple[slice, ReadRows]]:
-        """The rows of the first n variants in ranges of about ROW_BLOCK, and those of each that are read. A range holds whole
+        """The rows of the first n variants in ranges of about `row_block`, and those of each that are read. A range holds whole
         variants, so that the own keys of a row are in it; where one begins does not depend on n."""
         first = 0
         while first < n:
-            end = bisect_right(self.begins, self.begins[first] + ROW_BLOCK, first, n + 1) - 1
+            end = bisect_right(self.begins, self.begins[first] + self.row_block, first, n + 1) - 1
             end = max(end, first + 1)
             read = ReadRows(self.read_begins[first], self.read_begins[end])
             yield slice(self.begins[first], self.begins[end]), read

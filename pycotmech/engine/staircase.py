@@ -47,7 +47,7 @@ class Staircase:
     upto: how many layers rows climb; None: all.
     jitter: which variants get rounding-sized noise wherever something is added to their rows; None: none.
 
-    Memory: a residual row of d values for each row of a variant, and the temporaries of `ROW_BLOCK` rows.
+    Memory: a residual row of d values for each row of a variant, and the temporaries of `Sizes.row_block` rows.
     """
 
     on_device: ClassVar[tuple[str, ...]] = ("rows", "join", "edits", "attention", "mlp", "watch", "jitter")
@@ -98,7 +98,7 @@ class Staircase:
             done = self._admit(x, done, l, Stage.MID)
             passed = attended if family.cfg.parallel else done
             if not family.cfg.parallel:
-                for a, b in blocks(begins[done]):
+                for a, b in blocks(begins[done], self.family.sizes.row_block):
                     self._add(x[a:b], self.mlp(l, x[a:b], slice(a, b)), l, Stage.MID, slice(a, b))
             self._ticked(begins[attended], begins[attended], begins[passed])
             done = self._admit(x, done, l, Stage.POST)
@@ -123,7 +123,7 @@ class Staircase:
         upto, begins = self.rows.joined(l, stage), self.rows.begins
         if upto > done:
             a, b = begins[done], begins[upto]
-            for c, d in blocks(b - a):
+            for c, d in blocks(b - a, self.family.sizes.row_block):
                 rows = slice(a + c, a + d)
                 x[rows] = self._joined(l, stage, rows)
         self.edits.write(stage.site, l, x, begins[upto])
@@ -155,13 +155,13 @@ class Staircase:
             if beside is not None:
                 self._add(here, beside, l, Stage.MID, read)
         pre, mid = begins[done], begins[rows.joined(l, Stage.MID)]
-        for a, b in blocks(mid - pre):
+        for a, b in blocks(mid - pre, self.family.sizes.row_block):
             out[pre + a : pre + b] = self._joined(l, Stage.MID, ReadRows(pre + a, pre + b))
         out[:mid] = edits.edit("resid_mid", l, ReadRows(0, mid), out[:mid])
         if not family.cfg.parallel:
-            for a, b in blocks(mid):
+            for a, b in blocks(mid, self.family.sizes.row_block):
                 self._add(out[a:b], self.mlp(l, out[a:b], ReadRows(a, b)), l, Stage.MID, ReadRows(a, b))
-        for a, b in blocks(len(out) - mid):
+        for a, b in blocks(len(out) - mid, self.family.sizes.row_block):
             out[mid + a : mid + b] = self._joined(l, Stage.POST, ReadRows(mid + a, mid + b))
         out = edits.edit("resid_post", l, ReadRows(0, len(out)), out)
         self._ticked(rows.begins[done] + pre, pre, pre if family.cfg.parallel else mid)

@@ -16,9 +16,6 @@ from pycotmech.model import work
 from pycotmech.model.families.base import Family
 from pycotmech.model.families.launches import side_by_side
 
-ROW_BLOCK = 2048
-"""Rows that go through the stages of a layer together: bounds temporary memory, keeps matrix products large."""
-
 Attention = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor | None]
 """(layer, q [n, H, D], own keys and own values [.., Hkv, D], rows) -> z [n, H, D]. Queries and keys are rotated. rows: which of
 the packed rows the queries are, None for the first n. None in the place of z ends the climb. The tensors are overwritten by
@@ -123,7 +120,7 @@ def climb(
     n_layers: only the first so many layers; what is said of the last layer then holds for the last of these.
     begin: the layer to begin with and the residual rows [R, d] before it, which are changed in place; None: the embedding.
 
-    Memory: the residual stream, the queries and z of one layer, `keys`, and the temporaries of `ROW_BLOCK` rows.
+    Memory: the residual stream, the queries and z of one layer, `keys`, and the temporaries of `Sizes.row_block` rows.
     """
     cfg, R = family.cfg, len(tokens)
     L = cfg.n_layers if n_layers is None else n_layers
@@ -138,7 +135,7 @@ def climb(
         k_own, v_own = keys.layer(l)
         asked = queries
         top = read if l == L - 1 else None
-        for a, b in blocks(n):
+        for a, b in blocks(n, family.sizes.row_block):
             kept.store("resid_pre", l, a, b, x[a:b])
             q, k, v = family.qkv(l, x[a:b])
             kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
@@ -156,7 +153,7 @@ def climb(
             work.count(family, work.LayerRows(qkv=n))
             return x
         z = z if edit_z is None else edit_z(l, z, None)
-        for a, b in blocks(n):
+        for a, b in blocks(n, family.sizes.row_block):
             kept.store("z", l, a, b, z[a:b])
             beside = family.mlp_out(l, x[a:b]) if cfg.parallel else None
             out = family.attn_out(l, z[a:b])
@@ -195,5 +192,5 @@ def _read_rows(
     return x + family.mlp_out(l, x)
 
 
-def blocks(n: int, size: int = ROW_BLOCK) -> Iterator[tuple[int, int]]:
+def blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
     return ((a, min(a + size, n)) for a in range(0, n, size))

@@ -25,13 +25,17 @@ class Sizes:
     """segment: tokens of a prefix that are computed, and kept, together. Smaller: more is shared between prompts that part
         late, and weights are read more often.
     pass_rows: what a second pass through the model must save, in rows: about those that cost as much as reading the weights.
+    row_block: rows that go through the stages of a layer together: bounds temporary memory, keeps matrix products large.
     """
 
     segment: int
     pass_rows: int
+    row_block: int
 
 
-CPU = Sizes(segment=128, pass_rows=128)
+CPU = Sizes(segment=128, pass_rows=128, row_block=2048)
+_BLOCK = 16
+"""So many times the other sizes are a block of rows."""
 
 
 def for_device(device: torch.device) -> Sizes:
@@ -44,4 +48,4 @@ def for_device(device: torch.device) -> Sizes:
 def for_ridge(flop_by_the_byte: float) -> Sizes:
     """The sizes of a device with this ridge point: the power of two at or above the rows at which arithmetic is the limit."""
     rows = 1 << max(0, int(_ABOVE * flop_by_the_byte) - 1).bit_length()
-    return Sizes(segment=rows, pass_rows=rows)
+    return Sizes(segment=rows, pass_rows=rows, row_block=_BLOCK * rows)

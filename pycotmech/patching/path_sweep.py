@@ -19,7 +19,6 @@ from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits
 from pycotmech.engine.senders import Climbed, PathJoins, run_senders
-from pycotmech.model.climb import ROW_BLOCK
 from pycotmech.patching.chunks import Chunk, PairValues, run_chunks
 from pycotmech.patching.path_layout import PathLayout, SenderBatch
 from pycotmech.patching.path_results import PathSweep
@@ -51,7 +50,7 @@ def cut_paths(layout: PathLayout, budget: Budget) -> tuple[list[SenderChunk], Pl
 
     def rising(kept: int, rows: int) -> int:
         """Bytes of senders on their way up, or where they are read."""
-        block = planner.senders_bytes(family, min(rows, ROW_BLOCK), len(paths.inputs))
+        block = planner.senders_bytes(family, min(rows, family.sizes.row_block), len(paths.inputs))
         return kept + max(block, 0 if paths.layers else budget.logits_bytes(rows))
 
     for a, b in planner.cut_where(

@@ -79,7 +79,7 @@ def test_many_pairs_are_as_one_at_a_time_and_cost_less(case, monkeypatch, direct
     rows = []
     plain = bases.forward_packed
     monkeypatch.setattr(bases, "forward_packed", lambda f, s, *a, **k: rows.append(sum(map(len, s))) or plain(f, s, *a, **k))
-    monkeypatch.setattr(sizes, "CPU", Sizes(segment=128, pass_rows=4))
+    monkeypatch.setattr(sizes, "CPU", Sizes(segment=128, pass_rows=4, row_block=2048))
     for arguments in (dict(positions=[-1]), dict(), dict(site="pattern", positions=[-1]), dict(site="resid_pre")):
         patch = pcm.patch_residual if arguments.get("site") == "resid_pre" else pcm.patch_heads
         if patch is pcm.patch_residual:

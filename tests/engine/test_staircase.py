@@ -47,7 +47,7 @@ EVERYWHERE = [(1, Stage.POST), (0, Stage.PRE), (2, Stage.MID), (1, Stage.MID), (
 def test_a_variant_that_joins_with_the_other_run_is_the_other_run(case, block, monkeypatch):
     """At whatever layer and stage it joins: in the rows before each layer, and in the end."""
     model, found, clean, _ = case
-    monkeypatch.setattr(packed_rows, "ROW_BLOCK", block)
+    monkeypatch.setattr(packed_rows, "row_block", lambda family: block)
     seen = {}
 
     def watch(l, rows, x, n):
@@ -101,7 +101,7 @@ def test_rows_of_a_layer_are_counted(case):
 
 def test_packed_rows_stand_in_the_order_in_which_variants_join(case, monkeypatch):
     model, found, *_ = case
-    monkeypatch.setattr(packed_rows, "ROW_BLOCK", 13)
+    monkeypatch.setattr(packed_rows, "row_block", lambda family: 13)
     rows, S = PackedRows(model.family, found.bases, variants(*EVERYWHERE)), T - FIRST
     assert rows.keys == sorted(3 * l + s for l, s in EVERYWHERE) and len(rows) == len(EVERYWHERE) * S
     assert [EVERYWHERE[i] for i in rows.order] == sorted(EVERYWHERE)

@@ -18,7 +18,7 @@ ROOM = 2**30
 
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch):
-    monkeypatch.setattr(sizes, "CPU", Sizes(segment=8, pass_rows=128))
+    monkeypatch.setattr(sizes, "CPU", Sizes(segment=8, pass_rows=128, row_block=2048))
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ def test_independent_of_chunks_blocks_and_threads(monkeypatch):
         torch.set_num_threads(threads)
     small = pcm.patch_heads(model, clean, corrupted, memory_gb=0.0008)
     assert small.plan.chunks > 1 and np.abs(small.raw - whole.raw).max() < 2e-5 * scale
-    monkeypatch.setattr(packed_rows, "ROW_BLOCK", 17)  # blocks that fit one variant each
+    monkeypatch.setattr(packed_rows, "row_block", lambda family: 17)  # blocks that fit one variant each
     assert np.abs(pcm.patch_heads(model, clean, corrupted).raw - whole.raw).max() < 2e-5 * scale
 
 

@@ -209,7 +209,7 @@ def test_independent_of_chunks_and_blocks_and_progress_ends_at_its_total(receive
         assert small.plan.chunks > 1 or (receivers == "logits" and not few)
         assert np.abs(small.raw - np.take(whole.raw, which, -1 if receivers == "logits" else 2)).max() < tolerance
         assert seen[-1][0] == seen[-1][1] > 0 and seen == sorted(seen)
-    monkeypatch.setattr(packed_rows, "ROW_BLOCK", 5)
+    monkeypatch.setattr(packed_rows, "row_block", lambda family: 5)
     again = pcm.path_patch(model, *prompts, **options)
     assert np.abs(again.raw - whole.raw).max() < tolerance
     assert np.array_equal(pcm.path_patch(model, *prompts, **options).raw, again.raw)  # one plan, one result

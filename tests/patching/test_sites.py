@@ -176,7 +176,7 @@ def test_blocks_that_hold_one_variant(monkeypatch):
         arguments = dict(site=site, per_query_head=site == "v")
         whole = case.sweep(**arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(packed_rows, "ROW_BLOCK", 7)
+            patch.setattr(packed_rows, "row_block", lambda family: 7)
             patch.setattr(late, "_PATTERN_ENTRIES", 1)
             cut = case.sweep(**arguments)
         assert np.abs(whole.raw - cut.raw).max() < 1e-5 * np.abs(whole.effect).max() + 1e-5

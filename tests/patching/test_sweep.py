@@ -84,7 +84,7 @@ def test_in_pieces_and_blocks(case, monkeypatch):
     assert whole.plan.chunks == 1 and seen[-1][0] == seen[-1][1] > 0
     assert np.array_equal(whole.raw, pcm.sweep(model, tokens, variants, **arguments).raw)
     small = pcm.sweep(model, tokens, variants, memory_gb=0.0005, **arguments)
-    monkeypatch.setattr(packed_rows, "ROW_BLOCK", 7)
+    monkeypatch.setattr(packed_rows, "row_block", lambda family: 7)
     blocks = pcm.sweep(model, tokens, variants, **arguments)
     assert small.plan.chunks > 1
     for other in (small, blocks):
