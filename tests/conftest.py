@@ -23,6 +23,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if "mark.gpu" in collection_path.read_text(encoding="utf-8") else True
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "write what the tests of every family measured to this JSON file (docs/families.json; without -n)"
+    parser.addoption("--record-families", default=None, metavar="FILE", help=what)
+
+
 @pytest.fixture(scope="session")
 def tiny_cot_path() -> Path:
     """The shipped folder of the tiny-cot model (4 layers, 8 heads, 248 words)."""

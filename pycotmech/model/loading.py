@@ -329,6 +329,8 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
     model, info = found
     _checkpoint.check_loading_info(info, source=source)
     _checkpoint.check_finite(model, source=source)
+    if model.dtype == torch.float64 and family_class(fields, str(source)).routed:
+        model.set_experts_implementation("eager")  # the grouped products of the others take no float64
     return model.eval().requires_grad_(False)
 
 

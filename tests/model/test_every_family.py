@@ -15,6 +15,7 @@ from tests.reference.parts import final_norm_of, layers_of, output_matrix
 from tests.reference.paths import PathTruth
 from tests.reference.small_families import FAMILIES, WINDOWS, small
 from tests.reference.truth import activations, double, edited_logits, gain_of, logits_of, slopes, sweep_truth, ungrouped
+from tests.reference.watch import watched
 from tests.reference.windowed import registered, windowed
 
 T, FIRST, H, HKV, D = 20, 13, 4, 2, 16
@@ -30,7 +31,8 @@ class Case:
 
     def __init__(self, family: str, dtype: torch.dtype) -> None:
         hf = small(family)
-        self.name, self.wide = family, double(hf)
+        self.name, self.dtype, self.wide = family, dtype, double(hf)
+        self.errors: list[float] = []  # of the test that is running, relative to the largest value
         self.tolerance = 2e-4 if dtype == torch.float32 else 1e-6  # many results are float32 whatever the model
         with registered():
             self.model = pcm.Model(hf if dtype == torch.float32 else copy.deepcopy(hf).double())
@@ -44,6 +46,7 @@ class Case:
         scale = max(scale, 0.05)  # of logits of size 1, where an effect is nearly nothing
         worst = np.nanmax(np.abs(ours - truth)) if ours.size else 0.0
         assert worst <= (max(self.tolerance, 2e-5) if narrowed else self.tolerance) * scale, (worst, scale)
+        self.errors.append(float(worst / scale))
 
     def difference(self, tokens, edits=(), hf=None) -> float:
         """logit(answer) - logit(wrong) of one hooked forward pass."""
@@ -57,6 +60,18 @@ _CASES = [(family, dtype) for family in FAMILIES for dtype in (torch.float32, to
 @pytest.fixture(scope="module", params=_CASES, ids=lambda case: f"{case[0]}-{str(case[1])[6:]}")
 def case(request):
     return Case(*request.param)
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_reached(request):
+    """Without a fallback in silence: `tests/reference/watch.py`."""
+    if "case" not in request.fixturenames:
+        yield
+        return
+    case = request.getfixturevalue("case")
+    case.errors = []
+    with watched(request, case.name, case.dtype, case.errors):
+        yield
 
 
 def test_windows_soft_cap_scale_and_rotary_base_matter():

@@ -25,6 +25,8 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "gemma2": ("Gemma2", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9, attn_logit_softcapping=3.0,
                               final_logit_softcapping=5.0)),
     "gemma3_text": ("Gemma3Text", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9)),
+    "llama": ("Llama", dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                                              "high_freq_factor": 4.0, "original_max_position_embeddings": 64})),
     "gpt_oss": ("GptOss", dict(sliding_window=6, layer_types=_MIXED, num_local_experts=4, num_experts_per_tok=2,
                                swiglu_limit=0.8,
                                rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0,

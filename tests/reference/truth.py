@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from tests.reference.parts import attention_of, head_size, layers_of, modeling, projection_of, tap
+from tests.reference.watch import unwatched
 from tests.reference.windowed import masked_scores
 
 
@@ -65,7 +66,8 @@ def hooked(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 @torch.no_grad()
 def logits_of(hf: nn.Module, tokens: Tensor, *, keep: int = 0) -> Tensor:
     """[T, V], or the last `keep` rows."""
-    return hf(tokens[None].to(hf.device), use_cache=False, logits_to_keep=keep).logits[0]
+    with unwatched():
+        return hf(tokens[None].to(hf.device), use_cache=False, logits_to_keep=keep).logits[0]
 
 
 @torch.no_grad()
@@ -266,7 +268,7 @@ def slopes(hf: nn.Module, tokens: Tensor, site: str, metric: Callable[[Tensor], 
 
     layers = layers_of(hf)
     taps = [projection_of(x).register_forward_pre_hook(before) if site == "z" else tap(x, site).hook(moved) for x in layers]
-    with torch.enable_grad(), hooked(*taps):
+    with unwatched(), torch.enable_grad(), hooked(*taps):
         found = torch.autograd.grad(metric(hf(tokens[None], use_cache=False).logits[0, -1]), moves)
     return torch.stack(found).view(len(found), len(tokens), -1, head_size(hf))
 

@@ -105,6 +105,12 @@ class Family(ABC):
                 f"model: its weights are {weight.dtype} on {weight.device} now and were {self.dtype} on {self.device} when "
                 "pycotmech looked at it; make a new pcm.Model of it"
             )
+        implementation = getattr(self.hf.config, "_experts_implementation", None)
+        if self.routed and self.dtype == torch.float64 and implementation not in (None, "eager", "batched_mm"):
+            raise ValueError(
+                f"model: its experts are computed by {implementation!r}, which takes no float64; call "
+                "set_experts_implementation('eager') on the Hugging Face model first"
+            )
         for (name, module), seen in zip(found, self._seen, strict=True):
             if module is not seen:
                 raise ValueError(f"model: {name} was replaced after pycotmech looked at it; make a new pcm.Model of the model")

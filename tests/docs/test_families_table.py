@@ -1,0 +1,29 @@
+"""The table of docs/families.md: what the suite recorded, of every family and of every function."""
+
+import inspect
+
+from pycotmech.model.families.registry import SUPPORTED
+from tests.cot.analyses import test_every_family as of_analyses
+from tests.model import test_every_family as of_functions
+from tests.reference import family_table, small_families
+from tests.reference.watch import FUNCTIONS
+
+
+def test_the_page_shows_the_record():
+    assert family_table.shown() == family_table.table(family_table.read()), "run `python -m tests.reference.family_table`"
+
+
+def test_every_family_and_function_is_there():
+    shown = family_table.shown()
+    assert set(SUPPORTED) <= set(small_families.FAMILIES), "a family is missing in tests/reference/small_families.py"
+    assert all(f"`{name}`" in shown for name in (*SUPPORTED, *(name for name, _ in FUNCTIONS.values())))
+
+
+def test_every_test_of_the_suite_is_in_the_record():
+    tests = {
+        name
+        for module in (of_functions, of_analyses)
+        for name, test in inspect.getmembers(module, inspect.isfunction)
+        if name.startswith("test_") and "case" in inspect.signature(test).parameters
+    }
+    assert tests == set(FUNCTIONS)
