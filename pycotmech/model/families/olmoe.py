@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers.models.olmoe import modeling_olmoe
 
 from pycotmech.model.families.normed_qk import NormedRowQK
@@ -26,7 +25,7 @@ class OlmoeFamily(NormedRowQK):
 
     def _parts(self) -> dict[str, tuple[type[Any], ...]]:
         attention = {name: types for name, types in super()._parts().items() if not name.startswith("mlp")}
-        mixture: dict[str, tuple[type[nn.Module], ...]] = {
+        mixture: dict[str, tuple[type[Any], ...]] = {
             "mlp": (modeling_olmoe.OlmoeSparseMoeBlock,),
             "mlp.gate": (modeling_olmoe.OlmoeTopKRouter,),
             "mlp.experts": (modeling_olmoe.OlmoeExperts,),
