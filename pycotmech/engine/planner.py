@@ -78,9 +78,10 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> int:
 
 
 def row_bytes(family: Family) -> int:
-    """A residual row in flight, its entries in the row tables, and its angles where these are looked up once."""
+    """A residual row in flight, its entries in the row tables, and where these are looked up once its angles, of two kinds of
+    layers at most."""
     cfg, wide = family.cfg, family.resid_dtype.itemsize
-    return cfg.d_model * wide + 7 * 8 + (2 * cfg.d_head * wide if family.few_launches else 0)
+    return cfg.d_model * wide + 7 * 8 + (4 * cfg.d_head * wide if family.few_launches else 0)
 
 
 def block_bytes(family: Family, rows: int) -> int:
