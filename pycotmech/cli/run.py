@@ -27,6 +27,7 @@ def run(
     direction: o.Direction = "denoise",
     metric: o.Metric = "kl",
     positions: o.Positions = "all",
+    controls: o.Controls = True,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -49,6 +50,7 @@ def run(
         model=model, pairs=o.path(pairs, "pairs"), examples=examples, steps=o.numbers(steps, "steps"), shots=shots, hops=hops,
         style=style, order=order, ontology=ontology, distractors=distractors, dtype=dtype, device=device, seed=seed,
         direction=direction, metric=metric, positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
+        controls=controls,
     )  # fmt: skip
     keep(settings, out, top, quiet, verify, accept_version)
 

@@ -28,6 +28,7 @@ def sweep(
     direction: o.Direction = "denoise",
     metric: o.Metric = "kl",
     positions: o.Positions = "all",
+    controls: o.Controls = True,
     screen: Annotated[
         int | None, o.patch("Sweep only the K heads with the largest first-order estimates.", metavar="K")
     ] = None,
@@ -51,6 +52,7 @@ def sweep(
     import pycotmech as pcm
     from pycotmech.cli.bars import Bars
     from pycotmech.files.write import replacing, write_text
+    from pycotmech.patching.controls import control_arguments
     from pycotmech.runs import Settings, read_pairs
     from pycotmech.runs.pairs import words_read
     from pycotmech.runs.settings import torch_threads
@@ -59,6 +61,7 @@ def sweep(
     settings = Settings(
         model=model, dtype=dtype, device=device, seed=seed, direction=direction, metric=metric,
         positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
+        controls=controls and pairs is not None,
     )  # fmt: skip
     settings.check()
     if (pairs is None) == (clean is None and corrupted is None):
@@ -83,8 +86,9 @@ def sweep(
     bars = Bars(quiet)
     given: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
     if read is not None:
-        work_of_pairs(loaded, read, settings)  # names the line of a pair that cannot be swept
+        work = work_of_pairs(loaded, read, settings)  # names the line of a pair that cannot be swept
         given = {name: [getattr(pair, name) for pair in read] for name in ("clean", "corrupted", *words_read(metric))}
+        given |= control_arguments([other for row in work.others for other in row]) if controls else {}
     with torch_threads(threads):
         bars.begin("patching", 1, "sweep")
         result = pcm.patch_heads(
@@ -111,5 +115,7 @@ def _text(result: Sweep, top: int) -> str:
     lines = [line for line in str(result).splitlines() if not line.startswith("  ")]
     for (layer, head), effect in result.top(top):
         note = "" if abs(effect) > result.noise_floor else "  (rounding)"
+        if not note and result.controls is not None and abs(effect) <= result.controls.threshold:
+            note = "  (within the control)"
         lines.append(f"  {f'L{layer}H{head}':<8} {effect:+.4f}{note}")
     return "\n".join(lines)

@@ -195,6 +195,27 @@ def run_pairs(
     return PairRuns(out, torch.cat(final[:B]), torch.cat(final[B:]) if sources else final[0][:0])
 
 
+def z_of_prompts(family: Family, prompts: Sequence[Tensor | None], rows: Sequence[int], past: KeyValues | None) -> Tensor:
+    """z of the last rows of some prompts, prompt after prompt: [L, sum of rows, H, D].
+
+    prompts: each begins with the tokens of the past; None: its rows stay 0. rows: how many of each.
+    """
+    cfg, P = family.cfg, 0 if past is None else len(past)
+    out = torch.zeros(cfg.n_layers, sum(rows), cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
+    sequences, keep, to, ran, begin = [], [], [], 0, 0
+    for prompt, n in zip(prompts, rows, strict=True):
+        if prompt is not None:
+            sequences.append(prompt[P:])
+            ran += len(sequences[-1])
+            keep.append(torch.arange(ran - n, ran))
+            to.append(torch.arange(begin, begin + n))
+        begin += n
+    if sequences:
+        packed = forward_packed(family, sequences, past, sites=("z",), keep=torch.cat(keep))
+        out[:, torch.cat(to).to(family.device)] = packed.sites["z"]
+    return out
+
+
 @dataclass(frozen=True)
 class _Run:
     """Where one prompt is found in a packed pass."""

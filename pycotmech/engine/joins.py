@@ -72,6 +72,8 @@ class HeadJoins:
     moves [N]: variants that join by a difference: z of `head` [N] becomes the source run's, or for those in `control` [N]
         (self-patches) moves by one unit in the last place. Where `editable`, everywhere (-1), or at the rows whose label, or
         position where none are given, is `position` [N].
+    other [L, sum of rows, H, D] as `Bases.sites` has z: of an unrelated prompt, from which the variants in `from_other` [N]
+        take z in place of the source run's; None: no variant does.
     """
 
     family: Family
@@ -84,9 +86,11 @@ class HeadJoins:
     signs: Tensor  # [sum of rows, H, D]
     only_controls: bool  # whether none but self-patches move
     labels: Tensor | None = None  # [sum of rows]
+    other: Tensor | None = None  # [L, sum of rows, H, D]
+    from_other: Tensor | None = None  # [N] bool
 
     on_device: ClassVar[tuple[str, ...]] = (
-        "bases", "control", "moves", "head", "position", "editable", "signs", "labels",
+        "bases", "control", "moves", "head", "position", "editable", "signs", "labels", "other", "from_other",
     )  # fmt: skip
 
     @classmethod
@@ -102,18 +106,21 @@ class HeadJoins:
         editable: Tensor,
         signs: Tensor,
         labels: Tensor | None = None,
+        other: Tensor | None = None,
+        from_other: Tensor | None = None,
     ) -> HeadJoins:
         """From tensors on the CPU: what decides what is computed is known before rows go through the layers."""
         only_controls = not bool((moves & ~control).any())
         to = family.device
         return cls(
             family, bases, control.to(to), moves.to(to), head.to(to), position.to(to), editable.to(to), signs.to(to),
-            only_controls, None if labels is None else labels.to(to),
+            only_controls, *(None if t is None else t.to(to) for t in (labels, other, from_other)),
         )  # fmt: skip
 
     def of(self, first: int, end: int) -> HeadJoins:
         """For the variants numbered first..end - 1, which are numbered from 0."""
-        return replace(self, **{name: getattr(self, name)[first:end] for name in ("control", "moves", "head", "position")})
+        names = ("control", "moves", "head", "position", *(() if self.from_other is None else ("from_other",)))
+        return replace(self, **{name: getattr(self, name)[first:end] for name in names})
 
     def __call__(self, joining: Joining) -> Tensor:
         l, index, variant = joining.layer, joining.index, joining.variant
@@ -125,7 +132,7 @@ class HeadJoins:
         if self.only_controls:
             dz = torch.zeros_like(before)
         else:
-            dz = self.bases.source["z"][l][index, head].to(wide).sub_(before)
+            dz = self._values(l, index, head, variant).to(wide).sub_(before)
         if self._picks(index):
             chosen = control.nonzero().flatten()
             dz[chosen] = self.signs[index[chosen], head[chosen]] * ulp(before[chosen], z.dtype)
@@ -136,6 +143,18 @@ class HeadJoins:
         # Those that do not move get a difference of 0.
         dz *= (self.moves[variant] & self.editable[index] & ((only < 0) | (only == position)))[:, None]
         return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head, index)
+
+    def _values(self, l: int, index: Tensor, head: Tensor, variant: Tensor) -> Tensor:
+        """z [R, D] that these rows take: the source run's, or the other prompt's."""
+        values = self.bases.source["z"][l][index, head]
+        if self.other is None or self.from_other is None:
+            return values
+        of_other = self.from_other[variant]
+        if not self._picks(index):
+            return torch.where(of_other[:, None], self.other[l][index, head], values)
+        chosen = of_other.nonzero().flatten()
+        values[chosen] = self.other[l][index[chosen], head[chosen]]
+        return values
 
     @staticmethod
     def _picks(rows: Tensor) -> bool:

@@ -91,6 +91,7 @@ def run(
     if another process writes to the folder.
     """
     settings.check()
+    settings = replace(settings, controls=False)  # E1 has controls always; no other analysis has any
     if settings.pairs is not None:
         raise ValueError("pairs: the paper's analyses need the task; expected none")
     if minutes is not None and not minutes > 0:

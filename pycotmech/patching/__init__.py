@@ -9,8 +9,8 @@ The public functions are in `heads`, `residual`, `paths`, `sweep`, `ablate`, `kn
 
 Tests: `test_heads.py` for `chunks`, `pair_layout`, `pair_sweep`, `position_groups`, `question`; `test_sites.py` for
 `residual`; `test_sweep.py` for `edits`; `test_paths.py` for `path_layout`, `path_results`, `path_sweep`; `test_invariants.py`
-for `results`; `test_noise_floor.py` for `rounding`; `test_controls.py` for `control_results`; the others have tests of their
-own names.
+for `results`; `test_noise_floor.py` for `rounding`; `test_controls.py` for `control_results`, `sham`; the others have tests of
+their own names.
 """
 
 from pycotmech.engine.planner import Plan

@@ -46,6 +46,8 @@ class PairValues:
     raw [B, ...] float64: the metric of every variant, NaN where none was asked for. self_patches [B, N_SELF_PATCHES].
     rounding [B, N_DELTAS, 3]: what rounding changes in the metric, as `rounding_of_pair` gives it.
     clean, corrupted [B]: the metric of both runs. logits [B, ..., V]: of the variants, if they are kept.
+    random [B, ...]: the metric of the random controls, NaN where there is none; sham [B]: what the patch before the first
+    difference changes in the metric, NaN where there is none.
     """
 
     raw: Tensor
@@ -54,19 +56,22 @@ class PairValues:
     clean: Tensor
     corrupted: Tensor
     logits: Tensor | None
+    random: Tensor
+    sham: Tensor
 
     def of(self, i: int) -> PairValues:
         """Those of one pair, as the only one."""
         at = slice(i, i + 1)
         logits = None if self.logits is None else self.logits[at]
-        return PairValues(self.raw[at], self.self_patches[at], self.rounding[at], self.clean[at], self.corrupted[at], logits)
+        names = ("raw", "self_patches", "rounding", "clean", "corrupted")
+        return PairValues(*(getattr(self, name)[at] for name in names), logits, self.random[at], self.sham[at])
 
 
 AnyChunk = TypeVar("AnyChunk", bound=Chunk)
 
-Evaluate = Callable[[AnyChunk, Bases, list[ExampleMetric], PairValues], Tensor]
-"""Evaluates the variants of a chunk, each reader with its metric, and writes what is found to the values; returns the final
-residual rows of each reader's controls [readers, N_CONTROLS, d]."""
+Evaluate = Callable[[AnyChunk, KeyValues | None, Bases, list[ExampleMetric], PairValues], Tensor]
+"""Evaluates the variants of a chunk, whose prompts begin with the past, each reader with its metric, and writes what is found
+to the values; returns the final residual rows of each reader's controls [readers, N_CONTROLS, d]."""
 
 
 def run_chunks(
@@ -85,6 +90,8 @@ def run_chunks(
         clean=torch.empty(n, dtype=torch.float64),
         corrupted=torch.empty(n, dtype=torch.float64),
         logits=torch.full((n, *shape, V), torch.nan, dtype=torch.float32) if evaluator.keep_logits else None,
+        random=torch.full((n, *shape), torch.nan, dtype=torch.float64),
+        sham=torch.full((n,), torch.nan, dtype=torch.float64),
     )
     past = question.prefixes.key_values(question.shared, question.budget.room)
     for chunk in chunks:
@@ -117,7 +124,7 @@ def _run_chunk(
     metrics = _measure_runs(question, chunk.readers, runs, evaluator, out)
     for i in chunk.readers:
         out.raw[i][layout.measured] = (out.corrupted if question.direction == "denoise" else out.clean)[i]
-    controls, denoise = evaluate(chunk, runs.bases, metrics, out), question.direction == "denoise"
+    controls, denoise = evaluate(chunk, past, runs.bases, metrics, out), question.direction == "denoise"
     for e, i in enumerate(chunk.readers):
         base, source = runs.base_final[e], runs.source_final[e]
         out.rounding[i] = rounding_of_pair(evaluator, metrics[e], base, source, controls[e], denoise)

@@ -15,8 +15,8 @@ class Controls:
     """The controls of a sweep over B pairs, on the scale of its effects.
 
     random: the effect of each head with activations of another prompt of equal length in place of the source run's, at the
-        same positions, in the shape of the sweep's `effect`; over several pairs the ratio of means over those in which it was
-        measured. NaN where it was not.
+        same positions, in the shape of the sweep's `effect`; over several pairs the mean change of those in which it was
+        measured, in units of the mean difference between both runs. NaN where it was not.
     random_raw: the metric itself, in the shape of the sweep's `raw`.
     sham [B]: the largest |effect| of a patch at the position before the first difference, where both runs are the same: 0
         exactly. NaN for pairs that differ at position 0.

@@ -13,6 +13,7 @@ from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens
 from pycotmech.model.sites import KEY_VALUE_SITES
 from pycotmech.patching.attribution import attribute, check_screen
+from pycotmech.patching.controls import ControlChoice, ControlSource
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.pair_sweep import PairSweep, prepare_sweep
 from pycotmech.patching.position_groups import PositionGroups
@@ -47,6 +48,9 @@ def patch_heads(
     return_logits: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    controls: ControlChoice = None,
+    control_source: ControlSource = None,
+    control_share: float = 1.0,
 ) -> Sweep:
     """Replaces a part of one head at a time by its value in the other run, for all heads, and reads a metric.
 
@@ -69,7 +73,21 @@ def patch_heads(
         their best position), exactly; the others are NaN, and `Sweep.estimate` has the estimates of all. For z, q, k and v,
         and a metric with a slope at the base run.
     memory_gb: what the sweep may use; None: half of what is free.
-    seed: of the self-patches' directions. progress: called with (token-forwards done, in all).
+    seed: of the self-patches' directions, and of the heads that are drawn for controls. progress: called with (token-forwards
+        done, in all).
+    controls: None, "all", or some of ("self", "random", "sham"), for site z; `Sweep.controls` has what they give.
+        "self": patches of a head by itself, which every sweep has, from which `noise_floor` takes its zero.
+        "random": each head with the activations of another prompt of equal length in place of the source run's, at the same
+        positions from the first difference on, through the same pass. What a head does with any other prompt's activations is
+        no effect of this prompt's, so only what is larger than 95 % of the random controls (`Sweep.beyond`) is called an
+        effect. Heads that are like the controls lie beyond that with probability 0.05 at most, one by one; `Controls.largest`
+        is the bound for all at once.
+        "sham": a patch at the position before the first difference, which changes exactly nothing.
+    control_source: the other prompt (clean if denoising, corrupted if noising), one for each pair, None where there is none;
+        None: of each pair the next one of the same length whose prompt is another. A pair without one has no random control,
+        and `Controls.missing` says so.
+    control_share: the share of the heads whose random control is measured, drawn for each pair by the seed and the other
+        prompt, evenly over the layers. 1: each head's effect has its control beside it. Runs over many examples measure 6 %.
 
     Returns a `Sweep`: .values [L, H] ([L, T, H] by position, [L, G, H] for groups; 0 where nothing can change), corrupted 0
     and clean 1; Hkv in place of H for k and v.
@@ -77,7 +95,8 @@ def patch_heads(
     Cost: the shared prefix once; the rest of both prompts (of a list: once for pairs that begin another one; for z at all
         positions their sweep too); and about (L - 1) / 2 of L layers for each variant's positions after the first difference
         (for q, k, v and pattern also the attention of the layer where it joins). Memory within `memory_gb`. A screen costs
-        what `attribute_heads` costs, and saves the variants it leaves out.
+        what `attribute_heads` costs, and saves the variants it leaves out. Random controls cost `control_share` of the
+        variants and the run of another prompt, the sham position two variants and a run; `plan_heads` counts them.
     Exact: one hooked forward per head gives the same numbers.
     """
     check_model(model)
@@ -85,6 +104,7 @@ def patch_heads(
         model, clean, corrupted, site=site, heads=heads, per_query_head=per_query_head, screen=screen, positions=positions,
         by_position=by_position, groups=groups, direction=direction, metric=metric, answer=answer, wrong=wrong,
         normalize=normalize, read=read, memory_gb=memory_gb, return_logits=return_logits, seed=seed, progress=progress,
+        controls=controls, control_source=control_source, control_share=control_share,
     )  # fmt: skip
     if screen is None:
         return sweep.run()

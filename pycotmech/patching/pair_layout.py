@@ -1,5 +1,5 @@
 """Which variants a sweep over pairs consists of: one place of the model at a time takes its value from the other run, at all
-positions, at each position on its own, or at each group of positions on its own."""
+positions, at each position on its own, or at each group of positions on its own; and the same from a control's prompt."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pycotmech.engine.row_edits import PER_QUERY, Entries
 from pycotmech.engine.rows import Variants
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.sites import RESIDUAL_SITES
+from pycotmech.patching.controls import ControlRequest
 from pycotmech.patching.edits import JOINS_AT, base_sites, heads_of, reaches
 from pycotmech.patching.pairs import Pair, targets_of
 from pycotmech.patching.position_groups import PositionGroups, labels_of_prompts
@@ -26,13 +27,15 @@ from pycotmech.patching.shared_runs import SharedRun, each_alone, shared_runs
 
 @dataclass(frozen=True)
 class VariantTable:
-    """N variants of some runs, as arrays: for each run its places, part by part, then its controls."""
+    """N variants of some runs, as arrays: for each run its places, part by part, some of them again with the values of an
+    unrelated prompt, then its self-patches and jittered copies."""
 
     variants: Variants
     lengths: Tensor  # [N] rows
     head: Tensor  # [N]; -1 where the site has none
     part: Tensor  # [N] which positions, as `PairLayout.labels` numbers them; -1: all targets
     control: Tensor  # [N] bool: the self-patches and the jittered copies
+    random: Tensor  # [N] bool: those with the values of an unrelated prompt
     streams: Tensor  # [N] of the noise of the jittered copies; -1: none
     edits: dict[tuple[str, int], Entries]
 
@@ -44,6 +47,7 @@ class PairLayout:
     site: as `RowEdits` names it. places: (layer, head) of what is patched, head 0 where the site has none.
     targets: for each pair the positions that are patched, ascending. labels: for each pair [T] the part of the results that
     each position belongs to: the position itself, the group of positions (named in `group_names`), or 0; -1 for none.
+    controls: those that were asked for, of site z.
     """
 
     cfg: ModelConfig
@@ -55,6 +59,7 @@ class PairLayout:
     targets: list[list[int]]
     labels: list[Tensor]
     seed: int
+    controls: ControlRequest | None = None
 
     # ---- the shape of the results ------------------------------------------------------------------------------------
 
@@ -147,7 +152,7 @@ class PairLayout:
     def table(self, runs: Sequence[SharedRun]) -> VariantTable:
         """The variants of these runs."""
         places = torch.tensor(self.places)
-        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first; head, part, control, stream
+        found: list[tuple[Tensor, ...]] = []  # base, layer, stage, first; head, part, control, random, stream
         edits: list[tuple[Tensor, ...]] = []  # layer, variant, position, head, ref
         n_variants = n_rows = 0
         for b, run in enumerate(runs):
@@ -165,19 +170,39 @@ class PairLayout:
                 ref = n_rows + position - self.kept_from(i)
                 edit = (places[place, 0], n_variants + variant, position, head, ref)
                 edits.append(tuple(t[order] for t in edit))
+            again = self._drawn(i)[kept[:, 0]].nonzero().flatten()
+            which = torch.cat((torch.arange(len(kept)), again))
+            layers, heads, part, first = layers[which], heads[which], part[which], first[which]
             controls = controls_of(self.cfg, self.seed, i)
-            n, c = len(kept), len(controls)
+            n, c = len(which), len(controls)
             plain = Variants(torch.full((n,), b), layers, torch.full((n,), int(self.stage)), first)
             v = with_controls(plain, controls, b, self.targets[i][0])
             heads, part = torch.cat((heads, controls[:, 1])), torch.cat((part, torch.full((c,), -1)))
             streams = torch.cat((torch.full((n,), -1), controls[:, 2]))
-            found.append((v.base, v.layer, v.stage, v.first, heads, part, torch.arange(n + c) >= n, streams))
+            at = torch.arange(n + c)
+            random = (at >= len(kept)) & (at < n)
+            found.append((v.base, v.layer, v.stage, v.first, heads, part, at >= n, random, streams))
             n_variants += n + c
             n_rows += self.pairs[i].read + 1 - self.kept_from(i)
-        base, layer, stage, first, head, part, control, streams = map(torch.cat, zip(*found, strict=True))
+        base, layer, stage, first, head, part, control, random, streams = map(torch.cat, zip(*found, strict=True))
         read = torch.tensor([self.pairs[run.host].read for run in runs])
         variants = Variants(base, layer, stage, first)
-        return VariantTable(variants, read[base] - first + 1, head, part, control, streams, self._by_layer(edits))
+        lengths = read[base] - first + 1
+        return VariantTable(variants, lengths, head, part, control, random, streams, self._by_layer(edits))
+
+    def _drawn(self, i: int) -> Tensor:
+        """The places whose random control is measured of pair i: bool [places]."""
+        if self.controls is None:
+            return torch.zeros(len(self.places), dtype=torch.bool)
+        return self.controls.drawn(self.places, i)
+
+    def others(self, runs: Sequence[SharedRun]) -> list[Tensor | None]:
+        """The prompts from which the random controls of these runs take activations."""
+        return [None if self.controls is None else self.controls.others[run.host] for run in runs]
+
+    def has_sham(self, run: SharedRun) -> bool:
+        """Whether a patch before the first difference is evaluated of this run."""
+        return self.controls is not None and self.controls.sham[run.host]
 
     def _by_layer(self, edits: list[tuple[Tensor, ...]]) -> dict[tuple[str, int], Entries]:
         if not edits:
@@ -202,6 +227,7 @@ def lay_out_pairs(
     by_position: bool,
     groups: PositionGroups | Sequence[PositionGroups] | None,
     seed: int,
+    controls: ControlRequest | None = None,
 ) -> PairLayout:
     """The variants that these arguments of `patch_heads` ask for. Raises ValueError naming the argument that is wrong."""
     lengths, names = [len(pair.clean) for pair in pairs], None
@@ -219,7 +245,7 @@ def lay_out_pairs(
         raise ValueError(
             "by_position: the prompts have different lengths, so positions do not correspond; expected equal lengths"
         )
-    layout = PairLayout(cfg, pairs, site, places, by_position, names, targets, labels, seed)
+    layout = PairLayout(cfg, pairs, site, places, by_position, names, targets, labels, seed, controls)
     layout.check()
     return layout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
@@ -11,20 +11,26 @@ import torch
 from torch import Tensor
 
 from pycotmech.engine import planner
-from pycotmech.engine.bases import Bases, sequences_run
+from pycotmech.engine.bases import Bases, common_prefix, sequences_run, z_of_prompts
 from pycotmech.engine.budget import Batch, Pieces
 from pycotmech.engine.evaluate import Evaluator
 from pycotmech.engine.jitter import Jitter
-from pycotmech.engine.joins import N_SELF_PATCHES, HeadJoins, self_patch_signs
+from pycotmech.engine.joins import N_SELF_PATCHES, SELF_PATCH_SITES, HeadJoins, self_patch_signs
+from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits, SourceValues
 from pycotmech.model.prompts import Tokens
+from pycotmech.model.run import KeyValues, site_bytes
 from pycotmech.patching.chunks import Chunk, PairValues, run_chunks
+from pycotmech.patching.control_results import Controls
+from pycotmech.patching.controls import ControlChoice, ControlRequest, ControlSource, ask_controls
 from pycotmech.patching.pair_layout import PairLayout, VariantTable, lay_out_pairs
 from pycotmech.patching.position_groups import PositionGroups
 from pycotmech.patching.question import PairOptions, PairQuestion, ask
 from pycotmech.patching.results import Sweep
+from pycotmech.patching.sham import N_SHAM, sham_change, sham_variants
+from pycotmech.patching.shared_runs import SharedRun
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -60,15 +66,26 @@ class PairSweep:
             budget.base_bytes(length, 2 * (length - layout.kept_from(run.host)), sites)
             for run, length in zip(runs, lengths, strict=True)
         ]
+        others, begun = layout.others(runs), self.begun_by_others(runs)
+        left = [0 if other is None else len(other) - begun for other in others]  # rows of the controls' prompts
+        z = site_bytes(family, "z") * family.cfg.n_layers
+        if any(left):
+            sizes = [size + z * (n - layout.kept_from(r.host)) for size, n, r in zip(sizes, lengths, runs, strict=True)]
 
         def fits(a: int, b: int) -> bool:
             held, rows = sum(sizes[a:b]), 2 * sum(length - shared for length in lengths[a:b])
-            return held <= budget.room // 3 and prefix + held + planner.pass_bytes(family, rows) <= budget.room
+            passing = planner.pass_bytes(family, max(rows, sum(left[a:b])))
+            return held <= budget.room // 3 and prefix + held + passing <= budget.room
 
         chunks, batches = [], []
         for a, b in planner.cut_where(len(runs), fits):
             held, passing = prefix + sum(sizes[a:b]), in_prefix
             _, passes = sequences_run(*question.prompts(run.host for run in runs[a:b]), shared, family.sizes.pass_rows)
+            if any(left[a:b]):
+                passes.append([(begun, begun + n) for n in left[a:b] if n])
+            sham = [run for run in runs[a:b] if layout.has_sham(run)]
+            held += max((self._sham_bytes(run) for run in sham), default=0)
+            passes += [[(min(shared, question.pairs[r.host].first - 1), question.pairs[r.host].read + 1)] for r in sham]
             for sequences in passes:
                 prompts += planner.prompt_work(family, sequences)
                 passing = max(passing, held + planner.pass_bytes(family, sum(end - start for start, end in sequences)))
@@ -78,7 +95,23 @@ class PairSweep:
             pieces = budget.pieces(batch)
             chunks.append(TableChunk(a, runs[a:b], table, pieces))
             batches.append((batch, pieces))
+            batches += [(self._sham_batch(run), [(0, 1), (1, N_SHAM)]) for run in sham]
         return chunks, budget.plan(batches, examples=len(question.pairs), prompts=prompts)
+
+    def begun_by_others(self, runs: Sequence[SharedRun]) -> int:
+        """How many tokens the prompts of random controls have in common with the beginning that all prompts share."""
+        others = [other for other in self.layout.others(runs) if other is not None]
+        return common_prefix([self.question.shared, *others]) if others else 0
+
+    def _sham_bytes(self, run: SharedRun) -> int:
+        pair = self.question.pairs[run.host]
+        return self.question.budget.base_bytes(pair.read + 1, 2 * (pair.read + 2 - pair.first), SELF_PATCH_SITES)
+
+    def _sham_batch(self, run: SharedRun) -> Batch:
+        pair = self.question.pairs[run.host]
+        lengths = torch.full((N_SHAM,), pair.read + 2 - pair.first)
+        reads = [[self.question.pairs[i].read for i in run.readers]]
+        return Batch(sham_variants(self.layout.cfg, pair.first), lengths, torch.ones(N_SHAM, dtype=torch.bool), reads, 0)
 
     def run(self) -> Sweep:
         """One result over all pairs."""
@@ -93,7 +126,7 @@ class PairSweep:
     def _run(self) -> tuple[PairValues, Plan]:
         chunks, plan = self.cut()
         evaluator = self.question.evaluator(plan)
-        return run_chunks(self.question, self.layout, chunks, evaluator, partial(_evaluate, self.layout, evaluator)), plan
+        return run_chunks(self.question, self.layout, chunks, evaluator, partial(_evaluate, self, evaluator)), plan
 
     def _result(self, found: PairValues, which: Sequence[int], plan: Plan, single: bool) -> Sweep:
         """found: of the pairs numbered `which` alone."""
@@ -118,9 +151,27 @@ class PairSweep:
             groups=layout.group_names,
             plan=plan,
             logits=None if logits is None else of_examples(logits),
+            controls=None if layout.controls is None else self._controls(layout.controls, found, which, of_examples),
         )
         result.warn_of_nan(layout.shaped(layout.measured, 1).numpy())
         return result
+
+    def _controls(
+        self, asked: ControlRequest, found: PairValues, which: Sequence[int], of_examples: Callable[[Tensor], Tensor]
+    ) -> Controls:
+        """What the controls of these pairs found, on the scale of the sweep."""
+        scale = self.question.scale(found.clean, found.corrupted)
+        host = {i: run.host for run in self.layout.runs for i in run.readers}
+        missing = {n: asked.missing[host[i]] for n, i in enumerate(which) if host[i] in asked.missing}
+        random = scale.control_effects(found.random, found.self_patches)
+        return Controls(
+            random=self.layout.shaped(random, 1).float().numpy(),
+            random_raw=of_examples(found.random).numpy(),
+            sham=scale.pair_effects(found.sham[:, None])[:, 0].abs().numpy(),
+            self_patches=scale.pair_effects(found.self_patches - found.self_patches.mean(1, keepdim=True)).numpy(),
+            share=asked.share,
+            missing=missing,
+        )
 
 
 def prepare_sweep(
@@ -133,10 +184,17 @@ def prepare_sweep(
     positions: Sequence[int] | None = None,
     by_position: bool = False,
     groups: PositionGroups | Sequence[PositionGroups] | None = None,
+    controls: ControlChoice = None,
+    control_source: ControlSource = None,
+    control_share: float = 1.0,
     **options: Unpack[PairOptions],
 ) -> PairSweep:
     """A sweep over places that are already checked. Raises ValueError or TypeError naming the argument that is wrong."""
     question = ask(model, clean, corrupted, **options)
+    asked = ask_controls(
+        model, question.pairs, question.single, question.direction, site, question.seed,
+        controls=controls, source=control_source, share=control_share,
+    )  # fmt: skip
     layout = lay_out_pairs(
         model.cfg,
         question.pairs,
@@ -146,46 +204,80 @@ def prepare_sweep(
         by_position=by_position,
         groups=groups,
         seed=question.seed,
+        controls=asked,
     )
     return PairSweep(question, layout)
 
 
 def _evaluate(
-    layout: PairLayout,
+    sweep: PairSweep,
     evaluator: Evaluator,
     chunk: TableChunk,
+    past: KeyValues | None,
     bases: Bases,
     metrics: list[ExampleMetric],
     out: PairValues,
 ) -> Tensor:
     """Evaluates the variants of a chunk, and writes what is found to `out`. Returns the final rows of the controls."""
     family, table = evaluator.family, chunk.table
-    joins = _joins(layout, evaluator, chunk, bases)
+    joins = _joins(sweep, evaluator, chunk, past, bases)
     edits = RowEdits(family, bases, table.edits, SourceValues(family, bases))
-    jitter = Jitter.of_streams(family, table.streams, layout.seed)
+    jitter = Jitter.of_streams(family, table.streams, sweep.layout.seed)
     values, logits, rows = evaluator.run(table.variants, chunk.pieces, joins, edits, metrics, jitter, table.control)
     read = bases.readings(table.variants.base)
-    control = table.control[read.variant]
+    control, random = table.control[read.variant], table.random[read.variant]
     for number, i in enumerate(chunk.readers):
         of_pair = read.number == number
         out.self_patches[i] = values[of_pair & control][:N_SELF_PATCHES]
-        chosen = (of_pair & ~control).nonzero().flatten()
-        variant = read.variant[chosen]
-        where = (table.variants.layer[variant], table.part[variant], table.head[variant])
-        out.raw[i][where] = values[chosen]
-        if logits is not None and out.logits is not None:
-            out.logits[i][where] = logits[chosen]
+        for measured, chosen in ((out.raw, of_pair & ~control & ~random), (out.random, of_pair & random)):
+            chosen = chosen.nonzero().flatten()
+            variant = read.variant[chosen]
+            where = (table.variants.layer[variant], table.part[variant], table.head[variant])
+            measured[i][where] = values[chosen]
+            if logits is not None and out.logits is not None and measured is out.raw:
+                out.logits[i][where] = logits[chosen]
+    _measure_sham(sweep, evaluator, chunk, past, bases, metrics, out)
     of_control = read.number[control]
     return torch.stack([rows[(of_control == e).nonzero().flatten().to(rows.device)] for e in range(len(chunk.readers))])
 
 
-def _joins(layout: PairLayout, evaluator: Evaluator, chunk: TableChunk, bases: Bases) -> HeadJoins:
-    editable, labels = [], []
+def _measure_sham(
+    sweep: PairSweep,
+    evaluator: Evaluator,
+    chunk: TableChunk,
+    past: KeyValues | None,
+    bases: Bases,
+    metrics: list[ExampleMetric],
+    out: PairValues,
+) -> None:
+    """Writes to `out` what patches before the first difference change in the metric."""
+    question, base = sweep.question, sweep.question.prompts(run.host for run in chunk.runs)[0]
+    begins = [*bases.row_offset.tolist(), bases.sites["z"].shape[1]]
+    number = 0
+    for b, run in enumerate(chunk.runs):
+        readers = list(run.readers)
+        if sweep.layout.has_sham(run):
+            source, reads = bases.source["z"][:, begins[b] : begins[b + 1]], [question.pairs[i].read for i in readers]
+            measured = metrics[number : number + len(readers)]
+            first = question.pairs[run.host].first
+            out.sham[readers] = sham_change(evaluator, base[b], first, reads, source, past, measured, question.seed)
+        number += len(readers)
+
+
+def _joins(sweep: PairSweep, evaluator: Evaluator, chunk: TableChunk, past: KeyValues | None, bases: Bases) -> HeadJoins:
+    layout, editable, labels, rows = sweep.layout, [], [], []
     for i in (run.host for run in chunk.runs):
         kept = torch.arange(layout.kept_from(i), layout.pairs[i].read + 1)
         editable.append(torch.isin(kept, torch.tensor(layout.targets[i])))
         labels.append(layout.labels[i][kept])
-    table = chunk.table
+        rows.append(len(kept))
+    table, others = chunk.table, layout.others(chunk.runs)
+    other = from_other = None
+    if any(prompt is not None for prompt in others):
+        n = sweep.begun_by_others(layout.runs)
+        begun = None if past is None or n == 0 else KeyValues(past.k[:, :n], past.v[:, :n])
+        with hint_at_budget(f"{len(others)} prompt(s) of random controls were run"):
+            other, from_other = z_of_prompts(evaluator.family, others, rows, begun), table.random
     return HeadJoins.on_device_of(
         evaluator.family,
         bases,
@@ -196,4 +288,6 @@ def _joins(layout: PairLayout, evaluator: Evaluator, chunk: TableChunk, bases: B
         editable=torch.cat(editable),
         signs=self_patch_signs(bases, layout.seed, chunk.number),
         labels=torch.cat(labels),
+        other=other,
+        from_other=from_other,
     )

@@ -114,7 +114,9 @@ def run_paths(question: PairQuestion, layout: PathLayout) -> PathSweep:
     """Runs all paths of all pairs."""
     chunks, plan = cut_paths(layout, question.budget)
     evaluator = question.evaluator(plan)
-    found = run_chunks(question, layout, chunks, evaluator, lambda *held: _HeldChunk(layout, evaluator, *held).evaluate())
+    found = run_chunks(
+        question, layout, chunks, evaluator, lambda chunk, _, *held: _HeldChunk(layout, evaluator, chunk, *held).evaluate()
+    )  # fmt: skip
     scaled = question.scale(found.clean, found.corrupted).measured(found.raw, found.self_patches, found.rounding)
     paths, cfg = layout.paths, question.family.cfg
     result = PathSweep(

@@ -72,6 +72,18 @@ class Scale:
         values, effect = _against(self.values(self_patches.mean(0)), self.values(raw.mean(0)), self.sign)
         return Scaled(values, effect, self.floor(effect, rounding))
 
+    def control_effects(self, raw: Tensor, self_patches: Tensor) -> Tensor:
+        """Effects of controls, raw [B, ...] with NaN where there is none: mean changes over the examples in which each was
+        measured, in units of the mean difference over all examples. Over all examples it is what `measured` gives."""
+        n = (~raw.isnan()).sum(0)
+        change = (raw - self_patches.mean(1).view(-1, *[1] * (raw.ndim - 1))).nan_to_num(nan=0.0).sum(0) / n.clamp(min=1)
+        span = self.clean.mean() - self.corrupted.mean() if self.normalized else 1.0
+        return (self.sign * change / span).masked_fill(n == 0, torch.nan)
+
+    def pair_effects(self, change: Tensor) -> Tensor:
+        """Changes [B, n] of each example's metric on the scale of its own effects."""
+        return self.sign * change / (self.clean - self.corrupted)[:, None] if self.normalized else change
+
     def floor(self, effect: Tensor, rounding: Tensor) -> float:
         """What rounding may change in an effect.
 

@@ -33,6 +33,8 @@ class Settings:
 
     pairs: a file of the user's own prompt pairs (`read_pairs`) instead of the task; the task's fields have no meaning with it.
     positions: where heads are patched, negative from the end; None: everywhere.
+    controls: whether sweeps have the random control of 6 % of the heads, with the next example's activations, and the sham
+        position, which cost about a tenth (`pcm.patch_heads`).
     """
 
     model: str
@@ -54,6 +56,7 @@ class Settings:
     positions: tuple[int, ...] | None = None
     memory_gb: float | None = None
     threads: int | None = None
+    controls: bool = True
 
     def check(self) -> None:
         """Raises ValueError naming the setting for what is wrong with any model."""
@@ -123,6 +126,8 @@ class Settings:
         else:
             out |= {"examples": self.n_examples, "steps": self.chosen_steps, **self.task()}
         out |= {"direction": self.direction, "metric": self.metric}
+        if self.controls:
+            out["controls"] = True
         out["positions"] = "all" if self.positions is None else list(self.positions)
         return {**out, **deciding_versions()}
 

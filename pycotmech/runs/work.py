@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from pycotmech.runs.controls import other_prompts
 from pycotmech.runs.pairs import PromptPair
 from pycotmech.runs.settings import Settings
 
@@ -35,7 +38,7 @@ class SweepWork:
     """All sweeps of a run.
 
     units: [examples][steps]. names, steps, kinds: of the axes. records: the examples, for examples.jsonl. examples: those of
-    the task; None for the user's pairs.
+    the task; None for the user's pairs. others: of each unit the prompt that its random control takes activations from.
     """
 
     units: list[list[SweepUnit]]
@@ -44,6 +47,7 @@ class SweepWork:
     kinds: list[str]
     records: list[dict[str, Any]]
     examples: Examples | None
+    others: list[list[Tensor | None]]
 
     def digest(self) -> str:
         """A digest of all prompts and answers."""
@@ -91,7 +95,8 @@ def work_of_task(model: Model, settings: Settings) -> SweepWork:
         record |= {"full_text": example.full_text, "full_ids": example.full_ids.tolist()}
         records.append({"example": example.index, **record, "steps": [_step_record(step) for step in steps]})
     kinds: list[str] = [examples.kinds[i] for i in settings.chosen_steps]
-    return SweepWork(units, [str(e.index) for e in examples], settings.chosen_steps, kinds, records, examples)
+    others = other_prompts(units, settings.direction)
+    return SweepWork(units, [str(e.index) for e in examples], settings.chosen_steps, kinds, records, examples, others)
 
 
 def work_of_pairs(model: Model, pairs: Sequence[PromptPair], settings: Settings) -> SweepWork:
@@ -99,7 +104,9 @@ def work_of_pairs(model: Model, pairs: Sequence[PromptPair], settings: Settings)
     units = [[_unit(model, i, 0, pair, pair.where, settings.positions)] for i, pair in enumerate(pairs)]
     fields = ("name", "clean", "corrupted", "answer", "wrong")
     records = [{"example": i, **{name: getattr(pair, name) for name in fields}} for i, pair in enumerate(pairs)]
-    return SweepWork(units, [pair.name for pair in pairs], [0], ["pair"], records, None)
+    return SweepWork(
+        units, [pair.name for pair in pairs], [0], ["pair"], records, None, other_prompts(units, settings.direction)
+    )
 
 
 def make_examples(model: Model, settings: Settings) -> Examples:

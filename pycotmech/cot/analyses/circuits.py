@@ -283,7 +283,7 @@ def circuits(
             means = mean if isinstance(mean, HeadMeans) else head_means(model, examples, over=mean, n=n_mean, seed=seed)
         if scores is None:
             used = _choosing(cells, halves)
-            scores = patch_steps(model, examples, steps=cells.steps, right=used, seed=seed, memory_gb=memory_gb)
+            scores = patch_steps(model, examples, steps=cells.steps, right=used, controls=False, seed=seed, memory_gb=memory_gb)
         check_scores(scores, model, cells)
         options = dict(
             shared=len(examples.shared_ids), means=means, everywhere=positions == "all", against=against, memory_gb=memory_gb
@@ -471,7 +471,7 @@ def cost(
     total = total + rows_cost(cfg, n_mean * (workload.longest or workload.length), forwards=n_mean)
     direct = share * workload.cells * (2 * own + cfg.n_layers * cfg.n_heads / 2)
     total = total + rows_cost(cfg, direct, forwards=share * workload.cells * cfg.n_layers * cfg.n_heads)
-    return total if scores else total + patching_cost(cfg, workload) * share
+    return total if scores else total + patching_cost(cfg, workload, controls=False) * share
 
 
 def _of_paper(given: Given, progress: Progress | None) -> Circuits:

@@ -239,7 +239,9 @@ def head_interactions(
     with metered(model) as meter:
         cells = choose(model, examples, steps=steps, right=right)
         if scores is None:
-            scores = patch_steps(model, examples, steps=cells.steps, right=right, seed=seed, memory_gb=memory_gb)
+            scores = patch_steps(
+                model, examples, steps=cells.steps, right=right, controls=False, seed=seed, memory_gb=memory_gb
+            )
         check_scores(scores, model, cells)
         S = len(cells.steps)
         unit, negative = np.full((S, 2, k), -1), np.full((S, 2), -1)
@@ -295,7 +297,7 @@ def cost(cfg: ModelConfig, workload: Workload, *, k: int = 12, scores: bool = Tr
     variants = k * (k + 1) / 2 + cfg.n_layers + N_SELF_PATCHES + 4 * N_JITTERED
     rows = workload.cells * (2 * (workload.length - workload.shared) + workload.suffix * (1 + variants / 2)) + workload.shared
     total = rows_cost(cfg, rows, forwards=workload.cells * (variants + 2))
-    return total if scores else total + patching_cost(cfg, workload)
+    return total if scores else total + patching_cost(cfg, workload, controls=False)
 
 
 def _of_paper(given: Given, progress: Progress | None) -> HeadInteractions:

@@ -295,7 +295,15 @@ def induction_heads(
                 continue
             part = None if progress is None else _part(progress, todo.index(kind), len(todo))
             parts[kind] = patch_steps(
-                model, examples, steps=cells.steps, right=right, corruption=kind, seed=seed, memory_gb=memory_gb, progress=part
+                model,
+                examples,
+                steps=cells.steps,
+                right=right,
+                corruption=kind,
+                controls=False,
+                seed=seed,
+                memory_gb=memory_gb,
+                progress=part,
             )
     words = "z of one head at a time, clean values into the corrupted run, at all positions; "
     words += "the divergence restored under the corruptions (answer, premise, rule) over their divergence, sums over "
@@ -334,7 +342,8 @@ def _part(progress: Progress, number: int, of: int) -> Progress:
 
 def cost(cfg: ModelConfig, workload: Workload, *, answer: bool = False) -> Cost:
     """Predicted: a sweep for each inductive cell and corruption. answer: whether a result for the first of them is there."""
-    return (2 if answer else 3) * sweeps_cost(cfg, replace(workload, cells=workload.inductive, swept=0.0, sweeps=0, together=1))
+    sweeps = replace(workload, cells=workload.inductive, swept=0.0, sweeps=0, together=1)
+    return (2 if answer else 3) * sweeps_cost(cfg, sweeps, controls=False)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:

@@ -27,10 +27,13 @@ from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues, forward_packed
 from pycotmech.patching import Sweep, patch_heads_each
+from pycotmech.patching.controls import CONTROL_SHARE, control_arguments, next_pairs
 from pycotmech.patching.heads import Direction
 from pycotmech.patching.pairs import aligned
+from pycotmech.patching.sham import N_SHAM
 from pycotmech.patching.shared_runs import shared_runs
 from pycotmech.stats import bootstrap
+from pycotmech.stats.null_effects import null_threshold
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -44,7 +47,9 @@ class PatchSteps(HeadAnalysis):
     data: for each metric m of kl, logit_diff, prob: `m` [example, step, layer, head], its value with that head patched;
     `m_clean`, `m_corrupted` [example, step]; `effect` is the change of the main metric from the base run on the scale
     corrupted 0, clean 1, against the mean of the self-patches; `noise_floor` [example, step] on the same scale; `changed`
-    [example, step], whether the corruption changes the model's first choice.
+    [example, step], whether the corruption changes the model's first choice. With controls also, on the scale of `effect`:
+    `control`, the effect of the head with the next example's activations, NaN where it was not measured; `sham` [example,
+    step], the largest effect before the first difference, which is 0.
 
     Where the corruption leaves the output as it is (KL divergence exactly 0) there is nothing to restore: `effect` and
     `noise_floor` are NaN, the cell counts in no restoration, and `findings` say how many there are.
@@ -54,7 +59,7 @@ class PatchSteps(HeadAnalysis):
     source = "E1"
     main, label = "effect", "share of KL divergence restored"
     ranges: ClassVar = {
-        **dict.fromkeys(("kl", "kl_clean", "kl_corrupted", "noise_floor"), bootstrap.COUNT),
+        **dict.fromkeys(("kl", "kl_clean", "kl_corrupted", "noise_floor", "sham"), bootstrap.COUNT),
         **dict.fromkeys(("prob", "prob_clean", "prob_corrupted", "changed"), bootstrap.SHARE),
     }
 
@@ -72,6 +77,28 @@ class PatchSteps(HeadAnalysis):
     def _unchanged(self) -> xr.DataArray:
         """Where the corruption leaves the output as it is, bool [example, step]."""
         return self.data["kl_corrupted"] == self.data["kl_clean"]
+
+    def control(self) -> xr.DataArray:
+        """What a head's share must exceed to be unlike the controls, by step: the size that 5 % at most of the controls exceed
+        (`stats.null_threshold`); NaN without controls.
+
+        Effects and controls are single examples' changes in units of the mean divergence of the step. A mean over examples
+        varies less than one of them, so the threshold is on the safe side for restorations.
+        """
+        n = self.data.sizes["step"]
+        if "control" not in self.data:
+            return xr.DataArray(np.full(n, np.nan), {"step": self.data["step"]}, "step")
+        span = abs(self.data["kl_corrupted"] - self.data["kl_clean"])
+        null = (self.data["control"] * span / span.where(span > 0).mean("example")).transpose("step", ...)
+        return xr.DataArray([null_threshold(null.values[i]) for i in range(n)], {"step": self.data["step"]}, "step")
+
+    def _beside(self, step: int, heads: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Noise floor, control, and whether the restoration is larger than both."""
+        floor = float(self.data["noise_floor"].sel(step=step).max())
+        control, mean = float(self.control().sel(step=step)), self.scores()["mean"].sel(step=step)
+        needed = floor if np.isnan(control) else max(floor, control)
+        beyond = [bool(abs(float(mean.sel(layer=l, head=h))) > needed) for l, h in heads]
+        return [{"floor": floor, "control": control, "beyond": x} for x in beyond]
 
     def scores(self, variable: str | None = None) -> xr.Dataset:
         """`restoration` of the KL divergence; for a variable its plain mean over examples."""
@@ -95,6 +122,7 @@ class PatchSteps(HeadAnalysis):
                 f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)} (of {size} heads "
                 f"without an effect about {math.ceil(size / 20)}, one in 20, may lie there by chance, more if they are skewed)"
             )
+        lines += self._beyond_control(found, floor, known)
         alone = [str(step) for step, n in zip(found["step"].values, found["n"].max(("layer", "head")).values) if n == 1]
         if alone:
             at = f"step{'s' if len(alone) > 1 else ''} {', '.join(alone)}"
@@ -107,6 +135,22 @@ class PatchSteps(HeadAnalysis):
             )
         return lines
 
+    def _beyond_control(self, found: xr.Dataset, floor: xr.DataArray, known: np.ndarray) -> list[str]:
+        """How many heads lie beyond floor and control, in words; nothing without controls."""
+        control = self.control()
+        known = known & control.notnull().values
+        if not known.any():
+            return []
+        needed, size = np.fmax(floor, control), self.data.sizes["layer"] * self.data.sizes["head"]
+        counts = ((found["low"] > needed) | (found["high"] < -needed)).sum(("layer", "head")).values[known]
+        at = [f"{int(step)}: {int(n)}" for step, n in zip(found["step"].values[known], counts)]
+        low, high = float(control.values[known].min()), float(control.values[known].max())
+        number = int(self.data["control"].notnull().sum())
+        return [
+            f"heads whose interval lies beyond floor and control, of {size}, by step: {', '.join(at)} (control: with the next "
+            f"example's activations 95 % of {number} heads and examples change at most {low:.2g} to {high:.2g})"
+        ]
+
 
 def patch_steps(
     model: Model,
@@ -118,6 +162,7 @@ def patch_steps(
     site: str = "z",
     positions: Sequence[int] | None = None,
     corruption: Corruption = "answer",
+    controls: bool = True,
     seed: int = 0,
     memory_gb: float | None = None,
     progress: Progress | None = None,
@@ -130,11 +175,14 @@ def patch_steps(
         two, at inductive steps only (the default then): the concept is replaced in the premise, or in the rule, alone;
         `wrong` is then the word that the corrupted run likes best apart from the answer, which may still be its first choice
         (`changed` says whether it is not). Both need examples of definition="exact".
+    controls: measure the random control of 6 % of the heads of each cell, drawn evenly over the layers, with the activations of
+        the next example at the same step, and the sham position (`pcm.patch_heads`). For site z.
     Returns `PatchSteps`; per-example values of KL(P_clean || P), the logit difference and the answer's probability. A cell
         whose corruption changes nothing is not an error: it has nothing to restore and counts in no restoration.
     Raises TypeError or ValueError naming the argument, before the first sweep.
-    Cost: one sweep (see `pcm.patch_heads`) for all steps of an example that have the same word replaced, at the last of them;
-        with explicit positions one per cell. The logits of one sweep's patched runs are held, L H V numbers for each step.
+    Cost: one sweep (see `pcm.patch_heads`), of which controls are about a tenth, for all steps of an example that have the same
+        word replaced, at the last of them; with explicit positions one per cell. The logits of one sweep's patched runs are
+        held, L H V numbers for each step.
     Source: docs/protocol.md, E1, and E2 for steps of kind "induction".
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
@@ -149,6 +197,7 @@ def patch_steps(
     todo = list(cells)
     prompts = [corrupted_prompt(cell.example, cell.step, corruption, model.tokenizer) for cell in todo]
     options = dict(direction=direction, site=site, positions=positions, seed=seed, memory_gb=memory_gb)
+    others = _others(cells, direction) if controls and site == "z" else None
     found: dict[str, np.ndarray] = {}
     done = 0
     with metered(model) as meter:
@@ -163,7 +212,8 @@ def patch_steps(
                 cell.step.wrong if corruption == "answer" else _runner_up(end[1], cell.step.answer)
                 for (cell, _), end in zip(swept, ends, strict=True)
             ]
-            for (cell, _), measured in zip(swept, _sweeps(model, swept, wrong, ends, **options), strict=True):
+            given = {} if others is None else control_arguments([others[i] for i in together])
+            for (cell, _), measured in zip(swept, _sweeps(model, swept, wrong, ends, **options, **given), strict=True):
                 for name, value in measured.items():
                     found.setdefault(name, cells.empty(*np.shape(value)))[cell.e, cell.s] = value
             done += len(together)
@@ -175,6 +225,7 @@ def patch_steps(
     words = f"{site} of one head at a time, {into}, {where}; restoration is the ratio of means over examples"
     words += "" if corruption == "answer" else f"; corrupted in the {corruption} alone"
     settings = {"direction": direction, "site": site, "positions": positions, "corruption": corruption, "seed": seed}
+    settings["controls"] = others is not None
     axes, source = {"layer": n_layers, "head": n_heads}, "E1" if corruption == "answer" else "E2"
     return PatchSteps.made(model, cells, found, axes, words, settings, meter, source=source)
 
@@ -182,6 +233,15 @@ def patch_steps(
 def _runner_up(logits: Tensor, answer: int) -> int:
     """The likeliest token other than the answer."""
     return next(t for t in logits.topk(2).indices.tolist() if t != answer)
+
+
+def _others(cells: Cells, direction: str) -> list[Tensor | None]:
+    """Of each cell the next example's prompt at the same step, from which its random control takes activations."""
+    found: dict[tuple[int, int], Tensor | None] = {}
+    for s, step in enumerate(cells.steps):
+        pairs = [aligned(example.steps[step].clean, example.steps[step].corrupted) for example in cells.examples]
+        found |= {(e, s): other for e, other in enumerate(next_pairs(pairs, direction))}
+    return [found[cell.e, cell.s] for cell in cells]
 
 
 def _together(cells: Cells, prompts: Sequence[Tensor]) -> list[list[int]]:
@@ -225,6 +285,8 @@ def _measured(sweep: Sweep, step: Step, wrong: int, ends: Tensor) -> dict[str, A
     span = float(sweep.clean_metric[0] - sweep.corrupted_metric[0])  # from the corrupted to the clean run
     scale = np.nan if span == 0 else (1.0 if sweep.direction == "denoise" else -1.0) / span
     out: dict[str, Any] = {"effect": sweep.effect * scale, "noise_floor": sweep.noise_floor * abs(scale), "kl": sweep.raw}
+    if sweep.controls is not None:
+        out["control"], out["sham"] = sweep.control * scale, sweep.sham * abs(scale)
     out["kl_clean"], out["kl_corrupted"] = float(sweep.clean_metric[0]), float(sweep.corrupted_metric[0])
     for name in METRICS[1:]:
         measure = ExampleMetric(name, ends[0], step.answer, wrong)
@@ -261,18 +323,21 @@ def _ends(model: Model, swept: Sequence[tuple[Cell, Tensor]], shared: int, past:
         return model.family.logits(packed.resid_final).float().cpu().unflatten(0, (2, -1)).transpose(0, 1)
 
 
-def cost(cfg: ModelConfig, workload: Workload) -> Cost:
-    """Predicted: the pairs' runs, and S rows of each of L H variants and of the controls through the layers above (of the
-    jittered copies through all layers), for each sweep."""
-    variants, L = cfg.n_layers * cfg.n_heads, cfg.n_layers
+def cost(cfg: ModelConfig, workload: Workload, *, controls: bool = True) -> Cost:
+    """Predicted: the pairs' runs, and S rows of each of L H variants and of the self-patches through the layers above (of the
+    jittered copies through all layers), for each sweep. controls: also the random controls and the run of another prompt, and
+    the sham position's variants and run."""
+    heads, L = cfg.n_layers * cfg.n_heads, cfg.n_layers
+    variants = heads + (math.ceil(CONTROL_SHARE * heads) + N_SHAM) * controls
     swept = workload.swept or workload.cells * workload.suffix
     rows = (variants + N_SELF_PATCHES + 2 * N_JITTERED) * (swept * (L - 1) / 2 + workload.cells) / L
     own = workload.length - workload.shared
-    once = 2 * own + (2 * own + workload.shared) * (L - 1) / L  # the pair, and again for what its metrics are taken from
+    # The pair, its beginning again for what its metrics are taken from, and the runs of the controls.
+    once = (2 + 2 * controls) * own + (2 * own + workload.shared) * (L - 1) / L
     sweeps = workload.sweeps or workload.cells
     held = 4.0 * variants * cfg.d_vocab * (workload.together or 1)
     cells = workload.cells
-    return rows_cost(cfg, rows + sweeps * once, forwards=cells * (variants + 2), read=cells * (variants + 4), memory=held)
+    return rows_cost(cfg, rows + sweeps * once, forwards=cells * (heads + 2), read=cells * (variants + 4), memory=held)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:

@@ -16,6 +16,8 @@ def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | P
     at = steps.sel(step=step)
     about, identity = steps.attrs["about"], steps.attrs["identity"]
     counted = f"{plural(int(at['n']), 'example')}, noise floor {float(at['noise_floor']):.1g}"
+    if bool(at["control"].notnull()):
+        counted += f", control {float(at['control']):.2g}"
     return effect_figure(
         at["restoration"].transpose("layer", "head").values,
         title=step_title(step, str(at["kind"].values), sample),

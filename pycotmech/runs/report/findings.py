@@ -19,7 +19,8 @@ _FEW_EXAMPLES = 5
 
 
 def findings(steps: xr.Dataset, top: pd.DataFrame) -> list[str]:
-    """Sentences about a run: each step's heads, heads that recur, how effects compare with rounding, and what to beware of.
+    """Sentences about a run: each step's heads, heads that recur, how effects compare with rounding and with the controls, and
+    what to beware of.
 
     steps: from `by_step`. top: from `top_heads`.
     """
@@ -27,13 +28,17 @@ def findings(steps: xr.Dataset, top: pd.DataFrame) -> list[str]:
     if top.empty:
         return [_unused(steps) or "No sweep is finished yet."]
     out = [_about_step(steps, top, int(step), direction) for step in top["step"].unique()]
-    out += [text for text in (_recurring(top, direction), _depth(steps), _floor(steps), _unused(steps), _few(steps)) if text]
+    out += [
+        text
+        for text in (_recurring(top, direction), _depth(steps), _floor(steps), _control(steps), _unused(steps), _few(steps))
+        if text
+    ]
     return out
 
 
 def _about_step(steps: xr.Dataset, top: pd.DataFrame, step: int, direction: str) -> str:
     here = steps.sel(step=step)
-    rows = [row for row in records(top, step) if row["above_floor"]]
+    rows = sorted((row for row in records(top, step) if row["beyond"]), key=lambda row: -abs(row["restoration"]))
     kind = str(here["kind"].values)
     name = "The pairs" if kind == "pair" else f"Step {step} ({kind})"
     verb = "depend" if kind == "pair" else "depends"
@@ -46,7 +51,8 @@ def _about_step(steps: xr.Dataset, top: pd.DataFrame, step: int, direction: str)
         text = f"{name} {verb} most on {_name(first)}, which {towards} {first['restoration']:.0%} by itself"
         if first["examples"] > 1:
             n, agree = first["examples"], round(first["same_sign"] * first["examples"])
-            text += f" (in all {n} examples)" if agree == n else f" (in {agree} of {n} examples)"
+            which = "held-out examples" if first["held_out"] else "examples"
+            text += f" (in all {n} {which})" if agree == n else f" (in {agree} of {n} {which})"
         if len(strong) > 1:
             text += f"; then {_heads(strong[1:4])}"
     if against:
@@ -61,7 +67,7 @@ def _recurring(top: pd.DataFrame, direction: str) -> str:
         return ""
     steps_of: dict[tuple[int, int], list[str]] = {}
     for row in records(top):
-        if abs(row["restoration"]) >= _STRONG and row["above_floor"]:
+        if abs(row["restoration"]) >= _STRONG and row["beyond"]:
             steps_of.setdefault((row["layer"], row["head"]), []).append(str(row["step"]))
     again = sorted(((head, found) for head, found in steps_of.items() if len(found) > 1), key=lambda x: (-len(x[1]), x[0]))
     if not again:
@@ -102,6 +108,24 @@ def _floor(steps: xr.Dataset) -> str:
         if above < total
         else f"All {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g})."
     )
+
+
+def _control(steps: xr.Dataset) -> str:
+    """How many effects lie beyond floor and control, and what the control is."""
+    used = steps.where((steps["n"] > 0) & steps["control"].notnull(), drop=True)
+    if used.sizes["step"] == 0:
+        return "" if steps["n"].sum() == 0 else "No random control was measured, so effects are compared with rounding alone."
+    control = used["control"]
+    beyond = int((abs(used["restoration"]) > np.fmax(used["noise_floor"], control)).sum())
+    total = int(used["restoration"].notnull().sum())
+    low, high = float(control.min()), float(control.max())
+    limit = f"{high:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g} by step"
+    text = (
+        f"{beyond:,} of {total:,} effects lie beyond floor and control: with another example's activations 95 % of heads "
+        f"change at most {limit} ({int(used['n_controls'].sum()):,} controls)."
+    )
+    sham = used["sham"].max()
+    return text + (f" Before the first difference patches change {float(sham):.2g}." if bool(sham.notnull()) else "")
 
 
 def _unused(steps: xr.Dataset) -> str:

@@ -170,7 +170,10 @@ def _summary(report: Report, data: xr.Dataset) -> dict[str, Any]:
     for i in range(steps.sizes["step"]):
         here = steps.isel(step=i)
         step = int(here["step"])
-        names = ("n", "right", "graded", "pending", "noise_floor", "clean_metric", "corrupted_metric", "seconds")
+        names = (
+            "n", "held_out_n", "right", "graded", "pending", "noise_floor", "control", "n_controls", "sham", "clean_metric",
+            "corrupted_metric", "seconds",
+        )  # fmt: skip
         per_step.append(
             {
                 "step": step,

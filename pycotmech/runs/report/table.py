@@ -18,7 +18,7 @@ _LEFT = ("kind", "head")  # columns that are aligned to the left; numbers are to
 def header(metric: str) -> list[str]:
     """Column names. The KL divergence of the clean run from itself is 0, so it has one column less."""
     measured = ["KL"] if metric == "kl" else ["clean", "corrupted"]
-    return ["step", "kind", "right", "used", *measured, "floor", "head", "effect", "± sd", "same sign"]
+    return ["step", "kind", "right", "used", *measured, "floor", "control", "head", "effect", "± sd", "same sign"]
 
 
 def rows(steps: xr.Dataset, top: pd.DataFrame) -> list[list[str]]:
@@ -37,11 +37,14 @@ def rows(steps: xr.Dataset, top: pd.DataFrame) -> list[list[str]]:
             continue
         front += [f"{float(here[name]):.3g}" for name in measured]
         front.append(f"{float(here['noise_floor']):.0e}")
+        control = float(here["control"])
+        front.append("-" if math.isnan(control) else f"{control:.3f}")
         for rank, row in enumerate(records(top, int(step))):
             name = head_name(row["layer"], row["head"])
             sd = "-" if math.isnan(row["sd"]) else f"{row['sd']:.3f}"
-            agree = f"{round(row['same_sign'] * n)}/{n}"
-            effect = f"{row['restoration']:+.3f}" + ("" if row["above_floor"] else " (rounding)")
+            agree = f"{round(row['same_sign'] * row['examples'])}/{row['examples']}"
+            within = "" if row["beyond"] else " (within control)" if row["above_floor"] else " (rounding)"
+            effect = f"{row['restoration']:+.3f}{within}"
             out.append([*(front if rank == 0 else [""] * len(front)), name, effect, sd, agree])
     return out
 
@@ -85,7 +88,9 @@ def legend(metric: str, direction: str) -> str:
     lines = textwrap.wrap(
         f"effect: the share that patching this head alone {does} {what.get(metric, metric)}, 0 none, 1 all, over the "
         "examples used; sd: its spread over examples; same sign: in how many examples it has the effect's sign; right: "
-        f"examples in which the model gets the step right, which are those used; {apart}; floor: the size of rounding.",
+        f"examples in which the model gets the step right, which are those used; {apart}; floor: the size of rounding; "
+        "control: what 95 % of heads do not exceed with another example's activations. Heads are ranked on one half of the "
+        "examples, and effect, sd and same sign are of the other, if there are four or more.",
         118,
     )
     return "\n".join(lines)

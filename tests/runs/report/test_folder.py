@@ -25,7 +25,9 @@ def folder(tmp_path):
     store = SweepStore.create(folder, axes, identity=identity, about={**about, "created": EVIL, "threads": 1})
     for e in range(2):
         raw = np.random.default_rng(e).normal(size=(4, 2))
-        sweep = SimpleNamespace(raw=raw, values=raw, effect=raw, clean_metric=[0.0], corrupted_metric=[1.0], noise_floor=1e-6)
+        sweep = SimpleNamespace(
+            raw=raw, values=raw, effect=raw, clean_metric=[0.0], corrupted_metric=[1.0], noise_floor=1e-6, control=raw, sham=0.0
+        )
         store.grade(e, [1, 1])
         store.finish(e, [0, 1], [sweep, sweep], 1.0)
     step = {"step": 1, "prefix_text": EVIL, "answer_word": EVIL}
