@@ -33,6 +33,7 @@ from pycotmech.patching.pairs import aligned
 from pycotmech.patching.sham import N_SHAM
 from pycotmech.patching.shared_runs import shared_runs
 from pycotmech.stats import bootstrap
+from pycotmech.stats.averages import nanmean
 from pycotmech.stats.null_effects import null_threshold
 
 if TYPE_CHECKING:
@@ -85,20 +86,29 @@ class PatchSteps(HeadAnalysis):
         Effects and controls are single examples' changes in units of the mean divergence of the step. A mean over examples
         varies less than one of them, so the threshold is on the safe side for restorations.
         """
-        n = self.data.sizes["step"]
+        null = self._controls().transpose("step", ...)
+        at = [null_threshold(null.values[i]) for i in range(null.sizes["step"])]
+        return xr.DataArray(at, {"step": self.data["step"]}, "step")
+
+    def _controls(self) -> xr.DataArray:
+        """The controls [example, step, layer, head] in units of the mean divergence of each step; NaN where there is none."""
         if "control" not in self.data:
-            return xr.DataArray(np.full(n, np.nan), {"step": self.data["step"]}, "step")
+            return xr.full_like(self.data["effect"], np.nan)
         span = abs(self.data["kl_corrupted"] - self.data["kl_clean"])
-        null = (self.data["control"] * span / span.where(span > 0).mean("example")).transpose("step", ...)
-        return xr.DataArray([null_threshold(null.values[i]) for i in range(n)], {"step": self.data["step"]}, "step")
+        return self.data["control"] * span / span.where(span > 0).mean("example")
 
     def _beside(self, step: int, heads: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Noise floor, control, and whether the restoration is larger than both."""
+        """Noise floor, control, the mean of the head's own controls (NaN where there is none), and whether the restoration is
+        beyond floor and control."""
         floor = float(self.data["noise_floor"].sel(step=step).max())
         control, mean = float(self.control().sel(step=step)), self.scores()["mean"].sel(step=step)
-        needed = floor if np.isnan(control) else max(floor, control)
-        beyond = [bool(abs(float(mean.sel(layer=l, head=h))) > needed) for l, h in heads]
-        return [{"floor": floor, "control": control, "beyond": x} for x in beyond]
+        own = self._controls().sel(step=step).transpose("example", "layer", "head")
+        averages = nanmean(own.values)
+        return [
+            {"floor": floor, "control": control, "head_control": float(averages[l, h])}
+            | {"beyond": bool(abs(float(mean.sel(layer=l, head=h))) > np.fmax(floor, control))}
+            for l, h in heads
+        ]
 
     def scores(self, variable: str | None = None) -> xr.Dataset:
         """`restoration` of the KL divergence; for a variable its plain mean over examples."""
