@@ -1,6 +1,7 @@
 """Writes the tables of docs/findings.md from E1 in a results folder of `pycotmech paper`.
 
-`python -m benchmarks.findings FOLDER`. The section "Strongest ten heads of each step" is replaced; the sentences around it are written by hand.
+`python -m benchmarks.findings FOLDER`. The section "Strongest ten heads of each step" is replaced; the sentences around it are
+written by hand.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pycotmech.files.write import write_text
 PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
 TITLE = "## Strongest ten heads of each step"
 INTRO = """\
-Restoration on the examples that heads were not ranked on. The control is what 95 % of the heads do not exceed with the next example's
-activations in place of the clean ones ([patching.md](patching.md#controls)). That of a head is its own, where it was measured. Heads within
-floor or control are not called effects."""
+Restoration on the examples that heads were not ranked on. The control is what 95 % of the heads do not exceed with the next
+example's activations in place of the clean ones ([patching.md](patching.md#controls)). That of a head is its own, where it was
+measured. Heads within floor or control are not called effects."""
 
 
 def section(found: PatchSteps, k: int = 10) -> str:
