@@ -53,7 +53,7 @@ def replaced(page: str, text: str) -> str:
         raise ValueError(f"page: there is no section {TITLE!r}")
     before, after = page.split(TITLE, 1)
     rest = after.find("\n## ")
-    return before + text + ("" if rest < 0 else after[rest + 1 :])
+    return before + text + ("" if rest < 0 else after[rest:])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -32,7 +32,8 @@ def found() -> PatchSteps:
 
 
 def test_the_section_has_floor_and_control(found, tmp_path):
-    text = findings.section(found, 3)
+    text = findings.section(found)
+    assert len([line for line in text.splitlines() if line.startswith("| L")]) == 10
     assert "**Step 5, induction**: right in 8 of 8, noise floor 0.010, control 0.300, reported on 4." in text
     lines = [line for line in text.splitlines() if line.startswith("| L")]
     assert lines[0].startswith("| L1H1 | +0.5") and lines[0].endswith("|  | yes |")

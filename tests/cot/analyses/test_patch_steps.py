@@ -10,7 +10,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.close import assert_allclose
-from tests.reference.truth import sweep_truth
+from tests.reference.truth import logits_of, sweep_truth
 
 STEPS = [5, 7]
 
@@ -59,6 +59,39 @@ def test_restoration_is_the_ratio_of_means(result):
         result.restoration("loss")
 
 
+def test_controls_are_those_of_the_next_example(model, examples, result):
+    """One hooked forward for each head that was drawn, with the next example's z from the first difference on."""
+    data = result.data
+    assert (data["sham"] == 0).all()
+    assert (data["control"].notnull().sum(("layer", "head")) == 2).all()  # 6 % of 32 heads
+    for e, example in enumerate(examples):
+        step, other = example.steps[5], examples[(e + 1) % len(examples)].steps[5].clean
+        target = torch.log_softmax(logits_of(model.hf, step.clean, keep=1)[0].double(), -1)
+        heads = np.argwhere(data["control"][e, 0].notnull().values).tolist()
+        truth = sweep_truth(
+            model.hf, step.corrupted, other,
+            lambda logits, target=target: float((target.exp() * (target - torch.log_softmax(logits.double(), -1))).sum()),
+            heads=heads, positions=range(min(step.differs), len(step.clean)),
+        )  # fmt: skip
+        span = float(data["kl_corrupted"][e, 0])
+        for l, h in heads:
+            assert float(data["control"][e, 0, l, h]) == pytest.approx((span - float(truth[l, h])) / span, abs=1e-4)
+    assert len({tuple(np.flatnonzero(data["control"][e, s].notnull())) for e in range(3) for s in range(2)}) > 1
+
+
+def test_the_threshold_is_in_the_table(model, examples, every, result):
+    table, control = result.table(4), result.control()
+    assert set(table.columns) >= {"floor", "control", "head_control", "beyond"}
+    assert (control > 0).all() and np.isfinite(table["control"]).all()
+    beyond = table["mean"].abs() > np.maximum(table["floor"], table["control"])
+    assert table["beyond"].tolist() == beyond.tolist()
+    without = pcm.cot.patch_steps(model, examples, steps=[5], right=every, controls=False)
+    assert "control" not in without.data and np.isnan(without.control()).all()
+    assert "floor and control" not in str(without)
+    one = pcm.cot.patch_steps(model, examples[:1], steps=[5], right=every[:1])
+    assert one.data["control"].isnull().all() and float(one.data["sham"][0, 0]) == 0
+
+
 def test_noise_and_denoise_rank_from_their_base(model, examples, every):
     noised = pcm.cot.patch_steps(model, examples, steps=[5], right=every, direction="noise")
     mean = noised.restoration()["mean"]  # near 1: nothing was destroyed
@@ -91,7 +124,8 @@ def test_it_shows_itself(result, tmp_path):
     assert result.top(5, 1) == [(first.layer, first["head"], first["mean"])]
     assert "step 5 (induction, n = 2 held out): L" in str(result)
     keeps_its_ranges(result)
-    last = result.findings()[-1]
+    last, control = result.findings()[-2:]
+    assert control.startswith("heads whose interval lies beyond floor and control, of 32, by step: 5: ")
     assert last.startswith("heads whose interval lies beyond the noise floor, of 32, by step: ")
     assert "(of 32 heads without an effect about 2, one in 20, may lie there by chance" in last
     alone = type(result)(result.data.isel(example=[0]), result.about)
