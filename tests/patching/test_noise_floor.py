@@ -92,3 +92,24 @@ def test_the_floor_bounds_rounding_in_many_models(dtype):
     """In all but a few of hundreds of sweeps (docs/design.md, Exactness, says which)."""
     share = held(measured(range(4, 37), dtype))
     assert (share < 0.8).mean() <= 0.03 and share.min() >= 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pairs_in_one_call_differ_from_calls_of_their_own_by_less_than_the_floor(dtype):
+    """Seven pairs that share a beginning: together they are packed, and their prompts run, in other shapes than alone."""
+    model = pcm.Model(tiny_llama(n_layers=4, n_key_value_heads=2, seed=11, dtype=dtype), check=False)
+    g = torch.Generator().manual_seed(1)
+    begin = torch.randint(3, 61, (12,), generator=g)
+    clean = [torch.cat((begin, torch.randint(3, 61, (8 + i,), generator=g))) for i in range(7)]
+    corrupted = [c.clone() for c in clean]
+    for c in corrupted:
+        c[14] = (c[14] + 7) % 58 + 3
+    for options in (KL, LOGITS):
+        together = pcm.patch_heads_each(model, clean, corrupted, **options)
+        within = []
+        for sweep, a, b in zip(together, clean, corrupted, strict=True):
+            alone = pcm.patch_heads(model, a, b, **options)
+            change, floor = np.abs(sweep.effect - alone.effect), max(sweep.noise_floor, alone.noise_floor)
+            within.append(change <= floor)
+            assert change.max() <= 2 * floor  # both are off by rounding of their own
+        assert np.mean(within) >= 0.95
