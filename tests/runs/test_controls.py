@@ -16,7 +16,7 @@ from pycotmech.runs.controls import other_prompts
 from pycotmech.runs.report import build_report
 from pycotmech.runs.work import SweepUnit
 
-SETTINGS = Settings(model="tiny-cot", examples=5, steps=(4, 5), shots=1, threads=1)
+SETTINGS = Settings(model="tiny-cot", examples=5, steps=(4, 5), shots=0, threads=1)
 
 
 def unit(tokens: list[int], changed: int) -> SweepUnit:
@@ -52,7 +52,7 @@ def test_a_run_keeps_its_controls(finished):
     drawn = int(np.ceil(CONTROL_SHARE * L * H))
     measured = data["control"].notnull().sum(("layer", "head")).values
     assert (measured[done] == drawn).all()
-    examples = pcm.cot.make_examples(5, tokenizer=model.tokenizer, bos=model.prepend_bos, shots=1)
+    examples = pcm.cot.make_examples(5, tokenizer=model.tokenizer, bos=model.prepend_bos, shots=0)
     e, s = map(int, np.argwhere(done)[0])
     pair, other = examples[e].steps[(4, 5)[s]], examples[(e + 1) % 5].steps[(4, 5)[s]]
     alone = pcm.patch_heads(model, pair.clean, pair.corrupted, controls=("random",), control_source=other.clean)
@@ -68,7 +68,7 @@ def test_the_report_says_what_lies_beyond_floor_and_control(finished):
     assert "| control |" in text and "Before the first difference patches change 0." in text
 
 
-def test_without_controls_none_are_measured_and_the_folder_is_another(finished, tmp_path):
+def test_without_controls_none_are_measured_and_the_folder_is_another(tmp_path):
     without = replace(SETTINGS, controls=False, examples=2)
     experiment.run(without, tmp_path / "out")
     data = read(tmp_path / "out")
@@ -78,6 +78,3 @@ def test_without_controls_none_are_measured_and_the_folder_is_another(finished, 
     assert "No random control was measured, so effects are compared with rounding alone." in report.sentences
     with pytest.raises(ValueError, match="controls was not set, now True"):
         experiment.run(replace(without, controls=True), tmp_path / "out")
-    first = read(finished)
-    done = (data["state"].values == SweepState.FINISHED) & (first["state"].values[:2] == SweepState.FINISHED)
-    np.testing.assert_allclose(data["effect"].values[done], first["effect"].values[:2][done], atol=1e-3)
