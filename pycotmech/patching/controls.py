@@ -148,15 +148,15 @@ def control_arguments(others: Sequence[Tensor | None]) -> dict[str, Any]:
 
 
 def _given(model: Model, source: ControlSource, pairs: Sequence[Pair], single: bool) -> list[Tensor | None]:
-    if single:
-        prompts: list[Tokens | None] = [listed(source, argument="control_source")[0][0]]  # type: ignore[arg-type]
-        if not listed(source, argument="control_source")[1]:  # type: ignore[arg-type]
-            raise ValueError("control_source: got a list for one pair; expected one prompt")
+    """The prompts of `control_source` as token ids."""
+    if not single and isinstance(source, (list, tuple)) and any(prompt is None for prompt in source):
+        prompts, one = list(source), False
     else:
-        if source is None or isinstance(source, str) or len(source) != len(pairs):
-            n = "one prompt" if isinstance(source, str) else f"{len(source or ())} prompts"
-            raise ValueError(f"control_source: got {n} for {len(pairs)} pairs; expected a list of one for each")
-        prompts = list(source)
+        prompts, one = listed(source, argument="control_source")
+    if one != single or len(prompts) != len(pairs):
+        got = "one prompt" if one else f"a list of {len(prompts)}"
+        asked = ("one pair", "one prompt") if single else (f"{len(pairs)} pairs", "a list of one for each")
+        raise ValueError(f"control_source: got {got} for {asked[0]}; expected {asked[1]}")
     out: list[Tensor | None] = []
     for i, (prompt, pair) in enumerate(zip(prompts, pairs, strict=True)):
         name = f"control_source[{i}]"

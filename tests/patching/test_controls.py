@@ -106,6 +106,10 @@ def test_pairs_of_other_lengths_have_no_random_control():
     clean[1], corrupted[1] = clean[1][:-1], corrupted[1][:-1]
     sweep = pcm.patch_heads(model, clean, corrupted, controls=["random"])
     assert sweep.controls is not None
+    with pytest.raises(ValueError, match="control_source: got a list of 2 for 3 pairs; expected a list of one for each"):
+        pcm.patch_heads(model, clean, corrupted, controls=["random"], control_source=clean[:2])
+    some = pcm.patch_heads(model, clean, corrupted, controls=["random"], control_source=[None, None, clean[0]])
+    assert some.controls is not None and sorted(some.controls.missing) == [0, 1]
     assert sweep.controls.missing == {1: "random control: none: no other pair of equal length"}
     assert np.isnan(sweep.controls.random_raw[1]).all() and not np.isnan(sweep.controls.random_raw[[0, 2]]).any()
     with pytest.warns(UserWarning, match="no other pair of equal length"):
@@ -219,7 +223,7 @@ def controls(random, **more):
         ({"controls": "all", "site": "v"}, "controls: got 'all' for site 'v'; expected None, or site 'z'"),
         ({"control_source": [5] * T}, "control_source: given, but controls=None"),
         ({"controls": "all", "control_source": [5] * 3}, r"control_source.0. has 3 tokens, its pair 20; expected equal"),
-        ({"controls": "all", "control_source": [[5] * T]}, "control_source: got a list for one pair; expected one prompt"),
+        ({"controls": "all", "control_source": [[5] * T]}, "control_source: got a list of 1 for one pair; expected one prompt"),
     ],
 )
 def test_bad_arguments(options, message):
