@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from pycotmech.runs.controls import other_prompts
 from pycotmech.runs.pairs import PromptPair
 from pycotmech.runs.settings import Settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pycotmech.cot import Examples
     from pycotmech.cot.task.examples import Step
     from pycotmech.model import Model
