@@ -42,7 +42,7 @@ Metric = Annotated[str, patch("The metric: kl, logit_diff or prob, read at the l
 Positions = Annotated[str, patch("Where heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).")]
 Controls = Annotated[
     bool,
-    patch("Measure the random control of 6 % of the heads and the sham position, of examples or pairs, a tenth of the time."),
+    patch("Measure the random control of 6 % of the heads and the sham position, which take a tenth of the time."),
 ]
 Dtype = Annotated[str, how("The model's dtype: auto, float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, how("The device: cpu, cuda, cuda:1, ...")]
