@@ -44,6 +44,9 @@ CONDITIONS = ("full", "none", "other", "shuffled")
 WHEN = ("before", "during", "at the end", "never")
 MARGIN = 0.05
 """A fall of the answer's probability below this is none that matters."""
+NATS = 0.01
+"""A fall of the answer's log probability below this is none that matters."""
+
 ALPHA = 0.05
 
 
@@ -92,11 +95,11 @@ class ChainUse(TraceAnalysis):
         at, S = self.data["decided"].values, self.data["sentences"].values
         return np.select([at < 0, at == 0, at >= S], [3, 0, 2], 1)
 
-    def heads(self, *, alpha: float = ALPHA) -> list[tuple[int, int]]:
-        """Heads through which the reasoning raises the answer's probability beyond chance: sign flips of traces, family-wise at
-        `alpha`. Raises ValueError for too few traces."""
+    def heads(self, *, alpha: float = ALPHA, margin: float = NATS) -> list[tuple[int, int]]:
+        """Heads through which the reasoning raises the answer's log probability by more than `margin` (nats), beyond chance: by
+        sign flips of traces, family-wise at `alpha`. Raises ValueError for too few traces."""
         values = self.data["influence"].transpose("trace", "layer", "head").values
-        p = significance.p_values(values, alpha=alpha, seed=self.about["settings"]["seed"])
+        p = significance.p_values(values - margin, alpha=alpha, seed=self.about["settings"]["seed"])
         return [(int(l), int(h)) for l, h in np.argwhere(p <= alpha)]
 
     def verdicts(self, *, margin: float = MARGIN) -> list[Answered]:
@@ -108,7 +111,7 @@ class ChainUse(TraceAnalysis):
         parts, words = [], []
         for condition, text in (("none", "without it"), ("other", "with another trace's in its place")):
             fall = self.falls(condition)
-            parts.append(_above(fall, margin))
+            parts.append(_above(fall, margin, bootstrap.SHARES_APART))
             words.append(f"the probability falls by {fall.words('{:.2f}')} {text}")
         evidence = f"{'; '.join(words)} (n = {self.data.sizes['trace']} traces)"
         if all(part is True for part in parts):
@@ -120,7 +123,7 @@ class ChainUse(TraceAnalysis):
     def _order(self, margin: float) -> Answered:
         fall = self.falls("shuffled")
         return Answered(
-            "Does the order of its sentences matter?", _word(_above(fall, margin)),
+            "Does the order of its sentences matter?", _word(_above(fall, margin, bootstrap.SHARES_APART)),
             f"the probability falls by {fall.words('{:.2f}')} with sentences shuffled",
         )  # fmt: skip
 
@@ -141,7 +144,7 @@ class ChainUse(TraceAnalysis):
         )
         if named:
             evidence += f"; most: {', '.join(named)}"
-        return Answered("Do single sentences carry it?", _word(_above(mean, 0.0)), evidence)
+        return Answered("Do single sentences carry it?", _word(_above(mean, NATS)), evidence)
 
     def _through(self) -> Answered:
         question = "Are there heads through which it reaches the answer?"
@@ -155,7 +158,8 @@ class ChainUse(TraceAnalysis):
             return Answered(
                 question,
                 "no",
-                f"none of {mean.size} heads, cut one at a time, lowers it beyond chance over {len(values)} traces",
+                f"none of {mean.size} heads, cut one at a time, lowers it by more than {NATS:g} nats beyond chance "
+                f"(n = {len(values)} traces)",
             )
         best = sorted(found, key=lambda p: -mean[p])[:5]
         named = ", ".join(f"L{l}H{h} {mean[l, h]:.2f}" for l, h in best)
@@ -323,10 +327,10 @@ def chain_probabilities(
     return torch.cat(out).numpy()
 
 
-def _above(found: bootstrap.Interval, threshold: float) -> bool | None:
-    """Whether a number lies above a threshold; None if its interval leaves that open."""
+def _above(found: bootstrap.Interval, threshold: float, within: bootstrap.Range | None = None) -> bool | None:
+    """Whether a number lies above a threshold; None if its interval leaves that open. within: its range."""
     low, high, n = float(found.low), float(found.high), int(found.n)
-    if bootstrap.undecidable(low, high, n, threshold, bootstrap.SHARES_APART if threshold else None):
+    if bootstrap.undecidable(low, high, n, threshold, within):
         return None
     return True if low > threshold else False if high <= threshold else None
 

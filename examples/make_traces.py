@@ -1,0 +1,107 @@
+"""Makes the traces in pycotmech/data/traces: reasoning that small models wrote themselves, with the seeds that made it.
+
+Three kinds of questions, each after a few solved ones: ontologies of five hops, sums of single digits taken step by step, and
+lists that are copied item by item. The model samples what follows up to its first answer (temperature 0.6, top-p 0.95, as in
+Thought Anchors). A trace is kept if it has an answer and at least four sentences before it, whether the answer is right or not.
+
+    python examples/make_traces.py --model smollm2-135m-cot [--kinds sum,list,ontology] [--each 4] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+
+import pycotmech as pcm
+from pycotmech.traces import Trace
+
+ITEMS = (
+    "apple", "bread", "candle", "drum", "eagle", "flute", "grape", "hammer", "island", "jacket", "kettle", "lemon", "mirror",
+    "needle", "orange", "pencil", "rabbit", "saddle", "table", "violin",
+)  # fmt: skip
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+TRIES = 2
+"""Seeds that are tried for a question."""
+
+
+def sums(rng: random.Random, shots: int = 3, terms: int = 8) -> str:
+    """A prompt with solved sums and one to solve."""
+    parts = []
+    for i in range(shots + 1):
+        digits = [rng.randint(1, 9) for _ in range(terms)]
+        text, total = f"Question: What is {' + '.join(map(str, digits))}?\nSolution:", digits[0]
+        if i < shots:
+            steps = [f" Start with {total}."]
+            for d in digits[1:]:
+                steps.append(f" Add {d} to {total} to get {total + d}.")
+                total += d
+            text += "".join(steps) + f" The answer is {total}."
+        parts.append(text)
+    return "\n\n".join(parts)
+
+
+def lists(rng: random.Random, shots: int = 3, n: int = 8) -> str:
+    """A prompt with lists copied item by item, and one to copy."""
+    parts = []
+    for i in range(shots + 1):
+        items, asked = rng.sample(ITEMS, n), rng.randrange(n)
+        text = f"List: {', '.join(items)}.\nQuestion: Which item is the {ORDINALS[asked]}?\nSolution:"
+        if i < shots:
+            steps = [f" The {ORDINALS[j]} item is {item}." for j, item in enumerate(items)]
+            text += "".join(steps) + f" The answer is {items[asked]}."
+        parts.append(text)
+    return "\n\n".join(parts)
+
+
+def ontologies(model: pcm.Model, n: int, seed: int) -> list[str]:
+    """Prompts with two solved ontologies and one to solve."""
+    examples = pcm.cot.make_examples(n, hops=5, shots=2, seed=seed, tokenizer=model.tokenizer, bos=model.prepend_bos)
+    return [e.full_text.removesuffix(e.chain).rstrip() for e in examples]
+
+
+def written(model: pcm.Model, prompt: str, name: str, *, stop: str) -> Trace | None:
+    """The first trace of this prompt with an answer after four sentences, over a few seeds; None if there is none."""
+    for seed in range(TRIES):
+        try:
+            trace = Trace.generate(model, prompt, seed=seed, max_new=130, stop=stop, cue=None, name=name)
+            completion = trace.text[trace.n_prompt :]
+            said = re.search(r"answer is (\w+)\.|(True|False)$", completion)
+            if said is None:
+                continue
+            answer = said[1] or said[2]
+            trace = Trace.from_text(model, prompt, completion[: said.end()], answer=answer, name=name, seed=seed)
+        except ValueError:  # nothing but an answer
+            continue
+        if trace.n_sentences >= 4:
+            return trace
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-cot")
+    parser.add_argument("--kinds", default="sum,list,ontology")
+    parser.add_argument("--each", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path(pcm.__file__).parent / "data" / "traces")
+    arguments = parser.parse_args()
+    model = pcm.Model.from_pretrained(arguments.model, dtype="float32")
+    rng = random.Random(0)
+    kinds = arguments.kinds.split(",")
+    prompts = [(f"sum {i}", sums(rng)) for i in range(arguments.each)]
+    prompts += [(f"list {i}", lists(rng)) for i in range(arguments.each)]
+    prompts += [(f"ontology {i}", p) for i, p in enumerate(ontologies(model, arguments.each, 0))]
+    prompts = [(name, prompt) for name, prompt in prompts if name.split()[0] in kinds]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with open(arguments.out / f"{arguments.model}.jsonl", "w", encoding="utf-8") as file:
+        for name, prompt in prompts:
+            trace = written(model, prompt, name, stop="\n")
+            print(name, "none" if trace is None else f"{trace}: {trace.answer_text!r}", flush=True)
+            if trace is not None:
+                file.write(json.dumps(trace.to_record()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
