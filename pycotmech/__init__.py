@@ -65,7 +65,20 @@ _EXPORTS = {
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
 }
-_SUBPACKAGES = ("attention", "cot", "engine", "figures", "lens", "model", "ops", "patching", "runs", "stats", "traces")
+_SUBPACKAGES = (
+    "attention",
+    "cot",
+    "engine",
+    "exports",
+    "figures",
+    "lens",
+    "model",
+    "ops",
+    "patching",
+    "runs",
+    "stats",
+    "traces",
+)
 
 __all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]
 
@@ -73,6 +86,7 @@ if TYPE_CHECKING:
     from pycotmech import attention as attention
     from pycotmech import cot as cot
     from pycotmech import engine as engine
+    from pycotmech import exports as exports
     from pycotmech import figures as figures
     from pycotmech import lens as lens
     from pycotmech import model as model

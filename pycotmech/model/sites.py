@@ -35,6 +35,7 @@ _HOOK_NAMES = {
     "attn.hook_v": "v",
     "attn.hook_z": "z",
 }
+_HOOK_OF_SITE = {site: hook for hook, site in _HOOK_NAMES.items()}
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -62,3 +63,8 @@ def parse_site(name: str, *, argument: str = "site") -> tuple[str, int | None]:
         f"{argument}: unknown site {name!r}; expected one of {', '.join(SITES)}, "
         "or a TransformerLens hook name such as 'blocks.3.attn.hook_z'"
     )
+
+
+def hook_name(site: str, layer: int) -> str:
+    """TransformerLens' name of a site in one layer: ("z", 3) -> "blocks.3.attn.hook_z"."""
+    return f"blocks.{layer}.{_HOOK_OF_SITE[site]}"

@@ -1,0 +1,48 @@
+"""Attention patterns of a text, layer by layer and some rows at a time, and its tokens as they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycotmech.files.text import printable
+from pycotmech.model.run import watch
+
+if TYPE_CHECKING:
+    from pycotmech.model import Model
+
+_ENTRIES = 1 << 24
+"""Entries of a pattern that are held at a time: 64 MiB in float32."""
+
+
+def watch_patterns(model: Model, tokens: Tensor, see: Callable[[int, int, Tensor], None]) -> None:
+    """Shows the attention weights of a text, tokens [T], to `see`.
+
+    see: (layer, first row, weights [n, H, T] of rows first .. first + n - 1), for all rows of all layers; on the model's
+        device, 0 above the diagonal.
+    Cost: a forward pass without logits, and T x T products for each head.
+    """
+    family, T = model.family, len(tokens)
+    step = max(1, _ENTRIES // (model.cfg.n_heads * T))
+
+    def attend(l: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attention = family.attention(l)
+        rows, keys = (t[0].transpose(0, 1).to(family.resid_dtype) for t in (q, k))  # [T, heads, D]
+        for first in range(0, T, step):
+            n = min(step, T - first)
+            positions = torch.arange(first, first + n, device=q.device)
+            see(l, first, attention.pattern(rows[first : first + n].contiguous(), keys, positions))
+        return attention.extract(q, k, v).z
+
+    with torch.no_grad():
+        watch(family, tokens[None], attend)
+
+
+def token_texts(model: Model, tokens: Tensor) -> list[str]:
+    """Returns the text of each token, control characters as escapes; its id if the model has no tokenizer."""
+    if model.tokenizer is None:
+        return [str(int(token)) for token in tokens]
+    return [printable(model.tokenizer.decode([int(token)])) for token in tokens]
