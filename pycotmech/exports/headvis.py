@@ -97,7 +97,7 @@ def write_headvis(
     L, H = model.cfg.n_layers, model.cfg.n_heads
     for l, h in np.ndindex(L, H):
         _write(heads / f"L{l}H{h}.json", _head(kept[l, h], shown, largest[:, l, h]))
-    rows = [{"layer": l, "head": h, **{n: _rounded(v[l, h]) for n, v in metrics.items()}} for l, h in np.ndindex(L, H)]
+    rows = [{"layer": l, "head": h, **{n: _rounded(float(v[l, h])) for n, v in metrics.items()}} for l, h in np.ndindex(L, H)]
     _write(tree / "scatter_data.json", rows)
     _write(tree / "server_config.json", {})
     _write(attributions / "manifest.json", {})
