@@ -155,12 +155,13 @@ class ChainUse(TraceAnalysis):
             return Answered(question, "not decided", str(error).removeprefix("scores: "))
         mean = values.mean(0)
         if not found:
-            return Answered(
-                question,
-                "no",
-                f"none of {mean.size} heads, cut one at a time, lowers it by more than {NATS:g} nats beyond chance "
-                f"(n = {len(values)} traces)",
+            high = bootstrap.mean_interval(values).high
+            l, h = np.unravel_index(int(mean.argmax()), mean.shape)
+            evidence = (
+                f"none of {mean.size} heads, cut one at a time, lowers it by more than {NATS:g} nats beyond chance; largest "
+                f"mean L{l}H{h} {mean[l, h]:.2f} (n = {len(values)} traces)"
             )
+            return Answered(question, "no" if (high <= NATS).all() else "not decided", evidence)
         best = sorted(found, key=lambda p: -mean[p])[:5]
         named = ", ".join(f"L{l}H{h} {mean[l, h]:.2f}" for l, h in best)
         return Answered(
