@@ -86,6 +86,8 @@ class EarlyAnswers(TraceAnalysis):
             f"probability of the answer {p[0]:.2f} without reasoning, {p[-1]:.2f} after all {S} sentences; area over the curve "
             f"{self.area_over_curve:.2f}"
         ]
+        if not self.about["settings"]["cue"]:
+            lines[0] += "; no cue asks for it, so that before its place reasoning may be what goes on"
         at = self.decided
         if at is None:
             lines.append("the answer is not the likeliest even after the whole reasoning")
