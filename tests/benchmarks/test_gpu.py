@@ -1,11 +1,14 @@
 """`python -m benchmarks.gpu` on a CPU: every phase with small sizes, and what becomes of phases that hang, die or are wrong."""
 
+import contextlib
 import importlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,3 +137,72 @@ def test_phases_that_are_not_known(capsys):
     with pytest.raises(SystemExit):
         command.arguments(["--only", "ceilings,speed"])
     assert "got speed; expected names among environment" in capsys.readouterr().err
+
+
+class AsOnAGpu(Bench):
+    """The CPU, where every branch for a GPU is taken."""
+
+    cuda = True
+
+
+class Event:
+    """In the place of a CUDA event: the clock."""
+
+    def __init__(self, enable_timing=False):
+        self.at = 0.0
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return (other.at - self.at) * 1e3
+
+
+class Graph:
+    """In the place of a CUDA graph."""
+
+    replays = 0
+
+    def replay(self):
+        Graph.replays += 1
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Stands in for the functions of PyTorch that ask a CUDA driver."""
+
+    class Stream(contextlib.nullcontext):
+        def wait_stream(self, other):
+            pass
+
+    card = SimpleNamespace(name="stand-in", total_memory=2**36, major=9, minor=0, multi_processor_count=132)
+    fakes = dict(
+        Event=Event, CUDAGraph=Graph, Stream=Stream, current_stream=Stream, stream=lambda s: contextlib.nullcontext(),
+        graph=lambda graph, stream=None: contextlib.nullcontext(), synchronize=lambda device=None: None,
+        reset_peak_memory_stats=lambda device: None, max_memory_allocated=lambda device: 3 * 2**30,
+        get_device_properties=lambda device: card,
+    )  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+@pytest.mark.parametrize("name", ["environment", "ceilings", "attention", "llama7b", "summary", "profile"])
+def test_no_branch_for_a_gpu_is_left_untried(name, driver):
+    """What a GPU would be the first to run, run once with a stand-in for its driver."""
+    found, before = Found(), Graph.replays
+    known = {"ceilings": [{"kind": "figure", "what": "product of matrices, bfloat16", "value": 0.5}]}
+    with torch.no_grad():
+        module = importlib.import_module(f"benchmarks.gpu.{name}")
+        module.run(AsOnAGpu(torch.device("cpu"), small=True, known=known), found)
+    assert not [r for r in bad(found) if r["kind"] != "not run"], bad(found)
+    said = {r["what"]: r["value"] for r in found.rows}
+    if name == "environment":
+        assert said["card"] == "stand-in" and said["compute capability"] == "9.0"
+    if name in ("llama7b", "summary"):
+        peak = [what for what in said if "peak device memory" in what]
+        assert [float(said[what]) for what in peak] == [3.0]
+    if name == "llama7b":
+        assert Graph.replays > before and "T = 64, 40 positions: cold prefix, replayed" in said
