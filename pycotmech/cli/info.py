@@ -35,6 +35,7 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
     machine = [
         ("system", platform.platform()),
         ("processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"),
+        ("bfloat16 products", _bfloat16()),
         ("free memory", f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB"),
         ("CUDA", torch.cuda.get_device_name() if cuda else "no device; torch built " + _cuda_build(torch)),
         ("model cache", str(cache_root())),
@@ -54,6 +55,14 @@ def _version(package: str) -> str:
 
 def _cuda_build(torch: Any) -> str:
     return f"with CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+
+
+def _bfloat16() -> str:
+    from pycotmech import ops
+
+    if ops.widens_bfloat16():
+        return "on CPU in float32, weights widened a slice at a time: no bfloat16 units, or not used (PYCOTMECH_ISA)"
+    return "on CPU as PyTorch computes them"
 
 
 def _core() -> str:

@@ -57,7 +57,7 @@ class AblatedRuns:
         self._check(prompts, fill, roles)
         self.fill = None if fill is None else fill.to(family.device, family.dtype)
         self.roles = [r[: len(p)].to(family.device) for r, p in zip(roles or [], self.prompts)]
-        self.budget = memory_budget(memory_gb, family.device)
+        self.budget = memory_budget(memory_gb, *family.devices)
         rows = 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head + 4 * cfg.n_heads * cfg.d_head + 6 * cfg.d_model
         self.row_bytes = rows * family.dtype.itemsize + 8 * cfg.d_model
         self.batches = self._batches()

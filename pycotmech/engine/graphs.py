@@ -14,7 +14,7 @@ buffers and replays. The arithmetic is the same kernels in the same order.
 
 Weights are read where they are, so an update in place is seen; weights that were moved or replaced drop all graphs. Models
 with hooks, adapters or other projections than the library's own are never captured: their Python would run once and not
-again. The environment variable PYCOTMECH_CUDA_GRAPHS=0 switches all of this off.
+again. Nor are models on several devices. The environment variable PYCOTMECH_CUDA_GRAPHS=0 switches all of this off.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ from pycotmech._warnings import warn
 from pycotmech.engine import planner
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model.families.base import Family
-from pycotmech.model.prefixes import matmul_precision
+from pycotmech.model.placement import is_placed
+from pycotmech.model.precision import matmul_precision
 from pycotmech.model.work import LayerRows
 
 _SHARE_OF_ROOM = 8
 """A call's memory budget divided by this may be held by graphs and their buffers."""
 
-_ROUNDING = 64
-"""Units in the last place, relative to the norm, by which a first replay may differ from the pass run as usual: buffers have
-other addresses than the tensors they replace, so a library may choose another kernel."""
+_ROUNDING = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 8, torch.float16: 8}
+"""Units in the last place of the model's dtype, relative to the norm, by which a first replay may differ from the pass run as
+usual: buffers have other addresses than the tensors they replace, so a library may choose another kernel."""
 
 _REMEMBERED = 4096
 """Signatures that were seen once."""
@@ -367,7 +368,7 @@ class Graphs:
                 captured.replay()
                 usual = copy(staircase)
                 usual.tick = lambda rows: None
-                self._compare(out, usual.run())
+                self._compare(out, usual.run(), family.dtype)
                 return _Graph(captured, taken, out, rows)
         except BaseException as error:
             self._release(taken)
@@ -381,10 +382,10 @@ class Graphs:
             return None
 
     @staticmethod
-    def _compare(replayed: Tensor, usual: Tensor) -> None:
-        """RuntimeError if a replay gave other numbers than the pass run as usual."""
+    def _compare(replayed: Tensor, usual: Tensor, dtype: torch.dtype) -> None:
+        """RuntimeError if a replay gave other numbers than the pass run as usual. dtype: of the products in it."""
         off, size = float((replayed - usual).norm()), float(usual.norm())
-        if not off <= _ROUNDING * torch.finfo(usual.dtype).eps * size:  # nor if it is not a number
+        if not off <= _ROUNDING[dtype] * torch.finfo(dtype).eps * size:  # nor if it is not a number
             raise RuntimeError(f"its first replay is {off:.2g} off the pass run as usual, of {size:.2g}")
 
     def _fill(self, buffers: list[tuple], signature: Signature) -> None:
@@ -423,7 +424,7 @@ class KeptGraphs:
 
         Cost: a look at every module and weight; once for a call, not once for a pass.
         """
-        if not captures(family.device) or not family.is_plain():
+        if not captures(family.device) or is_placed(family.hf) or not family.is_plain():
             return None
         with self._lock:
             if family not in self._graphs:

@@ -14,9 +14,11 @@ HINT = "memory_gb= sets how much a call may use"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on the device; on the CPU, what the machine has and what the process's control groups allow."""
+    """Bytes that are free on the device; on the CPU, what the machine has and what the process's control groups allow. What
+    PyTorch keeps of a GPU's memory without using it is free too."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     found = [n for n in (_available(), cgroup_free()) if n is not None]
     return min(found, default=_UNKNOWN)
 

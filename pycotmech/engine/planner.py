@@ -70,11 +70,12 @@ class Work:
         return Work(self.layer_rows + other.layer_rows, self.flop + other.flop, self.weight_bytes + other.weight_bytes)
 
 
-def memory_budget(memory_gb: float | None, device: torch.device) -> int:
-    """Bytes a sweep may use beyond the model: what the user set, or half of what is free on the device."""
+def memory_budget(memory_gb: float | None, *devices: torch.device) -> int:
+    """Bytes a sweep may use beyond the model, on each of the devices on which the model lies: what the user set, or half of
+    what is free where least is."""
     if (given := check_memory(memory_gb)) is not None:
         return int(given * 2**30)
-    return int(free_bytes(device) * _SHARE_OF_FREE)
+    return int(min(map(free_bytes, devices)) * _SHARE_OF_FREE)
 
 
 def row_bytes(family: Family) -> int:

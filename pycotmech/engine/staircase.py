@@ -25,6 +25,7 @@ from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.jitter import Jitter
 from pycotmech.engine.row_edits import BoundEdits, RowEdits
 from pycotmech.engine.rows import Join, PackedRows, ReadRows, Rows, Variants
+from pycotmech.engine.travel import Traveller
 from pycotmech.model import work
 from pycotmech.model.climb import blocks
 from pycotmech.model.families.base import Family
@@ -84,26 +85,36 @@ class Staircase:
     def run(self) -> Tensor:
         """Residual rows after the last layer where variants are read, variant after variant in the caller's order: [N, d], or
         as many as `Bases.readings` has. With `upto`: all rows, before that layer, as they are packed."""
-        rows, begins, family = self.rows, self.rows.begins, self.family
+        rows, family, traveller = self.rows, self.family, Traveller(self.family.device)
         top = family.cfg.n_layers - 1 if self.upto is None else self.upto
-        x = torch.empty(begins[rows.joined(top, Stage.PRE)], family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
+        n = rows.begins[rows.joined(top, Stage.PRE)]
+        x = torch.empty(n, family.cfg.d_model, dtype=family.resid_dtype, device=family.device_of(0))
         done = 0  # variants that have joined
         for l in range(top):
-            attended = done = self._begin(x, done, l)
-            for span, _ in rows.spans(done):
-                beside = self.mlp(l, x[span], span) if family.cfg.parallel else None
-                self._add(x[span], self.attention(l, x[span], span, span), l, Stage.PRE, span)
-                if beside is not None:
-                    self._add(x[span], beside, l, Stage.MID, span)
-            done = self._admit(x, done, l, Stage.MID)
-            passed = attended if family.cfg.parallel else done
-            if not family.cfg.parallel:
-                for a, b in blocks(begins[done], self.family.sizes.row_block):
-                    self._add(x[a:b], self.mlp(l, x[a:b], slice(a, b)), l, Stage.MID, slice(a, b))
-            self._ticked(begins[attended], begins[attended], begins[passed])
-            done = self._admit(x, done, l, Stage.POST)
-        done = self._begin(x, done, top)
-        return x if self.upto is not None else self._last_layer(x, done)
+            device = family.device_of(l)
+            x = x.to(device)
+            done = traveller.on(device, self)._layer(l, x, done)
+        device = family.device_of(min(top, family.cfg.n_layers - 1))
+        x, last = x.to(device), traveller.on(device, self)
+        done = last._begin(x, done, top)
+        return (x if self.upto is not None else last._last_layer(x, done)).to(family.device)
+
+    def _layer(self, l: int, x: Tensor, done: int) -> int:
+        """Takes the rows through layer l, all on its device; returns how many variants have joined after it."""
+        rows, begins, parallel = self.rows, self.rows.begins, self.family.cfg.parallel
+        attended = done = self._begin(x, done, l)
+        for span, _ in rows.spans(done):
+            beside = self.mlp(l, x[span], span) if parallel else None
+            self._add(x[span], self.attention(l, x[span], span, span), l, Stage.PRE, span)
+            if beside is not None:
+                self._add(x[span], beside, l, Stage.MID, span)
+        done = self._admit(x, done, l, Stage.MID)
+        passed = attended if parallel else done
+        if not parallel:
+            for a, b in blocks(begins[done], self.family.sizes.row_block):
+                self._add(x[a:b], self.mlp(l, x[a:b], slice(a, b)), l, Stage.MID, slice(a, b))
+        self._ticked(begins[attended], begins[attended], begins[passed])
+        return self._admit(x, done, l, Stage.POST)
 
     def _add(self, x: Tensor, y: Tensor, l: int, stage: Stage, rows: Rows) -> None:
         """x += y, what the part of layer l after this stage adds to these rows, with its noise where rows are jittered."""
@@ -145,7 +156,7 @@ class Staircase:
     def _last_layer(self, x: Tensor, done: int) -> Tensor:
         rows, family, edits, l = self.rows, self.family, self.edits, self.family.cfg.n_layers - 1
         begins = rows.read_begins
-        out = torch.empty(len(rows.read_rows), family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
+        out = torch.empty(len(rows.read_rows), family.cfg.d_model, dtype=family.resid_dtype, device=x.device)
         for span, read in rows.spans(done):
             added = self.attention(l, x[span], span, read)
             here = out[read.first : read.end]

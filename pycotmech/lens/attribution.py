@@ -64,7 +64,7 @@ def head_logits(
     model.family.refuse_unsupported()
     if normalization not in _NORMALIZATIONS:
         raise ValueError(f"normalization: got {normalization!r}; expected one of {', '.join(_NORMALIZATIONS)}")
-    planner.memory_budget(memory_gb, model.device)
+    planner.memory_budget(memory_gb, *model.family.devices)
     request = check_request(model, tokens, positions, answer, wrong)
     family, cfg = model.family, model.cfg
     B, R = request.positions.shape

@@ -59,7 +59,7 @@ def logit_lens(
         raise ValueError(f"site: got {site!r}; expected one of {', '.join(_SITES)}")
     refuse_missing(site, model.cfg)
     check_integer(top_k, "top_k", 0, model.cfg.d_vocab)
-    planner.memory_budget(memory_gb, model.device)
+    planner.memory_budget(memory_gb, *model.family.devices)
     request = check_request(model, tokens, positions, answer)
     B, R = request.positions.shape
     L = model.cfg.n_layers + (site == "resid")

@@ -165,7 +165,7 @@ def rows_of(model: Model, request: Request, sites: Sequence[str], memory_gb: flo
 
     What all prompts share before their first position is computed once, or taken from what the model keeps.
     """
-    family, budget = model.family, planner.memory_budget(memory_gb, model.device)
+    family, budget = model.family, planner.memory_budget(memory_gb, *model.family.devices)
     prompts, where = request.prompts, request.positions
     R = where.shape[1]
     P = min(common_prefix(prompts), int(where.min())) if len(prompts) > 1 else 0

@@ -70,7 +70,7 @@ class Kept:
 
     def __init__(self, sites: dict[str, Tensor], rows: Tensor | None = None) -> None:
         self.sites, self.rows = sites, rows
-        self._places: dict[int, tuple[slice, Tensor]] = {}
+        self._places: dict[tuple[int, torch.device], tuple[slice, Tensor]] = {}
 
     def store(self, site: str, l: int, a: int, b: int, value: Tensor) -> None:
         """Takes from value, the site in rows a .. b - 1, what is to be kept."""
@@ -81,17 +81,17 @@ class Kept:
             kept[l, a:b] = value
         else:
             to, rows = self._place(self.rows, a, b, value.device)
-            if value.dtype == kept.dtype and len(rows):
+            if value.dtype == kept.dtype and value.device == kept.device and len(rows):
                 torch.index_select(value, 0, rows, out=kept[l, to])
             else:
                 kept[l, to] = value[rows]
 
     def _place(self, rows: Tensor, a: int, b: int, device: torch.device) -> tuple[slice, Tensor]:
-        """Where the rows of a block are kept, and which rows of the block they are; the same for every layer."""
-        if a not in self._places:
+        """Where the rows of a block are kept, and which rows of the block they are; the same for every layer on a device."""
+        if (a, device) not in self._places:
             i, j = torch.searchsorted(rows, torch.tensor([a, b])).tolist()
-            self._places[a] = slice(i, j), (rows[i:j] - a).to(device)
-        return self._places[a]
+            self._places[a, device] = slice(i, j), (rows[i:j] - a).to(device)
+        return self._places[a, device]
 
 
 @torch.no_grad()
@@ -111,7 +111,8 @@ def climb(
 ) -> Tensor:
     """Takes packed rows up through the layers; the residual stream after the last one, [R, d], or of the rows `read`.
 
-    tokens, positions [R], on the model's device.
+    tokens, positions [R], on the model's device, as is what is kept and returned; attention sees its tensors there too. The
+    residual stream is on the device of each layer.
     attention: gives z of each layer, from the queries and from what `keys` holds.
     edit_z: what every layer does to z before its output projection; layers above see its consequences.
     read: packed row numbers. Then the last layer computes queries, attention and MLP for these rows only, and without any only
@@ -124,7 +125,7 @@ def climb(
     """
     cfg, R = family.cfg, len(tokens)
     L = cfg.n_layers if n_layers is None else n_layers
-    angles = family.rotary(positions)
+    angles, home = family.rotary(positions), positions.device
     first, x = (0, family.embed(tokens, positions)) if begin is None else begin  # [R, d]
     kept = kept or Kept({})
     queries = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
@@ -135,9 +136,10 @@ def climb(
         k_own, v_own = keys.layer(l)
         asked = queries
         top = read if l == L - 1 else None
+        x = x.to(family.device_of(l))
         for a, b in blocks(n, family.sizes.row_block):
             kept.store("resid_pre", l, a, b, x[a:b])
-            q, k, v = family.qkv(l, x[a:b])
+            q, k, v = (t.to(home) for t in family.qkv(l, x[a:b]))
             kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
             family.rotate(l, angles, slice(a, b), *((k,) if top is not None else (q, k)))
             keys.put(l, a, b, k, v)
@@ -147,16 +149,16 @@ def climb(
                 queries[a:b] = q
         if top is not None:
             work.count(family, work.LayerRows(n, n + len(top), len(top), len(top)))
-            return _read_rows(family, l, x[top], angles, attention, edit_z, k_own, v_own, top)
+            return _read_rows(family, l, x[top.to(x.device)].to(home), angles, attention, edit_z, k_own, v_own, top)
         z = attention(l, asked[:n], k_own, v_own, None)
         if z is None:
             work.count(family, work.LayerRows(qkv=n))
-            return x
+            return x.to(home)
         z = z if edit_z is None else edit_z(l, z, None)
         for a, b in blocks(n, family.sizes.row_block):
             kept.store("z", l, a, b, z[a:b])
             beside = family.mlp_out(l, x[a:b]) if cfg.parallel else None
-            out = family.attn_out(l, z[a:b])
+            out = family.attn_out(l, z[a:b].to(x.device))
             kept.store("attn_out", l, a, b, out)
             if beside is None:
                 out = family.mlp_after(l, x[a:b], out)
@@ -171,7 +173,7 @@ def climb(
             kept.store("resid_post", l, a, b, x[a:b])
         work.count(family, work.LayerRows.whole(n))
         del z
-    return x
+    return x.to(home)
 
 
 def _read_rows(

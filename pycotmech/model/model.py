@@ -13,6 +13,7 @@ from pycotmech._warnings import warn
 from pycotmech.model.check import check_against_hf
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.registry import family_of
+from pycotmech.model.placement import is_placed
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions, token_ids, unpacked
 from pycotmech.model.run import Activations, run
@@ -278,7 +279,7 @@ def _base_of(hf: Any) -> torch.nn.Module:
                 "would be ignored; expected adapters of its layers (LoRA, for instance), or the base model alone"
             )
         hf = cast(Any, hf).get_base_model()
-    if any(tensor.is_meta for tensor in (*hf.parameters(), *hf.buffers())):
+    if not is_placed(hf) and any(tensor.is_meta for tensor in (*hf.parameters(), *hf.buffers())):
         raise ValueError(
             "hf_model: has tensors on the meta device, which have no values; expected a loaded model (plan_paths takes the "
             "configuration alone)"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.families.base import Family
+from pycotmech.model.precision import matmul_precision
 from pycotmech.model.run import KeyValues, forward_packed
 
 _SHARE_OF_ROOM = 8
@@ -29,8 +30,8 @@ class Prefixes:
 
     They are dropped when a weight is replaced or changed in place (by its version counter, or at one of 256 places spread
     over it: an edit through `.data` that misses all of them is not seen, `clear()` after one). Nothing is kept for a model
-    that carries hooks, adapters or other projections than the library's own, or whose weights were made in inference mode,
-    for they may change unseen.
+    that carries hooks, adapters or other projections than the library's own, whose weights were made in inference mode or are
+    loaded as they are needed, for they may change unseen.
 
     limit: bytes; None: an eighth of what the call that asks may use; 0: nothing is kept. Threads may share one; a copy, as
     of a model that is copied or sent to another process, begins with nothing kept.
@@ -81,7 +82,8 @@ class Prefixes:
             out = torch.empty(
                 2, cfg.n_layers, len(ids), cfg.n_key_value_heads, cfg.d_head, dtype=family.dtype, device=family.device
             )
-            step = family.sizes.segment
+            # Each pass loads all the weights that are kept elsewhere.
+            step = len(ids) if family.offloaded else family.sizes.segment
             for a in range(0, len(ids), step):
                 b = min(a + step, len(ids))
                 key = (setting, ids[:b].numpy().tobytes())
@@ -101,7 +103,7 @@ class Prefixes:
 
     def _trusted(self) -> bool:
         """Whether what is kept may be used and added to: drops it where the weights are others now."""
-        if not self.family.is_plain():
+        if self.family.offloaded or not self.family.is_plain():
             self.clear()
             return False
         tensors = self.family.tensors()
@@ -121,7 +123,7 @@ def _samples(tensors: Sequence[Tensor]) -> Tensor:
     """Values of all tensors, those of one dtype put together before they are widened: a few launches on a GPU, not one each."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for t in tensors:
-        by_dtype.setdefault(t.dtype, []).append(_sampled(t))
+        by_dtype.setdefault(t.dtype, []).append(_sampled(t).to(tensors[0].device))
     return torch.cat([torch.cat(parts).double() for parts in by_dtype.values()])
 
 
@@ -131,14 +133,6 @@ def _sampled(t: Tensor) -> Tensor:
     # An odd step visits every column of a matrix whose width is a power of two.
     step = max(1, len(flat) // _SAMPLES) | 1
     return flat[::step][:_SAMPLES]
-
-
-def matmul_precision() -> tuple[str, str]:
-    """How matrix products of float32 are computed, on a GPU and on the CPU.
-
-    Asked of each library: PyTorch's one answer for all is an error where the user has set one of them.
-    """
-    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
 
 
 def _setting() -> tuple:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pycotmech.model.model import Model
+from pycotmech.model.placement import is_placed
 from pycotmech.model.twin import twin_of
 
 
@@ -15,12 +16,16 @@ def random_twin(model: Model, *, seed: int = 0) -> Model:
 
     Each matrix is drawn from a normal distribution with the standard deviation of the model's own, on the model's device.
     `model` stays as it is, and shares what is not drawn.
-    Raises NotImplementedError for quantised weights.
+    Raises NotImplementedError for quantised weights, and for a model that accelerate has placed on devices or on disk.
 
     Cost: the memory of the layers once more, and one pass over them.
     """
     if model.family.is_quantised():
         raise NotImplementedError("model: its weights are quantised, and random ones cannot be drawn in their place")
+    if is_placed(model.hf):
+        raise NotImplementedError(
+            "model: it was placed by device_map, and random weights are drawn for a model in one place only"
+        )
     hf = model.hf
     kept = {id(module) for module in (hf.get_input_embeddings(), hf.get_output_embeddings())}
     names = [name for name, module in hf.named_modules() if id(module) not in kept and _matrices(module)]

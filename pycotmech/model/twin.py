@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from types import MethodType
+from typing import Any
 
 from torch import nn
 
@@ -55,5 +58,19 @@ def unwrapped_tree(model: nn.Module, inner: Callable[[nn.Module], nn.Module]) ->
 def _copied(module: nn.Module) -> nn.Module:
     """A shallow copy with registries of its own: submodules, hooks, buffers, parameters."""
     out = object.__new__(type(module))
-    vars(out).update({name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()})
+    vars(out).update({name: _own(value, module, out) for name, value in vars(module).items()})
     return out
+
+
+def _own(value: Any, module: nn.Module, copy: nn.Module) -> Any:
+    """An attribute of a module as its copy has it. A forward that was replaced by a function of the module (accelerate does
+    so) calls the copy there."""
+    if isinstance(value, dict):
+        return value.copy()
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, copy)
+    if isinstance(value, partial) and value.args and value.args[0] is module:
+        bound = partial(value.func, copy, *value.args[1:], **value.keywords)
+        vars(bound).update({name: _own(inner, module, copy) for name, inner in vars(value).items()})
+        return bound
+    return value

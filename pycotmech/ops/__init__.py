@@ -15,7 +15,7 @@ from pycotmech.ops.attn_extract import Extract, attn_extract
 from pycotmech.ops.attn_rows import attn_rows
 from pycotmech.ops.attn_topk import attn_topk
 from pycotmech.ops.head_delta import head_delta
-from pycotmech.ops.linear import linear
+from pycotmech.ops.linear import linear, matmul, widens_bfloat16
 from pycotmech.ops.prefix_attn import check_rows, prefix_attn
 from pycotmech.ops.rope import rope
 from pycotmech.ops.swiglu import swiglu
@@ -33,7 +33,9 @@ __all__ = [
     "describe",
     "head_delta",
     "linear",
+    "matmul",
     "prefix_attn",
     "rope",
     "swiglu",
+    "widens_bfloat16",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -54,9 +55,16 @@ def _first_cuda_call(kernel: str, reference: Callable) -> Callable:
             except ImportError as error:
                 warn(f"pycotmech: {function} on CUDA runs on the PyTorch reference ({error})")
                 chosen.append(reference)
-        return chosen[0](*args, **kwargs)
+        with _on_device_of(args):
+            return chosen[0](*args, **kwargs)
 
     return call
+
+
+def _on_device_of(args: tuple) -> AbstractContextManager:
+    """Triton launches on the current GPU, whichever one holds the tensors: makes theirs the current one."""
+    index = next(x.get_device() for x in args if isinstance(x, torch.Tensor))
+    return nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index)
 
 
 def _find_library() -> Path | None:

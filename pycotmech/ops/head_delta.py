@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pycotmech.ops.linear import matmul
+
 
 def reference(dz: Tensor, heads: Tensor, w_o: Tensor) -> Tensor:
     """One product of all of W_O with rows that are zero outside their head."""
@@ -18,14 +20,14 @@ def _by_head(dz: Tensor, heads: Tensor, w_o: Tensor) -> Tensor:
     """One product for each head that occurs, on its columns of W_O as they lie."""
     D = dz.shape[1]
     order = torch.argsort(heads, stable=True)
-    sorted_dz, out = dz[order], torch.empty(len(dz), w_o.shape[0], dtype=dz.dtype)
+    sorted_dz, out = dz[order], torch.empty(len(dz), w_o.shape[0], dtype=dz.dtype, device=dz.device)
     start = 0
     for h, n in enumerate(torch.bincount(heads).tolist()):
         if n:
-            torch.mm(sorted_dz[start : start + n], w_o[:, h * D : (h + 1) * D].T, out=out[start : start + n])
+            out[start : start + n] = matmul(sorted_dz[start : start + n], w_o[:, h * D : (h + 1) * D].T)
         start += n
     back = torch.empty_like(order)
-    back[order] = torch.arange(len(order))
+    back[order] = torch.arange(len(order), device=order.device)
     return out[back]
 
 

@@ -207,8 +207,8 @@ def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
         prompts = [t[: p.first] for p in question.pairs for t in (p.clean, p.corrupted)]
         shared = common_prefix(prompts)
         kept = question.prefixes.key_values(prompts[0][:shared], question.budget.room)  # the sweep's, if there is one
-        layers = () if kept is None else zip(kept.k, kept.v, strict=True)
-        past = [(k.transpose(0, 1)[None], v.transpose(0, 1)[None]) for k, v in layers]
+        layers = () if kept is None else enumerate(zip(kept.k, kept.v, strict=True))
+        past = [tuple(t.transpose(0, 1)[None].to(question.family.device_of(l)) for t in kv) for l, kv in layers]
         for i in range(len(question.pairs)):
             change, *metrics = _changes(question, layout, hf, i, past, shared)
             changes.append(change)
@@ -302,18 +302,22 @@ def _forward(
         embeds = hf.get_input_embeddings()(tokens[None].to(family.device)).detach().requires_grad_(base)
         P = past[0][0].shape[2] if past else 0
         positions = torch.arange(P, P + len(tokens), device=family.device)[None]
-        logits = hf(
-            inputs_embeds=embeds,
-            past_key_values=_cache(past) if past else None,
-            use_cache=bool(past),
-            position_ids=positions,
-            logits_to_keep=1,
-        ).logits[0]
+        logits = (
+            hf(
+                inputs_embeds=embeds,
+                past_key_values=_cache(past) if past else None,
+                use_cache=bool(past),
+                position_ids=positions,
+                logits_to_keep=1,
+            )
+            .logits[0]
+            .to(family.device)
+        )
     finally:
         for handle in handles:
             handle.remove()
     with torch.no_grad():
-        wide = family.logits(found["final"][0, -1:].detach().to(family.resid_dtype))
+        wide = family.logits(found["final"][0, -1:].detach().to(family.device, family.resid_dtype))
     return [found[l] for l in range(family.cfg.n_layers)], logits, wide
 
 

@@ -251,7 +251,7 @@ def _pairs(pairs: Sequence[tuple[int, int]] | None, units: Sequence[Unit]) -> li
 def _ends(model: Model, pair: Pair, base: Tensor, source: Tensor, memory_gb: float | None) -> tuple[Tensor, Tensor]:
     """z of the source run from the first position that differs to the one read, [L, S, H, D]; logits [2, V] of base and source
     where they are read."""
-    past = model.prefixes.key_values(base[: pair.first], memory_budget(memory_gb, model.device))
+    past = model.prefixes.key_values(base[: pair.first], memory_budget(memory_gb, *model.family.devices))
     n = pair.read + 1 - pair.first
     suffixes = [t[pair.first : pair.read + 1] for t in (source, base)]
     packed = forward_packed(

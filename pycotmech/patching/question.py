@@ -128,4 +128,4 @@ def ask(
 def budget_of(model: Model, metric: Metric, memory_gb: float | None, return_logits: bool) -> Budget:
     """What a call may use. Raises ValueError or TypeError for a budget that is no positive number."""
     columns = 2 if metric == "logit_diff" else None
-    return Budget(model.family, memory_budget(memory_gb, model.device), columns, return_logits)
+    return Budget(model.family, memory_budget(memory_gb, *model.family.devices), columns, return_logits)

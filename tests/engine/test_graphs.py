@@ -317,6 +317,15 @@ def test_a_replay_that_gives_other_numbers(model, on):
     assert graphs.nbytes == graphs.replays == 0
 
 
+def test_a_first_replay_may_be_off_by_the_rounding_of_the_models_dtype():
+    x = torch.randn(9, 48, generator=torch.Generator().manual_seed(0))
+    graphs_module.Graphs._compare(x * (1 + 1e-3), x, torch.bfloat16)  # rows of a bfloat16 model are float32
+    graphs_module.Graphs._compare(x * (1 + 1e-6), x, torch.float32)
+    for factor, dtype in ((1.2, torch.bfloat16), (1 + 1e-3, torch.float32), (float("nan"), torch.bfloat16)):
+        with pytest.raises(RuntimeError, match="off the pass run as usual"):
+            graphs_module.Graphs._compare(x * factor, x, dtype)
+
+
 def test_weights(on):
     """An update in place is read by the next replay; weights that lie elsewhere drop the graphs."""
     hf = tiny_llama(n_layers=3)

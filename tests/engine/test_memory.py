@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.engine import memory
+from pycotmech.engine import memory, planner
 from pycotmech.engine.staircase import Staircase
 from tests.engine.test_planner import peak_bytes
 from tests.reference.tiny import tiny_llama
@@ -133,3 +133,18 @@ def test_other_errors_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(Staircase, "run", lambda self: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         pcm.patch_heads(model, *prompts(model, 12))
+
+
+def test_what_pytorch_keeps_of_a_gpus_memory_is_free(monkeypatch):
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * 2**30)
+    assert memory.free_bytes(gpu) == 11 * 2**30
+
+
+def test_the_budget_of_several_devices_is_that_of_the_fullest(monkeypatch):
+    free = {torch.device("cuda", 0): 8 * 2**30, torch.device("cuda", 1): 2 * 2**30}
+    monkeypatch.setattr(planner, "free_bytes", free.__getitem__)
+    assert planner.memory_budget(None, *free) == 2**30
+    assert planner.memory_budget(3, *free) == 3 * 2**30

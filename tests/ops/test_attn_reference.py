@@ -1,9 +1,12 @@
 """The references of the attention ops, which define what the kernels compute, against loops over rows in float64."""
 
+import contextlib
+import types
+
 import pytest
 import torch
 
-from pycotmech.ops import attn_colsum, attn_entries, attn_extract, attn_rows, attn_topk
+from pycotmech.ops import _registry, attn_colsum, attn_entries, attn_extract, attn_rows, attn_topk
 from tests.ops.attn_cases import SMALL, Case, error, slow_weights
 
 
@@ -83,3 +86,31 @@ def test_equal_scores_are_ranked_by_the_lowest_key():
     out = attn_extract(**{**x, "topk": 6})
     assert torch.equal(out.topk_i, torch.tensor([0, 3, 5, 1, 2, 4], dtype=torch.int32).expand(1, 2, 1, 6))
     assert out.topk_p[..., 2].min() > 2 * out.topk_p[..., 3].max()
+
+
+def test_a_kernel_is_launched_on_the_gpu_that_holds_the_tensors(monkeypatch):
+    """Triton launches on the current GPU, whatever its arguments are on."""
+    current, launched = [0], []
+
+    class OnGPU(torch.Tensor):
+        gpu = 0
+
+        def get_device(self):
+            return self.gpu
+
+    @contextlib.contextmanager
+    def device(index):
+        before, current[0] = current[0], index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    kernels = types.SimpleNamespace(run=lambda *args: launched.append(current[0]))
+    monkeypatch.setattr(_registry.importlib, "import_module", lambda name: kernels)
+    call = _registry._first_cuda_call("any:run", lambda *args: None)
+    for gpu in (0, 1, 0):
+        x = torch.zeros(2).as_subclass(OnGPU)
+        x.gpu = gpu
+        call(x, 3)
+    assert launched == [0, 1, 0] and current == [0]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from pycotmech import ops
+from tests.instruction_sets import available, environment
 from tests.reference.close import assert_close
+
+ROOT = Path(__file__).parent.parent.parent
 
 MODULE = importlib.import_module("pycotmech.ops.linear")
 plain = torch.nn.functional.linear
@@ -117,3 +124,69 @@ def test_arguments_are_checked():
         ops.linear(randn(3, 15), randn(8, 16))
     with pytest.raises(ValueError, match="d_in of weight"):
         ops.linear(randn(3, 15), randn(15))
+
+
+# ---- bfloat16 where a processor has no products of it --------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_units(monkeypatch):
+    monkeypatch.setattr(MODULE, "widens_bfloat16", lambda: True)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 33), (50, 576), (2, 3, 64), (0, 8), (64,)], ids=str)
+def test_widened_products_are_rounded_once(without_units, monkeypatch, shape, bias):
+    monkeypatch.setattr(MODULE, "_SLICE_BYTES", 64 * 4 * shape[-1])  # several slices of the weight
+    x, w = randn(*shape).bfloat16(), randn(200, shape[-1], seed=1).bfloat16()
+    b = randn(200, seed=2).bfloat16() if bias else None
+    want = plain(x.double(), w.double(), None if b is None else b.double())
+    out = ops.linear(x, w, b)
+    assert out.dtype == torch.bfloat16 and out.shape == want.shape
+    assert ((out.double() - want).abs() <= 2**-8 * want.abs() + 1e-5).all()
+    if len(shape) == 2:
+        by_columns = ops.matmul(x, w.T.contiguous(), b)
+        assert ((by_columns.double() - want).abs() <= 2**-8 * want.abs() + 1e-5).all()
+
+
+def test_head_delta_is_widened_too(without_units):
+    dz, w_o, heads = randn(30, 16).bfloat16(), randn(48, 64, seed=1).bfloat16(), torch.arange(30) % 4
+    want = torch.stack([w_o[:, h * 16 : (h + 1) * 16].double() @ row.double() for row, h in zip(dz, heads.tolist())])
+    assert ((ops.head_delta(dz, heads, w_o).double() - want).abs() <= 2**-8 * want.abs() + 1e-5).all()
+
+
+def test_gradients_and_other_dtypes_are_not_widened(without_units):
+    x, w = randn(9, 16).bfloat16(), torch.nn.Parameter(randn(8, 16, seed=1).bfloat16())
+    assert torch.equal(ops.linear(x, w), plain(x, w))
+    for dtype in (torch.float16, torch.float64):
+        assert torch.equal(ops.linear(x.to(dtype), w.detach().to(dtype)), plain(x.to(dtype), w.detach().to(dtype)))
+
+
+HELD = """
+import torch, pycotmech as pcm
+from pycotmech import ops
+from pycotmech.cli.info import sections
+from tests.reference.tiny import tiny_llama
+from tests.reference.truth import double, logits_of, sweep_truth
+assert ops.widens_bfloat16() is {widened}
+rows = dict(dict(sections())["Machine"])
+assert ("widened" in rows["bfloat16 products"]) is {widened}, rows
+hf = tiny_llama(n_layers=3, n_heads=4, n_key_value_heads=2, dtype=torch.bfloat16)
+clean = torch.arange(1, 25); corrupted = clean.clone(); corrupted[15] = 40
+difference = lambda logits: float(logits[7] - logits[11])
+found = pcm.patch_heads(pcm.Model(hf), clean, corrupted, metric="logit_diff", answer=7, wrong=11, normalize=False).raw
+truth, theirs = (sweep_truth(model, corrupted, clean, difference) for model in (double(hf), hf))
+rms = lambda x: float(x.double().pow(2).mean().sqrt())
+assert rms(torch.as_tensor(found) - truth) <= rms(theirs - truth), (found, truth, theirs)
+"""
+
+
+@pytest.mark.parametrize("name", ["avx2", "avx512_bf16"])
+def test_processors_with_and_without_units(name):
+    """A sweep in bfloat16, held to a set of instructions: no further from float64 than Hugging Face's own hooked forwards."""
+    if name not in available():
+        pytest.skip(f"this processor has no {name}")
+    env = {**os.environ, **environment(name)}
+    code = HELD.format(widened=name == "avx2")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]

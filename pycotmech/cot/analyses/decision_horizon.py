@@ -150,7 +150,7 @@ def decision_horizon(
     shape = (len(examples), len(numbers))
     found = {k: np.full((*shape, L), np.nan) for k in ("same", "agreement", "gold", "words")}
     found |= {k: np.full(shape, np.nan) for k in ("clean_gold", "swapped")}
-    budget = planner.memory_budget(memory_gb, model.device)
+    budget = planner.memory_budget(memory_gb, *model.family.devices)
     with metered(model) as meter:
         past = model.prefixes.key_values(examples.shared_ids, budget)
         groups = _groups(todo, model, budget, max_new)

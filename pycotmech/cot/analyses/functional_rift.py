@@ -290,7 +290,7 @@ def functional_rift(
     tick = counting(progress, len(by_example))
     with metered(model) as meter:
         shared = examples.shared_ids
-        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
+        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, *model.family.devices))
         ends = {e: max(len(cell.step.clean) for cell in group) for e, group in by_example.items()}
         seen = torch.cat([examples[e].full_ids[len(shared) : end] for e, end in ends.items()]).unique()
         memorised = memorised_next(model, seen, first)

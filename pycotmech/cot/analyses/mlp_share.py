@@ -146,7 +146,7 @@ def mlp_share(
     tick = counting(progress, len(cells))
     shared = examples.shared_ids
     with metered(model) as meter:
-        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
+        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, *model.family.devices))
         for group in cells.by_example().values():
             for run in shared_runs([aligned(cell.step.clean, cell.step.corrupted) for cell in group]):
                 together = [group[i] for i in run.readers]

@@ -212,7 +212,7 @@ def patch_steps(
     done = 0
     with metered(model) as meter:
         shared = examples.shared_ids
-        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, model.device))
+        past = model.prefixes.key_values(shared, planner.memory_budget(memory_gb, *model.family.devices))
         for together in _together(cells, prompts):
             if progress is not None:
                 progress(done, len(todo))

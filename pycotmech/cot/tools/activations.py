@@ -219,7 +219,7 @@ def text_activations(
         roles = torch.cat([(torch.arange(start, start + n) > 0).long() for n in lengths]).to(family.device)
         return replacing(~keep, fill, roles)  # type: ignore[operator]
 
-    room = planner.memory_budget(memory_gb, model.device)
+    room = planner.memory_budget(memory_gb, *model.family.devices)
     past = None
     if P and (whole or fill is not None):
         past = forward_packed(family, [texts[0][:P]], sites=sites if whole else (), edit_z=edit([P], 0))

@@ -44,7 +44,7 @@ def read_rows(
     family = model.family
     prompts = [cell.step.clean for cell in cells]
     P = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-    todo, budget = list(cells), planner.memory_budget(memory_gb, model.device) // 2
+    todo, budget = list(cells), planner.memory_budget(memory_gb, *model.family.devices) // 2
     past = model.prefixes.key_values(prompts[0][:P], budget)
     wanted = tuple(dict.fromkeys((*sites, "q") if attention else sites))
     for a, b in planner.cut([planner.prompt_bytes(family, len(p), len(p) - P, wanted) for p in prompts], budget):

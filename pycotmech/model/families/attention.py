@@ -75,7 +75,9 @@ class LayerAttention:
         """z [R, H, D] of packed rows q [R, H, D] over the shared and own keys that the table gives them; arguments as in
         `ops.prefix_attn`. On a GPU it asks nothing of the device: the table's ranges were checked when it was made
         (`Family.row_table`)."""
-        options = {"window": self.window, "softcap": self.softcap, "cuts": cuts, "sinks": self.sinks, "checked": True}
+        options = {
+            "window": self.window, "softcap": self.softcap, "cuts": cuts, "sinks": self._sinks_at(q), "checked": True,
+        }  # fmt: skip
         return ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, self.scale, **options)[0]
 
     def prompts(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], table: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class LayerAttention:
 
     def extract(self, q: Tensor, k: Tensor, v: Tensor, *, starts: Tensor | None = None, **asked) -> Extract:
         """z and statistics of q [B, H, T, D] over k, v [B, Hkv, S, D]; arguments as in `ops.attn_extract`."""
-        return ops.attn_extract(q, k, v, starts=starts, sinks=self.sinks, **self._options, **asked)
+        return ops.attn_extract(q, k, v, starts=starts, sinks=self._sinks_at(q), **self._options, **asked)
 
     def top_keys(self, q: Tensor, k: Tensor, lse: Tensor, *, topk: int, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weights and positions of the heaviest keys, [B, H, T, topk] each, as `ops.attn_topk`."""
@@ -113,6 +115,10 @@ class LayerAttention:
     def entries(self, q: Tensor, k: Tensor, lse: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
         """The weights of chosen pairs (row, key), [B, H, E], as `ops.attn_entries`."""
         return ops.attn_entries(q, k, lse, rows, keys, **self._options)
+
+    def _sinks_at(self, q: Tensor) -> Tensor | None:
+        """The sinks where the queries are: those of a layer may be on another device."""
+        return None if self.sinks is None else self.sinks.to(q.device)
 
     @property
     def _options(self) -> dict:

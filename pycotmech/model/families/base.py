@@ -29,6 +29,8 @@ from pycotmech.model import work
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.launches import side_by_side
+from pycotmech.model.placement import bias_of, device_of, has_plain_weights, only_placed, weight_of
+from pycotmech.model.precision import refuse_rounded_products
 from pycotmech.model.sizes import Sizes, for_device
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -72,6 +74,8 @@ class Family(ABC):
     resid_dtype: torch.dtype
     """Of the residual stream, of logits and of attention weights: float32, or float64 for a float64 model."""
     device: torch.device
+    """Of the embedding: where prompts come in and results come out."""
+    offloaded: bool = False  # whether weights are kept in the CPU's memory or on disk and loaded as they are needed
 
     def __init__(self, hf: PreTrainedModel, cfg: ModelConfig, device: torch.device) -> None:
         self.hf, self.cfg, self.dtype, self.device = hf, cfg, cfg.dtype, device
@@ -99,11 +103,13 @@ class Family(ABC):
                 f"model: it has {n_layers} layers now and had {self.cfg.n_layers} when pycotmech looked at it; make a new "
                 "pcm.Model of it"
             )
-        weight = self.hf.get_input_embeddings().weight  # type: ignore[operator]
-        if (weight.dtype, weight.device) != (self.dtype, self.device):
+        refuse_rounded_products(self.dtype, self.devices)
+        embedding: nn.Module = self.hf.get_input_embeddings()  # type: ignore[operator]
+        now, before = (embedding.weight.dtype, device_of(embedding)), (self.dtype, self.device)
+        if now != before:
             raise ValueError(
-                f"model: its weights are {weight.dtype} on {weight.device} now and were {self.dtype} on {self.device} when "
-                "pycotmech looked at it; make a new pcm.Model of it"
+                f"model: its weights are {now[0]} on {now[1]} now and were {before[0]} on {before[1]} when pycotmech "
+                "looked at it; make a new pcm.Model of it"
             )
         implementation = getattr(self.hf.config, "_experts_implementation", None)
         if self.routed and self.dtype == torch.float64 and implementation not in (None, "eager", "batched_mm"):
@@ -149,8 +155,17 @@ class Family(ABC):
         return [*self.hf.parameters(), *self.hf.buffers()]
 
     def is_quantised(self) -> bool:
-        """Whether some weights are stored in integers."""
-        return not all(p.is_floating_point() for p in self.hf.parameters())
+        """Whether some weights are not ordinary tensors of floating-point numbers."""
+        return not all(type(p) in (nn.Parameter, Tensor) and p.is_floating_point() for p in self.hf.parameters())
+
+    def device_of(self, l: int) -> torch.device:
+        """Where layer l runs. Each stage takes rows on any device and returns its result there (`families.placed`)."""
+        return self.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices on which some part runs, each once; the first is `device`."""
+        return (self.device,)
 
     # ---- the model's own modules, for hooks --------------------------------------------------------------------------
 
@@ -261,7 +276,8 @@ class Family(ABC):
     def _output_weight(self, l: int) -> Tensor:
         """W_O of a plain projection as a linear layer has it, [d, H * D]; never a copy."""
         projection = self._output_projection(l)
-        return projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+        weight = weight_of(projection)
+        return weight.T if isinstance(projection, Conv1D) else weight
 
     def attn_out(self, l: int, z: Tensor) -> Tensor:
         """z [R, H, D] -> what attention adds to the residual stream, [R, d]."""
@@ -279,7 +295,7 @@ class Family(ABC):
         alone = torch.zeros(R, H, H, D, dtype=z.dtype, device=z.device)
         heads = torch.arange(H, device=z.device)
         alone[:, heads, heads] = z
-        out = self.attn_out(l, alone.flatten(0, 1)).to(self.resid_dtype) - self.attn_bias(l)  # [R * H, d]
+        out = self.attn_out(l, alone.flatten(0, 1)).to(self.resid_dtype) - self.attn_bias(l).to(z.device)  # [R * H, d]
         return out.unflatten(0, (R, H))
 
     def attn_bias(self, l: int) -> Tensor:
@@ -300,7 +316,7 @@ class Family(ABC):
         stream's dtype; z [H, D] of all heads as it is."""
         wide = self.resid_dtype
         if self.is_plain_projection(l):
-            return (values.to(wide) - z[h].to(wide)) @ self.output_matrix(l)[h]
+            return (values.to(wide) - z[h].to(wide)) @ self.output_matrix(l)[h].to(z.device)
         rows = z.to(self.dtype).repeat(len(values), 1, 1)
         rows[:, h] = values.to(self.dtype)
         return self.attn_out(l, rows).to(wide) - self.attn_out(l, z[None].to(self.dtype)).to(wide)
@@ -390,7 +406,7 @@ class Family(ABC):
         if not self.plain_unembedding():
             out = linear(head, n.to(self.dtype)).to(self.resid_dtype)
             return out if token_ids is None else out[:, token_ids]
-        weight = head.weight if token_ids is None else head.weight[token_ids]
+        weight = weight_of(head) if token_ids is None else weight_of(head)[token_ids]
         if weight.dtype == n.dtype:
             out = ops.linear(n, weight, None).to(self.resid_dtype)
         elif weight.is_cuda:
@@ -400,8 +416,8 @@ class Family(ABC):
             for a in range(0, len(weight), VOCAB_SLICE):
                 b = min(a + VOCAB_SLICE, len(weight))
                 out[:, a:b] = ops.linear(n, weight[a:b].to(n.dtype), None)
-        if head.bias is not None:
-            out += head.bias if token_ids is None else head.bias[token_ids]
+        if (bias := bias_of(head)) is not None:
+            out += bias if token_ids is None else bias[token_ids]
         return out
 
     def plain_unembedding(self) -> bool:
@@ -414,7 +430,7 @@ class Family(ABC):
         Raises NotImplementedError if logits are more than a product with these rows.
         """
         self._needs_plain_unembedding()
-        return self._unembedding().weight.detach()[token_ids]
+        return weight_of(self._unembedding()).detach()[token_ids]
 
     def unembedding_mean(self) -> Tensor:
         """The mean row of the unembedding over the vocabulary, [d] in the residual stream's dtype.
@@ -422,7 +438,7 @@ class Family(ABC):
         Raises NotImplementedError as `unembedding_rows`.
         """
         self._needs_plain_unembedding()
-        weight = self._unembedding().weight.detach()
+        weight = weight_of(self._unembedding()).detach()
         total = torch.zeros(self.cfg.d_model, dtype=self.resid_dtype, device=weight.device)
         for a in range(0, len(weight), VOCAB_SLICE):
             total += weight[a : a + VOCAB_SLICE].to(self.resid_dtype).sum(0)
@@ -432,7 +448,7 @@ class Family(ABC):
         """The unembedding of zeros, [V] in the residual stream's dtype; None if it is a matrix without a bias."""
         if not self.plain_unembedding():
             return self.unembed(torch.zeros(1, self.cfg.d_model, dtype=self.resid_dtype, device=self.device))[0]
-        bias = self._unembedding().bias
+        bias = bias_of(self._unembedding())
         return None if bias is None else bias.detach().to(self.resid_dtype)
 
     def _needs_plain_unembedding(self) -> None:
@@ -448,24 +464,25 @@ class Family(ABC):
 def linear(module: nn.Module, x: Tensor) -> Tensor:
     """A projection of rows [R, in] -> [R, out]."""
     if is_exactly(module, nn.Linear):
-        return ops.linear(x, module.weight, module.bias)
+        return ops.linear(x, weight_of(module), bias_of(module))
     if is_exactly(module, Conv1D):
-        return torch.addmm(module.bias, x, module.weight)
+        return ops.matmul(x, weight_of(module), weight_of(module, "bias"))
     return module(x[None])[0]
 
 
 def product(x: Tensor, module: nn.Linear | Conv1D) -> Tensor:
     """A plain projection of rows [R, in] -> [R, out] without its bias."""
-    return x @ module.weight if isinstance(module, Conv1D) else ops.linear(x, module.weight, None)
+    weight = weight_of(module)
+    return ops.matmul(x, weight) if isinstance(module, Conv1D) else ops.linear(x, weight, None)
 
 
 def attached(module: nn.Module) -> str | None:
-    """What on this module would change its forward: hooks, a replaced forward; None if nothing."""
+    """What on this module would change its forward, accelerate's moves to other devices aside; None if nothing."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     # transformers leaves its own output recorders on a model after the first output_hidden_states=True; they change nothing.
     if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
         return "forward hooks"
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ and not only_placed(module):
         return "a replaced forward method"
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         return "global forward hooks"
@@ -473,8 +490,10 @@ def attached(module: nn.Module) -> str | None:
 
 
 def is_exactly(module: nn.Module, *types: type[Module]) -> TypeGuard[Module]:
-    """Whether the module is exactly of one of these classes, with nothing attached to it."""
-    return type(module) in types and attached(module) is None and not nn.utils.parametrize.is_parametrized(module)
+    """Whether the module is exactly of one of these classes, with nothing attached to it and weights that are no stand-ins."""
+    if type(module) not in types or attached(module) is not None or not has_plain_weights(module):
+        return False
+    return not nn.utils.parametrize.is_parametrized(module)
 
 
 def _keep_freed_memory() -> None:

@@ -11,6 +11,7 @@ from transformers.models.gemma2 import modeling_gemma2
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import is_exactly
 from pycotmech.model.families.post_norm import PostNormFamily
+from pycotmech.model.placement import weight_of
 
 
 class Gemma2Family(PostNormFamily):
@@ -63,7 +64,7 @@ class Gemma2Family(PostNormFamily):
         return F.gelu(gate, approximate="tanh").mul_(up)
 
     def _gain(self, norm: nn.Module) -> Tensor:
-        return 1 + norm.weight.detach().to(self.resid_dtype)  # type: ignore[union-attr,operator]
+        return 1 + weight_of(norm).detach().to(self.resid_dtype)
 
     def widened(self, tokens: Tensor) -> dict[str, Tensor]:
         found, cap = super().widened(tokens), self._logit_cap()
@@ -72,5 +73,5 @@ class Gemma2Family(PostNormFamily):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         embedding = self.base.embed_tokens
         if self.resid_dtype == torch.float64 and is_exactly(embedding, *self.embedding_types):
-            return embedding.weight[tokens] * embedding.embed_scale.to(self.resid_dtype)
+            return weight_of(embedding)[tokens] * embedding.embed_scale.to(self.resid_dtype)
         return super().embed(tokens, positions)

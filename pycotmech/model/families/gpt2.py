@@ -37,7 +37,8 @@ class GPT2Family(LayerNormFamily):
         return config.n_inner or 4 * config.hidden_size
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return super().embed(tokens, positions) + self.base.wpe(positions).to(self.resid_dtype)
+        x = super().embed(tokens, positions)
+        return x + self.base.wpe(positions).to(x)
 
     def is_plain(self) -> bool:
         return super().is_plain() and is_exactly(self.base.wpe, nn.Embedding)

@@ -13,6 +13,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.placement import weight_of
 
 
 class GptOssFamily(LlamaFamily):
@@ -44,7 +45,8 @@ class GptOssFamily(LlamaFamily):
 
     def attention(self, l: int) -> LayerAttention:
         attention = self.layers[l].self_attn
-        return LayerAttention(attention.scaling, window=attention.sliding_window or 0, sinks=attention.sinks.detach())
+        sinks = weight_of(attention, "sinks").detach()
+        return LayerAttention(attention.scaling, window=attention.sliding_window or 0, sinks=sinks)
 
     def rotary(self, positions: Tensor) -> Tensor:
         angles = super().rotary(positions)  # one for each pair of features that is turned

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import Family, is_exactly, linear
+from pycotmech.model.placement import device_of, weight_of
 
 _GELU: dict[type[nn.Module], Literal["tanh", "none"]] = {NewGELUActivation: "tanh", GELUTanh: "tanh", GELUActivation: "none"}
 """Activations of transformers that PyTorch computes in one pass. Others are called as they are."""
@@ -49,7 +50,7 @@ class LayerNormFamily(Family):
         config = hf.config
         self.base = hf.get_submodule(self.trunk)
         self.layers = list(self.base.get_submodule(self.stack))
-        embedding = self.base.get_submodule(self.embedding).weight
+        embedding = self.base.get_submodule(self.embedding)
         n_heads, d_model = config.num_attention_heads, config.hidden_size
         cfg = ModelConfig(
             n_layers=self._n_layers(hf),
@@ -61,11 +62,11 @@ class LayerNormFamily(Family):
             d_vocab=config.vocab_size,
             n_ctx=config.max_position_embeddings,
             family=config.model_type,
-            dtype=embedding.dtype,
+            dtype=embedding.weight.dtype,
             n_mlp_matrices=2,
             parallel=self._is_parallel(config),
         )
-        super().__init__(hf, cfg, embedding.device)
+        super().__init__(hf, cfg, device_of(embedding))
 
     @abstractmethod
     def _d_mlp(self, config: Any) -> int:
@@ -186,10 +187,10 @@ class LayerNormFamily(Family):
         return torch.rsqrt(x.var(-1, keepdim=True, correction=0) + self.base.get_submodule(self.last_norm).eps)
 
     def final_gain(self) -> Tensor:
-        return self.base.get_submodule(self.last_norm).weight.detach().to(self.resid_dtype)
+        return weight_of(self.base.get_submodule(self.last_norm)).detach().to(self.resid_dtype)
 
     def final_bias(self) -> Tensor:
-        return self.base.get_submodule(self.last_norm).bias.detach().to(self.resid_dtype)
+        return weight_of(self.base.get_submodule(self.last_norm), "bias").detach().to(self.resid_dtype)
 
     def _unembedding(self) -> nn.Linear:
         return self.hf.lm_head
@@ -201,5 +202,5 @@ class LayerNormFamily(Family):
         return module(x.to(self.dtype)[None])[0]
 
     def _normed(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        wide = self.resid_dtype
-        return F.layer_norm(x.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
+        weight, bias = (weight_of(norm, name).to(self.resid_dtype) for name in ("weight", "bias"))
+        return F.layer_norm(x.to(self.resid_dtype), norm.normalized_shape, weight, bias, norm.eps)

@@ -17,6 +17,7 @@ from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import Family, is_exactly, linear
 from pycotmech.model.families.launches import products_in_one_buffer
+from pycotmech.model.placement import device_of, weight_of
 
 _MLP_BYTES = 48 * 2**20
 """The MLP's hidden rows that exist at once on CPU: below twice what the C library can be made to keep (`base`), beyond which
@@ -59,10 +60,10 @@ class LlamaFamily(Family):
             family=config.model_type,
             dtype=embedding.dtype,
         )
-        on_cpu = embedding.device.type == "cpu"
-        self.mlp_rows = max(256, _MLP_BYTES // (3 * cfg.d_mlp * cfg.dtype.itemsize)) if on_cpu else 2**62
+        device = device_of(self.base.embed_tokens)
+        self.mlp_rows = max(256, _MLP_BYTES // (3 * cfg.d_mlp * cfg.dtype.itemsize)) if device.type == "cpu" else 2**62
         """Rows of the MLP that are computed at once."""
-        super().__init__(hf, cfg, embedding.device)
+        super().__init__(hf, cfg, device)
 
     # ---- what would be computed wrongly is refused -----------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class LlamaFamily(Family):
         norm = self.base.norm
         if not self.plain_unembedding() or not is_exactly(norm, *self.norm_types):
             return self._norm(norm, x)
-        return ops.add_rms_norm(x, None, self.final_gain().to(x.dtype), epsilon(norm))
+        return ops.add_rms_norm(x, None, self.final_gain().to(x), epsilon(norm))
 
     def final_factor(self, x: Tensor) -> Tensor:
         return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon(self.base.norm))
@@ -240,7 +241,7 @@ class LlamaFamily(Family):
 
     def _gain(self, norm: nn.Module) -> Tensor:
         """What a norm multiplies its normalised rows by, [d]."""
-        return norm.weight.detach()  # type: ignore[union-attr,operator]
+        return weight_of(norm).detach()
 
 
 def epsilon(norm: nn.Module) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pycotmech.model.families.base import is_exactly
 from pycotmech.model.families.llama import LlamaFamily, epsilon
+from pycotmech.model.placement import bias_of, weight_of
 
 
 class PostNormFamily(LlamaFamily):
@@ -41,11 +42,11 @@ class PostNormFamily(LlamaFamily):
         return False  # what attention adds is not linear in z
 
     def head_out(self, l: int, z: Tensor) -> Tensor:
-        parts = torch.einsum("rhd,hdo->rho", z.to(self.resid_dtype), self.output_matrix(l))
+        parts = torch.einsum("rhd,hdo->rho", z.to(self.resid_dtype), self.output_matrix(l).to(z.device))
         return parts * self._scale(l, parts.sum(1))[:, None]
 
     def added_scale(self, l: int, z: Tensor) -> Tensor:
-        return self._scale(l, torch.einsum("rhd,hdo->ro", z.to(self.resid_dtype), self.output_matrix(l)))
+        return self._scale(l, torch.einsum("rhd,hdo->ro", z.to(self.resid_dtype), self.output_matrix(l).to(z.device)))
 
     def _scale(self, l: int, together: Tensor) -> Tensor:
         """What the norm multiplies rows [R, d] by."""
@@ -57,12 +58,12 @@ class PostNormFamily(LlamaFamily):
 
     def output_matrix(self, l: int) -> Tensor:
         projection, norm = self._output_projection(l), self.layers[l].get_submodule(self.attn_out_norm)
-        if not is_exactly(projection, nn.Linear) or projection.bias is not None or not is_exactly(norm, *self.norm_types):
+        if not is_exactly(projection, nn.Linear) or bias_of(projection) is not None or not is_exactly(norm, *self.norm_types):
             raise NotImplementedError(
                 f"model: layer {l} norms what attention adds, and its output projection or this norm is not a plain one, so "
                 "what a single head adds is not defined"
             )
-        weight = projection.weight.detach().to(self.resid_dtype)
+        weight = weight_of(projection).detach().to(self.resid_dtype)
         return weight.T.reshape(self.cfg.n_heads, self.cfg.d_head, -1)
 
     def _wide_attention(self, layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from pycotmech.model.families.base import Family
 from pycotmech.model.families.fields import unclassified
 from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.placement import is_placed
 
 FAMILIES: tuple[type[Family], ...] = (LlamaFamily,)
 
@@ -68,4 +69,15 @@ def family_of(hf: nn.Module) -> Family:
             f"model: {type(hf).__name__} is not supported; expected a Hugging Face causal language model with model_type "
             f"{', '.join(SUPPORTED)}"
         )
-    return family_class(config)(hf)  # type: ignore[call-arg]
+    family = family_class(config)
+    if not is_placed(hf):
+        found = sorted({str(p.device) for p in hf.parameters()})
+        if len(found) > 1:
+            raise ValueError(
+                f"model: its weights are on {' and '.join(found)}, and nothing moves rows between these; expected a model on "
+                "one device, or one that was placed by device_map= (accelerate)"
+            )
+        return family(hf)  # type: ignore[call-arg]
+    from pycotmech.model.families.placed import placed
+
+    return placed(family)(hf)  # type: ignore[call-arg]
