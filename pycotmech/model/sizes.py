@@ -20,6 +20,10 @@ _ABOVE = 1.5
 """From so many times the ridge point on a product is taken to be limited by arithmetic."""
 
 
+_LARGEST_MAPPED = 31 * 2**20
+"""Bytes just below glibc's largest limit for mapped allocations (DEFAULT_MMAP_THRESHOLD_MAX)."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """segment: tokens of a prefix that are computed, and kept, together. Smaller: more is shared between prompts that part
@@ -49,3 +53,13 @@ def for_ridge(flop_by_the_byte: float) -> Sizes:
     """The sizes of a device with this ridge point: the power of two at or above the rows at which arithmetic is the limit."""
     rows = 1 << max(0, int(_ABOVE * flop_by_the_byte) - 1).bit_length()
     return Sizes(segment=rows, pass_rows=rows, row_block=_BLOCK * rows)
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep memory that a block of rows frees for the next block.
+
+    glibc maps every large allocation anew, or gives the freed end of the heap back to the system, and the system clears each
+    page when it is touched again: a tenth of a sweep of a small model. Both limits follow the largest allocation that was
+    ever mapped and freed, up to 32 MiB; this is one. The memory that is kept is at most twice that. Other C libraries: nothing.
+    """
+    torch.empty(_LARGEST_MAPPED, dtype=torch.uint8, device="cpu")

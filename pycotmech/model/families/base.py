@@ -31,15 +31,12 @@ from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.launches import side_by_side
 from pycotmech.model.placement import bias_of, device_of, has_plain_weights, only_placed, weight_of
 from pycotmech.model.precision import refuse_rounded_products
-from pycotmech.model.sizes import Sizes, for_device
+from pycotmech.model.sizes import Sizes, for_device, keep_freed_memory
 
 Module = TypeVar("Module", bound=nn.Module)
 
 VOCAB_SLICE = 8192
 """Rows of the unembedding that are widened to float32 at a time: 128 MiB for Llama-2 7B."""
-
-_LARGEST_MAPPED = 31 * 2**20
-"""Bytes just below glibc's largest limit for mapped allocations (DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 
 class Family(ABC):
@@ -84,7 +81,7 @@ class Family(ABC):
         """Whether kernels are launched, and each launch costs: products share a buffer so that one kernel goes over it."""
         self._seen = [module for _, module in self._never_called()]
         if device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         self.refuse_unsupported()
 
     @property
@@ -494,13 +491,3 @@ def is_exactly(module: nn.Module, *types: type[Module]) -> TypeGuard[Module]:
     if type(module) not in types or attached(module) is not None or not has_plain_weights(module):
         return False
     return not nn.utils.parametrize.is_parametrized(module)
-
-
-def _keep_freed_memory() -> None:
-    """Lets the C library keep memory that a block of rows frees for the next block.
-
-    glibc maps every large allocation anew, or gives the freed end of the heap back to the system, and the system clears each
-    page when it is touched again: a tenth of a sweep of a small model. Both limits follow the largest allocation that was
-    ever mapped and freed, up to 32 MiB; this is one. The memory that is kept is at most twice that. Other C libraries: nothing.
-    """
-    torch.empty(_LARGEST_MAPPED, dtype=torch.uint8, device="cpu")
