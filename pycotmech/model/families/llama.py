@@ -20,7 +20,7 @@ from pycotmech.model.families.launches import products_in_one_buffer
 from pycotmech.model.placement import device_of, weight_of
 
 _MLP_BYTES = 48 * 2**20
-"""The MLP's hidden rows that exist at once on CPU: below twice what the C library can be made to keep (`base`), beyond which
+"""The MLP's hidden rows that exist at once on CPU: below twice what the C library can be made to keep (`sizes`), beyond which
 the heap is given back."""
 
 
