@@ -21,6 +21,10 @@ def trace(
     splitter: Annotated[
         str, o.plain("The rule for sentences: sentencex, or published (that of Thought Anchors).")
     ] = "sentencex",
+    cue: Annotated[
+        str | None,
+        o.plain("The text that asks for the answer, in the place of each trace's own (such as ' So the answer is')."),
+    ] = None,
     definition: Annotated[
         str, o.plain("Who does not see a suppressed sentence: rows_after, or published (its own tokens too).")
     ] = "rows_after",
@@ -47,8 +51,8 @@ def trace(
     file = o.path(traces, "traces")
     assert file is not None
     asked = TraceSettings(
-        model=model, traces=file, splitter=splitter, definition=definition, top=top, proximity=proximity, controls=controls,
-        dtype=dtype, device=device, seed=seed, memory_gb=memory_gb, threads=threads,
+        model=model, traces=file, splitter=splitter, cue=cue, definition=definition, top=top, proximity=proximity,
+        controls=controls, dtype=dtype, device=device, seed=seed, memory_gb=memory_gb, threads=threads,
     )  # fmt: skip
     bars = Bars(quiet)
     try:

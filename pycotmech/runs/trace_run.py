@@ -35,12 +35,14 @@ ABOUT = "trace.json"
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """What decides the results of a run. traces: a JSON Lines file, as `Trace.from_jsonl` reads it. The others are options of
+    """What decides the results of a run. traces: a JSON Lines file, as `Trace.from_jsonl` reads it. cue: a text
+    in the place of every trace's own cue. The others are options of
     `receiver_heads`, `suppress` and `is_chain_used`; threads and memory_gb change nothing beyond rounding."""
 
     model: str
     traces: Path
     splitter: str = "sentencex"
+    cue: str | None = None
     definition: str = "rows_after"
     top: int = 20
     proximity: int = 4
@@ -118,6 +120,8 @@ def run_traces(
     model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
     with torch_threads(settings.threads):
         traces = Trace.from_jsonl(model, settings.traces, splitter=settings.splitter)
+        if settings.cue is not None:
+            traces = [t if t.answer is None else t.with_cue(model, settings.cue) for t in traces]
         identity = json.loads(json.dumps(settings.identity() | model_identity(model)))
         refuse_other_settings(folder, stored, identity)
         plan = plan_of(model, traces, settings)

@@ -305,6 +305,23 @@ class Trace:
             found |= {"sentences": [s.text for s in self.sentences]}
         return {key: value for key, value in found.items() if value is not None}
 
+    def with_cue(self, model: Model, cue: str | Sequence[int] | Tensor) -> Trace:
+        """The same trace with another cue between the reasoning and the answer, whose tokens stay as they are.
+
+        cue: a text (without a BOS token), or token ids. A trace whose answer follows the reasoning at once can so be asked for
+            it.
+        Raises ValueError naming `cue`, or for a trace without an answer.
+        """
+        at, answer = self.reasoning.stop, self.answer_tokens
+        if isinstance(cue, str):
+            if model.tokenizer is None:
+                raise ValueError("cue: got a text, but the model has no tokenizer; expected token ids")
+            cue = list(model.tokenizer(cue, add_special_tokens=False)["input_ids"])
+        ids = torch.as_tensor(cue, dtype=torch.long) if len(cue) else torch.empty(0, dtype=torch.long)
+        tokens = model.to_tokens(torch.cat((self.tokens[:at], ids, answer)), argument="cue")
+        where = slice(len(tokens) - len(answer), len(tokens))
+        return replace(self, tokens=tokens, answer=where, text="", n_prompt=None)
+
     def named(self, name: str) -> Trace:
         """The same trace with another name."""
         return replace(self, name=name)

@@ -186,6 +186,21 @@ class TestFiles:
             Trace.from_jsonl(model, file)
 
 
+def test_another_cue():
+    model = tiny()
+    trace = random_trace(model)
+    other = trace.with_cue(model, [5, 6, 7])
+    assert other.cue.tolist() == [5, 6, 7] and torch.equal(other.answer_tokens, trace.answer_tokens)
+    assert torch.equal(other.tokens[other.reasoning], trace.tokens[trace.reasoning]) and len(other) == len(trace) + 1
+    assert len(trace.with_cue(model, []).cue) == 0
+    with pytest.raises(ValueError, match="cue: token id 999"):
+        trace.with_cue(model, [999])
+    with pytest.raises(ValueError, match="cue: got a text"):
+        trace.with_cue(model, "so")
+    with pytest.raises(ValueError, match="has no answer"):
+        random_trace(model, answer=False).with_cue(model, [5])
+
+
 def test_from_tokens_checks_its_boundaries():
     model = tiny()
     ids = torch.arange(3, 23)
