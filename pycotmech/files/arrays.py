@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from pycotmech.files.chunks import checksum_holds
 from pycotmech.files.text import printable
 from pycotmech.files.write import UNFINISHED, sync, sync_tree
 
@@ -181,15 +181,6 @@ def check_store(path: Path) -> None:
         for what, value in _wanted(found):
             raise ValueError(f"{printable(file)} names {what} {printable(value)[:60]}; only plain arrays are read")
     _check_seal(path)
-
-
-def checksum_holds(chunk: Path) -> bool:
-    """Whether a chunk file that `save_arrays` or zarr wrote holds what was written. Nothing is decompressed."""
-    try:
-        data = chunk.read_bytes()
-    except OSError:
-        return False
-    return len(data) > 4 and google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little")
 
 
 def _metadata_files(folder: str) -> Iterator[str]:

@@ -13,8 +13,9 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from pycotmech.files.arrays import DamagedData
+from pycotmech.files.chunks import read_rows
 from pycotmech.files.text import printable
-from pycotmech.runs.store import SweepState, existing_store, labelled, open_store, stored_chunks
+from pycotmech.runs.store import SweepState, existing_store, labelled, open_store, read_all, stored_chunks
 from pycotmech.runs.variables import DATA
 
 
@@ -28,7 +29,7 @@ def open_sweeps(folder: Path) -> xr.Dataset:
     """
     path = existing_store(folder)
     arrays = open_store(path, "r")
-    finished = _Finished(arrays["state"])
+    finished = _Finished(path, arrays["state"])
     variables: dict[str, Any] = {}
     for name, array in arrays.items():
         variables[name] = indexing.LazilyIndexedArray(_StoredVariable(name, path, array, finished))
@@ -38,13 +39,13 @@ def open_sweeps(folder: Path) -> xr.Dataset:
 class _Finished:
     """Which examples have a finished sweep, read when it is asked for."""
 
-    def __init__(self, state: zarr.Array) -> None:
-        self._state = state
+    def __init__(self, path: Path, state: zarr.Array) -> None:
+        self._path, self._state = path, state
 
     @cached_property
     def rows(self) -> np.ndarray:
         """bool [examples]."""
-        return (np.asarray(self._state[:]) == SweepState.FINISHED).any(1)
+        return (read_all(self._path, self._state) == SweepState.FINISHED).any(1)
 
 
 class _StoredVariable(BackendArray):
@@ -64,14 +65,14 @@ class _StoredVariable(BackendArray):
             if lost:
                 raise DamagedData(self._damage(sorted(lost), "lost"))
         try:
-            basic = all(isinstance(k, int | np.integer | slice) for k in key)
-            return np.asarray(self._array[key] if basic else self._array.oindex[key])
+            found = read_rows(self._path, self._array, rows.tolist(), lambda row: _outer(row, key[1:]))
+            return found[0] if isinstance(key[0], int | np.integer) else found
         except Exception as error:  # whatever a codec makes of damaged bytes
             raise DamagedData(self._damage([r for r in rows.tolist() if not self._reads(r)], str(error))) from error
 
     def _reads(self, example: int) -> bool:
         try:
-            self._array[example]
+            read_rows(self._path, self._array, [example])
         except Exception:  # as above
             return False
         return True
@@ -82,3 +83,10 @@ class _StoredVariable(BackendArray):
             f"{self._path}: the stored {self._name} of example {shown} is damaged ({printable(why)}). The command that made it "
             "computes it again; pycotmech.runs.read leaves it out"
         )
+
+
+def _outer(values: np.ndarray, key: tuple) -> np.ndarray:
+    """Indexes each axis by itself: arrays in several places of the key do not go together, as they would in NumPy."""
+    for axis in reversed(range(len(key))):
+        values = values[(slice(None),) * axis + (key[axis],)]
+    return values

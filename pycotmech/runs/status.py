@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pycotmech.files.text import printable
 from pycotmech.runs.events import Events, now, read_events, seconds_of
 from pycotmech.runs.folder import checked_path, is_written
-from pycotmech.runs.store import STORE, SweepState, existing_store, open_store
+from pycotmech.runs.store import STORE, SweepState, existing_store, open_store, read_all
 
 PAPER = "paper.json"
 """What a folder of `pycotmech paper` holds."""
@@ -94,7 +92,7 @@ def status_of(folder: str | os.PathLike) -> Status:
 
 def _of_sweeps(path: Path, log: Events) -> Status:
     arrays = open_store(existing_store(path), "r")
-    state = np.asarray(arrays["state"][:])
+    state = read_all(path / STORE, arrays["state"])
     counts = {kind: int((state == kind).sum()) for kind in SweepState}
     failures = {}
     for event in log.events:

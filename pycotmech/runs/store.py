@@ -10,7 +10,8 @@ not done. `pycotmech.runs.variables` says what is stored of a sweep.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from pycotmech.files.arrays import DamagedData, EmptyArray, checksum_holds, open_group, save_arrays
+from pycotmech.files.arrays import DamagedData, EmptyArray, open_group, save_arrays
+from pycotmech.files.chunks import checksum_holds, chunk_file, read_rows
 from pycotmech.files.text import printable
 from pycotmech.files.write import sync
 from pycotmech.runs.events import EventLog
@@ -66,6 +68,8 @@ class SweepStore:
     def __init__(self, folder: Path) -> None:
         self._path = folder / STORE
         self._arrays = open_store(self._path, "r+")
+        self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
+        """The example that was written last, and its rows: its further steps need not read them again."""
         self.events = EventLog(folder)
 
     @classmethod
@@ -97,7 +101,7 @@ class SweepStore:
         for name, examples in found.unreadable.items():
             for example in examples:
                 if name != "state" or example not in found.changed:
-                    chunk = _chunk_file(store._path, store._arrays[name], example)
+                    chunk = chunk_file(store._path, store._arrays[name], example)
                     chunk.unlink(missing_ok=True)
                     sync(chunk.parent)
         store._begin("resume", None, damaged=found.damaged)
@@ -105,11 +109,11 @@ class SweepStore:
 
     def state(self) -> np.ndarray:
         """[examples, steps] of `SweepState`."""
-        return np.asarray(self._arrays["state"][:])
+        return read_all(self._path, self._arrays["state"])
 
     def graded(self) -> np.ndarray:
         """[examples, steps]: 1 right, 0 wrong, -1 not graded."""
-        return np.asarray(self._arrays["right"][:])
+        return read_all(self._path, self._arrays["right"])
 
     def grade(self, example: int, right: Sequence[int]) -> None:
         """Keeps which steps of an example are right."""
@@ -136,11 +140,12 @@ class SweepStore:
         found["seconds"] = [seconds] * len(sweeps)
         with uninterrupted():
             for name, values in found.items():
-                row = np.asarray(self._arrays[name][example])
+                row = self._row(name, example)
                 for step, value in zip(at, values, strict=True):
                     if value is not None:
                         row[step] = value
-                self._write(name, example, row)
+                self._put(name, example, row)
+            self._settle(found, example)
             self._mark(example, at, SweepState.FINISHED)
             self.events.write("finished", example=example, steps=[int(s) for s in at], seconds=round(seconds, 6))
 
@@ -154,16 +159,41 @@ class SweepStore:
         self.events.begin(event, "run", **({"versions": versions} if versions else {}), **numbers, **more)
 
     def _mark(self, example: int, steps: Sequence[int], state: SweepState) -> None:
-        row = np.asarray(self._arrays["state"][example])
+        row = self._row("state", example)
         row[list(steps)] = int(state)
         self._write("state", example, row)
 
+    def _row(self, name: str, example: int) -> np.ndarray:
+        """What is stored of an example, or the fill value where nothing is."""
+        if self._last[0] == example and name in self._last[1]:
+            return self._last[1][name].copy()
+        array = self._arrays[name]
+        if chunk_file(self._path, array, example).is_file():
+            return np.array(array[example])
+        return np.full(array.shape[1:], array.fill_value, array.dtype)
+
     def _write(self, name: str, example: int, row: np.ndarray) -> None:
         """Replaces one example's chunk and waits until it is on the disk."""
+        self._put(name, example, row)
+        self._settle([name], example)
+
+    def _put(self, name: str, example: int, row: np.ndarray) -> None:
+        """Replaces one example's chunk, on the disk some time later."""
         self._arrays[name][example] = row
-        chunk = _chunk_file(self._path, self._arrays[name], example)
-        sync(chunk)
-        sync(chunk.parent)
+        if self._last[0] != example:
+            self._last = (example, {})
+        self._last[1][name] = row
+
+    def _settle(self, names: Iterable[str], example: int) -> None:
+        """Waits until an example's chunks, and their names, are on the disk. Together they wait for it once, not one by one."""
+        chunks = [chunk_file(self._path, self._arrays[name], example) for name in names]
+        if len(chunks) == 1:
+            sync(chunks[0])
+            sync(chunks[0].parent)
+            return
+        with ThreadPoolExecutor(len(chunks)) as threads:
+            list(threads.map(sync, chunks))
+            list(threads.map(sync, {chunk.parent for chunk in chunks}))
 
 
 def read(folder: str | os.PathLike) -> xr.Dataset:
@@ -176,7 +206,7 @@ def read(folder: str | os.PathLike) -> xr.Dataset:
     path = existing_store(Path(folder))
     arrays = open_store(path, "r")
     found = _inspect(path, arrays)
-    data = {name: _values(array, found.unreadable.get(name, [])) for name, array in arrays.items()}
+    data = {name: read_all(path, array, found.unreadable.get(name, [])) for name, array in arrays.items()}
     data["state"], data["right"] = found.state, found.right
     return labelled(path, data, found.damaged)
 
@@ -186,7 +216,7 @@ def labelled(path: Path, data: Mapping[str, Any], damaged: Sequence[int] | None 
 
     damaged: for the attribute of that name, if known.
     """
-    group = open_group(path)
+    group = zarr.open_group(str(path), mode="r")  # which `open_store` has checked
     variables = {}
     for name, about in VARIABLES.items():
         shape = tuple(group[axis].shape[0] for axis in about.axes)  # type: ignore[union-attr]
@@ -264,13 +294,13 @@ def _inspect(path: Path, arrays: Mapping[str, zarr.Array]) -> _Inspection:
     unreadable: dict[str, list[int]] = {}
     for name, array in arrays.items():
         present = stored_chunks(path, array)
-        bad = [e for e in sorted(present) if not checksum_holds(_chunk_file(path, array, e))]
+        bad = [e for e in sorted(present) if not checksum_holds(chunk_file(path, array, e))]
         if bad:
             unreadable[name] = bad
         if name not in ("state", "right"):
             lost[sorted(set(range(n)) - present)] = True
             lost[bad] = True
-    stored, right = (_values(arrays[name], unreadable.get(name, [])) for name in ("state", "right"))
+    stored, right = (read_all(path, arrays[name], unreadable.get(name, [])) for name in ("state", "right"))
     state = stored.copy()
     state[(stored == SweepState.FINISHED) & lost[:, None]] = SweepState.PENDING
     state[(stored == SweepState.SKIPPED) & (right != 0)] = SweepState.PENDING
@@ -279,13 +309,12 @@ def _inspect(path: Path, arrays: Mapping[str, zarr.Array]) -> _Inspection:
     return _Inspection(state, right, unreadable, sorted({*changed, *unreadable.get("state", [])}), sorted(damaged))
 
 
-def _values(array: zarr.Array, unreadable: Sequence[int]) -> np.ndarray:
-    """The values of an array, with its fill value in the examples that cannot be read."""
-    if not unreadable:
-        return np.asarray(array[:])
+def read_all(path: Path, array: zarr.Array, unreadable: Sequence[int] = ()) -> np.ndarray:
+    """Returns the values of an array, with its fill value in the examples that cannot be read."""
     out = np.full(array.shape, array.fill_value, array.dtype)
-    for example in sorted(set(range(array.shape[0])) - set(unreadable)):
-        out[example] = array[example]
+    rows = sorted(stored_chunks(path, array).difference(unreadable))
+    if rows:
+        out[rows] = read_rows(path, array, rows)
     return out
 
 
@@ -295,11 +324,7 @@ def stored_chunks(path: Path, array: zarr.Array) -> set[int]:
     if array.metadata.chunk_key_encoding.separator == ".":  # type: ignore[union-attr]
         parts = [name.split(".") for name in os.listdir(folder)]
         return {int(p[1]) for p in parts if len(p) == array.ndim + 1 and p[0] == "c" and all(i.isdigit() for i in p[1:])}
-    return {e for e in range(array.shape[0]) if _chunk_file(path, array, e).is_file()}
-
-
-def _chunk_file(path: Path, array: zarr.Array, example: int) -> Path:
-    return path / array.basename / array.metadata.encode_chunk_key((example,) + (0,) * (array.ndim - 1))  # type: ignore[operator]
+    return {e for e in range(array.shape[0]) if chunk_file(path, array, e).is_file()}
 
 
 def _sizes(axes: ResultAxes) -> dict[str, int]:

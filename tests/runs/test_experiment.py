@@ -30,7 +30,7 @@ def finished(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_a_stop_inside_an_example_changes_no_bit(finished, tmp_path, monkeypatch, stop):
     """Steps that share a pass are kept together, and what is left is done in the same groups as without the stop."""
-    honest, finishes = SweepStore._write, []
+    honest, finishes = SweepStore._put, []
 
     def write(self, name, example, row):
         if name == "raw":
@@ -39,10 +39,10 @@ def test_a_stop_inside_an_example_changes_no_bit(finished, tmp_path, monkeypatch
             raise KeyboardInterrupt
         honest(self, name, example, row)
 
-    monkeypatch.setattr(SweepStore, "_write", write)
+    monkeypatch.setattr(SweepStore, "_put", write)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(SETTINGS, tmp_path / "out")
-    monkeypatch.setattr(SweepStore, "_write", honest)
+    monkeypatch.setattr(SweepStore, "_put", honest)
     assert (read(tmp_path / "out")["state"] == SweepState.PENDING).any()
     experiment.run(SETTINGS, tmp_path / "out")
     first, second = read(finished), read(tmp_path / "out")
