@@ -80,7 +80,7 @@ def long_table(data: xr.Dataset, variables: Sequence[str] | None = None) -> pd.D
     found = [pd.DataFrame(block) for block in blocks(chosen)]
     if not found:
         return pd.DataFrame(columns=list(_columns(chosen)))
-    return pd.concat(found, ignore_index=True)[list(_columns(chosen))]
+    return pd.concat(found, ignore_index=True).reindex(columns=list(_columns(chosen)))
 
 
 def blocks(data: xr.Dataset) -> Iterator[dict[str, np.ndarray]]:

@@ -263,7 +263,9 @@ def open_store(path: Path, mode: str) -> dict[str, zarr.Array]:
             arrays = {name: array for name, array in group.arrays() if name in VARIABLES}
     except ValueError as error:
         raise ValueError(f"{error}. Move it away, or give another folder") from error
-    sizes = dict(zip(AXES, arrays["raw"].shape, strict=True)) if "raw" in arrays and arrays["raw"].ndim == len(AXES) else {}
+    sizes: dict[str, int] = {}
+    if "raw" in arrays and arrays["raw"].ndim == len(AXES):
+        sizes |= zip(AXES, arrays["raw"].shape, strict=True)
     for name, variable in VARIABLES.items():
         if name not in arrays and variable.added:
             continue
