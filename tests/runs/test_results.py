@@ -25,7 +25,12 @@ MADE = ("model", "weights", "config", "dtype", "device", "threads", "versions", 
 def synthetic(folder, n=3, steps=(5, 9), *, identity=None, unfinished=()):
     axes = ResultAxes([f"e{i}" for i in range(n)], list(steps), ["induction"] * len(steps), n_layers=4, n_heads=3)
     identity = identity or {"model": NASTY, "metric": "kl", "direction": "denoise", "positions": "all"}
-    about = {"model": {"name": NASTY, "notes": []}, "threads": 1, "created": "now", "versions": {"torch": "2"}}
+    about = {
+        "model": {"name": NASTY, "description": NASTY, "notes": []},
+        "threads": 1,
+        "created": "now",
+        "versions": {"torch": "2"},
+    }
     store = SweepStore.create(folder, axes, identity=identity, about=about)
     for e in set(range(n)) - set(unfinished):
         store.grade(e, [1] * len(steps))
