@@ -13,6 +13,7 @@ from pycotmech import __version__
 from pycotmech.cli.attention import attention
 from pycotmech.cli.export import export
 from pycotmech.cli.info import info
+from pycotmech.cli.merge import merge
 from pycotmech.cli.paper import paper
 from pycotmech.cli.report import report
 from pycotmech.cli.run import run
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (run, sweep, paper, attention, trace, report, status, export, info):
+for command in (run, sweep, paper, attention, trace, report, status, merge, export, info):
     app.command()(command)
 
 

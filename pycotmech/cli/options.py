@@ -55,6 +55,23 @@ Verify = Annotated[
 AcceptVersion = Annotated[
     bool, how("Continue results that another version of pycotmech, PyTorch or transformers began.", "--accept-version")
 ]
+Engine = Annotated[
+    str | None, how("Who computes: serial (this process), local (processes on this machine) or ray. Several workers are local.")
+]
+Workers = Annotated[
+    int | None,
+    how("The number of workers, each with a replica of the model (by default one per core and thread).", metavar="N"),
+]
+RayAddress = Annotated[str | None, how("The address of a Ray cluster, or auto; by default Ray is started on this machine.")]
+Points = Annotated[
+    str | None,
+    how(
+        "Run only these examples, or pairs of the file, counted from 0. pycotmech merge puts the folders of parts together.",
+        metavar="START:STOP",
+    ),
+]
+DryRun = Annotated[bool, how("Check everything, print what the run would do and need, and write nothing.", "--dry-run")]
+Estimate = Annotated[bool, how("Like --dry-run, as JSON.", "--estimate")]
 Top = Annotated[int, plain("The number of heads shown per step.")]
 Quiet = Annotated[bool, plain("Print nothing but errors.", "--quiet", "-q")]
 # Looked at by the shell's main(), which turns every other error into one line.
@@ -84,6 +101,21 @@ def positions(text: str) -> tuple[int, ...] | None:
         return numbers(text, "positions")
     except ValueError:
         raise ValueError(f"positions: got {text!r}; expected all, last, or numbers such as 12,13,-1") from None
+
+
+def points(text: str | None) -> Any:
+    """Reads START:STOP, of which one may be missing. Raises ValueError naming the option."""
+    if text is None:
+        return None
+    from pycotmech.runs.settings import Points as PointsOf
+
+    start, colon, stop = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return PointsOf(int(start or 0), int(stop) if stop.strip() else None)
+    except ValueError:
+        raise ValueError(f"points: got {text!r}; expected START:STOP, such as 0:500") from None
 
 
 def path(text: str | None, name: str) -> Path | None:

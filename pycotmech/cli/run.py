@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +36,12 @@ def run(
     threads: o.Threads = None,
     verify: o.Verify = False,
     accept_version: o.AcceptVersion = False,
+    engine: o.Engine = None,
+    workers: o.Workers = None,
+    ray_address: o.RayAddress = None,
+    points: o.Points = None,
+    dry_run: o.DryRun = False,
+    estimate: o.Estimate = False,
     top: o.Top = 5,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -50,13 +57,27 @@ def run(
         model=model, pairs=o.path(pairs, "pairs"), examples=examples, steps=o.numbers(steps, "steps"), shots=shots, hops=hops,
         style=style, order=order, ontology=ontology, distractors=distractors, dtype=dtype, device=device, seed=seed,
         direction=direction, metric=metric, positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
-        controls=controls,
+        points=o.points(points), controls=controls,
     )  # fmt: skip
-    keep(settings, out, top, quiet, verify, accept_version)
+    how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
+    how |= {"engine": engine, "workers": workers, "ray_address": ray_address}
+    if dry_run or estimate:
+        expect(settings, out, as_json=estimate, **how)
+    else:
+        keep(settings, out, top, quiet, **how)
 
 
-def keep(settings: Settings, out: str, top: int, quiet: bool, verify: bool, accept_version: bool) -> None:
-    """Runs into a results folder and shows its report. Raises typer.Exit(1) if a sweep could not be done."""
+def expect(settings: Settings, out: str, *, as_json: bool, verify: bool = False, **how: Any) -> None:
+    """Prints what a run into a results folder would do and need. how: arguments of `estimate_run`."""
+    from pycotmech.runs.estimate import estimate_run
+
+    expected = estimate_run(settings, out, **how)
+    o.say(json.dumps(expected.to_dict(), indent=2) if as_json else expected)
+
+
+def keep(settings: Settings, out: str, top: int, quiet: bool, **how: Any) -> None:
+    """Runs into a results folder and shows its report. how: arguments of `runs.run`. Raises typer.Exit(1) if a sweep could not
+    be done."""
     from pycotmech.cli.bars import Bars, stopped
     from pycotmech.cli.report import shown_report
     from pycotmech.runs import experiment
@@ -65,7 +86,7 @@ def keep(settings: Settings, out: str, top: int, quiet: bool, verify: bool, acce
         raise ValueError(f"top: got {top}; expected 1 or more")
     bars = Bars(quiet)
     try:
-        outcome = experiment.run(settings, out, verify=verify, accept_version=accept_version, progress=bars)
+        outcome = experiment.run(settings, out, progress=bars, **how)
     except KeyboardInterrupt:
         stopped(bars, out)
         raise

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pycotmech.cli import options as o
-from pycotmech.cli.run import keep
+from pycotmech.cli.run import expect, keep
 
 if TYPE_CHECKING:
+    from pycotmech.model import Model
     from pycotmech.patching import Sweep
 
 
@@ -41,6 +43,12 @@ def sweep(
     threads: o.Threads = None,
     verify: o.Verify = False,
     accept_version: o.AcceptVersion = False,
+    engine: o.Engine = None,
+    workers: o.Workers = None,
+    ray_address: o.RayAddress = None,
+    points: o.Points = None,
+    dry_run: o.DryRun = False,
+    estimate: o.Estimate = False,
     top: o.Top = 10,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -60,10 +68,13 @@ def sweep(
 
     settings = Settings(
         model=model, dtype=dtype, device=device, seed=seed, direction=direction, metric=metric,
-        positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
+        positions=o.positions(positions), memory_gb=memory_gb, threads=threads, points=o.points(points),
         controls=controls and pairs is not None,
     )  # fmt: skip
-    settings.check()
+    if pairs is not None or points is None:
+        replace(settings, points=None).check()
+    else:
+        raise ValueError("points: are pairs of a file; expected them with --pairs")
     if (pairs is None) == (clean is None and corrupted is None):
         raise ValueError("clean, corrupted, pairs: expected either --clean and --corrupted, or --pairs")
     if pairs is None and (clean is None or corrupted is None):
@@ -74,26 +85,45 @@ def sweep(
                 raise ValueError(f"{name}: has no meaning with --out, whose folder holds tables and figures; expected none")
         if pairs is None:
             raise ValueError("out: keeps many pairs, each on its own; expected --pairs too")
-        keep(replace(settings, pairs=o.path(pairs, "pairs")), out, top, quiet, verify, accept_version)
+        kept = replace(settings, pairs=o.path(pairs, "pairs"))
+        how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
+        how |= {"engine": engine, "workers": workers, "ray_address": ray_address}
+        if dry_run or estimate:
+            expect(kept, out, as_json=estimate, **how)
+        else:
+            keep(kept, out, top, quiet, **how)
         return
-    table, picture = o.new_file(csv, "csv"), o.new_file(png, "png")
+    for name, value in {"engine": engine, "workers": workers, "ray_address": ray_address}.items():
+        if value is not None:
+            raise ValueError(f"{name}: workers do pairs that are kept each on its own; expected --pairs and --out too")
+    files = {"csv": None, "png": None} if dry_run or estimate else {"csv": csv, "png": png}  # their folders would be made
+    table, picture = (o.new_file(path, name) for name, path in files.items())
     if picture is not None and not picture.suffix:
         raise ValueError(f"png: {picture} has no ending; expected a name such as heads.png")
     file = o.path(pairs, "pairs")
     read = None if file is None else read_pairs(file, metric=metric)
+    if read is not None and (part := settings.with_points_of(len(read)).points) is not None:
+        read = read[part.start : part.stop]
 
     loaded = pcm.Model.from_pretrained(model, dtype=dtype, device=device)
     bars = Bars(quiet)
     given: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
     if read is not None:
-        work = work_of_pairs(loaded, read, settings)  # names the line of a pair that cannot be swept
+        work = work_of_pairs(loaded, read, replace(settings, points=None))  # names the line of a pair that cannot be swept
         given = {name: [getattr(pair, name) for pair in read] for name in ("clean", "corrupted", *words_read(metric))}
         given |= control_arguments([other for row in work.others for other in row]) if controls else {}
+    arguments: dict[str, Any] = {
+        **given, "direction": direction, "metric": metric, "positions": settings.positions, "memory_gb": memory_gb,
+        "seed": seed,
+    }  # fmt: skip
+    if dry_run or estimate:
+        with torch_threads(threads):
+            o.say(_expected(loaded, arguments, screen, as_json=estimate))
+        return
     with torch_threads(threads):
         bars.begin("patching", 1, "sweep")
         result = pcm.patch_heads(
-            loaded, **given, direction=direction, metric=metric,  # type: ignore[arg-type]
-            positions=settings.positions, screen=screen, memory_gb=memory_gb, seed=seed,
+            loaded, **arguments, screen=screen,
             progress=lambda done, total: bars.at(done / max(1, total)),
         )  # fmt: skip
         bars.end()
@@ -109,6 +139,20 @@ def sweep(
         for path in (table, picture):
             if path is not None:
                 o.say(f"written: {path}")
+
+
+def _expected(model: Model, arguments: dict[str, Any], screen: int | None, *, as_json: bool) -> str:
+    """What the sweep would do and need. With a screen, of all heads: which it leaves is known only when it has run."""
+    import pycotmech as pcm
+    from pycotmech.runs.speed import measured_overhead, measured_speed, shown_time
+
+    plan = pcm.plan_heads(model, **arguments)
+    speed = measured_speed(model)
+    seconds = measured_overhead(model) * plan.flop / speed
+    if as_json:
+        return json.dumps({**asdict(plan), "flop_per_second": speed, "seconds": seconds, "screen": screen}, indent=2)
+    at_most = "" if screen is None else f"; of all heads, since the {screen} of the screen are not known yet"
+    return f"{plan}{at_most}\ntime: about {shown_time(seconds)} at {speed / 1e9:,.0f} GFLOP/s\nnothing was run or written"
 
 
 def _text(result: Sweep, top: int) -> str:

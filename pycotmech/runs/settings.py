@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pycotmech.runs.pair_files.choose import digest_of
 from pycotmech.runs.provenance import deciding_versions
@@ -27,6 +27,17 @@ _RANGES = {
 }
 
 
+class Points(NamedTuple):
+    """A part of the examples: from `start` up to `stop`, counted from 0; a stop of None is the end. of: how many there are."""
+
+    start: int = 0
+    stop: int | None = None
+    of: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.start}:{'' if self.stop is None else self.stop}"
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run does. None means the default of the task (10 examples, all steps, 8 shots, 2 hops, ...).
@@ -35,6 +46,7 @@ class Settings:
     positions: where heads are patched, negative from the end; None: everywhere.
     controls: whether sweeps have the random control of 6 % of the heads, with the next example's activations, and the sham
         position, which cost about a tenth (`pcm.patch_heads`).
+    points: only these examples, or pairs of the file. `pycotmech merge` puts the folders of parts together.
     """
 
     model: str
@@ -57,6 +69,7 @@ class Settings:
     memory_gb: float | None = None
     threads: int | None = None
     controls: bool = True
+    points: Points | None = None
 
     def check(self) -> None:
         """Raises ValueError naming the setting for what is wrong with any model."""
@@ -74,6 +87,8 @@ class Settings:
             raise ValueError(f"memory_gb: got {self.memory_gb}; expected a positive number of gigabytes")
         if self.positions is not None and not self.positions:
             raise ValueError("positions: the list is empty; expected positions, or none for all")
+        if self.points is not None and self.pairs is None:
+            self.with_points_of(self.n_examples)
         if self.pairs is not None:
             for name in _TASK:
                 if getattr(self, name) is not None:
@@ -83,6 +98,20 @@ class Settings:
                 raise ValueError(f"steps: got {step}; expected 0..{self.n_steps - 1} for {self._hops} hops")
         if self.steps is not None and not self.steps:
             raise ValueError(f"steps: the list is empty; expected numbers in 0..{self.n_steps - 1}")
+
+    def with_points_of(self, n: int) -> Settings:
+        """Returns the settings with their points among n examples; without points if these are all of them.
+
+        Raises ValueError for points that are no part of n examples.
+        """
+        if self.points is None:
+            return self
+        start, stop = self.points.start, n if self.points.stop is None else self.points.stop
+        if not 0 <= start < stop <= n:
+            raise ValueError(
+                f"points: got {self.points}; expected START:STOP with 0 <= START < STOP <= {n}, the number of examples"
+            )
+        return replace(self, points=None if (start, stop) == (0, n) else Points(start, stop, n))
 
     @property
     def _hops(self) -> int:
@@ -125,6 +154,8 @@ class Settings:
             out["seed"] = self.seed
         else:
             out |= {"examples": self.n_examples, "steps": self.chosen_steps, **self.task()}
+        if self.points is not None:
+            out["points"] = list(self.points)
         out |= {"direction": self.direction, "metric": self.metric}
         if self.controls:
             out["controls"] = True

@@ -149,6 +149,18 @@ class SweepStore:
             self._mark(example, at, SweepState.FINISHED)
             self.events.write("finished", example=example, steps=[int(s) for s in at], seconds=round(seconds, 6))
 
+    def put(self, example: int, rows: Mapping[str, np.ndarray]) -> None:
+        """Keeps an example as another store holds it. rows: what `read` gives of it, by variable."""
+        finished = np.flatnonzero(rows["state"] == SweepState.FINISHED).tolist()
+        names = [name for name in self._arrays if name in rows and name != "state"] if finished else ["right"]
+        with uninterrupted():
+            for name in names:
+                self._put(name, example, rows[name])
+            self._settle(names, example)
+            self._write("state", example, rows["state"])
+            if finished:
+                self.events.write("finished", example=example, steps=finished, seconds=float(np.nanmean(rows["seconds"])))
+
     def fail(self, example: int, steps: Sequence[int], why: str) -> None:
         """Records that sweeps could not be done. They stay pending, and a later run tries them again."""
         self.events.write("failed", example=example, steps=[int(s) for s in steps], why=why)
@@ -248,6 +260,12 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
         return None
     open_store(path, "r")
     return dict(open_group(path).attrs["identity"])  # type: ignore[arg-type]
+
+
+def stored_about(folder: Path) -> dict[str, Any]:
+    """What a folder with results says of their making besides their identity."""
+    about = open_group(folder / STORE).attrs.get("about")
+    return dict(about) if isinstance(about, dict) else {}
 
 
 def open_store(path: Path, mode: str) -> dict[str, zarr.Array]:

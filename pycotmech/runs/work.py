@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.runs.controls import other_prompts
 from pycotmech.runs.pairs import PromptPair
-from pycotmech.runs.settings import Settings
+from pycotmech.runs.settings import Points, Settings
+from pycotmech.runs.workers.units import GradeUnit, PatchUnit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,39 +39,57 @@ class SweepUnit:
 class SweepWork:
     """All sweeps of a run.
 
-    units: [examples][steps]. names, steps, kinds: of the axes. records: the examples, for examples.jsonl. examples: those of
-    the task; None for the user's pairs. others: of each unit the prompt that its random control takes activations from.
+    units: [examples][steps]. names, steps, kinds: of the axes. examples: those of the task; None for the user's pairs. others:
+    of each unit the prompt that its random control takes activations from. first: the number of the first example among those
+    of which these are a part.
     """
 
     units: list[list[SweepUnit]]
     names: list[str]
     steps: list[int]
     kinds: list[str]
-    records: list[dict[str, Any]]
     examples: Examples | None
     others: list[list[Tensor | None]]
+    first: int = 0
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yields the examples one by one, as lines of examples.jsonl."""
+        if self.examples is None:
+            fields = ("name", "clean", "corrupted", "answer", "wrong")
+            for i, (unit,) in enumerate(self.units):
+                yield {"example": self.first + i, **{name: getattr(unit.given, name) for name in fields}}
+            return
+        for example in self.examples:
+            record = {name: getattr(example, name) for name in ("question", "query", "chain", "label", "words", "prompt")}
+            record |= {"full_text": example.full_text, "full_ids": example.full_ids.tolist()}
+            steps = [_step_record(example.steps[i]) for i in self.steps]
+            yield {"example": example.index, **record, "steps": steps}
 
     def digest(self) -> str:
         """A digest of all prompts and answers."""
+        return prompts_digest(self.records())
 
-        def plain(value: Any) -> Any:
-            return value.tolist() if hasattr(value, "tolist") else value
-
-        givens = [unit.given for row in self.units for unit in row]
-        rows = [[plain(g.clean), plain(g.corrupted), g.answer, g.wrong] for g in givens]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-    def grade(self, model: Model, example: int) -> list[int] | None:
-        """Whether the model gets each step of an example right; None for a pair without an answer. Cost: one forward pass."""
+    def grading(self, number: int, example: int) -> GradeUnit | None:
+        """Returns what grades an example: of the task, whether every token of each step's word is the likeliest one. None for a
+        pair without an answer."""
+        row = self.units[example]
+        where = f"example {self.names[example]}"
         if self.examples is not None:
-            from pycotmech.cot import graded
-
-            right = graded([self.examples[example]], lambda ids: model.run(ids).logits.argmax(-1)).right[0]  # type: ignore[union-attr]
-            return [int(right[s]) for s in self.steps]
-        pair = self.units[example][0].pair
+            item = self.examples[example]
+            ids = item.full_ids.tolist()
+            spans = [item.steps[s].answer_span for s in self.steps]
+            targets = tuple(tuple((p - 1, ids[p]) for p in range(span.start, span.stop)) for span in spans)
+            return GradeUnit(number, example, item.full_ids.numpy(), None, targets, where)
+        pair = row[0].pair
         if pair.answer is None:
             return None
-        return [int(model.run(pair.clean, positions=-1).logits[0].argmax()) == pair.answer]  # type: ignore[union-attr]
+        return GradeUnit(number, example, pair.clean.numpy(), -1, (((0, pair.answer),),), row[0].where)
+
+    def patching(self, number: int, batch: Sequence[SweepUnit]) -> PatchUnit:
+        """Returns what a worker needs of sweeps that one run answers."""
+        steps, pairs = tuple(unit.step for unit in batch), [unit.pair for unit in batch]
+        others = [self.others[unit.example][unit.step] for unit in batch]
+        return PatchUnit.of(number, batch[0].example, steps, pairs, batch[-1].where, others)
 
     def batches(self, wanted: Callable[[SweepUnit], bool], settings: Settings) -> Iterator[list[SweepUnit]]:
         """The wanted units, in groups that one run of the model answers. It is the same groups whatever is done already."""
@@ -83,39 +103,50 @@ class SweepWork:
                 yield [units[i] for i in run.readers]
 
 
+def prompts_digest(records: Iterable[Mapping[str, Any]]) -> str:
+    """A digest of the prompts and answers of records, as `SweepWork` has them and examples.jsonl holds them."""
+    steps = itertools.chain.from_iterable(record.get("steps", [record]) for record in records)
+    digest = hashlib.sha256(b"[")
+    for i, step in enumerate(steps):
+        row = json.dumps([step[name] for name in ("clean", "corrupted", "answer", "wrong")])
+        digest.update(f"{', ' if i else ''}{row}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
+
+
 def work_of_task(model: Model, settings: Settings) -> SweepWork:
     """Makes the examples of the fictional-ontology task, each with the steps of the settings."""
     examples = make_examples(model, settings)
-    units, records = [], []
+    units = []
     for e, example in enumerate(examples):
         steps = [example.steps[i] for i in settings.chosen_steps]
         where = [f"example {example.index}, step {step.index}" for step in steps]
         units.append([_unit(model, e, s, step, where[s], settings.positions) for s, step in enumerate(steps)])
-        record = {name: getattr(example, name) for name in ("question", "query", "chain", "label", "words", "prompt")}
-        record |= {"full_text": example.full_text, "full_ids": example.full_ids.tolist()}
-        records.append({"example": example.index, **record, "steps": [_step_record(step) for step in steps]})
     kinds: list[str] = [examples.kinds[i] for i in settings.chosen_steps]
-    others = other_prompts(units, settings.direction)
-    return SweepWork(units, [str(e.index) for e in examples], settings.chosen_steps, kinds, records, examples, others)
+    names, others = [str(e.index) for e in examples], other_prompts(units, settings.direction)
+    return SweepWork(units, names, settings.chosen_steps, kinds, examples, others, examples[0].index)
 
 
 def work_of_pairs(model: Model, pairs: Sequence[PromptPair], settings: Settings) -> SweepWork:
-    """Takes each of the user's pairs as an example with one step."""
-    units = [[_unit(model, i, 0, pair, pair.where, settings.positions)] for i, pair in enumerate(pairs)]
-    fields = ("name", "clean", "corrupted", "answer", "wrong")
-    records = [{"example": i, **{name: getattr(pair, name) for name in fields}} for i, pair in enumerate(pairs)]
-    return SweepWork(
-        units, [pair.name for pair in pairs], [0], ["pair"], records, None, other_prompts(units, settings.direction)
-    )
+    """Takes each of the user's pairs as an example with one step. Of settings with points, only those pairs."""
+    first = 0 if settings.points is None else settings.points.start
+    chosen = pairs if settings.points is None else pairs[first : settings.points.stop]
+    units = [[_unit(model, i, 0, pair, pair.where, settings.positions)] for i, pair in enumerate(chosen)]
+    others = other_prompts(units, settings.direction)
+    return SweepWork(units, [pair.name for pair in chosen], [0], ["pair"], None, others, first)
 
 
 def make_examples(model: Model, settings: Settings) -> Examples:
-    """Makes the examples of the settings. Raises ValueError for a model without a tokenizer."""
+    """Makes the examples of the settings; of settings with points, only those. Raises ValueError for a model without a
+    tokenizer."""
     from pycotmech import cot
 
     if model.tokenizer is None:
         raise ValueError(f"model: {model.name} has no tokenizer, so no examples can be made; give pairs of token ids")
-    return cot.make_examples(settings.n_examples, tokenizer=model.tokenizer, bos=model.prepend_bos, **settings.task())
+    points = settings.points or Points()
+    n = settings.n_examples if points.stop is None else points.stop
+    # Those before the first are made too, since each depends on the ones before it.
+    return cot.make_examples(n, tokenizer=model.tokenizer, bos=model.prepend_bos, **settings.task())[points.start :]
 
 
 def _unit(

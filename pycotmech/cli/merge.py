@@ -1,0 +1,42 @@
+"""`pycotmech merge`: the folders of parts as one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pycotmech.cli import options as o
+
+
+def merge(
+    out: Annotated[str, typer.Argument(help="The new folder. A merge that was interrupted is continued in it.")],
+    parts: Annotated[list[str], typer.Argument(help="Folders of runs with --points, of the same settings.")],
+    top: o.Top = 5,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Put the folders of parts of a run (--points) together, and report.
+
+    The parts must agree in model, weights, settings and versions, and leave no example out. Results that several parts hold
+    must be equal or within the noise floor. The command of the whole run continues OUT.
+    """
+    from pycotmech.cli.bars import Bars, stopped
+    from pycotmech.cli.report import shown_report
+    from pycotmech.runs.merge import merge as merged
+
+    if top < 1:
+        raise ValueError(f"top: got {top}; expected 1 or more")
+    bars = Bars(quiet)
+    try:
+        outcome = merged(out, parts, progress=bars)
+    except KeyboardInterrupt:
+        stopped(bars, out)
+        raise
+    if outcome.finished:
+        shown_report(outcome.folder, top, quiet)
+    if not quiet:
+        o.say(
+            f"\nexamples {outcome.points[0]} to {outcome.points[1] - 1}: {outcome.finished} sweeps finished, {outcome.pending} "
+            f"pending, {outcome.repeated} in several parts; results.zarr is in {out}"
+        )

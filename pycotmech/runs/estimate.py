@@ -1,0 +1,238 @@
+"""What a run would do and need, checked and predicted before it starts; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pycotmech.runs.experiment import checked_settings
+from pycotmech.runs.folder import checked_path, refuse_other_settings
+from pycotmech.runs.provenance import model_identity
+from pycotmech.runs.settings import Settings, torch_threads
+from pycotmech.runs.speed import measured_overhead, measured_speed, shown_time
+from pycotmech.runs.store import STORE, SweepState, open_store, stored_identity
+from pycotmech.runs.variables import VARIABLES
+from pycotmech.runs.work import SweepUnit, SweepWork, work_of_pairs, work_of_task
+from pycotmech.runs.workers import EngineChoice, threads_of
+
+if TYPE_CHECKING:
+    from pycotmech.engine.planner import Plan
+    from pycotmech.model import Model
+
+_SAMPLE = 24
+"""How many units are planned, spread evenly; the others are taken to be like them."""
+_BLOCK = 4096
+"""Bytes that a file takes on the disk at least."""
+_REPORT = 2 << 20
+"""Bytes of the tables and figures of a report."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do.
+
+    examples, sweeps: in the folder when it is complete; finished: sweeps that are done already; units: passes that remain.
+    Before grading every step counts as right, so that sweeps, units, work and time are upper bounds.
+    token_forwards, flop: of the units that remain and of grading. seconds: predicted from short runs of this model here;
+    each of several workers is taken to be as fast as one alone.
+    weights_bytes: of the model; workers on this machine share them. worker_bytes: that a worker may need beside them, by the
+    plan of the largest unit. free_bytes: memory that is free here.
+    disk_bytes: that the folder will grow by; disk_free_bytes: free there. notes: what else to know; problems: why the run would
+    fail.
+    """
+
+    out: str
+    model: str
+    examples: int
+    steps: int
+    sweeps: int
+    finished: int
+    units: int
+    engine: str
+    workers: int
+    threads: int
+    token_forwards: float
+    flop: float
+    flop_per_second: float
+    seconds: float
+    weights_bytes: int
+    worker_bytes: int
+    free_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    plan: str
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        gib = 2**30
+        lines = [
+            f"{self.model}: {self.examples} examples of {self.steps} steps, {self.sweeps} sweeps at most, {self.finished} of "
+            f"them finished; {self.units} units to do",
+            f"engine {self.engine}, workers: {self.workers}, threads of each: {self.threads}",
+            f"work: {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP; one worker here does "
+            f"{self.flop_per_second / 1e9:,.0f} GFLOP/s",
+            f"the largest unit: {self.plan}" if self.plan else "nothing remains to be done",
+            f"time: about {shown_time(self.seconds)}",
+            f"memory: {self.weights_bytes / gib:.2f} GiB of weights, shared, and {self.worker_bytes / gib:.2f} GiB for each "
+            f"worker; {self.free_bytes / gib:.1f} GiB are free",
+            f"disk: {self.disk_bytes / 1e6:,.1f} MB in {self.out}, where {self.disk_free_bytes / 1e9:,.1f} GB are free",
+        ]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return "\n".join([*lines, "nothing was written"])
+
+
+def estimate_run(
+    settings: Settings,
+    out: str | os.PathLike,
+    *,
+    engine: str | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    points: slice | tuple[int, int] | None = None,
+    accept_version: bool = False,
+) -> Estimate:
+    """Checks everything that `pycotmech.runs.run` checks before its first sweep, and predicts what it would need. Nothing is
+    written. Arguments as in `run`.
+
+    Raises what `run` raises for arguments, prompts, model and folder. Cost: the model is loaded, and two forward passes of up
+    to 512 tokens and a short sweep are timed.
+    """
+    from pycotmech.engine.memory import free_bytes
+    from pycotmech.model import Model
+
+    choice = EngineChoice(engine, workers, ray_address)
+    settings, pairs = checked_settings(settings, choice, points)
+    folder = checked_path(out)
+    place = _existing(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"out: nothing can be written in {place}. Give another folder")
+    stored, identity = stored_identity(folder), settings.identity()
+    refuse_other_settings(folder, stored, identity, accept_version=accept_version)
+    model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
+    threads = threads_of(choice, settings)
+    with torch_threads(min(threads, os.cpu_count() or 1)):
+        work = work_of_task(model, settings) if pairs is None else work_of_pairs(model, pairs, settings)
+        if stored is not None:
+            identity |= {**model_identity(model), "prompts": work.digest()}
+            refuse_other_settings(folder, stored, identity, accept_version=accept_version)
+        return _estimate(model, work, settings, choice, folder, place, threads, stored is not None, free_bytes(model.device))
+
+
+def _estimate(
+    model: Model, work: SweepWork, settings: Settings, choice: EngineChoice, folder: Path, place: Path, threads: int,
+    resumed: bool, free: int,
+) -> Estimate:  # fmt: skip
+    state, graded = _progress(folder, work) if resumed else (np.zeros((len(work.names), len(work.steps)), int), 0)
+    wanted = [row for row in work.batches(lambda unit: state[unit.example, unit.step] != SweepState.SKIPPED, settings)]
+    batches = [b for b in wanted if any(state[u.example, u.step] == SweepState.PENDING for u in b)]
+    n = choice.n_workers(threads)
+    memory_gb = settings.memory_gb or round(free / 2 / 2**30 / (n if settings.device == "cpu" else 1), 3)
+    sample = [batches[i] for i in np.linspace(0, len(batches) - 1, min(_SAMPLE, len(batches))).round().astype(int)]
+    plans = [_plan(model, work, batch, settings, memory_gb) for batch in sample]
+    scale = len(batches) / max(1, len(plans))
+    forward = measured_speed(model)
+    overhead = measured_overhead(model)
+    flop, rows = (scale * sum(getattr(plan, name) for plan in plans) for name in ("flop", "token_forwards"))
+    rows += scale * sum(plan.base_token_forwards for plan in plans)
+    kept_flop, kept_rows = _kept(model, work, max(0, len(batches) - n))
+    flop, rows = max(flop - kept_flop, 0.0), max(rows - kept_rows, 0.0)
+    grading_flop, grading_rows = _grading(model, work, len(work.units) - graded)
+    largest = max(plans, key=lambda plan: plan.bytes_in_flight, default=None)
+    weights = sum(t.numel() * t.element_size() for t in model.hf.state_dict().values())
+    worker = 0 if largest is None else largest.bytes_in_flight
+    disk = _disk_bytes(work, model, new=not resumed, pending=len({u.example for b in batches for u in b}))
+    disk_free = shutil.disk_usage(place).free
+    problems = []
+    if disk > disk_free:
+        problems.append(f"disk: {disk / 1e6:,.1f} MB are needed in {folder}, and {disk_free / 1e6:,.1f} MB are free")
+    if n * worker > free:
+        problems.append(f"memory: {n} workers may need {n * worker / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free")
+    notes = list(model.notes)
+    if settings.device == "cpu" and n * threads > (cores := os.cpu_count() or 1):
+        notes.append(f"{n} workers of {threads} threads share {cores} cores")
+    return Estimate(
+        out=str(folder), model=model.name, examples=len(work.names), steps=len(work.steps),
+        sweeps=int((state != SweepState.SKIPPED).sum()), finished=int((state == SweepState.FINISHED).sum()),
+        units=len(batches), engine=choice.engine, workers=n, threads=threads,
+        token_forwards=rows + grading_rows, flop=flop + grading_flop, flop_per_second=forward,
+        seconds=(overhead * flop + grading_flop) / forward / n,
+        weights_bytes=weights, worker_bytes=worker, free_bytes=free, disk_bytes=disk, disk_free_bytes=disk_free,
+        plan="" if largest is None else str(largest), notes=tuple(notes), problems=tuple(problems),
+    )  # fmt: skip
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the one above it in which it would be made."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _progress(folder: Path, work: SweepWork) -> tuple[np.ndarray, int]:
+    """The states of a folder's sweeps, and how many of its examples are graded."""
+    arrays = open_store(folder / STORE, "r")
+    graded = np.asarray(arrays["right"][:])
+    return np.asarray(arrays["state"][:]), int((graded >= 0).any(1).sum())
+
+
+def _plan(model: Model, work: SweepWork, batch: Sequence[SweepUnit], settings: Settings, memory_gb: float) -> Plan:
+    from pycotmech.patching import plan_heads
+    from pycotmech.patching.controls import control_arguments
+    from pycotmech.runs.pairs import words_read
+
+    pairs, others = [unit.pair for unit in batch], [work.others[unit.example][unit.step] for unit in batch]
+    return plan_heads(
+        model, [pair.clean for pair in pairs], [pair.corrupted for pair in pairs],
+        direction=settings.direction, positions=settings.positions, metric=settings.metric, seed=settings.seed,
+        **{name: [getattr(pair, name) for pair in pairs] for name in words_read(settings.metric)}, memory_gb=memory_gb,
+        **(control_arguments(others) if settings.controls else {}),
+    )  # fmt: skip
+
+
+def _kept(model: Model, work: SweepWork, times: int) -> tuple[float, float]:
+    """FLOP and token-forwards of the examples' shared beginning, which a worker computes once, so many times."""
+    from pycotmech.engine.planner import prefix_work
+
+    if work.examples is None or not times:
+        return 0.0, 0.0
+    shared = prefix_work(model.family, len(work.examples.shared_ids))
+    return times * shared.flop, times * shared.layer_rows / model.cfg.n_layers
+
+
+def _grading(model: Model, work: SweepWork, examples: int) -> tuple[float, float]:
+    """FLOP and token-forwards of grading so many examples."""
+    from pycotmech.model.config import layer_flop, logits_flop
+
+    units = [unit for e in range(min(examples, _SAMPLE)) if (unit := work.grading(e, e)) is not None]
+    if not units:
+        return 0.0, 0.0
+    rows = examples * sum(len(unit.tokens) for unit in units) / len(units)
+    read = rows if units[0].positions is None else examples
+    cfg = model.cfg
+    return float(rows * cfg.n_layers * layer_flop(cfg).linear + read * logits_flop(cfg)), float(rows)
+
+
+def _disk_bytes(work: SweepWork, model: Model, *, new: bool, pending: int) -> int:
+    """What the results of so many examples take, and what the folder itself does if it is new."""
+    sizes = {"example": 1, "step": len(work.steps), "layer": model.cfg.n_layers, "head": model.cfg.n_heads}
+    of_example = 0
+    for variable in VARIABLES.values():
+        size = int(np.prod([sizes[axis] for axis in variable.axes])) * np.dtype(variable.dtype).itemsize
+        of_example += -(-size // _BLOCK) * _BLOCK
+    lines = [len(json.dumps(record, ensure_ascii=False)) for record, _ in zip(work.records(), range(_SAMPLE))]
+    text = round(len(work.names) * sum(lines) / len(lines)) if new else 0
+    return pending * of_example + text + _REPORT
