@@ -19,6 +19,11 @@ def printable(text: object, *, lines: bool = False) -> str:
     return pattern.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
+def cell(text: str) -> str:
+    """Returns the text for a cell of a CSV file; what a spreadsheet would compute as a formula begins with an apostrophe."""
+    return f"'{text}" if len(text) > 1 and text[0] in "=+-@\t\r" else text
+
+
 def markdown(text: object) -> str:
     """Returns the text as one line of Markdown that renders as itself: no markup, no link, no table column, no code."""
     return _MARKUP.sub(lambda found: "\\" + found[0], printable(text))

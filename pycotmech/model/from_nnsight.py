@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -31,20 +32,29 @@ def from_nnsight(wrapped: Any, *, argument: str = "wrapped") -> tuple[nn.Module,
 
 
 def _without_controller(module: nn.Module) -> nn.Module:
-    """The module, or, if nnsight has replaced its forward, a shallow copy with the forward that it had."""
-    forward = vars(module).get("forward")
-    if forward is None or not _of_nnsight(forward):
+    """The module, or, if nnsight has replaced its forward or hooked it, a shallow copy with what it had before."""
+    own = dict(vars(module))
+    for name in ("_forward_hooks", "_forward_pre_hooks"):  # nnsight before 0.8 listens by hooks too
+        own[name] = type(own[name])({key: hook for key, hook in own[name].items() if not _of_nnsight(hook)})
+    forward = own.get("forward")
+    if forward is not None and _of_nnsight(forward):
+        del own["forward"]
+    elif all(len(own[name]) == len(vars(module)[name]) for name in ("_forward_hooks", "_forward_pre_hooks")):
         return module
     out = object.__new__(type(module))
-    vars(out).update({name: value for name, value in vars(module).items() if name not in ("forward", "__nnsight__")})
-    before = getattr(getattr(forward, "state", None), "original", None)
-    if before is not None and before is not type(module).forward:  # the user's own, which is refused or honoured as ever
+    vars(out).update(own)
+    before = getattr(getattr(forward, "state", None), "original", own.get("__nnsight_forward__"))
+    if (
+        before is not None and getattr(before, "__func__", before) is not type(module).forward
+    ):  # the user's own, which is refused or honoured as ever
         object.__setattr__(out, "forward", MethodType(before, out) if isinstance(before, FunctionType) else before)
     return out
 
 
 def _of_nnsight(forward: Any) -> bool:
-    """Whether nnsight made this forward: an object of its own, or a function in one of its modules."""
-    function = getattr(forward, "__func__", forward)
-    code = getattr(function, "__globals__", {}).get("__name__", "")
-    return type(function).__module__.split(".")[0] == "nnsight" or code.split(".")[0] == "nnsight"
+    """Whether nnsight made this forward or hook: an object of its own, or a function in one of its modules."""
+    if type(forward).__module__.split(".")[0] == "nnsight":
+        return True
+    function = getattr(forward, "__func__", forward)  # a wrapper of nnsight's may wrap, and may be wrapped
+    code = (getattr(f, "__globals__", {}).get("__name__", "") for f in (function, inspect.unwrap(function)))
+    return any(name.split(".")[0] == "nnsight" for name in code)

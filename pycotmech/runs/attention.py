@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pycotmech.files.arrays import save_arrays
+from pycotmech.files.text import cell
 from pycotmech.files.write import replacing, write_text
 from pycotmech.runs.folder import checked_path, open_folder
 from pycotmech.runs.progress import ProgressReporter
@@ -186,7 +187,7 @@ def token_table(model: Model, summary: AttentionSummary) -> pd.DataFrame:
         {
             "position": np.arange(len(tokens)),
             "token": tokens,
-            "text": [model.tokenizer.decode([int(t)]) for t in tokens],
+            "text": [cell(model.tokenizer.decode([int(t)])) for t in tokens],
             "segment": labels,
             "received": received.mean((0, 1)) / seen_by,
         }

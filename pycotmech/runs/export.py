@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from pycotmech.files.text import cell
 from pycotmech.files.write import replacing
 
 if TYPE_CHECKING:
@@ -154,7 +155,15 @@ def _csv(data: xr.Dataset, path: Path, about: Mapping[str, Any]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         pd.DataFrame(columns=columns).to_csv(file, index=False)
         for block in blocks(data):
-            pd.DataFrame(block).reindex(columns=columns).to_csv(file, index=False, header=False)
+            cells = {name: _cells(values) for name, values in block.items()}
+            pd.DataFrame(cells).reindex(columns=columns).to_csv(file, index=False, header=False)
+
+
+def _cells(values: np.ndarray) -> np.ndarray:
+    """Texts such that a spreadsheet computes none of them; numbers as they are."""
+    if values.dtype.kind not in "OUT" or not values.size:
+        return values
+    return np.vectorize(lambda value: cell(str(value)), otypes=[object])(values)
 
 
 def _parquet(data: xr.Dataset, path: Path, about: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pycotmech.files.text import markdown, printable
+from pycotmech.files.text import cell, markdown, printable
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,13 @@ def test_lines_stay_lines_on_request():
 def test_markdown_has_no_markup_of_its_own():
     assert markdown("a|b `c` [d](e) <img src=x>\n# f") == "a\\|b \\`c\\` \\[d\\](e) \\<img src=x>\\\\n# f"
     assert markdown("p < 0.05, L2H1 (+40%)") == "p < 0.05, L2H1 (+40%)"
+
+
+@pytest.mark.parametrize("text", ['=cmd|"/c calc"!A1', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(text):
+    assert cell(text) == "'" + text
+
+
+@pytest.mark.parametrize("text", ["", "=", "-", "a=b", " wumpus"])
+def test_other_cells_are_as_they_are(text):
+    assert cell(text) == text

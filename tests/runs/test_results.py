@@ -301,3 +301,14 @@ def test_the_log_is_no_part_of_what_is_compared(tmp_path):
     (tmp_path / EVENTS).write_bytes(b"\x00garbage")
     results = pcm.open_results(tmp_path)
     assert results.events().torn == 1 and results.status().finished == 6
+
+
+def test_no_text_of_an_exported_table_is_a_formula(tmp_path):
+    import xarray as xr
+
+    from pycotmech.runs.export import export
+
+    texts = ["=cmd|'/c calc'!A1", "plain", "-"]
+    data = xr.Dataset({"effect": ("name", [-1.0, 2.0, 3.0])}, coords={"name": texts})
+    export(data, "csv", tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().splitlines() == ["name,effect", "'=cmd|'/c calc'!A1,-1.0", "plain,2.0", "-,3.0"]
