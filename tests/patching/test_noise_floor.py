@@ -94,6 +94,7 @@ def test_the_floor_bounds_rounding_in_many_models(dtype):
     assert (share < 0.8).mean() <= 0.03 and share.min() >= 0.25
 
 
+@pytest.mark.filterwarnings("ignore:clean, corrupted")  # runs that differ by little
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pairs_in_one_call_differ_from_calls_of_their_own_by_less_than_the_floor(dtype):
     """Seven pairs that share a beginning: together they are packed, and their prompts run, in other shapes than alone."""
