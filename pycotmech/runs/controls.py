@@ -22,7 +22,7 @@ def other_prompts(units: Sequence[Sequence[HasPair]], direction: str) -> list[li
     """Of each sweep the prompt that its random control takes activations from: [examples][steps].
 
     It is the source prompt, at the same step, of the next example whose prompt has the same length and is another, the first
-    examples following the last. None where there is none. Of a part of the examples these are the next ones of that part.
+    examples following the last. None where there is none.
     """
     from pycotmech.patching.controls import next_pairs
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.runs.controls import other_prompts
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pycotmech.cot.task.examples import Step
     from pycotmech.model import Model
     from pycotmech.patching.pairs import Pair
+
+
+_FOLLOWING = 8
+"""Examples after a part among which the next one with prompts of the same length is looked for."""
 
 
 @dataclass(frozen=True)
@@ -116,24 +120,41 @@ def prompts_digest(records: Iterable[Mapping[str, Any]]) -> str:
 
 def work_of_task(model: Model, settings: Settings) -> SweepWork:
     """Makes the examples of the fictional-ontology task, each with the steps of the settings."""
-    examples = make_examples(model, settings)
-    units = []
-    for e, example in enumerate(examples):
-        steps = [example.steps[i] for i in settings.chosen_steps]
-        where = [f"example {example.index}, step {step.index}" for step in steps]
-        units.append([_unit(model, e, s, step, where[s], settings.positions) for s, step in enumerate(steps)])
+    examples, following = _with_following(model, settings)
+
+    def rows(of: Examples) -> list[list[SweepUnit]]:
+        out = []
+        for e, example in enumerate(of):
+            steps = [example.steps[i] for i in settings.chosen_steps]
+            where = [f"example {example.index}, step {step.index}" for step in steps]
+            out.append([_unit(model, e, s, step, where[s], settings.positions) for s, step in enumerate(steps)])
+        return out
+
+    units = rows(examples)
     kinds: list[str] = [examples.kinds[i] for i in settings.chosen_steps]
-    names, others = [str(e.index) for e in examples], other_prompts(units, settings.direction)
+    others = other_prompts([*units, *rows(following)], settings.direction)[: len(units)]
+    names = [str(e.index) for e in examples]
     return SweepWork(units, names, settings.chosen_steps, kinds, examples, others, examples[0].index)
 
 
 def work_of_pairs(model: Model, pairs: Sequence[PromptPair], settings: Settings) -> SweepWork:
     """Takes each of the user's pairs as an example with one step. Of settings with points, only those pairs."""
-    first = 0 if settings.points is None else settings.points.start
-    chosen = pairs if settings.points is None else pairs[first : settings.points.stop]
-    units = [[_unit(model, i, 0, pair, pair.where, settings.positions)] for i, pair in enumerate(chosen)]
-    others = other_prompts(units, settings.direction)
-    return SweepWork(units, [pair.name for pair in chosen], [0], ["pair"], None, others, first)
+    first, stop = (0, len(pairs)) if settings.points is None else (settings.points.start, settings.points.stop or len(pairs))
+    rows = [[_unit(model, i - first, 0, pair, pair.where, settings.positions)] for i, pair in enumerate(pairs)]
+    others = other_prompts(rows, settings.direction)[first:stop]
+    return SweepWork(rows[first:stop], [pair.name for pair in pairs[first:stop]], [0], ["pair"], None, others, first)
+
+
+def _with_following(model: Model, settings: Settings) -> tuple[Examples, Examples]:
+    """The examples of the settings, and some that follow them in the whole run (the first ones follow the last), from which
+    controls of a part take activations as in the whole run."""
+    if settings.points is None:
+        examples = make_examples(model, settings)
+        return examples, examples[:0]
+    start, stop = settings.points.start, settings.points.stop or settings.n_examples
+    made = make_examples(model, replace(settings, points=Points(0, min(settings.n_examples, stop + _FOLLOWING))))
+    after = [*made[stop:], *made[: min(start, stop + _FOLLOWING - len(made))]]
+    return made[start:stop], made.only(after)
 
 
 def make_examples(model: Model, settings: Settings) -> Examples:

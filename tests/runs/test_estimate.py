@@ -54,4 +54,4 @@ def test_it_refuses_what_the_run_would_refuse(tmp_path):
 def test_room_that_is_missing_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000})())
     found = estimate_run(SETTINGS, tmp_path / "out")
-    assert "problem: disk: " in str(found) and "1" in found.problems[0]
+    assert "problem: disk: " in str(found) and "0.0 MB are free" in found.problems[0]
