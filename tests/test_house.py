@@ -42,6 +42,7 @@ LIBRARIES = {
     "_assert_async": "torch: a check on the device that does not wait for it",
     "_linear_pointwise": "torch: oneDNN's product with packed weights",
     "_version": "torch: whether a tensor was written to",
+    "_experts_implementation": "transformers: the code that a mixture of experts runs on",
     "_forward_hooks": "torch: whether a module has hooks, which decide whether it may be bypassed",
     "_forward_pre_hooks": "torch: as above",
     "_global_forward_hooks": "torch: as above, hooks of all modules",
