@@ -208,7 +208,11 @@ def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
         shared = common_prefix(prompts)
         kept = question.prefixes.key_values(prompts[0][:shared], question.budget.room)  # the sweep's, if there is one
         layers = () if kept is None else enumerate(zip(kept.k, kept.v, strict=True))
-        past = [tuple(t.transpose(0, 1)[None].to(question.family.device_of(l)) for t in kv) for l, kv in layers]
+        past = []
+        for l, (k, v) in layers:
+            device = question.family.device_of(l)
+            k, v = (t.transpose(0, 1)[None].to(device) for t in (k, v))  # [1, n_key_value_heads, shared, d_head]
+            past.append((k, v))
         for i in range(len(question.pairs)):
             change, *metrics = _changes(question, layout, hf, i, past, shared)
             changes.append(change)

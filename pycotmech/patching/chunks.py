@@ -63,8 +63,16 @@ class PairValues:
         """Those of one pair, as the only one."""
         at = slice(i, i + 1)
         logits = None if self.logits is None else self.logits[at]
-        names = ("raw", "self_patches", "rounding", "clean", "corrupted")
-        return PairValues(*(getattr(self, name)[at] for name in names), logits, self.random[at], self.sham[at])
+        return PairValues(
+            raw=self.raw[at],
+            self_patches=self.self_patches[at],
+            rounding=self.rounding[at],
+            clean=self.clean[at],
+            corrupted=self.corrupted[at],
+            logits=logits,
+            random=self.random[at],
+            sham=self.sham[at],
+        )
 
 
 AnyChunk = TypeVar("AnyChunk", bound=Chunk)

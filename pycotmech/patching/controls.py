@@ -149,6 +149,7 @@ def control_arguments(others: Sequence[Tensor | None]) -> dict[str, Any]:
 
 def _given(model: Model, source: ControlSource, pairs: Sequence[Pair], single: bool) -> list[Tensor | None]:
     """The prompts of `control_source` as token ids."""
+    prompts: list[Any]
     if not single and isinstance(source, (list, tuple)) and any(prompt is None for prompt in source):
         prompts, one = list(source), False
     else:

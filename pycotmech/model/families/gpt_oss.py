@@ -35,12 +35,13 @@ class GptOssFamily(LlamaFamily):
 
     def _parts(self) -> dict[str, tuple[type[Any], ...]]:
         projections = (f"self_attn.{name}_proj" for name in "qkvo")
+        experts: Any = modeling_gpt_oss.GptOssExperts  # a decorated class, whose type is lost
         return {
             **dict.fromkeys(self.norms, self.norm_types),
             **dict.fromkeys(projections, (nn.Linear,)),
             "mlp": (modeling_gpt_oss.GptOssMLP,),
             "mlp.router": (modeling_gpt_oss.GptOssTopKRouter,),
-            "mlp.experts": (modeling_gpt_oss.GptOssExperts,),
+            "mlp.experts": (experts,),
         }
 
     def attention(self, l: int) -> LayerAttention:

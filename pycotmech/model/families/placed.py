@@ -109,9 +109,9 @@ class PlacedFamily(Family):
         return super().output_matrix(l).to(self.device)
 
     def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor, index: Tensor | None = None) -> Tensor:
-        parts = self._at(l, x_mid, z, dz, heads)
+        on_layer = self._at(l, x_mid, z, dz, heads)
         index = None if index is None else index.to(self._layer_devices[l])
-        return super().join(l, *parts, index).to(x_mid.device)
+        return super().join(l, on_layer[0], on_layer[1], on_layer[2], on_layer[3], index).to(x_mid.device)
 
     # ---- after the layers --------------------------------------------------------------------------------------------
 
