@@ -81,7 +81,7 @@ class PatchSteps(HeadAnalysis):
 
     def control(self) -> xr.DataArray:
         """What a head's share must exceed to be unlike the controls, by step: the size that 5 % at most of the controls exceed
-        (`stats.null_threshold`); NaN without controls.
+        (`stats.null_effects.null_threshold`); NaN without controls.
 
         Effects and controls are single examples' changes in units of the mean divergence of the step. A mean over examples
         varies less than one of them, so the threshold is on the safe side for restorations.
