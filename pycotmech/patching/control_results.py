@@ -39,7 +39,7 @@ class Controls:
 
     @property
     def threshold(self) -> float:
-        """The size beyond which 5 % at most of the random controls lie (`stats.null_effects.null_threshold`); NaN without any."""
+        """The size that 5 % at most of the random controls exceed (`stats.null_effects.null_threshold`); NaN without any."""
         return null_threshold(self.random)
 
     @property

@@ -27,8 +27,8 @@ def by_step(data: xr.Dataset) -> xr.Dataset:
     And for each step: n (examples used), held_out_n (those that heads are reported on), held_out (whether heads were ranked on
     others), right and graded (examples that are right, examples graded), pending, noise_floor (weighted mean of the examples'
     floors: no smaller than the floor of the mean), control (the size that 5 % at most of the random controls exceed,
-    `stats.null_effects.null_threshold`; NaN without any), n_controls, sham (largest effect at the sham position), clean_metric and
-    corrupted_metric (means), seconds (sum).
+    `stats.null_effects.null_threshold`; NaN without any), n_controls, sham (largest effect at the sham position), clean_metric
+    and corrupted_metric (means), seconds (sum).
     """
     used = data["state"] == SweepState.FINISHED
     ranked, reported = _halves(used)
