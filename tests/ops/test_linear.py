@@ -174,9 +174,13 @@ assert ("widened" in rows["bfloat16 products"]) is {widened}, rows
 hf = tiny_llama(n_layers=3, n_heads=4, n_key_value_heads=2, dtype=torch.bfloat16)
 clean = torch.arange(1, 25); corrupted = clean.clone(); corrupted[15] = 40
 difference = lambda logits: float(logits[7] - logits[11])
-found = pcm.patch_heads(pcm.Model(hf), clean, corrupted, metric="logit_diff", answer=7, wrong=11, normalize=False).raw
-truth, theirs = (sweep_truth(model, corrupted, clean, difference) for model in (double(hf), hf))
+found = pcm.patch_heads(pcm.Model(hf), clean, corrupted, metric="logit_diff", answer=7, wrong=11, normalize=False).effect
+truth, theirs = (
+    sweep_truth(model, corrupted, clean, difference) - difference(logits_of(model, corrupted, keep=1)[0])
+    for model in (double(hf), hf)
+)
 rms = lambda x: float(x.double().pow(2).mean().sqrt())
+print(rms(torch.as_tensor(found) - truth), rms(theirs - truth))
 assert rms(torch.as_tensor(found) - truth) <= rms(theirs - truth), (found, truth, theirs)
 """
 
