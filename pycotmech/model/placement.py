@@ -77,7 +77,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """A weight of the module itself, with its values, on the device where the module runs: loaded if it is kept elsewhere.
+    """A weight of the module itself, on the device where the module runs, with its values: loaded if they are kept elsewhere.
 
     Cost: nothing, or a copy from memory or disk, once for each part of the model (`turn_to`).
     """
@@ -96,7 +96,7 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
             if _loaded.part is not None:
                 _loaded.weights[id(module), name] = module, value
             return value
-    raise ValueError(f"model: a {type(module).__name__} has its {name} on the meta device, and nothing that would load it")
+    return weight  # of a model without values, on which only work is counted; `Model` refuses one that is to compute
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
