@@ -26,6 +26,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_addoption(parser: pytest.Parser) -> None:
     what = "write what the tests of every family measured to this JSON file (docs/families.json; without -n)"
     parser.addoption("--record-families", default=None, metavar="FILE", help=what)
+    what = "write the counts of the tests of faults to this JSON file (docs/reliability.json; without -n)"
+    parser.addoption("--record-faults", default=None, metavar="FILE", help=what)
 
 
 @pytest.fixture(scope="session")

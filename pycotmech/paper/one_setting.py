@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pycotmech.cot.task.copying import copied_in_order
 from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.files.arrays import DamagedData, open_group
+from pycotmech.files.whole import holds_text, is_whole_png, read_sealed, write_sealed
 from pycotmech.files.write import replacing, subfolder, write_text
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import ENTRIES, ON_REQUEST
@@ -126,7 +127,7 @@ def work_through(
     about = facts_of(model, vars(s), plan={"seconds": dict(seconds or {}), "memory_gb": s.memory_gb})
     # A folder keeps the versions that it was begun with: results of others go on being accepted by name only.
     facts = {"identity": before if accepted else identity, **about, "task": vars(prepared.task), "costs": costs}
-    write_json(folder / ABOUT, facts)
+    write_sealed(folder / ABOUT, facts)
     log = EventLog(folder)
     log.begin("start" if before is None else "resume", "paper", setting=name, versions=about["versions"])
     if accepted:
@@ -136,7 +137,7 @@ def work_through(
     for entry in entries:
         kept = _kept(folder, entry, identity, progress)
         if kept is not None:
-            _show(folder, entry, kept, missing_only=True)
+            _show(folder, entry, kept, damaged_only=True)
             costs.setdefault(entry.name, dict(kept.about.get("cost", {})))
             out.done[entry.name] = kept
             out.resumed.append(entry.name)
@@ -163,10 +164,10 @@ def work_through(
         _show(folder, entry, result)
         replace(result, about={**result.about, "identity": identity}).save(subfolder(folder, "data"))
         log.write("finished", unit=entry.name, seconds=round(costs[entry.name]["seconds"], 6))
-        write_json(folder / ABOUT, facts)
+        write_sealed(folder / ABOUT, facts)
         out.done[entry.name] = result
         say(str(result))
-    write_json(folder / ABOUT, facts)
+    write_sealed(folder / ABOUT, facts)
     every = (*ENTRIES, *ON_REQUEST)
     others = {e.name: _kept(folder, e, identity, progress) for e in every if e.name not in out.done and e not in entries}
     out.results = {e.name: r for e in every if (r := out.done.get(e.name) or others.get(e.name)) is not None}
@@ -207,10 +208,10 @@ def verdicts_of(results: Mapping[str, Analysis], claims: Iterable[Claim] = CLAIM
 def stored_facts(folder: Path) -> dict[str, Any]:
     """Returns what paper.json holds; if it is lost or damaged, the identity that the results themselves carry."""
     try:
-        facts = json.loads((folder / ABOUT).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        facts = read_sealed(folder / ABOUT)
+    except (OSError, ValueError):
         facts = {}
-    if isinstance(facts, dict) and isinstance(facts.get("identity"), dict):
+    if isinstance(facts.get("identity"), dict):
         return facts if isinstance(facts.get("costs"), dict) else {"identity": facts["identity"]}
     kept = sorted((folder / "data").glob("*.zarr"))
     for path in kept:
@@ -242,18 +243,14 @@ def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progres
     return result if isinstance(of, dict) and agrees(of, identity, accept_version=True) else None
 
 
-def _show(folder: Path, entry: Description, result: Analysis, *, missing_only: bool = False) -> None:
-    """Writes the table and the figures of a result."""
+def _show(folder: Path, entry: Description, result: Analysis, *, damaged_only: bool = False) -> None:
+    """Writes the table and the figures of a result. damaged_only: only those that are missing or not what was written."""
     figures = {entry.name: result.plot, **{f"{entry.name}_{name}": draw for name, draw in result.figures().items()}}
-    table = subfolder(folder, "tables") / f"{entry.name}.csv"
-    if not (missing_only and table.is_file()):
-        write_text(table, result.table().to_csv(index=False))
+    table, text = subfolder(folder, "tables") / f"{entry.name}.csv", result.table().to_csv(index=False)
+    if not (damaged_only and holds_text(table, text)):
+        write_text(table, text)
     for name, draw in figures.items():
         path = subfolder(folder, "figures") / f"{name}.png"
-        if not (missing_only and path.is_file()):
+        if not (damaged_only and is_whole_png(path)):
             with replacing(path) as temporary:
                 draw(path=temporary)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")

@@ -1,6 +1,6 @@
 """What happened in a results folder, as it happens: `events.jsonl`, one JSON object a line, only ever appended to.
 
-Each line has `time` (UTC), `pid` and `event`; the other fields depend on the event:
+Each line has `time` (UTC), `pid`, `event` and `crc32`, a checksum; the other fields depend on the event:
 
 start, resume: a process begins to write; `kind`, `host`, `versions`, and the numbers of units (`finished`, `pending`, ...).
 plan: what it is going to do; `units`, for the paper with the predicted seconds of each.
@@ -18,6 +18,7 @@ import json
 import os
 import socket
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,10 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 EVENTS = "events.jsonl"
+_CHECK = "crc32"
+"""Name of the last field of each line: the CRC-32 of the line without that field."""
 
 
 class Events(NamedTuple):
-    """What a log holds. events: in order. torn: lines that are not JSON objects, as a process that died leaves them."""
+    """What a log holds. events: in order. torn: lines that are not what was written, as a process that died leaves them."""
 
     events: list[dict[str, Any]]
     torn: int
@@ -46,7 +49,7 @@ class EventLog:
         Raises ValueError where a symbolic link has the log's place.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = json.dumps({"time": now, "pid": os.getpid(), "event": event, **fields}, ensure_ascii=False, default=str)
+        line = _checked({"time": now, "pid": os.getpid(), "event": event, **fields})
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
             descriptor = os.open(self.path, flags, 0o666)
@@ -108,6 +111,8 @@ def read_events(folder: str | os.PathLike) -> Events:
                 found = json.loads(line.decode("utf-8"))
             except (ValueError, RecursionError):
                 found = None
+            if isinstance(found, dict) and not _holds(line, found):
+                found = None
             if isinstance(found, dict) and isinstance(found.get("event"), str) and seconds_of(found) is not None:
                 events.append(found)
             elif line.strip():
@@ -121,6 +126,24 @@ def seconds_of(event: Mapping[str, Any]) -> float | None:
         return datetime.fromisoformat(str(event.get("time"))).timestamp()
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def _checked(event: Mapping[str, Any]) -> str:
+    """The event as JSON, with a checksum of it as its last field."""
+    line = json.dumps(event, ensure_ascii=False, default=str)
+    return f'{line[:-1]}, "{_CHECK}": "{_sum(line.encode("utf-8", "backslashreplace"))}"}}'
+
+
+def _holds(line: bytes, event: Mapping[str, Any]) -> bool:
+    """Whether a line is what was written. One without a checksum is taken as it is: earlier versions wrote none."""
+    if _CHECK not in event:
+        return True
+    body, found, _ = line.rpartition(f', "{_CHECK}"'.encode())
+    return bool(found) and event[_CHECK] == _sum(body + b"}")
+
+
+def _sum(line: bytes) -> str:
+    return f"{zlib.crc32(line):08x}"
 
 
 def now() -> float:

@@ -90,7 +90,7 @@ def run(
             digests = model_identity(model, verify=verify)
             identity |= {**digests, "prompts": work.digest()}
             accepted = refuse_other_settings(folder, stored, identity, accept_version=accept_version)
-            if not (folder / EXAMPLES_FILE).is_file():
+            if not holds_records(folder / EXAMPLES_FILE, work.records()):
                 write_records(folder / EXAMPLES_FILE, work.records())
             plan = _execution(choice, settings, model, folder if stored is not None else None, progress)
             if stored is None:
@@ -124,7 +124,19 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes the lines of examples.jsonl, one by one."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(_line(record))
+
+
+def holds_records(path: Path, records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether examples.jsonl is there and holds these lines, undamaged."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return all(file.readline() == _line(record).encode("utf-8", "replace") for record in records) and not file.read(1)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _execution(

@@ -46,6 +46,8 @@ def export(
         raise ValueError(f"to: got {to!r}; expected one of {', '.join(FORMATS)}")
     if isinstance(variables, str):
         raise ValueError(f"variables: got the text {variables!r}; expected a list of names")
+    if variables is not None and not variables:
+        raise ValueError("variables: the list is empty; expected names, or none for all")
     data = data.reset_coords([name for name, v in data.coords.items() if v.ndim != 1])
     for name in variables or ():
         if name not in data.data_vars:
@@ -172,7 +174,7 @@ def _parquet(data: xr.Dataset, path: Path, about: Mapping[str, Any]) -> None:
 
     types = {name: pa.string() if dtype.kind in "OUT" else pa.from_numpy_dtype(dtype) for name, dtype in _columns(data).items()}
     schema = pa.schema(list(types.items()), metadata={"pycotmech": json.dumps(about)})
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for block in blocks(data):
             n = len(next(iter(block.values())))
             arrays = [

@@ -15,6 +15,7 @@ import xarray as xr
 
 from pycotmech.files.arrays import DamagedData, open_arrays, open_group
 from pycotmech.files.text import printable
+from pycotmech.files.whole import read_sealed
 from pycotmech.runs.attention import STORE as ATTENTION
 from pycotmech.runs.events import Events, read_events
 from pycotmech.runs.export import FORMATS, check_pyarrow, export, long_table
@@ -279,10 +280,9 @@ class PaperResults(Results):
     @cached_property
     def provenance(self) -> dict[str, Any]:
         try:
-            facts = json.loads((self.folder / PAPER).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
+            facts = read_sealed(self.folder / PAPER)
+        except (OSError, ValueError):
             facts = {}
-        facts = facts if isinstance(facts, dict) else {}
         identity = facts.pop("identity", None)
         if not isinstance(identity, dict):
             identity = next((found for n in self.names if isinstance(found := self._made(n).get("identity"), dict)), {})

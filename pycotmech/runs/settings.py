@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ class Settings:
                 expected = f"{least} or more" if most is None or value < least else f"at most {most}"
                 raise ValueError(f"{name}: got {value}; expected {expected}")
         check_threads(self.threads)
-        if self.memory_gb is not None and not self.memory_gb > 0:
+        if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
             raise ValueError(f"memory_gb: got {self.memory_gb}; expected a positive number of gigabytes")
         if self.positions is not None and not self.positions:
             raise ValueError("positions: the list is empty; expected positions, or none for all")

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pycotmech.files.arrays import DamagedData
 from pycotmech.files.text import markdown
-from pycotmech.files.write import subfolder, write_text
+from pycotmech.files.whole import holds_text, is_whole_png, read_sealed, write_sealed
+from pycotmech.files.write import replacing, subfolder, write_text
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import deciding_versions, model_identity, versions
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from pycotmech.traces import Trace
 
 ABOUT = "trace.json"
+_FORMS = (("prompt", "completion"), ("messages",), ("tokens", "sentences"))
+"""What a line of a file of traces may have."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,32 @@ class TraceSettings:
     seed: int = 0
     memory_gb: float | None = None
     threads: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError naming the setting, or the line of the file, for what is wrong with any model."""
+        from pycotmech.traces.analyses.suppress import Definition
+        from pycotmech.traces.reading import records
+        from pycotmech.traces.splitting import SPLITTERS
+
+        for name, allowed in (("splitter", SPLITTERS), ("definition", get_args(Definition))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        for name, least in (("top", 1), ("proximity", 0), ("controls", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
+        if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
+            raise ValueError(f"memory_gb: got {self.memory_gb}; expected a positive number of gigabytes")
+        check_threads(self.threads)
+        n = 0
+        for n, (number, record) in enumerate(records(self.traces), 1):  # noqa: B007
+            if not any(
+                set(names) <= set(record) for names in (("prompt", "completion"), ("messages",), ("tokens", "sentences"))
+            ):
+                raise ValueError(
+                    f"traces: {self.traces}, line {number}: expected prompt and completion, messages, or tokens and sentences"
+                )
+        if not n:
+            raise ValueError(f"traces: {self.traces} holds no trace; expected one JSON object a line")
 
     def identity(self) -> dict[str, Any]:
         """What two runs must agree on to share a folder."""
@@ -113,7 +143,7 @@ def run_traces(
     say, reporter = say or (lambda text: None), progress or ProgressReporter()
     if not settings.traces.is_file():
         raise FileNotFoundError(f"traces: there is no file {settings.traces}; expected a JSON Lines file of traces")
-    check_threads(settings.threads)
+    settings.check()
     folder = checked_path(out)
     stored = _stored(folder)
     refuse_other_settings(folder, _without_model(stored), settings.identity())
@@ -221,7 +251,7 @@ class _Run:
             if found.about.get("identity") == self.identity:
                 self.outcome.results[name] = found
                 self.outcome.resumed.append(name)
-                self._show(where, found, missing_only=True)
+                self._show(where, found, damaged_only=True)
                 return found
         except (FileNotFoundError, DamagedData):
             pass
@@ -244,17 +274,19 @@ class _Run:
         self.say(str(found))
         return found
 
-    def _show(self, where: str, found: Analysis, *, missing_only: bool = False) -> None:
+    def _show(self, where: str, found: Analysis, *, damaged_only: bool = False) -> None:
         place = subfolder(self.folder, where) if where else self.folder
         table, figure = place / f"{found.name}.csv", place / f"{found.name}.png"
-        if not (missing_only and table.is_file()):
-            write_text(table, found.table().to_csv(index=False))
-        if not (missing_only and figure.is_file()):
-            found.plot(path=figure)
+        text = found.table().to_csv(index=False)
+        if not (damaged_only and holds_text(table, text)):
+            write_text(table, text)
+        if not (damaged_only and is_whole_png(figure)):
+            with replacing(figure) as temporary:
+                found.plot(path=temporary)
 
     def _write_about(self) -> None:
         facts = {"identity": self.identity, "versions": versions(), "seconds": self.costs}
-        write_text(self.folder / ABOUT, json.dumps(facts, indent=1))
+        write_sealed(self.folder / ABOUT, facts)
 
     def _write_summary(self) -> None:
         parts = [f"# Traces of {markdown(self.model.name)}", "", *(f"* {markdown(note)}" for note in self.model.notes), ""]
@@ -278,7 +310,7 @@ class _Run:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / ABOUT).read_text("utf-8"))
+        return read_sealed(folder / ABOUT)
     except FileNotFoundError:
         return {}
     except ValueError as error:

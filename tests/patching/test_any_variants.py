@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def questions(draw):
 def parts(order, cuts):
     """The order in shards."""
     bounds = [0, *(c for c in cuts if c < len(order)), len(order)]
-    return [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [order[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def check_variants(question) -> None:

@@ -52,7 +52,9 @@ class EngineChoice:
     @property
     def engine(self) -> str:
         several = self.workers is not None and self.workers > 1
-        return self.name or ("ray" if self.ray_address is not None else "local" if several else "serial")
+        if self.name is not None:
+            return self.name
+        return "ray" if self.ray_address is not None else "local" if several else "serial"
 
     def check(self) -> None:
         """Raises ValueError naming the argument that is wrong."""
