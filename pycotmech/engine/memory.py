@@ -80,6 +80,5 @@ def hint_at_budget(what: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error) or HINT in str(error):
             raise
-        raise MemoryError(
-            f"memory ran out while {what} ({str(error).splitlines()[0]}); {HINT}, and free memory helps"
-        ) from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]  # Python's own MemoryError says nothing
+        raise MemoryError(f"memory ran out while {what} ({said}); {HINT}, and free memory helps") from error
