@@ -72,3 +72,16 @@ def test_a_refusal_leaves_no_trace(tmp_path):
     with pytest.raises(ValueError), open_folder(tmp_path):
         raise ValueError("out: other settings")
     assert not (tmp_path / EVENTS).exists()
+
+
+def test_a_changed_byte_in_a_line_is_no_event(tmp_path):
+    log = EventLog(tmp_path)
+    log.write("finished", example=3, seconds=1.25, why="crc32 é")
+    data = log.path.read_bytes()
+    (event,) = read_events(tmp_path).events
+    for at in range(len(data)):
+        log.path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        for found in read_events(tmp_path).events:  # at most the name of the checksum, or white space, is another
+            assert {k: v for k, v in found.items() if k in event and k != "crc32"} == {
+                k: v for k, v in event.items() if k != "crc32"
+            }
