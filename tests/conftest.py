@@ -18,9 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: each of the
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m gpu` reads only files that have such tests: others may need packages that a machine with a GPU does not have."""
-    if config.getoption("markexpr") != "gpu" or not collection_path.match("test_*.py"):
+    if config.getoption("markexpr") != "gpu":
         return None
-    return None if "mark.gpu" in collection_path.read_text(encoding="utf-8") else True
+    if collection_path.is_dir():  # whose conftest.py would be imported
+        files = collection_path.rglob("test_*.py")
+    elif collection_path.match("test_*.py"):
+        files = [collection_path]
+    else:
+        return None
+    return None if any("mark.gpu" in file.read_text(encoding="utf-8") for file in files) else True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -62,7 +62,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", one_attention(launches))
     monkeypatch.setattr(graphs, "captures", lambda device: True)
     monkeypatch.setattr(graphs, "backend_for", lambda device: Replayed(launches))
-    monkeypatch.setattr(graphs.Graphs, "_compare", staticmethod(lambda replayed, usual: None))  # there are no values
+    monkeypatch.setattr(graphs.Graphs, "_compare", staticmethod(lambda replayed, usual, dtype: None))  # there are no values
     graphs.kept.clear()
     model = pcm.Model(hf, check=False)
     model.family.few_launches = True  # as on a GPU

@@ -2,7 +2,6 @@
 
 import copy
 
-import accelerate
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ def pair(request, tmp_path_factory):
     """The model on the GPU, and the same with one layer and the unembedding kept elsewhere."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate, which splits models")
     hf = tiny_llama(n_layers=3, n_heads=4, n_key_value_heads=2)
     whole = pcm.Model(copy.deepcopy(hf).cuda())
     places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 0, "lm_head": request.param}
@@ -39,6 +39,7 @@ def test_layers_on_the_cpu_and_on_a_gpu():
     """Both compute: hooks as for two GPUs."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate, which splits models")
     hf = tiny_llama(n_layers=3, n_heads=4, n_key_value_heads=2)
     whole = pcm.Model(copy.deepcopy(hf))
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")

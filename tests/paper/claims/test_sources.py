@@ -93,6 +93,7 @@ def test_planted_sources_are_found_and_a_word_passed_by_is_not_one():
     assert "percentage points" in " ".join(alone.findings())
 
 
+@pytest.mark.slow  # a minute
 def test_at_most_two_of_forty_random_models_bear_it_out():
     tokenizer = pcm.Model.from_pretrained("tiny-cot").tokenizer
     words = []
