@@ -25,6 +25,8 @@ def run(
     order: o.Order = None,
     ontology: o.Ontology = None,
     distractors: Annotated[int | None, o.task("The number of premises that lead nowhere (0 by default).")] = None,
+    template: o.Template = None,
+    think: o.Think = False,
     direction: o.Direction = "denoise",
     metric: o.Metric = "kl",
     positions: o.Positions = "all",
@@ -57,7 +59,7 @@ def run(
         model=model, pairs=o.path(pairs, "pairs"), examples=examples, steps=o.numbers(steps, "steps"), shots=shots, hops=hops,
         style=style, order=order, ontology=ontology, distractors=distractors, dtype=dtype, device=device, seed=seed,
         direction=direction, metric=metric, positions=o.positions(positions), memory_gb=memory_gb, threads=threads,
-        points=o.points(points), controls=controls,
+        points=o.points(points), controls=controls, template=template, think=think,
     )  # fmt: skip
     how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
     how |= {"engine": engine, "workers": workers, "ray_address": ray_address}

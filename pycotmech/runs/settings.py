@@ -17,7 +17,7 @@ DEFAULT_EXAMPLES = 10
 DEFAULT_SHOTS = {"tiny-cot": 4}
 """Demonstrations in the prompt, for models where 8 is not right: tiny-cot was trained with up to 4."""
 
-_TASK = ("examples", "steps", "shots", "hops", "style", "order", "ontology", "distractors", "competing")
+_TASK = ("examples", "steps", "shots", "hops", "style", "order", "ontology", "distractors", "competing", "template", "think")
 _RANGES = {
     "examples": (1, None),
     "shots": (0, None),
@@ -47,6 +47,7 @@ class Settings:
     positions: where heads are patched, negative from the end; None: everywhere.
     controls: whether sweeps have the random control of 6 % of the heads, with the next example's activations, and the sham
         position, which cost about a tenth (`pcm.patch_heads`).
+    template, think: as for `cot.make_examples`; with a template, its BOS is that of the prompts.
     points: only these examples, or pairs of the file. `pycotmech merge` puts the folders of parts together.
     """
 
@@ -71,6 +72,8 @@ class Settings:
     threads: int | None = None
     controls: bool = True
     points: Points | None = None
+    template: str | None = None
+    think: bool = False
 
     def check(self) -> None:
         """Raises ValueError naming the setting for what is wrong with any model."""
@@ -92,8 +95,10 @@ class Settings:
             self.with_points_of(self.n_examples)
         if self.pairs is not None:
             for name in _TASK:
-                if getattr(self, name) is not None:
+                if getattr(self, name) not in (None, False):
                     raise ValueError(f"{name}: has no meaning with pairs, which are prompts of their own")
+        if self.think and self.template is None:
+            raise ValueError("think: got True without a template; expected template 'chat', whose turn the block is in")
         for step in self.steps or ():
             if not 0 <= step < self.n_steps:
                 raise ValueError(f"steps: got {step}; expected 0..{self.n_steps - 1} for {self._hops} hops")
@@ -144,6 +149,7 @@ class Settings:
             "distractors": self.distractors or 0,
             # Only if there are any: folders of runs without them do not say it.
             **({"competing": self.competing} if self.competing else {}),
+            **({"template": self.template, "think": self.think} if self.template else {}),
             "seed": self.seed,
         }
 
@@ -189,11 +195,13 @@ def torch_threads(n: int | None) -> Iterator[None]:
 
 def _choices() -> dict[str, tuple[str, ...]]:
     """The settings that are one of a few words."""
+    from pycotmech.cot.task.chat import Template
     from pycotmech.cot.task.vocabulary import Ontology
     from pycotmech.cot.task.wording import Order, Style
     from pycotmech.engine.metrics import MetricName
     from pycotmech.patching.heads import Direction
 
-    words = {"direction": Direction, "metric": MetricName, "style": Style, "order": Order, "ontology": Ontology}
+    words: dict[str, Any] = {"direction": Direction, "metric": MetricName, "style": Style, "order": Order, "ontology": Ontology}
+    words["template"] = Template
     dtypes = ("auto", "float32", "bfloat16", "float16", "float64")
     return {"dtype": dtypes, **{name: get_args(literal) for name, literal in words.items()}}

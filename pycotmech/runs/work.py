@@ -166,8 +166,9 @@ def make_examples(model: Model, settings: Settings) -> Examples:
         raise ValueError(f"model: {model.name} has no tokenizer, so no examples can be made; give pairs of token ids")
     points = settings.points or Points()
     n = settings.n_examples if points.stop is None else points.stop
+    bos = model.prepend_bos if settings.template is None else None  # a chat template writes its own, or none
     # Those before the first are made too, since each depends on the ones before it.
-    return cot.make_examples(n, tokenizer=model.tokenizer, bos=model.prepend_bos, **settings.task())[points.start :]
+    return cot.make_examples(n, tokenizer=model.tokenizer, bos=bos, **settings.task())[points.start :]
 
 
 def _unit(

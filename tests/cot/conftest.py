@@ -63,3 +63,40 @@ def trimmed_bpe(byte_bpe):
 @pytest.fixture(params=["tiny_cot", "smollm2", "sentencepiece_like", "byte_bpe"])
 def tokenizer(request):
     return request.getfixturevalue(request.param)
+
+
+_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@pytest.fixture(scope="session")
+def qwen_like():
+    """Byte-level BPE as Qwen has it: punctuation takes the line ends after it along; neither BOS nor unknown token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_QWEN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator([*_CORPUS, "bright.\n\nEvery cold:\nMax"] * 2, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def metaspace_like(sentencepiece_like):
+    """sentencepiece_like as later conversions of Llama 2 and Mistral write it: "▁" before the first piece alone, also where
+    special tokens follow."""
+    tokenizer = Tokenizer.from_str(sentencepiece_like.backend_tokenizer.to_str())
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def gemma_like(sentencepiece_like):
+    """sentencepiece_like as Gemma has it: "▁" for a space, none before the text."""
+    tokenizer = Tokenizer.from_str(sentencepiece_like.backend_tokenizer.to_str())
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,3 +43,18 @@ def test_threads_are_left_as_they_were():
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match="threads: got 100000"), torch_threads(100_000):
         pass
+
+
+def test_a_template_is_said_only_if_there_is_one():
+    """Folders that were made before templates are continued."""
+    plain = Settings("tiny-cot").identity()
+    assert "template" not in plain and "think" not in plain
+    chat = Settings("tiny-cot", template="chat", think=True)
+    chat.check()
+    assert chat.identity() == {**plain, "template": "chat", "think": True}
+    with pytest.raises(ValueError, match="think: got True without a template"):
+        Settings("tiny-cot", think=True).check()
+    with pytest.raises(ValueError, match="template: got 'turns'; expected one of chat"):
+        Settings("tiny-cot", template="turns").check()
+    with pytest.raises(ValueError, match="template: has no meaning with pairs"):
+        Settings("tiny-cot", pairs=Path("x.jsonl"), template="chat").check()

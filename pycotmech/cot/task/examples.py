@@ -35,7 +35,8 @@ class Step:
     replaced: the word that was exchanged and what for, as in the vocabulary: ("lempus", "tumpus").
     occurrences: where the answer's word occurs in `clean` outside the shots, as slices of positions.
     segments: "few_shot", "question", "generated" as slices of positions; they hold every position but a BOS. The frame
-        of the prompt ("Answer:") is part of the question. A segment may be empty ("generated" at step 0).
+        of the prompt ("Answer:", and what a chat template writes after it) is part of the question. What a chat template
+        writes before the user's message is part of "few_shot". A segment may be empty ("generated" at step 0).
     answer_span: the positions of the word's tokens in Example.full_ids; `clean` is everything before them.
     standalone: whether tokenising `text` alone gives `clean`; False only for tokenizers that merge across the cut, for
         which `clean` is what the model sees in the full text.
@@ -118,8 +119,9 @@ class Example:
 class Examples(Sequence[Example]):
     """Examples that share one few-shot block: a sequence, with the settings they were made with.
 
-    few_shot: the text of the block. shared_ids: its token ids [P], BOS included: every clean and corrupted prompt of
-    every example begins with exactly these. bos: whether they begin with a BOS.
+    few_shot: the text of the block, after what the chat template writes before it if there is one.
+    shared_ids: its token ids [P], BOS included: every clean and corrupted prompt of
+    every example begins with exactly these. bos: whether they begin with a BOS. template, think: as for `make_examples`.
     """
 
     items: tuple[Example, ...] = field(repr=False)
@@ -135,6 +137,8 @@ class Examples(Sequence[Example]):
     few_shot: str = field(repr=False)
     shared_ids: LongTensor = field(repr=False)
     competing: int = 0
+    template: str | None = None
+    think: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -177,6 +181,8 @@ class Examples(Sequence[Example]):
 
     def __repr__(self) -> str:
         competing = f"competing={self.competing}, " if self.competing else ""
+        if self.template is not None:
+            competing += f"template={self.template!r}, think={self.think}, "
         return (
             f"Examples(n={len(self)}, hops={self.hops}, shots={self.shots}, ontology={self.ontology!r}, "
             f"style={self.style!r}, order={self.order!r}, distractors={self.distractors}, seed={self.seed}, "

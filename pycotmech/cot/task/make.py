@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
+from pycotmech.cot.task.chat import Template, check_message, read_chat
 from pycotmech.cot.task.examples import Example, Examples, Step, step_kind
 from pycotmech.cot.task.pools import Pools, TooFewWords, pools
 from pycotmech.cot.task.shape import Shape
-from pycotmech.cot.task.tokens import Encoded, Encoder, Form, before, same_length, same_start
+from pycotmech.cot.task.tokens import Encoded, Encoder, Form, Lead, before, same_length, same_start
 from pycotmech.cot.task.vocabulary import Ontology, Word
 from pycotmech.cot.task.wording import (
     DEFAULT_ORDER,
@@ -150,7 +151,10 @@ def _first_written_alike(places: list[Occurrence], answer: Occurrence) -> Occurr
     )
 
 
-def _lead(text: str, start: int) -> Literal["space", "line", "start"]:
+def _lead(text: str, start: int, chat: tuple[int, int] | None) -> Lead:
+    """chat: where the user's message and the solution begin, if a chat template is around them."""
+    if chat is not None and start in chat:
+        return "message" if start == chat[0] else "turn"
     if start == 0:
         return "start"
     return "line" if text[start - 1] == "\n" else "space"
@@ -176,6 +180,8 @@ class _Maker:
             seed=seed,
         )
         self.few_shot, self.anchor = _few_shot(shape, self.pools, shots, seed)
+        if encoder.chat is not None:
+            self.few_shot = encoder.chat.front + self.few_shot
         self.shared: list[int] | None = None
         self.seen: set[str] = set()
 
@@ -199,7 +205,10 @@ class _Maker:
         prompt_pieces, solution_pieces = frame(shape.style, item)
         prompt, places = render(prompt_pieces, cast, len(self.few_shot))
         prompt = self.few_shot + prompt
-        joint = FRAMES[shape.style].joint
+        joint, chat, turns = FRAMES[shape.style].joint, encoder.chat, None
+        if chat is not None:  # no white space between the message and the template's text: some templates drop it
+            prompt, joint = prompt.rstrip() + chat.opening, chat.joint
+            turns = (len(chat.front), len(prompt) + len(joint))
         chain_at = len(prompt) + len(joint)
         chain, answers = render(solution_pieces, cast, chain_at)
         text = prompt + joint + chain
@@ -210,7 +219,7 @@ class _Maker:
 
         new: dict[str, Word] = {}
         for key in dict.fromkeys(o.slot.key for o in answers):
-            used = [Form(_lead(text, o.start), o.slot.plural, o.slot.capital) for o in places if o.slot.key == key]
+            used = [Form(_lead(text, o.start, turns), o.slot.plural, o.slot.capital) for o in places if o.slot.key == key]
             new[key] = _replacement(shape, self.pools, rng, problem, key, used)
         renamed = {key: _exchange(text, (o for o in places if o.slot.key == key), w) for key, w in new.items()}
         if self.definition == "exact":
@@ -223,8 +232,8 @@ class _Maker:
         texts = list(dict.fromkeys([text, *renamed.values(), *changed]))
         encoded = dict(zip(texts, encoder.many(texts), strict=True))
         clean = encoded[text]
-        if encoder.unknown is not None and encoder.unknown in clean.ids[clean.shift :]:
-            unknown = clean.ids.index(encoder.unknown, clean.shift) - clean.shift
+        if encoder.unknown is not None and encoder.unknown in clean.ids[clean.begin :]:
+            unknown = clean.ids.index(encoder.unknown, clean.begin) - clean.shift
             word = text[clean.starts[unknown] : clean.stops[unknown]]
             raise TooFewWords(f"the tokenizer does not know {word!r}, which style {shape.style!r} needs")
         spans = {o: clean.word(o.start, o.stop) for o in places}
@@ -269,7 +278,7 @@ class _Maker:
                     replaced=(cast[key].singular, new[key].singular),
                     differs=differs,
                     occurrences=tuple(spans[o] for o in places if o.slot.key == key and o.stop <= answer.start),
-                    segments=_segments(clean.shift, first, generated, span.start),
+                    segments=_segments(clean.begin, first, generated, span.start),
                     answer_span=span,
                     standalone=standalone[i],
                 )
@@ -287,7 +296,7 @@ class _Maker:
             full_text=text,
             full_ids=ids[text],  # type: ignore[arg-type]
             label_span=clean.word(len(text) - len(str(item.label)), len(text)),
-            segments=_segments(clean.shift, first, generated, len(clean.ids)),
+            segments=_segments(clean.begin, first, generated, len(clean.ids)),
         )
 
     def standalone(self, text: str, answers: list[Occurrence]) -> list[bool]:
@@ -337,6 +346,8 @@ def make_examples(
     seed: int = 0,
     bos: bool | None = None,
     definition: Definition = "exact",
+    template: Template | None = None,
+    think: bool = False,
 ) -> Examples:
     """Make n examples of the fictional-ontology task, each with 4 * hops + 2 steps and a counterfactual for every step.
 
@@ -358,11 +369,15 @@ def make_examples(
     competing: whole chains about other entities, in shots and item alike, each as long as the real one and ending in a
         property of its own. Their sentences stand anywhere between those of the real chain, in the same order ("shuffled":
         in any). A query whose answer is False asks for the end of one of them, so that following it gives the wrong answer.
-    bos: whether prompts begin with a BOS. None: as `tokenizer("x")` does.
+    bos: whether prompts begin with a BOS. None: as `tokenizer("x")` does, or as the chat template does if there is one.
     definition: "exact": the corrupted prompt exchanges every occurrence of the step's answer word outside the shots, so
         that it is consistent and another answer follows from it. "paper": it exchanges one word, the nearest before
         the answer that begins like it, as the authors did; the premises may then contradict one another, and `wrong` is
         the replacement. Both keep type, number, case and token count.
+    template: "chat" puts the prompt into the tokenizer's chat template (`apply_chat_template`): shots and problem are one
+        user's message, in the wording of the style, and the solution is the beginning of the assistant's turn. Shots are no
+        turns of their own, since templates of reasoning models drop the reasoning of earlier turns. None: plain text.
+    think: whether the solution stands in a `<think>` block, opened before its first word and not closed (template="chat").
 
     Words of items and shots are disjoint (concepts, properties and entities). All words of one kind in an item begin with
     different tokens. In style "every" and "each" all examples of a call have one length where the tokenizer leaves enough words
@@ -385,7 +400,7 @@ def make_examples(
     if order is None:
         order = DEFAULT_ORDER[style]
     _choice("order", order, Order)
-    encoder = Encoder(tokenizer, bos)
+    encoder = _encoder(tokenizer, bos, template, think)
     shape = Shape(hops, distractors, ontology, style, order, competing)
     try:
         maker = _Maker(shape, encoder, shots, seed, definition)
@@ -394,6 +409,10 @@ def make_examples(
         setting = f"style={style!r}, ontology={ontology!r}, shots={shots}, hops={hops}, distractors={distractors}"
         setting += f", competing={competing}" if competing else ""
         raise TooFewWords(f"tokenizer: {few} ({setting}). {_what_would_do(shape, encoder, shots, seed, definition)}") from None
+    if encoder.chat is not None:
+        for example in examples:
+            message = example.prompt.removeprefix(encoder.chat.front).removesuffix(encoder.chat.opening)
+            check_message(tokenizer, encoder.chat, think, message)
     return Examples(
         items=examples,
         hops=hops,
@@ -408,7 +427,25 @@ def make_examples(
         few_shot=maker.few_shot,
         shared_ids=torch.tensor(maker.shared, dtype=torch.long),  # type: ignore[arg-type]
         competing=competing,
+        template=template,
+        think=think,
     )
+
+
+def _encoder(tokenizer: Any, bos: bool | None, template: Template | None, think: bool) -> Encoder:
+    """The tokenizer with the chat template that is asked for, whose own decision about BOS counts."""
+    if think not in (True, False):
+        raise TypeError(f"think must be True or False, got {think!r}")
+    if template is None:
+        if think:
+            raise ValueError("think: got True without a template; expected template='chat', whose turn the block is in")
+        return Encoder(tokenizer, bos)
+    _choice("template", template, Template)
+    Encoder(tokenizer, bos)  # checks both
+    chat = read_chat(tokenizer, think)
+    if chat.bos and bos is False:
+        raise ValueError("bos: got False, but the tokenizer's chat template writes a BOS; expected None or True")
+    return Encoder(tokenizer, chat.bos or bool(bos), chat)
 
 
 def _what_would_do(shape: Shape, encoder: Encoder, shots: int, seed: int, definition: Definition) -> str:

@@ -120,6 +120,6 @@ def pools(
     out: Pools = {}
     for kind, words in tiers.items():
         rng = random.Random(f"{seed}/pool/{kind}")
-        wanted = forms(kind, style, order, shots)
+        wanted = forms(kind, style, order, shots, encoder.chat is not None)
         out[kind] = _pool(rng, encoder, words, wanted, needs[kind], shots, kind, style)
     return out

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from pycotmech.cot.task.chat import Chat
 from pycotmech.cot.task.vocabulary import Word
 from pycotmech.cot.task.wording import Order, Style
 
-Lead = Literal["space", "line", "start"]
+Lead = Literal["space", "line", "start", "message", "turn"]
 
 
 class Form(NamedTuple):
-    """A written form: what precedes the word (a space, a newline, nothing), its number and its case."""
+    """A written form: what precedes the word (a space, a newline, nothing, or what a chat template writes before the user's
+    message or the assistant's turn), its number and its case."""
 
     lead: Lead = "space"
     plural: bool = False
@@ -37,7 +39,8 @@ Profile = dict[Form, Cut]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text with the characters they cover. `shift` is 1 after a BOS, else 0."""
+    """Token ids of a text with the characters they cover. `shift` is 1 after a BOS that the text does not have, else 0.
+    `begin` is 1 after any BOS, be it written in the text or not."""
 
     ids: list[int]
     starts: list[int]
@@ -45,6 +48,7 @@ class Encoded:
     shift: int
 
     text: str
+    begin: int
 
     def at_or_after(self, start: int) -> int:
         """The position of the first token that holds something at or after character `start`."""
@@ -72,10 +76,11 @@ def before(text: str, start: int) -> int:
 class Encoder:
     """A tokenizer with the decision about BOS taken: text in, ids with characters out.
 
-    Special tokens are never added by the tokenizer itself (some append an EOS too); a BOS is added here.
+    Special tokens are never added by the tokenizer itself (some append an EOS too); a BOS is added here, unless the text
+    begins with one, as texts of a chat template do. chat: what a template writes around prompts, if one is used.
     """
 
-    def __init__(self, tokenizer: Any, bos: bool | None):
+    def __init__(self, tokenizer: Any, bos: bool | None, chat: Chat | None = None):
         if not (callable(tokenizer) and hasattr(tokenizer, "bos_token_id")):
             raise TypeError(f"tokenizer must be a Hugging Face tokenizer, got {type(tokenizer).__name__}")
         if not getattr(tokenizer, "is_fast", False):
@@ -93,7 +98,9 @@ class Encoder:
             bos = begin is not None and len(sample) > 0 and sample[0] == begin
         self.bos: bool = bool(bos)
         self.front: list[int] = [begin] if bos and begin is not None else []
+        self.begin_text: str | None = tokenizer.bos_token if self.front else None
         self.unknown: int | None = tokenizer.unk_token_id
+        self.chat = chat
 
     def __call__(self, text: str) -> Encoded:
         return self.many([text])[0]
@@ -102,15 +109,19 @@ class Encoder:
         if not texts:
             return []
         out = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        shift = len(self.front)
         encoded = []
         for text, ids, offsets in zip(texts, out["input_ids"], out["offset_mapping"], strict=True):
-            encoded.append(Encoded([*self.front, *ids], [a for a, _ in offsets], [b for _, b in offsets], shift, text))
+            front = [] if self.begin_text and text.startswith(self.begin_text) else self.front
+            starts, stops = [a for a, _ in offsets], [b for _, b in offsets]
+            encoded.append(Encoded([*front, *ids], starts, stops, len(front), text, len(self.front)))
         return encoded
 
 
-def forms(kind: str, style: Style, order: Order, shots: int) -> tuple[Form, ...]:
-    """The written forms in which words of a kind can occur in a test item."""
+def forms(kind: str, style: Style, order: Order, shots: int, chat: bool = False) -> tuple[Form, ...]:
+    """The written forms in which words of a kind can occur in a test item. chat: whether a chat template is around it."""
+    if chat and kind == "entity":  # the solution begins the assistant's turn
+        plain = forms(kind, style, order, shots)
+        return (*(Form("message") if form == Form("start") else form for form in plain), Form("turn"))
     if kind == "property":
         return (Form(),)
     if kind == "entity":
@@ -147,12 +158,15 @@ def profiles(encoder: Encoder, words: Iterable[Word], wanted: Sequence[Form], st
     """How each word is cut in each form. A word is left out if it is unknown, is merged with its neighbours, or is cut
     differently depending on the text after it."""
     words = list(words)
+    lefts = dict(_LEFT)
+    if encoder.chat is not None:
+        lefts |= {"message": encoder.chat.front, "turn": encoder.chat.opening + encoder.chat.joint}
     texts, places = [], []
     for word in words:
         for form in wanted:
             written = word.written(plural=form.plural, capital=form.capital)
             for right in _after(word.kind, style, form):
-                left = _LEFT[form.lead]
+                left = lefts[form.lead]
                 texts.append(left + written + right)
                 places.append((word, form, len(left), len(left) + len(written)))
     found: dict[Word, Profile] = {word: {} for word in words}

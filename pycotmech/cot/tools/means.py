@@ -105,7 +105,7 @@ def head_means(
 
 
 def _made(model: Model, examples: Examples, n: int, seed: int) -> list[Examples]:
-    names = ("hops", "shots", "ontology", "style", "order", "distractors", "competing", "bos")
+    names = ("hops", "shots", "ontology", "style", "order", "distractors", "competing", "bos", "template", "think")
     like = {k: getattr(examples, k) for k in names}
     made: list[Examples] = []
     at = _SEED_STEP * (seed + 1)

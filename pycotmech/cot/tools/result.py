@@ -96,6 +96,7 @@ class Analysis:
         """How a result was made, for `about`. examples: whose task it is. n: examples of its first axis; parts: cells, or
         other parts of these, that count."""
         names = ("hops", "shots", "ontology", "style", "order", "distractors", "competing", "seed")
+        names += ("template", "think") if examples is not None and examples.template is not None else ()
         made: dict[str, Any] = {
             "model": model.name,
             "notes": list(model.notes),

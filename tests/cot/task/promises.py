@@ -32,6 +32,13 @@ def written_words(text: str) -> set[str]:
     return found & set(KIND)
 
 
+def encoded(examples: Examples, tokenizer, text: str) -> list[int]:
+    """The ids of a text: with a BOS if the examples have one, unless a chat template wrote it."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = [tokenizer.bos_token_id] if examples.bos else []
+    return ids if bos and text.startswith(tokenizer.bos_token) else bos + ids
+
+
 def check(examples: Examples, tokenizer) -> None:
     """Everything an example promises."""
     hops = examples.hops
@@ -42,7 +49,7 @@ def check(examples: Examples, tokenizer) -> None:
     assert sum(e.label for e in examples) in (len(examples) // 2, (len(examples) + 1) // 2)
     for example in examples:
         full = example.full_ids.tolist()
-        assert full == bos + tokenizer(example.full_text, add_special_tokens=False)["input_ids"]
+        assert full[: len(bos)] == bos and full == encoded(examples, tokenizer, example.full_text)
         assert example.full_text.startswith(example.prompt) and example.full_text.endswith(example.chain)
         assert not example.prompt.endswith(" ")
         assert split(examples, example.prompt) == (example.question, example.query)
@@ -65,8 +72,8 @@ def check_step(examples, example, step, tokenizer, proved, full, shared):
     # the cut
     assert clean == full[: step.answer_span.start]
     assert step.standalone
-    assert clean == bos + tokenizer(step.text, add_special_tokens=False)["input_ids"]
-    assert corrupted == bos + tokenizer(step.corrupted_text, add_special_tokens=False)["input_ids"]
+    assert clean == encoded(examples, tokenizer, step.text)
+    assert corrupted == encoded(examples, tokenizer, step.corrupted_text)
     assert not step.text.endswith(" ") and not step.prefix_text.endswith(" ")
     assert step.text == (example.prompt if step.index == 0 else step.text)
     assert step.text.endswith(step.prefix_text)
