@@ -1,4 +1,4 @@
-"""`pycotmech export`: results as Parquet, CSV, JSON or safetensors."""
+"""`pycotmech export`: results as tables, arrays, or files of other tools."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from pycotmech.cli import options as o
 
 
 def export(
-    folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper or attention, finished or not.")],
-    to: Annotated[str, o.plain("The format: parquet, csv, json or safetensors.")],
+    folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper, attention or trace, finished or not.")],
+    to: Annotated[str, o.plain("The format: parquet, csv, json, safetensors, mib or circuitsvis.")],
     out: Annotated[
         str,
-        o.plain("The file to write; a folder, if the results have several datasets and --name is not given.", metavar="FILE"),
+        o.plain(
+            "The file to write; a folder for mib, and if the results have several datasets and --name is not given.",
+            metavar="FILE",
+        ),
     ],
     name: Annotated[str | None, o.plain("The dataset to write, such as patch_steps (paper).")] = None,
     variables: Annotated[
         str | None, o.plain("The variables to write, separated by commas, such as effect,noise_floor (all by default).")
+    ] = None,
+    step: Annotated[int | None, o.plain("The step whose heads are written, if there are several (mib).")] = None,
+    task: Annotated[str | None, o.plain("The task's name for MIB, such as ioi (step-N by default).")] = None,
+    model_name: Annotated[
+        str | None, o.plain("The model's name for MIB, such as gpt2 (that in the results by default).", "--model-name")
     ] = None,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -26,13 +34,15 @@ def export(
     """Write results to a file for other programs.
 
     Parquet, CSV and JSON hold a long table: a row for each cell, with a column for each axis, label and variable. safetensors
-    holds the arrays as they are. Parquet needs pyarrow (pycotmech[export]).
+    holds the arrays as they are. Parquet needs pyarrow (pycotmech[export]). mib is a folder with importances.json, the effects
+    of heads at one step (run, sweep, paper); circuitsvis is a page of head values (docs/formats.md). What needs the model is
+    refused, with the Python function that takes it.
     """
     from pycotmech.runs.results import open_results
 
     if not out.strip():
         raise ValueError("out: the name is empty; expected a file")
     chosen = None if variables is None else [part.strip() for part in variables.split(",") if part.strip()]
-    written = open_results(folder).export(to, out, name, variables=chosen)
+    written = open_results(folder).export(to, out, name, variables=chosen, step=step, task=task, model=model_name)
     if not quiet:
         o.say(f"written: {', '.join(map(str, written))}")

@@ -11,7 +11,7 @@ from pycotmech.cli import options as o
 
 
 def status(
-    folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper or attention.")],
+    folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper, attention or trace.")],
     as_json: Annotated[bool, o.plain("Print one JSON object instead of lines of text.", "--json")] = False,
     debug: o.Debug = False,
 ) -> None:

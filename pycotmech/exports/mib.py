@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,13 +20,23 @@ MODELS = ("interpbench", "gpt2", "qwen2.5", "gemma2", "llama3")
 """The names that MIB's submissions are made of; others can be evaluated with its code, but not submitted."""
 
 
+class CircuitSizes(NamedTuple):
+    """What a circuit has of a model's sizes, for results that are stored without the model."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    parallel: bool = False
+
+
 def mib_circuit(
-    scores: Sweep | ArrayLike, cfg: ModelConfig, *, mlps: ArrayLike | None = None, keep: int | None = None
+    scores: Sweep | ArrayLike, cfg: ModelConfig | CircuitSizes, *, mlps: ArrayLike | None = None, keep: int | None = None
 ) -> dict[str, Any]:
     """Returns a circuit: {"cfg", "nodes": {"a0.h0": {"in_graph", "score"}, "m0": ...}, "edges"}.
 
-    scores: a sweep over heads, whose effects are taken, or an array [L, H]. mlps: [L]. A node whose score is NaN, or not given,
-        has none; MIB counts it as always part of the circuit, and so it is with the input.
+    scores: a sweep over heads, whose effects are taken, or an array [L, H]. cfg: `model.cfg`, or `CircuitSizes`. mlps: [L]. A
+        node whose score is NaN, or not given, has none; MIB counts it as always part of the circuit, and so it is with the
+        input.
     keep: the circuit holds the `keep` scored nodes of the largest |score|, the nodes without a score, and all edges between
         them; None: scores alone, from which MIB cuts circuits of all sizes itself.
     Raises ValueError naming the argument.
@@ -77,7 +87,7 @@ def _checked(values: Any, shape: tuple[int, ...], argument: str) -> NDArray[np.f
     return array
 
 
-def _edges(cfg: ModelConfig) -> Iterator[tuple[str, str, str]]:
+def _edges(cfg: ModelConfig | CircuitSizes) -> Iterator[tuple[str, str, str]]:
     """(from, to, name) of every edge: each node to each after it, to a head once each for q, k and v."""
     stream = ["input"]
     for l in range(cfg.n_layers):

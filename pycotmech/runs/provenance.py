@@ -80,6 +80,12 @@ def facts_of(model: Model, arguments: Mapping[str, Any], **more: Any) -> dict[st
             "notes": list(model.notes),
             "dtype": str(model.cfg.dtype).removeprefix("torch."),
             "device": str(model.device),
+            "sizes": {
+                "n_layers": model.cfg.n_layers,
+                "n_heads": model.cfg.n_heads,
+                "d_model": model.cfg.d_model,
+                "parallel": model.cfg.parallel,
+            },
         },
         "versions": versions(),
         "ops": {name: places[where] for name, places in describe().items()},
@@ -94,8 +100,8 @@ def facts_of(model: Model, arguments: Mapping[str, Any], **more: Any) -> dict[st
 def provenance_of(identity: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Returns how results were made, under names that are the same for every kind of folder; what is not known is left out.
 
-    model, description, notes; weights, config, prompts (digests); dtype, device, threads, ops; versions; seed, arguments, plan;
-    created. identity, about: as a folder keeps them.
+    model, description, notes, sizes; weights, config, prompts (digests); dtype, device, threads, ops; versions; seed,
+    arguments, plan; created. identity, about: as a folder keeps them.
     """
     of_model = about.get("model")
     of_model = of_model if isinstance(of_model, Mapping) else {}
@@ -103,6 +109,7 @@ def provenance_of(identity: Mapping[str, Any], about: Mapping[str, Any]) -> dict
         "model": of_model.get("name") or identity.get("model"),
         "description": of_model.get("description"),
         "notes": of_model.get("notes", about.get("notes")) or None,
+        "sizes": of_model.get("sizes"),
         **{name: identity.get(name) for name in DERIVED},
         "dtype": of_model.get("dtype") or identity.get("dtype"),
         "device": of_model.get("device") or identity.get("device"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from pycotmech.files.arrays import DamagedData, open_arrays, open_group
+from pycotmech.files.arrays import DamagedData, open_arrays
 from pycotmech.files.text import printable
-from pycotmech.files.whole import read_sealed
 from pycotmech.runs.attention import STORE as ATTENTION
-from pycotmech.runs.events import Events, read_events
-from pycotmech.runs.export import FORMATS, check_pyarrow, export, long_table
-from pycotmech.runs.folder import checked_path, made_folder
+from pycotmech.runs.folder import checked_path
+from pycotmech.runs.for_tools import HeadScores, HeadValues, chosen_step, needs_model
 from pycotmech.runs.lazy import open_sweeps
 from pycotmech.runs.provenance import provenance_of
-from pycotmech.runs.status import PAPER, Status, status_of
+from pycotmech.runs.results_base import AnalysesResults, Results, read_facts
+from pycotmech.runs.status import NO_RESULTS, PAPER, holds_traces
 from pycotmech.runs.store import STORE as SWEEPS
 from pycotmech.runs.store import read
+from pycotmech.runs.trace_results import TraceResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +37,7 @@ SETTINGS = "settings"
 
 
 def open_results(folder: str | os.PathLike) -> Results:
-    """Opens a results folder of `pycotmech run`, `sweep`, `paper` or `attention`, finished or not.
+    """Opens a results folder of `pycotmech run`, `sweep`, `paper`, `attention` or `trace`, finished or not.
 
     Nothing is loaded but labels; values are read from disk when they are used, and their checksums are checked then.
     Raises FileNotFoundError naming the folder where it is missing or holds no results, ValueError where its results cannot be
@@ -53,151 +52,9 @@ def open_results(folder: str | os.PathLike) -> Results:
         return AttentionResults(path)
     if (path / PAPER).is_file() or (path / "data").is_dir():
         return PaperResults(path)
-    raise FileNotFoundError(f"folder: {printable(path)} holds no results of run, sweep, paper or attention")
-
-
-class Results:
-    """A results folder.
-
-    folder: its path. kind: "run", "sweep" (a run on the user's own pairs), "paper" or "attention".
-    names: its datasets; `results[name]` is one of them, an xarray Dataset with labelled axes whose values are read on demand.
-    data: the only dataset, where there is one.
-    provenance: how it was made, for each kind under the same names (`pycotmech.runs.provenance`).
-    """
-
-    kind: str = ""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    @cached_property
-    def provenance(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def __getitem__(self, name: str) -> xr.Dataset:
-        if name not in self.names:
-            raise KeyError(f"{printable(self.folder)} has no dataset {name!r}; it has {', '.join(self.names) or 'none'}")
-        return self._dataset(name)
-
-    @property
-    def data(self) -> xr.Dataset:
-        """The dataset of a folder that has one. Raises ValueError naming them where there are several."""
-        return self[self._one(None)]
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """The names that `table` takes."""
-        raise NotImplementedError
-
-    def table(self, name: str | None = None, **more: Any) -> pd.DataFrame:
-        """Returns a table of results. name: one of `tables`; None: the first."""
-        raise NotImplementedError
-
-    def plot(self, name: str | None = None, *, path: str | os.PathLike | None = None, **more: Any) -> Figure:
-        """Draws results as a matplotlib figure, saved to `path` if given."""
-        raise NotImplementedError
-
-    def events(self) -> Events:
-        """What is recorded of the processes that wrote the folder."""
-        return read_events(self.folder)
-
-    def status(self) -> Status:
-        """How far the folder is, and whether a process writes to it now."""
-        return status_of(self.folder)
-
-    # ---- to other programs ----------------------------------------------------------------------------------------------
-
-    def to_dataframe(self, name: str | None = None, *, variables: Sequence[str] | None = None) -> pd.DataFrame:
-        """Returns a dataset as a long table in memory: a row for each cell, with the labels of its axes."""
-        return long_table(self[self._one(name)], variables)
-
-    def to_parquet(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
-        """Writes the long table as Parquet. See `export`."""
-        return self.export("parquet", path, name, **more)
-
-    def to_csv(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
-        """Writes the long table as CSV. See `export`."""
-        return self.export("csv", path, name, **more)
-
-    def to_json(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
-        """Writes the long table as JSON. See `export`."""
-        return self.export("json", path, name, **more)
-
-    def to_safetensors(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
-        """Writes the arrays as they are. See `export`."""
-        return self.export("safetensors", path, name, **more)
-
-    def export(
-        self, to: str, path: str | os.PathLike, name: str | None = None, *, variables: Sequence[str] | None = None
-    ) -> list[Path]:
-        """Writes results to a file and returns what was written; where there are several datasets and none is named, `path` is
-        a folder with a file NAME.<to> for each.
-
-        to: "parquet" (needs pyarrow), "csv", "json" or "safetensors". The first three hold a long table: a row for each cell,
-        with a column for each axis, label and variable; safetensors holds the arrays. variables: which; None: all.
-        """
-        if to not in FORMATS:
-            raise ValueError(f"to: got {to!r}; expected one of {', '.join(FORMATS)}")
-        if name is not None or len(self.names) == 1:
-            name = self._one(name)
-            return [export(self[name], to, path, variables=variables, about=self._about(name))]
-        if not self.names:
-            raise ValueError(f"folder: {printable(self.folder)} has nothing to export yet")
-        if variables is not None:
-            raise ValueError("variables: belong to one dataset; expected its name too")
-        if to == "parquet":
-            check_pyarrow()
-        folder = made_folder(path)
-        return [export(self[n], to, folder / f"{n}.{to}", about=self._about(n)) for n in self.names]
-
-    def _about(self, name: str) -> dict[str, Any]:
-        return {"kind": self.kind, "dataset": name, "provenance": self.provenance}
-
-    def _one(self, name: str | None) -> str:
-        if name is not None:
-            if name not in self.names:
-                raise ValueError(f"name: got {name!r}; expected one of {', '.join(self.names) or 'none: nothing is finished'}")
-            return name
-        if len(self.names) != 1:
-            raise ValueError(f"name: missing; the folder has {len(self.names)} datasets: {', '.join(self.names)}")
-        return self.names[0]
-
-    def _dataset(self, name: str) -> xr.Dataset:
-        raise NotImplementedError
-
-    # ---- to look at -----------------------------------------------------------------------------------------------------
-
-    def _lines(self) -> list[str]:
-        made, names = self.provenance, list(self.names)
-        versions = ", ".join(
-            f"{k} {v}" for k, v in (made.get("versions") or {}).items() if k in ("pycotmech", "torch", "transformers")
-        )
-        how = [made.get("model"), made.get("dtype"), made.get("device"), versions]
-        head = f"{type(self).__name__} ({self.kind}) in {self.folder}"
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        return [head, "  " + ", ".join(str(part) for part in how if part), f"  datasets: {shown or 'none'}", *self._details()]
-
-    def _details(self) -> list[str]:
-        return []
-
-    def __repr__(self) -> str:
-        return printable("\n".join(self._lines()), lines=True)
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(printable(k))}</th><td>{html.escape(printable(_short(v)))}</td></tr>"
-            for k, v in self.provenance.items()
-        )
-        return f"<pre>{html.escape(repr(self))}</pre><table>{rows}</table>"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 300 else f"{text[:300]}…"
+    if holds_traces(path):
+        return TraceResults(path)
+    raise FileNotFoundError(f"folder: {printable(path)} {NO_RESULTS}")
 
 
 class SweepResults(Results):
@@ -256,6 +113,26 @@ class SweepResults(Results):
             raise ValueError(f"step: got {step}; expected one of {', '.join(map(str, shown))}")
         return step_figure(steps, step, path=path)
 
+    def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
+        """The effect of each head at a step, over the examples (`by_step`)."""
+        steps = self._finished_steps(name)
+        step = chosen_step(step, steps["step"].values)
+        return HeadScores(steps["restoration"].sel(step=step).transpose("layer", "head").values, step)
+
+    def head_values(self, name: str | None = None) -> HeadValues:
+        """The effect of each head over the examples, with the steps as the pieces of text."""
+        steps = self._finished_steps(name)
+        texts = [f" {s} {k}" for s, k in zip(steps["step"].values, steps["kind"].values, strict=True)]
+        return HeadValues(steps["restoration"].transpose("layer", "step", "head").values, texts)
+
+    def _finished_steps(self, name: str | None) -> xr.Dataset:
+        _known(name, self.names, "name")
+        steps = self._steps()
+        steps = steps.isel(step=np.flatnonzero(steps["n"].values))
+        if not steps.sizes["step"]:
+            raise ValueError(f"folder: no sweep in {printable(self.folder)} is finished yet")
+        return steps
+
     def _steps(self) -> xr.Dataset:
         """Effects over the examples, with every stored text made printable."""
         from pycotmech.runs.report import by_step
@@ -268,7 +145,7 @@ class SweepResults(Results):
         return [f"  {axes}; variables: {', '.join(map(str, self._data.data_vars))}"]
 
 
-class PaperResults(Results):
+class PaperResults(AnalysesResults):
     """Results of `pycotmech paper`: a dataset for each finished analysis."""
 
     kind = "paper"
@@ -277,39 +154,40 @@ class PaperResults(Results):
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(sorted(path.name.removesuffix(".zarr") for path in (self.folder / "data").glob("*.zarr")))
 
-    @cached_property
-    def provenance(self) -> dict[str, Any]:
-        try:
-            facts = read_sealed(self.folder / PAPER)
-        except (OSError, ValueError):
-            facts = {}
-        identity = facts.pop("identity", None)
-        if not isinstance(identity, dict):
-            identity = next((found for n in self.names if isinstance(found := self._made(n).get("identity"), dict)), {})
-        return provenance_of(identity, facts)
+    def _facts(self) -> dict[str, Any]:
+        return read_facts(self.folder / PAPER)
 
-    def _made(self, name: str) -> Mapping[str, Any]:
-        try:
-            about = json.loads(str(open_group(self.folder / "data" / f"{name}.zarr").attrs.get("about")))
-        except ValueError:
-            return {}
-        return about if isinstance(about, dict) else {}
+    def _store(self, name: str) -> Path:
+        return self.folder / "data" / f"{name}.zarr"
 
-    def _about(self, name: str) -> dict[str, Any]:
-        return {**super()._about(name), "analysis": dict(self._made(name))}
-
-    def _dataset(self, name: str) -> xr.Dataset:
-        return open_arrays(self.folder / "data" / f"{name}.zarr")
-
-    def analysis(self, name: str) -> Analysis:
-        """Returns a finished analysis as the object that made its table and its figures."""
+    def _classes(self) -> Mapping[str, type[Analysis]]:
         from pycotmech.cot import analyses
 
-        known = {d.name: d.result for d in analyses.described()}
-        name = self._one(name)
-        if name not in known:
-            raise ValueError(f"name: {name!r} is no analysis of this version; expected one of {', '.join(known)}")
-        return known[name].load(self.folder / "data")
+        return {d.name: d.result for d in analyses.described()}
+
+    def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
+        """The effect of each head at a step, over the examples. Source: docs/protocol.md, E1."""
+        found = self._effects("mib", name)
+        step = chosen_step(step, found["step"].values)
+        return HeadScores(found.sel(step=step).transpose("layer", "head").values, step)
+
+    def head_values(self, name: str | None = None) -> HeadValues:
+        """The effect of each head over the examples (E1), with the steps as the pieces of text."""
+        found = self._effects("circuitsvis", name)
+        texts = [f" {s} {printable(k)}" for s, k in zip(found["step"].values, found["kind"].values, strict=True)]
+        return HeadValues(found.transpose("layer", "step", "head").values, texts)
+
+    def _effects(self, to: str, name: str | None) -> xr.DataArray:
+        """[step, layer, head], of the steps at which an example counts."""
+        from pycotmech.cot.analyses.patch_steps import PatchSteps
+
+        if "patch_steps" not in self.names:
+            needs_model(to, "which holds no patch_steps (E1)")
+        found = self.analysis(_known(name, ("patch_steps",), "name"))
+        assert isinstance(found, PatchSteps)
+        scores = found.scores()
+        counts = np.flatnonzero((scores["n"] > 0).any(("layer", "head")).values)
+        return scores["mean"].isel(step=counts)
 
     @property
     def settings(self) -> dict[str, PaperResults]:
@@ -317,28 +195,6 @@ class PaperResults(Results):
         places = self.folder / SETTINGS
         found = sorted(places.iterdir()) if places.is_dir() and not places.is_symlink() else []
         return {p.name: PaperResults(p) for p in found if p.is_dir() and not p.is_symlink() and (p / "data").is_dir()}
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        return self.names
-
-    def table(self, name: str | None = None) -> pd.DataFrame:  # type: ignore[override]
-        """Returns the table of an analysis, with intervals."""
-        return self.analysis(self._one(name)).table()
-
-    def plot(  # type: ignore[override]
-        self, name: str | None = None, *, figure: str | None = None, path: str | os.PathLike | None = None
-    ) -> Figure:
-        """Draws an analysis. figure: one of its further figures (`Analysis.figures`)."""
-        found = self.analysis(self._one(name))
-        if figure is None:
-            return found.plot(path=path)
-        further = found.figures()
-        if figure not in further:
-            raise ValueError(
-                f"figure: got {figure!r}; expected one of {', '.join(further) or 'none: there is one figure only'}"
-            )
-        return further[figure](path=path)
 
     def _details(self) -> list[str]:
         return [f"  settings: {', '.join(self.settings)}"] if self.settings else []
@@ -407,6 +263,16 @@ class AttentionResults(Results):
         """Draws the attention of every head on each segment."""
         _known(name, ("attention",), "plot")
         return self.summary().plot(path=None if path is None else os.fspath(path))
+
+    def head_values(self, name: str | None = None) -> HeadValues:
+        """The attention that each token receives from each head: its mean weight in the rows from the token on."""
+        _known(name, self.names, "name")
+        summary = self.summary()
+        assert summary.tokens is not None and summary.received is not None  # of a text, all rows
+        n = len(summary.tokens)
+        texts = self._data["text"].values if "text" in self._data.coords else summary.tokens
+        received = summary.received / np.arange(n, 0, -1)  # [L, H, T]
+        return HeadValues(received.transpose(0, 2, 1), [str(text) for text in texts])
 
     def _details(self) -> list[str]:
         return [f"  {', '.join(f'{n} {name}s' for name, n in self._data.sizes.items())}"]

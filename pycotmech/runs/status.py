@@ -15,13 +15,18 @@ from pycotmech.runs.store import STORE, SweepState, existing_store, open_store, 
 
 PAPER = "paper.json"
 """What a folder of `pycotmech paper` holds."""
+TRACE = "trace.json"
+"""What a folder of `pycotmech trace` holds."""
+OF_ALL_TRACES = ("chain_use", "receiver_heads")
+"""The analyses in it that are of all traces. Those of one trace are in folders trace_000, ..."""
+NO_RESULTS = "holds no results of run, sweep, paper, attention or trace"
 
 
 @dataclass(frozen=True)
 class Status:
     """The state of a results folder.
 
-    kind: "run", "sweep" (a run on the user's pairs), "paper" or "attention". unit: what is counted.
+    kind: "run", "sweep" (a run on the user's pairs), "paper", "attention" or "trace". unit: what is counted.
     finished, pending, skipped, failed: numbers of units. A unit that failed is pending too, and a later run tries it again.
     failures: why, by unit, the last time. per_hour: units finished an hour in the last process; None if it finished none.
     seconds_left: predicted for what is pending; None if nothing says how fast it goes. writing: whether a process writes now;
@@ -87,7 +92,28 @@ def status_of(folder: str | os.PathLike) -> Status:
         return _of_paper(path, log)
     if (path / "summary.zarr").is_dir():
         return Status(path, "attention", "text", 1, 0, writing=is_written(path))
-    raise FileNotFoundError(f"folder: {printable(path)} holds no results of run, sweep, paper or attention")
+    if holds_traces(path):
+        return _of_analyses(path, "trace", set(names_of_traces(path)), log)
+    raise FileNotFoundError(f"folder: {printable(path)} {NO_RESULTS}")
+
+
+def holds_traces(folder: Path) -> bool:
+    """Whether a folder is one of `pycotmech trace`, even if its file of settings is lost."""
+    return (folder / TRACE).is_file() or bool(names_of_traces(folder))
+
+
+def names_of_traces(folder: Path) -> tuple[str, ...]:
+    """The finished analyses in a folder of `pycotmech trace`: "receiver_heads", "trace_000/suppress", ...; symbolic links are
+    not followed."""
+    found = [name for name in OF_ALL_TRACES if _is_folder(folder / f"{name}.zarr")]
+    for place in sorted(folder.glob("trace_[0-9]*")):
+        if _is_folder(place):
+            found += sorted(f"{place.name}/{p.name.removesuffix('.zarr')}" for p in place.glob("*.zarr") if _is_folder(p))
+    return tuple(found)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _of_sweeps(path: Path, log: Events) -> Status:
@@ -123,9 +149,18 @@ def _identity(path: Path) -> Mapping[str, Any]:
 
 
 def _of_paper(path: Path, log: Events) -> Status:
-    """Of a folder of analyses. Their times differ, so that the time left is what was predicted for them, corrected by how
-    long the finished ones took."""
     stored = {found.name.removesuffix(".zarr") for found in (path / "data").glob("*.zarr")}
+    settings = {}
+    if (path / "settings").is_dir() and not (path / "settings").is_symlink():
+        for below in sorted((path / "settings").iterdir()):
+            if below.is_dir() and ((below / PAPER).is_file() or (below / "data").is_dir()):
+                settings[below.name] = status_of(below)
+    return _of_analyses(path, "paper", stored, log, settings)
+
+
+def _of_analyses(path: Path, kind: str, stored: set[str], log: Events, settings: Mapping[str, Status] | None = None) -> Status:
+    """Of a folder of analyses. Their times differ, so that the time left is what was predicted for them, corrected by how
+    long the finished ones took. stored: the names of those that are finished."""
     predicted: dict[str, Any] = {}
     for event in log.events:
         if event["event"] == "plan" and isinstance(event.get("units"), dict):
@@ -148,14 +183,10 @@ def _of_paper(path: Path, log: Events) -> Status:
     left = sum(predicted[n] for n in pending if isinstance(predicted[n], int | float))
     ratio = sum(taken[n] for n in known) / expected if expected > 0 else 1.0
     rate = _rate(log, lambda event: 1)
-    settings = {}
-    if (path / "settings").is_dir() and not (path / "settings").is_symlink():
-        for below in sorted((path / "settings").iterdir()):
-            if below.is_dir() and ((below / PAPER).is_file() or (below / "data").is_dir()):
-                settings[below.name] = status_of(below)
     return Status(
-        path, "paper", "analysis", len(stored), len(pending), 0, len(failures), failures,
-        None if rate is None else 3600 * rate, ratio * left if predicted else None, **_writer(path, log), settings=settings,
+        path, kind, "analysis", len(stored), len(pending), 0, len(failures), failures,
+        None if rate is None else 3600 * rate, ratio * left if predicted else None, **_writer(path, log),
+        settings=dict(settings or {}),
     )  # fmt: skip
 
 

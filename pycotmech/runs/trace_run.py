@@ -2,8 +2,8 @@
 
 The folder holds receiver_heads and chain_use over all traces, and for each trace a folder trace_000, ... with suppress,
 early_answers
-and answer_paths: each as <name>.zarr, <name>.csv and <name>.png; traces.jsonl, what was analysed; summary.md; and trace.json,
-settings and costs. A result is written when it is complete, and is not computed again.
+and answer_paths: each as <name>.zarr, <name>.csv and <name>.png; traces.jsonl, what was analysed; summary.md; events.jsonl; and
+trace.json, settings and costs. A result is written when it is complete, and is not computed again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from pycotmech.files.arrays import DamagedData
 from pycotmech.files.text import markdown
 from pycotmech.files.whole import holds_text, is_whole_png, read_sealed, write_sealed
 from pycotmech.files.write import replacing, subfolder, write_text
+from pycotmech.runs.events import EventLog
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
-from pycotmech.runs.provenance import deciding_versions, model_identity, versions
+from pycotmech.runs.provenance import deciding_versions, facts_of, model_identity
 from pycotmech.runs.settings import check_threads, torch_threads
+from pycotmech.runs.status import TRACE
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
     from pycotmech.model import Model
     from pycotmech.traces import Trace
 
-ABOUT = "trace.json"
 _FORMS = (("prompt", "completion"), ("messages",), ("tokens", "sentences"))
 """What a line of a file of traces may have."""
 
@@ -92,13 +93,17 @@ class TraceSettings:
 
 @dataclass(frozen=True)
 class TracePlan:
-    """What a run costs: token-forwards by analysis, and how many of these the model does in a second here."""
+    """What a run costs: token-forwards by analysis, and how many of these the model does in a second here.
+
+    units: the same by result, "receiver_heads" or "trace_000/suppress".
+    """
 
     traces: int
     tokens: int
     sentences: int
     forwards: dict[str, float]
     speed: float
+    units: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -166,25 +171,28 @@ def run_traces(
 def plan_of(model: Model, traces: list[Trace], settings: TraceSettings) -> TracePlan:
     """Predicts what the analyses cost, and measures the speed by a forward pass of up to 256 tokens."""
     cfg = model.cfg
-    forwards: dict[str, float] = dict.fromkeys(
-        ("receiver_heads", "suppress", "early_answers", "answer_paths", "chain_use"), 0.0
-    )
+    units: dict[str, float] = {"receiver_heads": 0.0}
     shuffles = 4
-    for trace in traces:
-        T, S = len(trace), trace.n_sentences
+    for i, trace in enumerate(traces):
+        T, S, where = len(trace), trace.n_sentences, f"trace_{i:03d}"
         length, tail = trace.reasoning.stop - trace.reasoning.start, T - trace.reasoning.stop
-        forwards["receiver_heads"] += trace.reasoning.stop
-        forwards["suppress"] += T + (1 + settings.controls) * sum(T - s.stop for s in trace.sentences)
+        units["receiver_heads"] += trace.reasoning.stop
+        units[f"{where}/suppress"] = T + (1 + settings.controls) * sum(T - s.stop for s in trace.sentences)
         if trace.answer is not None:
-            forwards["early_answers"] += T + (S + 1) * tail
-            forwards["answer_paths"] += T
-            forwards["chain_use"] += (2 + shuffles) * length + T + cfg.n_layers * cfg.n_heads * tail / 2
+            units[f"{where}/early_answers"] = T + (S + 1) * tail
+            units[f"{where}/answer_paths"] = T
+            of_chain = (2 + shuffles) * length + T + cfg.n_layers * cfg.n_heads * tail / 2
+            units["chain_use"] = units.get("chain_use", 0.0) + of_chain
+    forwards = {
+        name: float(sum(n for unit, n in units.items() if unit.rpartition("/")[2] == name))
+        for name in ("receiver_heads", "suppress", "early_answers", "answer_paths", "chain_use")
+    }
     tokens = traces[0].tokens[:256]
     model.run(tokens, positions=-1)
     start = time.perf_counter()
     model.run(tokens, positions=-1)
     speed = len(tokens) / (time.perf_counter() - start)
-    return TracePlan(len(traces), sum(map(len, traces)), sum(t.n_sentences for t in traces), forwards, speed)
+    return TracePlan(len(traces), sum(map(len, traces)), sum(t.n_sentences for t in traces), forwards, speed, units)
 
 
 @dataclass
@@ -198,13 +206,24 @@ class _Run:
     say: Callable[[str], None]
     outcome: TraceOutcome
     costs: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def log(self) -> EventLog:
+        return EventLog(self.folder)
 
     def run(self) -> TraceOutcome:
         from pycotmech import traces as t
 
         s, common = self.settings, {"memory_gb": self.settings.memory_gb}
-        self.costs |= _about(self.folder).get("seconds", {})
+        before, plan = _about(self.folder), self.outcome.plan
+        self.costs |= before.get("seconds", {})
+        self.facts |= facts_of(self.model, vars(s), plan={"token_forwards": plan.units, "memory_gb": s.memory_gb})
+        self.facts["created"] = before.get("created", self.facts["created"])
+        self.facts["prompts"] = hashlib.sha256(s.traces.read_bytes()).hexdigest()
         self._write_about()
+        self.log.begin("resume" if before else "start", "trace", versions=self.facts["versions"])
+        self.log.write("plan", units={name: round(n / plan.speed, 6) for name, n in plan.units.items()})
         lines = "".join(json.dumps(trace.to_record()) + "\n" for trace in self.traces)
         write_text(self.folder / "traces.jsonl", lines)
         self._make(
@@ -238,8 +257,8 @@ class _Run:
                     done=[p[1:] for p in pairs], **common,
                 ),
             )  # fmt: skip
-        elif pairs:
-            self.outcome.failures["chain_use"] = "needs two traces with answers or more"
+        elif "chain_use" in plan.units:
+            self._failed("chain_use", "needs two traces with answers or more, with suppress and early_answers of each")
         self._write_summary()
         return self.outcome
 
@@ -260,7 +279,7 @@ class _Run:
         try:
             found = make(lambda done, total: self.progress.at(done / max(total, 1)))
         except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be made
-            self.outcome.failures[name] = str(error)
+            self._failed(name, str(error))
             return None
         finally:
             self.progress.end()
@@ -269,10 +288,15 @@ class _Run:
         place = subfolder(self.folder, where) if where else self.folder
         # The data last and in one move: a result that is found is complete.
         replace(found, about={**found.about, "identity": self.identity}).save(place)
+        self.log.write("finished", unit=name, seconds=round(self.costs[name], 6))
         self.outcome.results[name] = found
         self._write_about()
         self.say(str(found))
         return found
+
+    def _failed(self, name: str, why: str) -> None:
+        self.outcome.failures[name] = why
+        self.log.write("failed", unit=name, why=why)
 
     def _show(self, where: str, found: Analysis, *, damaged_only: bool = False) -> None:
         place = subfolder(self.folder, where) if where else self.folder
@@ -285,8 +309,7 @@ class _Run:
                 found.plot(path=temporary)
 
     def _write_about(self) -> None:
-        facts = {"identity": self.identity, "versions": versions(), "seconds": self.costs}
-        write_sealed(self.folder / ABOUT, facts)
+        write_sealed(self.folder / TRACE, {"identity": self.identity, **self.facts, "seconds": self.costs})
 
     def _write_summary(self) -> None:
         parts = [f"# Traces of {markdown(self.model.name)}", "", *(f"* {markdown(note)}" for note in self.model.notes), ""]
@@ -310,11 +333,11 @@ class _Run:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        return read_sealed(folder / ABOUT)
+        return read_sealed(folder / TRACE)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"out: {folder / ABOUT} cannot be read ({error}). Give another folder") from error
+        raise ValueError(f"out: {folder / TRACE} cannot be read ({error}). Give another folder") from error
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

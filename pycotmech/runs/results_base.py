@@ -1,0 +1,283 @@
+"""What every results folder offers: datasets, tables, plots, provenance, status, exports."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from pycotmech.files.arrays import open_arrays, open_group
+from pycotmech.files.text import printable
+from pycotmech.files.whole import read_sealed
+from pycotmech.files.write import subfolder
+from pycotmech.runs.events import Events, read_events
+from pycotmech.runs.export import FORMATS, check_pyarrow, export, long_table
+from pycotmech.runs.folder import made_folder
+from pycotmech.runs.for_tools import TOOLS, HeadScores, HeadValues, export_for_tool, needs_model
+from pycotmech.runs.provenance import provenance_of
+from pycotmech.runs.status import Status, status_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pycotmech.cot.tools.result import Analysis
+
+
+class Results:
+    """A results folder.
+
+    folder: its path. kind: "run", "sweep" (a run on the user's own pairs), "paper", "attention" or "trace".
+    names: its datasets; `results[name]` is one of them, an xarray Dataset with labelled axes whose values are read on demand.
+    data: the only dataset, where there is one.
+    provenance: how it was made, for each kind under the same names (`pycotmech.runs.provenance`).
+    """
+
+    kind: str = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def __getitem__(self, name: str) -> xr.Dataset:
+        if name not in self.names:
+            raise KeyError(f"{printable(self.folder)} has no dataset {name!r}; it has {', '.join(self.names) or 'none'}")
+        return self._dataset(name)
+
+    @property
+    def data(self) -> xr.Dataset:
+        """The dataset of a folder that has one. Raises ValueError naming them where there are several."""
+        return self[self._one(None)]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The names that `table` takes."""
+        raise NotImplementedError
+
+    def table(self, name: str | None = None, **more: Any) -> pd.DataFrame:
+        """Returns a table of results. name: one of `tables`; None: the first."""
+        raise NotImplementedError
+
+    def plot(self, name: str | None = None, *, path: str | os.PathLike | None = None, **more: Any) -> Figure:
+        """Draws results as a matplotlib figure, saved to `path` if given."""
+        raise NotImplementedError
+
+    def events(self) -> Events:
+        """What is recorded of the processes that wrote the folder."""
+        return read_events(self.folder)
+
+    def status(self) -> Status:
+        """How far the folder is, and whether a process writes to it now."""
+        return status_of(self.folder)
+
+    # ---- to other programs ----------------------------------------------------------------------------------------------
+
+    def to_dataframe(self, name: str | None = None, *, variables: Sequence[str] | None = None) -> pd.DataFrame:
+        """Returns a dataset as a long table in memory: a row for each cell, with the labels of its axes."""
+        return long_table(self[self._one(name)], variables)
+
+    def to_parquet(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
+        """Writes the long table as Parquet. See `export`."""
+        return self.export("parquet", path, name, **more)
+
+    def to_csv(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
+        """Writes the long table as CSV. See `export`."""
+        return self.export("csv", path, name, **more)
+
+    def to_json(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
+        """Writes the long table as JSON. See `export`."""
+        return self.export("json", path, name, **more)
+
+    def to_safetensors(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
+        """Writes the arrays as they are. See `export`."""
+        return self.export("safetensors", path, name, **more)
+
+    def export(
+        self,
+        to: str,
+        path: str | os.PathLike,
+        name: str | None = None,
+        *,
+        variables: Sequence[str] | None = None,
+        step: int | None = None,
+        task: str | None = None,
+        model: str | None = None,
+    ) -> list[Path]:
+        """Writes results to a file and returns what was written; where there are several datasets and none is named, `path` is
+        a folder with a file NAME.<to> for each.
+
+        to: "parquet" (needs pyarrow), "csv", "json" or "safetensors". The first three hold a long table: a row for each cell,
+        with a column for each axis, label and variable; safetensors holds the arrays. variables: which; None: all.
+        Also "mib" and "circuitsvis" (`pycotmech.runs.for_tools`), for which step, task and model are.
+        """
+        if to not in (*FORMATS, *TOOLS):
+            raise ValueError(f"to: got {to!r}; expected one of {', '.join((*FORMATS, *TOOLS))}")
+        if to in TOOLS:
+            if variables is not None:
+                raise ValueError(f"variables: belong to tables and arrays; expected none with {to}")
+            return [export_for_tool(self, to, path, name, step=step, task=task, model=model)]
+        for argument, value in {"step": step, "task": task, "model": model}.items():
+            if value is not None:
+                raise ValueError(f"{argument}: belongs to mib; expected none with {to}")
+        if name is not None or len(self.names) == 1:
+            name = self._one(name)
+            return [export(self[name], to, path, variables=variables, about=self._about(name))]
+        if not self.names:
+            raise ValueError(f"folder: {printable(self.folder)} has nothing to export yet")
+        if variables is not None:
+            raise ValueError("variables: belong to one dataset; expected its name too")
+        if to == "parquet":
+            check_pyarrow()
+        folder = made_folder(path)
+        return [export(self[n], to, _file_of(folder, n, to), about=self._about(n)) for n in self.names]
+
+    def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
+        """How much each head matters at a step, [L, H]: the effect of patching it, over the examples.
+
+        Raises ValueError where the folder holds no patching, or `step` is not there; it may be left out if there is one only.
+        """
+        needs_model("mib", f"which holds no patching of heads ({self.kind})")
+
+    def head_values(self, name: str | None = None) -> HeadValues:
+        """A number of each layer, piece of text and head, [L, T, H], as CircuitsVis draws it. Raises ValueError where there is
+        none."""
+        needs_model("circuitsvis", f"which holds no numbers of each head along a text ({self.kind})")
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return {"kind": self.kind, "dataset": name, "provenance": self.provenance}
+
+    def _one(self, name: str | None) -> str:
+        if name is not None:
+            if name not in self.names:
+                raise ValueError(f"name: got {name!r}; expected one of {', '.join(self.names) or 'none: nothing is finished'}")
+            return name
+        if len(self.names) != 1:
+            raise ValueError(f"name: missing; the folder has {len(self.names)} datasets: {', '.join(self.names)}")
+        return self.names[0]
+
+    def _dataset(self, name: str) -> xr.Dataset:
+        raise NotImplementedError
+
+    # ---- to look at -----------------------------------------------------------------------------------------------------
+
+    def _lines(self) -> list[str]:
+        made, names = self.provenance, list(self.names)
+        versions = ", ".join(
+            f"{k} {v}" for k, v in (made.get("versions") or {}).items() if k in ("pycotmech", "torch", "transformers")
+        )
+        how = [made.get("model"), made.get("dtype"), made.get("device"), versions]
+        head = f"{type(self).__name__} ({self.kind}) in {self.folder}"
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return [head, "  " + ", ".join(str(part) for part in how if part), f"  datasets: {shown or 'none'}", *self._details()]
+
+    def _details(self) -> list[str]:
+        return []
+
+    def __repr__(self) -> str:
+        return printable("\n".join(self._lines()), lines=True)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(printable(k))}</th><td>{html.escape(printable(_short(v)))}</td></tr>"
+            for k, v in self.provenance.items()
+        )
+        return f"<pre>{html.escape(repr(self))}</pre><table>{rows}</table>"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _file_of(folder: Path, name: str, ending: str) -> Path:
+    """The file of a dataset in a folder. A name such as "trace_000/suppress" is a file in a folder of it."""
+    above, _, stem = name.rpartition("/")
+    return (subfolder(folder, above) if above else folder) / f"{stem}.{ending}"
+
+
+class AnalysesResults(Results):
+    """A folder that holds a dataset for each finished analysis, and a file that says how they were made."""
+
+    def _store(self, name: str) -> Path:
+        """The Zarr folder of an analysis."""
+        raise NotImplementedError
+
+    def _classes(self) -> Mapping[str, type[Analysis]]:
+        """The results of this version by the name of their analysis."""
+        raise NotImplementedError
+
+    def _facts(self) -> dict[str, Any]:
+        """What the folder's file of settings and costs holds; empty where it is lost or damaged."""
+        raise NotImplementedError
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        facts = dict(self._facts())
+        identity = facts.pop("identity", None)
+        if not isinstance(identity, dict):
+            identity = next((found for n in self.names if isinstance(found := self._made(n).get("identity"), dict)), {})
+        return provenance_of(identity, facts)
+
+    def _made(self, name: str) -> Mapping[str, Any]:
+        try:
+            about = json.loads(str(open_group(self._store(name)).attrs.get("about")))
+        except ValueError:
+            return {}
+        return about if isinstance(about, dict) else {}
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return {**super()._about(name), "analysis": dict(self._made(name))}
+
+    def _dataset(self, name: str) -> xr.Dataset:
+        return open_arrays(self._store(name))
+
+    def analysis(self, name: str) -> Analysis:
+        """Returns a finished analysis as the object that made its table and its figures."""
+        name = self._one(name)
+        known, stem = self._classes(), name.rpartition("/")[2]
+        if stem not in known:
+            raise ValueError(f"name: {name!r} is no analysis of this version; expected one of {', '.join(known)}")
+        return known[stem].load(self._store(name).parent)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return self.names
+
+    def table(self, name: str | None = None) -> pd.DataFrame:  # type: ignore[override]
+        """Returns the table of an analysis, with intervals."""
+        return self.analysis(self._one(name)).table()
+
+    def plot(  # type: ignore[override]
+        self, name: str | None = None, *, figure: str | None = None, path: str | os.PathLike | None = None
+    ) -> Figure:
+        """Draws an analysis. figure: one of its further figures (`Analysis.figures`)."""
+        found = self.analysis(self._one(name))
+        if figure is None:
+            return found.plot(path=path)
+        further = found.figures()
+        if figure not in further:
+            raise ValueError(
+                f"figure: got {figure!r}; expected one of {', '.join(further) or 'none: there is one figure only'}"
+            )
+        return further[figure](path=path)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a sealed file; empty where it is missing or damaged."""
+    try:
+        return read_sealed(path)
+    except (OSError, ValueError):
+        return {}
