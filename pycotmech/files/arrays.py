@@ -129,7 +129,7 @@ def load_arrays(path: Path) -> xr.Dataset:
         raise DamagedData(f"{path}: an array cannot be read ({printable(error)})") from error
     for name in (CHECKED, SEAL):
         data.attrs.pop(name, None)
-    return data
+    return _in_order(data)
 
 
 def open_arrays(path: Path) -> xr.Dataset:
@@ -153,7 +153,14 @@ def open_arrays(path: Path) -> xr.Dataset:
         raise DamagedData(f"{path}: the store cannot be opened ({printable(error)})") from error
     for name in (CHECKED, SEAL):
         data.attrs.pop(name, None)
-    return data
+    return _in_order(data)
+
+
+def _in_order(data: xr.Dataset) -> xr.Dataset:
+    """The dataset with its variables and labels by name: zarr lists the arrays of a group in an order that changes from one
+    reading to the next, and with it the columns of an export would."""
+    kept, labels = ({n: data.variables[n] for n in sorted(names, key=str)} for names in (data.data_vars, data.coords))
+    return xr.Dataset(kept, labels, data.attrs)
 
 
 def open_group(path: Path, mode: Any = "r") -> zarr.Group:

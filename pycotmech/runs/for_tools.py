@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -43,8 +44,8 @@ class HeadSource(Protocol):
 
     folder: Path
 
-    @property
-    def provenance(self) -> Mapping[str, Any]: ...
+    @cached_property
+    def provenance(self) -> dict[str, Any]: ...
 
     def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores: ...
 
@@ -102,8 +103,8 @@ def _sizes(source: HeadSource, scores: HeadScores) -> Any:
 
     stored = source.provenance.get("sizes")
     stored = stored if isinstance(stored, dict) else {}
-    sizes = [stored.get(n) for n in ("n_layers", "n_heads", "d_model")]
-    if not all(type(n) is int and n > 0 for n in sizes) or type(stored.get("parallel")) is not bool:
+    sizes = [n for name in ("n_layers", "n_heads", "d_model") if type(n := stored.get(name)) is int and n > 0]
+    if len(sizes) < 3 or type(stored.get("parallel")) is not bool:
         where = f"open_results(folder).head_scores(step={scores.step}).values"
         raise ValueError(
             f"folder: {printable(source.folder)} does not hold the sizes of its model, as folders of earlier versions. With "

@@ -58,12 +58,13 @@ class Status:
         }
 
     def __str__(self) -> str:
+        units = "analyses" if self.unit == "analysis" else f"{self.unit}s"
         counts = {"finished": self.finished, "pending": self.pending, "skipped": self.skipped, "failed": self.failed}
         shown = [f"{n} {word}" for word, n in counts.items() if n or word in ("finished", "pending")]
-        lines = [f"{printable(self.folder)} ({self.kind}): {self.unit}s: {', '.join(shown)}"]
+        lines = [f"{printable(self.folder)} ({self.kind}): {units}: {', '.join(shown)}"]
         if self.per_hour is not None and self.pending:
             left = "" if self.seconds_left is None else f", about {_duration(self.seconds_left)} left"
-            lines.append(f"{self.per_hour:,.3g} {self.unit}s an hour{left}")
+            lines.append(f"{self.per_hour:,.3g} {units} an hour{left}")
         if self.writing:
             by = f"process {self.pid} on {printable(self.host)}" if self.pid is not None else "a process"
             lines.append(f"{by} is writing now")

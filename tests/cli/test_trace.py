@@ -34,6 +34,10 @@ def test_plan_run_and_continue(shell, tmp_path, file):
         for end in ("zarr", "csv", "png"):
             assert (out / f"{name}.{end}").exists(), (name, end)
     assert "## t0" in (out / "summary.md").read_text() and len((out / "traces.jsonl").read_text().splitlines()) == 2
+    code, text, _ = shell("status", out)
+    assert code == 0 and "(trace): analyses: 8 finished, 0 pending" in text
+    code, text, _ = shell("export", out, "--to", "csv", "--out", tmp_path / "s.csv", "--name", "trace_001/suppress")
+    assert code == 0 and (tmp_path / "s.csv").read_text().count("\n") > 8
     (out / "trace_001" / "suppress.png").unlink()
     before = (out / "chain_use.zarr" / "zarr.json").stat().st_mtime_ns
     code, text, _ = shell(*arguments)

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from pycotmech.files.arrays import DamagedData, check_store, load_arrays, save_arrays
+from pycotmech.files.arrays import DamagedData, check_store, load_arrays, open_arrays, save_arrays
 
 DATA = xr.Dataset(
     {
@@ -164,3 +164,22 @@ def test_a_link_in_the_place_of_a_store_is_replaced(store, tmp_path):
     link.symlink_to(store)
     save_arrays(OTHER, link)
     assert not link.is_symlink() and load_arrays(store).identical(DATA) and load_arrays(link).identical(OTHER)
+
+
+@pytest.mark.parametrize(("read", "reads"), [(load_arrays, "load_dataset"), (open_arrays, "open_dataset")])
+def test_variables_are_in_the_same_order_however_zarr_lists_them(tmp_path, monkeypatch, read, reads):
+    labels = {"y": ("x", [1, 2]), "x": [5, 9], "u": [1]}
+    save_arrays(xr.Dataset({"b": ("x", [1.0, 2.0]), "a": ("x", ["s", "t"])}, labels, {"k": 1}), tmp_path / "d.zarr")
+    whole = getattr(xr, reads)
+
+    def turned(*arguments, **options):
+        found = whole(*arguments, **options)
+        variables = dict(reversed(list(found.variables.items())))
+        return xr.Dataset(variables, attrs=found.attrs).set_coords(list(found.coords))
+
+    first = read(tmp_path / "d.zarr")
+    monkeypatch.setattr(xr, reads, turned)
+    second = read(tmp_path / "d.zarr")
+    assert list(first.data_vars) == list(second.data_vars) == ["a", "b"] and list(second.coords) == ["u", "x", "y"]
+    xr.testing.assert_identical(first, second)
+    assert first.attrs == {"k": 1} and first["b"].sel(x=9) == 2.0
