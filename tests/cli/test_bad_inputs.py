@@ -96,7 +96,7 @@ TABLE: dict[str, tuple[tuple[str, ...], str]] = {
     "merge into a file": (("merge", "{file}", "{run}"), "is a file; expected a folder"),
     # ---- status, report, export --------------------------------------------------------------------------------------
     "status nowhere": (("status", "{dir}/nowhere"), "folder: there is no folder"),
-    "status no results": (("status", "{dir}"), "holds no results of run, sweep, paper or attention"),
+    "status no results": (("status", "{dir}"), "holds no results of run, sweep, paper, attention or trace"),
     "status a file": (("status", "{file}"), "{file}"),
     "status empty": (("status", ""), "folder: the name is empty"),
     "status of a damaged store": (("status", "{broken}"), "zarr.json cannot be read"),
