@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import socket
+import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -21,6 +25,21 @@ def import_ray() -> Any:
         raise ImportError('engine: ray is not installed; expected it from pip install "pycotmech[ray]"') from error
 
 
+_PATIENCE = 300.0
+"""Seconds for which an actor that Ray is starting again may be away before it counts as lost once more."""
+
+
+def _reach(address: str) -> None:
+    """Raises ConnectionError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and other words of Ray
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ConnectionError(f"ray_address: no cluster answers at {address} ({error})") from error
+
+
 class RayPool:
     """Actors, each with one replica.
 
@@ -36,15 +55,19 @@ class RayPool:
         threads, gpus = spec.threads or 1, int(spec.device.startswith("cuda"))
         self._started = not ray.is_initialized()
         if self._started:
+            handler = signal.getsignal(signal.SIGTERM)
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
             if address is None:
                 cores = threads * (n or max(1, (os.cpu_count() or 1) // threads))
                 ray.init(num_cpus=cores, include_dashboard=False, **quiet)
             else:
+                _reach(address)
                 try:
                     ray.init(address=address, **quiet)
                 except Exception as error:
                     raise ConnectionError(f"ray_address: no cluster answers at {address} ({error})") from error
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process with another exit code
         has = ray.cluster_resources()
         room = int(has.get("GPU", 0)) if gpus else int(has.get("CPU", 0)) // threads
         self.n = n or max(1, room)
@@ -58,6 +81,7 @@ class RayPool:
         if self._started and address is None:
             self._options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
         self._actors: dict[int, Any] = {}
+        self._away: dict[int, float] = {}  # since when a worker is gone that Ray is starting again
         self._tasks: dict[Any, tuple[int, bool]] = {}  # reference -> worker, and whether it is a unit
 
     def start(self, worker: int) -> None:
@@ -80,11 +104,17 @@ class RayPool:
             try:
                 content = ray.get(reference)
             except ray.exceptions.RayActorError as error:
-                found.append(self._gone(worker, error))
+                since = self._away.setdefault(worker, time.monotonic())
+                if not of_unit and time.monotonic() - since < _PATIENCE:
+                    time.sleep(0.2)
+                    self.start(worker)
+                else:
+                    found.append(self._gone(worker, error))
             except ray.exceptions.RayTaskError as error:
                 found.append(Refused(worker, RuntimeError(str(error))))
             else:
                 refused = isinstance(content, Exception)
+                self._away.pop(worker, None)
                 found.append(Answered(worker, content) if of_unit else Refused(worker, content) if refused else Ready(worker))
         return found
 
