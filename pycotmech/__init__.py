@@ -9,8 +9,8 @@
 Importing the package is quick: it loads nothing but names. PyTorch, the compiled kernels and transformers are loaded with
 the first name that needs them.
 
-Tests: `tests/test_packaging.py` for `_layout`; `tests/cli/test_app.py` for `__main__`; `tests/patching/test_warnings.py` for
-`_warnings`.
+Tests: `tests/test_packaging.py` for `_layout`, `_lazy`; `tests/cli/test_app.py` for `__main__`;
+`tests/patching/test_warnings.py` for `_warnings`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from pycotmech import _layout as _layout  # gives pycotmech.kernels its place
+from pycotmech import _lazy
 
 __version__ = "0.1.0"
 
@@ -139,13 +140,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    if name in _EXPORTS:
-        value = getattr(importlib.import_module(_EXPORTS[name]), name)
-        globals()[name] = value
-        return value
     if name in _SUBPACKAGES:
         return importlib.import_module(f"pycotmech.{name}")
-    raise AttributeError(f"module 'pycotmech' has no attribute {name!r}")
+    return _lazy.attribute(__name__, name, _EXPORTS)
 
 
 def __dir__() -> list[str]:

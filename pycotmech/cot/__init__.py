@@ -1,7 +1,6 @@
 """Chain of thought: a task whose steps and counterfactuals are exact, and the analyses of arXiv 2402.18312 on it."""
 
-import importlib
-
+from pycotmech import _lazy
 from pycotmech.cot import analyses
 from pycotmech.cot.task.examples import Example, Examples, Step
 from pycotmech.cot.task.make import make_examples
@@ -9,26 +8,22 @@ from pycotmech.cot.task.pools import TooFewWords
 from pycotmech.cot.task.steps import Graded, graded, select
 
 _PLACES = {
-    **{name: f"analyses.{name}" for name in analyses.names()},
-    "Analysis": "tools.result",
-    "HeadSet": "tools.head_sets",
-    "grade": "tools.cells",
-    "head_means": "tools.means",
-    "induction_score": "analyses.patch_steps",
-    "select_heads": "tools.select_heads",
-    "set_combinations": "tools.head_sets",
+    **{name: f".analyses.{name}" for name in analyses.names()},
+    "Analysis": ".tools.result",
+    "HeadSet": ".tools.head_sets",
+    "grade": ".tools.cells",
+    "head_means": ".tools.means",
+    "induction_score": ".analyses.patch_steps",
+    "select_heads": ".tools.select_heads",
+    "set_combinations": ".tools.head_sets",
 }
-"""Public name -> module below pycotmech.cot. Loaded when first used: some need libraries that take a while."""
+"""Public name -> its module. Loaded when first used: some need libraries that take a while."""
 
 __all__ = ["Example", "Examples", "Graded", "Step", "TooFewWords", "graded", "make_examples", "select", *_PLACES]
 
 
 def __getattr__(name: str):
-    if name in _PLACES:
-        value = getattr(importlib.import_module(f"pycotmech.cot.{_PLACES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'pycotmech.cot' has no attribute {name!r}")
+    return _lazy.attribute(__name__, name, _PLACES)
 
 
 def __dir__() -> list[str]:

@@ -13,9 +13,9 @@ their own names.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from pycotmech import _lazy
 from pycotmech.runs.folder import open_folder
 from pycotmech.runs.pairs import PromptPair, read_pairs
 from pycotmech.runs.progress import ProgressReporter
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from pycotmech.runs.merge import MergeOutcome as MergeOutcome
 
 _LATER = {
-    "Estimate": "pycotmech.runs.estimate",
-    "MergeOutcome": "pycotmech.runs.merge",
-    "RunOutcome": "pycotmech.runs.experiment",
-    "estimate_run": "pycotmech.runs.estimate",
-    "run": "pycotmech.runs.experiment",
+    "Estimate": ".estimate",
+    "MergeOutcome": ".merge",
+    "RunOutcome": ".experiment",
+    "estimate_run": ".estimate",
+    "run": ".experiment",
 }
 """Names whose modules load PyTorch."""
 
@@ -54,6 +54,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _lazy.attribute(__name__, name, _LATER)

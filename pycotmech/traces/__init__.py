@@ -11,41 +11,36 @@ Tests: `test_trace.py` for `reading`, `generating`; `test_sentence_attention.py`
 
 from __future__ import annotations
 
-import importlib
-
+from pycotmech import _lazy
 from pycotmech.traces.splitting import split
 
 _PLACES = {
-    "AnswerPaths": "analyses.answer_paths",
-    "ChainUse": "analyses.chain_use",
-    "EarlyAnswers": "analyses.early_answers",
-    "HeadInfluence": "analyses.head_influence",
-    "ReceiverHeads": "analyses.receiver_heads",
-    "Sentence": "trace",
-    "SentenceAttention": "analyses.sentence_attention",
-    "Suppression": "analyses.suppress",
-    "Trace": "trace",
-    "answer_paths": "analyses.answer_paths",
-    "early_answers": "analyses.early_answers",
-    "head_influence": "analyses.head_influence",
-    "is_chain_used": "analyses.chain_use",
-    "kurtosis": "analyses.sentence_attention",
-    "receiver_heads": "analyses.receiver_heads",
-    "sentence_attention": "analyses.sentence_attention",
-    "suppress": "analyses.suppress",
-    "vertical_scores": "analyses.sentence_attention",
+    "AnswerPaths": ".analyses.answer_paths",
+    "ChainUse": ".analyses.chain_use",
+    "EarlyAnswers": ".analyses.early_answers",
+    "HeadInfluence": ".analyses.head_influence",
+    "ReceiverHeads": ".analyses.receiver_heads",
+    "Sentence": ".trace",
+    "SentenceAttention": ".analyses.sentence_attention",
+    "Suppression": ".analyses.suppress",
+    "Trace": ".trace",
+    "answer_paths": ".analyses.answer_paths",
+    "early_answers": ".analyses.early_answers",
+    "head_influence": ".analyses.head_influence",
+    "is_chain_used": ".analyses.chain_use",
+    "kurtosis": ".analyses.sentence_attention",
+    "receiver_heads": ".analyses.receiver_heads",
+    "sentence_attention": ".analyses.sentence_attention",
+    "suppress": ".analyses.suppress",
+    "vertical_scores": ".analyses.sentence_attention",
 }
-"""Public name -> module below pycotmech.traces. Loaded when first used."""
+"""Public name -> its module. Loaded when first used."""
 
 __all__ = ["split", *_PLACES]
 
 
 def __getattr__(name: str):
-    if name in _PLACES:
-        value = getattr(importlib.import_module(f"pycotmech.traces.{_PLACES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'pycotmech.traces' has no attribute {name!r}")
+    return _lazy.attribute(__name__, name, _PLACES)
 
 
 def __dir__() -> list[str]:

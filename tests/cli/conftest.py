@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pycotmech.cli import app as cli
 from tests.cli.prompts import SMALL
+from tests.reference.shell import exit_code
 
 
 @pytest.fixture
@@ -18,15 +17,9 @@ def shell(monkeypatch, capsys):
     """Runs the console script in this process: shell("run", ...) -> (exit code, output, errors)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pycotmech", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as stopped:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        code = exit_code(arguments, monkeypatch)
         out, err = capsys.readouterr()
-        return stopped.value.code, out, err
+        return code, out, err
 
     return call
 

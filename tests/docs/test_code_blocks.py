@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import signal
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 
 import pycotmech as pcm
 from pycotmech.model.families import registry
+from tests.reference.shell import exit_code
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,21 +93,19 @@ def smaller(text: str) -> str:
 
 
 EARLIER = {
-    "results": ("run --steps 5",),
-    "paper-results": ("paper --only patch_steps",),
-    "part0": ("run --points 0:1",),
-    "part1": ("run --points 1:",),
+    "results": "run --steps 5",
+    "paper-results": "paper --only patch_steps",
+    "part0": "run --points 0:1",
+    "part1": "run --points 1:",
 }
-"""Folders that an earlier command of a page, or of another page, has made: how they are made where a block reads them."""
-
-READERS = ("report", "status", "export", "merge")
+"""Folders that an earlier command of a page, or of another page, has made, and how; any other by a run."""
 
 
-def make_earlier(words: list[str], call) -> None:
-    """Makes the folders of `EARLIER` among the words. call: runs a command."""
-    for name in EARLIER.keys() & set(words):
-        for command in EARLIER[name]:
-            call(f"pycotmech {command} --model tiny-cot --out {name} --examples 2 --shots 1 --quiet")
+def read_by(words: list[str]) -> list[str]:
+    """The folders that a command reads."""
+    if words[1] == "merge":
+        return words[3:]
+    return words[2:3] if words[1] in ("report", "status", "export") else []
 
 
 @pytest.fixture
@@ -127,18 +124,16 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def called(line: str, monkeypatch, capsys) -> None:
+def call(line: str, monkeypatch, capsys) -> None:
     """Runs a command in this process, which must succeed."""
-    from pycotmech import cli
+    code = exit_code(shlex.split(line)[1:], monkeypatch)
+    assert code == 0, f"{line}\n{capsys.readouterr().err}"
 
-    monkeypatch.setattr(sys, "argv", shlex.split(line))
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert stopped.value.code == 0, f"{line}\n{capsys.readouterr().err}"
+
+def make(folders: list[str], monkeypatch, capsys) -> None:
+    for name in folders:
+        command = EARLIER.get(name, "run --steps 1")
+        call(f"pycotmech {command} --model tiny-cot --out {name} --examples 2 --shots 1 --quiet", monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p, "python")], ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -146,21 +141,15 @@ def test_python_blocks_run(page, folder, monkeypatch, capsys):
     namespace: dict = {"__name__": "__main__"}
     for block in blocks_of(page, "python"):
         if block.runs:
-            opened = re.findall(r'open_results\("([^"]+)"\)', block.text)
-            make_earlier(opened, lambda line: called(line, monkeypatch, capsys))
+            make(re.findall(r'open_results\("([^"]+)"\)', block.text), monkeypatch, capsys)
             source = "\n" * (block.line - 1) + smaller(block.text)
             exec(compile(source, page.name, "exec"), namespace)
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(command, folder, monkeypatch, capsys):
-    words = shlex.split(command)
-    if words[1] in READERS:
-        made = [word for word in words[2:] if word in EARLIER and word != words[2 if words[1] == "merge" else 0]]
-        make_earlier(made, lambda line: called(line, monkeypatch, capsys))
-        if words[1] == "report" and not made:
-            called(f"pycotmech run --model tiny-cot --out {words[2]} --examples 1 --steps 1", monkeypatch, capsys)
-    called(smaller(command), monkeypatch, capsys)
+    make(read_by(shlex.split(command)), monkeypatch, capsys)
+    call(smaller(command), monkeypatch, capsys)
 
 
 def test_blocks_that_are_not_run_say_why():

@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 
 from pycotmech.cli import app
-from pycotmech.runs import experiment
-from tests.faults.conftest import RUN
 from tests.faults.forked import ended, start
-from tests.faults.same import differing, wrong_values
-from tests.faults.test_stops import COMMAND
+from tests.faults.test_stops import COMMAND, goes_on
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 
@@ -37,14 +34,6 @@ def full(out: Path, errors: Path, limit: int | None = None) -> bool:
         line = errors.read_text("utf-8").splitlines()[-1] if limit is None else ""
         assert limit is not None or f"the disk of {out} is full" in line or "No space left" in line, line
     return code == 2
-
-
-def goes_on(out: Path, truth: Path, tally, kind: str) -> None:
-    wrong = wrong_values(out, truth)
-    experiment.run(RUN, out)
-    wrong += differing(out, truth)
-    tally.add(kind, "lost" if wrong else "same bits")
-    assert not wrong
 
 
 @pytest.mark.slow
