@@ -54,11 +54,6 @@ class Joining:
         return Joining(self.layer, self.stage, variant, base, position, index, self.numbers[rows])
 
 
-def row_block(family: Family) -> int:
-    """Rows that go through a layer together, about."""
-    return family.sizes.row_block
-
-
 Join = Callable[[Joining], Tensor]
 """Gives the residual rows [R, d] with which variants join, as a new tensor."""
 
@@ -92,7 +87,7 @@ class PackedRows:
     on_device: ClassVar[tuple[str, ...]] = ("variant", "position", "base", "index", "table", "read_rows", "to_caller")
 
     def __init__(self, family: Family, bases: Bases, variants: Variants) -> None:
-        device, self.row_block = family.device, row_block(family)
+        device, self.row_block = family.device, family.sizes.row_block
         key = variants.layer * len(Stage) + variants.stage
         self.order = torch.argsort(key, stable=True)
         self.variants = v = variants[self.order]

@@ -111,7 +111,7 @@ class Staircase:
         done = self._admit(x, done, l, Stage.MID)
         passed = attended if parallel else done
         if not parallel:
-            for a, b in blocks(begins[done], self.family.sizes.row_block):
+            for a, b in blocks(self.family, begins[done]):
                 self._add(x[a:b], self.mlp(l, x[a:b], slice(a, b)), l, Stage.MID, slice(a, b))
         self._ticked(begins[attended], begins[attended], begins[passed])
         return self._admit(x, done, l, Stage.POST)
@@ -134,7 +134,7 @@ class Staircase:
         upto, begins = self.rows.joined(l, stage), self.rows.begins
         if upto > done:
             a, b = begins[done], begins[upto]
-            for c, d in blocks(b - a, self.family.sizes.row_block):
+            for c, d in blocks(self.family, b - a):
                 rows = slice(a + c, a + d)
                 x[rows] = self._joined(l, stage, rows)
         self.edits.write(stage.site, l, x, begins[upto])
@@ -166,13 +166,13 @@ class Staircase:
             if beside is not None:
                 self._add(here, beside, l, Stage.MID, read)
         pre, mid = begins[done], begins[rows.joined(l, Stage.MID)]
-        for a, b in blocks(mid - pre, self.family.sizes.row_block):
+        for a, b in blocks(self.family, mid - pre):
             out[pre + a : pre + b] = self._joined(l, Stage.MID, ReadRows(pre + a, pre + b))
         out[:mid] = edits.edit("resid_mid", l, ReadRows(0, mid), out[:mid])
         if not family.cfg.parallel:
-            for a, b in blocks(mid, self.family.sizes.row_block):
+            for a, b in blocks(self.family, mid):
                 self._add(out[a:b], self.mlp(l, out[a:b], ReadRows(a, b)), l, Stage.MID, ReadRows(a, b))
-        for a, b in blocks(len(out) - mid, self.family.sizes.row_block):
+        for a, b in blocks(self.family, len(out) - mid):
             out[mid + a : mid + b] = self._joined(l, Stage.POST, ReadRows(mid + a, mid + b))
         out = edits.edit("resid_post", l, ReadRows(0, len(out)), out)
         self._ticked(rows.begins[done] + pre, pre, pre if family.cfg.parallel else mid)
@@ -210,15 +210,10 @@ class _Attention:
 
     def _rotate(self, l: int, span: slice, at: slice | Tensor, q: Tensor, k: Tensor) -> None:
         """Rotates queries of the packed rows `at` and keys of the rows `span`, in place."""
-        family, position = self.family, self.rows.position
-        if self.angles is None:
-            family.rotate(l, self.bases.angles, position[at], q)
-            family.rotate(l, self.bases.angles, position[span], k)
-        elif isinstance(at, slice):
-            family.rotate(l, self.angles, span, q, k)
-        else:
-            family.rotate(l, self.angles, at, q)
-            family.rotate(l, self.angles, span, k)
+        angles, position = (self.bases.angles, self.rows.position) if self.angles is None else (self.angles, None)
+        parts = [(span, (q, k))] if isinstance(at, slice) else [(at, (q,)), (span, (k,))]  # a slice is `span` itself
+        for rows, heads in parts:
+            self.family.rotate(l, angles, rows if position is None else position[rows], *heads)
 
 
 class _Mlp:

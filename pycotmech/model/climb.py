@@ -137,7 +137,7 @@ def climb(
         asked = queries
         top = read if l == L - 1 else None
         x = x.to(family.device_of(l))
-        for a, b in blocks(n, family.sizes.row_block):
+        for a, b in blocks(family, n):
             kept.store("resid_pre", l, a, b, x[a:b])
             q, k, v = (t.to(home) for t in family.qkv(l, x[a:b]))
             kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
@@ -155,7 +155,7 @@ def climb(
             work.count(family, work.LayerRows(qkv=n))
             return x.to(home)
         z = z if edit_z is None else edit_z(l, z, None)
-        for a, b in blocks(n, family.sizes.row_block):
+        for a, b in blocks(family, n):
             kept.store("z", l, a, b, z[a:b])
             beside = family.mlp_out(l, x[a:b]) if cfg.parallel else None
             out = family.attn_out(l, z[a:b].to(x.device))
@@ -194,5 +194,7 @@ def _read_rows(
     return x + family.mlp_out(l, x)
 
 
-def blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
+def blocks(family: Family, n: int) -> Iterator[tuple[int, int]]:
+    """Ranges of n rows that go through the stages of a layer together."""
+    size = family.sizes.row_block
     return ((a, min(a + size, n)) for a in range(0, n, size))

@@ -49,7 +49,7 @@ def read_entry(entry: Path) -> dict | None:
         manifest = json.loads((entry / MANIFEST).read_text("utf-8"))
         for name, (size, digest) in manifest["files"].items():
             path = entry / name
-            if path.stat().st_size != size or _sha256(path) != digest:
+            if path.stat().st_size != size or sha256_of(path) != digest:
                 return None
         return manifest["facts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -103,7 +103,7 @@ def get_or_build(entry: Path, build: Callable[[Path], dict], *, room: int = 0) -
         if free < room:
             raise OSError(f"{where} ({room / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free)")
         facts = build(temporary)
-        files = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(temporary.iterdir())}
+        files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps({"files": files, "facts": facts}, indent=1), "utf-8")
         return _publish(temporary, entry, facts)
     finally:
@@ -142,6 +142,7 @@ def _sweep(folder: Path) -> None:
             continue
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

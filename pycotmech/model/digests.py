@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycotmech import __version__
 from pycotmech.files.write import write_text
-from pycotmech.model.converted import cache_root
+from pycotmech.model.converted import cache_root, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +87,7 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
 def _digest_of_files(files: WeightFiles) -> str:
     digest = hashlib.sha256(files.dtype.encode())
     for path in files.files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name}{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+        digest.update(f"{path.name}{sha256_of(path)}".encode())
     return digest.hexdigest()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from pycotmech.model.twin import unwrapped_tree
+from pycotmech.model.twin import is_of, unwrapped_tree
 
 
-def from_nnsight(wrapped: Any, *, argument: str = "wrapped") -> tuple[nn.Module, Any]:
+def from_nnsight(wrapped: Any) -> tuple[nn.Module, Any]:
     """Returns the Hugging Face model in an nnsight model, its weights shared, and its tokenizer or None.
 
     nnsight replaces the forward of every module by one that listens to traces. The model that is returned has the same weights
@@ -19,15 +19,15 @@ def from_nnsight(wrapped: Any, *, argument: str = "wrapped") -> tuple[nn.Module,
 
     Raises TypeError for what is no nnsight model, ValueError for one without weights or with edits, which would be ignored.
     """
-    if not any(cls.__module__.split(".")[0] == "nnsight" for cls in type(wrapped).__mro__):
-        raise TypeError(f"{argument}: got {type(wrapped).__name__}; expected a model of nnsight (LanguageModel, for instance)")
+    if not is_of(wrapped, "nnsight"):
+        raise TypeError(f"wrapped: got {type(wrapped).__name__}; expected a model of nnsight (LanguageModel, for instance)")
     module = getattr(wrapped, "_module", None)
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{argument}: this {type(wrapped).__name__} wraps no PyTorch module")
+        raise TypeError(f"wrapped: this {type(wrapped).__name__} wraps no PyTorch module")
     if getattr(wrapped, "_edits", None) or getattr(wrapped, "_default_mediators", None):
-        raise ValueError(f"{argument}: the model carries edits, which would be ignored; remove them with clear_edits()")
+        raise ValueError("wrapped: the model carries edits, which would be ignored; remove them with clear_edits()")
     if any(tensor.is_meta for tensor in module.parameters()):
-        raise ValueError(f"{argument}: its weights are not loaded yet; load them with dispatch=True, or call dispatch()")
+        raise ValueError("wrapped: its weights are not loaded yet; load them with dispatch=True, or call dispatch()")
     return unwrapped_tree(module, _without_controller), getattr(wrapped, "tokenizer", None)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from pycotmech.model.from_nnsight import from_nnsight
+from pycotmech.model.twin import is_of
 
 
 def from_nnterp(wrapped: Any) -> tuple[nn.Module, Any]:
@@ -15,6 +16,6 @@ def from_nnterp(wrapped: Any) -> tuple[nn.Module, Any]:
     nnterp's names are aliases on nnsight's side; the Hugging Face model keeps its own, which is what is returned.
     Raises TypeError for what is no nnterp model, otherwise as `from_nnsight`.
     """
-    if not any(cls.__module__.split(".")[0] == "nnterp" for cls in type(wrapped).__mro__):
+    if not is_of(wrapped, "nnterp"):
         raise TypeError(f"wrapped: got {type(wrapped).__name__}; expected an nnterp.StandardizedTransformer")
     return from_nnsight(wrapped)

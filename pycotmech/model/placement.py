@@ -73,7 +73,7 @@ def device_of(module: nn.Module) -> torch.device:
         for hook in aligning_hooks(m):
             if hook.execution_device is not None:
                 return _device(hook.execution_device)
-    return next(tensor for m in module.modules() for tensor in _own_tensors(m)).device
+    return next(tensor for m in module.modules() for tensor in own_tensors(m)).device
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
@@ -111,7 +111,8 @@ def has_plain_weights(module: nn.Module) -> bool:
     return all(t is None or (type(t) in _PLAIN and t.is_floating_point()) for t in tensors)
 
 
-def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+def own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Weights and buffers of the module itself, without those of its parts."""
     yield from module.parameters(recurse=False)
     yield from module.buffers(recurse=False)
 

@@ -31,6 +31,11 @@ def twin_of(model: nn.Module, parts: Iterable[str]) -> nn.Module:
     return copies[""]
 
 
+def is_of(model: Any, library: str) -> bool:
+    """Whether the model's class, or one that it is derived from, is in this library, which need not be installed."""
+    return any(cls.__module__.split(".")[0] == library for cls in type(model).__mro__)
+
+
 def unwrapped_tree(model: nn.Module, inner: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """A model with the same weights and buffers, of which every module is a shallow copy of what `inner` takes out of it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Controls:
         """Number of random controls."""
         return int(np.count_nonzero(~np.isnan(self.random_raw)))
 
-    @property
+    @cached_property
     def threshold(self) -> float:
         """The size that 5 % at most of the random controls exceed (`stats.null_effects.null_threshold`); NaN without any."""
         return null_threshold(self.random)
@@ -46,8 +47,7 @@ class Controls:
     def largest(self) -> float:
         """The largest |random control|: beyond it lies any one of N heads without an effect with probability N / (m + N) at
         most, m being the number of controls. NaN without any."""
-        size = np.abs(self.random[~np.isnan(self.random)])
-        return float(size.max()) if size.size else float("nan")
+        return largest_measured(np.abs(self.random))
 
     def __str__(self) -> str:
         lines = []
@@ -57,7 +57,13 @@ class Controls:
                 f"at most {self.largest:.2g}"
             )
         if np.isfinite(self.sham).any():
-            lines.append(f"sham position: {np.nanmax(self.sham):.2g}")
+            lines.append(f"sham position: {largest_measured(self.sham):.2g}")
         lines.append(f"self-patches: at most {np.abs(self.self_patches).max():.2g}")
         lines += [f"pair {i}: {reason}" for i, reason in self.missing.items()]
         return "; ".join(lines)
+
+
+def largest_measured(values: NDArray[np.floating]) -> float:
+    """The largest value that was measured, others being NaN; NaN for none."""
+    measured = values[~np.isnan(values)]
+    return float(measured.max()) if measured.size else float("nan")

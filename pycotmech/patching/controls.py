@@ -46,8 +46,8 @@ class ControlRequest:
     missing: dict[int, str]
     seed: int
 
-    def drawn(self, places: Sequence[tuple[int, int]], i: int) -> Tensor:
-        """The places (layer, head) whose random control is measured of pair i: bool [len(places)].
+    def drawn(self, places: Tensor, i: int) -> Tensor:
+        """Of places (layer, head) [n, 2] those whose random control is measured of pair i: bool [n].
 
         All have the same chance, and they are spread evenly over the layers. The draw depends on the seed and the other prompt,
         so that pairs have different ones, the same in whatever order or parts they are run.
@@ -59,7 +59,7 @@ class ControlRequest:
         digest = zlib.crc32(other.long().cpu().numpy().tobytes())
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + digest)
         at_random = torch.randperm(n, generator=generator)
-        by_layer = at_random[torch.argsort(torch.tensor(places)[at_random, 0], stable=True)]
+        by_layer = at_random[torch.argsort(places[at_random, 0], stable=True)]
         start = torch.rand((), generator=generator, dtype=torch.float64)
         chosen = by_layer[((start + torch.arange(k)) * (n / k)).long().clamp(max=n - 1)]
         return torch.zeros(n, dtype=torch.bool).index_fill(0, chosen, True)
@@ -132,7 +132,7 @@ def next_pairs(pairs: Sequence[Pair], direction: str) -> list[Tensor | None]:
 
     def other(i: int) -> Tensor | None:
         end, numbers, at = pairs[i].read + 1, same_length[len(sources[i])], place[i]
-        following = (sources[k] for k in (*numbers[at + 1 :], *numbers[:at]))
+        following = (sources[numbers[(at + k) % len(numbers)]] for k in range(1, len(numbers)))
         own = (pairs[i].clean[:end], pairs[i].corrupted[:end])
         return next((x for x in following if not any(torch.equal(x[:end], prompt) for prompt in own)), None)
 

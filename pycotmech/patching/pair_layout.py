@@ -108,6 +108,11 @@ class PairLayout:
             return each_alone(len(self.pairs))
         return shared_runs(self.pairs, self.targets)
 
+    @cached_property
+    def host_of(self) -> dict[int, int]:
+        """Of each pair the one off whose run it is read."""
+        return {i: run.host for run in self.runs for i in run.readers}
+
     # ---- what can change ---------------------------------------------------------------------------------------------
 
     def reach(self, i: int) -> Tensor:
@@ -170,7 +175,7 @@ class PairLayout:
                 ref = n_rows + position - self.kept_from(i)
                 edit = (places[place, 0], n_variants + variant, position, head, ref)
                 edits.append(tuple(t[order] for t in edit))
-            again = self._drawn(i)[kept[:, 0]].nonzero().flatten()
+            again = self._drawn(places, i)[kept[:, 0]].nonzero().flatten()
             which = torch.cat((torch.arange(len(kept)), again))
             layers, heads, part, first = layers[which], heads[which], part[which], first[which]
             controls = controls_of(self.cfg, self.seed, i)
@@ -190,11 +195,11 @@ class PairLayout:
         lengths = read[base] - first + 1
         return VariantTable(variants, lengths, head, part, control, random, streams, self._by_layer(edits))
 
-    def _drawn(self, i: int) -> Tensor:
-        """The places whose random control is measured of pair i: bool [places]."""
+    def _drawn(self, places: Tensor, i: int) -> Tensor:
+        """Of places [n, 2] those whose random control is measured of pair i: bool [n]."""
         if self.controls is None:
-            return torch.zeros(len(self.places), dtype=torch.bool)
-        return self.controls.drawn(self.places, i)
+            return torch.zeros(len(places), dtype=torch.bool)
+        return self.controls.drawn(places, i)
 
     def others(self, runs: Sequence[SharedRun]) -> list[Tensor | None]:
         """The prompts from which the random controls of these runs take activations."""

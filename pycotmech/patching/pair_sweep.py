@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Unpack
 
 import torch
@@ -29,7 +29,7 @@ from pycotmech.patching.pair_layout import PairLayout, VariantTable, lay_out_pai
 from pycotmech.patching.position_groups import PositionGroups
 from pycotmech.patching.question import PairOptions, PairQuestion, ask
 from pycotmech.patching.results import Sweep
-from pycotmech.patching.sham import N_SHAM, sham_change, sham_variants
+from pycotmech.patching.sham import N_SHAM, SHAM_PIECES, sham_change, sham_variants
 from pycotmech.patching.shared_runs import SharedRun
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class PairSweep:
             budget.base_bytes(length, 2 * (length - layout.kept_from(run.host)), sites)
             for run, length in zip(runs, lengths, strict=True)
         ]
-        others, begun = layout.others(runs), self.begun_by_others(runs)
+        others, begun = layout.others(runs), self.begun_by_others
         left = [0 if other is None else len(other) - begun for other in others]  # rows of the controls' prompts
         z = site_bytes(family, "z") * family.cfg.n_layers
         if any(left):
@@ -95,12 +95,13 @@ class PairSweep:
             pieces = budget.pieces(batch)
             chunks.append(TableChunk(a, runs[a:b], table, pieces))
             batches.append((batch, pieces))
-            batches += [(self._sham_batch(run), [(0, 1), (1, N_SHAM)]) for run in sham]
+            batches += [(self._sham_batch(run), SHAM_PIECES) for run in sham]
         return chunks, budget.plan(batches, examples=len(question.pairs), prompts=prompts)
 
-    def begun_by_others(self, runs: Sequence[SharedRun]) -> int:
+    @cached_property
+    def begun_by_others(self) -> int:
         """How many tokens the prompts of random controls have in common with the beginning that all prompts share."""
-        others = [other for other in self.layout.others(runs) if other is not None]
+        others = [other for other in self.layout.others(self.layout.runs) if other is not None]
         return common_prefix([self.question.shared, *others]) if others else 0
 
     def _sham_bytes(self, run: SharedRun) -> int:
@@ -161,8 +162,8 @@ class PairSweep:
     ) -> Controls:
         """What the controls of these pairs found, on the scale of the sweep."""
         scale = self.question.scale(found.clean, found.corrupted)
-        host = {i: run.host for run in self.layout.runs for i in run.readers}
-        missing = {n: asked.missing[host[i]] for n, i in enumerate(which) if host[i] in asked.missing}
+        hosts = [self.layout.host_of[i] for i in which]
+        missing = {n: asked.missing[host] for n, host in enumerate(hosts) if host in asked.missing}
         random = scale.control_effects(found.random, found.self_patches)
         return Controls(
             random=self.layout.shaped(random, 1).float().numpy(),
@@ -274,7 +275,7 @@ def _joins(sweep: PairSweep, evaluator: Evaluator, chunk: TableChunk, past: KeyV
     table, others = chunk.table, layout.others(chunk.runs)
     other = from_other = None
     if any(prompt is not None for prompt in others):
-        n = sweep.begun_by_others(layout.runs)
+        n = sweep.begun_by_others
         begun = None if past is None or n == 0 else KeyValues(past.k[:, :n], past.v[:, :n])
         with hint_at_budget(f"{len(others)} prompt(s) of random controls were run"):
             other, from_other = z_of_prompts(evaluator.family, others, rows, begun), table.random

@@ -13,7 +13,7 @@ from torch import Tensor
 from pycotmech._warnings import warn
 from pycotmech.engine.planner import Plan
 from pycotmech.model.sites import RESIDUAL_SITES
-from pycotmech.patching.control_results import Controls
+from pycotmech.patching.control_results import Controls, largest_measured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,8 +228,7 @@ class Sweep(PlaceResult, Measured):
     @property
     def sham(self) -> float:
         """The largest |effect| of a patch before the first difference; NaN where there is none, or it was not asked for."""
-        measured = np.array([]) if self.controls is None else self.controls.sham[~np.isnan(self.controls.sham)]
-        return float(measured.max()) if measured.size else float("nan")
+        return float("nan") if self.controls is None else largest_measured(self.controls.sham)
 
     @property
     def beyond(self) -> NDArray[np.bool_]:

@@ -26,6 +26,8 @@ from pycotmech.model.run import KeyValues
 
 N_SHAM = 2
 """Variants per run: with the patch and without."""
+SHAM_PIECES = [(0, 1), (1, N_SHAM)]
+"""One after the other, in the same shapes, so that equal rows give equal numbers."""
 
 
 def sham_variants(cfg: ModelConfig, first: int) -> Variants:
@@ -68,10 +70,9 @@ def sham_change(
         editable=torch.ones(z.shape[1], dtype=torch.bool),
         signs=torch.ones(z.shape[1:], dtype=torch.long),
     )
-    jitter = Jitter.of_streams(family, torch.full((N_SHAM,), -1), 0)
-    pieces = [(0, 1), (1, 2)]  # the same shapes, so that equal rows give equal numbers
+    jitter = Jitter(family, torch.full((N_SHAM,), -1), torch.empty(0))  # no variant has noise, so none is drawn
     values, _, _ = evaluator.run(
-        sham_variants(family.cfg, first), pieces, joins, RowEdits(family, bases), metrics, jitter, none
+        sham_variants(family.cfg, first), SHAM_PIECES, joins, RowEdits(family, bases), metrics, jitter, none
     )
     patched, plain = values.view(N_SHAM, len(reads))
     return patched - plain

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.model import climb as climb_module
+from pycotmech.model import sizes
 from tests.attention.patterns import entropy, patterns, top
 from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
@@ -166,7 +168,7 @@ def test_row_blocks_change_nothing_beyond_rounding(monkeypatch):
     wide = double(tiny_llama())
     tokens = ids(T)
     whole = pcm.attention_summary(pcm.Model(wide), tokens, segments=SEGMENTS)
-    monkeypatch.setattr(climb_module.blocks, "__defaults__", (5,))
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, row_block=5))
     cut = pcm.attention_summary(pcm.Model(wide), tokens, segments=SEGMENTS)
     assert_allclose(whole.mass, cut.mass, rtol=0, atol=1e-12)
     assert_allclose(whole.received, cut.received, rtol=0, atol=1e-12)

@@ -1,14 +1,16 @@
 """The climb of variants: what joins, what is computed or frozen, what is watched, where it ends."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.engine import rows as packed_rows
 from pycotmech.engine.bases import Bases, Stage, run_pairs
 from pycotmech.engine.row_edits import Entries, GivenValues, RowEdits
 from pycotmech.engine.rows import PackedRows, Variants
 from pycotmech.engine.staircase import Staircase
+from pycotmech.model import sizes
 from pycotmech.model.work import LayerRows
 from tests.reference.close import assert_close
 from tests.reference.tiny import tiny_llama
@@ -47,7 +49,7 @@ EVERYWHERE = [(1, Stage.POST), (0, Stage.PRE), (2, Stage.MID), (1, Stage.MID), (
 def test_a_variant_that_joins_with_the_other_run_is_the_other_run(case, block, monkeypatch):
     """At whatever layer and stage it joins: in the rows before each layer, and in the end."""
     model, found, clean, _ = case
-    monkeypatch.setattr(packed_rows, "row_block", lambda family: block)
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, row_block=block))
     seen = {}
 
     def watch(l, rows, x, n):
@@ -101,7 +103,7 @@ def test_rows_of_a_layer_are_counted(case):
 
 def test_packed_rows_stand_in_the_order_in_which_variants_join(case, monkeypatch):
     model, found, *_ = case
-    monkeypatch.setattr(packed_rows, "row_block", lambda family: 13)
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, row_block=13))
     rows, S = PackedRows(model.family, found.bases, variants(*EVERYWHERE)), T - FIRST
     assert rows.keys == sorted(3 * l + s for l, s in EVERYWHERE) and len(rows) == len(EVERYWHERE) * S
     assert [EVERYWHERE[i] for i in rows.order] == sorted(EVERYWHERE)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from tests.faults.tally import OUTCOMES
+from tests.reference import generated
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, RECORD = DOCS / "reliability.md", DOCS / "reliability.json"
-BEGIN, END = "<!-- table: generated -->\n", "<!-- end of the table -->"
 
 
 def table(record: dict[str, dict[str, int]]) -> str:
@@ -32,13 +32,8 @@ def read() -> dict[str, dict[str, int]]:
 
 
 def shown() -> str:
-    return PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
-
-
-def main() -> None:
-    before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    PAGE.write_text(before + BEGIN + table(read()) + END + rest.split(END)[1], "utf-8")
+    return generated.shown(PAGE)
 
 
 if __name__ == "__main__":
-    main()
+    generated.write(PAGE, table(read()))

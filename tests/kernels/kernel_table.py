@@ -16,9 +16,9 @@ import torch
 import triton
 from pycotmech.kernels import configs
 
+from tests.reference import generated
+
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
-BEGIN, END = "<!-- table: generated -->\n", "<!-- end of the table -->"
-CUDA_BEGIN, CUDA_END = "<!-- CUDA table: generated -->\n", "<!-- end of the CUDA table -->"
 CUDA_HEAD = (
     "| kernel | GPU | dtype | registers | stack | spill stores | spill loads | shared (head 256) |\n"
     "|---|---|---|---|---|---|---|---|\n"
@@ -39,8 +39,7 @@ def label(key: configs.Key) -> str:
 
 
 def rows() -> list[str]:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    return re.findall(r"^\|.*\|$", text.split(BEGIN)[1].split(END)[0], re.M)[2:]
+    return re.findall(r"^\|.*\|$", generated.shown(DOCUMENT), re.M)[2:]
 
 
 def version() -> str | None:
@@ -58,10 +57,9 @@ def compiled(key: configs.Key) -> str:
 
 
 def write(known: dict[str, str]) -> None:
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
     said = f"Compiled with Triton {triton.__version__}.\n\n"
-    table = said + HEAD + "".join(f"{known[name]}\n" for name in map(label, configs.entries()) if name in known)
-    DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+    table = HEAD + "".join(f"{known[name]}\n" for name in map(label, configs.entries()) if name in known)
+    generated.write(DOCUMENT, said + table)
 
 
 def cuda_rows() -> list[str]:
@@ -74,14 +72,11 @@ def cuda_rows() -> list[str]:
 
 
 def documented_cuda_rows() -> list[str]:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    return re.findall(r"^\|.*\|$", text.split(CUDA_BEGIN)[1].split(CUDA_END)[0], re.M)[2:]
+    return re.findall(r"^\|.*\|$", generated.shown(DOCUMENT, "CUDA table"), re.M)[2:]
 
 
 def write_cuda() -> None:
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(CUDA_BEGIN)
-    table = CUDA_HEAD + "".join(f"{row}\n" for row in cuda_rows())
-    DOCUMENT.write_text(before + CUDA_BEGIN + table + CUDA_END + rest.split(CUDA_END)[1], encoding="utf-8")
+    generated.write(DOCUMENT, CUDA_HEAD + "".join(f"{row}\n" for row in cuda_rows()), "CUDA table")
 
 
 def main(words: list[str]) -> None:

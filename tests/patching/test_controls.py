@@ -1,6 +1,7 @@
 """Controls of sweeps: self-patches, patches from an unrelated prompt, the sham position."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pycotmech.patching.control_results import Controls
 from pycotmech.patching.controls import CONTROL_SHARE
 from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
-from tests.reference.truth import double, logits_of, sweep_truth
+from tests.reference.truth import double, kl, logits_of, sweep_truth
 
 T, FIRST = 20, 11
 
@@ -27,12 +28,6 @@ def prompts(n: int, seed: int = 0, shared: int = 5, first: int = FIRST) -> tuple
     return clean, corrupted
 
 
-def kl(hf, clean):
-    """KL(P_clean || P) in float64."""
-    target = logits_of(hf, clean, keep=1)[0].log_softmax(-1)
-    return lambda logits: float((target.exp() * (target - logits.log_softmax(-1))).sum())
-
-
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_the_random_control_is_one_hooked_forward_per_head(direction):
     """With z of the other prompt at the positions from the first difference on; each head beside its own control."""
@@ -43,7 +38,8 @@ def test_the_random_control_is_one_hooked_forward_per_head(direction):
     assert sweep.controls is not None and not sweep.controls.missing
     for i in range(2):
         base, other = (corrupted[i], clean[1 - i]) if direction == "denoise" else (clean[i], corrupted[1 - i])
-        truth = sweep_truth(wide, base, other, kl(wide, clean[i]), positions=range(FIRST, T))
+        metric = partial(kl, logits_of(wide, clean[i], keep=1)[0])
+        truth = sweep_truth(wide, base, other, metric, positions=range(FIRST, T))
         assert_allclose(sweep.controls.random_raw[i], truth, rtol=1e-9, atol=1e-12)
     total = sweep.controls.random_raw.mean(0)
     base, other = (sweep.corrupted_metric, sweep.clean_metric)[:: 1 if direction == "denoise" else -1]

@@ -1,11 +1,13 @@
 """The exact sweep over heads against one hooked float64 forward per head."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.engine import rows as packed_rows
+from pycotmech.model import sizes
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, kl, logits_of, patched_logits, sweep_truth, z_of
 
@@ -241,7 +243,7 @@ def test_independent_of_chunks_blocks_and_threads(monkeypatch):
         torch.set_num_threads(threads)
     small = pcm.patch_heads(model, clean, corrupted, memory_gb=0.0008)
     assert small.plan.chunks > 1 and np.abs(small.raw - whole.raw).max() < 2e-5 * scale
-    monkeypatch.setattr(packed_rows, "row_block", lambda family: 17)  # blocks that fit one variant each
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, row_block=17))  # blocks that fit one variant each
     assert np.abs(pcm.patch_heads(model, clean, corrupted).raw - whole.raw).max() < 2e-5 * scale
 
 

@@ -1,13 +1,15 @@
 """Path patching against two hooked float64 forward passes per path."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 import pycotmech as pcm
-from pycotmech.engine import rows as packed_rows
 from pycotmech.engine import senders as senders_module
+from pycotmech.model import sizes
 from tests.attention.test_scores import planted
 from tests.patching.test_heads import SHAPES, T, pair
 from tests.reference.paths import PathTruth
@@ -209,7 +211,7 @@ def test_independent_of_chunks_and_blocks_and_progress_ends_at_its_total(receive
         assert small.plan.chunks > 1 or (receivers == "logits" and not few)
         assert np.abs(small.raw - np.take(whole.raw, which, -1 if receivers == "logits" else 2)).max() < tolerance
         assert seen[-1][0] == seen[-1][1] > 0 and seen == sorted(seen)
-    monkeypatch.setattr(packed_rows, "row_block", lambda family: 5)
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, row_block=5))
     again = pcm.path_patch(model, *prompts, **options)
     assert np.abs(again.raw - whole.raw).max() < tolerance
     assert np.array_equal(pcm.path_patch(model, *prompts, **options).raw, again.raw)  # one plan, one result

@@ -1,10 +1,13 @@
 """Sweeps at every site against one hooked float64 forward per intervention."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import pycotmech as pcm
+from pycotmech.model import sizes
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations, double, edited_logits, logits_of, ungrouped
 
@@ -169,14 +172,13 @@ def test_several_pairs_of_unequal_lengths():
 def test_blocks_that_hold_one_variant(monkeypatch):
     """Edits are found in whatever block of rows a variant falls."""
     from pycotmech.engine import row_edits as late
-    from pycotmech.engine import rows as packed_rows
 
     case = Case("gqa")
     for site in ("k", "pattern", "v"):
         arguments = dict(site=site, per_query_head=site == "v")
         whole = case.sweep(**arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(packed_rows, "row_block", lambda family: 7)
+            patch.setattr(sizes, "CPU", replace(sizes.CPU, row_block=7))
             patch.setattr(late, "_PATTERN_ENTRIES", 1)
             cut = case.sweep(**arguments)
         assert np.abs(whole.raw - cut.raw).max() < 1e-5 * np.abs(whole.effect).max() + 1e-5

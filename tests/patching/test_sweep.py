@@ -1,11 +1,13 @@
 """Variants with any edits against one hooked float64 forward each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.engine import rows as packed_rows
+from pycotmech.model import sizes
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations, double, edited_logits, kl, logits_of, ungrouped
 
@@ -84,7 +86,7 @@ def test_in_pieces_and_blocks(case, monkeypatch):
     assert whole.plan.chunks == 1 and seen[-1][0] == seen[-1][1] > 0
     assert np.array_equal(whole.raw, pcm.sweep(model, tokens, variants, **arguments).raw)
     small = pcm.sweep(model, tokens, variants, memory_gb=0.0005, **arguments)
-    monkeypatch.setattr(packed_rows, "row_block", lambda family: 7)
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, row_block=7))
     blocks = pcm.sweep(model, tokens, variants, **arguments)
     assert small.plan.chunks > 1
     for other in (small, blocks):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.reference import generated
 from tests.reference.small_families import FAMILIES
 from tests.reference.watch import BY_PYTORCH, FUNCTIONS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, RECORD = DOCS / "families.md", DOCS / "families.json"
-BEGIN, END = "<!-- table: generated -->\n", "<!-- end of the table -->"
 
 
 def cell(found: dict[str, dict]) -> str:
@@ -54,13 +54,8 @@ def read() -> dict[str, dict]:
 
 
 def shown() -> str:
-    return PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
-
-
-def main() -> None:
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(before + BEGIN + table(read()) + END + rest.split(END)[1], encoding="utf-8")
+    return generated.shown(PAGE)
 
 
 if __name__ == "__main__":
-    main()
+    generated.write(PAGE, table(read()))

@@ -111,19 +111,19 @@ class Devices(TorchFunctionMode):
 def spread(hf: nn.Module, where: Mapping[str, torch.device]) -> Iterator[tuple[Devices, nn.Module]]:
     """The model with its modules on pretended devices, by the longest name in `where` that a module's begins with; each has
     accelerate's hook, as after `dispatch_model`."""
+    placed: list[tuple[nn.Module, torch.device]] = []
     for name, module in hf.named_modules():
         found = max((n for n in where if name == n or name.startswith(f"{n}.")), key=len, default=None)
-        if found is None:
-            continue
-        put(list(module.parameters(recurse=False)), where[found])
-        put(list(module.buffers(recurse=False)), where[found])
+        if found is not None:
+            placed.append((module, where[found]))
+    for module, on in placed:
+        put(list(module.parameters(recurse=False)), on)
+        put(list(module.buffers(recurse=False)), on)
     with Devices() as mode:
-        for name, module in hf.named_modules():
-            found = max((n for n in where if name == n or name.startswith(f"{n}.")), key=len, default=None)
-            if found is not None:
-                hook = AlignDevicesHook(io_same_device=False)
-                hook.execution_device = where[found]
-                add_hook_to_module(module, hook)
+        for module, on in placed:
+            hook = AlignDevicesHook(io_same_device=False)
+            hook.execution_device = on
+            add_hook_to_module(module, hook)
         top = AlignDevicesHook(io_same_device=True)
         add_hook_to_module(hf, top)
         yield mode, hf

@@ -313,7 +313,7 @@ class Family(ABC):
         stream's dtype; z [H, D] of all heads as it is."""
         wide = self.resid_dtype
         if self.is_plain_projection(l):
-            return (values.to(wide) - z[h].to(wide)) @ self.output_matrix(l)[h].to(z.device)
+            return (values.to(wide) - z[h].to(wide)) @ self._head_matrix(l)[h]
         rows = z.to(self.dtype).repeat(len(values), 1, 1)
         rows[:, h] = values.to(self.dtype)
         return self.attn_out(l, rows).to(wide) - self.attn_out(l, z[None].to(self.dtype)).to(wide)
@@ -321,12 +321,16 @@ class Family(ABC):
     def output_matrix(self, l: int) -> Tensor:
         """W_O by head, [H, D, d] in the residual stream's dtype; of an adapted or quantised projection the matrix that it
         amounts to. Where a norm follows attention, its output is multiplied by `added_scale`."""
+        return self._head_matrix(l)
+
+    def _head_matrix(self, l: int) -> Tensor:
+        """`output_matrix` on the layer's device."""
         cfg, wide = self.cfg, self.resid_dtype
         n = cfg.n_heads * cfg.d_head
         if self.is_plain_projection(l):
             matrix = self._output_weight(l).detach().to(wide).T
         else:
-            unit = torch.eye(n, dtype=self.dtype, device=self.device).view(n, cfg.n_heads, cfg.d_head)
+            unit = torch.eye(n, dtype=self.dtype, device=self.device_of(l)).view(n, cfg.n_heads, cfg.d_head)
             matrix = (self.attn_out(l, unit) - self.attn_out(l, torch.zeros_like(unit[:1]))).to(wide)
         return matrix.reshape(cfg.n_heads, cfg.d_head, -1)
 

@@ -151,7 +151,11 @@ def placed(family: type[Family]) -> type[Family]:
 
 def _only_device(l: int, layer: nn.Module) -> torch.device:
     """Where all parts of a layer run. Raises NotImplementedError if they run on several devices."""
-    parts = {placement.device_of(part): name for name, part in layer.named_modules() if _has_tensors(part)}
+    parts = {
+        placement.device_of(part): name
+        for name, part in layer.named_modules()
+        if any(True for _ in placement.own_tensors(part))
+    }
     if len(parts) > 1:
         where = ", ".join(f"{name} on {device}" for device, name in parts.items())
         raise NotImplementedError(
@@ -159,7 +163,3 @@ def _only_device(l: int, layer: nn.Module) -> torch.device:
             "no_split_module_classes)"
         )
     return next(iter(parts))
-
-
-def _has_tensors(module: nn.Module) -> bool:
-    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))

@@ -42,11 +42,11 @@ class PostNormFamily(LlamaFamily):
         return False  # what attention adds is not linear in z
 
     def head_out(self, l: int, z: Tensor) -> Tensor:
-        parts = torch.einsum("rhd,hdo->rho", z.to(self.resid_dtype), self.output_matrix(l).to(z.device))
+        parts = torch.einsum("rhd,hdo->rho", z.to(self.resid_dtype), self._head_matrix(l))
         return parts * self._scale(l, parts.sum(1))[:, None]
 
     def added_scale(self, l: int, z: Tensor) -> Tensor:
-        return self._scale(l, torch.einsum("rhd,hdo->ro", z.to(self.resid_dtype), self.output_matrix(l).to(z.device)))
+        return self._scale(l, torch.einsum("rhd,hdo->ro", z.to(self.resid_dtype), self._head_matrix(l)))
 
     def _scale(self, l: int, together: Tensor) -> Tensor:
         """What the norm multiplies rows [R, d] by."""
@@ -56,7 +56,7 @@ class PostNormFamily(LlamaFamily):
     def attn_bias(self, l: int) -> Tensor:
         return torch.zeros(self.cfg.d_model, dtype=self.resid_dtype, device=self.device)
 
-    def output_matrix(self, l: int) -> Tensor:
+    def _head_matrix(self, l: int) -> Tensor:
         projection, norm = self._output_projection(l), self.layers[l].get_submodule(self.attn_out_norm)
         if not is_exactly(projection, nn.Linear) or bias_of(projection) is not None or not is_exactly(norm, *self.norm_types):
             raise NotImplementedError(

@@ -1,5 +1,7 @@
 """E1: restoration by head, for three metrics from one sweep per cell."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.close import assert_allclose
-from tests.reference.truth import logits_of, sweep_truth
+from tests.reference.truth import kl, logits_of, sweep_truth
 
 STEPS = [5, 7]
 
@@ -66,13 +68,11 @@ def test_controls_are_those_of_the_next_example(model, examples, result):
     assert (data["control"].notnull().sum(("layer", "head")) == 2).all()  # 6 % of 32 heads
     for e, example in enumerate(examples):
         step, other = example.steps[5], examples[(e + 1) % len(examples)].steps[5].clean
-        target = torch.log_softmax(logits_of(model.hf, step.clean, keep=1)[0].double(), -1)
+        metric = partial(kl, logits_of(model.hf, step.clean, keep=1)[0])
         heads = np.argwhere(data["control"][e, 0].notnull().values).tolist()
         truth = sweep_truth(
-            model.hf, step.corrupted, other,
-            lambda logits, target=target: float((target.exp() * (target - torch.log_softmax(logits.double(), -1))).sum()),
-            heads=heads, positions=range(min(step.differs), len(step.clean)),
-        )  # fmt: skip
+            model.hf, step.corrupted, other, metric, heads=heads, positions=range(min(step.differs), len(step.clean))
+        )
         span = float(data["kl_corrupted"][e, 0])
         for l, h in heads:
             assert float(data["control"][e, 0, l, h]) == pytest.approx((span - float(truth[l, h])) / span, abs=1e-4)
