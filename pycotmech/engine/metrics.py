@@ -55,13 +55,20 @@ class ExampleMetric:
                 logits = logits[:, self.token_ids]
             return logits[:, 0].double() - logits[:, 1].double()
         if self.metric == "prob":
-            return torch.exp(logits[:, self.answer].double() - torch.logsumexp(logits.double(), -1))
+            assert self.answer is not None
+            return torch.exp(log_probability(logits, self.answer))
         assert callable(self.metric)
         out = self.metric(logits)
         if not isinstance(out, Tensor) or out.shape != (len(logits),):
             got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"metric: the callable must map logits [N, V] to [N]; for N = {len(logits)} it returned {got}")
         return out.double()
+
+
+def log_probability(logits: Tensor, token: int | Tensor) -> Tensor:
+    """Log probability of a token in each row: logits [N, V] -> float64 [N]. token: the same in all rows, or of each, [N]."""
+    of_token = logits.gather(1, token[:, None])[:, 0] if isinstance(token, Tensor) else logits[:, token]
+    return of_token.double() - torch.logsumexp(logits.double(), -1)
 
 
 def kl_from(clean: Tensor, logits: Tensor) -> Tensor:

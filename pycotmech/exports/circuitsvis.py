@@ -37,7 +37,7 @@ def circuitsvis_attention(model: Model, tokens: Tokens, *, layer: int, heads: Se
 
     tokens: ids [T] or a text. heads: which; None: all.
     "attention": [H, T, T] float32, rows are queries; "tokens": texts, made safe to show; "attention_head_names": L{l}H{h}.
-    Raises ValueError naming the argument. Cost: a forward pass, and the patterns of all layers, one after another.
+    Raises ValueError naming the argument. Cost: a forward pass without logits, and the patterns of the layer.
     """
     check_model(model)
     ids = model.to_tokens(tokens)
@@ -47,11 +47,10 @@ def circuitsvis_attention(model: Model, tokens: Tokens, *, layer: int, heads: Se
             raise ValueError(f"{name}: got {value!r}; expected 0 to {n - 1}")
     parts: list[Tensor] = []
 
-    def see(l: int, first: int, p: Tensor) -> None:
-        if l == layer:
-            parts.append(p[:, chosen].float().cpu())
+    def see(_layer: int, _first: int, p: Tensor) -> None:
+        parts.append(p[:, chosen].float().cpu())
 
-    watch_patterns(model, ids, see)
+    watch_patterns(model, ids, see, [layer])
     return {
         "attention": torch.cat(parts).transpose(0, 1).contiguous().numpy(),
         "tokens": [_safe(text) for text in token_texts(model, ids)],

@@ -107,3 +107,11 @@ def resolve_positions(positions: int | Sequence[int] | Tensor, T: int, *, argume
             raise ValueError(f"{argument}: {p} is outside a prompt of {T} tokens; expected {-T}..{T - 1}")
         out.append(int(p) % T)
     return out
+
+
+def ranges_of(positions: Iterable[int]) -> list[tuple[int, int]]:
+    """Positions as half-open ranges of consecutive ones, ascending."""
+    known = set(positions)
+    starts = sorted(p for p in known if p - 1 not in known)
+    ends = sorted(p + 1 for p in known if p + 1 not in known)
+    return list(zip(starts, ends, strict=True))

@@ -16,7 +16,7 @@ from pycotmech.engine.bases import Stage
 from pycotmech.engine.joins import SELF_PATCH_SITES
 from pycotmech.engine.row_edits import PER_QUERY, Entries, adds
 from pycotmech.model.config import ModelConfig
-from pycotmech.model.prompts import resolve_positions
+from pycotmech.model.prompts import ranges_of, resolve_positions
 from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site, refuse_missing
 
 EDIT_SITES = (*SITES, "pattern", "edge")
@@ -194,13 +194,10 @@ def _ranges(edit: Edit, length: int, name: str) -> Tensor:
     """Key positions as half-open ranges [n, 1, 2]."""
     if edit.value is not None:
         raise ValueError(f"{name}.value: an edge is cut, nothing is put in its place; expected None")
-    keys = sorted(set(resolve_positions(edit.keys, length, argument=f"{name}.keys")))  # type: ignore[arg-type]
+    keys = resolve_positions(edit.keys, length, argument=f"{name}.keys")  # type: ignore[arg-type]
     if not keys:
         raise ValueError(f"{name}.keys: the list is empty; expected key positions")
-    known = set(keys)
-    starts = [p for p in keys if p - 1 not in known]
-    ends = [p + 1 for p in keys if p + 1 not in known]
-    return torch.tensor([starts, ends]).T[:, None]
+    return torch.tensor(ranges_of(keys))[:, None]
 
 
 def _broadcast(edit: Edit, n_positions: int, n_heads: int | None, width: int, name: str) -> Tensor:

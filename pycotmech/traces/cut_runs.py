@@ -58,19 +58,19 @@ class Untouched:
 
 @torch.no_grad()
 def untouched(family: Family, prefixes: Prefixes, tokens: Tensor, first: int, layer: int, room: int) -> Untouched:
-    """Runs tokens [T] once, and up to `layer` once more if rows begin there. The beginning comes from kept prefixes."""
+    """Runs tokens [T] once. The beginning comes from kept prefixes."""
     family.refuse_unsupported()
     past, rest = prefixes.key_values(tokens[:first], room), tokens[first:]
     positions = torch.arange(first, len(tokens), device=family.device)
     attention = packed_attention(family, [len(rest)], past, [(0, first)])
-
-    def run(own: KeySlots, n_layers: int | None = None) -> Tensor:
-        return climb(family, rest.to(family.device), positions, attention, own, n_layers=n_layers)
-
     own = KeySlots.empty(family, len(rest), n_layers=family.cfg.n_layers)
-    final = run(own)
+
+    def run(n_layers: int | None = None, begin: tuple[int, Tensor] | None = None) -> Tensor:
+        return climb(family, rest.to(family.device), positions, attention, own, n_layers=n_layers, begin=begin)
+
+    entry = run(n_layers=layer) if layer > 0 else None
+    final = run(begin=None if entry is None else (layer, entry.clone()))
     k, v = (own.k, own.v) if past is None else (torch.cat((past.k, own.k), 1), torch.cat((past.v, own.v), 1))
-    entry = run(KeySlots.empty(family, len(rest)), layer) if layer > 0 else None
     return Untouched(tokens, first, KeyValues(k, v), final, layer, entry)
 
 
@@ -178,8 +178,3 @@ def divergence(base: Tensor, logits: Tensor, temperature: float) -> NDArray[np.f
     if temperature != 1:
         base, logits = base / temperature, logits / temperature
     return kl_from(base, logits).cpu().numpy()
-
-
-def log_probability(logits: Tensor, token: int) -> NDArray[np.float64]:
-    """Log probability of one token: logits [n, V] -> float64 [n]."""
-    return (logits[:, token].double() - torch.logsumexp(logits.double(), -1)).cpu().numpy()

@@ -1,15 +1,14 @@
-"""Figures of traces: a matrix of sentences with a bar for each below it, curves along a trace."""
+"""The figure of traces: a matrix of sentences with a bar for each below it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pycotmech.figures.curves import line_with_band
 from pycotmech.figures.frame import PALETTE, finished, small
 
 
@@ -42,26 +41,4 @@ def matrix_figure(
     bars.bar(np.arange(S), np.nan_to_num(below_values), color=PALETTE[1], width=0.85)
     bars.axhline(0, color="0.6", linewidth=0.6)
     small(bars, across="earlier sentence", up=below)
-    return finished(figure, title, lines, path=path)
-
-
-def curves_figure(
-    curves: Mapping[str, tuple[NDArray, NDArray, NDArray]],
-    x: NDArray,
-    *,
-    title: str,
-    across: str,
-    up: str,
-    lines: Sequence[str] = (),
-    path: str | PathLike | None = None,
-) -> Figure:
-    """Curves (mean, low, high) [n] by name over x [n], from 0 to 1; without an interval low and high are NaN."""
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for i, (name, (mean, low, high)) in enumerate(curves.items()):
-        style = {"color": PALETTE[(i + 1) % len(PALETTE)], "marker": "o", "ms": 3, "linewidth": 1.3, "label": name}
-        line_with_band(axis, x, mean, low, high, **style)
-    axis.set_ylim(-0.03, 1.03)
-    small(axis, across=across, up=up)
-    axis.legend(fontsize=8)
     return finished(figure, title, lines, path=path)

@@ -167,6 +167,18 @@ def tokens_of(offsets: Sequence[tuple[int, int]], a: int, b: int) -> tuple[int, 
     return hit[0], hit[-1] + 1
 
 
+def cue_ids(model: Model, cue: str | Sequence[int] | Tensor) -> Tensor:
+    """The tokens of a cue, int64, none for an empty one: of a text without a BOS token, or given as ids, which are not checked.
+
+    Raises ValueError naming `cue` for a text without a tokenizer.
+    """
+    if isinstance(cue, str):
+        if model.tokenizer is None:
+            raise ValueError("cue: got a text, but the model has no tokenizer; expected token ids")
+        cue = list(model.tokenizer(cue, add_special_tokens=False)["input_ids"])
+    return torch.as_tensor(cue, dtype=torch.long) if len(cue) else torch.empty(0, dtype=torch.long)
+
+
 # ---- messages and files ------------------------------------------------------------------------------------------------
 
 

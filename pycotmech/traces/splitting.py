@@ -28,7 +28,7 @@ def split(text: str, splitter: Splitter = "sentencex") -> list[tuple[int, int]]:
     for a function whose pieces are not in the text in this order.
     """
     if callable(splitter):
-        pieces = _located(text, list(splitter(text)), "splitter")
+        pieces = located(text, list(splitter(text)), "splitter")
     elif splitter == "sentencex":
         pieces = _by_length(_library()("en", text))
     elif splitter == "published":
@@ -53,10 +53,6 @@ def located(text: str, sentences: Sequence[str], argument: str = "sentences") ->
 
     Raises ValueError naming the argument and the first sentence that is not in the text after the one before it.
     """
-    return _located(text, sentences, argument)
-
-
-def _located(text: str, sentences: Sequence[str], argument: str) -> list[tuple[int, int]]:
     out, at = [], 0
     for i, sentence in enumerate(sentences):
         bare = sentence.strip()

@@ -313,11 +313,7 @@ class Trace:
         Raises ValueError naming `cue`, or for a trace without an answer.
         """
         at, answer = self.reasoning.stop, self.answer_tokens
-        if isinstance(cue, str):
-            if model.tokenizer is None:
-                raise ValueError("cue: got a text, but the model has no tokenizer; expected token ids")
-            cue = list(model.tokenizer(cue, add_special_tokens=False)["input_ids"])
-        ids = torch.as_tensor(cue, dtype=torch.long) if len(cue) else torch.empty(0, dtype=torch.long)
+        ids = reading.cue_ids(model, cue)
         tokens = model.to_tokens(torch.cat((self.tokens[:at], ids, answer)), argument="cue")
         where = slice(len(tokens) - len(answer), len(tokens))
         return replace(self, tokens=tokens, answer=where, text="", n_prompt=None)

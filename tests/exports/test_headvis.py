@@ -11,6 +11,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.exports import patterns, write_headvis
+from tests.reference import eager
 from tests.reference.tiny import tiny_llama
 
 TEXTS = [[1, 5, 9, 5, 9, 9, 3], [1, 2, 3, 4], [7, 7, 7, 8, 7, 8, 7, 8], [4, 2], [1, 9, 1, 9, 1]]
@@ -35,13 +36,7 @@ def tree(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(hf) -> list[np.ndarray]:
     """The patterns of each text, [L, H, T, T]."""
-    before = hf.config._attn_implementation
-    hf.set_attn_implementation("eager")
-    found = [
-        torch.stack(hf(torch.tensor([t]), output_attentions=True).attentions)[:, 0].detach().double().numpy() for t in TEXTS
-    ]
-    hf.set_attn_implementation(before)
-    return found
+    return [eager.patterns(hf, torch.tensor(t), hf.config.num_hidden_layers).double().numpy() for t in TEXTS]
 
 
 def loaded(path):
@@ -129,6 +124,12 @@ def test_patterns_in_pieces_are_the_same(model, truth, monkeypatch):
 
     patterns.watch_patterns(model, torch.tensor(TEXTS[0]), see)
     assert np.allclose(found, truth[0], atol=1e-5)
+
+
+def test_layers_that_are_not_asked_for_are_not_shown(model):
+    seen = []
+    patterns.watch_patterns(model, torch.tensor(TEXTS[0]), lambda l, _first, p: seen.append((l, len(p))), [1])
+    assert seen == [(1, len(TEXTS[0]))]
 
 
 def test_links_are_not_followed_and_bad_arguments_are_named(model, tmp_path):

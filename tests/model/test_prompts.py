@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from pycotmech.model.prompts import unpacked
+from pycotmech.model.prompts import ranges_of, unpacked
 from tests.reference.tiny import tiny_llama
 
 CLEAN, CORRUPTED = "Every wumpus is a lempus . Max is a", "Every wumpus is a zumpus . Max is a"
@@ -146,3 +146,8 @@ def test_a_bos_that_is_not_there(model, tiny_cot_path):
         pcm.Model(model.hf, tokenizer, prepend_bos=True)
     assert pcm.Model(model.hf, tokenizer, prepend_bos=False).prepend_bos is False
     assert pcm.Model(model.hf, None, prepend_bos=True).tokenizer is None
+
+
+def test_positions_as_ranges():
+    assert ranges_of([7, 2, 3, 4, 8, 11]) == [(2, 5), (7, 9), (11, 12)]
+    assert ranges_of(range(3)) == [(0, 3)] and ranges_of([]) == []

@@ -43,3 +43,4 @@ def test_heads_change_places_in_all_sets_alike():
 def test_means_are_of_what_is_there():
     x = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
     np.testing.assert_array_equal(nanmean(x), [2.0, 5.0, np.nan])
+    np.testing.assert_array_equal(nanmean(x, 1), [1.0, 4.0])

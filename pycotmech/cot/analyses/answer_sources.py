@@ -33,6 +33,7 @@ from pycotmech.cot.tools.result import Analysis, Progress, columns, counting, he
 from pycotmech.engine.joins import N_CONTROLS, N_JITTERED, N_SELF_PATCHES
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
+from pycotmech.model.prompts import ranges_of
 from pycotmech.patching import Edit, Variant, sweep
 from pycotmech.stats import bootstrap
 
@@ -113,21 +114,10 @@ def cuts(
             for l in range(n_layers):
                 made["read"].append(Edit("edge", l, positions=[prompt.read], keys=keys))
                 made["everywhere"] += [
-                    Edit("edge", l, positions=range(b, prompt.read + 1), keys=range(a, b)) for a, b in _runs(keys)
+                    Edit("edge", l, positions=range(b, prompt.read + 1), keys=range(a, b)) for a, b in ranges_of(keys)
                 ]
             out += [(scope, name, kind, Variant(tuple(e), f"{scope} {name} {kind}")) for scope, e in made.items() if e]
     return out
-
-
-def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive positions as half-open ranges."""
-    runs: list[list[int]] = []
-    for p in sorted(positions):
-        if runs and runs[-1][1] == p:
-            runs[-1][1] = p + 1
-        else:
-            runs.append([p, p + 1])
-    return [(a, b) for a, b in runs]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from pycotmech.cot.tools.result import top_cells
 from pycotmech.engine import planner
 from pycotmech.lens.readout import LogitReadout
+from pycotmech.lens.request import token_text
 from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 from pycotmech.traces.result import TraceAnalysis, check_trace, lines_of
@@ -102,7 +103,7 @@ def answer_paths(model: Model, trace: Trace, *, memory_gb: float | None = None) 
     family, cfg, at = model.family, model.cfg, trace.answered.start - 1
     token, wide = int(trace.tokens[at + 1]), model.family.resid_dtype
     tokens = trace.tokens[: at + 1]
-    past = model.prefixes.key_values(tokens[: trace.prompt.stop], planner.memory_budget(memory_gb, model.device))
+    past = model.prefixes.key_values(tokens[: trace.prompt.stop], planner.memory_budget(memory_gb, *model.family.devices))
     assert past is not None
     rest = tokens[len(past) :]
     if len(rest) == 0:
@@ -135,9 +136,8 @@ def answer_paths(model: Model, trace: Trace, *, memory_gb: float | None = None) 
         {"contribution": (("part", "layer", "head"), contribution.numpy()), "mass": (("part", "layer", "head"), mass.numpy())},
         coords={"part": names, "layer": np.arange(cfg.n_layers), "head": np.arange(cfg.n_heads)},
     )
-    text = str(token) if model.tokenizer is None else model.tokenizer.decode([token])
     words = "direct contribution to the logit of the answer's first token, less the mean over the vocabulary, by key attended"
-    return AnswerPaths.of_traces(model, [trace], data, words, {"token": text})
+    return AnswerPaths.of_traces(model, [trace], data, words, {"token": token_text(model, token)})
 
 
 def _parts(trace: Trace, at: int) -> tuple[list[str], Tensor]:

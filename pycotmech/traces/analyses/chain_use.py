@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pycotmech.cot.tools.result import Progress, counting
 from pycotmech.engine import planner
+from pycotmech.engine.metrics import log_probability
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.run import forward_packed
 from pycotmech.stats import bootstrap, significance
@@ -312,7 +313,7 @@ def chain_probabilities(
 
     Cost: the prompt once, and each chain.
     """
-    family, room = model.family, planner.memory_budget(memory_gb, model.device)
+    family, room = model.family, planner.memory_budget(memory_gb, *model.family.devices)
     begin, answer = trace.reasoning.start - 1, trace.answer_tokens
     past = model.prefixes.key_values(trace.tokens[:begin], room)
     sequences = [torch.cat((trace.tokens[begin : begin + 1], chain, trace.cue, answer[:-1])) for chain in chains]
@@ -323,8 +324,7 @@ def chain_probabilities(
         read = (stops[:, None] - len(answer) + torch.arange(len(answer))).flatten()
         logits = family.logits(forward_packed(family, sequences[a:b], past, read=read).resid_final).double()
         ids = answer.repeat(b - a).to(logits.device)
-        logp = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-        out.append(logp.view(b - a, -1).sum(1).exp().cpu())
+        out.append(log_probability(logits, ids).view(b - a, -1).sum(1).exp().cpu())
     return torch.cat(out).numpy()
 
 

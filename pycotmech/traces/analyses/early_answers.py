@@ -20,9 +20,11 @@ from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.engine.budget import LOGIT_ROWS
+from pycotmech.engine.metrics import log_probability
 from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 from pycotmech.stats import bootstrap
+from pycotmech.traces.reading import cue_ids
 from pycotmech.traces.result import TraceAnalysis, check_trace, shown
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def early_answers(
     ends = [trace.reasoning.start, *trace.spans()[:, 1].tolist()]
     probability, same = np.empty(S + 1), np.empty(S + 1)
     by_layer = np.full((S + 1, L), np.nan)
-    family, room = model.family, planner.memory_budget(memory_gb, model.device)
+    family, room = model.family, planner.memory_budget(memory_gb, *model.family.devices)
     family.refuse_unsupported()
     keys = model.prefixes.key_values(trace.tokens[: trace.reasoning.stop], room)
     assert keys is not None
@@ -198,11 +200,7 @@ def _cue(model: Model, trace: Trace, cue: str | Sequence[int] | Tensor | None) -
     if cue is None:
         return trace.cue
     _ = trace.answered
-    if isinstance(cue, str):
-        if model.tokenizer is None:
-            raise ValueError("cue: got a text, but the model has no tokenizer; expected token ids")
-        cue = list(model.tokenizer(cue, add_special_tokens=False)["input_ids"])
-    ids = torch.as_tensor(cue, dtype=torch.long) if len(cue) else torch.empty(0, dtype=torch.long)
+    ids = cue_ids(model, cue)
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab:
         raise ValueError(f"cue: holds token ids outside the vocabulary of {model.cfg.d_vocab}; expected 0 and up")
     return ids
@@ -215,7 +213,6 @@ def _read(model: Model, rows: Tensor, targets: Tensor) -> tuple[NDArray[np.float
     for a in range(0, len(rows), LOGIT_ROWS):
         logits = model.family.logits(rows[a : a + LOGIT_ROWS].contiguous())
         ids = targets[a : a + LOGIT_ROWS].to(logits.device)
-        found = logits.gather(1, ids[:, None])[:, 0].double() - torch.logsumexp(logits.double(), -1)
-        logp.append(found.cpu())
+        logp.append(log_probability(logits, ids).cpu())
         best.append((logits.argmax(-1) == ids).cpu())
     return torch.cat(logp).numpy(), torch.cat(best).numpy()

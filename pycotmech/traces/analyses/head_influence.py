@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
@@ -26,11 +26,12 @@ from pycotmech.engine.budget import Batch, Budget
 from pycotmech.engine.evaluate import Evaluator, Ticker
 from pycotmech.engine.jitter import Jitter
 from pycotmech.engine.joins import HeadJoins
-from pycotmech.engine.metrics import ExampleMetric
+from pycotmech.engine.metrics import ExampleMetric, log_probability
 from pycotmech.engine.row_edits import RowEdits
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.families.base import Family
+from pycotmech.model.prompts import ranges_of
 from pycotmech.patching.question import Progress
 from pycotmech.traces.result import TraceAnalysis, check_trace
 
@@ -123,7 +124,7 @@ def head_influence(
     cfg, family = model.cfg, model.family
     family.refuse_unsupported()
     by_token = target == "answer"
-    room = planner.memory_budget(memory_gb, model.device)
+    room = planner.memory_budget(memory_gb, *model.family.devices)
     budget = Budget(family, room, columns=None)
     layer, head = (i.flatten() for i in torch.meshgrid(torch.arange(cfg.n_layers), torch.arange(cfg.n_heads), indexing="ij"))
     n, length = len(layer), reads[-1] + 1 - first
@@ -157,7 +158,7 @@ def head_influence(
     base_logits = [family.logits(runs.base_final[[i]])[0] for i in range(len(reads))]
     if by_token:
         tokens = trace.tokens[torch.tensor(reads) + 1].tolist()
-        metrics = [ExampleMetric(_LogProbability(t), None, t, None) for t in tokens]
+        metrics = [ExampleMetric(partial(log_probability, token=t), None, t, None) for t in tokens]
     else:
         metrics = [ExampleMetric("kl", logits, None, None) for logits in base_logits]
     plan = budget.plan([(batch, pieces)], examples=1, prompts=planner.prompt_work(family, [(first, reads[-1] + 1)]))
@@ -183,16 +184,6 @@ def head_influence(
     result = HeadInfluence.of_traces(model, [trace], data, words, settings)
     unit = "fall of the answer's log probability" if by_token else "mean KL in nats"
     return HeadInfluence(result.data, {**result.about, "unit": unit})
-
-
-class _LogProbability:
-    """Log probability of one token: logits [N, V] -> float64 [N]."""
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        return logits[:, self.token].double() - torch.logsumexp(logits.double(), -1)
 
 
 def _numbers(trace: Trace, source: int | Sequence[int]) -> list[int]:
@@ -234,7 +225,7 @@ def _without(family: Family, bases: Bases, keys: list[int], first: int) -> Tenso
     zeros = torch.zeros(rows, dtype=torch.long)
     # All keys are shared ones: positions 0 up to the row's own.
     table = torch.stack((zeros, zeros, zeros, positions + 1), 1).to(torch.int32).to(device)
-    ranges = torch.tensor(_runs(keys))  # [n, 2]
+    ranges = torch.tensor(ranges_of(keys))  # [n, 2]
     each = torch.arange(rows).repeat_interleave(len(ranges))
     cuts = torch.cat((torch.stack((each, torch.full_like(each, -1)), 1), ranges.repeat(rows, 1)), 1).to(torch.int32).to(device)
     out = torch.empty_like(bases.sites["z"])
@@ -245,9 +236,3 @@ def _without(family: Family, bases: Bases, keys: list[int], first: int) -> Tenso
         k, v = bases.k[l], bases.v[l]
         out[l] = family.attend(l, rotated, k, v, k[:0], v[:0], table, cuts)
     return out
-
-
-def _runs(positions: list[int]) -> list[tuple[int, int]]:
-    """Consecutive positions as half-open ranges."""
-    breaks = [0, *(i for i in range(1, len(positions)) if positions[i] != positions[i - 1] + 1), len(positions)]
-    return [(positions[a], positions[b - 1] + 1) for a, b in pairwise(breaks)]

@@ -18,9 +18,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.cot.tools.result import top_cells
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.stats import bootstrap
-from pycotmech.traces.analyses.sentence_attention import PROXIMITY, kurtosis, vertical_scores, watch_sentences
+from pycotmech.traces.analyses.sentence_attention import PROXIMITY, kurtosis, ranked, vertical_scores, watch_sentences
 from pycotmech.traces.result import TraceAnalysis, check_trace, checked_traces, lines_of
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ class ReceiverHeads(TraceAnalysis):
     @property
     def top(self) -> list[tuple[int, int]]:
         """The published receiver heads: the `top` heads of largest kurtosis, in this order."""
-        flat = np.nan_to_num(self.values, nan=-np.inf).ravel()
-        k = min(self.about["settings"]["top"], int(np.isfinite(self.values).sum()))
-        H = self.values.shape[1]
-        return [divmod(int(i), H) for i in np.argsort(-flat, kind="stable")[:k]]
+        return [(int(l), int(h)) for l, h, _ in top_cells(self.data["kurtosis"].mean("trace"), self.about["settings"]["top"])]
 
     @property
     def named(self) -> list[tuple[int, int]]:
@@ -184,13 +182,13 @@ def receiver_heads(
         shuffled = _Shuffled(trace.n_sentences, proximity, draws, seed * 1_000_003 + n)
 
         def take(l: int, attention: Tensor, n=n, trace=trace, shuffled=shuffled) -> None:
-            values = attention.cpu()
-            scores = vertical_scores(values.numpy(), proximity=proximity, control_depth=control_depth)
+            values = attention.cpu().numpy()
+            if control_depth:
+                values = ranked(values, proximity)
+            scores = vertical_scores(values, proximity=proximity)
             vertical[n, l, :, : trace.n_sentences] = scores
             found[n, l] = kurtosis(scores)
-            if control_depth:
-                values = _ranked(values, proximity)
-            null[n, :, l] = shuffled.kurtosis(values)
+            null[n, :, l] = shuffled.kurtosis(torch.from_numpy(values))
             if progress is not None:
                 progress(n * L + l + 1, len(used) * L)
 
@@ -261,14 +259,3 @@ class _Shuffled:
             sums.index_add_(1, columns, values[:, order])
             out.append(kurtosis((sums / self.counts).numpy()))
         return np.stack(out)
-
-
-def _ranked(attention: Tensor, proximity: int) -> Tensor:
-    """Attention [H, S, S] as ranks within its rows, as `vertical_scores` has it with control_depth."""
-    from scipy.stats import rankdata
-
-    S = attention.shape[-1]
-    counts = np.tri(S, k=-proximity, dtype=bool)
-    x = np.where(counts, attention.numpy(), np.nan)
-    ranks = rankdata(x, axis=-1, nan_policy="omit") / np.maximum(counts.sum(1), 1)[:, None]
-    return torch.from_numpy(np.where(counts, ranks, 0.0))

@@ -58,6 +58,10 @@ class SentenceAttention(TraceAnalysis):
         """[L, H, S, S], float32."""
         return self.data["attention"].values
 
+    def _mean(self, heads: list[tuple[int, int]] | None) -> NDArray:
+        """[S, S]: the mean over heads (None: all)."""
+        return self.values.mean((0, 1)) if heads is None else np.mean([self.values[l, h] for l, h in heads], 0)
+
     def vertical_scores(
         self, *, proximity: int = PROXIMITY, control_depth: bool = False, score: Literal["mean", "median"] = "mean"
     ) -> NDArray[np.float64]:
@@ -73,7 +77,7 @@ class SentenceAttention(TraceAnalysis):
         it attends to most, at the mean over heads (None: all). Columns later, earlier, attention."""
         import pandas as pd
 
-        mean = self.values.mean((0, 1)) if heads is None else np.mean([self.values[l, h] for l, h in heads], 0)
+        mean = self._mean(heads)
         rows = []
         for i in range(proximity, len(mean)):
             for j in np.argsort(-mean[i, : i - proximity + 1], kind="stable")[:top]:
@@ -101,7 +105,7 @@ class SentenceAttention(TraceAnalysis):
         """The mean over heads (None: all) as a map [later, earlier], and the vertical score of each sentence."""
         from pycotmech.traces.figures import matrix_figure
 
-        mean = self.values.mean((0, 1)) if heads is None else np.mean([self.values[l, h] for l, h in heads], 0)
+        mean = self._mean(heads)
         which = "all heads" if heads is None else f"{len(heads)} head(s)"
         return matrix_figure(
             np.where(np.tri(len(mean), k=-1) > 0, mean, np.nan), vertical_scores(mean[None, None])[0, 0],
@@ -193,13 +197,10 @@ def vertical_scores(
         raise ValueError(f"score: got {score!r}; expected 'mean' or 'median'")
     S = attention.shape[-1]
     counts = np.tri(S, k=-proximity, dtype=bool)
-    x = np.where(counts, np.asarray(attention, dtype=np.float64), np.nan)
     if control_depth and proximity < S:
-        from scipy.stats import rankdata
-
-        n = counts.sum(1)
-        ranks = rankdata(x, axis=-1, nan_policy="omit")
-        x = np.where(counts, ranks / np.maximum(n, 1)[:, None], np.nan)
+        x = ranked(attention, proximity)
+    else:
+        x = np.where(counts, np.asarray(attention, dtype=np.float64), np.nan)
     out = np.full(attention.shape[:-1], np.nan)
     known = max(0, S - proximity)
     if known and score == "mean":
@@ -207,6 +208,17 @@ def vertical_scores(
     elif known:
         out[..., :known] = np.nanmedian(x[..., :known], -2)
     return out
+
+
+def ranked(attention: NDArray, proximity: int) -> NDArray[np.float64]:
+    """Attention as ranks within its rows, divided by the number of sentences that the row ranks, those at least `proximity`
+    before it: [..., S, S] -> [..., S, S]; NaN elsewhere."""
+    from scipy.stats import rankdata
+
+    counts = np.tri(attention.shape[-1], k=-proximity, dtype=bool)
+    x = np.where(counts, np.asarray(attention, dtype=np.float64), np.nan)
+    ranks = rankdata(x, axis=-1, nan_policy="omit")
+    return np.where(counts, ranks / np.maximum(counts.sum(1), 1)[:, None], np.nan)
 
 
 def kurtosis(scores: NDArray) -> NDArray[np.float64]:

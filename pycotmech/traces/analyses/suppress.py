@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.engine import planner
+from pycotmech.engine.metrics import log_probability
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.patching.edits import check_heads
+from pycotmech.stats.averages import nanmean
 from pycotmech.traces import cut_runs
 from pycotmech.traces.cut_runs import Cut, Where
 from pycotmech.traces.result import TraceAnalysis, check_trace, lines_of
@@ -68,18 +70,18 @@ class Suppression(TraceAnalysis):
         if by == "control":
             return x - self.data[f"control_{name}"].values
         if by == "later":
-            return x - _mean(x, 1)[:, None]
+            return x - nanmean(x, 1)[:, None]
         if by != "distance":
             raise ValueError(f"by: got {by!r}; expected 'distance', 'later' or 'control'")
         out = x.copy()
         for d in range(1, len(x)):
             i = np.arange(d, len(x))
-            out[i, i - d] -= _mean(x[i, i - d], 0)
+            out[i, i - d] -= nanmean(x[i, i - d])
         return out
 
     def effects(self, *, log: bool = True) -> NDArray[np.float64]:
         """[S]: the mean over later sentences of what cutting each sentence changes, normalised by distance."""
-        return _mean(self.normalised("distance", log=log), 0)
+        return nanmean(self.normalised("distance", log=log))
 
     def table(self) -> pd.DataFrame:
         """A line for each sentence: sentence, text, tokens, kl (mean over later sentences), control_kl, effect (log KL
@@ -92,8 +94,8 @@ class Suppression(TraceAnalysis):
                 "sentence": d["earlier"].values,
                 "text": self.about["sentences"][0],
                 "tokens": d["length"].values,
-                "kl": _mean(d["kl"].values, 0),
-                "control_kl": _mean(d["control_kl"].values, 0),
+                "kl": nanmean(d["kl"].values),
+                "control_kl": nanmean(d["control_kl"].values),
                 "effect": self.effects(),
                 "answer_change": d["answer_change"].values,
                 "control_answer_change": d["control_answer_change"].values,
@@ -131,7 +133,7 @@ class Suppression(TraceAnalysis):
         words = {"distance": "the mean at its distance", "later": "the later sentence's mean", "control": "the control's"}[by]
         found = self.normalised(by)
         return matrix_figure(
-            found, _mean(found, 0), diverging=True, label=f"log KL less {words}", below="mean",
+            found, nanmean(found), diverging=True, label=f"log KL less {words}", below="mean",
             title=f"{self.about['model']}: {self.title}", lines=self.small_print(), path=path,
         )  # fmt: skip
 
@@ -270,7 +272,7 @@ def _measured(
     end, labels = measured_end(trace), trace.labels().numpy()
     tokens = trace.tokens[:end]
     first = min(cut.first for cut in job.cuts)
-    room = planner.memory_budget(memory_gb, model.device)
+    room = planner.memory_budget(memory_gb, *model.family.devices)
     base = cut_runs.untouched(family, model.prefixes, tokens, first, min(where), room)
     answers = (
         {} if trace.answer is None else {p - 1: int(trace.tokens[p]) for p in range(trace.answer.start, trace.answer.stop)}
@@ -288,8 +290,8 @@ def _measured(
             if labels[p] >= 0:
                 values[owner[rows], p] = cut_runs.divergence(theirs, logits, temperature)
             if p in answers:
-                before = cut_runs.log_probability(theirs[None], answers[p])
-                change[owner[rows]] += before - cut_runs.log_probability(logits, answers[p])
+                before, after = (log_probability(x, answers[p]) for x in (theirs[None], logits))
+                change[owner[rows]] += (before - after).cpu().numpy()
 
         cut_runs.by_position(family, base, x, positions, wanted, measure)
         for n in numbers:
@@ -311,11 +313,5 @@ def _control_means(values: NDArray, of: list[int], S: int) -> NDArray[np.float64
     owners = np.array(of[len(of) - values.shape[-1] :], dtype=int) if values.shape[-1] else np.array([], dtype=int)
     out = np.full((*values.shape[:-1], S), np.nan)
     for j in np.unique(owners):
-        out[..., j] = _mean(values[..., owners == j], -1)
+        out[..., j] = nanmean(values[..., owners == j], -1)
     return out
-
-
-def _mean(x: NDArray, axis: int) -> NDArray[np.float64]:
-    """The mean of what is not NaN; NaN where all is."""
-    there = np.isfinite(x)
-    return np.where(there.any(axis), np.where(there, x, 0.0).sum(axis) / np.maximum(there.sum(axis), 1), np.nan)

@@ -65,6 +65,26 @@ def test_families_with_windows_soft_caps_and_parallel_blocks(family):
     agree(pcm.traces.suppress(model, trace, controls=0), reference(model, trace))
 
 
+@pytest.mark.parametrize("family", ["gemma2", "qwen2", "gpt2", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("first", [0, 7])
+def test_the_untouched_run_is_the_same_whichever_layer_is_kept(family, first):
+    from pycotmech.model.run import forward_packed
+    from pycotmech.traces import cut_runs
+
+    model = pcm.Model(small(family), None, name=family)
+    tokens, last = random_trace(model).tokens, model.cfg.n_layers - 1
+
+    def run(layer):
+        return cut_runs.untouched(model.family, model.prefixes, tokens, first, layer, 2**30)
+
+    whole, kept = run(0), run(last)
+    past = model.prefixes.key_values(tokens[:first], 2**30)
+    stream = forward_packed(model.family, [tokens[first:]], past, sites=("resid_pre",)).sites["resid_pre"]
+    assert whole.entry is None and torch.equal(kept.entry, stream[last])
+    assert torch.equal(kept.final, whole.final)
+    assert torch.equal(kept.keys.k, whole.keys.k) and torch.equal(kept.keys.v, whole.keys.v)
+
+
 def test_a_small_budget_takes_cuts_one_after_another_and_gives_the_same(monkeypatch):
     from pycotmech.traces import cut_runs
 
