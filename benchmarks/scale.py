@@ -39,7 +39,9 @@ class Double:
         self.layers, self.heads = map(int, os.environ[SHAPE].split("x"))
 
     def answer(self, unit: PatchUnit) -> Answer:
-        return Answer(unit.number, sweeps=[sweep(unit.example, s, self.layers, self.heads) for s in unit.steps], seconds=1e-3)
+        return Answer(
+            unit.number, sweeps=[sweep(unit.number, s, self.layers, self.heads) for s in range(len(unit.clean))], seconds=1e-3
+        )
 
 
 def sweep(example: int, step: int, layers: int, heads: int) -> SimpleNamespace:
@@ -58,9 +60,7 @@ def open_double(spec: ReplicaSpec) -> Double:
 def units(n: int, steps: int, tokens: int) -> Iterator[PatchUnit]:
     for e in range(n):
         clean = np.arange(tokens, dtype=np.int64) + e
-        yield PatchUnit(
-            e, e, tuple(range(steps)), (clean,) * steps, (clean + 1,) * steps, (None,) * steps, (None,) * steps, f"example {e}"
-        )
+        yield PatchUnit(e, (clean,) * steps, (clean + 1,) * steps, (None,) * steps, (None,) * steps, f"example {e}")
 
 
 def resident_mb(pid: int | str = "self") -> float:

@@ -148,7 +148,7 @@ def _expected(model: Model, arguments: dict[str, Any], screen: int | None, *, as
 
     plan = pcm.plan_heads(model, **arguments)
     speed = measured_speed(model)
-    seconds = measured_overhead(model) * plan.flop / speed
+    seconds = measured_overhead(model, speed) * plan.flop / speed
     if as_json:
         return json.dumps({**asdict(plan), "flop_per_second": speed, "seconds": seconds, "screen": screen}, indent=2)
     at_most = "" if screen is None else f"; of all heads, since the {screen} of the screen are not known yet"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pycotmech.cot.task.copying import copied_in_order
 from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.files.arrays import DamagedData, open_group
-from pycotmech.files.whole import holds_text, is_whole_png, read_sealed, write_sealed
-from pycotmech.files.write import replacing, subfolder, write_text
+from pycotmech.files.whole import read_sealed, write_sealed
+from pycotmech.files.write import subfolder
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import ENTRIES, ON_REQUEST
 from pycotmech.runs.events import EventLog
@@ -21,6 +21,8 @@ from pycotmech.runs.folder import refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import agrees, facts_of
 from pycotmech.runs.settings import Settings
+from pycotmech.runs.show import show
+from pycotmech.runs.status import PAPER
 from pycotmech.runs.work import make_examples
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from pycotmech.cot.tools.cost import Workload
     from pycotmech.cot.tools.result import Analysis
     from pycotmech.model import Model
-
-ABOUT = "paper.json"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def work_through(
     about = facts_of(model, vars(s), plan={"seconds": dict(seconds or {}), "memory_gb": s.memory_gb})
     # A folder keeps the versions that it was begun with: results of others go on being accepted by name only.
     facts = {"identity": before if accepted else identity, **about, "task": vars(prepared.task), "costs": costs}
-    write_sealed(folder / ABOUT, facts)
+    write_sealed(folder / PAPER, facts)
     log = EventLog(folder)
     log.begin("start" if before is None else "resume", "paper", setting=name, versions=about["versions"])
     if accepted:
@@ -137,7 +137,7 @@ def work_through(
     for entry in entries:
         kept = _kept(folder, entry, identity, progress)
         if kept is not None:
-            _show(folder, entry, kept, damaged_only=True)
+            show(kept, *_places(folder), damaged_only=True)
             costs.setdefault(entry.name, dict(kept.about.get("cost", {})))
             out.done[entry.name] = kept
             out.resumed.append(entry.name)
@@ -161,13 +161,13 @@ def work_through(
             progress.end()
         costs[entry.name] = {"seconds": time.perf_counter() - start, **result.about.get("cost", {})}
         # Table and figures first, the data last and in one move: what `_kept` finds is complete.
-        _show(folder, entry, result)
+        show(result, *_places(folder))
         replace(result, about={**result.about, "identity": identity}).save(subfolder(folder, "data"))
         log.write("finished", unit=entry.name, seconds=round(costs[entry.name]["seconds"], 6))
-        write_sealed(folder / ABOUT, facts)
+        write_sealed(folder / PAPER, facts)
         out.done[entry.name] = result
         say(str(result))
-    write_sealed(folder / ABOUT, facts)
+    write_sealed(folder / PAPER, facts)
     every = (*ENTRIES, *ON_REQUEST)
     others = {e.name: _kept(folder, e, identity, progress) for e in every if e.name not in out.done and e not in entries}
     out.results = {e.name: r for e in every if (r := out.done.get(e.name) or others.get(e.name)) is not None}
@@ -208,7 +208,7 @@ def verdicts_of(results: Mapping[str, Analysis], claims: Iterable[Claim] = CLAIM
 def stored_facts(folder: Path) -> dict[str, Any]:
     """Returns what paper.json holds; if it is lost or damaged, the identity that the results themselves carry."""
     try:
-        facts = read_sealed(folder / ABOUT)
+        facts = read_sealed(folder / PAPER)
     except (OSError, ValueError):
         facts = {}
     if isinstance(facts.get("identity"), dict):
@@ -223,7 +223,7 @@ def stored_facts(folder: Path) -> dict[str, Any]:
             return {"identity": about["identity"]}
     if kept:
         raise ValueError(
-            f"out: {folder} holds data but no readable {ABOUT}, so nothing says of which settings they are. Move its data "
+            f"out: {folder} holds data but no readable {PAPER}, so nothing says of which settings they are. Move its data "
             "away, or give another folder"
         )
     return {}
@@ -243,14 +243,6 @@ def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progres
     return result if isinstance(of, dict) and agrees(of, identity, accept_version=True) else None
 
 
-def _show(folder: Path, entry: Description, result: Analysis, *, damaged_only: bool = False) -> None:
-    """Writes the table and the figures of a result. damaged_only: only those that are missing or not what was written."""
-    figures = {entry.name: result.plot, **{f"{entry.name}_{name}": draw for name, draw in result.figures().items()}}
-    table, text = subfolder(folder, "tables") / f"{entry.name}.csv", result.table().to_csv(index=False)
-    if not (damaged_only and holds_text(table, text)):
-        write_text(table, text)
-    for name, draw in figures.items():
-        path = subfolder(folder, "figures") / f"{name}.png"
-        if not (damaged_only and is_whole_png(path)):
-            with replacing(path) as temporary:
-                draw(path=temporary)
+def _places(folder: Path) -> tuple[Path, Path]:
+    """The folders of tables and of figures, made if they are missing."""
+    return subfolder(folder, "tables"), subfolder(folder, "figures")

@@ -67,7 +67,9 @@ class CostPlan:
 
 def make(model: Model, entries: Sequence[Description], workload: Workload, speed: Speed | None = None) -> CostPlan:
     """Returns the plan of these entries. speed: None measures it by two forward passes of 512 tokens and a short sweep."""
-    speed = speed or Speed(measured_speed(model), measured_overhead(model))
+    if speed is None:
+        forward = measured_speed(model)
+        speed = Speed(forward, measured_overhead(model, forward))
     lines = []
     for entry in entries:
         ours, authors = entry.cost(model.cfg, workload), entry.authors(model.cfg, workload)

@@ -22,13 +22,13 @@ from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settin
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import model_identity
 from pycotmech.runs.settings import Settings, torch_threads
+from pycotmech.runs.status import SETTINGS
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
     from pycotmech.model import Model
 
 DEFAULT_EXAMPLES = 8
-SETTINGS = "settings"
 """The subfolder that holds a folder for each harder setting."""
 _PILOT = 4
 """Number of examples from which the time of more is predicted."""
@@ -142,7 +142,8 @@ class _Work:
         model = Model.from_pretrained(s.model, dtype=s.dtype, device=s.device)
         with torch_threads(s.threads):
             of_model = model_identity(model, verify=self.verify)
-            speed = planning.Speed(planning.measured_speed(model), planning.measured_overhead(model))
+            forward = planning.measured_speed(model)
+            speed = planning.Speed(forward, planning.measured_overhead(model, forward))
             if s.examples is None:
                 self.settings = self._fitted(model, of_model, speed)
                 self._refuse(identity, self.settings.identity())

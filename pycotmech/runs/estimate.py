@@ -135,7 +135,7 @@ def _estimate(
     model: Model, work: SweepWork, settings: Settings, choice: EngineChoice, folder: Path, place: Path, threads: int,
     resumed: bool, free: int,
 ) -> Estimate:  # fmt: skip
-    state, graded = _progress(folder, work) if resumed else (np.zeros((len(work.names), len(work.steps)), int), 0)
+    state, graded = _progress(folder) if resumed else (np.zeros((len(work.names), len(work.steps)), int), 0)
     wanted = [row for row in work.batches(lambda unit: state[unit.example, unit.step] != SweepState.SKIPPED, settings)]
     batches = [b for b in wanted if any(state[u.example, u.step] == SweepState.PENDING for u in b)]
     n = choice.n_workers(threads)
@@ -144,7 +144,7 @@ def _estimate(
     plans = [_plan(model, work, batch, settings, memory_gb) for batch in sample]
     scale = len(batches) / max(1, len(plans))
     forward = measured_speed(model)
-    overhead = measured_overhead(model)
+    overhead = measured_overhead(model, forward)
     flop, rows = (scale * sum(getattr(plan, name) for plan in plans) for name in ("flop", "token_forwards"))
     rows += scale * sum(plan.base_token_forwards for plan in plans)
     kept_flop, kept_rows = _kept(model, work, max(0, len(batches) - n))
@@ -182,7 +182,7 @@ def _existing(folder: Path) -> Path:
     return place
 
 
-def _progress(folder: Path, work: SweepWork) -> tuple[np.ndarray, int]:
+def _progress(folder: Path) -> tuple[np.ndarray, int]:
     """The states of a folder's sweeps, and how many of its examples are graded."""
     arrays = open_store(folder / STORE, "r")
     graded = np.asarray(arrays["right"][:])

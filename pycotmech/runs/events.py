@@ -17,7 +17,6 @@ import errno
 import json
 import os
 import socket
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -144,10 +143,6 @@ def _holds(line: bytes, event: Mapping[str, Any]) -> bool:
 
 def _sum(line: bytes) -> str:
     return f"{zlib.crc32(line):08x}"
-
-
-def now() -> float:
-    return time.time()
 
 
 def _last_byte(descriptor: int, size: int) -> bytes:

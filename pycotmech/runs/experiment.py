@@ -92,7 +92,7 @@ def run(
             accepted = refuse_other_settings(folder, stored, identity, accept_version=accept_version)
             if not holds_records(folder / EXAMPLES_FILE, work.records()):
                 write_records(folder / EXAMPLES_FILE, work.records())
-            plan = _execution(choice, settings, model, folder if stored is not None else None, progress)
+            plan = _execution(choice, settings, folder if stored is not None else None, progress)
             if stored is None:
                 store = _new_store(folder, work, model, identity, settings, plan)
             else:
@@ -139,9 +139,7 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _execution(
-    choice: EngineChoice, settings: Settings, model: Model, stored: Path | None, progress: ProgressReporter
-) -> dict[str, Any]:
+def _execution(choice: EngineChoice, settings: Settings, stored: Path | None, progress: ProgressReporter) -> dict[str, Any]:
     """How units are cut and computed, on which rounding depends: what the settings say, otherwise as the stored run did,
     otherwise what this machine suggests. stored: the folder of a run that goes on."""
     import torch

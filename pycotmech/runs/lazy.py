@@ -13,9 +13,9 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from pycotmech.files.arrays import DamagedData
-from pycotmech.files.chunks import read_rows
+from pycotmech.files.chunks import chunk_file, read_rows
 from pycotmech.files.text import printable
-from pycotmech.runs.store import SweepState, existing_store, labelled, open_store, read_all, stored_chunks
+from pycotmech.runs.store import SweepState, existing_store, labelled, open_store, read_all
 from pycotmech.runs.variables import DATA
 
 
@@ -61,7 +61,8 @@ class _StoredVariable(BackendArray):
     def _read(self, key: tuple) -> np.ndarray:
         rows = np.atleast_1d(np.arange(self.shape[0])[key[0]])
         if self._name in DATA:
-            lost = set(rows[self._finished.rows[rows]].tolist()) - stored_chunks(self._path, self._array)
+            finished = rows[self._finished.rows[rows]].tolist()
+            lost = {r for r in finished if not chunk_file(self._path, self._array, r).is_file()}
             if lost:
                 raise DamagedData(self._damage(sorted(lost), "lost"))
         try:

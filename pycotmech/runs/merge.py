@@ -213,7 +213,7 @@ def _new_store(
     names = [str(part.data["name"].values[e - part.start]) for e, part in enumerate(chosen, points[0])]
     about = dict(data.attrs["about"])
     about["parts"] = [
-        {"folder": part.folder.name, "points": [part.start, part.stop], "execution": part.data.attrs["about"].get("execution")}
+        {"folder": part.folder.name, "points": [part.start, part.stop], "plan": part.data.attrs["about"].get("plan")}
         for part in parts
     ]
     axes = ResultAxes(

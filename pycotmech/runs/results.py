@@ -20,7 +20,7 @@ from pycotmech.runs.for_tools import HeadScores, HeadValues, chosen_step, needs_
 from pycotmech.runs.lazy import open_sweeps
 from pycotmech.runs.provenance import provenance_of
 from pycotmech.runs.results_base import AnalysesResults, Results, read_facts
-from pycotmech.runs.status import NO_RESULTS, PAPER, holds_traces
+from pycotmech.runs.status import NO_RESULTS, PAPER, SETTINGS, holds_traces
 from pycotmech.runs.store import STORE as SWEEPS
 from pycotmech.runs.store import read
 from pycotmech.runs.trace_results import TraceResults
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from pycotmech.attention.results import AttentionSummary
     from pycotmech.cot.tools.result import Analysis
-
-SETTINGS = "settings"
-"""The subfolder of a paper's folder with a folder for each harder setting."""
 
 
 def open_results(folder: str | os.PathLike) -> Results:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pycotmech.files.text import printable
-from pycotmech.runs.events import Events, now, read_events, seconds_of
+from pycotmech.runs.attention import STORE as ATTENTION
+from pycotmech.runs.events import Events, read_events, seconds_of
 from pycotmech.runs.folder import checked_path, is_written
-from pycotmech.runs.store import STORE, SweepState, existing_store, open_store, read_all
+from pycotmech.runs.store import STORE, SweepState, existing_store, open_store, read_all, stored_identity
 
 PAPER = "paper.json"
 """What a folder of `pycotmech paper` holds."""
+SETTINGS = "settings"
+"""The subfolder of a paper's folder with a folder for each harder setting."""
 TRACE = "trace.json"
 """What a folder of `pycotmech trace` holds."""
 OF_ALL_TRACES = ("chain_use", "receiver_heads")
@@ -91,7 +95,7 @@ def status_of(folder: str | os.PathLike) -> Status:
         return _of_sweeps(path, log)
     if (path / PAPER).is_file() or (path / "data").is_dir():
         return _of_paper(path, log)
-    if (path / "summary.zarr").is_dir():
+    if (path / ATTENTION).is_dir():
         return Status(path, "attention", "text", 1, 0, writing=is_written(path))
     if holds_traces(path):
         return _of_analyses(path, "trace", set(names_of_traces(path)), log)
@@ -134,7 +138,7 @@ def _of_sweeps(path: Path, log: Events) -> Status:
                 failures.pop(unit, None)
     pending = counts[SweepState.PENDING]
     per_second = _rate(log, lambda event: len(event["steps"]) if isinstance(event.get("steps"), list) else 0)
-    kind = "sweep" if "pairs" in _identity(path) else "run"
+    kind = "sweep" if "pairs" in (stored_identity(path) or {}) else "run"
     return Status(
         path, kind, "sweep", counts[SweepState.FINISHED], pending, counts[SweepState.SKIPPED], len(failures), failures,
         None if per_second is None else 3600 * per_second,
@@ -143,17 +147,11 @@ def _of_sweeps(path: Path, log: Events) -> Status:
     )  # fmt: skip
 
 
-def _identity(path: Path) -> Mapping[str, Any]:
-    from pycotmech.runs.store import stored_identity
-
-    return stored_identity(path) or {}
-
-
 def _of_paper(path: Path, log: Events) -> Status:
     stored = {found.name.removesuffix(".zarr") for found in (path / "data").glob("*.zarr")}
     settings = {}
-    if (path / "settings").is_dir() and not (path / "settings").is_symlink():
-        for below in sorted((path / "settings").iterdir()):
+    if _is_folder(path / SETTINGS):
+        for below in sorted((path / SETTINGS).iterdir()):
             if below.is_dir() and ((below / PAPER).is_file() or (below / "data").is_dir()):
                 settings[below.name] = status_of(below)
     return _of_analyses(path, "paper", stored, log, settings)
@@ -200,7 +198,7 @@ def _rate(log: Events, units: Any) -> float | None:
         elif event["event"] == "finished":
             done += units(event)
             end = seconds_of(event)
-    if begin is None or end is None or done == 0 or end <= begin or end > now() + 60:
+    if begin is None or end is None or done == 0 or end <= begin or end > time.time() + 60:
         return None
     return done / (end - begin)
 

@@ -83,7 +83,7 @@ class SweepStore:
             raise FileExistsError(f"out: {folder} holds results already")
         save_arrays(_labels(axes, identity, about), folder / STORE, empty=_layout(axes))
         store = cls(folder)
-        store._begin("start", about.get("versions"))
+        store._begin("start", store.state(), about.get("versions"))
         return store
 
     @classmethod
@@ -104,7 +104,7 @@ class SweepStore:
                     chunk = chunk_file(store._path, store._arrays[name], example)
                     chunk.unlink(missing_ok=True)
                     sync(chunk.parent)
-        store._begin("resume", None, damaged=found.damaged)
+        store._begin("resume", found.state, None, damaged=found.damaged)
         return store
 
     def state(self) -> np.ndarray:
@@ -165,8 +165,7 @@ class SweepStore:
         """Records that sweeps could not be done. They stay pending, and a later run tries them again."""
         self.events.write("failed", example=example, steps=[int(s) for s in steps], why=why)
 
-    def _begin(self, event: str, versions: Any, **more: Any) -> None:
-        state = self.state()
+    def _begin(self, event: str, state: np.ndarray, versions: Any, **more: Any) -> None:
         numbers = {kind.name.lower(): int((state == kind).sum()) for kind in SweepState}
         self.events.begin(event, "run", **({"versions": versions} if versions else {}), **numbers, **more)
 
@@ -259,7 +258,8 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
     if not path.exists() and not path.is_symlink():
         return None
     open_store(path, "r")
-    return dict(open_group(path).attrs["identity"])  # type: ignore[arg-type]
+    group = zarr.open_group(str(path), mode="r")  # which `open_store` has checked
+    return dict(group.attrs["identity"])  # type: ignore[arg-type]
 
 
 def stored_about(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ trace.json, settings and costs. A result is written when it is complete, and is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,13 +19,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pycotmech.files.arrays import DamagedData
 from pycotmech.files.text import markdown
-from pycotmech.files.whole import holds_text, is_whole_png, read_sealed, write_sealed
-from pycotmech.files.write import replacing, subfolder, write_text
+from pycotmech.files.whole import read_sealed, write_sealed
+from pycotmech.files.write import subfolder, write_text
 from pycotmech.runs.events import EventLog
 from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
+from pycotmech.runs.pair_files.choose import digest_of
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import deciding_versions, facts_of, model_identity
 from pycotmech.runs.settings import check_threads, torch_threads
+from pycotmech.runs.show import show
 from pycotmech.runs.status import TRACE
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ class TraceSettings:
         check_threads(self.threads)
         n = 0
         for n, (number, record) in enumerate(records(self.traces), 1):  # noqa: B007
-            if not any(
-                set(names) <= set(record) for names in (("prompt", "completion"), ("messages",), ("tokens", "sentences"))
-            ):
+            if not any(set(names) <= set(record) for names in _FORMS):
                 raise ValueError(
                     f"traces: {self.traces}, line {number}: expected prompt and completion, messages, or tokens and sentences"
                 )
@@ -87,8 +86,7 @@ class TraceSettings:
     def identity(self) -> dict[str, Any]:
         """What two runs must agree on to share a folder."""
         found = {k: v for k, v in asdict(self).items() if k not in ("memory_gb", "threads", "traces")}
-        digest = hashlib.sha256(self.traces.read_bytes()).hexdigest()[:16]
-        return {**found, "traces": f"{self.traces.name} (sha256 {digest})", **deciding_versions()}
+        return {**found, "traces": f"{self.traces.name} (sha256 {digest_of(self.traces)[:16]})", **deciding_versions()}
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def run_traces(
     settings.check()
     folder = checked_path(out)
     stored = _stored(folder)
-    refuse_other_settings(folder, _without_model(stored), settings.identity())
+    refuse_other_settings(folder, stored, settings.identity())
     model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
     with torch_threads(settings.threads):
         traces = Trace.from_jsonl(model, settings.traces, splitter=settings.splitter)
@@ -220,7 +218,7 @@ class _Run:
         self.costs |= before.get("seconds", {})
         self.facts |= facts_of(self.model, vars(s), plan={"token_forwards": plan.units, "memory_gb": s.memory_gb})
         self.facts["created"] = before.get("created", self.facts["created"])
-        self.facts["prompts"] = hashlib.sha256(s.traces.read_bytes()).hexdigest()
+        self.facts["prompts"] = digest_of(s.traces)
         self._write_about()
         self.log.begin("resume" if before else "start", "trace", versions=self.facts["versions"])
         self.log.write("plan", units={name: round(n / plan.speed, 6) for name, n in plan.units.items()})
@@ -270,7 +268,8 @@ class _Run:
             if found.about.get("identity") == self.identity:
                 self.outcome.results[name] = found
                 self.outcome.resumed.append(name)
-                self._show(where, found, damaged_only=True)
+                place = self._place(where)
+                show(found, place, place, damaged_only=True)
                 return found
         except (FileNotFoundError, DamagedData):
             pass
@@ -284,8 +283,8 @@ class _Run:
         finally:
             self.progress.end()
         self.costs[name] = time.perf_counter() - start
-        self._show(where, found)
-        place = subfolder(self.folder, where) if where else self.folder
+        place = self._place(where)
+        show(found, place, place)
         # The data last and in one move: a result that is found is complete.
         replace(found, about={**found.about, "identity": self.identity}).save(place)
         self.log.write("finished", unit=name, seconds=round(self.costs[name], 6))
@@ -294,19 +293,12 @@ class _Run:
         self.say(str(found))
         return found
 
+    def _place(self, where: str) -> Path:
+        return subfolder(self.folder, where) if where else self.folder
+
     def _failed(self, name: str, why: str) -> None:
         self.outcome.failures[name] = why
         self.log.write("failed", unit=name, why=why)
-
-    def _show(self, where: str, found: Analysis, *, damaged_only: bool = False) -> None:
-        place = subfolder(self.folder, where) if where else self.folder
-        table, figure = place / f"{found.name}.csv", place / f"{found.name}.png"
-        text = found.table().to_csv(index=False)
-        if not (damaged_only and holds_text(table, text)):
-            write_text(table, text)
-        if not (damaged_only and is_whole_png(figure)):
-            with replacing(figure) as temporary:
-                found.plot(path=temporary)
 
     def _write_about(self) -> None:
         write_sealed(self.folder / TRACE, {"identity": self.identity, **self.facts, "seconds": self.costs})
@@ -342,11 +334,6 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _stored(folder: Path) -> dict[str, Any] | None:
     return _about(folder).get("identity")
-
-
-def _without_model(identity: dict[str, Any] | None) -> dict[str, Any] | None:
-    """An identity without what only a loaded model tells."""
-    return None if identity is None else {k: v for k, v in identity.items() if k not in ("weights", "config")}
 
 
 def _duration(seconds: float) -> str:

@@ -83,17 +83,16 @@ class SweepWork:
             ids = item.full_ids.tolist()
             spans = [item.steps[s].answer_span for s in self.steps]
             targets = tuple(tuple((p - 1, ids[p]) for p in range(span.start, span.stop)) for span in spans)
-            return GradeUnit(number, example, item.full_ids.numpy(), None, targets, where)
+            return GradeUnit(number, item.full_ids.numpy(), None, targets, where)
         pair = row[0].pair
         if pair.answer is None:
             return None
-        return GradeUnit(number, example, pair.clean.numpy(), -1, (((0, pair.answer),),), row[0].where)
+        return GradeUnit(number, pair.clean.numpy(), -1, (((0, pair.answer),),), row[0].where)
 
     def patching(self, number: int, batch: Sequence[SweepUnit]) -> PatchUnit:
         """Returns what a worker needs of sweeps that one run answers."""
-        steps, pairs = tuple(unit.step for unit in batch), [unit.pair for unit in batch]
         others = [self.others[unit.example][unit.step] for unit in batch]
-        return PatchUnit.of(number, batch[0].example, steps, pairs, batch[-1].where, others)
+        return PatchUnit.of(number, [unit.pair for unit in batch], batch[-1].where, others)
 
     def batches(self, wanted: Callable[[SweepUnit], bool], settings: Settings) -> Iterator[list[SweepUnit]]:
         """The wanted units, in groups that one run of the model answers. It is the same groups whatever is done already."""

@@ -127,7 +127,7 @@ def test_minutes_choose_the_number_once(tmp_path, monkeypatch):
     from pycotmech.paper import plan as planning
 
     monkeypatch.setattr(planning, "measured_speed", lambda model: 1e8)
-    monkeypatch.setattr(planning, "measured_overhead", lambda model: 2.0)
+    monkeypatch.setattr(planning, "measured_overhead", lambda model, forward: 2.0)
     asked = dataclasses.replace(SETTINGS, examples=None)
     plan = lambda minutes: paper.run(asked, tmp_path, only=("copy_heads",), minutes=minutes, plan_only=True).plan  # noqa: E731
     found = plan(2.0)

@@ -54,7 +54,12 @@ def test_parts_make_the_whole_and_its_command_goes_on_with_it(made, tmp_path, na
     assert merged["name"].values.tolist() == whole["name"].values.tolist()
     assert merged.attrs["identity"] == whole.attrs["identity"]
     assert (tmp_path / "out/examples.jsonl").read_bytes() == (made / "whole/examples.jsonl").read_bytes()
-    assert [part["points"] for part in merged.attrs["about"]["parts"]] == [[int(name[0]), int(name[2])] for name in names]
+    parts = merged.attrs["about"]["parts"]
+    assert [part["points"] for part in parts] == [[int(name[0]), int(name[2])] for name in names]
+    assert [part["plan"] for part in parts] == [read(made / name).attrs["about"]["plan"] for name in names]
+    assert {(part["plan"]["threads"], part["plan"]["memory_gb"], part["plan"]["engine"]) for part in parts} == {
+        (1, 1.0, "serial")
+    }
     again = experiment.run(SETTINGS, tmp_path / "out")
     assert again.done == 0 and again.resumed == outcome.finished
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pycotmech.runs.trace_run import TracePlan, TraceSettings, plan_of
+from dataclasses import replace
+
+import pytest
+
+from pycotmech.files.whole import write_sealed
+from pycotmech.model import Model
+from pycotmech.runs.status import TRACE
+from pycotmech.runs.trace_run import TracePlan, TraceSettings, plan_of, run_traces
 from tests.traces.cases import random_trace, tiny
 
 
@@ -27,3 +34,22 @@ def test_the_identity_holds_the_files_content_and_nothing_that_changes_no_number
     assert one == TraceSettings("tiny", file).identity()
     file.write_text("b")
     assert one != TraceSettings("tiny", file).identity()
+
+
+def test_other_settings_are_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    """What only a loaded model tells, its weights and configuration, is no difference until then."""
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    settings = TraceSettings("tiny", file)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_sealed(out / TRACE, {"identity": settings.identity() | {"weights": "sha256:1", "config": "sha256:2"}})
+
+    def loaded(*args, **options):
+        raise InterruptedError
+
+    monkeypatch.setattr(Model, "from_pretrained", loaded)
+    with pytest.raises(InterruptedError):
+        run_traces(settings, out)
+    with pytest.raises(ValueError, match=r"holds results of other settings: top was 20, now 5; seed was 0, now 1\. Give"):
+        run_traces(replace(settings, top=5, seed=1), out)

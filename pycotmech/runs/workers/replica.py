@@ -35,7 +35,7 @@ class Replica:
         if spec.memory_gb is None and spec.share > 1:
             from pycotmech.engine.planner import memory_budget
 
-            self._memory_gb = memory_budget(None, model.device) / 2**30 / spec.share
+            self._memory_gb = memory_budget(None, *model.family.devices) / 2**30 / spec.share
 
     def answer(self, unit: Unit, watch: Watch | None = None) -> Answer:
         """Does a unit. An error of the unit is an answer too; KeyboardInterrupt is raised."""
@@ -67,7 +67,7 @@ class Replica:
         self.model.prefixes.clear()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        return (memory_budget(memory_gb, self.model.device) / 2**30) / 2
+        return (memory_budget(memory_gb, *self.model.family.devices) / 2**30) / 2
 
     def _graded(self, unit: GradeUnit) -> tuple[int, ...]:
         found: Any = self.model.run(torch.from_numpy(np.array(unit.tokens)), positions=unit.positions)

@@ -66,7 +66,6 @@ class GradeUnit:
     """
 
     number: int
-    example: int
     tokens: NDArray[np.int64]
     positions: int | None
     targets: tuple[tuple[tuple[int, int], ...], ...]
@@ -81,13 +80,11 @@ class GradeUnit:
 class PatchUnit:
     """Patches every head of some steps of one example, which one run of the model answers.
 
-    steps: their indices on the axis. clean, corrupted: token ids [T] of each; answer, wrong: their tokens. others: of each the
-    prompt [T] that its random control takes activations from, or None where there is none.
+    clean, corrupted: token ids [T] of each step; answer, wrong: their tokens. others: of each the prompt [T] that its random
+    control takes activations from, or None where there is none.
     """
 
     number: int
-    example: int
-    steps: tuple[int, ...]
     clean: tuple[NDArray[np.int64], ...]
     corrupted: tuple[NDArray[np.int64], ...]
     answer: tuple[int | None, ...]
@@ -96,12 +93,10 @@ class PatchUnit:
     others: tuple[NDArray[np.int64] | None, ...] = ()
 
     @classmethod
-    def of(
-        cls, number: int, example: int, steps: tuple[int, ...], pairs: list[Pair], where: str, others: Sequence[Tensor | None]
-    ) -> PatchUnit:  # fmt: skip
+    def of(cls, number: int, pairs: list[Pair], where: str, others: Sequence[Tensor | None]) -> PatchUnit:
         """pairs, others: one for each step."""
         return cls(
-            number, example, steps,
+            number,
             tuple(pair.clean.numpy() for pair in pairs), tuple(pair.corrupted.numpy() for pair in pairs),
             tuple(pair.answer for pair in pairs), tuple(pair.wrong for pair in pairs), where,
             tuple(None if other is None else other.numpy() for other in others),

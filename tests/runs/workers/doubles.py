@@ -20,7 +20,7 @@ def unit_of(number: int, where: str = "", prefix: int = 0) -> PatchUnit:
     clean = np.full(200, prefix)
     corrupted = clean.copy()
     corrupted[150 if prefix else 0] = 99
-    return PatchUnit(number, number, (0,), (clean,), (corrupted,), (None,), (None,), where)
+    return PatchUnit(number, (clean,), (corrupted,), (None,), (None,), where)
 
 
 class Double:

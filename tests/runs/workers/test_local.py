@@ -160,7 +160,7 @@ def test_replicas_map_one_copy_of_the_weights(tmp_path, dtype):
     model = pcm.Model.from_pretrained(folder, dtype=dtype)
     assert is_mapped(model) == (dtype == "float32")
     size = sum(t.numel() * t.element_size() for t in model.hf.state_dict().values()) / 2**20
-    units = (GradeUnit(i, i, np.arange(1, 9), None, (((7, 0),),), "") for i in range(10**6))
+    units = (GradeUnit(i, np.arange(1, 9), None, (((7, 0),),), "") for i in range(10**6))
     found: list[tuple[float, float]] = []
     with open_engine(EngineChoice("local", 2), settings, model, memory_gb=1.0, identity={}) as engine:
         end = time.monotonic() + 200
@@ -178,7 +178,7 @@ def test_replicas_map_one_copy_of_the_weights(tmp_path, dtype):
 
 def test_a_chunk_that_does_not_fit_is_cut_again(monkeypatch):
     model = pcm.Model.from_pretrained("tiny-cot")
-    unit = PatchUnit(0, 0, (0,), (np.array([1, 5, 3, 4]),), (np.array([1, 6, 3, 4]),), (None,), (None,), "line 1")
+    unit = PatchUnit(0, (np.array([1, 5, 3, 4]),), (np.array([1, 6, 3, 4]),), (None,), (None,), "line 1")
     replica = Replica(model, ReplicaSpec(Settings(model="tiny-cot"), "cpu", None, 1.0))
     honest, asked = Replica._patched, []
 
@@ -200,7 +200,7 @@ def test_a_chunk_that_does_not_fit_is_cut_again(monkeypatch):
 def test_an_error_of_one_unit_is_its_answer(monkeypatch):
     model = pcm.Model.from_pretrained("tiny-cot")
     replica = Replica(model, ReplicaSpec(Settings(model="tiny-cot"), "cpu", None, 1.0))
-    unit = PatchUnit(7, 0, (0,), (np.array([1, 5]),), (np.array([1, 9999]),), (None,), (None,), "line 1")
+    unit = PatchUnit(7, (np.array([1, 5]),), (np.array([1, 9999]),), (None,), (None,), "line 1")
     answer = replica.answer(unit)
     assert answer.unit == 7 and "token id 9999 is outside the vocabulary" in answer.error and not answer.sweeps
     monkeypatch.setattr(Replica, "_patched", lambda *_: (_ for _ in ()).throw(KeyError("oops")))
