@@ -77,13 +77,19 @@ bench: setup
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
-# nnterp 1.3 needs an nnsight before 0.7, hence a second environment.
-peers: setup
+# nnterp 1.3 needs an nnsight before 0.7, hence a second environment. Thought Anchors is in no registry.
+THOUGHT_ANCHORS_COMMIT := 2a15f778d11b2c3a12d0357f34000939b172066c
+
+.venv-peers/thought-anchors:
+	git clone --quiet https://github.com/interp-reasoning/thought-anchors $@
+	git -C $@ checkout --quiet $(THOUGHT_ANCHORS_COMMIT)
+
+peers: setup .venv-peers/thought-anchors
 	@for env in peers nnterp; do \
 	  test -x .venv-$$env/bin/python || $(PYTHON) -m venv .venv-$$env || exit 1; \
 	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt torch==2.13.0 setuptools wheel pybind11 ninja || exit 1; \
 	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --no-build-isolation -e ".[test,$$env]" || exit 1; \
-	  .venv-$$env/bin/python -m pytest -q -m $$env tests/peers || exit 1; \
+	  THOUGHT_ANCHORS=.venv-peers/thought-anchors .venv-$$env/bin/python -m pytest -q -m $$env tests/peers || exit 1; \
 	done
 
 nulls: setup

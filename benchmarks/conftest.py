@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=None, help="threads for both sides (default: all cores)")
     group.addoption("--layers", type=int, default=32, help="layers of the Llama-2 7B shape (fewer need less memory)")
     group.addoption("--heads", type=int, default=None, help="only so many heads of the Llama-2 7B shape, spread evenly")
+    group.addoption("--tokens", type=int, default=None, help="tokens of a trace (default: those of each benchmark)")
     group.addoption("--no-bare", dest="bare", action="store_false", help="Llama-2 7B shape: do not run the bare products")
     group.addoption("--results", default=None, help="also write the table to this JSON file")
 

@@ -1,10 +1,14 @@
 """Makes the traces in pycotmech/data/traces: reasoning that small models wrote themselves, with the seeds that made it.
 
 Three kinds of questions, each after a few solved ones: ontologies of five hops, sums of single digits taken step by step, and
-lists that are copied item by item. The model samples what follows up to its first answer (temperature 0.6, top-p 0.95, as in
-Thought Anchors). A trace is kept if it has an answer and at least four sentences before it, whether the answer is right or not.
+lists that are copied item by item; and the same two to three times as long. The model samples what follows up to its first
+answer (temperature 0.6, top-p 0.95, as in Thought Anchors). A trace is kept if it has an answer and at least four sentences
+before it (a long one 12 to 30), whether the answer is right or not.
 
-    python examples/make_traces.py --model smollm2-135m-cot [--kinds sum,list,ontology] [--each 4] [--out FOLDER]
+    python examples/make_traces.py --model smollm2-135m [--kinds sum,list,"long sum","long list"] [--each 4] [--out FOLDER]
+
+The shipped ones, with --each 4: smollm2-135m as above; smollm2-135m-cot with --kinds "ontology,long ontology" --each 6;
+gemma3-270m with all kinds.
 """
 
 from __future__ import annotations
@@ -22,9 +26,15 @@ ITEMS = (
     "apple", "bread", "candle", "drum", "eagle", "flute", "grape", "hammer", "island", "jacket", "kettle", "lemon", "mirror",
     "needle", "orange", "pencil", "rabbit", "saddle", "table", "violin",
 )  # fmt: skip
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+ORDINALS = (
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth",
+    "thirteenth", "fourteenth", "fifteenth", "sixteenth",
+)  # fmt: skip
+KINDS = ("sum", "list", "ontology", "long sum", "long list", "long ontology")
 TRIES = 2
 """Seeds that are tried for a question."""
+FEWEST, LONG = 4, (12, 30)
+"""Sentences of a trace: at least, and of a long one at least and at most."""
 
 
 def sums(rng: random.Random, shots: int = 3, terms: int = 8) -> str:
@@ -56,17 +66,19 @@ def lists(rng: random.Random, shots: int = 3, n: int = 8) -> str:
     return "\n\n".join(parts)
 
 
-def ontologies(model: pcm.Model, n: int, seed: int) -> list[str]:
-    """Prompts with two solved ontologies and one to solve."""
-    examples = pcm.cot.make_examples(n, hops=5, shots=2, seed=seed, tokenizer=model.tokenizer, bos=model.prepend_bos)
+def ontologies(model: pcm.Model, n: int, seed: int, hops: int = 5) -> list[str]:
+    """Prompts with two solved ontologies and one to solve; without a BOS token, which the model's tokenizer writes."""
+    examples = pcm.cot.make_examples(n, hops=hops, shots=2, seed=seed, tokenizer=model.tokenizer, bos=model.prepend_bos)
     return [e.full_text.removesuffix(e.chain).rstrip() for e in examples]
 
 
 def written(model: pcm.Model, prompt: str, name: str, *, stop: str) -> Trace | None:
-    """The first trace of this prompt with an answer after four sentences, over a few seeds; None if there is none."""
+    """The first trace of this prompt with an answer after enough sentences, over a few seeds; None if there is none."""
+    long = name.startswith("long")
+    least, most = LONG if long else (FEWEST, LONG[1])
     for seed in range(TRIES):
         try:
-            trace = Trace.generate(model, prompt, seed=seed, max_new=130, stop=stop, cue=None, name=name)
+            trace = Trace.generate(model, prompt, seed=seed, max_new=400 if long else 130, stop=stop, cue=None, name=name)
             completion = trace.text[trace.n_prompt :]
             said = re.search(r"answer is (\w+)\.|(True|False)$", completion)
             if said is None:
@@ -75,7 +87,7 @@ def written(model: pcm.Model, prompt: str, name: str, *, stop: str) -> Trace | N
             trace = Trace.from_text(model, prompt, completion[: said.end()], answer=answer, name=name, seed=seed)
         except ValueError:  # nothing but an answer
             continue
-        if trace.n_sentences >= 4:
+        if least <= trace.n_sentences <= most:
             return trace
     return None
 
@@ -83,17 +95,15 @@ def written(model: pcm.Model, prompt: str, name: str, *, stop: str) -> Trace | N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-cot")
-    parser.add_argument("--kinds", default="sum,list,ontology")
+    parser.add_argument("--kinds", default="sum,list,long sum,long list")
     parser.add_argument("--each", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path(pcm.__file__).parent / "data" / "traces")
     arguments = parser.parse_args()
-    model = pcm.Model.from_pretrained(arguments.model, dtype="float32")
-    rng = random.Random(0)
     kinds = arguments.kinds.split(",")
-    prompts = [(f"sum {i}", sums(rng)) for i in range(arguments.each)]
-    prompts += [(f"list {i}", lists(rng)) for i in range(arguments.each)]
-    prompts += [(f"ontology {i}", p) for i, p in enumerate(ontologies(model, arguments.each, 0))]
-    prompts = [(name, prompt) for name, prompt in prompts if name.split()[0] in kinds]
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"--kinds: got {', '.join(sorted(unknown))}; expected some of {', '.join(KINDS)}")
+    model = pcm.Model.from_pretrained(arguments.model, dtype="float32")
+    prompts = [(f"{kind} {i}", prompt) for kind in kinds for i, prompt in enumerate(asked(model, kind, arguments.each))]
     arguments.out.mkdir(parents=True, exist_ok=True)
     with open(arguments.out / f"{arguments.model}.jsonl", "w", encoding="utf-8") as file:
         for name, prompt in prompts:
@@ -101,6 +111,21 @@ def main() -> None:
             print(name, "none" if trace is None else f"{trace}: {trace.answer_text!r}", flush=True)
             if trace is not None:
                 file.write(json.dumps(trace.to_record()) + "\n")
+                file.flush()
+
+
+def asked(model: pcm.Model, kind: str, n: int) -> list[str]:
+    """The prompts of a kind; those of one kind do not depend on the others."""
+    rng = random.Random(kind)
+    if kind.endswith("ontology"):
+        return ontologies(model, n, 0, hops=12 if kind.startswith("long") else 5)
+    if kind == "sum":
+        return [sums(rng) for _ in range(n)]
+    if kind == "long sum":
+        return [sums(rng, shots=2, terms=16) for _ in range(n)]
+    if kind == "list":
+        return [lists(rng) for _ in range(n)]
+    return [lists(rng, shots=2, n=16) for _ in range(n)]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def trace(
     ] = "rows_after",
     top: Annotated[int, o.plain("The number of receiver heads.")] = 20,
     proximity: Annotated[int, o.plain("Sentences nearer than this do not count in vertical scores.")] = 4,
-    controls: Annotated[int, o.plain("The number of equally long spans that are cut as a control of each sentence.")] = 1,
+    controls: Annotated[
+        int, o.plain("The number of controls of each sentence: spans as long as it and as far before what is measured.")
+    ] = 1,
     plan: Annotated[bool, o.plain("Print what it will cost, and stop.", "--plan")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",

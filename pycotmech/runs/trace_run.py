@@ -1,9 +1,9 @@
 """Runs the analyses of traces into a folder, a plan first; the same command continues an earlier run.
 
 The folder holds receiver_heads and chain_use over all traces, and for each trace a folder trace_000, ... with suppress,
-early_answers
-and answer_paths: each as <name>.zarr, <name>.csv and <name>.png; traces.jsonl, what was analysed; summary.md; events.jsonl; and
-trace.json, settings and costs. A result is written when it is complete, and is not computed again.
+early_answers and answer_paths: each as <name>.zarr, <name>.csv and <name>.png (and suppress_graph.png); traces.jsonl, what was
+analysed; summary.md; events.jsonl; and trace.json, settings and costs. A result is written when it is complete, and is not
+computed again.
 """
 
 from __future__ import annotations
@@ -316,7 +316,9 @@ class _Run:
             for name in ("suppress", "early_answers", "answer_paths"):
                 found = self.outcome.results.get(f"trace_{i:03d}/{name}")
                 if found is not None:
-                    parts += [f"### {found.title}", "", f"![](trace_{i:03d}/{name}.png)", ""]
+                    parts += [f"### {found.title}", ""]
+                    for figure in (name, *(f"{name}_{more}" for more in found.figures())):
+                        parts += [f"![](trace_{i:03d}/{figure}.png)", ""]
                     parts += [f"* {markdown(line)}" for line in found.findings()] + [""]
         if self.outcome.failures:
             parts += ["## Not made", "", *(f"* {name}: {markdown(why)}" for name, why in self.outcome.failures.items()), ""]

@@ -4,8 +4,8 @@ A cut changes nothing before the first row that it reaches, and nothing below th
 untouched run's, computed once, and their keys and values are shared by all cuts. The rows of all cuts from there on go through
 the layers as one matrix. What comes out is compared with the untouched run position by position, and no logits are kept.
 
-Cost for N cuts whose rows begin at f_1 ... f_N, of T tokens: T + sum of (T - f_i) rows through the layers, and one row of the
-unembedding for each row that is measured.
+Cost for N cuts of n_1 ... n_N rows, of T tokens: T + sum of n_i rows through the layers, and one row of the unembedding for each
+row that is measured.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ Where = Mapping[int, Sequence[int] | None]
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows from `first` on do not see the keys lo .. hi - 1."""
+    """Rows first .. stop - 1 do not see the keys lo .. hi - 1; rows from `stop` on are not computed."""
 
     first: int
+    stop: int
     lo: int
     hi: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,7 @@ def run_cuts(
     Yields the numbers of the cuts, where the rows of each begin (and end), and their residual rows after the last layer [R, d].
     room: bytes. Raises ValueError naming memory_gb if one cut does not fit.
     """
-    T = len(base.tokens)
-    lengths = [T - cut.first for cut in cuts]
+    lengths = list(map(len, cuts))
     row = _row_bytes(family, where)
     if max(lengths, default=0) * row > room:
         raise ValueError(
@@ -111,9 +114,8 @@ def _row_bytes(family: Family, where: Where) -> int:
 
 @torch.no_grad()
 def _climb(family: Family, base: Untouched, cuts: Sequence[Cut], where: Where) -> Tensor:
-    T, device = len(base.tokens), family.device
-    firsts = torch.tensor([cut.first for cut in cuts])
-    lengths = T - firsts
+    device = family.device
+    firsts, lengths = torch.tensor([(cut.first, len(cut)) for cut in cuts]).T
     owner = torch.repeat_interleave(torch.arange(len(cuts)), lengths)
     own = (lengths.cumsum(0) - lengths)[owner]
     within = torch.arange(len(owner)) - own
@@ -149,14 +151,14 @@ Measure = Callable[[int, Tensor, Tensor, NDArray[np.int64]], None]
 
 @torch.no_grad()
 def by_position(
-    family: Family, base: Untouched, x: Tensor, positions: NDArray[np.int64], wanted: NDArray, measure: Measure
+    family: Family, base: Untouched, x: Tensor, positions: NDArray[np.int64], wanted: NDArray[np.bool_], measure: Measure
 ) -> None:
     """Compares rows x [R, d] at `positions` [R] with the untouched run's: calls `measure` for each position.
 
-    wanted: bool [T], the positions at which rows are measured. Logits exist for about 256 rows at a time, and the untouched
+    wanted: bool [R], the rows that are measured. Logits exist for about 256 rows at a time, and the untouched
     run's at a position once for all cuts.
     """
-    chosen = np.flatnonzero(wanted[positions])
+    chosen = np.flatnonzero(wanted)
     order = chosen[np.argsort(positions[chosen], kind="stable")]
     at, begins = np.unique(positions[order], return_index=True)
     ends = [*begins[1:].tolist(), len(order)]

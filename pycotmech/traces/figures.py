@@ -1,8 +1,8 @@
-"""The figure of traces: a matrix of sentences with a bar for each below it."""
+"""The figures of traces: a matrix of sentences with a bar for each below it, and sentences as the nodes of a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 
 import numpy as np
@@ -10,6 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.frame import PALETTE, finished, small
+
+_TEXT_ROWS = 40
+"""Sentences up to which their texts are written beside the graph; of more only the numbers are."""
+_LETTERS = 46
 
 
 def matrix_figure(
@@ -42,3 +46,54 @@ def matrix_figure(
     bars.axhline(0, color="0.6", linewidth=0.6)
     small(bars, across="earlier sentence", up=below)
     return finished(figure, title, lines, path=path)
+
+
+def graph_figure(
+    edges: Iterable[tuple[int, int, float]],
+    weights: NDArray,
+    texts: Sequence[str],
+    *,
+    title: str,
+    edge_label: str,
+    node_label: str,
+    lines: Sequence[str] = (),
+    path: str | PathLike | None = None,
+) -> Figure:
+    """Sentences from top to bottom, and an arc from each later one up to an earlier one that it depends on.
+
+    edges: (later, earlier, weight); the wider and darker an arc, the heavier it is. weights [S]: the size of each node; NaN
+    and what is not positive is drawn as a small ring. texts: of the sentences.
+    """
+    from matplotlib.patches import Arc
+
+    S, drawn = len(texts), [(i, j, w) for i, j, w in edges if np.isfinite(w) and w > 0]
+    with_text = S <= _TEXT_ROWS
+    figure = Figure(figsize=(7.2 if with_text else 5.0, min(max(2.6, 0.24 * S + 1.6), 12.0)), layout="constrained")
+    axis = figure.subplots()
+    longest = max((i - j for i, j, _ in drawn), default=1)
+    heaviest = max((w for _, _, w in drawn), default=1.0)
+    for later, earlier, weight in sorted(drawn, key=lambda e: e[2]):
+        share, span = weight / heaviest, later - earlier
+        axis.add_patch(
+            Arc(
+                (0, (later + earlier) / 2), 2 * (0.12 + 0.88 * span / longest), span, theta1=90, theta2=270,
+                linewidth=0.5 + 2.5 * share, color=PALETTE[0], alpha=0.25 + 0.7 * share,
+            )
+        )  # fmt: skip
+    known = np.where(np.isfinite(weights) & (np.asarray(weights) > 0), weights, 0.0)
+    largest = known.max() if len(known) and known.max() > 0 else 1.0
+    rows = np.arange(S)
+    some = known > 0
+    axis.scatter(np.zeros(S)[some], rows[some], s=14 + 130 * known[some] / largest, color=PALETTE[1], zorder=3)
+    axis.scatter(np.zeros(S)[~some], rows[~some], s=10, facecolor="white", edgecolor=PALETTE[1], linewidth=0.8, zorder=3)
+    for i, text in enumerate(texts):
+        if with_text:
+            short = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+            axis.text(0.12, i, f"{i}  {short}", fontsize=7.5, va="center")
+        elif i % 5 == 0:
+            axis.text(0.12, i, str(i), fontsize=7, va="center")
+    axis.set_xlim(-1.08, 2.6 if with_text else 0.5)
+    axis.set_ylim(S - 0.4, -0.6)
+    axis.set_axis_off()
+    words = f"arcs: {edge_label}; nodes: {node_label}"
+    return finished(figure, title, [words, *lines], path=path)

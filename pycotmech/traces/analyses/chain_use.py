@@ -6,8 +6,9 @@ For each trace the answer is asked for, after the trace's own cue,
 * after another trace's reasoning of as many tokens ("other"): as much text, as much computation, other content;
 * after the trace's own sentences in random order ("shuffled").
 
-Which sentences matter is asked by suppression, with equally long spans elsewhere as the control; which heads, by cutting their
-view of the reasoning one at a time; when the answer is decided, by early answers. Every question gets a verdict over traces.
+Which sentences matter is asked by suppression, with spans of the same length and distance as the control; which heads, by
+cutting their view of the reasoning one at a time; when the answer is decided, by early answers. Every question gets a verdict
+over traces.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ class ChainUse(TraceAnalysis):
     """What the answers of traces owe to their reasoning.
 
     data: probability [trace, condition], of the answer; answer_change, control_answer_change [trace, sentence], by how much
-    its log probability falls without attention to a sentence, and to an equally long span elsewhere; influence [trace, layer,
-    head], by how much it falls if a head does not see the reasoning from after it; early [trace, after], its probability after
-    so many sentences; decided [trace], after how many it is the likeliest and stays so, -1 for never; sentences [trace], how
-    many there are. NaN where a trace has fewer.
+    its log probability falls without attention to a sentence, and as the control that of other tokens without attention to a
+    span as long and as far before them; influence [trace, layer, head], by how much it falls if a head does not see the
+    reasoning from after it; early [trace, after], its probability after so many sentences; decided [trace], after how many it
+    is the likeliest and stays so, -1 for never; sentences [trace], how many there are. NaN where a trace has fewer.
     """
 
     name, title = "chain_use", "Is the chain of thought used?"
@@ -141,7 +142,8 @@ class ChainUse(TraceAnalysis):
                 j = int(np.nanargmax(excess[t]))
                 named.append(f"{self.about['traces'][t]} {self.sentence(j, int(t))} ({excess[t, j]:+.2f} nats)")
         evidence = (
-            f"beyond equally long spans elsewhere a sentence lowers the answer's log probability by {mean.words('{:.2f}')}"
+            "beyond what a span of its length and distance does to other tokens, a sentence lowers the answer's log probability "
+            f"by {mean.words('{:.2f}')}"
         )
         if named:
             evidence += f"; most: {', '.join(named)}"

@@ -11,7 +11,7 @@ Their code leaves the last token of a text out; here it counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
@@ -112,6 +112,30 @@ class SentenceAttention(TraceAnalysis):
             title=f"{self.about['model']}: {self.title}, mean over {which}", below="vertical score",
             label="mean attention of a pair of tokens", lines=self.small_print(), path=path,
         )  # fmt: skip
+
+    def plot_graph(
+        self,
+        *,
+        heads: list[tuple[int, int]] | None = None,
+        top: int = 1,
+        proximity: int = 1,
+        path: str | PathLike | None = None,
+    ) -> Figure:
+        """The sentence graph: `graph` as arcs, and the vertical scores as the size of the nodes."""
+        from pycotmech.traces.figures import graph_figure
+
+        edges = self.graph(heads, top=top, proximity=proximity)
+        which = "all heads" if heads is None else f"{len(heads)} head(s)"
+        return graph_figure(
+            edges.itertuples(index=False, name=None),
+            vertical_scores(self._mean(heads)[None, None], proximity=proximity)[0, 0], self.about["sentences"][0],
+            title=f"{self.about['model']}: where sentences look, mean over {which}", lines=self.small_print(), path=path,
+            edge_label=f"the {top} sentence(s) at least {proximity} before each that it attends to most",
+            node_label="vertical score, the mean attention from later sentences",
+        )  # fmt: skip
+
+    def figures(self) -> Mapping[str, Callable[..., Figure]]:
+        return {"graph": self.plot_graph}
 
 
 def sentence_attention(model: Model, trace: Trace, *, progress: Callable[[int, int], None] | None = None) -> SentenceAttention:

@@ -8,16 +8,22 @@ what flows from it to later tokens is cut, and every row sees a key. `definition
 
 A distribution belongs to the token at which it is made, as published: the first token of the next sentence is predicted at the
 last of this one.
+
+Any cut changes something, and the more the nearer it is. The control of a sentence is therefore a span of as many tokens whose
+effect is measured on tokens that are exactly as far after it: span and tokens are shifted together towards the beginning. What
+a sentence changes beyond that is not explained by length and distance. The published normalisation takes off the mean effect
+on each later sentence, which says nothing of either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,6 +46,12 @@ if TYPE_CHECKING:
 
 Definition = Literal["rows_after", "published"]
 PUBLISHED_TEMPERATURE = 0.6
+_LESS = {"distance": "the mean at its distance", "later": "the later sentence's mean", "control": "the control's"}
+"""What is taken off, by the name of the normalisation."""
+
+REACH = 4
+"""How far a control's span may begin before its sentence, in lengths of the sentence."""
+
 _LEAST = 1e-9
 """What is added to a KL before its logarithm is taken, as published."""
 
@@ -48,10 +60,11 @@ class Suppression(TraceAnalysis):
     """What cutting attention to a sentence changes later in a trace.
 
     data: kl, log_kl [later, earlier], the mean over the later sentence's tokens of KL(P || P with the earlier one cut), in
-    nats, and of log(KL + 1e-9); NaN where nothing can change. control_kl, control_log_kl [later, earlier]: the same for spans
-    of equally many tokens elsewhere before the sentence, the mean over spans; NaN where there is no room for one.
-    answer_change, control_answer_change [earlier]: by how much the log probability of the trace's answer falls; NaN without an
-    answer.
+    nats, and of log(KL + 1e-9); NaN where nothing can change. control_kl, control_log_kl [later, earlier]: the same with the
+    span that is cut and the tokens that are measured shifted towards the beginning by one offset, so that length and distance
+    stay; the mean over offsets; NaN where there is no room. answer_change, control_answer_change [earlier]: by how much the
+    log probability of the trace's answer falls; as the control, that of the tokens that stand where the shift takes the answer.
+    NaN without an answer.
     """
 
     name, title = "suppress", "What each sentence causes"
@@ -111,7 +124,8 @@ class Suppression(TraceAnalysis):
         if both.any():
             more = float((x[both] > control[both]).mean())
             lines[0] += (
-                f", of equally long spans elsewhere {control[both].mean():.3g} (a sentence changes more in {more:.0%} of pairs)"
+                f", of equally long spans on tokens equally far after them {control[both].mean():.3g} (a sentence changes more in "
+                f"{more:.0%} of pairs)"
             )
         best = table.dropna(subset=["effect"]).nlargest(3, "effect")
         if len(best):
@@ -130,12 +144,45 @@ class Suppression(TraceAnalysis):
         """The matrix [later, earlier], normalised, and below it the effect of each sentence."""
         from pycotmech.traces.figures import matrix_figure
 
-        words = {"distance": "the mean at its distance", "later": "the later sentence's mean", "control": "the control's"}[by]
         found = self.normalised(by)
         return matrix_figure(
-            found, nanmean(found), diverging=True, label=f"log KL less {words}", below="mean",
+            found, nanmean(found), diverging=True, label=f"log KL less {_LESS[by]}", below="mean",
             title=f"{self.about['model']}: {self.title}", lines=self.small_print(), path=path,
         )  # fmt: skip
+
+    def graph(self, *, by: Literal["distance", "later", "control"] = "distance", top: int = 1) -> pd.DataFrame:
+        """The strongest edges of the sentence graph: for each sentence the `top` earlier ones whose cut changes it most, at log
+        KL normalised by `by`, of those above 0. Columns later, earlier, effect, kl."""
+        import pandas as pd
+
+        check_integer(top, "top", 1)
+        found, rows = self.normalised(by), []
+        for i in range(1, len(found)):
+            for j in np.argsort(-np.nan_to_num(found[i, :i], nan=-np.inf), kind="stable")[:top]:
+                if found[i, j] > 0:
+                    rows.append({"later": i, "earlier": int(j), "effect": float(found[i, j]), "kl": float(self.values[i, j])})
+        return pd.DataFrame(rows, columns=["later", "earlier", "effect", "kl"])
+
+    def plot_graph(
+        self,
+        *,
+        by: Literal["distance", "later", "control"] = "distance",
+        top: int = 1,
+        path: str | PathLike | None = None,
+    ) -> Figure:
+        """The sentence graph: `graph` as arcs, and the mean over later sentences as the size of the nodes."""
+        from pycotmech.traces.figures import graph_figure
+
+        edges = self.graph(by=by, top=top)[["later", "earlier", "effect"]]
+        return graph_figure(
+            edges.itertuples(index=False, name=None), nanmean(self.normalised(by)), self.about["sentences"][0],
+            title=f"{self.about['model']}: what each sentence depends on", lines=self.small_print(), path=path,
+            edge_label=f"the {top} earlier sentence(s) whose cut changes a sentence most, log KL less {_LESS[by]}",
+            node_label="the mean of that over all later sentences",
+        )  # fmt: skip
+
+    def figures(self) -> Mapping[str, Callable[..., Figure]]:
+        return {"graph": self.plot_graph}
 
 
 def suppress(
@@ -156,8 +203,10 @@ def suppress(
     heads: (layer, head) in which attention is cut; or layers, in all heads of which it is. None, None: everywhere.
     definition: "rows_after", tokens after the sentence do not see it; "published", its own tokens do not see it either.
     temperature: by which logits are divided before KL; None: 1, and 0.6 with definition="published".
-    controls: for each sentence so many spans of equally many tokens elsewhere before it (in the prompt or the reasoning, not
-        the first token) are cut in its place, drawn with the seed, and measured at the same later tokens. 0: none.
+    controls: for each sentence so many offsets are drawn with the seed; by each the sentence's span and the tokens that are
+        measured are shifted towards the beginning. The shifted span does not overlap the sentence, may lie in the prompt (not
+        on the first token), and is at most `REACH` lengths away, as rows that see more tokens feel each of them less; measured
+        tokens stay in the reasoning. 0: none.
     progress: called with (rows done, rows in all).
 
     Raises TypeError or ValueError naming the argument, before anything is run.
@@ -218,11 +267,12 @@ def cut_layers(model: Model, heads: Sequence[tuple[int, int]] | None, layers: Se
 
 @dataclass(frozen=True)
 class _Job:
-    """cuts: those of the sentences that tokens follow, then the controls. of: the sentence of each cut; place: its column among
-    S sentences and the controls."""
+    """cuts: those of the sentences that tokens follow, then the controls. of: the sentence of each cut; shift: by how much it
+    was shifted, 0 for the sentence itself; place: its column among S sentences and the controls."""
 
     cuts: list[Cut]
     of: list[int]
+    shift: list[int]
     place: list[int]
     columns: int
 
@@ -230,23 +280,24 @@ class _Job:
 def _job(trace: Trace, definition: Definition, controls: int, seed: int) -> _Job:
     rng = np.random.default_rng(seed)
     spans, S = trace.spans().tolist(), trace.n_sentences
-    end = measured_end(trace)
-    cuts, of, place, extra = [], [], [], []
+    begin, end = trace.reasoning.start, measured_end(trace)
+    cuts, of, extra = [], [], []
     for j, (a, b) in enumerate(spans):
         if b >= end:
             continue
-        cuts.append(Cut(a if definition == "published" else b, a, b))
+        first = a if definition == "published" else b
+        cuts.append(Cut(first, end, a, b))
         of.append(j)
-        place.append(j)
-        room = a - (b - a)  # spans may begin at 1 .. room
-        for _ in range(controls if room >= 1 else 0):
-            at = int(rng.integers(1, room + 1))
-            extra.append((Cut(b, at, at + b - a), j))
-    for i, (cut, j) in enumerate(extra):
-        cuts.append(cut)
-        of.append(j)
-        place.append(S + i)
-    return _Job(cuts, of, place, S + len(extra))
+        # A shift of 1 token would cut nearly the same span; one beyond `least` would take measured tokens into the prompt.
+        length, least = b - a, max(1 - a, begin - b, -REACH * (b - a))
+        for _ in range(controls if least <= -length else 0):
+            s = int(rng.integers(least, -length + 1))
+            extra.append((Cut(first + s, end + s, a + s, b + s), j, s))
+    n = len(cuts)
+    return _Job(
+        cuts + [cut for cut, _, _ in extra], of + [j for _, j, _ in extra], [0] * n + [s for _, _, s in extra],
+        of + list(range(S, S + len(extra))), S + len(extra),
+    )  # fmt: skip
 
 
 def measured_end(trace: Trace) -> int:
@@ -269,38 +320,43 @@ def _measured(
     out["answer_change"] = np.full(job.columns, np.nan)
     if not job.cuts:
         return out
-    end, labels = measured_end(trace), trace.labels().numpy()
-    tokens = trace.tokens[:end]
+    end, begin, stop = measured_end(trace), trace.reasoning.start, trace.reasoning.stop
     first = min(cut.first for cut in job.cuts)
     room = planner.memory_budget(memory_gb, *model.family.devices)
-    base = cut_runs.untouched(family, model.prefixes, tokens, first, min(where), room)
-    answers = (
-        {} if trace.answer is None else {p - 1: int(trace.tokens[p]) for p in range(trace.answer.start, trace.answer.stop)}
-    )
-    wanted = labels[:end] >= 0
-    wanted[list(answers)] = True
-    done, total = 0, sum(end - cut.first for cut in job.cuts)
+    base = cut_runs.untouched(family, model.prefixes, trace.tokens[:end], first, min(where), room)
+    # Where the tokens of the answer are predicted.
+    reads = [] if trace.answer is None else range(trace.answer.start - 1, trace.answer.stop - 1)
+    done, total = 0, sum(map(len, job.cuts))
     for numbers, begins, x in cut_runs.run_cuts(family, base, job.cuts, where, room // 2):
-        positions = np.concatenate([np.arange(job.cuts[n].first, end) for n in numbers])
         owner = np.repeat(np.arange(len(numbers)), np.diff(begins))
-        values = np.full((len(numbers), end), np.nan)
+        positions = np.concatenate([np.arange(job.cuts[n].first, job.cuts[n].stop) for n in numbers])
+        unshifted = positions - np.array([job.shift[n] for n in numbers])[owner]
+        of_answer = np.isin(unshifted, reads)
+        of_sentence = (unshifted >= np.array([trace.sentences[job.of[n]].stop for n in numbers])[owner]) & (unshifted < stop)
+        values = np.full((len(numbers), end - begin), np.nan)
         change = np.zeros(len(numbers))
 
-        def measure(p: int, theirs: Tensor, logits: Tensor, rows: NDArray[np.int64], values=values, change=change, owner=owner):
-            if labels[p] >= 0:
-                values[owner[rows], p] = cut_runs.divergence(theirs, logits, temperature)
-            if p in answers:
-                before, after = (log_probability(x, answers[p]) for x in (theirs[None], logits))
-                change[owner[rows]] += (before - after).cpu().numpy()
+        def measure(
+            p: int, theirs: Tensor, logits: Tensor, rows: NDArray[np.int64], values=values, change=change, owner=owner,
+            of_answer=of_answer, of_sentence=of_sentence,
+        ):  # fmt: skip
+            told, asked = of_sentence[rows], of_answer[rows]
+            if told.any():
+                found = cut_runs.divergence(theirs, logits if told.all() else logits[torch.from_numpy(told)], temperature)
+                values[owner[rows[told]], p - begin] = found
+            if asked.any():
+                token = int(trace.tokens[p + 1])
+                after = logits if asked.all() else logits[torch.from_numpy(asked)]
+                fall = log_probability(theirs[None], token) - log_probability(after, token)
+                change[owner[rows[asked]]] += fall.cpu().numpy()
 
-        cut_runs.by_position(family, base, x, positions, wanted, measure)
+        cut_runs.by_position(family, base, x, positions, of_sentence | of_answer, measure)
         for n in numbers:
-            j, column, mine = job.of[n], job.place[n], values[n - numbers[0]]
+            j, column, shift, mine = job.of[n], job.place[n], job.shift[n] - begin, values[n - numbers[0]]
             for i in range(j + 1, S):
-                s = trace.sentences[i]
-                out["kl"][i, column] = mine[s.start : s.stop].mean()
-                out["log_kl"][i, column] = np.log(mine[s.start : s.stop] + _LEAST).mean()
-            if answers:
+                kl = mine[trace.sentences[i].start + shift : trace.sentences[i].stop + shift]
+                out["kl"][i, column], out["log_kl"][i, column] = kl.mean(), np.log(kl + _LEAST).mean()
+            if reads:
                 out["answer_change"][column] = change[n - numbers[0]]
         done += len(positions)
         if progress is not None:

@@ -81,6 +81,8 @@ def test_it_is_kept_and_read_back(tmp_path):
     found.plot(path=tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 1000
     assert {"later", "earlier", "attention"} <= set(found.graph(top=2).columns)
+    found.plot_graph(heads=[(0, 1)], path=tmp_path / "graph.png")
+    assert list(found.figures()) == ["graph"] and (tmp_path / "graph.png").stat().st_size > 1000
 
 
 def test_a_trace_of_another_model_is_refused():

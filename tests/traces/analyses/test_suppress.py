@@ -14,13 +14,15 @@ from tests.reference.truth import double, logits_of
 from tests.traces.cases import random_trace, tiny
 
 
-def reference(model, trace, *, heads=None, published=False, temperature=1.0):
-    """kl, log_kl [S, S] and answer_change [S], one float64 forward for each sentence."""
+def reference(model, trace, *, heads=None, published=False, temperature=1.0, only=None):
+    """kl, log_kl [S, S] and answer_change [S], one float64 forward for each sentence (or those of `only`)."""
     hf, tokens, S = double(model.hf), trace.tokens, trace.n_sentences
     where = [(l, None) for l in range(model.cfg.n_layers)] if heads is None else heads
     base = logits_of(hf, tokens)
     kl, log_kl, change = np.full((S, S), np.nan), np.full((S, S), np.nan), np.full(S, np.nan)
     for j, (a, b) in enumerate(trace.spans().tolist()):
+        if only is not None and j not in only:
+            continue
         cut = suppressed_logits(hf, tokens, (a, b), a if published else b, where)
         rows = kl_rows(base, cut, temperature)
         for i in range(j + 1, S):
@@ -103,16 +105,47 @@ def test_a_small_budget_takes_cuts_one_after_another_and_gives_the_same(monkeypa
         pcm.traces.suppress(model, trace, memory_gb=1e-6)
 
 
-def test_controls_are_spans_of_equal_length_before_the_sentence():
+def test_controls_are_as_long_and_as_far_as_their_sentence():
+    from pycotmech.traces.analyses.suppress import REACH, _job
+
+    trace = random_trace(tiny(), prompt=40)
+    for definition in ("rows_after", "published"):
+        job = _job(trace, definition, 20, 0)
+        assert job.shift[:9] == [0] * 9 and len(job.cuts) == 9 + 9 * 20
+        for control, j, s in zip(job.cuts[9:], job.of[9:], job.shift[9:]):
+            own, (a, b) = job.cuts[j], trace.spans()[j]
+            assert control == type(own)(own.first + s, own.stop + s, a + s, b + s)
+            assert control.lo >= 1 and control.hi <= a and -s <= REACH * (b - a)
+            assert b + s >= trace.reasoning.start  # what is measured first stays in the reasoning
+        assert len({s for j, s in zip(job.of[9:], job.shift[9:]) if j == 5}) > 3
+
+
+def test_a_control_is_the_shifted_cut_measured_on_shifted_tokens():
+    """The cut of a made-up trace whose sentences stand where the shift takes them, one masked forward each."""
     from pycotmech.traces.analyses.suppress import _job
 
-    trace = random_trace(tiny())
-    job = _job(trace, "rows_after", 3, 0)
-    spans = trace.spans()
-    for cut, j in zip(job.cuts[9:], job.of[9:]):
-        a, b = spans[j]
-        assert cut.hi - cut.lo == b - a and cut.lo >= 1 and cut.hi <= a and cut.first == b
-    assert len(job.cuts) > 9
+    model = tiny(n_layers=3)
+    trace = random_trace(model, prompt=30)
+    found = pcm.traces.suppress(model, trace)
+    job = _job(trace, "rows_after", 1, 0)
+    assert len(job.cuts) == 18
+    for n in range(9, 18):
+        j, s = job.of[n], job.shift[n]
+        moved = pcm.traces.Trace.from_tokens(
+            model, trace.tokens, sentences=(trace.spans() + s).tolist(),
+            answer=(trace.answer.start + s, trace.answer.stop + s),
+        )  # fmt: skip
+        kl, log_kl, change = reference(model, moved, only=[j])
+        assert_allclose(found.data["control_kl"].values[:, j], kl[:, j], rtol=1e-4, atol=1e-4 * np.nanmax(kl))
+        assert_allclose(found.data["control_answer_change"].values[j], change[j], rtol=1e-4, atol=1e-4)
+
+
+def test_a_sentence_without_room_before_it_has_no_control():
+    model = tiny()
+    found = pcm.traces.suppress(model, random_trace(model, (6, 3, 4, 2), prompt=5))
+    control = found.data["control_kl"].values
+    assert np.isnan(control[:, 0]).all() and np.isfinite(control[2:, 1]).all()
+    assert np.isnan(found.data["control_answer_change"].values[0])
 
 
 def test_the_future_and_the_last_sentence_without_an_answer_have_no_effect():
@@ -143,6 +176,12 @@ def test_it_is_kept_drawn_and_told(tmp_path):
     again = pcm.traces.Suppression.load(tmp_path)
     assert again.findings() == found.findings() and len(again.table()) == 9
     again.plot(path=tmp_path / "m.png")
+    edges = again.graph(top=2)
+    assert (edges["later"] > edges["earlier"]).all() and (edges["effect"] > 0).all()
+    assert edges.groupby("later").size().max() == 2
+    for name, draw in again.figures().items():
+        draw(path=tmp_path / f"{name}.png")
+    assert (tmp_path / "graph.png").stat().st_size > 1000
 
 
 def test_wrong_arguments_are_named():
