@@ -4,8 +4,8 @@ A cut changes nothing before the first row that it reaches, and nothing below th
 untouched run's, computed once, and their keys and values are shared by all cuts. The rows of all cuts from there on go through
 the layers as one matrix. What comes out is compared with the untouched run position by position, and no logits are kept.
 
-Cost for N cuts of n_1 ... n_N rows, of T tokens: T + sum of n_i rows through the layers, and one row of the unembedding for each
-row that is measured.
+Cost for N cuts of n_1 ... n_N rows, of T tokens: T + sum of n_i rows through the layers, and one row of the unembedding for
+each row that is measured.
 """
 
 from __future__ import annotations

@@ -142,8 +142,8 @@ class ChainUse(TraceAnalysis):
                 j = int(np.nanargmax(excess[t]))
                 named.append(f"{self.about['traces'][t]} {self.sentence(j, int(t))} ({excess[t, j]:+.2f} nats)")
         evidence = (
-            "beyond what a span of its length and distance does to other tokens, a sentence lowers the answer's log probability "
-            f"by {mean.words('{:.2f}')}"
+            "beyond what a span of its length and distance does to other tokens, a sentence lowers the answer's log "
+            f"probability by {mean.words('{:.2f}')}"
         )
         if named:
             evidence += f"; most: {', '.join(named)}"

@@ -123,7 +123,9 @@ class EarlyAnswers(TraceAnalysis):
         if with_lens:
             image = axes[1].imshow(lens, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             small(axes[1], up="layer (logit lens)", across="sentences before the answer is asked for")
-            figure.colorbar(image, ax=axes[1], pad=0.02).set_label("probability", fontsize=8)
+            scale = figure.colorbar(image, ax=axes[1], pad=0.02)
+            scale.set_label("probability", fontsize=8)
+            scale.ax.tick_params(labelsize=7)
         return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
 
 

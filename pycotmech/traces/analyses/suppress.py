@@ -124,8 +124,8 @@ class Suppression(TraceAnalysis):
         if both.any():
             more = float((x[both] > control[both]).mean())
             lines[0] += (
-                f", of equally long spans on tokens equally far after them {control[both].mean():.3g} (a sentence changes more in "
-                f"{more:.0%} of pairs)"
+                f", of spans as long and as far elsewhere {control[both].mean():.3g} (a sentence changes more in {more:.0%} of "
+                "pairs)"
             )
         best = table.dropna(subset=["effect"]).nlargest(3, "effect")
         if len(best):
