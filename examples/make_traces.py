@@ -7,8 +7,8 @@ before it (a long one 12 to 30), whether the answer is right or not.
 
     python examples/make_traces.py --model smollm2-135m [--kinds sum,list,"long sum","long list"] [--each 4] [--out FOLDER]
 
-The shipped ones, with --each 4: smollm2-135m as above; smollm2-135m-cot with --kinds "ontology,long ontology" --each 6;
-gemma3-270m with all kinds.
+Shipped are: of smollm2-135m all of these; of smollm2-135m-cot --kinds "ontology,long ontology" --each 6; of gemma3-270m
+--each 3.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def written(model: pcm.Model, prompt: str, name: str, *, stop: str) -> Trace | N
     least, most = LONG if long else (FEWEST, LONG[1])
     for seed in range(TRIES):
         try:
-            trace = Trace.generate(model, prompt, seed=seed, max_new=400 if long else 130, stop=stop, cue=None, name=name)
+            trace = Trace.generate(model, prompt, seed=seed, max_new=320 if long else 130, stop=stop, cue=None, name=name)
             completion = trace.text[trace.n_prompt :]
             said = re.search(r"answer is (\w+)\.|(True|False)$", completion)
             if said is None:
@@ -115,17 +115,17 @@ def main() -> None:
 
 
 def asked(model: pcm.Model, kind: str, n: int) -> list[str]:
-    """The prompts of a kind; those of one kind do not depend on the others."""
-    rng = random.Random(kind)
+    """The prompts of a kind."""
     if kind.endswith("ontology"):
         return ontologies(model, n, 0, hops=12 if kind.startswith("long") else 5)
-    if kind == "sum":
-        return [sums(rng) for _ in range(n)]
-    if kind == "long sum":
-        return [sums(rng, shots=2, terms=16) for _ in range(n)]
-    if kind == "list":
-        return [lists(rng) for _ in range(n)]
-    return [lists(rng, shots=2, n=16) for _ in range(n)]
+    rng = random.Random(0)
+    if kind.startswith("long"):
+        made = {"long sum": [sums(rng, shots=2, terms=14) for _ in range(n)]}
+        made["long list"] = [lists(rng, shots=2, n=14) for _ in range(n)]
+    else:
+        made = {"sum": [sums(rng) for _ in range(n)]}
+        made["list"] = [lists(rng) for _ in range(n)]
+    return made[kind]
 
 
 if __name__ == "__main__":

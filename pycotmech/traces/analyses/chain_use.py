@@ -97,6 +97,11 @@ class ChainUse(TraceAnalysis):
         at, S = self.data["decided"].values, self.data["sentences"].values
         return np.select([at < 0, at == 0, at >= S], [3, 0, 2], 1)
 
+    def excess(self) -> NDArray[np.float64]:
+        """[trace, sentence]: by how much more the answer's log probability falls than the control's. A control that rises
+        counts as one that stays, or a sentence without any effect would seem to have one."""
+        return self.data["answer_change"].values - np.maximum(self.data["control_answer_change"].values, 0)
+
     def heads(self, *, alpha: float = ALPHA, margin: float = NATS) -> list[tuple[int, int]]:
         """Heads through which the reasoning raises the answer's log probability by more than `margin` (nats), beyond chance: by
         sign flips of traces, family-wise at `alpha`. Raises ValueError for too few traces."""
@@ -130,8 +135,7 @@ class ChainUse(TraceAnalysis):
         )  # fmt: skip
 
     def _sentences(self) -> Answered:
-        d = self.data
-        excess = d["answer_change"].values - d["control_answer_change"].values
+        excess = self.excess()
         strongest = np.where(
             np.isfinite(excess).any(1), np.nanmax(np.where(np.isfinite(excess), excess, -np.inf), axis=1), np.nan
         )
@@ -185,8 +189,7 @@ class ChainUse(TraceAnalysis):
         the largest excess), excess."""
         import pandas as pd
 
-        d = self.data
-        excess = d["answer_change"].values - d["control_answer_change"].values
+        d, excess = self.data, self.excess()
         best = [int(np.nanargmax(row)) if np.isfinite(row).any() else -1 for row in excess]
         columns: dict[str, Any] = {"trace": self.about["traces"], "sentences": d["sentences"].values}
         columns |= {c: d["probability"].sel(condition=c).values for c in CONDITIONS}
