@@ -23,7 +23,8 @@ BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py,$(wildcard benchmarks/ben
 
 # Workers of the tests; each has one thread (tests/conftest.py).
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
-PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+# A file's tests go to one of them, so that what they share is made once; files that take long come first.
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 DEMO_OUT ?= demo-results
 DEMO_EXAMPLES ?= 4

@@ -16,6 +16,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: each of the
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+HERE = Path(__file__).parent
+LONGEST = (
+    "csrc/test_core.py",
+    "benchmarks/test_validity.py",
+    "docs/test_code_blocks.py",
+    "kernels/test_interpreted.py",
+    "kernels/aot/test_codegen.py",
+    "runs/workers/test_local.py",
+)
+"""Files that take longest, with pytest-xdist. Each goes to one worker (Makefile)."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the longest files first if there are workers, so that none is left alone with one of them at the end."""
+    if hasattr(config, "workerinput"):
+        places = {HERE / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m gpu` reads only files that have such tests: others may need packages that a machine with a GPU does not have."""
     if config.getoption("markexpr") != "gpu":

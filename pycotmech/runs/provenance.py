@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pycotmech import __version__
 from pycotmech.files.text import printable
-from pycotmech.model.digests import weights_digest
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -62,6 +61,8 @@ def model_identity(model: Model, *, verify: bool = False) -> dict[str, str]:
     settings: dict[str, Any] = cast(Any, model.hf.config).to_dict()
     decided = {k: v for k, v in settings.items() if k not in _IN_NO_NUMBER}
     config = hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode())
+    from pycotmech.model.digests import weights_digest  # which loads PyTorch
+
     weights = weights_digest(model.hf, model.weight_files, verify=verify)
     return {"weights": f"sha256:{weights[:32]}", "config": f"sha256:{config.hexdigest()[:32]}"}
 

@@ -70,8 +70,8 @@ def test_phases_that_hang_or_die_cost_themselves_only(tmp_path):
 
     old, supervise._LEAST = supervise._LEAST, 1.0
     try:
-        shares = {"hangs": 10.0, "dies": 60.0, "wrong": 60.0, "right": 60.0}
-        results = supervise.run(tmp_path, shares, 190.0, run, {})
+        shares = {"hangs": 6.0, "dies": 60.0, "wrong": 60.0, "right": 60.0}
+        results = supervise.run(tmp_path, shares, 186.0, run, {})
     finally:
         supervise._LEAST = old
     assert results.phases["hangs"]["seconds"] < 60

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,9 @@ def shell(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A finished run, for tests that only look at it."""
-    folder = tmp_path_factory.mktemp("finished")
-    arguments = [sys.executable, "-m", "pycotmech", "run", *SMALL, "--out", str(folder)]
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (folder / "screen.txt").write_text(done.stdout, "utf-8")
+    folder, screen = tmp_path_factory.mktemp("finished"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(screen):
+        code = exit_code(("run", *SMALL, "--out", folder), patch)
+    assert code == 0
+    (folder / "screen.txt").write_text(screen.getvalue(), "utf-8")
     return folder

@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 
 import pycotmech as pcm
+from pycotmech.cli import app
 from pycotmech.runs import SweepState, read
 from tests.cli.prompts import CLEAN, CORRUPTED, SMALL, pairs_file
+from tests.reference.forked import ended, start, stopped
 
 
 def test_run_keeps_what_the_library_computes(finished):
@@ -99,23 +101,37 @@ def test_other_weights_under_the_same_name_are_refused(finished, shell, monkeypa
     assert code == 2 and "weights was" in err and "now another" in err
 
 
-def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, shell, interruptible):
-    out = tmp_path / "out"
-    settings = ("--model", "tiny-cot", "--examples", "40", "--shots", "0", "--steps", "5,9", "--threads", "1")
-    arguments = [sys.executable, "-m", "pycotmech", "run", *settings, "--out", str(out)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        give_up = time.monotonic() + 120
-        while time.monotonic() < give_up and process.poll() is None:
-            if (out / "results.zarr").is_dir() and int((read(out)["state"] == SweepState.FINISHED).sum()) >= 3:
-                break
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, shell):
+    out, waits = tmp_path / "out", tmp_path / "waits"
+    settings = ("--model", "tiny-cot", "--examples", "8", "--shots", "0", "--steps", "5,9", "--threads", "1")
+
+    def interrupted_in_its_fifth_sweep() -> None:
+        from pycotmech import patching
+
+        honest, calls = patching.patch_heads_each, []
+
+        def patch(*given, **options):
+            calls.append(len(given))
+            if len(calls) == 5:
+                waits.touch()
+                time.sleep(600)
+            return honest(*given, **options)
+
+        patching.patch_heads_each = patch  # of the child alone
+        sys.argv = ["pycotmech", "run", *settings, "--out", str(out)]
+        app.main()
+
+    pid = start(interrupted_in_its_fifth_sweep, tmp_path / "errors")
+    code, give_up = None, time.monotonic() + 120
+    while code is None and not waits.exists() and time.monotonic() < give_up:
+        code = ended(pid, 0.02)
+    code = stopped(pid, 0.0, signal.SIGINT) if code is None else code
+    err = (tmp_path / "errors").read_text("utf-8")
+    assert code == 130 and waits.exists(), err
     assert "stopped; what is finished is kept" in err and "Traceback" not in err
     first = read(out)
     kept = np.argwhere(first["state"].values == SweepState.FINISHED)
-    assert 3 <= len(kept) < int((first["state"] != SweepState.SKIPPED).sum())
+    assert 4 <= len(kept) < int((first["state"] != SweepState.SKIPPED).sum())
     stamps = {e: (out / f"results.zarr/raw/c.{e}.0.0.0").stat().st_mtime_ns for e in {int(e) for e, _ in kept[:-2]}}
     code, screen, err = shell("report", out)
     assert code == 0 and "still to do" in screen
@@ -125,7 +141,7 @@ def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sh
     assert (second["state"] != SweepState.PENDING).all()
     for e, s in kept:
         np.testing.assert_array_equal(second["raw"][e, s], first["raw"][e, s])
-    assert all((out / f"results.zarr/raw/c.{e}.0.0.0").stat().st_mtime_ns == t for e, t in stamps.items())
+    assert stamps and all((out / f"results.zarr/raw/c.{e}.0.0.0").stat().st_mtime_ns == t for e, t in stamps.items())
 
 
 def test_quiet_says_nothing(tmp_path, shell):
@@ -273,14 +289,13 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
 
 
-def test_a_full_disk_is_named_and_the_same_command_goes_on(tmp_path):
-    arguments = [sys.executable, "-m", "pycotmech", "run", *SMALL, "--out", str(tmp_path / "out"), "--quiet"]
-    full = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limited)
+def test_a_full_disk_is_named_and_the_same_command_goes_on(tmp_path, shell):
+    arguments = ("run", *SMALL, "--out", str(tmp_path / "out"), "--quiet")
+    full = subprocess.run([sys.executable, "-m", "pycotmech", *arguments], capture_output=True, text=True, preexec_fn=limited)
     line = full.stderr.splitlines()[-1]
     assert full.returncode == 2 and f"error: the disk of {tmp_path / 'out'} is full" in line and "Make room" in line
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".pycotmech-")]
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 0 and (read(tmp_path / "out")["state"] != SweepState.PENDING).all()
+    assert shell(*arguments)[0] == 0 and (read(tmp_path / "out")["state"] != SweepState.PENDING).all()
 
 
 def test_a_store_that_is_none_is_named(tmp_path, shell):

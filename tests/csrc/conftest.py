@@ -25,13 +25,6 @@ def _run(*command: str, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of this folder goes to one worker of pytest-xdist, so that what the programs share is compiled once."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("csrc"))
-
-
 @pytest.fixture(scope="session")
 def compiler() -> str:
     found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")

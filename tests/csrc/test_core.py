@@ -1,4 +1,7 @@
-"""The torch-free core, as plain C++ programs under sanitizers; see the .cpp files for what they check."""
+"""The torch-free core, as plain C++ programs under sanitizers; see the .cpp files for what they check.
+
+All of them are in one file, which one worker of pytest-xdist runs, so that what the programs share is compiled once.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import pytest
 CORE = Path(__file__).parent.parent.parent / "csrc" / "core"
 # Fresh memory is all ones, a NaN: what is used before it is written shows in the results.
 FRESH = {"ASAN_OPTIONS": "malloc_fill_byte=255:max_malloc_fill_size=1000000000"}
+# The same for blocks of any size.
+POISON = {"ASAN_OPTIONS": "max_malloc_fill_size=1073741824:malloc_fill_byte=255"}
 LEVELS = ["portable", "avx2", "avx512", "avx512_bf16", "amx"]
 FLAGS = {
     "avx2": {"avx2", "fma"},
@@ -60,3 +65,19 @@ def test_no_shared_function_is_compiled_for_a_special_level(compiler, tmp_path, 
     shared = [line for line in symbols.splitlines() if line.split()[1] in "WVuwv"]
     exported = [line for line in symbols.splitlines() if line.split()[1] in "TDRB"]
     assert not shared and all("pcm::k" in line for line in exported), symbols
+
+
+# ---- attention and its top-k --------------------------------------------------------------------------------------------
+
+
+def test_topk_at_every_level(cpp_test):
+    assert cpp_test("topk_test") == levels_here()
+
+
+@pytest.mark.parametrize("level", levels_here())
+def test_attention(cpp_test, level):
+    assert cpp_test("attn_test", env={**POISON, "PYCOTMECH_ISA": level}) == [level]
+
+
+def test_cuda_kernel_between_barriers(cpp_test):
+    assert cpp_test("topk_cuda_test") == ["ok"]

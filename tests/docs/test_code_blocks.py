@@ -35,12 +35,13 @@ NOT_RUN = {
 }
 """(page, first line of the block): why it is not run."""
 
-SLOW = re.compile(r"pycotmech paper (?!.*--plan)")
-"""Commands that are run with the slow tests."""
+SLOW = re.compile(r"pycotmech (paper (?!.*--plan)|.*--engine ray)")
+"""Commands that are run with the slow tests. Ray's scheduler and messages are tested without it (tests/runs/workers)."""
 
 SMALLER = (
     (r"smollm2-135m(-cot)?", "tiny-cot"),
     (r"--examples \d+", "--examples 2"),
+    (r"--workers \d+", "--workers 2"),
     (r"--points 0:\d+", "--points 0:1"),
     (r"--points \d+:(?!\d)", "--points 1:"),
 )

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pycotmech.cli import app
-from tests.faults.forked import ended, start
 from tests.faults.test_stops import COMMAND, goes_on
+from tests.reference.forked import ended, start
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 

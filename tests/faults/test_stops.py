@@ -19,8 +19,8 @@ from pycotmech.cli import app
 from pycotmech.runs import experiment
 from pycotmech.runs.events import read_events
 from tests.faults.conftest import ONLY, PAPER, RUN
-from tests.faults.forked import ended, start, stopped
 from tests.faults.same import differing, wrong_values
+from tests.reference.forked import ended, start, stopped
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from pycotmech.engine.staircase import Staircase
@@ -15,6 +14,7 @@ from pycotmech.runs.events import read_events
 from pycotmech.runs.progress import ProgressReporter
 from tests.faults.conftest import RUN
 from tests.faults.same import differing
+from tests.runs.workers.doubles import workers_here
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ class Killer(ProgressReporter):
         self.task = task
 
     def at(self, done: float, where: str = "") -> None:
-        workers = [p for p in psutil.Process().children() if any("runs.workers.process" in part for part in p.cmdline())]
+        workers = workers_here()
         if self.task == "patching" and self.left and workers:
             workers[-1].kill()
             self.left, self.killed = self.left - 1, self.killed + 1

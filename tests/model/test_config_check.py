@@ -1,4 +1,4 @@
-"""Configurations with which no model can be built: one error that names the field, within a second."""
+"""Configurations with which no model can be built: one error that names the field, soon."""
 
 import json
 import math
@@ -54,6 +54,11 @@ BAD = [
 ]
 
 
+SOON = 5.0
+"""Seconds of processor time: a refusal takes hundredths, building what is asked for would take hours. The rest is room for a
+collection of garbage and for a loaded machine."""
+
+
 @pytest.fixture(scope="module")
 def folder(tiny_cot_path, tmp_path_factory):
     """tiny-cot's weights, whose config.json each test writes anew."""
@@ -72,7 +77,7 @@ def test_a_field_that_no_model_can_have(field, value, folder, tiny_cot_path):
     started = time.process_time()
     with pytest.raises(ValueError) as caught:
         load(folder)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < SOON
     message = str(caught.value)
     assert field in message.replace("`rope_parameters`", "rope_parameters") and "\n" not in message and len(message) < 600
     assert str(folder) in message
@@ -121,7 +126,7 @@ def test_a_gguf_file_with_such_a_field(key, value, kind, tmp_path):
     started = time.process_time()
     with pytest.raises(ValueError) as caught:
         load(path)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < SOON
     message = str(caught.value)
     field = "rope" if "rope" in key else key
     assert field in message and str(path) in message and "\n" not in message

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 
 import pytest
 
 from pycotmech.runs import open_folder
 from pycotmech.runs.folder import LOCK, refuse_other_settings
+from tests.reference.forked import ended, start
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -20,10 +19,16 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 def test_the_lock_ends_with_its_process(tmp_path):
-    script = f"from pycotmech.runs import open_folder\nimport os\nwith open_folder({str(tmp_path)!r}): os._exit(3)"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 3
-    with open_folder(tmp_path):
+    out = tmp_path / "out"
+
+    def die() -> None:
+        with open_folder(out):
+            os._exit(3)
+
+    assert ended(start(die, tmp_path / "errors"), 60) == 3
+    with open_folder(out):
         pass
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from pycotmech.runs.events import read_events
 from pycotmech.runs.progress import uninterrupted
 from pycotmech.runs.store import STORE, stored_identity
 from pycotmech.runs.variables import VARIABLES
+from tests.reference.forked import ended, start, stopped
 from tests.runs.synthetic import sweep_of
 
 AXES = ResultAxes(["0", "1", "2"], [5, 9], ["induction", "induction"], n_layers=4, n_heads=3)
@@ -148,31 +147,28 @@ def test_ctrl_c_waits_for_a_write(interruptible):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 def test_killed_at_any_moment_what_is_marked_is_whole(tmp_path):
     """A process that writes as fast as it can, killed without warning, a few times over."""
-    script = textwrap.dedent(
-        f"""
-        import sys
-        sys.path[:0] = [{str(Path.cwd())!r}]
-        from pathlib import Path
-        from tests.runs.test_store import created, sweep_of
-        from pycotmech.runs.store import SweepStore, stored_identity
-        folder = Path({str(tmp_path)!r})
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def writes(ready: Path) -> None:
         results = created(folder) if stored_identity(folder) is None else SweepStore.resume(folder)
-        print("ready", flush=True)
+        ready.touch()
         while True:
             for e in range(3):
                 for s in range(2):
                     results.finish(e, [s], [sweep_of(10 * e + s)], 1.0)
-        """
-    )
-    for wait in (0.004, 0.011, 0.023):
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(wait)
-            process.kill()
-        data = read(tmp_path)
+
+    for i, wait in enumerate((0.004, 0.011, 0.023, 0.04, 0.07)):
+        ready = tmp_path / f"ready{i}"
+        pid = start(lambda ready=ready: writes(ready), tmp_path / "errors")
+        give_up = time.monotonic() + 120
+        while not ready.exists():
+            assert ended(pid, 0.001) is None and time.monotonic() < give_up, (tmp_path / "errors").read_text()
+        assert stopped(pid, wait, signal.SIGKILL) == -signal.SIGKILL
+        data = read(folder)
         for e, s in np.argwhere(data["state"].values == SweepState.FINISHED):
             np.testing.assert_array_equal(data["raw"][e, s], sweep_of(10 * e + s).raw)
             np.testing.assert_array_equal(data["effect"][e, s], sweep_of(10 * e + s).effect)

@@ -1,4 +1,4 @@
-"""Makes the engine that was chosen."""
+"""Makes the engine that was chosen. PyTorch is loaded by what needs it: a worker's process begins with this package."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from pycotmech.runs.settings import Settings
 from pycotmech.runs.workers.engine import Engine, EngineChoice
-from pycotmech.runs.workers.replica import Replica
 from pycotmech.runs.workers.scheduler import Scheduler
-from pycotmech.runs.workers.serial import SerialEngine
 from pycotmech.runs.workers.units import ReplicaSpec
 
 if TYPE_CHECKING:
@@ -30,6 +26,9 @@ def open_engine(
     of one worker may use; None: a share of what is free where it runs. identity: digests that replicas elsewhere must have.
     """
     if choice.engine == "serial":
+        from pycotmech.runs.workers.replica import Replica
+        from pycotmech.runs.workers.serial import SerialEngine
+
         yield SerialEngine(Replica(model, ReplicaSpec(settings, settings.device, None, memory_gb)))
         return
     threads = threads_of(choice, settings)
@@ -58,6 +57,8 @@ def open_engine(
 def threads_of(choice: EngineChoice, settings: Settings) -> int:
     """How many threads PyTorch has in each worker: as many as the settings say, otherwise this process's number shared out
     among the workers of this machine; one each if the number of workers is not given."""
+    import torch
+
     if settings.threads is not None:
         return settings.threads
     if choice.engine == "serial":
@@ -67,6 +68,8 @@ def threads_of(choice: EngineChoice, settings: Settings) -> int:
 
 def _devices(device: str, n: int) -> list[str]:
     """The device of each worker: with "cuda" all GPUs in turn."""
+    import torch
+
     if device != "cuda":
         return [device] * n
     gpus = max(1, torch.cuda.device_count())

@@ -115,7 +115,7 @@ def test_no_violation_in_hundreds(tiny_cot, smollm2, style):
         check(make_examples(150, tokenizer=tokenizer, style=style, seed=7, shots=1), tokenizer)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 2**40),
     hops=st.integers(1, 4),

@@ -83,10 +83,11 @@ def test_heads_that_copy_from_their_own_prompt_bear_it_out(first):
     assert float(found.rise().mean) > 0.5
 
 
-def test_random_weights_do_not_bear_it_out(tiny_cot_path):
+@pytest.mark.parametrize(("models", "most"), [(10, 1), pytest.param(40, 2, marks=pytest.mark.slow)])
+def test_random_weights_do_not_bear_it_out(tiny_cot_path, models, most):
     """The rule before, by which a rise of the share itself decided, took 5 of 40 such models for it, and 11 of 24 of others."""
     tokenizer, words = AutoTokenizer.from_pretrained(tiny_cot_path), []
-    for seed in range(40):
+    for seed in range(models):
         layers = 4 + seed % 3
         if seed % 2:
             made = planted.nothing(n_layers=layers, seed=seed)
@@ -97,7 +98,7 @@ def test_random_weights_do_not_bear_it_out(tiny_cot_path):
             examples = pcm.cot.make_examples(8, shots=1, tokenizer=tokenizer, bos=True, seed=seed)
         right = torch.ones(len(examples), examples.n_steps, dtype=torch.bool)
         words.append(verdict(pcm.cot.context_abidance(model, examples, right=right)).word)
-    assert words.count("borne out") <= 2, words
+    assert words.count("borne out") <= most, words
 
 
 def test_one_example_leaves_nothing_to_compare_with():

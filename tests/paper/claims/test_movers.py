@@ -89,9 +89,10 @@ def test_a_head_that_looks_back_within_a_sentence_is_no_evidence():
     assert said_of.word == "not borne out" and said_of.null.startswith("100% [100%, 100%] of the score of 1 head remains")
 
 
-def test_random_weights_do_not_bear_it_out(tiny_cot_path):
+@pytest.mark.parametrize(("models", "most"), [(10, 1), pytest.param(40, 3, marks=pytest.mark.slow)])
+def test_random_weights_do_not_bear_it_out(tiny_cot_path, models, most):
     tokenizer, words = AutoTokenizer.from_pretrained(tiny_cot_path), []
-    for seed in range(40):
+    for seed in range(models):
         if seed % 4:
             found = pcm.cot.relation_heads(
                 planted.nothing(n_layers=4 + seed % 3, seed=seed).model, questions=said(16, seed=seed), random_sets=1
@@ -101,4 +102,4 @@ def test_random_weights_do_not_bear_it_out(tiny_cot_path):
             model = pcm.Model(hf, tokenizer, name="random", prepend_bos=True)
             found = pcm.cot.relation_heads(model, questions=24, random_sets=1, seed=seed)
         words.append(verdict(found).word)
-    assert words.count("borne out") <= 3, words
+    assert words.count("borne out") <= most, words

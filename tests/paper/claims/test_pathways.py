@@ -108,10 +108,11 @@ def test_heads_that_write_every_concept_of_the_prompt_are_not_parallel():
 # ---- nothing to find -----------------------------------------------------------------------------------------------
 
 
-def test_at_most_two_of_forty_random_models_bear_it_out():
+@pytest.mark.parametrize(("models", "most"), [(10, 1), pytest.param(40, 2, marks=pytest.mark.slow)])
+def test_at_most_two_of_forty_random_models_bear_it_out(models, most):
     tokenizer = pcm.Model.from_pretrained("tiny-cot").tokenizer
     words = []
-    for seed in range(40):
+    for seed in range(models):
         hf = tiny_llama(n_layers=4 + seed % 3, n_heads=4, d_vocab=248, n_positions=512, seed=seed)
         model = pcm.Model(hf, tokenizer, prepend_bos=True, check=False)
         examples = pcm.cot.make_examples(6, shots=1, tokenizer=tokenizer, bos=True, seed=seed)
@@ -120,4 +121,4 @@ def test_at_most_two_of_forty_random_models_bear_it_out():
         verdict = CLAIM.verdict({"answer_writers": found})
         words.append(verdict.word)
         assert verdict.null
-    assert words.count("borne out") <= 2
+    assert words.count("borne out") <= most

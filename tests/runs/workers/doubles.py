@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 
 from pycotmech.runs import Settings
 from pycotmech.runs.workers import Answer, PatchUnit, ReplicaSpec
+
+
+def workers_here() -> list[psutil.Process]:
+    """Local workers that this process has started, without those that end while they are looked at."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # a zombie too
+            if any("runs.workers.process" in part for part in process.cmdline()):
+                found.append(process)
+    return found
+
 
 SPEC = ReplicaSpec(Settings(model="none"), "cpu", 1, None, opener="tests.runs.workers.doubles:open_double")
 
@@ -41,7 +55,7 @@ class Double:
             else:
                 time.sleep(600)
         raw = np.full((2, 2), float(unit.number))
-        found = SimpleNamespace(pid=os.getpid(), raw=raw)
+        found = SimpleNamespace(pid=os.getpid(), raw=raw, loaded="torch" in sys.modules)
         return Answer(unit.number, sweeps=[found], seconds=0.01)
 
 
