@@ -15,7 +15,7 @@ from pycotmech.engine.memory import free_bytes
 from pycotmech.engine.metrics import KL_VALUES
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_memory
-from pycotmech.model.config import layer_flop, logits_flop
+from pycotmech.model.config import layer_flop, logits_flop, mlp_weights, mlp_width
 from pycotmech.model.families.base import VOCAB_SLICE, Family
 from pycotmech.model.run import site_bytes
 
@@ -89,7 +89,8 @@ def block_bytes(family: Family, rows: int) -> int:
     """Temporaries of one block of rows: projections and the MLP's hidden layer, or those of a join."""
     cfg, wide = family.cfg, family.resid_dtype.itemsize
     heads = cfg.n_heads * cfg.d_head
-    mlp = (3 * cfg.d_mlp + 2 * cfg.d_model) * family.dtype.itemsize
+    copies = 1 if cfg.mixture is None else cfg.mixture.n_chosen  # of a row, for its experts
+    mlp = (3 * mlp_width(cfg) + 2 * copies * cfg.d_model) * family.dtype.itemsize
     attention = (2 * cfg.d_model + 2 * heads + 2 * cfg.n_key_value_heads * cfg.d_head) * family.dtype.itemsize
     join = 3 * heads * family.dtype.itemsize + (2 * cfg.d_model + 6 * cfg.d_head) * wide
     return rows * (max(mlp, attention, join) + 2 * cfg.d_head * wide + 100)
@@ -118,7 +119,7 @@ def layer_bytes(family: Family) -> int:
     """The weights of one layer."""
     cfg = family.cfg
     heads = (2 * cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
-    return cfg.d_model * (heads + 3 * cfg.d_mlp + 2) * family.dtype.itemsize
+    return (cfg.d_model * (heads + 2) + mlp_weights(cfg, read=True)) * family.dtype.itemsize
 
 
 def pass_bytes(family: Family, rows: int) -> int:

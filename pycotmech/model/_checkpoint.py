@@ -19,7 +19,9 @@ Header = tuple[str, tuple[int, ...]]
 """Dtype and shape of a tensor, as a safetensors file says."""
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_LAYER = re.compile(r"(?:model\.layers|(?:gpt_neox\.)?layers|(?:transformer\.)?h)\.(\d{1,9})\.")
+_LAYER = re.compile(
+    r"(?:language_model\.)?(?:model\.(?:language_model\.)?layers|(?:gpt_neox\.)?layers|(?:transformer\.)?h)\.(\d{1,9})\."
+)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DERIVED = "rotary_emb.inv_freq"  # a buffer in old Llama checkpoints; it follows from the configuration
 

@@ -8,6 +8,19 @@ import torch
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """A mixture of experts in place of the MLP: a router chooses some of its experts for each row."""
+
+    n_experts: int
+    n_chosen: int
+    """Experts that compute one row."""
+    d_expert: int
+    """Width of an expert's hidden layer."""
+    n_layers: int
+    """Layers that have it. The others have an MLP."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Sizes of a model, by the field's usual names."""
 
@@ -25,6 +38,7 @@ class ModelConfig:
     """Of size d_model by d_mlp: 3 of a gated MLP, 2 of a plain one."""
     parallel: bool = False
     """Whether the MLP of a layer reads what attention reads, resid_pre, so that there is no resid_mid."""
+    mixture: Mixture | None = None
 
     @property
     def group(self) -> int:
@@ -51,6 +65,28 @@ class LayerFlop:
         return self.qkv + self.attn_out + self.mlp
 
 
+def mlp_weights(cfg: ModelConfig, *, read: bool = False) -> int:
+    """Weights of the MLP's products that one row goes through in one layer, or (read=True) all that the layer has.
+
+    Of a mixture these are the router's and those of the chosen experts, or of all. Where some layers have a mixture and
+    others do not, it is the mean over the layers.
+    """
+    dense = cfg.n_mlp_matrices * cfg.d_model * cfg.d_mlp
+    if cfg.mixture is None:
+        return dense
+    m = cfg.mixture
+    experts = m.n_experts if read else m.n_chosen
+    routed = cfg.d_model * (experts * cfg.n_mlp_matrices * m.d_expert + m.n_experts)
+    return round((m.n_layers * routed + (cfg.n_layers - m.n_layers) * dense) / cfg.n_layers)
+
+
+def mlp_width(cfg: ModelConfig) -> int:
+    """Numbers in the hidden layers of one row's MLP, or of its chosen experts."""
+    if cfg.mixture is None:
+        return cfg.d_mlp
+    return max(cfg.mixture.n_chosen * cfg.mixture.d_expert, cfg.d_mlp if cfg.mixture.n_layers < cfg.n_layers else 0)
+
+
 def layer_flop(cfg: ModelConfig) -> LayerFlop:
     """Floating-point operations of one row in one layer: 2 for each weight of a product, 4 D for each head and key."""
     heads, keys_values = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
@@ -58,7 +94,7 @@ def layer_flop(cfg: ModelConfig) -> LayerFlop:
         qkv=2 * cfg.d_model * (heads + keys_values),
         keys_values=2 * cfg.d_model * keys_values,
         attn_out=2 * cfg.d_model * heads,
-        mlp=2 * cfg.n_mlp_matrices * cfg.d_model * cfg.d_mlp,
+        mlp=2 * mlp_weights(cfg),
         per_key=4 * heads,
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -25,11 +25,10 @@ from pycotmech.model.aliases import ALIASES, INSTALL, Alias, merge_adapter
 from pycotmech.model.config_check import check_config
 from pycotmech.model.digests import WeightFiles, fingerprint
 from pycotmech.model.families.registry import family_class
+from pycotmech.model.text_part import TYPES, text_config, text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-"""`model_type` of the configurations that can be loaded."""
 
 _DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -112,8 +111,9 @@ def load(
 
 
 def check_supported(config: object, *, source: object) -> None:
-    """Raises ValueError unless a family reads models with this configuration (or its dict), field by field."""
-    family_class(config, source=str(source))
+    """Raises ValueError or NotImplementedError unless a family reads models with this configuration (or its dict), field by
+    field."""
+    family_class(text_config(config) if isinstance(config, dict) else config, source=str(source))
 
 
 # ---- where it is -----------------------------------------------------------------------------------------------------
@@ -289,18 +289,19 @@ def _converted(path: Path) -> tuple[Path, dict]:
 
 
 def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_remote_code: bool) -> PreTrainedModel:
-    fields = _read_config(folder / "config.json", source=source)
+    fields = text_config(_read_config(folder / "config.json", source=source))
     headers = _checkpoint.read_headers(_checkpoint.weight_files(folder))
 
     check_config(fields, source=source, layers=_checkpoint.count_layers(headers))
 
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        auto: Any = AutoModelForImageTextToText if config.model_type in TYPES else AutoModelForCausalLM
         with torch.device("meta"):
-            blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            blank = auto.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers' own checks raise classes of huggingface_hub, of many lines
         reason = " ".join(str(error).split())
         raise ValueError(f"{source}/config.json is not a configuration that transformers reads ({reason})") from error
@@ -312,7 +313,7 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
     # Otherwise the file has other tensors than the model, such as one for each expert: what came of them is checked below.
     try:
         with _without_progress_bars():
-            found: Any = AutoModelForCausalLM.from_pretrained(
+            found: Any = auto.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -331,7 +332,8 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
     _checkpoint.check_finite(model, source=source)
     if model.dtype == torch.float64 and family_class(fields, str(source)).routed:
         model.set_experts_implementation("eager")  # the grouped products of the others take no float64
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return cast("PreTrainedModel", text_part(model))
 
 
 def _load_tokenizer(folder: Path, *, source: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

@@ -17,6 +17,7 @@ from pycotmech.model.placement import is_placed
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.prompts import Tokens, is_prompt, resolve_positions, token_ids, unpacked
 from pycotmech.model.run import Activations, run
+from pycotmech.model.text_part import text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -260,7 +261,8 @@ class Model:
 
 
 def _base_of(hf: Any) -> torch.nn.Module:
-    """The Hugging Face model in what was given: a PEFT model's base, whose layers carry the adapters.
+    """The Hugging Face model in what was given: a PEFT model's base, whose layers carry the adapters; the language model in a
+    model of text and images.
 
     Raises TypeError or ValueError, naming `hf_model`, for what cannot be analysed.
     """
@@ -279,6 +281,7 @@ def _base_of(hf: Any) -> torch.nn.Module:
                 "would be ignored; expected adapters of its layers (LoRA, for instance), or the base model alone"
             )
         hf = cast(Any, hf).get_base_model()
+    hf = text_part(hf)
     if not is_placed(hf) and any(tensor.is_meta for tensor in (*hf.parameters(), *hf.buffers())):
         raise ValueError(
             "hf_model: has tensors on the meta device, which have no values; expected a loaded model (plan_paths takes the "

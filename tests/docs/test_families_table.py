@@ -1,8 +1,11 @@
 """The table of docs/families.md: what the suite recorded, of every family and of every function."""
 
 import inspect
+import re
 
+from pycotmech.model.families.refused import KINDS
 from pycotmech.model.families.registry import SUPPORTED
+from pycotmech.model.text_part import TYPES
 from tests.cot.analyses import test_every_family as of_analyses
 from tests.model import test_every_family as of_functions
 from tests.reference import family_table, small_families
@@ -27,3 +30,19 @@ def test_every_test_of_the_suite_is_in_the_record():
         if name.startswith("test_") and "case" in inspect.signature(test).parameters
     }
     assert tests == set(FUNCTIONS)
+
+
+def test_the_page_says_which_models_load():
+    section = family_table.PAGE.read_text("utf-8").partition("## Which models load")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ") and "`model_type`" not in line]
+    said = {kind: what.strip() for _, kinds, what in rows for kind in re.findall(r"`(\w+)`", kinds)}
+    assert set(SUPPORTED) | set(TYPES) <= set(said) and len(said) > 40
+    for kind, what in said.items():
+        if kind in SUPPORTED:
+            assert what.startswith("loads"), kind
+        elif kind in TYPES:
+            assert what == "its language model loads", kind
+        elif kind in KINDS:
+            assert what.removeprefix("refused: ") in KINDS[kind], kind
+        else:
+            assert what == "no family yet", kind

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from tests.reference.parts import final_norm_of, layers_of, output_matrix
+from tests.reference.parts import final_norm_of
 from tests.reference.paths import PathTruth
 from tests.reference.small_families import FAMILIES, WINDOWS, small
-from tests.reference.truth import activations, double, edited_logits, gain_of, logits_of, slopes, sweep_truth, ungrouped
+from tests.reference.truth import activations, double, edited_logits, logits_of, slopes, sweep_truth, ungrouped
 from tests.reference.watch import watched
 from tests.reference.windowed import registered, windowed
+from tests.reference.written import direct_logits
 
 T, FIRST, H, HKV, D = 20, 13, 4, 2, 16
 ANSWER = dict(metric="logit_diff", answer=7, wrong=11, normalize=False)
@@ -257,27 +258,12 @@ def test_head_logits(case):
         with pytest.raises(NotImplementedError, match="soft-capped"):
             pcm.head_logits(case.model, CLEAN, answer=7, wrong=11)
         return
-    parts = pcm.head_logits(case.model, CLEAN, answer=7, wrong=11)
-    norm, x = final_norm_of(case.wide), case.clean["resid_post", 2][-1]
-    direction = case.wide.lm_head.weight[ids] * gain_of(norm) * divisor(norm, x)  # [2, d]
-    if isinstance(norm, torch.nn.LayerNorm):  # the mean of what is written is taken off
-        direction = direction - direction.mean(-1, keepdim=True)
-    for l, layer in enumerate(layers_of(case.wide)):
-        weight = output_matrix(layer).unflatten(1, (H, D))
-        written = torch.einsum("hd,ohd->ho", case.clean["z", l][-1], weight)
-        if hasattr(layer, "post_feedforward_layernorm"):  # divided as the whole row is
-            after = layer.post_attention_layernorm
-            written = written * gain_of(after) * divisor(after, written.sum(0))
-        case.close(parts.heads[l], written @ direction.T)
+    parts, truth = pcm.head_logits(case.model, CLEAN, answer=7, wrong=11), direct_logits(case.wide, case.clean, ids)
+    for l in range(3):
+        case.close(parts.heads[l], truth[l])
     case.close(parts.total, logits_of(case.wide, CLEAN)[-1, ids])
     bias = 0 if parts.bias is None else parts.bias
     case.close(parts.heads.sum((0, 1)) + parts.mlps.sum(0) + parts.embedding + bias, parts.total)
-
-
-def divisor(norm, x):
-    if isinstance(norm, torch.nn.LayerNorm):
-        return torch.rsqrt(x.var(-1, keepdim=True, correction=0) + norm.eps)
-    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + (norm.eps if hasattr(norm, "eps") else norm.variance_epsilon))
 
 
 def test_logit_lens(case):

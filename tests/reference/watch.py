@@ -1,6 +1,6 @@
 """Which kernels a test of a family reached, how near it came to the truth, and the record of both that the docs show.
 
-`python -m pytest tests/model/test_every_family.py tests/cot/analyses/test_every_family.py --record-families docs/families.json`
+`python -m pytest -m "" tests/model/test_every_family.py tests/cot/analyses/test_every_family.py --record-families FILE`
 writes the record (of the tests that ran; others stay), `python -m tests.reference.family_table` the table in docs/families.md.
 """
 
@@ -38,6 +38,8 @@ FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "test_attention_by_source": ("cot.attention_by_source", ("prefix_attn",)),
     "test_answer_writers": ("cot.answer_writers", ("prefix_attn",)),
     "test_information_flow": ("cot.information_flow", ("prefix_attn",)),
+    "test_results_of_run": ("pycotmech run", ("prefix_attn",)),
+    "test_results_of_paper": ("pycotmech paper", ("prefix_attn",)),
 }
 BY_PYTORCH = ("attribute_heads",)
 """Functions that run the Hugging Face model's own attention, for its backward pass."""

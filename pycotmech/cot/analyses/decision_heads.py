@@ -22,7 +22,6 @@ from pycotmech.cot.tools.rows import read_rows, row_head_outputs
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
-from pycotmech.model.sites import refuse_missing
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -94,20 +93,21 @@ def decision_heads(
     p_head[l, h] = U(resid_pre[l] + z[l, h] W_O[l, h])[answer], with U the final norm and the unembedding, at the position
     that predicts the answer; its first token, as the model writes it there. Nothing is patched: the model runs once.
     steps, right: as `cells.choose`. seed: not used, kept in the result.
-    Raises TypeError or ValueError naming the argument; NotImplementedError for parallel blocks, which have no resid_mid.
+    In a parallel block, which has no resid_mid, p_mid is of resid_pre + attn_out: the layer's attention without its MLP.
+    Raises TypeError or ValueError naming the argument.
     Cost: one forward pass per cell after the shared prefix, and L (H + 2) rows through the unembedding.
     Source: docs/protocol.md, E3.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    refuse_missing("resid_mid", model.cfg, argument="model")
     cells = choose(model, examples, steps=steps, right=right)
-    cfg = model.cfg
+    cfg, added = model.cfg, "attn_out" if model.cfg.parallel else "resid_mid"
     L, H = cfg.n_layers, cfg.n_heads
     p = {"p_pre": cells.empty(L), "p_mid": cells.empty(L), "p_head": cells.empty(L, H)}
     tick = counting(progress, len(cells))
     with metered(model) as meter:
-        for row in read_rows(model, cells, ("resid_pre", "resid_mid", "z"), memory_gb=memory_gb):
-            pre, mid = row.sites["resid_pre"], row.sites["resid_mid"]
+        for row in read_rows(model, cells, ("resid_pre", added, "z"), memory_gb=memory_gb):
+            pre = row.sites["resid_pre"]
+            mid = pre + row.sites[added] if cfg.parallel else row.sites[added]
             alone = pre[:, None] + row_head_outputs(model.family, row.sites["z"])
             at = row.cell.e, row.cell.s
             answer = row.cell.step.answer

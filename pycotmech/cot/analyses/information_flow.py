@@ -31,7 +31,6 @@ from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, headline, interval_table, top_cells
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
-from pycotmech.model.sites import refuse_missing
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -246,13 +245,11 @@ def information_flow(
         "counterfactual" (what only routes, such as a previous-token head, is the same there and is not found).
     limits: of "exact"; rules: of "paper" and "projection". None: their defaults.
     total: of "exact": also measure every writer and edge with everything above it recomputed.
-    Returns `InformationFlow`. Raises ValueError naming the argument; NotImplementedError for parallel blocks, which have no
-    resid_mid.
+    Returns `InformationFlow`. Raises ValueError naming the argument.
     Cost: "exact": the prompts once; for each node a few hundred rows of one projection; with `total` one row or some tens
     through the layers above, for each edge. "paper": the unembedding of a row for every head at every position visited.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    refuse_missing("resid_mid", model.cfg, argument="model")
     one_of("definition", definition, tuple(_WORDS))
     one_of("replaced_by", replaced_by, ("mean", "counterfactual"))
     unused = {"rules": rules} if definition == "exact" else {"limits": limits}
@@ -267,9 +264,8 @@ def information_flow(
     grower = _Grower(model, definition, allowed, replaced_by, limits or flow_exact.Limits(), rules, total, memory_gb)
     found: dict[tuple[int, int], tuple[Graph, Prompt, float]] = {}
     with metered(model) as meter:
-        for batch in text_activations(
-            model, texts, ("z", "q", "resid_pre", "resid_mid"), first=first, whole=True, memory_gb=memory_gb
-        ):
+        sites = flow_exact.sites(model.cfg)
+        for batch in text_activations(model, texts, sites, first=first, whole=True, memory_gb=memory_gb):
             for i, acts in batch:
                 for (cell, prompt), graph in zip(groups[i], grower.graphs(acts, [p for _, p in groups[i]]), strict=True):
                     found[cell.e, cell.s] = (graph, prompt, first_token(acts, graph))

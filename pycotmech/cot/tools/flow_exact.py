@@ -20,11 +20,18 @@ from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.rows import Joining, Variants
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model import work
+from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
 from pycotmech.patching import Edit, Variant
 
 Place = tuple[int, int, int]
 """(layer, head, position)"""
+
+
+def sites(cfg: ModelConfig) -> tuple[str, ...]:
+    """What is read of a text's activations. In a parallel block "resid_mid" is the stream after attention and MLP, where the
+    change of a head joins, so that what attention adds is kept by itself."""
+    return ("z", "q", "resid_pre", "resid_mid", *(("attn_out",) if cfg.parallel else ()))
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,8 @@ class Flow:
     def climb(self, positions: int | list[int], change: Tensor, layers: list[int], to: int) -> Tensor:
         """The residual stream before layer `to` (L: after the last) at each of `positions` [n] (or one for all), when what a
         head of each of `layers` [n], all below `to`, adds there changes by each row of change [n, d], and no other head
-        changes. Rows do not depend on one another. Cost: an MLP for each row and layer above its own."""
+        changes. A layer of -1 stands for the token's embedding. Rows do not depend on one another. Cost: an MLP for each row
+        and layer above its own."""
         family, acts = self.family, self.acts
         of_rows = [positions] * len(change) if isinstance(positions, int) else positions
         places = sorted(set(of_rows))
@@ -132,13 +140,18 @@ class Flow:
         if self.freeze_mlps:
             base = acts.final(places) if to == family.cfg.n_layers else acts.at("resid_pre", to, places)
             return base[row.to(change.device)] + change
-        before, middle = (acts.at_layers(site, places) for site in ("resid_pre", "resid_mid"))  # [L, places, d]
-        bases = Bases.single_rows(family, places, {"resid_mid": middle, "attn_out": middle - before})
+        start, middle = (acts.at_layers(site, places) for site in ("resid_pre", "resid_mid"))  # [L, places, d]
+        added = acts.at_layers("attn_out", places) if family.cfg.parallel else middle - start
+        bases = Bases.single_rows(family, places, {"resid_mid": middle, "attn_out": added})
         layer, first = torch.tensor(layers), torch.tensor(of_rows)
-        variants = Variants(row, layer, torch.full_like(layer, int(Stage.MID)), first)
+        stage = torch.full_like(layer, int(Stage.MID))
+        if family.cfg.parallel:  # the MLP of the first block reads the embedding, and not what follows attention
+            stage[layer < 0] = int(Stage.PRE)
+        variants = Variants(row, layer.clamp(min=0), stage, first)
 
         def join(joining: Joining) -> Tensor:
-            return middle[joining.layer, joining.index] + change[joining.variant]
+            base = middle if joining.stage == Stage.MID else start
+            return base[joining.layer, joining.index] + change[joining.variant]
 
         upto = None if to == family.cfg.n_layers else to
         staircase = Staircase(family, bases, variants, join, frozen=("attn_out",), upto=upto)
@@ -288,7 +301,7 @@ def _senders(flow: Flow, chain: list[tuple[Place, int, str]], limits: Limits, al
     positions = [p for p, _, chosen in asked for _ in chosen]
     changes = torch.cat([flow.deltas(p)[chosen] for p, _, chosen in asked])
     if l:
-        layers = [0 if i == token else i // H for _, _, chosen in asked for i in chosen]
+        layers = [-1 if i == token else i // H for _, _, chosen in asked for i in chosen]
         rows = flow.climb(positions, changes, layers, l)
     else:
         rows = flow.acts.at("resid_pre", 0, positions) + changes

@@ -124,13 +124,6 @@ class Family(ABC):
                     "and this module is never called as a whole; remove it, or put it on a projection, a norm or the MLP"
                 )
 
-    def refuse_rope(self, kind: str) -> None:
-        """Raises NotImplementedError for a rotary embedding that the stages below would compute wrongly."""
-        if kind in ("dynamic", "longrope"):
-            raise NotImplementedError(
-                f"model: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
-            )
-
     @abstractmethod
     def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
         """Name and module of each module whose own forward never runs."""

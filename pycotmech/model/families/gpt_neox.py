@@ -37,10 +37,6 @@ class GPTNeoXFamily(LayerNormFamily):
     def _is_parallel(self, config: Any) -> bool:
         return config.use_parallel_residual
 
-    def refuse_unsupported(self) -> None:
-        super().refuse_unsupported()
-        self.refuse_rope(self.hf.config.rope_parameters.get("rope_type", "default"))
-
     def is_plain(self) -> bool:
         return super().is_plain() and is_exactly(self.base.rotary_emb, modeling_gpt_neox.GPTNeoXRotaryEmbedding)
 

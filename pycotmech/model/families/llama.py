@@ -12,7 +12,7 @@ from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama
 
 from pycotmech import ops
-from pycotmech.model.config import ModelConfig
+from pycotmech.model.config import Mixture, ModelConfig
 from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import Family, is_exactly, linear
@@ -59,11 +59,22 @@ class LlamaFamily(Family):
             n_ctx=config.max_position_embeddings,
             family=config.model_type,
             dtype=embedding.dtype,
+            mixture=self._mixture(config),
         )
         device = device_of(self.base.embed_tokens)
         self.mlp_rows = max(256, _MLP_BYTES // (3 * cfg.d_mlp * cfg.dtype.itemsize)) if device.type == "cpu" else 2**62
         """Rows of the MLP that are computed at once."""
         super().__init__(hf, cfg, device)
+
+    def _mixture(self, config: Any) -> Mixture | None:
+        """The mixture of experts that layers have in place of the MLP; None for families that are not `routed`."""
+        if not self.routed:
+            return None
+        layers = sum(hasattr(layer.mlp, "experts") for layer in self.layers)
+        return Mixture(config.num_local_experts, config.num_experts_per_tok, self._d_expert(config), layers)
+
+    def _d_expert(self, config: Any) -> int:
+        return config.intermediate_size
 
     # ---- what would be computed wrongly is refused -----------------------------------------------------------------
 
@@ -71,8 +82,6 @@ class LlamaFamily(Family):
         super().refuse_unsupported()
         if self.hf.training and getattr(self.hf.config, "attention_dropout", 0.0):
             raise ValueError("model: in training mode with attention_dropout > 0; call .eval() on it first")
-        rope = getattr(self.hf.config, "rope_parameters", None) or {}
-        self.refuse_rope(rope.get("rope_type", "default"))
 
     def is_plain(self) -> bool:
         kinds = self._parts()

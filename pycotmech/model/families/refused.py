@@ -1,0 +1,91 @@
+"""What no family computes yet, by name: a model of this kind is refused from its configuration, before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_LINEAR = "it has layers of linear attention"
+_STATES = "it has layers of a state-space model"
+_NO_HEADS = "it has no attention heads"
+_CONVOLVED = "it has layers of short convolutions"
+_CHUNKED = "it has layers of chunked attention"
+_LATENT = "its keys and values are made of a latent row (multi-head latent attention)"
+_ALIBI = "its positions are a bias on scores (ALiBi)"
+
+KINDS: dict[str, str] = {
+    "bailing_hybrid": _LINEAR,
+    "bamba": _STATES,
+    "bloom": _ALIBI,
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    "deepseek_v32": _LATENT,
+    "falcon_h1": _STATES,
+    "falcon_mamba": _NO_HEADS,
+    "glm4_moe_lite": _LATENT,
+    "granitemoehybrid": _STATES,
+    "jamba": _STATES,
+    "kimi_linear": _LINEAR,
+    "lfm2": _CONVOLVED,
+    "lfm2_moe": _CONVOLVED,
+    "llama4": _CHUNKED,
+    "llama4_text": _CHUNKED,
+    "longcat_flash": _LATENT,
+    "mamba": _NO_HEADS,
+    "mamba2": _NO_HEADS,
+    "minicpm3": _LATENT,
+    "minimax": _LINEAR,
+    "mpt": _ALIBI,
+    "nemotron_h": _STATES,
+    "olmo_hybrid": _LINEAR,
+    "qwen3_5": _LINEAR,
+    "qwen3_5_moe": _LINEAR,
+    "qwen3_5_moe_text": _LINEAR,
+    "qwen3_5_text": _LINEAR,
+    "qwen3_next": _LINEAR,
+    "recurrent_gemma": "it has layers of a linear recurrence",
+    "rwkv": _NO_HEADS,
+    "xlstm": _NO_HEADS,
+    "zamba": _STATES,
+    "zamba2": _STATES,
+}
+"""model_type -> what it has that no family computes. Any other type without a family has none yet."""
+
+_LAYERS = ("full_attention", "sliding_attention")
+_ROPES = ("dynamic", "longrope", "su")
+"""Rotary embeddings that change with the length of the prompt. "su" is an old name of longrope."""
+
+
+def why(config: Mapping[str, Any]) -> str:
+    """Why there is no family for a configuration's model type, as the rest of a sentence; empty if none has been written."""
+    kind = config.get("model_type")
+    if kind in KINDS:
+        return f": {KINDS[kind]}, which pycotmech does not compute"
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and text.get("model_type"):
+        return f", whose text model is of model_type {text['model_type']!r}"
+    return ""
+
+
+def refuse_kinds(config: Mapping[str, Any], source: str) -> None:
+    """Raises NotImplementedError, beginning with `source`, for layers or rotary embeddings that no family computes."""
+    layers = config.get("layer_types")
+    odd = sorted({str(kind) for kind in layers if kind not in _LAYERS}) if isinstance(layers, list | tuple) else []
+    if odd:
+        raise NotImplementedError(
+            f"{source}: it has layers of {' and '.join(map(repr, odd))} (layer_types); supported: {', '.join(_LAYERS)}"
+        )
+    for kind in _rope_types(config):
+        if kind in _ROPES:
+            raise NotImplementedError(
+                f"{source}: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
+            )
+
+
+def _rope_types(config: Mapping[str, Any]) -> Iterator[str]:
+    """The rotary embeddings of a configuration, which may have one for each kind of layers."""
+    for field in ("rope_parameters", "rope_scaling"):
+        rope = config.get(field)
+        if isinstance(rope, Mapping):
+            for part in (rope, *(p for p in rope.values() if isinstance(p, Mapping))):
+                yield str(part.get("rope_type", part.get("type", "default")))
