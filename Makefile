@@ -1,11 +1,12 @@
 # Everything sets itself up in .venv; nothing asks questions; only PyPI is needed.
 #
-#   make demo      the main job on a real model: which heads does each reasoning step depend on? (5 to 10 minutes)
+#   make demo      the main job on a real model: which heads does each reasoning step depend on? (3 minutes)
 #   make test      the quick tests;  make test-all  also the slow ones
 #   make bench     speed, side by side with what hooks can do
 #   make bench-gpu  checks and speed on a GPU, in 8 minutes (docs/gpu.md); needs no setup, only PyTorch and Triton
 #   make peers     reads exports with the peers' own code, and takes their models, in environments of their own
 #   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
+#   make wheel     what is published, into dist/;  make wheel-test  also tries it in fresh environments (release/)
 #   make lint      ruff and pyright
 #   make clean     removes what was built and the demo's results;  make distclean  also .venv
 
@@ -27,16 +28,16 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
 PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 DEMO_OUT ?= demo-results
-DEMO_EXAMPLES ?= 4
+DEMO_MINUTES ?= 1.5
 DEMO_ARGS ?=
 NULLS_ARGS ?=
 GPU_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench bench-gpu peers nulls lint clean distclean
+.PHONY: help setup demo test test-all bench bench-gpu peers nulls wheel wheel-test licences lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 setup: $(BUILT) $(SMOLLM2)
 
@@ -44,7 +45,7 @@ $(INSTALLED): constraints.txt pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing PyTorch and the other packages into $(VENV) (once; some minutes)"
-	$(INSTALL) torch==2.13.0 setuptools wheel pybind11 ninja
+	$(INSTALL) torch==2.13.0 setuptools wheel ninja
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL) triton==$(TRITON)
 	$(INSTALL) --no-build-isolation -e '.[test,dev]'
 	@touch $@ $(BUILT)
@@ -59,7 +60,7 @@ $(SMOLLM2): $(INSTALLED)
 	@touch $@
 
 demo: setup
-	$(BIN)/pycotmech run --model smollm2-135m --out $(DEMO_OUT) --examples $(DEMO_EXAMPLES) $(DEMO_ARGS)
+	$(BIN)/pycotmech demo --model smollm2-135m --out $(DEMO_OUT) --minutes $(DEMO_MINUTES) $(DEMO_ARGS)
 
 test: setup
 	$(PYTEST)
@@ -88,7 +89,7 @@ THOUGHT_ANCHORS_COMMIT := 2a15f778d11b2c3a12d0357f34000939b172066c
 peers: setup .venv-peers/thought-anchors
 	@for env in peers nnterp; do \
 	  test -x .venv-$$env/bin/python || $(PYTHON) -m venv .venv-$$env || exit 1; \
-	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt torch==2.13.0 setuptools wheel pybind11 ninja || exit 1; \
+	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt torch==2.13.0 setuptools wheel ninja || exit 1; \
 	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --no-build-isolation -e ".[test,$$env]" || exit 1; \
 	  THOUGHT_ANCHORS=.venv-peers/thought-anchors .venv-$$env/bin/python -m pytest -q -m $$env tests/peers || exit 1; \
 	done
@@ -96,13 +97,22 @@ peers: setup .venv-peers/thought-anchors
 nulls: setup
 	$(BIN)/python -m benchmarks.validity $(NULLS_ARGS)
 
+wheel: $(INSTALLED)
+	$(BIN)/python release/wheels.py
+
+wheel-test: wheel
+	$(BIN)/python release/wheel_test.py
+
+licences: $(INSTALLED)
+	$(BIN)/python release/licences.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf build dist *.egg-info demo-results validity-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
+	rm -rf build dist *.egg-info demo-results pycotmech-demo validity-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
 	rm -f pycotmech/*.so
 	find pycotmech kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

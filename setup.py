@@ -1,8 +1,13 @@
-"""Builds the two compiled modules. Both are optional: without a compiler the package runs on the PyTorch reference.
+"""Builds the compiled modules. They are optional: without a compiler the package runs on the PyTorch reference.
 
 pycotmech._C     the CPU kernels, bound to PyTorch through its stable C++ interface, so one build serves every torch >= 2.10
+pycotmech._core  the torch-free face of the same core: instruction set, build flags
 pycotmech/_cuda_topk.so  the one CUDA C++ kernel, where nvcc is found: plain pointers, loaded through ctypes
-pycotmech._core  the torch-free face of the same core: instruction set, build flags, the core on numpy arrays (tests)
+
+Both modules use Python's limited API, so that one wheel serves every Python >= 3.11.
+
+PYCOTMECH_PURE=1           builds no module: a wheel for every platform (py3-none-any), which runs on the reference.
+PYCOTMECH_REQUIRE_BUILD=1  makes a failed compilation an error, for wheels.
 """
 
 import os
@@ -12,10 +17,11 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
 CXX = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+PURE = os.environ.get("PYCOTMECH_PURE", "") not in ("", "0")
+REQUIRED = os.environ.get("PYCOTMECH_REQUIRE_BUILD", "") not in ("", "0")
 
 
 def sources(*patterns: str) -> list[str]:
@@ -51,56 +57,61 @@ def build_cuda(nvcc: str, target: Path) -> None:
     made.replace(target)
 
 
-class OptionalBuild(BuildExtension):
-    """A failed or impossible compilation costs speed, never the installation."""
+def optional_build() -> type:
+    """PyTorch's build command, in which a failed or impossible compilation costs speed, never the installation."""
+    from torch.utils.cpp_extension import BuildExtension
 
-    def run(self) -> None:
-        self.run_cpp()
-        nvcc = find_nvcc() if sys.platform == "linux" else None
-        if nvcc is not None:
+    class OptionalBuild(BuildExtension):
+        def run(self) -> None:
+            self.run_cpp()
+            nvcc = find_nvcc() if sys.platform == "linux" else None
+            if nvcc is not None:
+                try:
+                    build_cuda(nvcc, (ROOT if self.inplace else Path(self.build_lib)) / "pycotmech" / "_cuda_topk.so")
+                except (OSError, subprocess.CalledProcessError, IndexError) as error:
+                    print(f"pycotmech: no CUDA kernel for attn_topk ({error}); it runs on PyTorch there.", file=sys.stderr)
+
+        def run_cpp(self) -> None:
             try:
-                build_cuda(nvcc, (ROOT if self.inplace else Path(self.build_lib)) / "pycotmech" / "_cuda_topk.so")
-            except (OSError, subprocess.CalledProcessError, IndexError) as error:
-                print(f"pycotmech: no CUDA kernel for attn_topk ({error}); it runs on PyTorch there.", file=sys.stderr)
+                super().run()
+            except Exception as error:
+                if REQUIRED:
+                    raise
+                self.extensions = []
+                print(
+                    f"pycotmech: the C++ kernels were not built ({type(error).__name__}: {error}).\n"
+                    "pycotmech: installing without them; every op then runs on its PyTorch reference (slower, same values).",
+                    file=sys.stderr,
+                )
 
-    def run_cpp(self) -> None:
-        try:
-            super().run()
-        except Exception as error:
-            if os.environ.get("PYCOTMECH_REQUIRE_BUILD"):
-                raise
-            self.extensions = []
-            print(
-                f"pycotmech: the C++ kernels were not built ({type(error).__name__}: {error}).\n"
-                "pycotmech: installing without them; every op then runs on its PyTorch reference (slower, same values).",
-                file=sys.stderr,
-            )
+    return OptionalBuild
 
 
 def extensions() -> list[Extension]:
-    import pybind11
+    from torch.utils.cpp_extension import CppExtension
 
-    core = sources("csrc/core/*.cpp")
     return [
         CppExtension(
             "pycotmech._C",
-            [*sources("csrc/ops/*.cpp", "csrc/ops/*.c"), *core],
+            [*sources("csrc/ops/*.cpp", "csrc/ops/*.c"), *sources("csrc/core/*.cpp")],
             include_dirs=[str(ROOT / "csrc")],
             extra_compile_args={"cxx": [*CXX, "-DTORCH_TARGET_VERSION=0x020a000000000000"]},
             py_limited_api=True,
         ),
         Extension(
             "pycotmech._core",
-            [*sources("csrc/python/*.cpp"), *core],
-            include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+            [*sources("csrc/python/*.cpp"), "csrc/core/cpu.cpp"],
+            include_dirs=[str(ROOT / "csrc")],
             extra_compile_args=CXX,
             language="c++",
+            py_limited_api=True,  # PyTorch's build command then defines Py_LIMITED_API
         ),
     ]
 
 
-setup(
-    packages=[*find_packages(include=["pycotmech", "pycotmech.*"]), "pycotmech.kernels"],
-    ext_modules=extensions(),
-    cmdclass={"build_ext": OptionalBuild},
-)
+compiled = {} if PURE else {
+    "ext_modules": extensions(),
+    "cmdclass": {"build_ext": optional_build()},
+    "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+}  # fmt: skip
+setup(packages=[*find_packages(include=["pycotmech", "pycotmech.*"]), "pycotmech.kernels"], **compiled)

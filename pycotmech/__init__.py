@@ -9,7 +9,8 @@
 Importing the package is quick: it loads nothing but names. PyTorch, the compiled kernels and transformers are loaded with
 the first name that needs them.
 
-Tests: `tests/test_packaging.py` for `_layout`, `_lazy`; `tests/cli/test_app.py` for `__main__`;
+Tests: `tests/test_packaging.py` for `_layout`, `_lazy`; `tests/test_absent_packages.py` for `_optional`;
+`tests/cli/test_app.py` for `__main__`;
 `tests/patching/test_warnings.py` for `_warnings`.
 """
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from pycotmech import _layout as _layout  # gives pycotmech.kernels its place
 from pycotmech import _lazy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "Ablation": "pycotmech.patching",

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    ("_layout", "_lazy", "_warnings", "files"),
+    ("_layout", "_lazy", "_optional", "_warnings", "files"),
     ("ops",),
     ("model", "figures", "stats"),
     ("engine",),

@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import pycotmech
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,11 +98,64 @@ def test_constraints_hold_everything_that_is_needed():
     assert wanted - {line.split("==")[0].lower() for line in lines} == {"triton"}
 
 
+def test_versions_are_one():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert version["project"]["dynamic"] == ["version"] and "version" not in version["project"]
+    assert re.search(rf"^version: {re.escape(pycotmech.__version__)}$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
+
+
+def test_licences_are_listed_for_what_is_installed():
+    done = python("release/licences.py", "--check", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in (ROOT / "docs" / "licences.md").read_text("utf-8").splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 40 and not any("not stated" in row or "not installed" in row for row in rows), rows
+
+
+def test_a_torch_that_is_too_old_is_said_once_and_the_reference_runs():
+    script = (
+        "import torch, json; torch.__version__ = torch.torch_version.TorchVersion('2.9.1+cpu'); import pycotmech.ops as ops; "
+    )
+    script += (
+        "y = ops.add_rms_norm(torch.ones(2, 4), None, torch.ones(4), 1e-6); print(json.dumps([ops.cpp_missing, y.tolist()]))"
+    )
+    ran = python("-W", "always", "-c", script, cwd=ROOT)
+    missing, y = answered(ran)
+    assert missing == "the C++ kernels need torch 2.10 or later, and this is torch 2.9.1+cpu"
+    assert ran.stderr.count(missing) == 1 and y[0] == pytest.approx([1.0] * 4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_source_archive_holds_what_a_build_needs(source, tmp_path):
+    done = python("-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), ".", cwd=source)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    for folder in ("csrc", "kernels", "pycotmech"):
+        for path in (source / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".so", ".pyc") and path.name != "README.md":
+                assert path.relative_to(source).as_posix() in names, path
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "constraints.txt"} <= names
+    assert not any(name.endswith((".so", ".pyc")) for name in names)
+
+
+@pytest.mark.slow
+def test_the_wheel_for_every_platform_holds_no_compiled_module(source, tmp_path):
+    build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), ".")
+    done = python(*build, cwd=source, PYCOTMECH_PURE="1")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"pycotmech-{pycotmech.__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "pycotmech/kernels/extract.py" in names and not any(name.endswith((".so", ".pyd")) for name in names)
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_kernels_data_and_compiled_modules(source, tmp_path):
     done = python("-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), ".", cwd=source)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp311-abi3-" in wheel.name  # one for every Python
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "kernels").glob("*.py"):
         assert f"pycotmech/kernels/{path.name}" in names
@@ -108,7 +164,7 @@ def test_the_wheel_holds_kernels_data_and_compiled_modules(source, tmp_path):
     for path in (ROOT / "pycotmech").rglob("*.py"):
         assert path.relative_to(ROOT).as_posix() in names
     for module in ("_C", "_core"):
-        assert any(re.fullmatch(rf"pycotmech/{module}\..*(so|pyd)", n) for n in names), sorted(names)
+        assert any(re.fullmatch(rf"pycotmech/{module}(\.abi3\.so|\.pyd)", n) for n in names), sorted(names)
     assert not any(n.startswith(("tests/", "benchmarks/", "kernels/", "csrc/")) for n in names)
     # Unpacked in a place of its own, it imports and computes with what was built, without the source tree.
     place = tmp_path / "site"

@@ -1,25 +1,40 @@
 // The torch-free face of the C++ core: what was built, what this processor offers.
-#include <pybind11/pybind11.h>
+// In Python's limited API, so that one build serves every Python from 3.11 on.
+#include <Python.h>
 
 #include "core/cpu.h"
 
-namespace py = pybind11;
-
-PYBIND11_MODULE(_core, m) {
-  m.doc() = "The torch-free C++ core of pycotmech.";
-  m.def("isa", [] { return pcm::isa_name(pcm::isa()); },
-        "Instruction set in use: portable, avx2, avx512, avx512_bf16 or amx.");
-  m.def("build", [] {
-    py::dict d;
 #if defined(__VERSION__)
-    d["compiler"] = __VERSION__;
-#endif
-    d["cplusplus"] = static_cast<long>(__cplusplus);
-#if defined(__OPTIMIZE__)
-    d["optimized"] = true;
+#define PCM_COMPILER __VERSION__
 #else
-    d["optimized"] = false;
+#define PCM_COMPILER "unknown"
 #endif
-    return d;
-  }, "How the core was built: compiler, language version, whether optimised.");
+
+#if defined(__OPTIMIZE__)
+#define PCM_OPTIMIZED Py_True
+#else
+#define PCM_OPTIMIZED Py_False
+#endif
+
+namespace {
+
+PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(pcm::isa_name(pcm::isa())); }
+
+PyObject* build(PyObject*, PyObject*) {
+  return Py_BuildValue("{s:s,s:l,s:O}", "compiler", PCM_COMPILER, "cplusplus", static_cast<long>(__cplusplus), "optimized",
+                       PCM_OPTIMIZED);
 }
+
+PyMethodDef functions[] = {
+    {"isa", isa, METH_NOARGS, "Instruction set in use: portable, avx2, avx512, avx512_bf16 or amx."},
+    {"build", build, METH_NOARGS, "How the core was built: compiler, language version, whether optimised."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_core", "The torch-free C++ core of pycotmech.", -1, functions, nullptr, nullptr, nullptr, nullptr,
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModule_Create(&module); }

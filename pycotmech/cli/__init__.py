@@ -1,6 +1,7 @@
 """The shell: one file per command.
 
-Tests: `test_run.py` for `bars`, `options`; `test_app.py` for `paper`; the others have tests of their own names.
+Tests: `test_run.py` for `options`; `test_app.py` for `paper`; `test_doctor.py` for `checks`, `machine`; `test_json.py` for
+`output`; the others have tests of their own names.
 """
 
 from pycotmech.cli.app import main

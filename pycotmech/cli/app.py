@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from pycotmech import __version__
+from pycotmech._optional import explained
 from pycotmech.cli.attention import attention
+from pycotmech.cli.demo import demo
+from pycotmech.cli.doctor import doctor
 from pycotmech.cli.export import export
 from pycotmech.cli.info import info
 from pycotmech.cli.merge import merge
@@ -22,15 +26,57 @@ from pycotmech.cli.sweep import sweep
 from pycotmech.cli.trace import trace
 from pycotmech.files.text import printable
 
+GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Start here": (demo, doctor),
+    "Jobs": (run, paper, trace, sweep, attention),
+    "Results": (report, status, export, merge),
+    "This installation": (info,),
+}
+"""Commands by the title under which the help lists them."""
+
+EXAMPLES = {
+    "demo": ("pycotmech demo", "pycotmech demo --fetch"),
+    "doctor": ("pycotmech doctor", "pycotmech doctor --json > doctor.json"),
+    "run": (
+        "pycotmech run --model smollm2-135m --out results --examples 10",
+        "pycotmech run --model smollm2-135m --pairs mine.jsonl --out my-results --metric logit_diff",
+        "pycotmech run --model smollm2-135m --out results --minutes 30 --workers 2",
+    ),
+    "paper": (
+        "pycotmech paper --model smollm2-135m --out paper-results --plan",
+        "pycotmech paper --model smollm2-135m --out paper-results --minutes 60",
+    ),
+    "trace": ("pycotmech trace --model smollm2-135m --traces traces.jsonl --out trace-results --plan",),
+    "sweep": (
+        'pycotmech sweep --model tiny-cot --clean "Max is a lempus" --corrupted "Max is a tumpus" --png heads.png',
+        "pycotmech sweep --model smollm2-135m --pairs mine.jsonl --screen 40 --json",
+    ),
+    "attention": (
+        "pycotmech attention --model smollm2-135m --text prompt.txt --out looks",
+        "pycotmech attention --model smollm2-135m --text prompt.txt --out looks --segments question=12:40",
+    ),
+    "report": ("pycotmech report results",),
+    "status": ("pycotmech status results --json",),
+    "export": (
+        "pycotmech export results --to csv --out heads.csv --variables effect,noise_floor",
+        "pycotmech export paper-results --to parquet --out patch_steps.parquet --name patch_steps",
+    ),
+    "merge": ("pycotmech merge whole part-1 part-2",),
+    "info": ("pycotmech info",),
+}
+"""For each command, lines that the end of its help shows."""
+
 app = typer.Typer(
     name="pycotmech",
     help="Exact, fast analysis of how language models reason step by step.",
-    add_completion=False,
+    epilog="Exit codes: 0 done; 1 something could not be done, and is named; 2 bad input; 130 stopped, and can be continued.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (run, sweep, paper, attention, trace, report, status, merge, export, info):
-    app.command()(command)
+for title, commands in GROUPS.items():
+    for command in commands:
+        shown = "\n\n".join(["Examples:", *EXAMPLES[command.__name__]])
+        app.command(rich_help_panel=title, epilog=shown)(command)
 
 
 def _version(wanted: bool) -> None:
@@ -46,7 +92,8 @@ def _root(
 
 
 def main() -> None:
-    """The console script: one line and exit code 2 for bad input, 130 when stopped by Ctrl-C or SIGTERM."""
+    """The console script. Exit codes: 0 done; 1 something could not be done, or an error that is none of the user's; 2 bad
+    input, in one line; 130 stopped by Ctrl-C or SIGTERM."""
     before = signal.signal(signal.SIGTERM, _stop)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -59,7 +106,10 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         expected = isinstance(error, (ValueError, TypeError, OSError, NotImplementedError, ImportError))
-        _fail(str(error) or type(error).__name__, 2 if expected else 1, "" if expected else f" ({type(error).__name__})")
+        text = explained(error) if isinstance(error, ModuleNotFoundError) else None
+        _fail(
+            text or str(error) or type(error).__name__, 2 if expected else 1, "" if expected else f" ({type(error).__name__})"
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
 

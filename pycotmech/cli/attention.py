@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import say_json
 
 if TYPE_CHECKING:
     from pycotmech.attention.results import AttentionSummary
     from pycotmech.attention.scores import HeadScores
 
+_FILES = ("heads.csv", "tokens.csv", "summary.zarr", "scores.png", "mass.png")
+_KINDS = {
+    "first": "the first token",
+    "previous": "the previous token",
+    "duplicate": "earlier copies of the token",
+    "induction": "what followed an earlier copy",
+}
 _BEST = 5
 """Heads named on a line of the printed table."""
 _SEGMENTS = (
@@ -29,6 +38,7 @@ def attention(
     device: o.Device = "cpu",
     threads: o.Threads = None,
     overwrite: Annotated[bool, o.plain("Replace results that are in the folder already.", "--overwrite")] = False,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -49,26 +59,40 @@ def attention(
         prompt, out, model=model, segments=segments, top_k=top_k, dtype=dtype, device=device, threads=threads,
         overwrite=overwrite, progress=Bars(quiet),
     )  # fmt: skip
-    if not quiet:
+    files = [name for name in _FILES if (Path(out) / name).exists()]
+    if as_json:
+        said = {kind: [_place(*place, score) for place, score in best] for kind, best in strongest(found.summary, found.scores)}
+        entropy = found.summary.per_head().sort_values("entropy")[["layer", "head", "entropy"]]
+        say_json({
+            "folder": out, "model": found.model.name, "tokens": len(found.summary.tokens or ()), "files": files,
+            "notes": list(found.model.notes), "strongest": said,
+            "sharpest": entropy.iloc[0].to_dict(), "flattest": entropy.iloc[-1].to_dict(),
+        })  # fmt: skip
+    elif not quiet:
         o.say(table(found.summary, found.scores))
-        o.say(f"\nwritten to {out}: heads.csv, tokens.csv, summary.zarr, scores.png, mass.png")
+        o.say(f"\nwritten to {out}: {', '.join(files)}")
+
+
+def _place(layer: int, head: int, score: float) -> dict[str, float]:
+    return {"layer": int(layer), "head": int(head), "attention": score}
+
+
+def strongest(summary: AttentionSummary, scores: HeadScores) -> list[tuple[str, list[tuple[tuple[int, int], float]]]]:
+    """Returns the heads with the highest mean attention to each thing: of each kind, then of each segment."""
+    heads = summary.per_head()
+    rows = [(kind, scores.top(kind, _BEST)) for kind in _KINDS]
+    for name in summary.segment_names[: -1 if summary.segment_names[-1] == "first" else None]:
+        best = heads.nlargest(_BEST, f"mass_{name}")
+        found = zip(best["layer"], best["head"], best[f"mass_{name}"], strict=True)
+        rows.append((f"segment {name}", [((l, h), score) for l, h, score in found]))
+    return rows
 
 
 def table(summary: AttentionSummary, scores: HeadScores) -> str:
     """Returns which heads look where, in a few lines: the heads with the highest mean attention to each thing."""
     heads = summary.per_head()
     lines = ["", "mean attention, highest heads (layer.head)"]
-    what = {
-        "first": "the first token",
-        "previous": "the previous token",
-        "duplicate": "earlier copies of the token",
-        "induction": "what followed an earlier copy",
-    }
-    rows = [(text, scores.top(kind, _BEST)) for kind, text in what.items()]
-    for name in summary.segment_names[: -1 if summary.segment_names[-1] == "first" else None]:
-        best = heads.nlargest(_BEST, f"mass_{name}")
-        found = zip(best["layer"], best["head"], best[f"mass_{name}"], strict=True)
-        rows.append((f"segment {name}", [((l, h), score) for l, h, score in found]))
+    rows = [(_KINDS.get(name, name), best) for name, best in strongest(summary, scores)]
     width = max(len(text) for text, _ in rows)
     for text, best in rows:
         lines.append(f"  {text:<{width}}  " + "  ".join(f"{l}.{h} {score:.2f}" for (l, h), score in best if score == score))

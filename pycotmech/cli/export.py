@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import say_json
+
+_FORMATS = ("parquet", "csv", "json", "safetensors", "mib", "circuitsvis")
 
 
 def export(
     folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper, attention or trace, finished or not.")],
-    to: Annotated[str, o.plain("The format: parquet, csv, json, safetensors, mib or circuitsvis.")],
+    to: Annotated[str, o.plain(f"The format: {', '.join(_FORMATS)}.", autocompletion=o.one_of(*_FORMATS))],
     out: Annotated[
         str,
         o.plain(
@@ -28,13 +31,14 @@ def export(
     model_name: Annotated[
         str | None, o.plain("The model's name for MIB, such as gpt2 (that in the results by default).", "--model-name")
     ] = None,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
     """Write results to a file for other programs.
 
     Parquet, CSV and JSON hold a long table: a row for each cell, with a column for each axis, label and variable. safetensors
-    holds the arrays as they are. Parquet needs pyarrow (pycotmech[export]). mib is a folder with importances.json, the effects
+    holds the arrays as they are. Parquet needs pyarrow (the extra tables). mib is a folder with importances.json, the effects
     of heads at one step (run, sweep, paper); circuitsvis is a page of head values (docs/formats.md). What needs the model is
     refused, with the Python function that takes it.
     """
@@ -44,5 +48,7 @@ def export(
         raise ValueError("out: the name is empty; expected a file")
     chosen = None if variables is None else [part.strip() for part in variables.split(",") if part.strip()]
     written = open_results(folder).export(to, out, name, variables=chosen, step=step, task=task, model=model_name)
-    if not quiet:
+    if as_json:
+        say_json({"format": to, "files": written})
+    elif not quiet:
         o.say(f"written: {', '.join(map(str, written))}")

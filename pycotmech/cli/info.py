@@ -9,11 +9,16 @@ from importlib import metadata
 from typing import Any
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import say_json
 
 
-def info(debug: o.Debug = False) -> None:
+def info(as_json: o.Json = False, debug: o.Debug = False) -> None:
     """Show versions, what is compiled, and what runs each op on this machine."""
-    for title, rows in sections():
+    found = sections()
+    if as_json:
+        say_json({title.lower().replace(" ", "_"): dict(rows) for title, rows in found})
+        return
+    for title, rows in found:
         o.say(title)
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
@@ -30,7 +35,7 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
     from pycotmech.model.converted import cache_root
 
     versions = [("pycotmech", __version__), ("python", platform.python_version())]
-    versions += [(name, _version(name)) for name in ("torch", "transformers", "triton", "numpy", "xarray", "zarr")]
+    versions += [(name, installed_version(name)) for name in ("torch", "transformers", "triton", "numpy", "xarray", "zarr")]
     cuda = torch.cuda.is_available()
     machine = [
         ("system", platform.platform()),
@@ -41,12 +46,13 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
         ("model cache", str(cache_root())),
         ("model aliases", ", ".join(ALIASES)),
     ]
-    built = [("pycotmech._C", "built" if ops.cpp_missing is None else ops.cpp_missing), ("pycotmech._core", _core())]
+    built = [("pycotmech._C", "built" if ops.cpp_missing is None else ops.cpp_missing), ("pycotmech._core", core())]
     running = [(name, f"CPU: {where['cpu']}, CUDA: {where['cuda']}") for name, where in ops.describe().items()]
     return [("Versions", versions), ("Machine", machine), ("Compiled modules", built), ("Ops", running)]
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of an installed distribution, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -65,8 +71,8 @@ def _bfloat16() -> str:
     return "on CPU as PyTorch computes them"
 
 
-def _core() -> str:
-    """Instruction set and compiler of the torch-free module."""
+def core() -> str:
+    """Says which instruction set is used and which compiler built it, or that the module is not built."""
     if importlib.util.find_spec("pycotmech._core") is None:
         return "not built"
     from pycotmech import _core

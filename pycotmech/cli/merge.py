@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import plain, report_of, say_json
 
 
 def merge(
     out: Annotated[str, typer.Argument(help="The new folder. A merge that was interrupted is continued in it.")],
     parts: Annotated[list[str], typer.Argument(help="Folders of runs with --points, of the same settings.")],
     top: o.Top = 5,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -34,8 +36,10 @@ def merge(
         stopped(bars, out)
         raise
     if outcome.finished:
-        shown_report(outcome.folder, top, quiet)
-    if not quiet:
+        shown_report(outcome.folder, top, quiet or as_json)
+    if as_json:
+        say_json({**plain(outcome), "report": report_of(outcome.folder) if outcome.finished else None})
+    elif not quiet:
         o.say(
             f"\nexamples {outcome.points[0]} to {outcome.points[1] - 1}: {outcome.finished} sweeps finished, {outcome.pending} "
             f"pending, {outcome.repeated} in several parts; results.zarr is in {out}"

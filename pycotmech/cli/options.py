@@ -20,10 +20,29 @@ def _panel(title: str | None) -> Callable[..., Any]:
     return option
 
 
-plain, task, patch, how = map(_panel, (None, "The task (instead of --pairs)", "What is patched and measured", "How it runs"))
+plain, task, patch, how, shown = map(
+    _panel,
+    (None, "The task (instead of --pairs)", "What is patched and measured", "How it runs", "What is shown"),
+)
+
+
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """What the shell's completion offers for an option."""
+
+    def offered(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return offered
+
+
+MODELS = ("smollm2-135m", "smollm2-135m-cot", "gemma3-270m", "tiny-cot")
 
 Model = Annotated[
-    str, plain("The model: smollm2-135m, smollm2-135m-cot, tiny-cot; a folder, a GGUF file, or a Hugging Face name.")
+    str,
+    plain(
+        "The model: smollm2-135m, smollm2-135m-cot, gemma3-270m, tiny-cot; a folder, a GGUF file, or a Hugging Face name.",
+        autocompletion=one_of(*MODELS),
+    ),
 ]
 # A path is a text here: of an empty text pathlib makes the current folder.
 Out = Annotated[str, plain("The results folder. An interrupted run in it is continued.", metavar="FOLDER")]
@@ -34,20 +53,55 @@ _PAIRS = (
 Pairs = Annotated[str | None, plain(_PAIRS, metavar="FILE")]
 Examples = Annotated[int | None, task("The number of problems (10 by default; for paper 8).")]
 Shots = Annotated[int | None, task("The number of demonstrations before the problem (8 by default; for tiny-cot 4).")]
-Style = Annotated[str | None, task("The wording: every (default), paper, each or all.")]
-Template = Annotated[str | None, task("chat puts the prompts into the tokenizer's chat template (none by default).")]
+Style = Annotated[
+    str | None,
+    task("The wording: every (default), paper, each or all.", autocompletion=one_of("every", "paper", "each", "all")),
+]
+Template = Annotated[
+    str | None,
+    task("chat puts the prompts into the tokenizer's chat template (none by default).", autocompletion=one_of("chat")),
+]
 Think = Annotated[bool, task("With --template chat: the solution stands in a <think> block.")]
-Order = Annotated[str | None, task("The order of the premises: forward, backward, membership_first or shuffled.")]
-Ontology = Annotated[str | None, task("The ontology: fictional (default) or false.")]
-Direction = Annotated[str, patch("denoise patches clean heads into the corrupted run; noise does the reverse.")]
-Metric = Annotated[str, patch("The metric: kl, logit_diff or prob, read at the last position.")]
-Positions = Annotated[str, patch("Where heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).")]
+Order = Annotated[
+    str | None,
+    task(
+        "The order of the premises: forward, backward, membership_first or shuffled.",
+        autocompletion=one_of("forward", "backward", "membership_first", "shuffled"),
+    ),
+]
+Ontology = Annotated[
+    str | None, task("The ontology: fictional (default) or false.", autocompletion=one_of("fictional", "false"))
+]
+Direction = Annotated[
+    str,
+    patch(
+        "denoise patches clean heads into the corrupted run; noise does the reverse.",
+        autocompletion=one_of("denoise", "noise"),
+    ),
+]
+Metric = Annotated[
+    str,
+    patch("The metric: kl, logit_diff or prob, read at the last position.", autocompletion=one_of("kl", "logit_diff", "prob")),
+]
+Positions = Annotated[
+    str,
+    patch(
+        "Where heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).",
+        autocompletion=one_of("all", "last"),
+    ),
+]
 Controls = Annotated[
     bool,
     patch("Measure the random control of 6 % of the heads and the sham position, which take a tenth of the time."),
 ]
-Dtype = Annotated[str, how("The model's dtype: auto, float32, bfloat16, float16 or float64.")]
-Device = Annotated[str, how("The device: cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[
+    str,
+    how(
+        "The model's dtype: auto, float32, bfloat16, float16 or float64.",
+        autocompletion=one_of("auto", "float32", "bfloat16", "float16", "float64"),
+    ),
+]
+Device = Annotated[str, how("The device: cpu, cuda, cuda:1, ...", autocompletion=one_of("cpu", "cuda"))]
 Seed = Annotated[int, how("Seed for examples and the noise floor.")]
 Memory = Annotated[float | None, how("The memory a sweep may use, in GB (half of what is free by default).", "--memory-gb")]
 Threads = Annotated[int | None, how("The number of PyTorch's threads (one per core by default).")]
@@ -58,7 +112,11 @@ AcceptVersion = Annotated[
     bool, how("Continue results that another version of pycotmech, PyTorch or transformers began.", "--accept-version")
 ]
 Engine = Annotated[
-    str | None, how("Who computes: serial (this process), local (processes on this machine) or ray. Several workers are local.")
+    str | None,
+    how(
+        "Who computes: serial (this process), local (processes on this machine) or ray. Several workers are local.",
+        autocompletion=one_of("serial", "local", "ray"),
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -74,10 +132,17 @@ Points = Annotated[
 ]
 DryRun = Annotated[bool, how("Check everything, print what the run would do and need, and write nothing.", "--dry-run")]
 Estimate = Annotated[bool, how("Like --dry-run, as JSON.", "--estimate")]
-Top = Annotated[int, plain("The number of heads shown per step.")]
-Quiet = Annotated[bool, plain("Print nothing but errors.", "--quiet", "-q")]
+Minutes = Annotated[
+    float | None,
+    task("A time budget in place of --examples: takes the largest number of examples whose predicted time fits."),
+]
+Top = Annotated[int, shown("The number of heads shown per step.")]
+Json = Annotated[
+    bool, shown("Print one JSON object instead of text. Progress and errors go to standard error all the same.", "--json")
+]
+Quiet = Annotated[bool, shown("Print nothing but errors, and with --json the object.", "--quiet", "-q")]
 # Looked at by the shell's main(), which turns every other error into one line.
-Debug = Annotated[bool, plain("Show the full traceback of an error.", "--debug")]
+Debug = Annotated[bool, shown("Show the full traceback of an error.", "--debug")]
 
 
 def say(text: object = "", *, err: bool = False) -> None:

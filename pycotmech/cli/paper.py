@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import first_page, plain, say_json
+
+if TYPE_CHECKING:
+    from pycotmech.paper import PaperOutcome
+    from pycotmech.paper.claims import Claim, Verdict
 
 
 def paper(
@@ -46,6 +52,7 @@ def paper(
     threads: o.Threads = None,
     verify: o.Verify = False,
     accept_version: o.AcceptVersion = False,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -64,18 +71,20 @@ def paper(
         seed=seed, memory_gb=memory_gb, threads=threads,
     )  # fmt: skip
     names = None if only is None else tuple(part.strip() for part in only.split(",") if part.strip())
-    bars = Bars(quiet)
+    bars, silent = Bars(quiet), quiet or as_json
     try:
         outcome = analyses.run(
             asked, out, only=names, tasks=tasks, minutes=minutes, pilot=o.path(pilot, "pilot"), progress=bars, plan_only=plan,
-            say=None if quiet else lambda text: o.say(f"{text}\n"), verify=verify, accept_version=accept_version,
+            say=None if silent else lambda text: o.say(f"{text}\n"), verify=verify, accept_version=accept_version,
         )  # fmt: skip
     except KeyboardInterrupt:
         stopped(bars, out)
         raise
+    if as_json:
+        say_json(_found(outcome))
     if plan:
         return
-    if not quiet:
+    if not silent:
         if outcome.resumed:
             o.say(f"finished before: {', '.join(outcome.resumed)}")
         for claim, verdict in outcome.verdicts:
@@ -83,8 +92,30 @@ def paper(
         for name, found in outcome.harder.items():
             words = [f"{claim.name}: {v.word}" for claim, v in found.verdicts if all(n in found.results for n in claim.needs)]
             o.say(f"* setting {name}: {found.failure or '; '.join(words)}")
-        o.say(f"\nfigures, tables and data are in {out}; begin with {outcome.folder / 'summary.md'}")
+        o.say(f"\nfigures, tables and data are in {out}; begin with {first_page(outcome.folder)}")
     for name, why in outcome.failures.items():
         o.say(f"pycotmech: not done: {name}: {why}", err=True)
     if outcome.failures:
         raise typer.Exit(1)
+
+
+def _found(outcome: PaperOutcome) -> dict[str, Any]:
+    """The plan and the verdicts in JSON values."""
+
+    def of(verdicts: Iterable[tuple[Claim, Verdict]]) -> list[dict[str, Any]]:
+        return [
+            {"claim": claim.name, "text": claim.text, "verdict": verdict.word, "evidence": verdict.evidence}
+            for claim, verdict in verdicts
+        ]
+
+    plan = outcome.plan
+    return {
+        "folder": outcome.folder,
+        "plan": {**plain(plan), "seconds": plan.seconds, "memory": plan.memory},
+        "claims": of(outcome.verdicts),
+        "settings": {
+            name: {"failure": found.failure, "claims": of(found.verdicts)} for name, found in outcome.harder.items()
+        },
+        "analyses": sorted(outcome.results), "resumed": outcome.resumed, "failures": outcome.failures,
+        "open": first_page(outcome.folder),
+    }  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import first_page, report_of, say_json
 
 if TYPE_CHECKING:
     from pycotmech.runs import Settings
@@ -17,6 +18,7 @@ def run(
     model: o.Model,
     out: o.Out,
     examples: o.Examples = None,
+    minutes: o.Minutes = None,
     pairs: o.Pairs = None,
     steps: Annotated[str | None, o.task("The steps of the reasoning, such as 0,5,9 (all by default).")] = None,
     shots: o.Shots = None,
@@ -45,6 +47,7 @@ def run(
     dry_run: o.DryRun = False,
     estimate: o.Estimate = False,
     top: o.Top = 5,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -63,10 +66,22 @@ def run(
     )  # fmt: skip
     how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
     how |= {"engine": engine, "workers": workers, "ray_address": ray_address}
+    if minutes is not None:
+        settings = within_minutes(settings, out, minutes, quiet, **how)
     if dry_run or estimate:
-        expect(settings, out, as_json=estimate, **how)
+        expect(settings, out, as_json=estimate or as_json, **how)
     else:
-        keep(settings, out, top, quiet, **how)
+        keep(settings, out, top, quiet, as_json, **how)
+
+
+def within_minutes(settings: Settings, out: str, minutes: float, quiet: bool, *, verify: bool = False, **how: Any) -> Settings:
+    """Returns the settings with as many examples as fit into a time. how: arguments of `estimate_run`."""
+    from pycotmech.runs.estimate import examples_within
+
+    n = examples_within(settings, out, minutes, **how)
+    if not quiet:
+        o.say(f"{n} example{'' if n == 1 else 's'} by the time of {minutes:g} min", err=True)
+    return replace(settings, examples=n)
 
 
 def expect(settings: Settings, out: str, *, as_json: bool, verify: bool = False, **how: Any) -> None:
@@ -74,10 +89,13 @@ def expect(settings: Settings, out: str, *, as_json: bool, verify: bool = False,
     from pycotmech.runs.estimate import estimate_run
 
     expected = estimate_run(settings, out, **how)
-    o.say(json.dumps(expected.to_dict(), indent=2) if as_json else expected)
+    if as_json:
+        say_json(expected.to_dict())
+    else:
+        o.say(expected)
 
 
-def keep(settings: Settings, out: str, top: int, quiet: bool, **how: Any) -> None:
+def keep(settings: Settings, out: str, top: int, quiet: bool, as_json: bool = False, **how: Any) -> None:
     """Runs into a results folder and shows its report. how: arguments of `runs.run`. Raises typer.Exit(1) if a sweep could not
     be done."""
     from pycotmech.cli.bars import Bars, stopped
@@ -92,9 +110,13 @@ def keep(settings: Settings, out: str, top: int, quiet: bool, **how: Any) -> Non
     except KeyboardInterrupt:
         stopped(bars, out)
         raise
-    report = shown_report(outcome.folder, top, quiet)
-    if not quiet:
-        o.say(f"\n{len(report.files)} files and results.zarr are in {out}; begin with {outcome.folder / 'summary.md'}")
+    report = shown_report(outcome.folder, top, quiet or as_json)
+    if as_json:
+        found = {"folder": outcome.folder, "done": outcome.done, "resumed": outcome.resumed, "failures": outcome.failures}
+        found |= {"files": [path.name for path in report.files], "open": first_page(outcome.folder)}
+        say_json({**found, "report": report_of(outcome.folder)})
+    elif not quiet:
+        o.say(f"\n{len(report.files)} files and results.zarr are in {out}; begin with {first_page(outcome.folder)}")
     for failure in outcome.failures:
         o.say(f"pycotmech: not done: {failure}", err=True)
     if outcome.failures:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import say_json
 
 
 def status(
     folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper, attention or trace.")],
-    as_json: Annotated[bool, o.plain("Print one JSON object instead of lines of text.", "--json")] = False,
+    as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Show what is finished, pending, skipped and failed, how fast it goes, and whether a process writes now.
@@ -22,4 +22,7 @@ def status(
     from pycotmech.runs.status import status_of
 
     found = status_of(folder)
-    o.say(json.dumps(found.to_dict(), ensure_ascii=True) if as_json else found)
+    if as_json:
+        say_json(found.to_dict())
+    else:
+        o.say(found)

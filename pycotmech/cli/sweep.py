@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import say_json
 from pycotmech.cli.run import expect, keep
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def sweep(
     dry_run: o.DryRun = False,
     estimate: o.Estimate = False,
     top: o.Top = 10,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -89,9 +90,9 @@ def sweep(
         how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
         how |= {"engine": engine, "workers": workers, "ray_address": ray_address}
         if dry_run or estimate:
-            expect(kept, out, as_json=estimate, **how)
+            expect(kept, out, as_json=estimate or as_json, **how)
         else:
-            keep(kept, out, top, quiet, **how)
+            keep(kept, out, top, quiet, as_json, **how)
         return
     for name, value in {"engine": engine, "workers": workers, "ray_address": ray_address}.items():
         if value is not None:
@@ -118,7 +119,7 @@ def sweep(
     }  # fmt: skip
     if dry_run or estimate:
         with torch_threads(threads):
-            o.say(_expected(loaded, arguments, screen, as_json=estimate))
+            _expect(loaded, arguments, screen, as_json=estimate or as_json)
         return
     with torch_threads(threads):
         bars.begin("patching", 1, "sweep")
@@ -132,17 +133,19 @@ def sweep(
     if picture is not None:
         with replacing(picture) as temporary:
             result.plot(path=str(temporary))
-    if not quiet:
+    written = [path for path in (table, picture) if path is not None]
+    if as_json:
+        say_json({**_found(result, top), "notes": list(loaded.notes), "files": written})
+    elif not quiet:
         for note in loaded.notes:
             o.say(f"Note: {note}.")
         o.say(_text(result, top))
-        for path in (table, picture):
-            if path is not None:
-                o.say(f"written: {path}")
+        for path in written:
+            o.say(f"written: {path}")
 
 
-def _expected(model: Model, arguments: dict[str, Any], screen: int | None, *, as_json: bool) -> str:
-    """What the sweep would do and need. With a screen, of all heads: which it leaves is known only when it has run."""
+def _expect(model: Model, arguments: dict[str, Any], screen: int | None, *, as_json: bool) -> None:
+    """Prints what the sweep would do and need. With a screen, of all heads: which it leaves is known only when it has run."""
     import pycotmech as pcm
     from pycotmech.runs.speed import measured_overhead, measured_speed, shown_time
 
@@ -150,9 +153,25 @@ def _expected(model: Model, arguments: dict[str, Any], screen: int | None, *, as
     speed = measured_speed(model)
     seconds = measured_overhead(model, speed) * plan.flop / speed
     if as_json:
-        return json.dumps({**asdict(plan), "flop_per_second": speed, "seconds": seconds, "screen": screen}, indent=2)
+        return say_json({**asdict(plan), "flop_per_second": speed, "seconds": seconds, "screen": screen})
     at_most = "" if screen is None else f"; of all heads, since the {screen} of the screen are not known yet"
-    return f"{plan}{at_most}\ntime: about {shown_time(seconds)} at {speed / 1e9:,.0f} GFLOP/s\nnothing was run or written"
+    o.say(f"{plan}{at_most}\ntime: about {shown_time(seconds)} at {speed / 1e9:,.0f} GFLOP/s\nnothing was run or written")
+
+
+def _found(result: Sweep, top: int) -> dict[str, Any]:
+    """The sweep in JSON values: every head, and the strongest ones."""
+    control = None if result.controls is None else result.controls.threshold
+    strongest = [
+        {"layer": layer, "head": head, "effect": effect, "above_floor": abs(effect) > result.noise_floor,
+         "beyond_control": None if control is None else abs(effect) > max(control, result.noise_floor)}
+        for (layer, head), effect in result.top(top)
+    ]  # fmt: skip
+    return {
+        "model": result.model_name, "site": result.site, "direction": result.direction, "metric": result.metric,
+        "normalized": result.normalized, "clean_metric": result.clean_metric, "corrupted_metric": result.corrupted_metric,
+        "noise_floor": result.noise_floor, "control": control, "strongest": strongest, "values": result.values,
+        "effect": result.effect,
+    }  # fmt: skip
 
 
 def _text(result: Sweep, top: int) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import first_page, plain, say_json
 
 
 def trace(
@@ -39,6 +40,7 @@ def trace(
     seed: o.Seed = 0,
     memory_gb: o.Memory = None,
     threads: o.Threads = None,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -56,18 +58,24 @@ def trace(
         model=model, traces=file, splitter=splitter, cue=cue, definition=definition, top=top, proximity=proximity,
         controls=controls, dtype=dtype, device=device, seed=seed, memory_gb=memory_gb, threads=threads,
     )  # fmt: skip
-    bars = Bars(quiet)
+    bars, silent = Bars(quiet), quiet or as_json
+    say = None if silent else lambda text: o.say(f"{text}\n")
     try:
-        outcome = run_traces(asked, out, plan_only=plan, progress=bars, say=None if quiet else lambda text: o.say(f"{text}\n"))
+        outcome = run_traces(asked, out, plan_only=plan, progress=bars, say=say)
     except KeyboardInterrupt:
         stopped(bars, out)
         raise
+    if as_json:
+        results = {name: found.findings() for name, found in outcome.results.items()}
+        found: dict[str, Any] = {"folder": outcome.folder, "plan": {**plain(outcome.plan), "seconds": outcome.plan.seconds}}
+        found |= {"findings": results, "resumed": outcome.resumed, "failures": outcome.failures}
+        say_json(found | {"open": first_page(outcome.folder)})
     if plan:
         return
-    if not quiet:
+    if not silent:
         if outcome.resumed:
             o.say(f"finished before: {', '.join(outcome.resumed)}")
-        o.say(f"figures, tables and data are in {out}; begin with {outcome.folder / 'summary.md'}")
+        o.say(f"figures, tables and data are in {out}; begin with {first_page(outcome.folder)}")
     for name, why in outcome.failures.items():
         o.say(f"pycotmech: not done: {name}: {why}", err=True)
     if outcome.failures:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from numpy.typing import NDArray
+
+from pycotmech.figures.library import Figure, Text, rc_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

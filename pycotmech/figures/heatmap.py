@@ -9,10 +9,10 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.frame import finished, saved
+from pycotmech.figures.library import Figure
 from pycotmech.figures.words import METRIC_NAMES
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.frame import saved
+from pycotmech.figures.library import Figure
 
 _LONGEST = 9
 _STATES = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +23,8 @@ _library = torch.library.Library("pycotmech", "DEF")
 _names: list[str] = []
 _cuda_kernels: dict[str, str] = {}
 _REFERENCE = "PyTorch reference"
+_LEAST_TORCH = (2, 10)
+"""What the C++ kernels are compiled for (setup.py), through PyTorch's stable interface. They load in later versions too."""
 
 
 def define(schema: str, reference: Callable, fake: Callable, *, kernel: str | None = None) -> Callable:
@@ -77,6 +80,9 @@ def _load_library() -> str | None:
     path = _find_library()
     if path is None:
         reason = "the C++ kernels are not built"
+    elif tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _LEAST_TORCH:
+        least = ".".join(map(str, _LEAST_TORCH))
+        reason = f"the C++ kernels need torch {least} or later, and this is torch {torch.__version__}"
     else:
         try:
             torch.ops.load_library(str(path))
@@ -84,8 +90,8 @@ def _load_library() -> str | None:
         except OSError as error:
             reason = f"the C++ kernels in {path.name} could not be loaded ({error})"
     warn(
-        f"pycotmech: {reason}; ops on CPU run on the PyTorch reference (slower, same values). "
-        "`pip install --no-build-isolation -e .` with a C++20 compiler builds them."
+        f"pycotmech: {reason}; ops on CPU run on the PyTorch reference (slower, same values). The wheel for Linux x86-64 has "
+        "them; from the source, `pip install --no-build-isolation .` with a C++20 compiler builds them."
     )
     return reason
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pycotmech._optional import warn_of_missing
 from pycotmech.files.arrays import save_arrays
 from pycotmech.files.text import cell
 from pycotmech.files.write import replacing, write_text
@@ -170,6 +171,8 @@ def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadSc
         provenance=json.dumps(made)
     )
     save_arrays(data, folder / STORE)
+    if warn_of_missing("matplotlib", "no figures are drawn"):
+        return
     for name, result in (("scores", scores), ("mass", summary)):
         with replacing(folder / f"{name}.png") as temporary:
             result.plot(path=str(temporary))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ _SAMPLE = 24
 """How many units are planned, spread evenly; the others are taken to be like them."""
 _BLOCK = 4096
 """Bytes that a file takes on the disk at least."""
+_PILOT, _MOST = 2, 256
+"""Examples from which the time of more is predicted, and the most that a time budget chooses."""
 _REPORT = 2 << 20
 """Bytes of the tables and figures of a report."""
 
@@ -129,6 +132,30 @@ def estimate_run(
             identity |= {**model_identity(model), "prompts": work.digest()}
             refuse_other_settings(folder, stored, identity, accept_version=accept_version)
         return _estimate(model, work, settings, choice, folder, place, threads, stored is not None, free_bytes(model.device))
+
+
+def examples_within(settings: Settings, out: str | os.PathLike, minutes: float, **how: Any) -> int:
+    """Returns the largest number of examples whose predicted time fits into so many minutes, from 1 to 256; if the folder holds
+    results of the task, their number. how: arguments of `estimate_run`.
+
+    Raises ValueError if not even one example fits, and what `estimate_run` raises. Cost: that of `estimate_run`.
+    """
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"minutes: got {minutes}; expected a positive number")
+    for name in ("examples", "pairs", "points"):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"minutes: chooses the number of examples, and {name} is given as well; expected one of the two")
+    stored = stored_identity(checked_path(out))
+    if stored is not None and isinstance(stored.get("examples"), int):
+        return stored["examples"]
+    found = estimate_run(replace(settings, examples=_PILOT), out, **how)
+    n = math.floor(60 * minutes / (found.seconds / _PILOT))
+    if n < 1:
+        raise ValueError(
+            f"minutes: one example takes about {shown_time(found.seconds / _PILOT)}, more than the {shown_time(60 * minutes)} "
+            "given; expected a longer time, or fewer steps"
+        )
+    return min(n, _MOST)
 
 
 def _estimate(

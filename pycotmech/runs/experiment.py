@@ -20,7 +20,7 @@ from pycotmech._warnings import warn
 from pycotmech.files.write import replacing
 from pycotmech.runs.folder import open_folder, refuse_other_settings
 from pycotmech.runs.pairs import PromptPair, read_pairs
-from pycotmech.runs.progress import ProgressReporter
+from pycotmech.runs.progress import ProgressReporter, StrongestHead
 from pycotmech.runs.provenance import facts_of, model_identity
 from pycotmech.runs.settings import Points, Settings, torch_threads
 from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, stored_about, stored_identity
@@ -222,7 +222,7 @@ def _sweep(
 
     if resumed:
         progress.note(f"{resumed} sweeps are finished already; {total} to do")
-    done, failures = 0, []
+    done, failures, strongest, finding = 0, [], StrongestHead(), ""
     progress.begin("patching", total, "sweep")
     queue = UnitQueue(units())
 
@@ -239,6 +239,10 @@ def _sweep(
         if answer.error is None:
             store.finish(batch[0].example, steps, answer.sweeps, answer.seconds / len(batch))
             done += len(batch)
+            for unit, sweep in zip(batch, answer.sweeps, strict=True):
+                name = "pairs" if work.examples is None else f"step {work.steps[unit.step]}"
+                finding = strongest.add(name, sweep.effect, sweep.noise_floor)
+            progress.found(finding)
         elif len(batch) > 1 and not answer.final:  # of one pair, as a metric that is equal in both runs: the others can be done
             queue.put_first([numbered([unit]) for unit in batch])
         else:

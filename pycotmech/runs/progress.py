@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class ProgressReporter:
     """Receives what happens, so that the shell can show it. This one shows nothing."""
@@ -20,8 +23,32 @@ class ProgressReporter:
     def at(self, done: float, where: str = "") -> None:
         """So much of the task is done; `where` says what comes next."""
 
+    def found(self, text: str) -> None:
+        """What the results so far say, in a few words."""
+
     def end(self) -> None:
         """The task is over, done or not."""
+
+
+class StrongestHead:
+    """The head with the largest mean effect at a step, over the sweeps so far."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[NDArray[np.float64], int, float]] = {}
+
+    def add(self, step: str, effect: NDArray, noise_floor: float) -> str:
+        """Takes the effects [L, H] of a sweep, and returns which head is the strongest of all steps now, in words. Ties go to
+        the earlier step and the lower layer."""
+        total, n, floor = self._sums.get(step, (0.0, 0, 0.0))
+        self._sums[step] = (total + np.nan_to_num(np.asarray(effect, dtype=np.float64)), n + 1, floor + noise_floor)
+        means = {name: (found / n, n, floor / n) for name, (found, n, floor) in self._sums.items()}
+        best = max(means, key=lambda name: np.abs(means[name][0]).max())
+        mean, n, floor = means[best]
+        layer, head = np.unravel_index(np.abs(mean).argmax(), mean.shape)
+        if abs(mean[layer, head]) <= floor:
+            return "no head beyond rounding so far"
+        of = f"{best}, {n} sweep{'' if n == 1 else 's'}"
+        return f"the strongest head so far is L{layer}H{head}, effect {mean[layer, head]:+.2f} ({of})"
 
 
 @contextmanager

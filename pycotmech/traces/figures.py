@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.frame import PALETTE, finished, small
+from pycotmech.figures.library import Figure
 
 _TEXT_ROWS = 40
 """Sentences up to which their texts are written beside the graph; of more only the numbers are."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+import typer
 
 from pycotmech.cli import app as cli
+from pycotmech.cli import options as o
+from pycotmech.cli.app import EXAMPLES, GROUPS
+from pycotmech.model.aliases import ALIASES
 from tests.cli.prompts import CLEAN, CORRUPTED
 
 
@@ -42,8 +48,62 @@ def test_help_loads_no_pytorch():
     script += "sys.exit('torch' in sys.modules or 'xarray' in sys.modules or 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "sweep", "attention", "trace", "report", "info"):
+    for command in EXAMPLES:
         assert command in done.stdout
+    assert all(title in done.stdout for title in GROUPS) and "Exit codes: 0 done; 1 something" in done.stdout
+
+
+def commands() -> dict[str, Any]:
+    return typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_help_has_examples_that_the_command_takes(name, shell, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = shell(name, "--help")
+    for line in EXAMPLES[name]:
+        assert code == 0 and line in out
+        program, command, *arguments = shlex.split(line.partition(" >")[0])
+        assert (program, command) == ("pycotmech", name)
+        commands()[name].make_context(name, arguments)  # reads the arguments, runs nothing
+
+
+def test_every_command_has_an_example_and_options_in_groups(shell):
+    assert set(commands()) == set(EXAMPLES)
+    out = shell("run", "--help")[1]
+    for title in ("The task (instead of --pairs)", "What is patched and measured", "How it runs", "What is shown"):
+        assert title in out
+    assert "The splitter" not in out and "[red]" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("pycotmech stat", {"status"}),
+        ("pycotmech run --metric l", {"logit_diff"}),
+        ("pycotmech sweep --model smollm", {"smollm2-135m", "smollm2-135m-cot"}),
+        ("pycotmech export results --to c", {"csv", "circuitsvis"}),
+    ],
+)
+def test_completion_offers_commands_and_words(words, offered):
+    env = {"_PYCOTMECH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    script = "from pycotmech.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **env}, capture_output=True, text=True)
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_models_that_completion_offers_are_those_of_the_package():
+    assert set(o.MODELS) == set(ALIASES)
+
+
+def test_a_package_of_an_extra_that_is_missing_is_one_line(shell, monkeypatch):
+    def missing(*args: object, **kwargs: object) -> None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn.linear_model")
+
+    monkeypatch.setattr("pycotmech.runs.status.status_of", missing)
+    code, _, err = shell("status", "anywhere")
+    assert code == 2
+    assert err == ("pycotmech: error: probes need scikit-learn, which is not installed: pip install 'pycotmech[probes]'\n")
 
 
 @pytest.mark.parametrize("command", ["run", "paper", "attention", "sweep"])

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from os import PathLike
 
 import numpy as np
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from pycotmech.figures.frame import PALETTE, framed, saved
+from pycotmech.figures.library import Figure, ListedColormap, Patch
 
 _COLUMNS = 5
 

@@ -7,10 +7,10 @@ from os import PathLike
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from pycotmech.figures.bars import interval_reach
 from pycotmech.figures.frame import PALETTE, finished, small
+from pycotmech.figures.library import Figure
 
 
 def circuits_figure(

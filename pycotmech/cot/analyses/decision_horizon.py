@@ -94,10 +94,9 @@ class DecisionHorizon(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Share of texts that stay the same, by corrupted layer, a line for each number of sentences."""
-        from matplotlib.figure import Figure
-
         from pycotmech.figures.curves import line_with_band
         from pycotmech.figures.frame import finished
+        from pycotmech.figures.library import Figure
 
         found = self.interval("same")
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")

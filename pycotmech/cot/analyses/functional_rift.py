@@ -175,10 +175,9 @@ class FunctionalRift(Analysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Both curves over the layers with their intervals, the change and its interval; below, each step's difference."""
-        from matplotlib.figure import Figure
-
         from pycotmech.figures.curves import line_with_band
         from pycotmech.figures.frame import finished
+        from pycotmech.figures.library import Figure
 
         curves, r = self.curves(), self.rift()
         figure = Figure(figsize=(7.5, 5.6), layout="constrained")

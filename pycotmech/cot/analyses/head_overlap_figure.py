@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.frame import finished
 from pycotmech.figures.heatmap import write_numbers
+from pycotmech.figures.library import Figure
 
 
 def overlap_figure(

@@ -7,13 +7,12 @@ from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pycotmech.cot.tools.flow_graph import Graph, Node
 from pycotmech.figures.frame import PALETTE, finished
 from pycotmech.figures.heatmap import draw_map
+from pycotmech.figures.library import Figure, Line2D
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

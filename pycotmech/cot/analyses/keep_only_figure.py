@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from os import PathLike
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.bars import interval_reach
 from pycotmech.figures.frame import PALETTE, finished, small
 from pycotmech.figures.heatmap import write_numbers
+from pycotmech.figures.library import Figure
 
 
 def isolation_figure(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.curves import line_with_band
 from pycotmech.figures.frame import PALETTE, finished, small
+from pycotmech.figures.library import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

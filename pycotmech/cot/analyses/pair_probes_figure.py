@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pycotmech.figures.curves import line_with_band
 from pycotmech.figures.frame import PALETTE, framed, small
+from pycotmech.figures.library import Figure
 from pycotmech.stats import bootstrap
 
 

@@ -30,12 +30,11 @@ def relation_figure(
 ) -> Figure:
     """maps: by relation the mean gain [layer, head], and the heads to frame. score, null: of related pairs, summed over the
     heads of a layer, arrays [layer]. ablation: as `RelationHeads.ablation` has it."""
-    from matplotlib.patches import Rectangle
-
     from pycotmech.figures.bars import bars_with_intervals
     from pycotmech.figures.curves import layer_line, line_with_band
     from pycotmech.figures.frame import PALETTE, framed, saved
     from pycotmech.figures.heatmap import map_of_heads
+    from pycotmech.figures.library import Rectangle
 
     figure, axes = framed(2, 2, title, lines, width=4.4, height=3.2)
     for axis, (relation, (grid, heads)) in zip(axes[0], maps.items()):

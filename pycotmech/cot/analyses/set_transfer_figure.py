@@ -7,12 +7,12 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pycotmech.figures.bars import interval_reach
 from pycotmech.figures.frame import PALETTE, finished, small
 from pycotmech.figures.heatmap import write_numbers
+from pycotmech.figures.library import Figure
 
 
 def transfer_figure(

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._optional import optional_import
+
 COMPONENTS = 256
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse penalties among which the linear probe chooses."""
@@ -67,7 +69,8 @@ class Linear:
 
 def fit_linear(x: NDArray, y: NDArray, held: NDArray, classes: int = 3, strengths: tuple[float, ...] = STRENGTHS) -> Linear:
     """x [n, C] projected, y [n] labels, held [n]: what is held out to choose the penalty; then fitted on everything."""
-    from sklearn.linear_model import LogisticRegression
+    with optional_import():
+        from sklearn.linear_model import LogisticRegression
 
     def fitted(c: float, rows: NDArray) -> tuple[NDArray, NDArray]:
         probe = LogisticRegression(C=c, max_iter=200, tol=1e-3)
@@ -215,7 +218,8 @@ def fit_bilinear(
 
 def fit_surface(x: NDArray, y: NDArray, *, seed: int = 0) -> NDArray[np.int64]:
     """What a random forest says of every sample [n] by features that need no model [n, F]; y [m]: labels of the first m."""
-    from sklearn.ensemble import RandomForestClassifier
+    with optional_import():
+        from sklearn.ensemble import RandomForestClassifier
 
     forest = RandomForestClassifier(n_estimators=TREES, min_samples_leaf=2, random_state=seed)
     return forest.fit(x[: len(y)], y).predict(x).astype(np.int64)

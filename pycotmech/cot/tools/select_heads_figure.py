@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from os import PathLike
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from pycotmech.figures.frame import framed, saved
+from pycotmech.figures.library import Figure, FixedLocator, colormaps
 from pycotmech.figures.words import plural
 from pycotmech.stats.histogram import freedman_diaconis
 
@@ -41,7 +39,7 @@ def selection_figure(
     n = int(known.sum())
     axis.hist(scores[known], bins=edges, color=_NONE, label=f"in no set; {plural(n, 'head')} in all")
     shown = [i for i, mask in enumerate(masks) if (mask & known).any()]
-    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, max(len(shown), 1)))
+    colours = colormaps["viridis_r"](np.linspace(0.15, 1.0, max(len(shown), 1)))
     for i, colour in zip(shown, colours):
         axis.hist(scores[masks[i] & known], bins=edges, color=colour, label=labels[i])
         for end in ends[i] if ends else ():

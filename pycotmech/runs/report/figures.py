@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import xarray as xr
-from matplotlib.figure import Figure
 
-from pycotmech.figures.heatmap import effect_figure, effect_label, maps_figure
 from pycotmech.figures.words import plural, step_title
+
+if TYPE_CHECKING:
+    from pycotmech.figures.library import Figure
 
 
 def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | PathLike | None = None) -> Figure:
     """One step of a run: the restoration of every head. sample: the step's words in an example."""
+    from pycotmech.figures.heatmap import effect_figure
+
     at = steps.sel(step=step)
     about, identity = steps.attrs["about"], steps.attrs["identity"]
     counted = f"{plural(int(at['n']), 'example')}, noise floor {float(at['noise_floor']):.1g}"
@@ -31,6 +35,8 @@ def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | P
 
 def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) -> Figure:
     """All steps of a run side by side, on one scale."""
+    from pycotmech.figures.heatmap import effect_label, maps_figure
+
     about, identity = steps.attrs["about"], steps.attrs["identity"]
     shown = [steps.isel(step=i) for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]
     return maps_figure(

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from pycotmech._optional import missing
 from pycotmech.figures.words import plural, sample_of
 from pycotmech.files.text import markdown, printable
 from pycotmech.files.write import replacing, write_text
@@ -60,6 +61,9 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
         names = ", ".join(str(example) for example in damaged)
         notes.append(f"stored data of {plural(len(damaged), 'example')} ({names}) is damaged and left out; "
                      "the command that made it computes it again")  # fmt: skip
+    if figures and (why := missing("matplotlib")):
+        figures = False
+        notes.append(f"no heat maps were drawn: {why}")
     report = Report(
         folder, steps, heads, table.text(steps, heads, samples), table.legend(identity["metric"], identity["direction"]),
         _headline(data), notes, findings(steps, heads), [],

@@ -73,10 +73,9 @@ class AnswerPaths(TraceAnalysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """The heads as a map, and the parts as bars."""
-        from matplotlib.figure import Figure
-
         from pycotmech.figures.frame import PALETTE, finished, small
         from pycotmech.figures.heatmap import map_of_heads
+        from pycotmech.figures.library import Figure
 
         parts = self.data["part"].values.tolist()
         figure = Figure(figsize=(10.0, 4.2), layout="constrained")

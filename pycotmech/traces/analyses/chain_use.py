@@ -202,10 +202,9 @@ class ChainUse(TraceAnalysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """The probability in each condition, and along the reasoning."""
-        from matplotlib.figure import Figure
-
         from pycotmech.figures.bars import bars_with_intervals
         from pycotmech.figures.frame import PALETTE, finished, small
+        from pycotmech.figures.library import Figure
 
         figure = Figure(figsize=(9.5, 4.0), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))

@@ -105,9 +105,8 @@ class EarlyAnswers(TraceAnalysis):
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """The probability along the trace, and by the lens a map [layer, after]."""
-        from matplotlib.figure import Figure
-
         from pycotmech.figures.frame import PALETTE, finished, small
+        from pycotmech.figures.library import Figure
 
         lens = self.data["lens"].transpose("layer", "after").values
         with_lens = bool(np.isfinite(lens).any())

