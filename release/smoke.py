@@ -30,12 +30,12 @@ def sweep_agrees() -> str:
     example = pcm.cot.make_examples(1, shots=1, tokenizer=model.tokenizer, bos=model.prepend_bos)[0]
     step = example.steps[5]
     sweep = pcm.patch_heads(model, step.clean, step.corrupted)
-    worst, largest = 0.0, float(abs(sweep.raw - sweep.corrupted_metric[:, None, None]).max())
+    worst, largest = 0.0, float(abs(sweep.raw - sweep.corrupted_metric[0]).max())
     L, H = sweep.values.shape
     for layer in range(L):
         for head in range(H):
             expected = hooked(model.hf, step.clean, step.corrupted, layer, head, model.cfg.d_head)
-            worst = max(worst, abs(float(sweep.raw[0, layer, head]) - expected))
+            worst = max(worst, abs(float(sweep.raw[layer, head]) - expected))
     assert worst <= 1e-4 * largest, (worst, largest)
     return f"{L * H} heads agree with hooked forward passes to {worst / largest:.0e} of the largest effect"
 

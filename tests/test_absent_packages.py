@@ -55,7 +55,7 @@ from pycotmech.runs.workers.ray import import_ray
 print(said(import_ray))
 from pycotmech.runs.export import check_pyarrow
 print(said(check_pyarrow))
-sys.argv = ["pycotmech", "demo", "--model", "tiny-cot", "--out", sys.argv[1]]
+sys.argv = ["pycotmech", *"run --model tiny-cot --examples 1 --shots 0 --steps 1 --out".split(), sys.argv[1]]
 from pycotmech.cli import main
 main()
 """

@@ -64,7 +64,7 @@ def attention(
         said = {kind: [_place(*place, score) for place, score in best] for kind, best in strongest(found.summary, found.scores)}
         entropy = found.summary.per_head().sort_values("entropy")[["layer", "head", "entropy"]]
         say_json({
-            "folder": out, "model": found.model.name, "tokens": len(found.summary.tokens or ()), "files": files,
+            "folder": out, "model": found.model.name, "tokens": int(found.summary.labels.shape[-1]), "files": files,
             "notes": list(found.model.notes), "strongest": said,
             "sharpest": entropy.iloc[0].to_dict(), "flattest": entropy.iloc[-1].to_dict(),
         })  # fmt: skip

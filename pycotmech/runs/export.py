@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from pycotmech._optional import optional_import
 from pycotmech.files.text import cell
 from pycotmech.files.write import replacing
 
@@ -169,8 +170,9 @@ def _cells(values: np.ndarray) -> np.ndarray:
 
 
 def _parquet(data: xr.Dataset, path: Path, about: Mapping[str, Any]) -> None:
-    import pyarrow as pa  # type: ignore[import-not-found]
-    import pyarrow.parquet as pq  # type: ignore[import-not-found]
+    with optional_import():
+        import pyarrow as pa  # type: ignore[import-not-found]
+        import pyarrow.parquet as pq  # type: ignore[import-not-found]
 
     types = {name: pa.string() if dtype.kind in "OUT" else pa.from_numpy_dtype(dtype) for name, dtype in _columns(data).items()}
     schema = pa.schema(list(types.items()), metadata={"pycotmech": json.dumps(about)})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import pycotmech as pcm
 from pycotmech import ops
 from pycotmech.cli import demo
-from pycotmech.runs import Settings
+from pycotmech.runs import Settings, estimate
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def without_weights(monkeypatch):
 
 def test_without_a_real_model_it_runs_on_the_one_that_comes_along(shell, tmp_path, monkeypatch, without_weights):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "_EXAMPLES", 1)
+    tiny = Settings(model="tiny-cot", examples=1, shots=0, steps=(1,))
+    monkeypatch.setattr(demo, "settings_of", lambda *asked: tiny)
     code, out, err = shell("demo")
     assert code == 0, err
     folder = tmp_path / "pycotmech-demo" / "tiny-cot"
@@ -58,19 +60,20 @@ def test_the_dtype_is_what_this_processor_is_quick_at(monkeypatch, widens, dtype
     assert demo.settings_of("tiny-cot", "auto", 1) == Settings(model="tiny-cot", threads=1, examples=8)
 
 
-def test_the_number_of_examples_fits_the_time(shell, tmp_path):
-    from pycotmech.runs.estimate import estimate_run, examples_within
+@pytest.fixture
+def two_seconds(monkeypatch):
+    """One example is predicted to take two seconds."""
+    monkeypatch.setattr(estimate, "estimate_run", lambda settings, out, **how: SimpleNamespace(seconds=2 * settings.examples))
 
+
+def test_the_number_of_examples_fits_the_time(shell, tmp_path, two_seconds):
     settings = Settings(model="tiny-cot", shots=0, steps=(1,))
-    n = examples_within(settings, tmp_path / "out", 0.05)
-    assert 1 <= n <= 256 and not (tmp_path / "out").exists()
-    one = estimate_run(settings, tmp_path / "out").seconds / 10
-    assert n == 256 or 0.1 < n * one / 3 < 10  # two short measurements
-    code, _, err = shell(
-        "run", "--model", "tiny-cot", "--shots", "0", "--steps", "1", "--minutes", "0.002", "--out", tmp_path / "out"
-    )
-    assert code == 0 and "by the time of 0.002 min" in err, err
-    assert examples_within(settings, tmp_path / "out", 60) == pcm.open_results(tmp_path / "out").data.sizes["example"]
+    assert [estimate.examples_within(settings, tmp_path / "out", minutes) for minutes in (0.04, 1, 60)] == [1, 30, 256]
+    run = ("run", "--model", "tiny-cot", "--shots", "0", "--steps", "1", "--out", tmp_path / "out")
+    code, _, err = shell(*run, "--minutes", "0.07")
+    assert code == 0 and "2 examples by the time of 0.07 min" in err, err
+    assert pcm.open_results(tmp_path / "out").data.sizes["example"] == 2
+    assert estimate.examples_within(settings, tmp_path / "out", 60) == 2  # those of the folder
 
 
 @pytest.mark.parametrize(
@@ -78,9 +81,9 @@ def test_the_number_of_examples_fits_the_time(shell, tmp_path):
     [
         (("--minutes", "0"), "minutes: got 0.0; expected a positive number"),
         (("--minutes", "1", "--examples", "2"), "minutes: chooses the number of examples, and examples is given as well"),
-        (("--minutes", "1e-9"), "minutes: one example takes about"),
+        (("--minutes", "0.03"), "minutes: one example takes about 2.0 s, more than the 1.8 s given"),
     ],
 )
-def test_a_time_that_makes_no_sense_is_refused(shell, tmp_path, options, message):
+def test_a_time_that_makes_no_sense_is_refused(shell, tmp_path, two_seconds, options, message):
     code, _, err = shell("run", "--model", "tiny-cot", "--shots", "0", "--out", tmp_path / "out", *options)
     assert code == 2 and message in err and not (tmp_path / "out").exists()
