@@ -9,8 +9,8 @@ with optional_import():
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Arc, Patch, Rectangle
     from matplotlib.text import Text
     from matplotlib.ticker import FixedLocator
 
-__all__ = ["Figure", "FixedLocator", "Line2D", "ListedColormap", "Patch", "Rectangle", "Text", "colormaps", "rc_context"]
+__all__ = ["Arc", "Figure", "FixedLocator", "Line2D", "ListedColormap", "Patch", "Rectangle", "Text", "colormaps", "rc_context"]

@@ -66,7 +66,7 @@ def graph_figure(
     edges: (later, earlier, weight); the wider and darker an arc, the heavier it is. weights [S]: the size of each node; NaN
     and what is not positive is drawn as a small ring. texts: of the sentences.
     """
-    from matplotlib.patches import Arc
+    from pycotmech.figures.library import Arc
 
     S, drawn = len(texts), [(i, j, w) for i, j, w in edges if np.isfinite(w) and w > 0]
     with_text = S <= _TEXT_ROWS
