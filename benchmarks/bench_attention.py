@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from benchmarks.conftest import best_of
 from pycotmech.ops import attn_colsum, attn_extract, attn_topk
 
+pytestmark = [pytest.mark.benchmark(group="attention"), getattr(pytest.mark, "7b")]
+
 H, T, D, G, K = 32, 1024, 128, 8, 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -16,6 +16,8 @@ from benchmarks.bench_patching import load
 from benchmarks.by_hand import prompt_pair
 from benchmarks.conftest import best_of
 
+pytestmark = [pytest.mark.benchmark(group="attribution"), getattr(pytest.mark, "135m")]
+
 SCREEN = 20
 
 

@@ -18,6 +18,8 @@ import pytest
 import pycotmech as pcm
 from benchmarks.conftest import best_of
 
+pytestmark = [pytest.mark.benchmark(group="pairs"), getattr(pytest.mark, "135m")]
+
 PROMPTS, SAMPLE = 16, 8
 
 

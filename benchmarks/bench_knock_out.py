@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 import torch
 
 import pycotmech as pcm
@@ -20,6 +21,8 @@ from pycotmech.cot.analyses import knock_out_curve as knock_out
 from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import ablated_steps
 from tests.reference.truth import hooked
+
+pytestmark = [pytest.mark.benchmark(group="knock-out"), getattr(pytest.mark, "135m")]
 
 N, SETS = 8, 12
 

@@ -31,6 +31,8 @@ import pycotmech as pcm
 from benchmarks import llama7b
 from benchmarks.machine import Bare, Recording, recorded
 
+pytestmark = [pytest.mark.benchmark(group="heads"), getattr(pytest.mark, "7b")]
+
 
 @pytest.mark.parametrize(("positions", "T"), [("last", 512), ("suffix", 640)])
 def test_all_heads(positions, T, benchmark, report, say, request):

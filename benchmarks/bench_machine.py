@@ -23,6 +23,8 @@ from benchmarks import bench_patching, llama7b
 from benchmarks.by_hand import check_heads, prompt_pair, strongest_heads
 from benchmarks.machine import Bare, recorded
 
+pytestmark = pytest.mark.benchmark(group="share of the machine")
+
 LIMITS = {("smollm2", torch.float32): 1.35, ("smollm2", torch.bfloat16): 1.6, ("llama", torch.bfloat16): 1.35}
 """What the ratio may be; a busy machine exceeds them by chance, so they are printed and not asserted."""
 
@@ -62,6 +64,7 @@ def measure(model: pcm.Model, clean, corrupted, name: str, kind: str, rounds: in
     )
 
 
+@getattr(pytest.mark, "135m")
 @pytest.mark.parametrize("positions", ["suffix", "last"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_smollm2(dtype, positions, benchmark, report):
@@ -76,6 +79,7 @@ def test_smollm2(dtype, positions, benchmark, report):
     benchmark.pedantic(lambda: measure(model, clean, corrupted, name, "smollm2", rounds, report, **pair), rounds=1)
 
 
+@getattr(pytest.mark, "7b")
 @pytest.mark.parametrize(("positions", "T"), [("last", 512), ("suffix", 640)])
 def test_llama(positions, T, benchmark, report, request):
     layers = request.config.getoption("--layers")

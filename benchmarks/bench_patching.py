@@ -28,6 +28,8 @@ from benchmarks.by_hand import (
 from benchmarks.conftest import best_of
 from tests.reference.truth import logits_of, z_of
 
+pytestmark = [pytest.mark.benchmark(group="heads"), getattr(pytest.mark, "135m")]
+
 SAMPLE = 6
 
 

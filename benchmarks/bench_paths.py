@@ -27,6 +27,8 @@ from benchmarks.by_hand import cache_of, logit_difference, prompt_pair
 from benchmarks.conftest import best_of
 from tests.reference.truth import hooked, kl, z_of
 
+pytestmark = [pytest.mark.benchmark(group="paths"), getattr(pytest.mark, "135m")]
+
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 
 SAMPLE = 9  # paths, three of each input

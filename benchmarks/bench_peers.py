@@ -1,10 +1,12 @@
 """The sweep over all heads, compared with other libraries and with hooks. SmolLM2-135M, about 670 tokens of which the
 last 42 differ, z of each of the 270 heads at all positions; the logit difference at the last position.
 
-    pip install -c constraints.txt -e '.[peers]'     # TransformerLens, nnsight, pyvene; better in an environment of its own
-    python -m benchmarks.bench_peers [--dtype float32 bfloat16] [--threads 1 2] [--json FILE]
+    make bench-peers                                  # in an environment of its own, with the versions of benchmarks/peers.txt
+    pip install -c constraints.txt -c benchmarks/peers.txt -e '.[peers]'     # the same by hand
+    python -m benchmarks.bench_peers [--dtype float32 bfloat16] [--threads 1 2] [--rounds 3] [--out FILE]
 
-Each way runs in a process of its own on the same weights, prompts, dtype and threads (`benchmarks/peers.py` holds them all):
+Each way runs in processes of its own on the same weights, prompts, dtype and threads (`benchmarks/peers.py` holds them all),
+in turn, `--rounds` processes each: medians, lowest and highest. About 10 minutes for a dtype and three rounds on one core.
 
 * TransformerLens: `patching.get_act_patch_attn_head_out_all_pos`.
 * nnsight: one trace per head; and as well as it can be written: one trace per layer, its heads as invokes, each skipping the
@@ -19,6 +21,8 @@ the largest effect) and are scaled to all of them. A figure is printed only wher
 head within a thousandth of the largest effect; in bfloat16, which rounds a logit of 20 to 0.06, with those of hooks on the
 same weights in float32: neither ours nor theirs more than three times as far off as hooks in bfloat16. Processor time is
 printed beside wall time; on a busy machine only processor time is meaningful.
+
+causalab is not among them: the package of that name in the registry (0.0.1, of 2023) is another project.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -80,33 +85,53 @@ def run(kind: str, dtype: str, threads: int, heads: list[str]) -> Measured | str
         return f"failed: {str(error).strip().splitlines()[-1][:100]}"
 
 
-def compare(dtype: str, threads: int) -> list[dict]:
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def compare(dtype: str, threads: int, rounds: int) -> list[dict]:
     """One row for each way, ours first."""
     ours = measure("ours", dtype=dtype, threads=threads, heads=[])
     heads = chosen_heads(ours, float(np.median(list(ours.values.values()))))  # most heads change nothing
     truth = measure("truth", dtype=dtype, threads=threads, heads=heads)
     effect = max(ours.values.values()) - min(ours.values.values())
-    hooks = run("hooks", dtype, threads, heads)
-    if isinstance(hooks, str):
-        raise SystemExit(f"hooks: {hooks}")
-    rounding = distance(hooks, truth)
+    found: dict[str, list[Measured]] = {"ours": [ours]} | {kind: [] for kind in WHAT}
+    notes: dict[str, str] = {}
+    for i in range(rounds):
+        if i:
+            found["ours"].append(measure("ours", dtype=dtype, threads=threads, heads=[]))
+        for kind in WHAT:
+            if kind in notes:
+                continue
+            one = run(kind, dtype, threads, heads)
+            if isinstance(one, str):
+                notes[kind] = one
+            else:
+                found[kind].append(one)
+        print(f"round {i + 1} of {rounds}", flush=True)
+    if "hooks" in notes:
+        raise SystemExit(f"hooks: {notes['hooks']}")
+    rounding = distance(found["hooks"][0], truth)
 
-    def agrees(found: Measured) -> bool:
+    def agrees(one: Measured) -> bool:
         if dtype == "float32":
-            return largest(found, ours) <= TOLERANCE * effect
-        return max(distance(found, truth), distance(ours, truth)) <= ROUNDINGS * rounding
+            return largest(one, ours) <= TOLERANCE * effect
+        return max(distance(one, truth), distance(ours, truth)) <= ROUNDINGS * rounding
 
-    rows = [{"what": "ours", "seconds": ours.seconds, "cpu": ours.cpu, "ran": ours.ran, "difference": largest(ours, truth)}]
-    for kind in WHAT:
-        found = hooks if kind == "hooks" else run(kind, dtype, threads, heads)
-        row = {"what": kind}
-        if isinstance(found, str):
-            row["note"] = found
-        elif not agrees(found):
-            row["note"] = f"DISAGREES by up to {max(largest(found, ours), largest(found, truth)):.3g}; no figures"
+    rows = []
+    for kind, runs in found.items():
+        row: dict = {"what": kind, "name": WHAT.get(kind, "pycotmech.patch_heads")}
+        if kind in notes:
+            row["note"] = notes[kind]
+        elif not all(map(agrees, runs)):
+            row["note"] = f"DISAGREES by up to {max(max(largest(r, ours), largest(r, truth)) for r in runs):.3g}; no figures"
         else:
-            row |= {"seconds": found.seconds, "cpu": found.cpu, "ran": found.ran, "difference": largest(found, truth)}
-            row |= {"ratio": found.seconds / ours.seconds, "cpu_ratio": found.cpu / ours.cpu}
+            row |= {name: spread([getattr(r, name) for r in runs]) for name in ("seconds", "cpu")}
+            row |= {"ran": runs[0].ran, "difference": largest(runs[0], truth)}
+            if kind != "ours":
+                pairs = list(zip(runs, found["ours"], strict=True))
+                row["ratio"] = statistics.median(r.seconds / o.seconds for r, o in pairs)
+                row["cpu_ratio"] = statistics.median(r.cpu / o.cpu for r, o in pairs)
         rows.append(row)
     common = {"dtype": dtype, "threads": threads, "tokens": ours.tokens, "suffix": ours.suffix, "effect": effect}
     return [common | row for row in rows]
@@ -131,14 +156,13 @@ def show(rows: list[dict]) -> None:
     )
     print(f"{'':<54} {'seconds':>8} {'ratio':>7} {'cpu s':>8} {'ratio':>7} {'ran':>4} {'off':>8}")
     for row in rows:
-        name = WHAT.get(row["what"], "pycotmech.patch_heads")
         if "note" in row:
-            print(f"{name:<54} {row['note']}")
+            print(f"{row['name']:<54} {row['note']}")
             continue
         ratios = [f"{row[key]:.1f}x" if key in row else "" for key in ("ratio", "cpu_ratio")]
         print(
-            f"{name:<54} {row['seconds']:>8.1f} {ratios[0]:>7} {row['cpu']:>8.1f} {ratios[1]:>7} {row['ran']:>4} "
-            f"{row['difference']:>8.2g}",
+            f"{row['name']:<54} {row['seconds']['median']:>8.1f} {ratios[0]:>7} {row['cpu']['median']:>8.1f} {ratios[1]:>7} "
+            f"{row['ran']:>4} {row['difference']:>8.2g}",
             flush=True,
         )
 
@@ -147,16 +171,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="Also write the rows to this JSON file.")
     args = parser.parse_args()
     print(versions())
     rows = []
     for dtype in args.dtype:
         for threads in args.threads:
-            rows += (part := compare(dtype, threads))
+            rows += (part := compare(dtype, threads, args.rounds))
             show(part)
-            if args.json:
-                Path(args.json).write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1))
+            if args.out:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ ROUNDINGS = 2
 """How many times the error of hooks in 16 bit a sweep in 16 bit may have: two estimates of rounding over a few heads."""
 
 
-def prompt_pair(tokenizer) -> tuple[Tensor, Tensor, int, int]:
+def prompt_pair(tokenizer, shots: int = 8) -> tuple[Tensor, Tensor, int, int]:
     """Clean, corrupted, answer, wrong of step 5 (the first induction step) of one example: a long few-shot part in common."""
-    example = pcm.cot.make_examples(1, shots=8, seed=0, tokenizer=tokenizer)[0]
+    example = pcm.cot.make_examples(1, shots=shots, seed=0, tokenizer=tokenizer)[0]
     step = example.steps[5]
     return step.clean, step.corrupted, int(step.answer), int(step.wrong)
 

@@ -32,7 +32,8 @@ from benchmarks.by_hand import cache_of, cached_forward, hooked_forward, logit_d
 from tests.reference.truth import hooked, z_of
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = 2
+RUNS = 1
+"""Timed runs of one process, after one that is not; `bench_peers` starts several processes in turn."""
 MODEL = "smollm2-135m"
 
 

@@ -69,6 +69,7 @@ _EXPORTS = {
 }
 _SUBPACKAGES = (
     "attention",
+    "cost",
     "cot",
     "engine",
     "exports",
@@ -86,6 +87,7 @@ __all__ = ["__version__", *_EXPORTS, *_SUBPACKAGES]
 
 if TYPE_CHECKING:
     from pycotmech import attention as attention
+    from pycotmech import cost as cost
     from pycotmech import cot as cot
     from pycotmech import engine as engine
     from pycotmech import exports as exports

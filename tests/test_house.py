@@ -17,6 +17,7 @@ ORDER = (
     ("model", "figures", "stats"),
     ("engine",),
     ("patching", "attention", "lens"),
+    ("cost",),
     ("cot", "traces"),
     ("exports",),
     ("runs",),

@@ -45,6 +45,10 @@ def paper(
     order: o.Order = None,
     ontology: o.Ontology = None,
     plan: Annotated[bool, o.plain("Print what it will cost, and stop.", "--plan")] = False,
+    plan_for: Annotated[
+        str | None,
+        o.plain("With --plan: predict times for a GPU from its data sheet (a100, h100, h200, b200).", metavar="DEVICE"),
+    ] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -75,7 +79,9 @@ def paper(
     try:
         outcome = analyses.run(
             asked, out, only=names, tasks=tasks, minutes=minutes, pilot=o.path(pilot, "pilot"), progress=bars, plan_only=plan,
-            say=None if silent else lambda text: o.say(f"{text}\n"), verify=verify, accept_version=accept_version,
+            plan_for=plan_for, say=None if silent else lambda text: o.say(f"{text}
+"), verify=verify,
+            accept_version=accept_version,
         )  # fmt: skip
     except KeyboardInterrupt:
         stopped(bars, out)

@@ -147,11 +147,13 @@ def sweep(
 def _expect(model: Model, arguments: dict[str, Any], screen: int | None, *, as_json: bool) -> None:
     """Prints what the sweep would do and need. With a screen, of all heads: which it leaves is known only when it has run."""
     import pycotmech as pcm
-    from pycotmech.runs.speed import measured_overhead, measured_speed, shown_time
+    from pycotmech.cost import measured_speed, of_model, of_plan
+    from pycotmech.runs.speed import shown_time
 
     plan = pcm.plan_heads(model, **arguments)
     speed = measured_speed(model)
-    seconds = measured_overhead(model, speed) * plan.flop / speed
+    demand = of_plan(model.cfg, plan, metric=arguments.get("metric", "kl"))
+    seconds = of_model(model, speed).seconds(model.cfg, demand)
     if as_json:
         return say_json({**asdict(plan), "flop_per_second": speed, "seconds": seconds, "screen": screen})
     at_most = "" if screen is None else f"; of all heads, since the {screen} of the screen are not known yet"

@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
+from pycotmech.cost import Device, Measured, measured_speed, of_model
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.registry import Description
-from pycotmech.runs.speed import Speed, measured_overhead, measured_speed, shown_time
+from pycotmech.model.config import ModelConfig
+from pycotmech.runs.speed import shown_time
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -17,22 +21,26 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Line:
     """The cost of one analysis. authors: 0 if the authors read it off the results of another analysis, which counts it.
-    seconds: estimated for this machine."""
+    seconds: estimated for the device of the plan; authors_seconds: of the authors' loops there, in float32 as they ran; 0 where
+    that is not known."""
 
     name: str
     source: str
     ours: Cost
     authors: Cost
     seconds: float
+    authors_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class CostPlan:
-    """The costs of all analyses. flop_per_second: measured on a short run of this model."""
+    """The costs of all analyses. flop_per_second: measured on a short run of this model, or those of a data sheet's product.
+    device: the name of what the times are predicted for."""
 
     lines: tuple[Line, ...]
     flop_per_second: float
     workload: Workload
+    device: str = "this machine"
 
     @property
     def seconds(self) -> float:
@@ -47,34 +55,54 @@ class CostPlan:
         w = self.workload
         out = [
             f"{w.examples} examples, {w.cells} steps that the model gets right, {w.length:.0f} tokens "
-            f"(the first {w.shared} shared); this machine: {self.flop_per_second / 1e9:,.0f} GFLOP/s",
+            f"(the first {w.shared} shared); {self.device}: {self.flop_per_second / 1e9:,.0f} GFLOP/s",
             f"{'analysis':<22} {'paper':<8} {'token-forwards':>14} {'TFLOP':>8} {'time':>8} {'authors: forwards':>18} "
-            f"{'TFLOP':>10}",
+            f"{'TFLOP':>10}" + f" {'time':>8}" * self.timed,
         ]
         for line in self.lines:
-            out.append(
-                f"{line.name:<22} {line.source:<8} {line.ours.token_forwards:>14,.0f} {line.ours.flop / 1e12:>8.2f} "
-                f"{shown_time(line.seconds):>8} {line.authors.forwards:>18,.0f} {line.authors.flop / 1e12:>10,.1f}"
-            )
+            out.append(self._row(line.name, line.source, line.ours, line.authors, line.seconds, line.authors_seconds))
         total, theirs = sum((l.ours for l in self.lines), Cost()), sum((l.authors for l in self.lines), Cost())
-        out.append(
-            f"{'all':<22} {'':<8} {total.token_forwards:>14,.0f} {total.flop / 1e12:>8.2f} {shown_time(self.seconds):>8} "
-            f"{theirs.forwards:>18,.0f} {theirs.flop / 1e12:>10,.1f}"
-        )
+        out.append(self._row("all", "", total, theirs, self.seconds, sum(line.authors_seconds for line in self.lines)))
         out.append(f"about {shown_time(self.seconds)}, {max(self.memory / 2**30, 0.1):.1f} GiB beyond the model")
         return "\n".join(out)
 
+    @property
+    def timed(self) -> bool:
+        """Whether the authors' loops have a predicted time."""
+        return any(line.authors_seconds for line in self.lines)
 
-def make(model: Model, entries: Sequence[Description], workload: Workload, speed: Speed | None = None) -> CostPlan:
-    """Returns the plan of these entries. speed: None measures it by two forward passes of 512 tokens and a short sweep."""
-    if speed is None:
-        forward = measured_speed(model)
-        speed = Speed(forward, measured_overhead(model, forward))
+    def _row(self, name: str, source: str, ours: Cost, authors: Cost, seconds: float, theirs: float) -> str:
+        row = (
+            f"{name:<22} {source:<8} {ours.token_forwards:>14,.0f} {ours.flop / 1e12:>8.2f} {shown_time(seconds):>8} "
+            f"{authors.forwards:>18,.0f} {authors.flop / 1e12:>10,.1f}"
+        )
+        return f"{row} {shown_time(theirs):>8}" if self.timed else row
+
+
+def measure(model: Model) -> tuple[float, Measured]:
+    """The FLOP/s of a forward pass here, and this machine as a device: two forward passes of 512 tokens, and kernels at the
+    model's shapes."""
+    forward = measured_speed(model)
+    return forward, of_model(model, forward)
+
+
+def make(
+    cfg: ModelConfig, entries: Sequence[Description], workload: Workload, device: Device, flop_per_second: float,
+    *, authors: bool = False,
+) -> CostPlan:  # fmt: skip
+    """Returns the plan of these entries on a device. flop_per_second: of large products there. authors: whether to predict the
+    time of the authors' loops too, which run in float32, a forward pass at a time, attention's matrices left out; on a device
+    that knows other sizes than those of this model."""
+    keys = workload.length - (workload.length - workload.shared) / 2
+    single = replace(cfg, dtype=torch.float32)
     lines = []
     for entry in entries:
-        ours, authors = entry.cost(model.cfg, workload), entry.authors(model.cfg, workload)
-        lines.append(Line(entry.name, entry.source, ours, authors, speed.overhead * ours.flop / speed.forward))
-    return CostPlan(tuple(lines), speed.forward, workload)
+        ours, theirs = entry.cost(cfg, workload), entry.authors(cfg, workload)
+        seconds, loops = device.seconds(cfg, ours.demand(cfg, keys)), 0.0
+        if authors:
+            loops = device.seconds(single, replace(theirs, passes=theirs.forwards).demand(single, workload.length / 2))
+        lines.append(Line(entry.name, entry.source, ours, theirs, seconds, loops))
+    return CostPlan(tuple(lines), flop_per_second, workload, device.name)
 
 
 def for_examples(workload: Workload, n: int, of: int) -> Workload:

@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pycotmech.cost import DataSheet, device_named
 from pycotmech.cot.tools.registry import Description
 from pycotmech.files.write import subfolder
 from pycotmech.paper import plan as planning
@@ -64,6 +66,7 @@ def run(
     progress: ProgressReporter | None = None,
     say: Callable[[str], None] | None = None,
     plan_only: bool = False,
+    plan_for: str | None = None,
     verify: bool = False,
     accept_version: bool = False,
 ) -> PaperOutcome:
@@ -85,6 +88,8 @@ def run(
         results.
     say: called with the plan before the first analysis starts, and with the findings of each analysis.
     plan_only: whether to stop after the plan and write nothing.
+    plan_for: a GPU by name (`pycotmech.cost.DEVICES`) for which the plan's times are predicted, from its data sheet, with
+        those of the authors' loops; only with plan_only. None: this machine, measured.
     verify: whether to read every weight for the model's digest even if it is known from the files' sizes and times.
     accept_version: whether to go on with results of other versions of pycotmech, PyTorch or transformers.
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis; BlockingIOError
@@ -102,13 +107,16 @@ def run(
         raise FileNotFoundError(f"pilot: there is no folder {os.fspath(pilot)}; expected the folder of an earlier run")
     if settings.examples is None and minutes is None:
         settings = replace(settings, examples=DEFAULT_EXAMPLES)
+    if plan_for is not None and not plan_only:
+        raise ValueError(f"plan_for: got {plan_for!r} for analyses that are run here; expected it with plan_only")
+    planned = None if plan_for is None else device_named(plan_for)
     easy, harder = named(tasks)
     entries = chosen(only)
     asked = {None: entries if easy else []} | {s: [e for e in entries_of_harder() if e in entries] for s in harder}
     opened: AbstractContextManager[Path] = nullcontext(checked_path(out)) if plan_only else open_folder(out)
     with opened as folder:
         reporter, told = progress or ProgressReporter(), say or (lambda text: None)
-        work = _Work(settings, folder, asked, minutes, pilot, reporter, told, verify, accept_version)
+        work = _Work(settings, folder, asked, minutes, pilot, reporter, told, verify, accept_version, planned)
         return work.run(plan_only)
 
 
@@ -125,6 +133,7 @@ class _Work:
     say: Callable[[str], None]
     verify: bool = False
     accept_version: bool = False
+    device: DataSheet | None = None
 
     def _refuse(self, identity: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
         refuse_other_settings(self.folder, identity, now, accept_version=self.accept_version)
@@ -142,16 +151,19 @@ class _Work:
         model = Model.from_pretrained(s.model, dtype=s.dtype, device=s.device)
         with torch_threads(s.threads):
             of_model = model_identity(model, verify=self.verify)
-            forward = planning.measured_speed(model)
-            speed = planning.Speed(forward, planning.measured_overhead(model, forward))
+            if self.device is None:
+                forward, device = planning.measure(model)
+            else:
+                forward, device = self.device.rate(model.cfg.dtype), self.device
+            make = partial(planning.make, model.cfg, device=device, flop_per_second=forward, authors=self.device is not None)
             if s.examples is None:
-                self.settings = self._fitted(model, of_model, speed)
+                self.settings = self._fitted(model, of_model, make)
                 self._refuse(identity, self.settings.identity())
             easy = prepare(model, self.settings, of_model)
             self._refuse(identity, easy.identity)
             prepared, failed = self._prepared(model, of_model)
-            plan = planning.make(model, self.asked[None], easy.workload, speed)
-            plans = {k.name: planning.make(model, self.asked[k], p.workload, speed) for k, p in prepared.items()}
+            plan = make(self.asked[None], easy.workload)
+            plans = {k.name: make(self.asked[k], p.workload) for k, p in prepared.items()}
             self.say(str(easy.right))
             self.say(str(plan))
             if prepared or failed:
@@ -226,7 +238,7 @@ class _Work:
     ) -> None:
         write_summary(folder, model=model, right=prepared.right, plan=plan, outcome=outcome, harder=harder)
 
-    def _fitted(self, model: Model, of_model: Mapping[str, Any], speed: planning.Speed) -> Settings:
+    def _fitted(self, model: Model, of_model: Mapping[str, Any], make: Callable[..., planning.CostPlan]) -> Settings:
         """Returns the settings with the largest even number of examples whose predicted time fits."""
         assert self.minutes is not None
         few = replace(self.settings, examples=_PILOT)
@@ -239,10 +251,10 @@ class _Work:
                 except ValueError:
                     continue
                 sized = planning.for_examples(prepared.workload, HARDER_EXAMPLES, _PILOT)
-                fixed += planning.make(model, entries, sized, speed).seconds
+                fixed += make(entries, sized).seconds
 
         def seconds(n: int) -> float:
             sized = planning.for_examples(pilot.workload, n, _PILOT)
-            return fixed + planning.make(model, self.asked[None], sized, speed).seconds
+            return fixed + make(self.asked[None], sized).seconds
 
         return replace(self.settings, examples=planning.most_examples(seconds, 60 * self.minutes))

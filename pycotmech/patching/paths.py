@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 from pycotmech.engine.budget import Budget
 from pycotmech.engine.metrics import Metric, check_metric
 from pycotmech.engine.planner import Plan, memory_budget
 from pycotmech.engine.senders import INPUTS
 from pycotmech.model.arguments import check_model
-from pycotmech.model.families.base import Family
-from pycotmech.model.families.registry import family_of
+from pycotmech.model.families.registry import without_weights
 from pycotmech.model.prompts import Tokens
 from pycotmech.patching.edits import check_heads
 from pycotmech.patching.pairs import Pair, targets_of
@@ -152,7 +150,7 @@ def plan_paths(
     model: a Model, or a transformers configuration: nothing of a large model has to be loaded to know what it would cost.
     The runs of the two prompts, and of their shared prefix, are not counted.
     """
-    family = model.family if hasattr(model, "family") else _without_weights(model)
+    family = model.family if hasattr(model, "family") else without_weights(model)
     if not n_tokens > 0:
         raise ValueError(f"n_tokens: got {n_tokens}; expected at least 1")
     n_differ = 1 if n_differ is None else n_differ
@@ -207,13 +205,3 @@ def _targets(pair: Pair, positions: Literal["read"] | Sequence[int] | None) -> l
             raise ValueError(f"positions: got {positions!r}; expected 'read', a list of positions, or None for all")
         return [pair.read]
     return targets_of(pair, positions)
-
-
-def _without_weights(config: Any) -> Family:
-    """A model of this configuration, for its sizes alone."""
-    if isinstance(config, nn.Module) or not hasattr(config, "num_hidden_layers"):
-        raise TypeError(f"model: got {type(config).__name__}; expected a pycotmech.Model or a transformers configuration")
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return family_of(AutoModelForCausalLM.from_config(config))

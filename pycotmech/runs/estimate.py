@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pycotmech.cost import Demand, measured_speed, of_model, of_plan
 from pycotmech.runs.experiment import checked_settings
 from pycotmech.runs.folder import checked_path, refuse_other_settings
 from pycotmech.runs.provenance import model_identity
 from pycotmech.runs.settings import Settings, torch_threads
-from pycotmech.runs.speed import measured_overhead, measured_speed, shown_time
+from pycotmech.runs.speed import shown_time
 from pycotmech.runs.store import STORE, SweepState, open_store, stored_identity
 from pycotmech.runs.variables import VARIABLES
 from pycotmech.runs.work import SweepUnit, SweepWork, work_of_pairs, work_of_task
@@ -171,12 +172,15 @@ def _estimate(
     plans = [_plan(model, work, batch, settings, memory_gb) for batch in sample]
     scale = len(batches) / max(1, len(plans))
     forward = measured_speed(model)
-    overhead = measured_overhead(model, forward)
+    machine, cfg = of_model(model, forward), model.cfg
+    demand = scale * sum((of_plan(cfg, plan, metric=settings.metric) for plan in plans), Demand())
     flop, rows = (scale * sum(getattr(plan, name) for plan in plans) for name in ("flop", "token_forwards"))
     rows += scale * sum(plan.base_token_forwards for plan in plans)
     kept_flop, kept_rows = _kept(model, work, max(0, len(batches) - n))
     flop, rows = max(flop - kept_flop, 0.0), max(rows - kept_rows, 0.0)
     grading_flop, grading_rows = _grading(model, work, len(work.units) - graded)
+    share = rows / max(rows + kept_rows, 1e-9)  # of the plans' work that is done
+    seconds = share * machine.seconds(cfg, demand) + grading_flop / forward
     largest = max(plans, key=lambda plan: plan.bytes_in_flight, default=None)
     weights = sum(t.numel() * t.element_size() for t in model.hf.state_dict().values())
     worker = 0 if largest is None else largest.bytes_in_flight
@@ -195,7 +199,7 @@ def _estimate(
         sweeps=int((state != SweepState.SKIPPED).sum()), finished=int((state == SweepState.FINISHED).sum()),
         units=len(batches), engine=choice.engine, workers=n, threads=threads,
         token_forwards=rows + grading_rows, flop=flop + grading_flop, flop_per_second=forward,
-        seconds=(overhead * flop + grading_flop) / forward / n,
+        seconds=seconds / n,
         weights_bytes=weights, worker_bytes=worker, free_bytes=free, disk_bytes=disk, disk_free_bytes=disk_free,
         plan="" if largest is None else str(largest), notes=tuple(notes), problems=tuple(problems),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import xarray as xr
 
 import pycotmech as pcm
 from pycotmech import cot
+from pycotmech.cost import DEVICES
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.held_out import named_halves
 from pycotmech.cot.tools.registry import COMPARED, Given
@@ -161,7 +162,12 @@ def test_what_is_kept_alone_is_told_of_other_examples(model):
 
 
 def test_the_plan_adds_up(model):
-    plan = make(model, ENTRIES, WORK)
+    device = DEVICES["h100"]
+    plan = make(model.cfg, ENTRIES, WORK, device, 1e12, authors=True)
+    assert plan.device == "h100" and plan.timed and "h100: 1,000 GFLOP/s" in str(plan)
+    for line in plan.lines:
+        assert (line.seconds > 0) == (line.ours.token_forwards > 0) and (line.authors_seconds > 0) == (line.authors.flop > 0)
+    assert not make(model.cfg, ENTRIES[:2], WORK, device, 1e12).timed
     assert plan.seconds == pytest.approx(sum(line.seconds for line in plan.lines))
     text = str(plan)
     assert all(entry.name in text for entry in ENTRIES)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -126,8 +127,8 @@ def test_a_setting_of_which_nothing_is_right_stops_nothing(tmp_path, monkeypatch
 def test_minutes_choose_the_number_once(tmp_path, monkeypatch):
     from pycotmech.paper import plan as planning
 
-    monkeypatch.setattr(planning, "measured_speed", lambda model: 1e8)
-    monkeypatch.setattr(planning, "measured_overhead", lambda model, forward: 2.0)
+    slow = types.SimpleNamespace(name="a slow machine", seconds=lambda cfg, demand: demand.flop(cfg) / 0.5e8)
+    monkeypatch.setattr(planning, "measure", lambda model: (1e8, slow))
     asked = dataclasses.replace(SETTINGS, examples=None)
     plan = lambda minutes: paper.run(asked, tmp_path, only=("copy_heads",), minutes=minutes, plan_only=True).plan  # noqa: E731
     found = plan(2.0)

@@ -475,10 +475,14 @@ def held_out(contrast: NDArray, whole: NDArray, k: int, seed: int) -> NDArray:
 def cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:
     """Predicted: the prompts once, and the unembedding of a row for each head and cell; the prompts again, whose
     beginnings the knock-outs of each cell take, and these."""
+    return projections_cost(cfg, workload) + losses_cost(cfg, workload)
+
+
+def projections_cost(cfg: ModelConfig, workload: Workload) -> Cost:
+    """Predicted: the prompts once, and the unembedding of a row for each head and cell."""
     rows = workload.cells * cfg.n_layers * cfg.n_heads
     held = 4.0 * 256 * cfg.d_vocab
-    found = text_activations_cost(cfg, workload, 2, held=held) + rows_cost(cfg, 0, read=rows)
-    return found + losses_cost(cfg, workload)
+    return text_activations_cost(cfg, workload, 2, held=held) + rows_cost(cfg, 0, read=rows)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:

@@ -347,8 +347,8 @@ def context_abidance(
 
 
 def cost(cfg: ModelConfig, workload: Workload, *, definition: str = "heads", flow: object = None, **options) -> Cost:
-    """Predicted: as `answer_writers`, and the graphs where they are asked for and not given."""
-    out = answer_writers.cost(cfg, workload)
+    """Predicted: the projections of `answer_writers`, and the graphs where they are asked for and not given."""
+    out = answer_writers.projections_cost(cfg, workload)
     if definition != "heads" and flow is None:
         out = out + information_flow.cost(cfg, workload, definition="paper")
     return out

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pycotmech.cost import Demand
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
+from pycotmech.model.sizes import CPU
 from pycotmech.model.work import Tally, counted
 from pycotmech.patching.pairs import aligned
 from pycotmech.patching.shared_runs import shared_runs
 from pycotmech.stats import bootstrap
+
+_LAUNCHES = 76
+"""Kernels that a GPU is asked to run for a layer of a pass, as `tests/engine/test_launches.py` counts them for variants."""
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.cells import Cells
@@ -26,12 +32,18 @@ class Cost:
     forwards: passes of one whole prompt through the model, as a hook-based program would count them.
     token_forwards: rows through all the layers: what is really computed. flop: of the matrix products of these rows and of
         the unembedding. memory: bytes held at once beyond the model; the largest part, not the sum.
+    passes: passes of few rows through all layers, each of which waits for the weights, beside those of full blocks.
+    wide: FLOP of other products, in float32; traffic: bytes that steps which are no products read and write. Neither is part
+        of `flop`, and no meter counts them; both take time.
     """
 
     forwards: float = 0.0
     token_forwards: float = 0.0
     flop: float = 0.0
     memory: float = 0.0
+    passes: float = 0.0
+    wide: float = 0.0
+    traffic: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -39,13 +51,29 @@ class Cost:
             self.token_forwards + other.token_forwards,
             self.flop + other.flop,
             max(self.memory, other.memory),
+            self.passes + other.passes,
+            self.wide + other.wide,
+            self.traffic + other.traffic,
         )
 
     def __mul__(self, n: float) -> Cost:
         """n times the same, one after another."""
-        return Cost(n * self.forwards, n * self.token_forwards, n * self.flop, self.memory)
+        counts = (n * x for x in (self.passes, self.wide, self.traffic))
+        return Cost(n * self.forwards, n * self.token_forwards, n * self.flop, self.memory, *counts)
 
     __rmul__ = __mul__
+
+    def demand(self, cfg: ModelConfig, keys: float) -> Demand:
+        """The same as a demand on a machine (`pycotmech.cost`). keys: that a row sees in each layer, on average."""
+        rows, logits = (
+            self.token_forwards * cfg.n_layers,
+            self.flop - self.token_forwards * cfg.n_layers * layer_flop(cfg).linear,
+        )
+        passes = cfg.n_layers * (self.passes + math.ceil(self.token_forwards / CPU.row_block))
+        unembedded = max(logits, 0.0) / logits_flop(cfg)
+        return Demand(
+            rows, passes, rows * keys, unembedded=unembedded, wide=self.wide, traffic=self.traffic, launches=_LAUNCHES * passes
+        )
 
     def __str__(self) -> str:
         return f"{self.forwards:,.0f} forwards, {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP"
@@ -133,10 +161,12 @@ def _left(cells: Cells) -> list[int]:
     return out
 
 
-def rows_cost(cfg: ModelConfig, rows: float, *, forwards: float = 0.0, read: float = 0.0, memory: float = 0.0) -> Cost:
-    """Cost of `rows` rows through all layers, of which `read` go through the whole unembedding."""
+def rows_cost(
+    cfg: ModelConfig, rows: float, *, forwards: float = 0.0, read: float = 0.0, memory: float = 0.0, passes: float = 0.0
+) -> Cost:
+    """Cost of `rows` rows through all layers, of which `read` go through the whole unembedding. passes: as in `Cost`."""
     flop = rows * cfg.n_layers * layer_flop(cfg).linear + read * logits_flop(cfg)
-    return Cost(forwards, rows, float(flop), memory)
+    return Cost(forwards, rows, float(flop), memory, passes)
 
 
 def forwards_cost(cfg: ModelConfig, workload: Workload, forwards: float, *, read: float = 1.0, memory: float = 0.0) -> Cost:

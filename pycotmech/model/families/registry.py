@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
 from torch import nn
 
 from pycotmech.model.families.base import Family
@@ -83,3 +84,16 @@ def family_of(hf: nn.Module) -> Family:
     from pycotmech.model.families.placed import placed
 
     return placed(family)(hf)  # type: ignore[call-arg]
+
+
+def without_weights(config: Any) -> Family:
+    """The adapter for a model of this transformers configuration that has no values, for its sizes alone: nothing is loaded.
+
+    Raises TypeError for anything else.
+    """
+    if isinstance(config, nn.Module) or not hasattr(config, "num_hidden_layers"):
+        raise TypeError(f"model: got {type(config).__name__}; expected a pycotmech.Model or a transformers configuration")
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return family_of(AutoModelForCausalLM.from_config(config))

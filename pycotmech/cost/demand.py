@@ -1,0 +1,84 @@
+"""What a question asks of a machine, as counts that follow from shapes, and the work that these stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from pycotmech.model.config import ModelConfig, layer_flop, logits_flop, mlp_weights, mlp_width
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Counts of work, additive. A device says how long they take (`Device.seconds`).
+
+    layer_rows: rows that go through a layer, summed over layers: those of one token are n_layers.
+    passes: how often the weights of a layer are read: once for each layer and block of rows that goes through it.
+    keys: for each of these rows and layers the keys that the row sees, summed.
+    weighed: those of `keys` whose attention weights are summarised as well (masses, entropy, top keys, attention received).
+    unembedded: rows that go through the unembedding of the whole vocabulary and a softmax or a metric of its logits.
+    wide: FLOP of other products in the residual stream's dtype, such as projections of single heads.
+    traffic: bytes that steps which are no products read and write, beside those of layers and logits.
+    launches: kernels that a GPU is asked to run one by one, where passes are not replayed.
+    """
+
+    layer_rows: float = 0.0
+    passes: float = 0.0
+    keys: float = 0.0
+    weighed: float = 0.0
+    unembedded: float = 0.0
+    wide: float = 0.0
+    traffic: float = 0.0
+    launches: float = 0.0
+
+    def __add__(self, other: Demand) -> Demand:
+        return Demand(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, times: float) -> Demand:
+        return Demand(*(times * getattr(self, f.name) for f in fields(self)))
+
+    __rmul__ = __mul__
+
+    def token_forwards(self, cfg: ModelConfig) -> float:
+        """The rows in passes of one token through all layers."""
+        return self.layer_rows / cfg.n_layers
+
+    def flop(self, cfg: ModelConfig) -> float:
+        """FLOP of all products: with weights, of attention, of the unembedding, and the wide ones."""
+        row = layer_flop(cfg)
+        return self.layer_rows * row.linear + self.keys * row.per_key + self.unembedded * logits_flop(cfg) + self.wide
+
+    def bytes(self, cfg: ModelConfig) -> float:
+        """Bytes read and written: weights once a pass, what goes from one kernel to the next, the unembedding's logits."""
+        rows = self.layer_rows * row_traffic(cfg) + self.unembedded * logit_traffic(cfg)
+        return self.passes * layer_weight_bytes(cfg) + rows + self.traffic
+
+
+def layer_weight_bytes(cfg: ModelConfig) -> float:
+    """Bytes of the weights of one layer's products, of a mixture those of all experts: two FLOP of a row for each weight that it
+    goes through."""
+    row = layer_flop(cfg)
+    return ((row.qkv + row.attn_out) / 2 + mlp_weights(cfg, read=True)) * cfg.dtype.itemsize
+
+
+def resid_bytes(cfg: ModelConfig) -> int:
+    """Bytes of a number of the residual stream."""
+    return 8 if cfg.dtype == torch.float64 else 4
+
+
+def row_traffic(cfg: ModelConfig) -> float:
+    """Bytes that kernels other than products read and write for a row in a layer: two norms, the rotation, keys and values put
+    away, attention's queries and output, the gate, and two sums. Products' own inputs and outputs are part of their speed."""
+    n, w = cfg.dtype.itemsize, resid_bytes(cfg)
+    d, heads, keys = cfg.d_model, cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
+    norms, sums = 2 * d * (w + n), 2 * d * (n + 2 * w)
+    rotated, put, attention = 2 * (heads + keys) * n, 4 * keys * n, 2 * heads * n
+    gate = cfg.n_mlp_matrices * mlp_width(cfg) * n
+    return float(norms + sums + rotated + put + attention + gate)
+
+
+def logit_traffic(cfg: ModelConfig) -> float:
+    """Bytes that one row of logits costs after the product that made it: written, widened to float64, and read some three times
+    by a softmax or a divergence."""
+    return float(cfg.d_vocab * (2 * resid_bytes(cfg) + 4 * 8))
