@@ -25,11 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", default=None, help="also write the table to this JSON file")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    for size, what in (("tiny", "seconds"), ("135m", "SmolLM2-135M"), ("7b", "the shape of Llama-2 7B, or a part of it")):
-        config.addinivalue_line("markers", f"{size}: benchmarks of this size: {what}")
-
-
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest):
     before = torch.get_num_threads()

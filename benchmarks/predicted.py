@@ -21,7 +21,7 @@ SHARED_ROWS, SHARED_SWEEPS = 0.5, 0.4
 paper."""
 
 HUNDRED = Workload(
-    examples=100, cells=1000, length=640, suffix=60, shared=575, longest=655, inductive=200, swept=SHARED_ROWS * 1000 * 60,
+    examples=100, cells=1000, length=640, suffix=60, shared=575, longest=655, inductive=100, swept=SHARED_ROWS * 1000 * 60,
     sweeps=round(SHARED_SWEEPS * 1000), together=3, beginnings=232, left=20.0,
 )  # fmt: skip
 """100 problems of ten steps, all of which count, with six demonstrations; beginnings and what is left as the authors had

@@ -53,7 +53,9 @@ def heads(
     layer = torch.cat((spread(n), spread(N_SELF_PATCHES), torch.zeros(N_JITTERED, dtype=torch.long))).repeat(pairs)
     size, one = len(layer), torch.ones(len(layer), dtype=torch.long)
     variants = Variants(0 * one, layer, int(Stage.MID) * one, (tokens - rows) * one)
-    work = planner.variant_work(family, variants, rows * one, one.bool(), one, columns)
+    moves = torch.cat((torch.ones(n + N_SELF_PATCHES), torch.zeros(N_JITTERED))).bool().repeat(pairs)
+    lengths = torch.where(layer < cfg.n_layers - 1, rows, 1)  # in the last layer only the row that is read joins
+    work = planner.variant_work(family, variants, lengths, moves, one, columns)
     unembedded = float(size if columns is None else 0)
     variants_demand = _of_work(cfg, work, unembedded, _VARIANTS, logits=size * logits_flop(cfg, columns), columns=columns)
     return _of_work(cfg, base, 0.0, _PROMPT) + variants_demand + Demand(unembedded=2.0 * pairs * (columns is None))

@@ -58,7 +58,8 @@ def test_a_wide_spread_forgives_more():
 def test_errors_are_missing_and_new_questions_are_no_fault():
     now = results()
     now["rows"].append({**copy.deepcopy(now["rows"][0]), "question": "another"})
-    assert set(words(results(), now).values()) == {"same", "new"}
+    found = compare.judged(compare.ratios(results()), compare.ratios(now))
+    assert {v.word for v in found} == {"same", "new"} and not any(v.bad for v in found)
     now["rows"][0]["error"] = "it died"
     verdicts = compare.judged(compare.ratios(results()), compare.ratios(now))
     assert sum(v.bad for v in verdicts) == 3 and any(v.word == "missing" for v in verdicts)
@@ -113,7 +114,7 @@ def test_the_page_shows_the_record():
 
 def test_predictions_hold_together():
     text = predicted.table()
-    assert "not measured" not in text and "| all | |" in text and text.count("H100") >= 3
+    assert "| all |  |" in text and text.count("H100") >= 3
     rows = [row.split("|") for row in text.splitlines() if row.startswith("| patch_steps")]
     assert len(rows) == 1 and "1,026,000" in rows[0][6]
 

@@ -43,8 +43,8 @@ def test_a_sweep_from_shapes_is_the_planned_one(model, positions, metric):
     cfg, found = model.cfg, cost.heads(model.family, tokens=T, suffix=S, positions=positions, metric=metric)
     planned = cost.of_plan(cfg, plan, metric=metric)
     for counts in (found, planned):
-        assert counts.flop(cfg) == pytest.approx(plan.flop, rel=0.05)
-        assert counts.token_forwards(cfg) == pytest.approx(plan.token_forwards + plan.base_token_forwards, rel=0.05)
+        assert counts.flop(cfg) == pytest.approx(plan.flop, rel=0.06)
+        assert counts.token_forwards(cfg) == pytest.approx(plan.token_forwards + plan.base_token_forwards, rel=0.06)
     assert found.unembedded == pytest.approx(planned.unembedded, abs=2) and found.passes == pytest.approx(
         planned.passes, rel=0.2
     )
@@ -61,7 +61,8 @@ def test_summaries_and_prompts_are_what_runs(model):
     with counted(model.family) as tally:
         model.run(tokens)
     found = cost.prompts(cfg, [T], read=T)
-    assert found.layer_rows * linear + found.unembedded * logits_flop(cfg) == pytest.approx(tally.flop, rel=0.15)
+    again = T * layer_flop(cfg).qkv  # the last layer computes its keys before the rows that are read
+    assert found.layer_rows * linear + found.unembedded * logits_flop(cfg) + again == tally.flop
     assert cost.prompts(cfg, [10, 20], after=5).keys == cfg.n_layers * (55 + 50 + 210 + 100)
     assert cost.lens(cfg, T).unembedded == T * (cfg.n_layers + 1)
     assert cost.head_logits(cfg, T).unembedded == cfg.n_layers * (cfg.n_heads + 2)
