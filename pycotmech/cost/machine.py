@@ -201,13 +201,13 @@ class _Maker:
         cfg, rows = self.cfg, 512
         keys = min(_KEYS, max(cfg.n_ctx - _OWN, _OWN))
         q = self._draw(rows, cfg.n_heads, cfg.d_head)
-        shared = [self._draw(keys, cfg.n_key_value_heads, cfg.d_head) for _ in range(2)]
-        own = [self._draw(rows, cfg.n_key_value_heads, cfg.d_head) for _ in range(2)]
+        k_shared, v_shared = (self._draw(keys, cfg.n_key_value_heads, cfg.d_head) for _ in range(2))
+        k_own, v_own = (self._draw(rows, cfg.n_key_value_heads, cfg.d_head) for _ in range(2))
         at = torch.arange(rows)
         begin = at // _OWN * _OWN
         table = torch.stack((begin, at + 1, torch.zeros_like(at), torch.full_like(at, keys)), 1).int().to(self.device)
         seen = float((at + 1 - begin + keys).sum())
-        seconds = self._best(lambda: ops.prefix_attn(q, *shared, *own, table, checked=True))
+        seconds = self._best(lambda: ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, checked=True))
         return seen * layer_flop(cfg).per_key / seconds
 
     def statistics(self) -> float:

@@ -12,6 +12,7 @@ from pycotmech.cost.demand import Demand, layer_weight_bytes
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.joins import N_JITTERED, N_SELF_PATCHES
+from pycotmech.engine.metrics import Metric
 from pycotmech.engine.planner import Plan, Work
 from pycotmech.engine.rows import Variants
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
@@ -82,7 +83,7 @@ def of_plan(cfg: ModelConfig, plan: Plan, *, metric: Any = "kl") -> Demand:
     return Demand(rows, passes, keys, unembedded=unembedded, launches=_VARIANTS * passes)
 
 
-def paths(family: Family, *, tokens: int, suffix: int = 1, metric: str = "kl", **options: Any) -> Demand:
+def paths(family: Family, *, tokens: int, suffix: int = 1, metric: Metric = "kl", **options: Any) -> Demand:
     """`path_patch` of one pair of prompts with nothing kept: their runs, and the paths. options: those of `plan_paths`."""
     found = of_plan(family.cfg, plan_paths(_Sizes(family), tokens, n_differ=suffix, metric=metric, **options), metric=metric)
     shared = tokens - suffix
