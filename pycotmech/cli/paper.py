@@ -79,8 +79,7 @@ def paper(
     try:
         outcome = analyses.run(
             asked, out, only=names, tasks=tasks, minutes=minutes, pilot=o.path(pilot, "pilot"), progress=bars, plan_only=plan,
-            plan_for=plan_for, say=None if silent else lambda text: o.say(f"{text}
-"), verify=verify,
+            plan_for=plan_for, say=None if silent else lambda text: o.say(f"{text}\n"), verify=verify,
             accept_version=accept_version,
         )  # fmt: skip
     except KeyboardInterrupt:

@@ -56,8 +56,7 @@ class Demand:
 
 
 def layer_weight_bytes(cfg: ModelConfig) -> float:
-    """Bytes of the weights of one layer's products, of a mixture those of all experts: two FLOP of a row for each weight that it
-    goes through."""
+    """Bytes of the weights of one layer's products, of a mixture those of all experts."""
     row = layer_flop(cfg)
     return ((row.qkv + row.attn_out) / 2 + mlp_weights(cfg, read=True)) * cfg.dtype.itemsize
 
