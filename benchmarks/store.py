@@ -1,6 +1,7 @@
 """What it costs to keep results: time and bytes of a finished example, reading, two writers, a killed writer.
 
     python -m benchmarks.store                   # the store of `pycotmech.runs`
+    python -m benchmarks.store --parts overhead  # the store's share of a run on smollm2-135m, some minutes
     python benchmarks/store.py --icechunk        # the same writes through Icechunk (pip install icechunk zarr)
 
 An example is `--steps` sweeps of `--layers` x `--heads` heads, as one unit: its arrays are written, and it is then marked as
@@ -196,6 +197,50 @@ def reading(given: argparse.Namespace, folder: Path) -> None:
         print(f"time {at + 1}: {sweeps:,} sweeps opened in {opened - start:.2f} s, one variable of {size} in {loaded:.2f} s")
 
 
+def overhead(given: argparse.Namespace, folder: Path) -> None:
+    """What a run on a real model spends in the store: every call of it is timed, waiting for the disk included."""
+    from unittest.mock import patch
+
+    from pycotmech.runs import ProgressReporter, Settings, SweepStore, experiment
+
+    class Clock(ProgressReporter):
+        seconds = 0.0
+
+        def begin(self, task: str, total: int, unit: str = "") -> None:
+            self.task, self.began = task, time.perf_counter()
+
+        def end(self) -> None:
+            if self.task == "patching":
+                self.seconds += time.perf_counter() - self.began
+
+    for positions, examples in (((-1,), 16), (None, 6)):
+        inside: list[float] = []
+        settings = Settings(model="smollm2-135m", dtype="auto", examples=examples, positions=positions, threads=given.threads)
+        clock = Clock()
+        with patch.object(SweepStore, "finish", _timed(SweepStore.finish, inside)):
+            outcome = experiment.run(settings, folder / f"{examples}", progress=clock)
+        where = "last position" if positions else "all positions"
+        print(
+            f"smollm2-135m, {where}: {outcome.done} sweeps in {clock.seconds:.1f} s, {len(inside)} units kept in "
+            f"{sum(inside):.2f} s ({1e3 * statistics.median(inside):.1f} ms each, median): "
+            f"{sum(inside) / clock.seconds:.2%} of the time",
+            flush=True,
+        )
+
+
+def _timed(call, seconds: list[float]):
+    """The call, which keeps how long each took."""
+
+    def keep(*args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    return keep
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--icechunk", action="store_true", help="Write through Icechunk.")
@@ -205,6 +250,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=9)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--parts", nargs="+", default=["write", "killed", "two", "read"])
+    parser.add_argument("--threads", type=int, default=2, help="Threads of the overhead's runs.")
     parser.add_argument("--folder", default=None, help="Where to write; the disk matters. By default a temporary folder.")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -223,7 +269,7 @@ def main() -> None:
             if part == "two" and not given.icechunk:
                 print("two writers: refused by the folder's lock (tests/runs/test_folder.py)")
                 continue
-            {"write": write, "killed": killed, "two": two_writers}[part](given, folder)
+            {"write": write, "killed": killed, "two": two_writers, "overhead": overhead}[part](given, folder)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker is gone, and what it was doing with it. reason: as far as it is known."""
+    """A worker is gone, and with it all units that it had been sent. reason: as far as it is known."""
 
     worker: int
     reason: str
@@ -43,7 +43,8 @@ Event = Ready | Answered | Lost | Refused
 
 
 class Pool(Protocol):
-    """Workers, numbered from 0, each of which does one unit at a time. Nothing runs before `start`."""
+    """Workers, numbered from 0, each of which does its units one after the other, as they were sent. Nothing runs before
+    `start`."""
 
     n: int
 
@@ -52,7 +53,7 @@ class Pool(Protocol):
         ...
 
     def send(self, worker: int, unit: Unit) -> None:
-        """Gives a unit to a worker that is ready. A worker that is gone says `Lost`."""
+        """Gives a unit to a worker that is ready, also while it does another. A worker that is gone says `Lost`, once."""
         ...
 
     def wait(self, timeout: float) -> list[Event]:

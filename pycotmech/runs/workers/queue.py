@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pycotmech.runs.workers.units import Unit
 
-WINDOW = 64
-"""How many units are looked at for one whose prefix a worker keeps."""
+WINDOW = 256
+"""How many units are looked at for one whose beginning a worker keeps: several examples for each of many workers."""
+
+Tokens = NDArray[np.int64]
 
 
 class UnitQueue:
     """Units in order, with a look at the next ones.
 
-    A worker that asks gets a unit whose prefix it keeps, otherwise the first whose prefix no other worker keeps, otherwise the
-    first. Which worker does a unit changes nothing in its result.
+    A worker that asks gets the unit that shares most with what it did last, but none that shares more with what another worker
+    did: so the steps of an example, whose prompts extend each other, are done by one worker, and what they have in common is
+    computed once. If all units share more with what others did, it gets the one of which that is least true. Among equals the
+    first counts. Which worker does a unit changes nothing in its result.
     """
 
     def __init__(self, units: Iterable[Unit]) -> None:
@@ -32,19 +39,39 @@ class UnitQueue:
         self._fill()
         return bool(self._first or self._window)
 
-    def take(self, kept: Container[bytes] = (), elsewhere: Container[bytes] = ()) -> Unit | None:
-        """Returns the next unit for a worker, or None if there is none now. kept, elsewhere: prefixes that this worker and the
-        others keep."""
+    def holds(self, n: int) -> bool:
+        """Whether at least n units wait. n: at most `WINDOW`."""
+        self._fill()
+        return len(self._first) + len(self._window) >= min(n, WINDOW)
+
+    def take(self, kept: Sequence[Tokens] = (), elsewhere: Sequence[Tokens] = ()) -> Unit | None:
+        """Returns the next unit for a worker, or None if there is none now. kept, elsewhere: prompts [T] that this worker and
+        the others did last."""
         if self._first:
             return self._first.popleft()
         self._fill()
         if not self._window:
             return None
-        prefixes = [unit.prefix for unit in self._window] if kept or elsewhere else []
-        own = next((i for i, prefix in enumerate(prefixes) if not prefix or prefix in kept), None)
-        free = next((i for i, prefix in enumerate(prefixes) if prefix not in elsewhere), 0)
-        return self._window.pop(free if own is None else own)
+        return self._window.pop(self._best(kept, elsewhere) if kept or elsewhere else 0)
+
+    def _best(self, kept: Sequence[Tokens], elsewhere: Sequence[Tokens]) -> int:
+        beginnings = [unit.beginning for unit in self._window]
+        own = np.array([_most_shared(tokens, kept) for tokens in beginnings])
+        theirs = np.array([_most_shared(tokens, elsewhere) for tokens in beginnings])
+        free = own >= theirs
+        return int(np.where(free, own, -1).argmax() if free.any() else (theirs - own).argmin())
 
     def _fill(self) -> None:
         while len(self._window) < WINDOW and (unit := next(self._rest, None)) is not None:
             self._window.append(unit)
+
+
+def shared_beginning(first: Tokens, second: Tokens) -> int:
+    """Number of tokens that two prompts have in common before they part."""
+    n = min(len(first), len(second))
+    differ = np.flatnonzero(first[:n] != second[:n])
+    return int(differ[0]) if differ.size else n
+
+
+def _most_shared(tokens: Tokens, others: Sequence[Tokens]) -> int:
+    return max((shared_beginning(tokens, other) for other in others), default=0)

@@ -100,6 +100,8 @@ class RayPool:
         if done:  # and whatever else has come meanwhile
             done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         for reference in done:
+            if reference not in self._tasks:
+                continue  # of an actor that was found to be gone
             worker, of_unit = self._tasks.pop(reference)
             try:
                 content = ray.get(reference)
@@ -109,6 +111,7 @@ class RayPool:
                     time.sleep(0.2)
                     self.start(worker)
                 else:
+                    self._tasks = {task: of for task, of in self._tasks.items() if of[0] != worker}
                     found.append(self._gone(worker, error))
             except ray.exceptions.RayTaskError as error:
                 found.append(Refused(worker, RuntimeError(str(error))))

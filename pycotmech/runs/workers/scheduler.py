@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pycotmech.runs.progress import uninterrupted
 from pycotmech.runs.workers.engine import Engine, Watch
 from pycotmech.runs.workers.pool import Answered, Lost, Pool, Ready, Refused
-from pycotmech.runs.workers.queue import UnitQueue
-from pycotmech.runs.workers.units import Answer, Unit
+from pycotmech.runs.workers.queue import Tokens, UnitQueue, shared_beginning
+from pycotmech.runs.workers.units import BEGINNING, Answer, Unit
 
 SLOW = 3.0
 """A unit that takes so many times the median is given to a second worker, if one has nothing to do."""
@@ -25,19 +25,30 @@ _DEATHS = 2
 _STARTS = 3
 """How often workers may end before they were ready, one after another, before the run gives up."""
 _KEPT = 4
-"""How many prefixes a worker is taken to keep."""
+"""How many prompts that begin differently a worker is taken to keep."""
+_AHEAD = 1
+"""How many units a worker is sent before it has done its own."""
+_PLENTY = 2
+"""Units are sent ahead while at least so many for each worker wait."""
 _TICK = 1.0
 """Seconds between looks at what is slow."""
 
 
 @dataclass
 class _Worker:
-    """started: seconds at which its unit was sent. kept: prefixes of its last units."""
+    """units: what it does, then what it was sent ahead. started: seconds at which it began the first of them. kept: the prompts
+    [T] that it did last, one of each beginning."""
 
-    state: str = "off"  # off, starting, idle, busy
-    unit: Unit | None = None
+    state: str = "off"  # off, starting, ready
+    units: deque[Unit] = field(default_factory=deque)
     started: float = 0.0
-    kept: deque[bytes] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    kept: list[Tokens] = field(default_factory=list)
+
+    def keep(self, tokens: Tokens) -> None:
+        """Takes note of the prompt that it does now, in the place of one with the same beginning."""
+        if tokens.size:
+            others = [prompt for prompt in self.kept if shared_beginning(prompt, tokens) < BEGINNING]
+            self.kept = [*others, tokens][-_KEPT:]
 
 
 class Scheduler(Engine):
@@ -46,14 +57,17 @@ class Scheduler(Engine):
     * A worker that is lost is started again, and its unit is done again; a unit that costs two workers is answered as failed.
     * If nothing waits any more, a unit that takes more than 3 times the median is given to a second worker; the first answer
       counts. Both would be the same.
-    * The next unit is dealt before an answer is yielded, so that workers do not wait for the caller.
+    * A worker has a second unit waiting while it does the first, as long as there are plenty: so it does not wait for the
+      caller, who keeps what was answered. The last units are dealt one by one, so that no worker has two when another has none.
     """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._workers = [_Worker() for _ in range(pool.n)]
-        self._deaths: dict[int, int] = {}
-        self._doers: dict[int, list[int]] = {}  # number of a unit without an answer -> who does it
+        self._deaths: dict[Unit, int] = {}
+        # Units without an answer -> who does them. By identity: numbers begin again with the next queue, and a slow worker
+        # may still have a unit of the last one.
+        self._doers: dict[Unit, list[int]] = {}
         self._seconds: deque[float] = deque(maxlen=_MEDIAN_OF)
         self._failed_starts = 0
         self.restarts = 0
@@ -92,15 +106,15 @@ class Scheduler(Engine):
         if isinstance(event, Refused):
             raise event.error
         if isinstance(event, Ready):
-            worker.state, self._failed_starts = "idle", 0
+            worker.state, self._failed_starts = "ready", 0
             return None
         if isinstance(event, Lost):
             return self._lost(event, queue)
-        unit, worker.unit, worker.state = worker.unit, None, "idle"
-        doers = self._doers.pop(event.answer.unit, None)
-        if unit is None or unit.number != event.answer.unit or doers is None:
+        unit = worker.units.popleft()
+        worker.started = time.monotonic()
+        if self._doers.pop(unit, None) is None:
             return None  # another worker was quicker
-        self._deaths.pop(unit.number, None)
+        self._deaths.pop(unit, None)
         self._seconds.append(event.answer.seconds)
         return event.answer
 
@@ -110,49 +124,66 @@ class Scheduler(Engine):
             self._failed_starts += 1
             if self._failed_starts >= _STARTS:
                 raise RuntimeError(f"workers: {_STARTS} ended before they were ready, the last one so: {event.reason}")
-        unit = worker.unit
+        units = list(worker.units)
         self.restarts += 1
         self._start(event.worker)
-        if unit is None or unit.number not in self._doers:
-            return None
-        self._deaths[unit.number] = self._deaths.get(unit.number, 0) + 1
-        doers = self._doers[unit.number]
-        doers.remove(event.worker)
-        if self._deaths[unit.number] >= _DEATHS:
-            del self._doers[unit.number], self._deaths[unit.number]
-            return Answer(
-                unit.number, error=f"{_DEATHS} workers ended while they did it, the last one so: {event.reason}", final=True
-            )
-        if not doers:
-            del self._doers[unit.number]
-            queue.put_first([unit])
+        orphans = [unit for unit in units if self._is_orphan(unit, event.worker)]
+        for unit in orphans:
+            del self._doers[unit]
+        if units and (units[0] in orphans or units[0] in self._doers):
+            lost = units[0]
+            self._deaths[lost] = self._deaths.get(lost, 0) + 1
+            if self._deaths[lost] >= _DEATHS:
+                self._doers.pop(lost, None)
+                del self._deaths[lost]
+                queue.put_first([unit for unit in orphans if unit is not lost])
+                return Answer(
+                    lost.number, error=f"{_DEATHS} workers ended while they did it, the last one so: {event.reason}", final=True
+                )
+        queue.put_first(orphans)
         return None
 
+    def _is_orphan(self, unit: Unit, worker: int) -> bool:
+        """Whether a unit that this worker had has no other doer, and no answer. The worker is taken off its doers."""
+        doers = self._doers.get(unit)
+        if doers is None:
+            return False
+        doers.remove(worker)
+        return not doers
+
     def _deal(self, queue: UnitQueue, watch: Watch | None) -> None:
-        """Gives every idle worker a unit, or, if none waits, one that another worker is slow with."""
-        for number, worker in enumerate(self._workers):
-            if worker.state != "idle":
-                continue
-            elsewhere = {p for other in self._workers if other is not worker for p in other.kept}
-            unit = queue.take(worker.kept, elsewhere)
-            if unit is None:
-                unit = self._slow()
+        """Gives every worker that has nothing a unit, or, if none waits, one that another worker is slow with; then a second
+        unit to each as long as there are plenty."""
+        ready = [(number, worker) for number, worker in enumerate(self._workers) if worker.state == "ready"]
+        for depth in range(_AHEAD + 1):
+            for number, worker in ready:
+                if len(worker.units) != depth or (depth and not queue.holds(_PLENTY * len(self._workers))):
+                    continue
+                elsewhere = [prompt for other in self._workers if other is not worker for prompt in other.kept]
+                unit = queue.take(worker.kept, elsewhere)
                 if unit is None:
-                    return
-                self.reissued += 1
-            elif watch is not None:
-                watch(unit, 0.0)
-            self._doers.setdefault(unit.number, []).append(number)
-            worker.state, worker.unit, worker.started = "busy", unit, time.monotonic()
-            if (prefix := unit.prefix) and prefix not in worker.kept:
-                worker.kept.append(prefix)
-            self.pool.send(number, unit)
+                    unit = self._slow()
+                    if unit is None:
+                        return
+                    self.reissued += 1
+                elif watch is not None:
+                    watch(unit, 0.0)
+                self._doers.setdefault(unit, []).append(number)
+                if not worker.units:
+                    worker.started = time.monotonic()
+                worker.units.append(unit)
+                worker.keep(unit.beginning)
+                self.pool.send(number, unit)
 
     def _slow(self) -> Unit | None:
-        """The unit that one worker has done for longest, if it takes more than `SLOW` times the median."""
+        """The first unit with one doer of the worker that has been at its own for longest, if that takes more than `SLOW` times
+        the median."""
         if len(self._seconds) < _LEAST_DONE:
             return None
         limit = max(SLOW * statistics.median(self._seconds), _LEAST_SLOW)
-        busy = [w for w in self._workers if w.unit is not None and len(self._doers.get(w.unit.number, ())) == 1]
-        oldest = min(busy, key=lambda w: w.started, default=None)
-        return None if oldest is None or time.monotonic() - oldest.started < limit else oldest.unit
+        now = time.monotonic()
+        for worker in sorted(self._workers, key=lambda w: w.started):
+            for unit in worker.units if now - worker.started >= limit else ():
+                if len(self._doers.get(unit, ())) == 1:
+                    return unit
+        return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pycotmech.patching.pairs import Pair
 
 BEGINNING = 128
-"""Tokens by which beginnings of prompts are told apart, to deal units of one beginning to one worker."""
+"""Tokens that two prompts must have in common before what they share is kept."""
 
 REPLICA = "pycotmech.runs.workers.replica:open_replica"
 """The function that makes a worker's replica of a `ReplicaSpec`, as "module:name"."""
@@ -72,8 +72,8 @@ class GradeUnit:
     where: str
 
     @property
-    def prefix(self) -> bytes:
-        return b""  # a whole forward pass uses nothing that is kept
+    def beginning(self) -> NDArray[np.int64]:
+        return self.tokens[:0]  # a whole forward pass uses nothing that is kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +103,12 @@ class PatchUnit:
         )  # fmt: skip
 
     @property
-    def prefix(self) -> bytes:
-        """The beginning of these prompts, which a worker keeps. Empty if they part before its end."""
-        first, second = self.clean[0][:BEGINNING], self.corrupted[0][:BEGINNING]
-        shared = len(self.clean[0]) > BEGINNING and np.array_equal(first, second)
-        return first.tobytes() if shared else b""
+    def beginning(self) -> NDArray[np.int64]:
+        """The first prompt [T], by which it is told which worker keeps most of it. Empty if the clean and the corrupted prompt
+        part so early that nothing of them is kept."""
+        clean, corrupted = self.clean[0], self.corrupted[0]
+        shared = len(clean) > BEGINNING and np.array_equal(clean[:BEGINNING], corrupted[:BEGINNING])
+        return clean if shared else clean[:0]
 
 
 Unit = GradeUnit | PatchUnit
