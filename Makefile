@@ -2,6 +2,7 @@
 #
 #   make demo      the main job on a real model: which heads does each reasoning step depend on? (3 minutes)
 #   make test      the quick tests;  make test-all  also the slow ones
+#   make test-browser  the report in Chromium (apt-get install chromium)
 #   make bench     speed, side by side with what hooks can do, in 10 minutes (benchmarks/README.md); more: bench-compare, bench-7b,
 #                  bench-peers, bench-scaling, bench-all
 #   make bench-gpu  checks and speed on a GPU, in 8 minutes (docs/gpu.md); needs no setup, only PyTorch and Triton
@@ -20,6 +21,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 SMOLLM2 := $(VENV)/.smollm2
 TRITON := 3.9.0
+AXE := 4.10.3
 BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py benchmarks/bench_questions.py,$(wildcard benchmarks/bench_*.py))
 # The CPU build of PyTorch, whatever the registry's own is.
 TORCH_CPU ?= --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
@@ -38,11 +40,11 @@ BENCH_OUT ?= bench-results
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench bench-all bench-7b bench-gpu bench-peers bench-compare bench-scaling peers nulls \
+.PHONY: help setup demo test test-all test-browser bench bench-all bench-7b bench-gpu bench-peers bench-compare bench-scaling peers nulls \
   wheel wheel-test licences lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 setup: $(BUILT) $(SMOLLM2)
 
@@ -69,6 +71,13 @@ demo: setup
 
 test: setup
 	$(PYTEST)
+	@echo "left out: the report in Chromium (make test-browser), slow tests (make test-all), GPU and peers"
+
+# Chromium is the system's own (apt-get install chromium); axe-core, which checks accessibility, comes from npm where there is one.
+test-browser: setup
+	$(INSTALL) playwright
+	@test -f $(VENV)/axe/node_modules/axe-core/axe.min.js || ! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core@$(AXE)
+	$(BIN)/python -m pytest -q -m browser -rs tests/browser
 
 # The quick tests once for each instruction set below this machine's own, for the arithmetic differs; then all of them, with its own.
 test-all: setup
@@ -76,7 +85,7 @@ test-all: setup
 	  echo "instruction set $$isa"; \
 	  env $$($(BIN)/python tests/instruction_sets.py $$isa) $(PYTEST) tests/ops tests/engine tests/patching tests/attention tests/lens tests/cot || exit 1; \
 	done
-	$(PYTEST) -m "not gpu and not peers and not nnterp"
+	$(PYTEST) -m "not gpu and not peers and not nnterp and not browser"
 
 bench: setup
 	$(BIN)/python -m benchmarks.suite --out $(BENCH_OUT) $(BENCH_ARGS)

@@ -66,6 +66,7 @@ _EXPORTS = {
     "register_attention": "pycotmech.attention",
     "repeated_tokens": "pycotmech.attention",
     "sweep": "pycotmech.patching",
+    "write_report": "pycotmech.report",
 }
 _SUBPACKAGES = (
     "attention",
@@ -78,6 +79,7 @@ _SUBPACKAGES = (
     "model",
     "ops",
     "patching",
+    "report",
     "runs",
     "stats",
     "traces",
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
     from pycotmech import model as model
     from pycotmech import ops as ops
     from pycotmech import patching as patching
+    from pycotmech import report as report
     from pycotmech import runs as runs
     from pycotmech import stats as stats
     from pycotmech import traces as traces
@@ -138,6 +141,7 @@ if TYPE_CHECKING:
     from pycotmech.patching import plan_heads as plan_heads
     from pycotmech.patching import plan_paths as plan_paths
     from pycotmech.patching import sweep as sweep
+    from pycotmech.report import write_report as write_report
     from pycotmech.runs import read_pairs as read_pairs
     from pycotmech.runs.results import open_results as open_results
 

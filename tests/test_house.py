@@ -22,6 +22,7 @@ ORDER = (
     ("exports",),
     ("runs",),
     ("paper",),
+    ("report",),
     ("cli",),
     ("__main__",),
 )

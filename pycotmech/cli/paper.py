@@ -67,6 +67,7 @@ def paper(
     """
     from pycotmech import paper as analyses
     from pycotmech.cli.bars import Bars, stopped
+    from pycotmech.cli.report import page_at_end
     from pycotmech.runs import Settings
 
     tasks = tuple(part.strip() for part in settings.split(",") if part.strip())
@@ -85,6 +86,8 @@ def paper(
     except KeyboardInterrupt:
         stopped(bars, out)
         raise
+    if not plan:
+        page_at_end(outcome.folder)
     if as_json:
         say_json(_found(outcome))
     if plan:

@@ -1,32 +1,53 @@
-"""`pycotmech report`: tables, figures and summary of a results folder."""
+"""`pycotmech report`: one HTML page of any results folder, and the tables and figures of a run."""
 
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pycotmech.cli import options as o
+from pycotmech.cli.output import say_json
 
 if TYPE_CHECKING:
     from pycotmech.runs.report.folder import Report
 
 
 def report(
-    folder: Annotated[str, typer.Argument(help="A results folder of `pycotmech run`, finished or not.")],
+    folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper, trace or attention, finished or not.")],
+    out: Annotated[str | None, o.plain("The file of the page (report.html in the folder by default).", metavar="FILE")] = None,
+    serve: Annotated[bool, o.plain("Open the page in a browser, served by this machine until Ctrl-C.", "--serve")] = False,
     top: o.Top = 5,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Rebuild the tables, figures and summary of a results folder from what is finished in it."""
-    made = shown_report(folder, top, quiet)
-    if not quiet:
-        o.say(f"\nwritten: {', '.join(path.name for path in made.files)}")
+    """Write the report of a results folder as one HTML file that needs no network.
+
+    Of a run also its tables, figures and summary are made again from what is finished. Nothing is computed with the model.
+    """
+    from pycotmech.runs.results import SweepResults, open_results
+
+    page, silent = o.new_file(out, "out"), quiet or as_json
+    opened = open_results(folder)
+    files: list[Path] = []
+    if isinstance(opened, SweepResults):
+        files = shown_report(folder, top, silent).files
+        if not silent:
+            o.say(f"\nwritten: {', '.join(path.name for path in files)}")
+    written = write_page(folder, silent, page)
+    if as_json:
+        say_json({"folder": opened.folder, "kind": opened.kind, "page": written, "files": [path.name for path in files]})
+    if serve:
+        from pycotmech.report.serve import serve as serve_page
+
+        serve_page(written, say=lambda address: o.say(f"{address}  (Ctrl-C ends the server)"))
 
 
 def shown_report(folder: str | PathLike, top: int, quiet: bool) -> Report:
-    """Builds the report of a folder and prints its table and sentences."""
+    """Builds the tables and figures of a run's folder and prints its table and sentences."""
     from pycotmech.runs.report import build_report
 
     made = build_report(folder, top=top)
@@ -38,3 +59,21 @@ def shown_report(folder: str | PathLike, top: int, quiet: bool) -> Report:
         for sentence in made.sentences:
             o.say(f"* {sentence}")
     return made
+
+
+def write_page(folder: str | PathLike, quiet: bool, path: Path | None = None) -> Path:
+    """Writes the HTML page of a folder and says where it is."""
+    from pycotmech.report import write_report
+
+    written = write_report(folder, path)
+    if not quiet:
+        o.say(f"\nreport: {written}")
+    return written
+
+
+def page_at_end(folder: str | PathLike) -> None:
+    """`write_page` at the end of a command whose results are complete without it: what keeps it from being written is said."""
+    try:
+        write_page(folder, quiet=True)
+    except (OSError, ValueError) as error:
+        o.say(f"pycotmech: the report is not written: {error}", err=True)

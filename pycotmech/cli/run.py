@@ -99,7 +99,7 @@ def keep(settings: Settings, out: str, top: int, quiet: bool, as_json: bool = Fa
     """Runs into a results folder and shows its report. how: arguments of `runs.run`. Raises typer.Exit(1) if a sweep could not
     be done."""
     from pycotmech.cli.bars import Bars, stopped
-    from pycotmech.cli.report import shown_report
+    from pycotmech.cli.report import page_at_end, shown_report
     from pycotmech.runs import experiment
 
     if top < 1:
@@ -111,6 +111,7 @@ def keep(settings: Settings, out: str, top: int, quiet: bool, as_json: bool = Fa
         stopped(bars, out)
         raise
     report = shown_report(outcome.folder, top, quiet or as_json)
+    page_at_end(outcome.folder)
     if as_json:
         found = {"folder": outcome.folder, "done": outcome.done, "resumed": outcome.resumed, "failures": outcome.failures}
         found |= {"files": [path.name for path in report.files], "open": first_page(outcome.folder)}

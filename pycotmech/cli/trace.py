@@ -50,6 +50,7 @@ def trace(
     continues from there.
     """
     from pycotmech.cli.bars import Bars, stopped
+    from pycotmech.cli.report import page_at_end
     from pycotmech.runs.trace_run import TraceSettings, run_traces
 
     file = o.path(traces, "traces")
@@ -65,6 +66,8 @@ def trace(
     except KeyboardInterrupt:
         stopped(bars, out)
         raise
+    if not plan:
+        page_at_end(outcome.folder)
     if as_json:
         results = {name: found.findings() for name, found in outcome.results.items()}
         found: dict[str, Any] = {"folder": outcome.folder, "plan": {**plain(outcome.plan), "seconds": outcome.plan.seconds}}

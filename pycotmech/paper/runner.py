@@ -16,7 +16,16 @@ from pycotmech.files.write import subfolder
 from pycotmech.paper import plan as planning
 from pycotmech.paper.claims import Claim, Verdict
 from pycotmech.paper.entries import chosen
-from pycotmech.paper.one_setting import Prepared, SettingOutcome, identity_of, prepare, stored, stored_facts, work_through
+from pycotmech.paper.one_setting import (
+    Prepared,
+    SettingOutcome,
+    identity_of,
+    keep_views,
+    prepare,
+    stored,
+    stored_facts,
+    work_through,
+)
 from pycotmech.paper.settings import EASY, HARDER, HARDER_EXAMPLES, TaskSetting, entries_of_harder, named
 from pycotmech.paper.settings_table import needs_of, plan_of_settings
 from pycotmech.paper.summary import write_summary
@@ -181,6 +190,7 @@ class _Work:
             found = dict(failed)
             write = lambda: self._write(folder, model, easy, plan, outcome, found)  # noqa: E731
             write()
+            keep_views(folder, model, easy, outcome, self.progress)
             for setting, its in prepared.items():
                 found[setting.name] = self._harder(model, setting, its, plans[setting.name])
                 write()

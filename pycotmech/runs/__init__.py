@@ -7,8 +7,8 @@ analyses of the paper on the same ground. `pycotmech.runs.report` shows what a f
 `estimate_run` predicts what a run needs.
 
 Tests: `tests/cli/test_attention.py` for `attention`; `test_store.py` for `progress`, `variables`; `test_results.py` for
-`export`, `results_base`; `test_experiment.py` for `work`; `tests/paper/test_entries.py` for `speed`,
-`test_runner.py` beside it for `show`; the others have tests of their own names.
+`export`, `results_base`; `test_experiment.py` for `work`; `test_head_views.py` for `views_of_run`;
+`tests/paper/test_entries.py` for `speed`, `test_runner.py` beside it for `show`; the others have tests of their own names.
 """
 
 from __future__ import annotations

@@ -101,7 +101,9 @@ def run(
                 store.events.write("accepted", versions=accepted)
             with open_engine(choice, settings, model, memory_gb=plan["memory_gb"], identity=digests) as workers_of_run:
                 _grade(work, store, workers_of_run, progress)
-                return _sweep(work, store, workers_of_run, folder, settings, progress)
+                outcome = _sweep(work, store, workers_of_run, folder, settings, progress)
+            keep_views(model, work, folder, settings, progress)
+            return outcome
 
 
 def checked_settings(
@@ -198,6 +200,17 @@ def _grade(work: SweepWork, store: SweepStore, engine: Engine, progress: Progres
     if work.examples is not None:
         for example, step in np.argwhere((store.graded() == 0) & (store.state() == SweepState.PENDING)):
             store.skip(int(example), int(step))
+
+
+def keep_views(model: Model, work: SweepWork, folder: Path, settings: Settings, progress: ProgressReporter) -> None:
+    """Keeps for the report what the strongest heads attend to and write (`pycotmech.runs.head_views`), if the model is where
+    the sweeps were computed: on the processor a model that has replicas on GPUs would take too long."""
+    from pycotmech.runs.views_of_run import keep_views_of_run
+
+    if settings.device != "cpu" and model.device.type == "cpu":
+        progress.note("the report shows no texts of heads: the model of this process is on the CPU, its replicas are not")
+        return
+    keep_views_of_run(folder, model, work.records(), progress, memory_gb=settings.memory_gb)
 
 
 def _sweep(

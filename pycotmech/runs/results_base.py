@@ -75,6 +75,13 @@ class Results:
         """Draws results as a matplotlib figure, saved to `path` if given."""
         raise NotImplementedError
 
+    def report(self, path: str | os.PathLike | None = None) -> Path:
+        """Writes the report of the folder as one HTML file that needs no network, and returns its path. path: the file; None:
+        report.html in the folder. See `pycotmech.write_report`."""
+        import pycotmech  # the page is made above this package, which the face of the whole may name
+
+        return pycotmech.write_report(self, path)
+
     def events(self) -> Events:
         """What is recorded of the processes that wrote the folder."""
         return read_events(self.folder)

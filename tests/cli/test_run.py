@@ -39,7 +39,7 @@ def test_run_writes_everything_a_reader_needs(finished):
     names = {p.name for p in finished.iterdir()} - {".lock", "screen.txt"}
     assert names == {
         "results.zarr", "examples.jsonl", "events.jsonl", "top_heads.csv", "summary.md", "summary.json", "overview.png",
-        "step_01.png", "step_05.png",
+        "step_01.png", "step_05.png", "report.html", "heads.json",
     }  # fmt: skip
     lines = [json.loads(line) for line in (finished / "examples.jsonl").read_text("utf-8").splitlines()]
     model = pcm.Model.from_pretrained("tiny-cot")

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from pycotmech.runs.store import SweepState
-from pycotmech.stats.bootstrap import HALVED, halves
+from pycotmech.stats.bootstrap import HALVED, halves, ratio_interval
 from pycotmech.stats.null_effects import null_threshold
 
 
@@ -58,6 +58,23 @@ def by_step(data: xr.Dataset) -> xr.Dataset:
     for name in ("clean_metric", "corrupted_metric"):
         out[name] = data[name].where(used).mean("example")
     return out.assign_coords(kind=data["kind"]).assign_attrs(data.attrs)
+
+
+def intervals(data: xr.Dataset) -> xr.Dataset:
+    """The ends of the bootstrap intervals of `by_step`'s effects [step, layer, head], over examples drawn anew: low and high of
+    restoration, held_out_low and held_out_high of held_out_restoration; NaN where fewer than two examples count.
+
+    Cost: 2,000 resamples of the effects, seconds for 1,024 heads at ten steps of 500 examples.
+    """
+    used = (data["state"] == SweepState.FINISHED).transpose("example", "step")
+    out = xr.Dataset(coords={name: data[name] for name in ("step", "layer", "head")})
+    effect = data["effect"].transpose("example", "step", "layer", "head").astype("f8")
+    for start, counted in (("", used), ("held_out_", _halves(used)[1])):
+        weight = _weight(data, counted).where(counted).transpose("example", "step").values[..., None, None]
+        found = ratio_interval(effect.values * weight, weight + 0 * effect.values)
+        for name, value in (("low", found.low), ("high", found.high)):
+            out[start + name] = (("step", "layer", "head"), value)
+    return out
 
 
 def _weight(data: xr.Dataset, used: xr.DataArray) -> xr.DataArray:

@@ -54,7 +54,7 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
     data = shown(read(folder), folder)
     steps = by_step(data)
     heads = top_heads(steps, top)
-    record = _first_record(folder / "examples.jsonl")
+    record = first_record(folder / "examples.jsonl")
     samples = {int(step): sample_of(record, int(step)) for step in steps["step"].values}
     identity, notes = data.attrs["identity"], [str(note) for note in data.attrs["about"]["model"]["notes"]]
     if damaged := data.attrs["damaged"]:
@@ -66,7 +66,7 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
         notes.append(f"no heat maps were drawn: {why}")
     report = Report(
         folder, steps, heads, table.text(steps, heads, samples), table.legend(identity["metric"], identity["direction"]),
-        _headline(data), notes, findings(steps, heads), [],
+        headline_of(data), notes, findings(steps, heads), [],
     )  # fmt: skip
     with naming_full_disk(folder):
         _write(folder / "top_heads.csv", heads.to_csv(index=False, float_format="%.6g"), report)
@@ -98,7 +98,8 @@ def _texts(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def _headline(data: xr.Dataset) -> str:
+def headline_of(data: xr.Dataset) -> str:
+    """What was done, in one line. data: as `shown` gives it."""
     identity, about = data.attrs["identity"], data.attrs["about"]
     state = data["state"].values
     finished, pending = int((state == SweepState.FINISHED).sum()), int((state == SweepState.PENDING).sum())
@@ -206,7 +207,7 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _first_record(path: Path) -> dict | None:
+def first_record(path: Path) -> dict | None:
     """The first example, all its texts printable; None where there is none: the report does not need it."""
     try:
         with path.open(encoding="utf-8") as file:

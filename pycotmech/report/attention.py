@@ -1,0 +1,88 @@
+"""The page of `pycotmech attention`: where the heads of a model look in one text."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pycotmech.attention.scores import KINDS
+from pycotmech.figures.words import listed, plural
+from pycotmech.report import charts
+from pycotmech.report.page import Draw, Page, Quote, Section, Table, sentence
+from pycotmech.report.run import made
+from pycotmech.runs.results import AttentionResults
+
+_TOKENS = 200
+_KEYS = 8
+
+
+def attention_page(results: AttentionResults) -> Page:
+    """The page of a folder of `attention`."""
+    summary, data, provenance = results.summary(), results.data, results.provenance
+    model = str(provenance.get("model") or summary.model_name)
+    L, H = summary.mass.shape[:2]
+    names = list(summary.segment_names)
+    mass = summary.over_rows(summary.mass, None)  # [L, H, G]
+    tokens = results.table("tokens")
+    texts = [str(t) for t in (tokens["text"] if "text" in tokens else tokens["token"])]
+    last = len(summary.rows) - 1
+    details = {}
+    for l, h in np.ndindex(L, H):
+        keys, weights = summary.top_keys[l, h, last][:_KEYS], summary.top_weights[l, h, last][:_KEYS]
+        best = [(k, w) for k, w in zip(keys.tolist(), weights.tolist()) if 0 <= k < len(texts)]
+        rows = [[f"{texts[k]} ({k})", charts.number(w)] for k, w in best]
+        if rows:
+            details[f"{l}.{h}"] = {"title": "Where it looks from the last token", "rows": rows, "unit": "share"}
+    maps = [charts.head_map(name, mass[..., g]) for g, name in enumerate(names)]
+    on = charts.heads(
+        "Attention on each segment", "share of attention, mean over rows", (L, H), maps, unit="share", scale="sequential",
+        details=details,
+    )  # fmt: skip
+    kinds = [kind for kind in KINDS if f"score_{kind}" in data]
+    scores = [charts.head_map(kind.replace("_", " "), data[f"score_{kind}"].values) for kind in kinds]
+    sections = [
+        Section("segments", "Attention by segment", [Draw(on)], lead="Choose a segment above the map, and a head in it.")
+    ]
+    if scores:
+        known = charts.heads("Known kinds of heads", "score", (L, H), scores, unit="share", scale="sequential", details=details)
+        sections.append(Section("kinds", "Known kinds of heads", [Draw(known)]))
+    received = charts.bars(
+        "Attention that each token receives", "mean weight in later rows", [str(p) for p in tokens["position"][:_TOKENS]],
+        {"all heads": tokens["received"].values[:_TOKENS]}, texts=texts[:_TOKENS],
+    )  # fmt: skip
+    rows = tokens.head(_TOKENS).values.tolist()
+    sections.append(
+        Section(
+            "tokens",
+            "The tokens",
+            [
+                Quote([("Text", "".join(texts[:_TOKENS]) + ("…" if len(texts) > _TOKENS else ""))]),
+                Draw(received),
+                Table(
+                    "Tokens (tokens.csv)", list(map(str, tokens.columns)), rows, ("position", "token", "received"), closed=True
+                ),
+            ],
+        )
+    )
+    most = mass.mean((0, 1))
+    order = np.argsort(-most, kind="stable")
+    shares = listed([f"{most[g]:.0%} on {names[g]}" for g in order.tolist()])
+    strongest = []
+    for g in order.tolist()[:3]:
+        l, h = np.unravel_index(int(np.argmax(mass[..., g])), (L, H))
+        strongest.append(f"L{l}H{h} gives {names[g]} {mass[l, h, g]:.0%}")
+    return Page(
+        title=f"{model}: where its heads look in one text",
+        kicker="Attention of every head",
+        asked="Which part of the text does each head attend to, and which tokens receive attention?",
+        answer=[
+            f"Over all {L * H} heads and {plural(len(summary.rows), 'row')}, attention goes {shares}. "
+            f"{listed(strongest)}, more than any other head."
+        ],
+        facts={
+            "Model": model, "Size": f"{L} layers × {H} heads", "Tokens": len(texts), "Segments": names,
+            "Precision": provenance.get("dtype"),
+        },
+        sections=sections,
+        notes=[sentence(note) for note in provenance.get("notes") or []],
+        made=made(provenance),
+    )  # fmt: skip
