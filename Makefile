@@ -9,6 +9,7 @@
 #   make peers     reads exports with the peers' own code, and takes their models, in environments of their own
 #   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
 #   make wheel     what is published, into dist/;  make wheel-test  also tries it in fresh environments (release/)
+#   make docs      the documentation as a site in build/site, with warnings as errors
 #   make lint      ruff and pyright
 #   make clean     removes what was built and the demo's results;  make distclean  also .venv
 
@@ -20,6 +21,7 @@ INSTALL := $(PIP) install --quiet -c constraints.txt
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 SMOLLM2 := $(VENV)/.smollm2
+DOCS := $(VENV)/.docs
 TRITON := 3.9.0
 AXE := 4.10.3
 BENCHMARKS := $(filter-out benchmarks/bench_llama7b.py benchmarks/bench_questions.py,$(wildcard benchmarks/bench_*.py))
@@ -40,7 +42,7 @@ BENCH_OUT ?= bench-results
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-browser bench bench-all bench-7b bench-gpu bench-peers bench-compare bench-scaling peers nulls \
+.PHONY: help setup demo test test-all test-browser bench bench-all bench-7b bench-gpu bench-peers bench-compare bench-scaling peers nulls docs \
   wheel wheel-test licences lint clean distclean
 
 help:
@@ -85,7 +87,7 @@ test-all: setup
 	  echo "instruction set $$isa"; \
 	  env $$($(BIN)/python tests/instruction_sets.py $$isa) $(PYTEST) tests/ops tests/engine tests/patching tests/attention tests/lens tests/cot || exit 1; \
 	done
-	$(PYTEST) -m "not gpu and not peers and not nnterp and not browser"
+	$(PYTEST) -m "not gpu and not peers and not nnterp and not browser and not docs"
 
 bench: setup
 	$(BIN)/python -m benchmarks.suite --out $(BENCH_OUT) $(BENCH_ARGS)
@@ -135,6 +137,14 @@ peers: setup .venv-peers/thought-anchors
 
 nulls: setup
 	$(BIN)/python -m benchmarks.validity $(NULLS_ARGS)
+
+$(DOCS): $(INSTALLED)
+	$(INSTALL) --no-build-isolation -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS) $(BUILT)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -q -m docs tests/docs
 
 wheel: $(INSTALLED)
 	$(BIN)/python release/wheels.py

@@ -67,7 +67,7 @@ def written(folder: Path) -> str:
 
 def _intro(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> str:
     wrong = failures(models, tables)
-    summary = "Everything on this page holds." if not wrong else "What does not hold:\n\n" + "\n".join(f"* {x}" for x in wrong)
+    summary = "Every check on this page passed." if not wrong else "Failed:\n\n" + "\n".join(f"* {x}" for x in wrong)
     made = [m["made"] for m in models] + [t["made"] for t in tables.values()]
 
     def values(key: str) -> str:

@@ -2,7 +2,8 @@
 
 Python blocks of one page are run one after another in one namespace, so a page is a session that a reader can follow from its
 top. Of shell blocks the commands that begin with `pycotmech` are run, in a folder with the files that the pages speak of; the
-others build, test and install. A block that cannot run here is marked ```python no-run, and `NOT_RUN` says why.
+others build, test and install. A block that cannot run here is marked ```python no-run, and `NOT_RUN` says why. One marked
+```python peers needs other libraries, and is run by tests/peers/test_migration.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pycotmech.model.families import registry
 from tests.reference.shell import exit_code
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCED = r"^( *)```([^\n]*)\n(.*?)^\1```$"
 """A block, perhaps indented in a list: indentation, what stands after the fence, its text."""
@@ -41,7 +42,8 @@ SLOW = re.compile(r"pycotmech (paper (?!.*--plan)|.*--engine ray)")
 SMALLER = (
     (r"smollm2-135m(-cot)?", "tiny-cot"),
     (r"--examples \d+", "--examples 2"),
-    (r"--workers \d+", "--workers 2"),
+    (r"--workers \d+", "--workers 1"),
+    (r"pycotmech run (?!.*--pairs)", "pycotmech run --shots 1 --steps 4,5 "),
     (r"--points 0:\d+", "--points 0:1"),
     (r"--points \d+:(?!\d)", "--points 1:"),
 )
@@ -57,7 +59,7 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        return "no-run" not in self.info.split()
+        return not {"no-run", "peers"} & set(self.info.split())
 
     @property
     def head(self) -> str:
@@ -73,24 +75,24 @@ def blocks_of(page: Path, language: str) -> list[Block]:
     return found
 
 
+def smaller(text: str) -> str:
+    for pattern, replacement in SMALLER:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
 def commands() -> list:
-    """(page, command) of every command in shell blocks, marked slow where it takes long."""
-    out = []
+    """Every command in shell blocks as it is run here, once, named after the first page that has it."""
+    out = {}
     for page in PAGES:
         for block in blocks_of(page, "sh"):
             for line in block.text.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["pycotmech"]:
-                    command = shlex.join(words)
-                    marks = [pytest.mark.slow] if SLOW.match(command) else []
-                    out.append(pytest.param(command, marks=marks, id=f"{block.page}: {command[:60]}"))
-    return out
-
-
-def smaller(text: str) -> str:
-    for pattern, replacement in SMALLER:
-        text = re.sub(pattern, replacement, text)
-    return text
+                    command = smaller(shlex.join(words))
+                    marks = [pytest.mark.slow] if SLOW.search(command) else []
+                    out.setdefault(command, pytest.param(command, marks=marks, id=f"{block.page}: {shlex.join(words)[:60]}"))
+    return list(out.values())
 
 
 EARLIER = {
@@ -150,11 +152,11 @@ def test_python_blocks_run(page, folder, monkeypatch, capsys):
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(command, folder, monkeypatch, capsys):
     make(read_by(shlex.split(command)), monkeypatch, capsys)
-    call(smaller(command), monkeypatch, capsys)
+    call(command, monkeypatch, capsys)
 
 
 def test_blocks_that_are_not_run_say_why():
-    marked = {(b.page, b.head) for page in PAGES for b in blocks_of(page, "python") if not b.runs}
+    marked = {(b.page, b.head) for page in PAGES for b in blocks_of(page, "python") if "no-run" in b.info.split()}
     assert marked == set(NOT_RUN)
 
 
