@@ -1,6 +1,7 @@
-"""Hooks of MkDocs (`hooks:` in mkdocs.yml): pages from elsewhere in the tree, names of the API, and text as GitHub shows it too.
+"""Hooks of MkDocs (`hooks:` in mkdocs.yml): pages from elsewhere in the tree, names of the API, links that GitHub follows too.
 
-* CONTRIBUTING.md, CHANGELOG.md and benchmarks/README.md stand outside of docs/ and are pages of the site; links to them are followed.
+* CONTRIBUTING.md, CHANGELOG.md and benchmarks/README.md stand outside of docs/ and are pages of the site. Links to them are
+  followed; of links to files that are no pages, the words stay.
 * A line `::: pcm.NAME` in a page becomes the directive of mkdocstrings for the object that the name stands for.
 * Words after the language of a fence ("python no-run") are for the tests, and are left out.
 * Pages that the navigation does not name are put at its end. Every page is also there as Markdown, which llms.txt points at.

@@ -56,8 +56,8 @@ def text() -> str:
     out = [
         "# pycotmech",
         "",
-        "> Exact, fast activation patching and attention analyses of chain-of-thought reasoning in open language models: all heads "
-        "of all layers in one pass, with the numbers that one hooked forward pass for each head gives.",
+        "> Exact, fast activation patching and attention analyses of chain-of-thought reasoning in open language models: "
+        "all heads of all layers in one pass, with the numbers that one hooked forward pass for each head gives.",
         "",
         "`import pycotmech as pcm`; the main call is `pcm.patch_heads(model, clean, corrupted)`, in the shell `pycotmech run`.",
     ]
