@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 llms, drawings, names = (site_parts.load(name) for name in ("llms", "drawings", "names"))
 
 
-CONSTANTS = ("pcm.__version__", "pcm.ops.cpp_missing", "pcm.cost.DEVICES")
+CONSTANTS = ("pcm.__version__", "pcm.ops.cpp_missing", "pcm.cost.DEVICES", "pcm.report.FILE")
 """Public names of what is neither a function nor a class; their pages say in a heading what they are."""
 
 
