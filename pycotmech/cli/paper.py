@@ -56,6 +56,11 @@ def paper(
     threads: o.Threads = None,
     verify: o.Verify = False,
     accept_version: o.AcceptVersion = False,
+    engine: o.Engine = None,
+    workers: o.Workers = None,
+    ray_address: o.RayAddress = None,
+    dry_run: o.DryRun = False,
+    estimate: o.Estimate = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -76,21 +81,27 @@ def paper(
         seed=seed, memory_gb=memory_gb, threads=threads,
     )  # fmt: skip
     names = None if only is None else tuple(part.strip() for part in only.split(",") if part.strip())
-    bars, silent = Bars(quiet), quiet or as_json
+    alone = dry_run or estimate
+    silent, bars = quiet or as_json or estimate, Bars(quiet)
     try:
         outcome = analyses.run(
-            asked, out, only=names, tasks=tasks, minutes=minutes, pilot=o.path(pilot, "pilot"), progress=bars, plan_only=plan,
-            plan_for=plan_for, say=None if silent else lambda text: o.say(f"{text}\n"), verify=verify,
-            accept_version=accept_version,
+            asked, out, only=names, tasks=tasks, minutes=minutes, pilot=o.path(pilot, "pilot"), progress=bars,
+            plan_only=plan or alone, plan_for=plan_for, say=None if silent else lambda text: o.say(f"{text}\n"),
+            verify=verify, accept_version=accept_version, engine=engine, workers=workers, ray_address=ray_address,
         )  # fmt: skip
     except KeyboardInterrupt:
         stopped(bars, out)
         raise
-    if not plan:
+    if not (plan or alone):
         page_at_end(outcome.folder)
-    if as_json:
+    if alone and outcome.expected is not None:
+        if estimate or as_json:
+            say_json(outcome.expected.to_dict())
+        else:
+            o.say(outcome.expected)
+    elif as_json:
         say_json(_found(outcome))
-    if plan:
+    if plan or alone:
         return
     if not silent:
         if outcome.resumed:

@@ -6,14 +6,16 @@ from pycotmech.runs import Settings
 settings = Settings(model="smollm2-135m", examples=8)
 outcome = paper.run(settings, "paper-results")
 outcome = paper.run(settings, "paper-results", tasks=("easy", "shuffled", "competing"))
+outcome = paper.run(settings, "paper-results", workers=4)
 
-Tests: `test_runner.py` for `one_setting`, `summary`; `test_entries.py` for `plan`; `test_settings.py` for `settings_table`; the
-others have tests of their own names.
+Tests: `test_attempts.py` for `analyst`; `test_runner.py` for `one_setting`, `summary`; `test_entries.py` for `plan`;
+`test_settings.py` for `settings_table`; the others have tests of their own names.
 """
 
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import ENTRIES
+from pycotmech.paper.estimate import PaperEstimate
 from pycotmech.paper.runner import PaperOutcome, run
 from pycotmech.paper.settings import EASY, HARDER, TaskSetting
 
-__all__ = ["CLAIMS", "EASY", "ENTRIES", "HARDER", "Claim", "PaperOutcome", "TaskSetting", "Verdict", "run"]
+__all__ = ["CLAIMS", "EASY", "ENTRIES", "HARDER", "Claim", "PaperEstimate", "PaperOutcome", "TaskSetting", "Verdict", "run"]

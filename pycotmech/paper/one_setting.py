@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycotmech.cot.task.copying import copied_in_order
-from pycotmech.cot.tools.registry import Description, Given
+from pycotmech.cot.tools.registry import Description
 from pycotmech.files.arrays import DamagedData, open_group
 from pycotmech.files.whole import read_sealed, write_sealed
 from pycotmech.files.write import subfolder
+from pycotmech.paper.attempts import at_once, one_by_one
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import ENTRIES, ON_REQUEST
 from pycotmech.runs.events import EventLog
@@ -27,6 +27,7 @@ from pycotmech.runs.settings import Settings
 from pycotmech.runs.show import show
 from pycotmech.runs.status import PAPER
 from pycotmech.runs.work import make_examples
+from pycotmech.runs.workers import Engine
 
 if TYPE_CHECKING:
     from pycotmech.cot import Examples, Graded
@@ -117,17 +118,21 @@ def work_through(
     say: Callable[[str], None],
     seconds: Mapping[str, float] | None = None,
     accept_version: bool = False,
+    engine: Engine | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> SettingOutcome:
     """Runs the analyses of one setting into its folder, which must be locked. Stored results are read instead of computed.
 
-    seconds: predicted for each analysis, for the folder's log. accept_version: see `refuse_other_settings`.
+    seconds: predicted for each analysis, for the folder's log and the order of work. accept_version: see
+    `refuse_other_settings`. engine: of workers that do the analyses (`attempts.at_once`); None: this process does. how: facts
+    about workers for the record.
     """
     s, identity = prepared.settings, prepared.identity
     facts = stored_facts(folder)
     before = facts.get("identity")
     accepted = refuse_other_settings(folder, before, identity, accept_version=accept_version)
     costs: dict[str, Any] = facts.get("costs", {})
-    about = facts_of(model, vars(s), plan={"seconds": dict(seconds or {}), "memory_gb": s.memory_gb})
+    about = facts_of(model, vars(s), plan={"seconds": dict(seconds or {}), "memory_gb": s.memory_gb, **(how or {})})
     # A folder keeps the versions that it was begun with: results of others go on being accepted by name only.
     facts = {"identity": before if accepted else identity, **about, "task": vars(prepared.task), "costs": costs}
     write_sealed(folder / PAPER, facts)
@@ -137,39 +142,36 @@ def work_through(
         log.write("accepted", versions=accepted)
     log.write("plan", units={entry.name: (seconds or {}).get(entry.name) for entry in entries})
     out = SettingOutcome(name, costs=costs, task=prepared.task)
+    waiting = []
     for entry in entries:
         kept = _kept(folder, entry, identity, progress)
-        if kept is not None:
-            show(kept, *_places(folder), damaged_only=True)
-            costs.setdefault(entry.name, dict(kept.about.get("cost", {})))
-            out.done[entry.name] = kept
-            out.resumed.append(entry.name)
+        if kept is None:
+            waiting.append(entry)
             continue
-        missing = [needed for needed in entry.needs if needed not in out.done]
-        if missing:
-            out.failures[entry.name] = f"needs {', '.join(missing)}"
-            log.write("failed", unit=entry.name, why=out.failures[entry.name])
+        show(kept, *_places(folder), damaged_only=True)
+        costs.setdefault(entry.name, dict(kept.about.get("cost", {})))
+        out.done[entry.name] = kept
+        out.resumed.append(entry.name)
+    if engine is None:
+        attempts = one_by_one(model, s, prepared.examples, prepared.right, waiting, out.done, progress)
+    else:
+        attempts = at_once(engine, s, prepared.right, waiting, out.done, seconds or {}, progress)
+    for attempt in attempts:
+        result, unit = attempt.result, attempt.entry.name
+        if result is None:
+            out.failures[unit] = attempt.failure
+            log.write("failed", unit=unit, why=attempt.failure)
             continue
-        steps = tuple(s.chosen_steps)
-        given = Given(model, prepared.examples, prepared.right, steps, s.seed, s.memory_gb, out.done)
-        start = time.perf_counter()
-        progress.begin(entry.name, 1)
-        try:
-            result = entry.run(given, lambda at, total: progress.at(at / max(total, 1)))
-        except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be done
-            out.failures[entry.name] = str(error)
-            log.write("failed", unit=entry.name, why=str(error))
-            continue
-        finally:
-            progress.end()
-        costs[entry.name] = {"seconds": time.perf_counter() - start, **result.about.get("cost", {})}
+        costs[unit] = {"seconds": attempt.seconds, **result.about.get("cost", {})}
         # Table and figures first, the data last and in one move: what `_kept` finds is complete.
         show(result, *_places(folder))
         replace(result, about={**result.about, "identity": identity}).save(subfolder(folder, "data"))
-        log.write("finished", unit=entry.name, seconds=round(costs[entry.name]["seconds"], 6))
+        log.write("finished", unit=unit, seconds=round(attempt.seconds, 6))
         write_sealed(folder / PAPER, facts)
-        out.done[entry.name] = result
+        out.done[unit] = result
         say(str(result))
+    out.done = {e.name: out.done[e.name] for e in entries if e.name in out.done}
+    out.failures = {e.name: out.failures[e.name] for e in entries if e.name in out.failures}
     write_sealed(folder / PAPER, facts)
     every = (*ENTRIES, *ON_REQUEST)
     others = {e.name: _kept(folder, e, identity, progress) for e in every if e.name not in out.done and e not in entries}
@@ -227,6 +229,13 @@ def stored(
     return SettingOutcome(name, results, verdicts=verdicts_of(results), costs=facts.get("costs", {}), task=task)
 
 
+def finished(folder: Path, identity: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the analyses of this identity that a folder holds, without reading their numbers."""
+    return [
+        e.name for e in (*ENTRIES, *ON_REQUEST) if (of := _made_of(folder, e)) and agrees(of, identity, accept_version=True)
+    ]
+
+
 def verdicts_of(results: Mapping[str, Analysis], claims: Iterable[Claim] = CLAIMS) -> list[tuple[Claim, Verdict]]:
     """Returns each claim with its verdict."""
     return [(claim, claim.verdict(results)) for claim in claims]
@@ -268,6 +277,16 @@ def _kept(folder: Path, entry: Description, identity: Mapping[str, Any], progres
     of = result.about.get("identity")
     # Of versions, the folder as a whole has been refused or accepted.
     return result if isinstance(of, dict) and agrees(of, identity, accept_version=True) else None
+
+
+def _made_of(folder: Path, entry: Description) -> Mapping[str, Any] | None:
+    """The identity of a stored result; None if there is none that can be read."""
+    path = folder / "data" / f"{entry.name}.zarr"
+    try:
+        of = json.loads(str(open_group(path).attrs.get("about")))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return of if isinstance(of, dict) else None
 
 
 def _places(folder: Path) -> tuple[Path, Path]:

@@ -14,11 +14,14 @@ from pycotmech.cost import DataSheet, device_named
 from pycotmech.cot.tools.registry import Description
 from pycotmech.files.write import subfolder
 from pycotmech.paper import plan as planning
+from pycotmech.paper.analyst import OPENER
 from pycotmech.paper.claims import Claim, Verdict
 from pycotmech.paper.entries import chosen
+from pycotmech.paper.estimate import PaperEstimate, estimate
 from pycotmech.paper.one_setting import (
     Prepared,
     SettingOutcome,
+    finished,
     identity_of,
     keep_views,
     prepare,
@@ -34,6 +37,7 @@ from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import model_identity
 from pycotmech.runs.settings import Settings, torch_threads
 from pycotmech.runs.status import SETTINGS
+from pycotmech.runs.workers import Engine, EngineChoice, open_engine, threads_of
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
@@ -53,6 +57,7 @@ class PaperOutcome:
     resumed: names of analyses that were done before.
     failures: by name, why an analysis could not be done; those of a harder setting are named "setting: analysis".
     harder: outcomes of the harder settings by name, of this run and of earlier ones in this folder.
+    expected: what the run would do and need, if it stopped after the plan.
     """
 
     folder: Path
@@ -62,6 +67,7 @@ class PaperOutcome:
     resumed: list[str]
     failures: dict[str, str]
     harder: dict[str, SettingOutcome] = field(default_factory=dict)
+    expected: PaperEstimate | None = None
 
 
 def run(
@@ -78,6 +84,9 @@ def run(
     plan_for: str | None = None,
     verify: bool = False,
     accept_version: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
 ) -> PaperOutcome:
     """Runs all analyses of the paper, or those in `only` and what they need, on the model and task of the settings.
 
@@ -101,10 +110,15 @@ def run(
         those of the authors' loops; only with plan_only. None: this machine, measured.
     verify: whether to read every weight for the model's digest even if it is known from the files' sizes and times.
     accept_version: whether to go on with results of other versions of pycotmech, PyTorch or transformers.
+    engine, workers, ray_address: who does the analyses (`pycotmech.runs.workers.EngineChoice`). A unit of work is an analysis:
+        those that need no other one run at once, and the longest decides how much several workers gain. With the same threads
+        and memory the numbers are the same to the last bit.
     Raises ValueError, FileNotFoundError or PermissionError naming the setting, before the first analysis; BlockingIOError
     if another process writes to the folder.
     """
     settings.check()
+    choice = EngineChoice(engine, workers, ray_address)
+    choice.check()
     settings = replace(settings, controls=False)  # E1 has controls always; no other analysis has any
     if settings.pairs is not None:
         raise ValueError("pairs: the paper's analyses need the task; expected none")
@@ -125,7 +139,7 @@ def run(
     opened: AbstractContextManager[Path] = nullcontext(checked_path(out)) if plan_only else open_folder(out)
     with opened as folder:
         reporter, told = progress or ProgressReporter(), say or (lambda text: None)
-        work = _Work(settings, folder, asked, minutes, pilot, reporter, told, verify, accept_version, planned)
+        work = _Work(settings, folder, asked, minutes, pilot, reporter, told, choice, verify, accept_version, planned)
         return work.run(plan_only)
 
 
@@ -140,6 +154,7 @@ class _Work:
     pilot: str | os.PathLike | None
     progress: ProgressReporter
     say: Callable[[str], None]
+    choice: EngineChoice
     verify: bool = False
     accept_version: bool = False
     device: DataSheet | None = None
@@ -158,7 +173,8 @@ class _Work:
             self._refuse(identity, self.settings.identity())
         s = self.settings
         model = Model.from_pretrained(s.model, dtype=s.dtype, device=s.device)
-        with torch_threads(s.threads):
+        threads = threads_of(self.choice, s)
+        with torch_threads(s.threads if self.choice.engine == "serial" else threads):
             of_model = model_identity(model, verify=self.verify)
             if self.device is None:
                 forward, device = planning.measure(model)
@@ -181,19 +197,28 @@ class _Work:
             pilot = stored(EASY, folder if self.pilot is None else Path(self.pilot), None, self.progress)
             if pilot is not None:
                 self.say(needs_of(pilot.verdicts, easy.task.examples))
+            how = {"engine": self.choice.engine, "workers": self.choice.n_workers(threads), "threads": threads}
             if plan_only:
-                return PaperOutcome(folder, {}, plan, [], [], {})
+                asked = {EASY: (self.asked[None], plan)} | {k.name: (self.asked[k], plans[k.name]) for k in prepared}
+                places = {EASY: (folder, easy)} | {k.name: (folder / SETTINGS / k.name, p) for k, p in prepared.items()}
+                done = {name: finished(place, its.identity) for name, (place, its) in places.items()}
+                failures = {name: o.failure for name, o in failed.items()}
+                return PaperOutcome(
+                    folder, {}, plan, [], [], {}, expected=estimate(folder, model, asked, done, failures, **how)
+                )
             seconds = {line.name: line.seconds for line in plan.lines}
-            outcome = work_through(
-                model, EASY, easy, folder, self.asked[None], self.progress, self.say, seconds, self.accept_version
-            )
-            found = dict(failed)
-            write = lambda: self._write(folder, model, easy, plan, outcome, found)  # noqa: E731
-            write()
-            keep_views(folder, model, easy, outcome, self.progress)
-            for setting, its in prepared.items():
-                found[setting.name] = self._harder(model, setting, its, plans[setting.name])
+            with self._engine(model, of_model) as engine:
+                outcome = work_through(
+                    model, EASY, easy, folder, self.asked[None], self.progress, self.say, seconds, self.accept_version, engine,
+                    how,
+                )  # fmt: skip
+                found = dict(failed)
+                write = lambda: self._write(folder, model, easy, plan, outcome, found)  # noqa: E731
                 write()
+                keep_views(folder, model, easy, outcome, self.progress)
+                for setting, its in prepared.items():
+                    found[setting.name] = self._harder(model, setting, its, plans[setting.name], engine, how)
+                    write()
             for setting in HARDER:
                 if setting not in self.asked:
                     of = identity_of(setting.of(self.settings), of_model)
@@ -223,14 +248,29 @@ class _Work:
                 failed[setting.name] = SettingOutcome(setting.name, failure=str(error))
         return prepared, failed
 
-    def _harder(self, model: Model, setting: TaskSetting, prepared: Prepared, plan: planning.CostPlan) -> SettingOutcome:
+    def _engine(self, model: Model, of_model: Mapping[str, str]) -> AbstractContextManager[Engine | None]:
+        """The workers that do the analyses; None if this process does them."""
+        if self.choice.engine == "serial":
+            return nullcontext()
+        s = self.settings
+        return open_engine(self.choice, s, model, memory_gb=s.memory_gb, identity=of_model, opener=OPENER, alike=False)
+
+    def _harder(
+        self,
+        model: Model,
+        setting: TaskSetting,
+        prepared: Prepared,
+        plan: planning.CostPlan,
+        engine: Engine | None,
+        how: Mapping[str, Any],
+    ) -> SettingOutcome:
         """Runs a harder setting in its folder."""
         try:
             with open_folder(subfolder(subfolder(self.folder, SETTINGS), setting.name)) as folder:
                 self.say(f"setting {setting.name}: {setting.why}")
                 found = work_through(
                     model, setting.name, prepared, folder, self.asked[setting], self.progress, self.say,
-                    {line.name: line.seconds for line in plan.lines}, self.accept_version,
+                    {line.name: line.seconds for line in plan.lines}, self.accept_version, engine, how,
                 )  # fmt: skip
                 self._write(folder, model, prepared, plan, found, {})
                 return found

@@ -15,7 +15,7 @@ import numpy as np
 
 from pycotmech.cost import Demand, measured_speed, of_model, of_plan
 from pycotmech.runs.experiment import checked_settings
-from pycotmech.runs.folder import checked_path, refuse_other_settings
+from pycotmech.runs.folder import checked_path, existing_place, refuse_other_settings
 from pycotmech.runs.provenance import model_identity
 from pycotmech.runs.settings import Settings, torch_threads
 from pycotmech.runs.speed import shown_time
@@ -120,7 +120,7 @@ def estimate_run(
     choice = EngineChoice(engine, workers, ray_address)
     settings, pairs = checked_settings(settings, choice, points)
     folder = checked_path(out)
-    place = _existing(folder)
+    place = existing_place(folder)
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(f"out: nothing can be written in {place}. Give another folder")
     stored, identity = stored_identity(folder), settings.identity()
@@ -203,14 +203,6 @@ def _estimate(
         weights_bytes=weights, worker_bytes=worker, free_bytes=free, disk_bytes=disk, disk_free_bytes=disk_free,
         plan="" if largest is None else str(largest), notes=tuple(notes), problems=tuple(problems),
     )  # fmt: skip
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the one above it in which it would be made."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return place
 
 
 def _progress(folder: Path) -> tuple[np.ndarray, int]:

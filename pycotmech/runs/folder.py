@@ -36,6 +36,14 @@ def checked_path(out: str | os.PathLike, argument: str = "out") -> Path:
     return folder
 
 
+def existing_place(folder: Path) -> Path:
+    """Returns the folder, or the one above it in which it would be made."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
 def made_folder(out: str | os.PathLike, argument: str = "out") -> Path:
     """Makes the folder if it is missing. Raises ValueError or PermissionError naming the argument where that cannot be done."""
     folder = checked_path(out, argument)

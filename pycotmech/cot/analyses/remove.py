@@ -179,7 +179,7 @@ _DRAWS = 4
 
 def _of_paper(given: Given, progress: Progress | None) -> Removal:
     """The heads that patching puts first, without those that copy, both chosen on one half of the examples."""
-    within = given.sets(choosing=True)["patch_steps"][0]
+    within = given.sets(("patch_steps",), choosing=True)["patch_steps"][0]
     scores = scores_of(given.done["copy_heads"], "copying").of(given.choosing)
     sizes = [round(len(within) / 2 * i / _SIZES) for i in range(1, _SIZES + 1)]
     name = "the heads that patching puts first"

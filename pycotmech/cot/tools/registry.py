@@ -53,13 +53,13 @@ class Given:
             common["steps"] = self.steps if steps is True else tuple(steps)
         return function(self.model, self.examples, *first, **common, **more)
 
-    def sets(self, *, choosing: bool = False) -> dict[str, Selection]:
-        """The third of all heads that each of `COMPARED` puts first, all steps pooled, by its name.
+    def sets(self, names: Sequence[str] = COMPARED, *, choosing: bool = False) -> dict[str, Selection]:
+        """The third of all heads that each of these analyses puts first, all steps pooled, by its name.
 
         choosing: by the scores of the choosing half alone.
         """
         third = max(1, self.model.cfg.n_layers * self.model.cfg.n_heads // 3)
-        found = {name: self.selection(name, third) for name in COMPARED}
+        found = {name: self.selection(name, third) for name in names}
         return {name: s.of(self.choosing) for name, s in found.items()} if choosing else found
 
     def selection(self, name: str, k: int | None) -> Selection:

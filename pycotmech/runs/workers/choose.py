@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pycotmech.runs.settings import Settings
 from pycotmech.runs.workers.engine import Engine, EngineChoice
 from pycotmech.runs.workers.scheduler import Scheduler
-from pycotmech.runs.workers.units import ReplicaSpec
+from pycotmech.runs.workers.units import REPLICA, ReplicaSpec
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -18,12 +18,21 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_engine(
-    choice: EngineChoice, settings: Settings, model: Model, *, memory_gb: float | None, identity: Mapping[str, str]
+    choice: EngineChoice,
+    settings: Settings,
+    model: Model,
+    *,
+    memory_gb: float | None,
+    identity: Mapping[str, str],
+    opener: str = REPLICA,
+    alike: bool = True,
 ) -> Iterator[Engine]:
     """Yields the engine for a run, and ends its workers after the block. Workers start with the first unit.
 
     model: that of this process; the serial engine works on it, replicas are made of the same weights. memory_gb: what a sweep
     of one worker may use; None: a share of what is free where it runs. identity: digests that replicas elsewhere must have.
+    opener, alike: what workers are made by (`units.REPLICA`) and how they are dealt units (`Scheduler`); the serial engine
+    has neither.
     """
     if choice.engine == "serial":
         from pycotmech.runs.workers.replica import Replica
@@ -37,8 +46,8 @@ def open_engine(
 
         of_here = choice.ray_address is None and settings.device == "cpu"
         share = choice.n_workers(threads) if of_here else 1
-        spec = ReplicaSpec(settings, settings.device, threads, memory_gb, share, identity=identity)
-        with Scheduler(RayPool(spec, choice.workers, choice.ray_address)) as engine:
+        spec = ReplicaSpec(settings, settings.device, threads, memory_gb, share, identity=identity, opener=opener)
+        with Scheduler(RayPool(spec, choice.workers, choice.ray_address), alike=alike) as engine:
             yield engine
         return
     from pycotmech.runs.workers.local import LocalPool
@@ -48,9 +57,9 @@ def open_engine(
     devices = _devices(settings.device, n)
     with shared_weights(model) as weights:
         shares = [devices.count(device) for device in devices]
-        base = ReplicaSpec(settings, settings.device, threads, memory_gb, weights=weights)
+        base = ReplicaSpec(settings, settings.device, threads, memory_gb, weights=weights, opener=opener)
         specs = [replace(base, device=device, share=share) for device, share in zip(devices, shares, strict=True)]
-        with Scheduler(LocalPool(specs)) as engine:
+        with Scheduler(LocalPool(specs), alike=alike) as engine:
             yield engine
 
 

@@ -31,11 +31,7 @@ class Replica:
 
     def __init__(self, model: Model, spec: ReplicaSpec) -> None:
         self.model, self.spec = model, spec
-        self._memory_gb = spec.memory_gb
-        if spec.memory_gb is None and spec.share > 1:
-            from pycotmech.engine.planner import memory_budget
-
-            self._memory_gb = memory_budget(None, *model.family.devices) / 2**30 / spec.share
+        self._memory_gb = memory_of(model, spec)
 
     def answer(self, unit: Unit, watch: Watch | None = None) -> Answer:
         """Does a unit. An error of the unit is an answer too; KeyboardInterrupt is raised."""
@@ -45,11 +41,13 @@ class Replica:
             try:
                 if isinstance(unit, GradeUnit):
                     answer = Answer(unit.number, right=self._graded(unit))
-                else:
+                elif isinstance(unit, PatchUnit):
                     answer = Answer(unit.number, sweeps=self._patched(unit, memory_gb, watch))
+                else:
+                    raise TypeError(f"unit: got {type(unit).__name__}; expected GradeUnit or PatchUnit")
                 return replace(answer, seconds=time.perf_counter() - start, notes=notes)
             except Exception as error:
-                failure, exhausted = _described(error), is_out_of_memory(error)
+                failure, exhausted = described(error), is_out_of_memory(error)
             # Beyond the block, so that the traceback no longer holds what filled the memory.
             if not exhausted or isinstance(unit, GradeUnit) or halved == _HALVINGS:
                 return Answer(unit.number, seconds=time.perf_counter() - start, error=failure)
@@ -97,14 +95,33 @@ class QuietReplica:
         self.replica = replica
 
     def answer(self, unit: Unit) -> Answer:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            answer = self.replica.answer(unit)
-        texts = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
-        return replace(answer, warnings=tuple(texts))
+        return with_warnings(lambda: self.replica.answer(unit))
+
+
+def with_warnings(answer: Callable[[], Answer]) -> Answer:
+    """Returns the answer with the texts of the warnings that were issued on the way to it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = answer()
+    texts = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+    return replace(found, warnings=tuple(texts))
+
+
+def memory_of(model: Model, spec: ReplicaSpec) -> float | None:
+    """Returns the memory that a replica may use, in GiB; None if it may use half of what is free."""
+    if spec.memory_gb is not None or spec.share <= 1:
+        return spec.memory_gb
+    from pycotmech.engine.planner import memory_budget
+
+    return memory_budget(None, *model.family.devices) / 2**30 / spec.share
 
 
 def open_replica(spec: ReplicaSpec) -> QuietReplica:
+    """Returns a replica with a model of its own. Raises what `load_replica` raises."""
+    return QuietReplica(Replica(load_replica(spec), spec))
+
+
+def load_replica(spec: ReplicaSpec) -> Model:
     """Loads the model in a worker. Raises what loading raises, and ValueError where its weights are not those of the run."""
     from pycotmech.model import Model
 
@@ -124,7 +141,7 @@ def open_replica(spec: ReplicaSpec) -> QuietReplica:
                   if found.get(name) != value]  # fmt: skip
         if differ:
             raise ValueError(f"model: {settings.model} is another one on this worker: {'; '.join(differ)}")
-    return QuietReplica(Replica(model, spec))
+    return model
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -135,7 +152,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
+    """Returns an error as one line: its text if it is about an argument, otherwise with its kind."""
     text = " ".join(str(error).split())
     return (
         text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}" if text else type(error).__name__

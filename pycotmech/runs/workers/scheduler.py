@@ -61,8 +61,9 @@ class Scheduler(Engine):
       caller, who keeps what was answered. The last units are dealt one by one, so that no worker has two when another has none.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+    def __init__(self, pool: Pool, *, alike: bool = True) -> None:
+        """alike: whether units take about as long as one another. Otherwise none is slow, and none is sent ahead."""
+        self.pool, self._alike = pool, alike
         self._workers = [_Worker() for _ in range(pool.n)]
         self._deaths: dict[Unit, int] = {}
         # Units without an answer -> who does them. By identity: numbers begin again with the next queue, and a slow worker
@@ -155,7 +156,7 @@ class Scheduler(Engine):
         """Gives every worker that has nothing a unit, or, if none waits, one that another worker is slow with; then a second
         unit to each as long as there are plenty."""
         ready = [(number, worker) for number, worker in enumerate(self._workers) if worker.state == "ready"]
-        for depth in range(_AHEAD + 1):
+        for depth in range(_AHEAD + 1 if self._alike else 1):
             for number, worker in ready:
                 if len(worker.units) != depth or (depth and not queue.holds(_PLENTY * len(self._workers))):
                     continue
@@ -178,7 +179,7 @@ class Scheduler(Engine):
     def _slow(self) -> Unit | None:
         """The first unit with one doer of the worker that has been at its own for longest, if that takes more than `SLOW` times
         the median."""
-        if len(self._seconds) < _LEAST_DONE:
+        if not self._alike or len(self._seconds) < _LEAST_DONE:
             return None
         limit = max(SLOW * statistics.median(self._seconds), _LEAST_SLOW)
         now = time.monotonic()

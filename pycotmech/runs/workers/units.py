@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,21 +111,36 @@ class PatchUnit:
         return clean if shared else clean[:0]
 
 
-Unit = GradeUnit | PatchUnit
+class Unit(Protocol):
+    """What a scheduler must know of a unit. A worker gets it whole; what else it holds is between those who make and answer it.
+
+    number: of the unit in its run. where: what it is, for a reader. beginning: the prompt [T] by which it is told which worker
+    keeps most of it; empty if nothing of it is kept.
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def beginning(self) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
 class Answer:
     """What became of a unit.
 
-    right: of a GradeUnit, by step. sweeps: of a PatchUnit, by step. seconds: wall time in the worker. error: why there is no
-    result. final: whether the steps of a unit that failed need not be tried one by one. notes: what a reader of the results
-    should know; warnings: texts of warnings that were issued in another process.
+    right: of a GradeUnit, by step. sweeps: of a PatchUnit, by step. result: of any other unit. seconds: wall time in the
+    worker. error: why there is no result. final: whether the steps of a unit that failed need not be tried one by one. notes:
+    what a reader of the results should know; warnings: texts of warnings that were issued in another process.
     """
 
     unit: int
     right: tuple[int, ...] | None = None
     sweeps: list[Sweep] | list[Any] = field(default_factory=list)
+    result: Any = None
     seconds: float = 0.0
     error: str | None = None
     final: bool = False

@@ -1,0 +1,168 @@
+"""What a run of the paper's analyses would do and need, predicted before it starts; nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pycotmech.paper.plan import CostPlan, Line
+from pycotmech.runs.folder import existing_place
+from pycotmech.runs.speed import shown_time
+
+if TYPE_CHECKING:
+    from pycotmech.cot.tools.registry import Description
+    from pycotmech.model import Model
+
+_RESULT = 1 << 20
+"""Bytes of the table, the figures and the small arrays of an analysis."""
+_VALUES = 24
+"""Bytes of each value by example, step, layer and head: three arrays of float64. An upper bound; most analyses keep less."""
+
+
+@dataclass(frozen=True)
+class SettingEstimate:
+    """One setting of the task. steps: of all examples, that the model gets right. analyses: what each would do, with whether it
+    is finished. failure: why the setting cannot be made."""
+
+    examples: int = 0
+    steps: int = 0
+    analyses: tuple[dict[str, Any], ...] = ()
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class PaperEstimate:
+    """What a run of the paper's analyses would do.
+
+    settings: by name. analyses, finished: of all settings. token_forwards, flop: of the analyses that remain.
+    seconds: predicted from short runs of this model here. With several workers: as long as the analyses take that wait for one
+    another, if each worker is as fast as one alone.
+    weights_bytes: of the model; workers on this machine share them. worker_bytes: that a worker may need beside them, by the
+    analysis that needs most. free_bytes: memory that is free here. disk_bytes: that the folder will grow by, at most;
+    disk_free_bytes: free there. notes: what else to know; problems: why the run would fail.
+    """
+
+    out: str
+    model: str
+    settings: Mapping[str, SettingEstimate]
+    analyses: int
+    finished: int
+    engine: str
+    workers: int
+    threads: int
+    token_forwards: float
+    flop: float
+    flop_per_second: float
+    seconds: float
+    weights_bytes: int
+    worker_bytes: int
+    free_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        gib = 2**30
+        lines = [
+            f"{self.model}: analyses: {self.analyses}, {self.finished} of them finished; settings of the task: "
+            f"{', '.join(self.settings)}",
+            f"engine {self.engine}, workers: {self.workers}, threads of each: {self.threads}",
+            f"work that remains: {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP",
+            f"time: about {shown_time(self.seconds)}",
+            f"memory: {self.weights_bytes / gib:.2f} GiB of weights, shared, and {self.worker_bytes / gib:.2f} GiB for each "
+            f"worker; {self.free_bytes / gib:.1f} GiB are free",
+            f"disk: at most {self.disk_bytes / 1e6:,.1f} MB in {self.out}, where {self.disk_free_bytes / 1e9:,.1f} GB are free",
+        ]
+        lines += [f"setting {name}: cannot be made: {s.failure}" for name, s in self.settings.items() if s.failure]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return "\n".join([*lines, "nothing was written"])
+
+
+def estimate(
+    folder: Path,
+    model: Model,
+    plans: Mapping[str, tuple[Sequence[Description], CostPlan]],
+    finished: Mapping[str, Sequence[str]],
+    failures: Mapping[str, str],
+    *,
+    engine: str,
+    workers: int,
+    threads: int,
+) -> PaperEstimate:
+    """Returns the estimate of a run into `folder`.
+
+    plans: of each setting that can be made its analyses and their costs. finished: names of those that the folder holds.
+    failures: why other settings cannot be made.
+    """
+    from pycotmech.engine.memory import free_bytes
+
+    settings: dict[str, SettingEstimate] = {name: SettingEstimate(failure=why) for name, why in failures.items()}
+    rows = flop = seconds = disk = 0.0
+    beyond = 0.0
+    for name, (entries, plan) in plans.items():
+        done = set(finished.get(name, ()))
+        left = [line for line in plan.lines if line.name not in done]
+        rows += sum(line.ours.token_forwards for line in left)
+        flop += sum(line.ours.flop for line in left)
+        beyond = max([beyond, *(line.ours.memory for line in left)])
+        seconds += time_of(entries, left, workers)
+        w = plan.workload
+        values = w.examples * (w.cells / max(1, w.examples)) * model.cfg.n_layers * model.cfg.n_heads
+        disk += len(left) * (_RESULT + _VALUES * values)
+        analyses = tuple(
+            {
+                "name": line.name, "source": line.source, "token_forwards": line.ours.token_forwards, "flop": line.ours.flop,
+                "seconds": line.seconds, "bytes": line.ours.memory, "finished": line.name in done,
+            }
+            for line in plan.lines
+        )  # fmt: skip
+        settings[name] = SettingEstimate(w.examples, w.cells, analyses)
+    free, disk_free = free_bytes(model.device), shutil.disk_usage(existing_place(folder)).free
+    weights = sum(t.numel() * t.element_size() for t in model.hf.state_dict().values())
+    problems = []
+    if disk > disk_free:
+        problems.append(f"disk: {disk / 1e6:,.1f} MB may be needed in {folder}, and {disk_free / 1e6:,.1f} MB are free")
+    if workers * beyond > free:
+        problems.append(
+            f"memory: {workers} workers may need {workers * beyond / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        )
+    speeds = [plan.flop_per_second for _, plan in plans.values()]
+    return PaperEstimate(
+        out=str(folder), model=model.name, settings=settings,
+        analyses=sum(len(s.analyses) for s in settings.values()),
+        finished=sum(a["finished"] for s in settings.values() for a in s.analyses),
+        engine=engine, workers=workers, threads=threads, token_forwards=rows, flop=flop,
+        flop_per_second=speeds[0] if speeds else 0.0, seconds=seconds, weights_bytes=weights, worker_bytes=round(beyond),
+        free_bytes=free, disk_bytes=round(disk), disk_free_bytes=disk_free, notes=tuple(model.notes), problems=tuple(problems),
+    )  # fmt: skip
+
+
+def time_of(entries: Sequence[Description], lines: Sequence[Line], workers: int) -> float:
+    """Returns the seconds that these analyses take if so many workers do them, the longest first, each as soon as what it needs
+    is done."""
+    seconds = {line.name: line.seconds for line in lines}
+    needs = {e.name: {n for n in e.needs if n in seconds} for e in entries if e.name in seconds}
+    free, running, now = workers, [], 0.0
+    while needs or running:
+        for name in sorted((n for n, its in needs.items() if not its), key=lambda n: -seconds[n]):
+            if free:
+                del needs[name]
+                running.append((now + seconds[name], name))
+                free -= 1
+        if not running:
+            raise ValueError(f"entries: {', '.join(needs)} need one another")
+        now, done = min(running)
+        running.remove((now, done))
+        free += 1
+        for its in needs.values():
+            its.discard(done)
+    return now
