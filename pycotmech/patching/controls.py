@@ -119,10 +119,15 @@ def _kinds(controls: ControlChoice) -> frozenset[str]:
 
 
 def next_pairs(pairs: Sequence[Pair], direction: str) -> list[Tensor | None]:
-    """Of each pair the source prompt of the next pair, the first ones following the last, that has the same length and differs
-    from both of its prompts up to where they are read; None where there is none."""
-    denoise, n = direction == "denoise", len(pairs)
-    sources = [pair.clean if denoise else pair.corrupted for pair in pairs]
+    """Of each pair the source prompt of the pair at its `next_places`; None where there is none."""
+    sources = _sources(pairs, direction)
+    return [None if place is None else sources[place] for place in next_places(pairs, direction)]
+
+
+def next_places(pairs: Sequence[Pair], direction: str) -> list[int | None]:
+    """Of each pair the place of the next one, the first ones following the last, whose source prompt has the same length and
+    differs from both of its prompts up to where they are read; None where there is none."""
+    n, sources = len(pairs), _sources(pairs, direction)
     same_length: dict[int, list[int]] = {}
     place = [0] * n
     for i, prompt in enumerate(sources):
@@ -130,13 +135,17 @@ def next_pairs(pairs: Sequence[Pair], direction: str) -> list[Tensor | None]:
         place[i] = len(numbers)
         numbers.append(i)
 
-    def other(i: int) -> Tensor | None:
+    def other(i: int) -> int | None:
         end, numbers, at = pairs[i].read + 1, same_length[len(sources[i])], place[i]
-        following = (sources[numbers[(at + k) % len(numbers)]] for k in range(1, len(numbers)))
+        following = (numbers[(at + k) % len(numbers)] for k in range(1, len(numbers)))
         own = (pairs[i].clean[:end], pairs[i].corrupted[:end])
-        return next((x for x in following if not any(torch.equal(x[:end], prompt) for prompt in own)), None)
+        return next((j for j in following if not any(torch.equal(sources[j][:end], prompt) for prompt in own)), None)
 
     return [other(i) for i in range(n)]
+
+
+def _sources(pairs: Sequence[Pair], direction: str) -> list[Tensor]:
+    return [pair.clean if direction == "denoise" else pair.corrupted for pair in pairs]
 
 
 def control_arguments(others: Sequence[Tensor | None]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +28,19 @@ def other_prompts(units: Sequence[Sequence[HasPair]], direction: str) -> list[li
     """
     from pycotmech.patching.controls import next_pairs
 
-    out: list[list[Tensor | None]] = [[None] * len(row) for row in units]
-    for step in range(len(units[0]) if units else 0):
-        for row, other in zip(out, next_pairs([row[step].pair for row in units], direction), strict=True):
-            row[step] = other
-    return out
+    return _by_step(units, lambda pairs: next_pairs(pairs, direction))
+
+
+def are_others_after(units: Sequence[Sequence[HasPair]], n: int, direction: str) -> bool:
+    """Whether the other prompts of the first n examples all belong to examples that come after them in the list. More examples
+    at its end then change none of them."""
+    from pycotmech.patching.controls import next_places
+
+    places = _by_step(units, lambda pairs: next_places(pairs, direction))
+    return all(place is not None and place > e for e, row in enumerate(places[:n]) for place in row)
+
+
+def _by_step(units: Sequence[Sequence[HasPair]], found: Callable[[list[Pair]], list[T]]) -> list[list[T]]:
+    """What is found for the pairs of each step, as [examples][steps]."""
+    columns = [found([row[step].pair for row in units]) for step in range(len(units[0]) if units else 0)]
+    return [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in units]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pycotmech.runs.controls import other_prompts
+from pycotmech.runs.controls import are_others_after, other_prompts
 from pycotmech.runs.pairs import PromptPair
 from pycotmech.runs.settings import Points, Settings
 from pycotmech.runs.workers.units import GradeUnit, PatchUnit
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _FOLLOWING = 8
-"""Examples after a part among which the next one with prompts of the same length is looked for."""
+"""How many examples after a part are looked at first for one with prompts of the same length."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,6 @@ def prompts_digest(records: Iterable[Mapping[str, Any]]) -> str:
 
 def work_of_task(model: Model, settings: Settings) -> SweepWork:
     """Makes the examples of the fictional-ontology task, each with the steps of the settings."""
-    examples, following = _with_following(model, settings)
 
     def rows(of: Examples) -> list[list[SweepUnit]]:
         out = []
@@ -129,9 +128,16 @@ def work_of_task(model: Model, settings: Settings) -> SweepWork:
             out.append([_unit(model, e, s, step, where[s], settings.positions) for s, step in enumerate(steps)])
         return out
 
-    units = rows(examples)
+    more = _FOLLOWING
+    while True:
+        examples, following = _with_following(model, settings, more)
+        units = rows(examples)
+        listed, n = [*units, *rows(following)], len(units)
+        if len(listed) == settings.n_examples or are_others_after(listed, n, settings.direction):
+            break
+        more *= 8  # of an example's length there is none so soon, in the whole run either
     kinds: list[str] = [examples.kinds[i] for i in settings.chosen_steps]
-    others = other_prompts([*units, *rows(following)], settings.direction)[: len(units)]
+    others = other_prompts(listed, settings.direction)[:n]
     names = [str(e.index) for e in examples]
     return SweepWork(units, names, settings.chosen_steps, kinds, examples, others, examples[0].index)
 
@@ -144,15 +150,15 @@ def work_of_pairs(model: Model, pairs: Sequence[PromptPair], settings: Settings)
     return SweepWork(rows[first:stop], [pair.name for pair in pairs[first:stop]], [0], ["pair"], None, others, first)
 
 
-def _with_following(model: Model, settings: Settings) -> tuple[Examples, Examples]:
-    """The examples of the settings, and some that follow them in the whole run (the first ones follow the last), from which
-    controls of a part take activations as in the whole run."""
+def _with_following(model: Model, settings: Settings, more: int) -> tuple[Examples, Examples]:
+    """The examples of the settings, and so many more that follow them in the whole run (the first ones follow the last), from
+    which controls of a part take activations as in the whole run."""
     if settings.points is None:
         examples = make_examples(model, settings)
         return examples, examples[:0]
     start, stop = settings.points.start, settings.points.stop or settings.n_examples
-    made = make_examples(model, replace(settings, points=Points(0, min(settings.n_examples, stop + _FOLLOWING))))
-    after = [*made[stop:], *made[: min(start, stop + _FOLLOWING - len(made))]]
+    made = make_examples(model, replace(settings, points=Points(0, min(settings.n_examples, stop + more))))
+    after = [*made[stop:], *made[: min(start, stop + more - len(made))]]
     return made[start:stop], made.only(after)
 
 

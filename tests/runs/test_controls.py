@@ -11,7 +11,7 @@ import torch
 import pycotmech as pcm
 from pycotmech.patching.controls import CONTROL_SHARE
 from pycotmech.patching.pairs import aligned
-from pycotmech.runs import Settings, SweepState, experiment, read
+from pycotmech.runs import Points, Settings, SweepState, experiment, read, work
 from pycotmech.runs.controls import other_prompts
 from pycotmech.runs.report import build_report
 from pycotmech.runs.work import SweepUnit
@@ -32,6 +32,43 @@ def test_the_next_example_of_the_same_length_is_taken():
     assert found == [[5, 6, 7, 8], None, [5, 6, 7, 8], [1, 2, 3, 4], None]
     noising = [other.tolist() for (other,) in other_prompts([rows[0], rows[3]], "noise") if other is not None]
     assert noising == [[5, 7, 7, 8], [1, 2, 4, 4]]
+
+
+def test_others_of_a_part_are_those_of_the_whole_run(monkeypatch):
+    """However far after its edge they are, and round the end of the run."""
+    model, n, long = pcm.Model.from_pretrained("tiny-cot"), 12, (1, 5, 11)
+    honest = work.make_examples
+
+    def of_two_lengths(model, settings):
+        short, other = honest(model, settings), honest(model, replace(settings, distractors=2))
+        return short.only([b if b.index in long else a for a, b in zip(short, other)])
+
+    monkeypatch.setattr(work, "make_examples", of_two_lengths)
+    monkeypatch.setattr(work, "_FOLLOWING", 1)
+    settings = replace(SETTINGS, examples=n, steps=(5,))
+    whole = [row[0] for row in work.work_of_task(model, settings).others]
+    assert len({len(other) for other in whole}) == 2
+    for start, stop in ((0, 2), (1, 2), (2, 6), (11, 12), (5, 12), (0, 12)):
+        part = work.work_of_task(model, points(settings, start, stop, n))
+        assert [row[0].tolist() for row in part.others] == [other.tolist() for other in whole[start:stop]], (start, stop)
+
+
+def points(settings, start, stop, n):
+    return replace(settings, points=Points(start, stop)).with_points_of(n)
+
+
+def test_an_example_that_no_other_is_like_has_no_control(monkeypatch):
+    """Which is known of a part only when all examples of the run were looked at."""
+    model, honest = pcm.Model.from_pretrained("tiny-cot"), work.make_examples
+
+    def one_is_long(model, settings):
+        short, other = honest(model, settings), honest(model, replace(settings, distractors=2))
+        return short.only([b if b.index == 1 else a for a, b in zip(short, other)])
+
+    monkeypatch.setattr(work, "make_examples", one_is_long)
+    monkeypatch.setattr(work, "_FOLLOWING", 1)
+    part = work.work_of_task(model, points(replace(SETTINGS, examples=9, steps=(5,)), 0, 2, 9))
+    assert part.others[1] == [None] and part.others[0][0] is not None
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ from pycotmech.runs import Settings, SweepState, experiment, read
 from pycotmech.runs.merge import merge
 from pycotmech.runs.settings import Points
 from pycotmech.runs.store import STORE, SweepStore
+from pycotmech.runs.variables import VARIABLES
 
 SETTINGS = Settings(model="tiny-cot", examples=4, shots=0, steps=(1, 5), threads=1, memory_gb=1.0)
-NUMBERS = ("raw", "values", "effect", "noise_floor", "clean_metric", "corrupted_metric", "right", "state", "seconds")
+NUMBERS = tuple(name for name in VARIABLES if name != "seconds")
+"""All that two runs of the same have alike, controls among them."""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def made(tmp_path_factory) -> Path:
     """Folders of the whole run, and of parts of it."""
     folder = tmp_path_factory.mktemp("parts")
     experiment.run(SETTINGS, folder / "whole")
-    for start, stop in ((0, 2), (1, 3), (2, 4)):
+    for start, stop in ((0, 2), (1, 3), (2, 4), (0, 1), (3, 4)):
         experiment.run(SETTINGS, folder / f"{start}-{stop}", points=slice(start, stop))
     return folder
 
@@ -37,19 +39,20 @@ def test_a_part_holds_the_examples_of_the_whole(made):
     whole, part = read(made / "whole"), read(made / "1-3")
     assert part.sizes["example"] == 2 and part["name"].values.tolist() == ["1", "2"]
     assert part.attrs["identity"]["points"] == [1, 3, 4] and "points" not in whole.attrs["identity"]
-    for name in NUMBERS[:-1]:
+    for name in NUMBERS:
         np.testing.assert_array_equal(part[name], whole[name][1:3])
     lines = (made / "whole/examples.jsonl").read_text("utf-8").splitlines()
     assert (made / "1-3/examples.jsonl").read_text("utf-8").splitlines() == lines[1:3]
 
 
-@pytest.mark.parametrize("names", [("0-2", "2-4"), ("2-4", "1-3", "0-2")])
+@pytest.mark.parametrize("names", [("0-2", "2-4"), ("2-4", "1-3", "0-2"), ("0-1", "1-3", "3-4")])
 def test_parts_make_the_whole_and_its_command_goes_on_with_it(made, tmp_path, names):
     outcome = merge(tmp_path / "out", [made / name for name in names])
     whole, merged = read(made / "whole"), read(tmp_path / "out")
     assert outcome.points == (0, 4) and outcome.finished == (whole["state"] == SweepState.FINISHED).sum()
-    assert (outcome.repeated > 0) == (len(names) == 3) and outcome.pending == 0
-    for name in NUMBERS[:-1]:
+    assert (outcome.repeated > 0) == (len(names) == 3 and "0-2" in names) and outcome.pending == 0
+    assert whole["control"].notnull().any() and merged["control"].attrs == whole["control"].attrs
+    for name in NUMBERS:
         np.testing.assert_array_equal(merged[name], whole[name])
     assert merged["name"].values.tolist() == whole["name"].values.tolist()
     assert merged.attrs["identity"] == whole.attrs["identity"]
@@ -99,9 +102,8 @@ def test_what_is_missing_or_given_twice_is_named(made, tmp_path):
             merge(tmp_path / "out", parts)
     with pytest.raises(ValueError, match=r"out: .* is one of the parts"):
         merge(made / "0-2", [made / "0-2"])
-    experiment.run(SETTINGS, tmp_path / "3-4", points=(3, 4))
     with pytest.raises(ValueError, match="parts: no part holds the examples 2:3; expected parts without a gap"):
-        merge(tmp_path / "out", [made / "0-2", tmp_path / "3-4"])
+        merge(tmp_path / "out", [made / "0-2", made / "3-4"])
     assert not (tmp_path / "out").exists()
 
 
