@@ -12,6 +12,7 @@ from pycotmech import paper
 from pycotmech.runs import Settings, experiment
 from pycotmech.runs.attention import summarise_text
 from pycotmech.runs.report import build_report
+from pycotmech.runs.trace_run import TraceSettings, run_traces
 from tests.faults.tally import Tally
 
 RUN = Settings(model="tiny-cot", examples=2, shots=0, steps=(1, 5, 9), threads=1)
@@ -33,6 +34,13 @@ def pairs_of(place: Path) -> Settings:
     lines = [{"clean": [1, 5, 6, 7 + i], "corrupted": [1, 5, 8, 7 + i], "name": f"pair {i}"} for i in range(3)]
     (place / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     return Settings(model="tiny-cot", pairs=place / "mine.jsonl", threads=1)
+
+
+def traces_of(place: Path) -> TraceSettings:
+    """One trace of 37 tokens with an answer."""
+    line = {"tokens": [1, *range(5, 41)], "sentences": [[a, a + 6] for a in range(5, 29, 6)], "answer": [31, 33], "name": "t"}
+    (place / "traces.jsonl").write_text(json.dumps(line), "utf-8")
+    return TraceSettings("tiny-cot", place / "traces.jsonl", threads=1)
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +71,10 @@ def attention_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("attention") / "out"
     summarise_text(TEXT, folder, model="tiny-cot", segments="begin=1:3", top_k=2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trace_folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("trace")
+    run_traces(traces_of(place), place / "out")
+    return place / "out"

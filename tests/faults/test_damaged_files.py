@@ -17,7 +17,8 @@ from pycotmech.runs import experiment
 from pycotmech.runs.attention import summarise_text
 from pycotmech.runs.events import EVENTS, read_events
 from pycotmech.runs.report import build_report
-from tests.faults.conftest import ONLY, PAPER, RUN, TEXT, pairs_of
+from pycotmech.runs.trace_run import TraceSettings, run_traces
+from tests.faults.conftest import ONLY, PAPER, RUN, TEXT, pairs_of, traces_of
 from tests.faults.same import differing, wrong_values
 
 REFUSALS = (ValueError, FileNotFoundError)
@@ -145,6 +146,33 @@ def check_attention(out: Path, file: Path, truth: Path) -> str:
     return outcome
 
 
+def check_trace(out: Path, file: Path, truth: Path, settings: TraceSettings) -> str:
+    """Of analyses of traces: what is damaged is made again, or the folder is refused."""
+    logged = check_log(out, truth) if file.name == EVENTS else None
+    expected = pcm.open_results(truth)
+    try:
+        results = pcm.open_results(out)
+        for name in results.names:
+            assert results[name].drop_attrs().identical(expected[name].drop_attrs()), (file, name)
+    except REFUSALS as error:
+        assert "\n" not in str(error), (file, error)
+    try:
+        outcome = run_traces(settings, out)
+    except REFUSALS as error:
+        assert str(out) in str(error) and "\n" not in str(error), (file, error)
+        return "reported"
+    assert not outcome.failures, file
+    results = pcm.open_results(out)
+    assert results.names == expected.names, file
+    for name in results.names:
+        assert results[name].drop_attrs().identical(expected[name].drop_attrs()), (file, name)
+    if logged is not None:
+        return logged
+    if file.suffix in (".csv", ".png") or file.name == "traces.jsonl":
+        assert (out / file).read_bytes() == (truth / file).read_bytes(), file
+    return "made again"
+
+
 def tried(tally, command: str, cases, check) -> None:
     """Counts a check of each case; one that fails is counted as lost, and ends the test."""
     for out, file, how in cases:
@@ -196,6 +224,13 @@ def test_every_file_of_the_paper(paper_folder, tmp_path, tally):
 def test_every_file_of_attention(attention_folder, tmp_path, tally):
     cases = each_damage(attention_folder, tmp_path)
     tried(tally, "attention", cases, lambda out, file: check_attention(out, file, attention_folder))
+
+
+@pytest.mark.slow
+def test_every_file_of_a_trace(trace_folder, tmp_path, tally):
+    settings = traces_of(tmp_path)
+    cases = each_damage(trace_folder, tmp_path)
+    tried(tally, "trace", cases, lambda out, file: check_trace(out, file, trace_folder, settings))
 
 
 @pytest.mark.slow

@@ -95,9 +95,9 @@ def test_questions_of_a_unit_leave_surface_and_embedding_at_chance(result):
 def test_shuffled_labels_leave_chance():
     """docs/protocol.md, Checks."""
     p = planted.relation()
-    mean = np.zeros((3, 1))
+    mean = np.zeros((2, 1))
     for seed in range(4):  # three clear classes get three random names: by chance, some of them the right ones
-        options = {**PAPER, "depths": [0, 1, 4], "probe": "linear", "shuffled": True, "seed": seed}
+        options = {**PAPER, "depths": [0, 4], "probe": "linear", "shuffled": True, "seed": seed}
         mean += pcm.cot.pair_probes(p.model, questions=said(48), **options).accuracy()["mean"].values / 4
     assert (np.abs(mean - 1 / 3) < 0.14).all()
     chain = pcm.cot.pair_probes(rooted(), questions=chained(100), depths=[4], shuffled=True)

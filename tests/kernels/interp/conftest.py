@@ -29,7 +29,10 @@ def _run_as(arch):
     return run
 
 
-@pytest.fixture(params=["sm_86", "sm_90"])
+GPUS = ("sm_86", "sm_90")
+
+
+@pytest.fixture(params=GPUS)
 def run(request):
     """The wrapper of an op with the tiles of a small GPU (pointers), and of one with tensor descriptors."""
     return _run_as(request.param)
@@ -38,3 +41,14 @@ def run(request):
 @pytest.fixture
 def run_once():
     return _run_as("sm_80")
+
+
+def pytest_collection_modifyitems(items):
+    """Each case runs with the tiles of one of the GPUs, in turn; with the other one it is slow."""
+    seen = {}
+    for item in items:
+        if "run" in item.fixturenames:
+            case = (item.originalname, item.callspec.params.get("name"))
+            place = seen.setdefault(case, len(seen))
+            if item.callspec.params["run"] != GPUS[place % len(GPUS)]:
+                item.add_marker(pytest.mark.slow)
