@@ -91,7 +91,9 @@ def _sweep(device: torch.device) -> tuple[int, float, float]:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = pcm.Model(LlamaForCausalLM(config).eval().to(device))
+        random = LlamaForCausalLM(config).eval()
+        random.to(device)  # type: ignore[arg-type]
+        model = pcm.Model(random)
         clean = torch.randint(config.vocab_size, (_TOKENS,))
     corrupted: Tensor = clean.clone()
     corrupted[_TOKENS // 2] += 1 - 2 * (corrupted[_TOKENS // 2] > 0).long()

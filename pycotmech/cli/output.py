@@ -23,8 +23,9 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
-    if hasattr(value, "tolist"):  # NumPy's arrays and numbers
-        value = value.tolist()
+    listed = getattr(value, "tolist", None)  # NumPy's arrays and numbers, without NumPy
+    if callable(listed):
+        value = listed()
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if isinstance(value, float):
