@@ -18,8 +18,10 @@ _REDRAWN = 0.2  # seconds between two drawings of the bar
 class Bars(ProgressReporter):
     """Shows progress on standard error: how much is done, the rate, the time that is left, and what was found so far."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, minutes: float | None = None) -> None:
+        """minutes: after so long, and the first finding, no further sweep begins; None: all sweeps do."""
         self.quiet = quiet
+        self.until = None if minutes is None else time.monotonic() + 60 * minutes
         self.bar: Any = None
         self.task, self.unit, self.total = "", "", 0
         self.done, self.finding = 0.0, ""
@@ -58,6 +60,9 @@ class Bars(ProgressReporter):
             self.note(f"first finding, {shown_time(time.monotonic() - self.started)} after the first sweep began: {text}")
         self.finding = text
         self.at(self.done)
+
+    def enough(self) -> bool:
+        return self.until is not None and time.monotonic() > self.until and bool(self.finding)
 
     def end(self) -> None:
         if self.bar is not None:

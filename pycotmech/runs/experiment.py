@@ -256,6 +256,8 @@ def _sweep(
                 name = "pairs" if work.examples is None else f"step {work.steps[unit.step]}"
                 finding = strongest.add(name, sweep.effect, sweep.noise_floor)
             progress.found(finding)
+            if progress.enough():
+                queue.drop()
         elif len(batch) > 1 and not answer.final:  # of one pair, as a metric that is equal in both runs: the others can be done
             queue.put_first([numbered([unit]) for unit in batch])
         else:

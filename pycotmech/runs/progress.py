@@ -26,6 +26,10 @@ class ProgressReporter:
     def found(self, text: str) -> None:
         """What the results so far say, in a few words."""
 
+    def enough(self) -> bool:
+        """Whether no further sweep is to begin. What is finished is kept, and the same run goes on from there."""
+        return False
+
     def end(self) -> None:
         """The task is over, done or not."""
 

