@@ -2,8 +2,8 @@
 
 Three kinds of questions, each after a few solved ones: ontologies of five hops, sums of single digits taken step by step, and
 lists that are copied item by item; and the same two to three times as long. The model samples what follows up to its first
-answer (temperature 0.6, top-p 0.95, as in Thought Anchors). A trace is kept if it has an answer and at least four sentences
-before it (a long one 12 to 30), whether the answer is right or not.
+answer (temperature 0.6, top-p 0.95, as in Thought Anchors); of a long sum or list the answer is the likeliest one. A trace is
+kept if it has an answer and at least four sentences before it (a long one 12 to 30), whether the answer is right or not.
 
     python examples/make_traces.py --model smollm2-135m [--kinds sum,list,"long sum","long list"] [--each 4] [--out FOLDER]
 
@@ -31,6 +31,7 @@ ORDINALS = (
     "thirteenth", "fourteenth", "fifteenth", "sixteenth",
 )  # fmt: skip
 KINDS = ("sum", "list", "ontology", "long sum", "long list", "long ontology")
+CUE = " The answer is"
 TRIES = 2
 """Seeds that are tried for a question."""
 FEWEST, LONG = 4, (12, 30)
@@ -78,6 +79,11 @@ def written(model: pcm.Model, prompt: str, name: str, *, stop: str) -> Trace | N
     least, most = LONG if long else (FEWEST, LONG[1])
     for seed in range(TRIES):
         try:
+            if long and "ontology" not in name:
+                trace = Trace.generate(model, prompt, seed=seed, max_new=320, stop=CUE, cue=CUE, answer_tokens=4, name=name)
+                if least <= trace.n_sentences <= most:
+                    return trace
+                continue
             trace = Trace.generate(model, prompt, seed=seed, max_new=320 if long else 130, stop=stop, cue=None, name=name)
             completion = trace.text[trace.n_prompt :]
             said = re.search(r"answer is (\w+)\.|(True|False)$", completion)

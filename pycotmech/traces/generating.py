@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.traces import reading
@@ -40,7 +42,7 @@ def completed(
     if model.tokenizer is None:
         raise ValueError("model: has no tokenizer; expected one with it")
     sampling = {} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    completion = _continued(model, prompt, max_new, seed, sampling)
+    completion = _continued(model, prompt, max_new, seed, sampling, stop)
     if stop is not None and stop in completion:
         completion = completion[: completion.index(stop)]
     completion = completion.rstrip()
@@ -60,16 +62,25 @@ def completed(
     return completion, answer
 
 
+def _holds(model: Model, stop: str, begin: int) -> Callable[..., Tensor]:
+    """Whether what was written from token `begin` on holds a text: token ids [1, T] -> bool [1]."""
+    return lambda ids, _scores, **_: torch.tensor([stop in model.tokenizer.decode(ids[0, begin:])], device=ids.device)
+
+
 @torch.no_grad()
-def _continued(model: Model, text: str, n: int, seed: int, sampling: dict[str, Any]) -> str:
-    """The text that the model writes after a text, without special tokens."""
+def _continued(model: Model, text: str, n: int, seed: int, sampling: dict[str, Any], stop: str | None = None) -> str:
+    """The text that the model writes after a text, without special tokens; no more of it once it holds `stop`."""
+    from transformers import StoppingCriteriaList
+
     ids = model.to_tokens(text)[None].to(model.device)
     hf: Any = model.hf
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         out = hf.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n,
-            pad_token_id=model.tokenizer.eos_token_id, **(sampling or {"do_sample": False}),
+            pad_token_id=model.tokenizer.eos_token_id,
+            stopping_criteria=StoppingCriteriaList([] if stop is None else [_holds(model, stop, ids.shape[1])]),
+            **(sampling or {"do_sample": False}),
         )  # fmt: skip
     # The text of the continuation alone may lack the space before its first word.
     whole, begun = (model.tokenizer.decode(row, skip_special_tokens=True) for row in (out[0], ids[0]))

@@ -66,7 +66,7 @@ def test_receiver_heads(theirs, model, traces, control_depth):
 
 def test_suppression(theirs, model, traces):
     found = pcm.traces.suppress(model, traces[0], definition="published", controls=0)
-    want = log_kl_matrix(theirs, model.hf, traces[0], compressed=False)
+    want = log_kl_matrix(theirs, model.hf, traces[0])
     assert_allclose(found.data["log_kl"].values, want, rtol=1e-4, atol=1e-4)
     rows = want.copy()
     for i in range(1, len(rows)):  # as the published figure takes it
@@ -74,11 +74,11 @@ def test_suppression(theirs, model, traces):
     assert_allclose(found.normalised("later"), rows, rtol=1e-4, atol=1e-4)
 
 
-def test_what_the_published_compression_changes(theirs, model, traces):
-    """Half-precision logits and cut tails are the only difference: the order of sentences stays."""
+def test_what_the_published_compression_adds(theirs, model, traces):
+    """A token that is kept of the untouched run and not of the other counts there with a log probability of about -1.7e9: with
+    tails cut, every entry is larger than on whole distributions."""
     found = pcm.traces.suppress(model, traces[0], definition="published", controls=0).data["log_kl"].values
-    rough = log_kl_matrix(theirs, model.hf, traces[0], compressed=True)
+    rough = log_kl_matrix(theirs, model.hf, traces[0], share=0.9999)
     known = np.isfinite(rough)
     assert np.array_equal(known, np.isfinite(found))
-    assert np.abs(rough - found)[known].mean() < 0.1
-    assert np.corrcoef(rough[known], found[known])[0, 1] > 0.99
+    assert (rough > found)[known].all() and (rough - found)[known].mean() > 1

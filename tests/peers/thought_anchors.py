@@ -7,6 +7,7 @@ keeps every result on disk. Here its functions are taken one by one, from the fi
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
@@ -74,15 +75,19 @@ def run(theirs: SimpleNamespace, hf: nn.Module, tokens: Tensor, span: tuple[int,
     )  # fmt: skip
 
 
-def log_kl_matrix(theirs: SimpleNamespace, hf: nn.Module, trace, *, compressed: bool) -> np.ndarray:
-    """Its matrix of suppression [later, earlier], without the diagonal and above. compressed: whether of each distribution only
-    what holds 0.9999 of it is kept, 100 tokens at most, in float16, as published; otherwise all logits in float32."""
+def log_kl_matrix(theirs: SimpleNamespace, hf: nn.Module, trace, *, share: float | None = None, most: int = 100) -> np.ndarray:
+    """Its matrix of suppression [later, earlier], without the diagonal and above.
+
+    share: of each distribution the likeliest tokens that hold so much of it are kept, `most` at most, in float16 (0.9999 and
+    100 as published); None: all logits in float32.
+    """
 
     def kept(logits: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(logits.shape[-1]), logits[0, i]
 
-    pick = theirs.logits.decompress_logits_for_position if compressed else kept
-    pack = (lambda x: theirs.logits.compress_logits_top_p(x, 0.9999, max_k=100)) if compressed else (lambda x: x)
+    hf = copy.deepcopy(hf)  # its hooks leave their own forward methods in the modules
+    pick = theirs.logits.decompress_logits_for_position if share else kept
+    pack = (lambda x: theirs.logits.compress_logits_top_p(x, share, max_k=most)) if share else (lambda x: x)
     base, S = pack(run(theirs, hf, trace.tokens)["logits"]), trace.n_sentences
     out = np.full((S, S), np.nan)
     for j, span in enumerate(trace.spans().tolist()):

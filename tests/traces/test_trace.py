@@ -223,6 +223,14 @@ class TestGenerate:
         b = Trace.generate(model, "Fae is", seed=3, max_new=30, splitter=stop, answer_tokens=2)
         assert torch.equal(a.tokens, b.tokens) and a.answer is not None and a.seed == 3
 
+    def test_nothing_is_written_after_the_stop(self, model):
+        from pycotmech.traces.generating import _continued
+
+        whole = _continued(model, "Fae is", 30, 3, {})
+        stop = whole[len(whole) // 3 :][:4]
+        begun = _continued(model, "Fae is", 30, 3, {}, stop)
+        assert whole.startswith(begun) and stop in begun and len(begun) < len(whole)
+
     def test_arguments_are_checked(self, model):
         with pytest.raises(ValueError, match="temperature: got -1"):
             Trace.generate(model, "Fae", temperature=-1)
