@@ -46,6 +46,8 @@ def markdown(text: str, parameters: Collection[str] = ()) -> str:
                 out.append(
                     f"    * {escaped(item[1])}" if item and listed else ("    " if listed else "") + escaped(line.strip())
                 )
+            elif listed and not out[-1].endswith((".", ":", ";")):  # in the middle of a sentence
+                out.append("    " + escaped(line))
             elif listed:
                 out += ["", escaped(line.strip())]
                 listed = False

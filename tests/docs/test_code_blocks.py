@@ -36,7 +36,7 @@ NOT_RUN = {
 }
 """(page, first line of the block): why it is not run."""
 
-SLOW = re.compile(r"pycotmech (paper (?!.*--plan)|.*--engine ray)")
+SLOW = re.compile(r"pycotmech (paper (?!.*--plan)|doctor|.*--engine ray)")
 """Commands that are run with the slow tests. Ray's scheduler and messages are tested without it (tests/runs/workers)."""
 
 SMALLER = (

@@ -26,3 +26,8 @@ def test_parameters_inside_a_line_are_set_apart():
     assert markdown(text, ["seed", "read", "progress"]).endswith(
         "* **seed**: of draws. **read, progress**: where. For k: v. length: of it.\n"
     )
+
+
+def test_a_sentence_that_goes_on_without_indentation_stays_with_its_name():
+    text = "A.\n\nids: every prompt of\nevery example.\nMore."
+    assert markdown(text) == "A.\n\n* **ids**: every prompt of\n    every example.\n\nMore.\n"
