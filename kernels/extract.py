@@ -6,17 +6,17 @@ stay raw; weights are exp2 of their shifted, scaled value t, so that the largest
 accumulated about the running maximum, H = ln l - sum(p t) / l, which does not cancel where log-sum-exp minus the mean
 score would.
 
-Readouts, more than 32 segments and the top keys come from launches of the same kernel without the values: beside the
-values their registers would spill, or halve the tiles of everything.
+Readouts and more than 32 segments come from launches of the same kernel without the values: beside the values their
+registers would spill, or halve the tiles of everything. The top keys come from a kernel of their own (`extract_topk`).
 """
 
 import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, joined, load_rows, placed, visible
+from pycotmech.kernels.extract_topk import MAX_TOPK, top_keys
+from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, joined, load_rows, placed, stretches, visible
 
-MAX_TOPK = 8
 FUSED_SEGMENTS = 32
 """Up to here the masses come from the launch that makes z; more, and all readouts, from launches of their own."""
 MAX_COLUMNS = 64
@@ -51,31 +51,12 @@ def _weigh(acc, p, x, alpha, PARTS: tl.constexpr, ONE_HOT: tl.constexpr):
 
 
 @triton.jit
-def _keep_best(b_top, o_top, b_s, start, o_n, TOPK: tl.constexpr):
-    """The running top scores and keys b_top, o_top [BLOCK_M, KP] after the tile b_s [BLOCK_M, BLOCK_N]: each round
-    replaces a row's worst slot if beaten.
-
-    Not a loop while any row improves: a loop inside the key loop would switch its software pipelining off.
-    """
-    if tl.max((tl.max(b_s, 1) > tl.min(b_top, 1)).to(tl.int32), 0) > 0:
-        for _ in tl.static_range(TOPK):
-            best, arg = tl.max(b_s, 1, return_indices=True)  # the lowest key among equals
-            worst = tl.min(b_top, 1)
-            last = tl.max(tl.where(b_top == worst[:, None], o_top, -1), 1)  # among equal slots the highest key goes
-            put = (best > worst)[:, None] & (b_top == worst[:, None]) & (o_top == last[:, None])
-            b_top = tl.where(put, best[:, None], b_top)
-            o_top = tl.where(put, (arg + start)[:, None], o_top)
-            b_s = tl.where((arg + start)[:, None] == o_n[None, :], NEG, b_s)
-    return b_top, o_top
-
-
-@triton.jit
 def _walk(
-    b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, lo, hi, first, S, window,
+    b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, lo, hi, first, S, window,
     stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
     D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr,
-    WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr, CP: tl.constexpr, TOPK: tl.constexpr,
-    PARTS: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr, CP: tl.constexpr, PARTS: tl.constexpr,
+    CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The keys lo to hi, BLOCK_N at a time, for BLOCK_M query rows; returns the running sums. MASKED: a row may miss a key."""
     for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
@@ -121,20 +102,18 @@ def _walk(
                 # [BLOCK_M, BLOCK_N] [BLOCK_N, CP] -> [BLOCK_M, CP]
                 b_read = _weigh(b_read, b_p, x, alpha, PARTS, False)
             b_m = m_new
-        if TOPK > 0:
-            b_top, o_top = _keep_best(b_top, o_top, b_s, start, o_n, TOPK)
-    return b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top
+    return b_z, b_mass, b_read, b_m, b_l, b_u
 
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window", "seg_base", "n_seg", "n_read", "G", "C", "together"])
 def extract_kernel(
-    Q, K, V, SEG, READ, STARTS, SINKS, Z, LSE, PMAX, ENT, MASS, OUT, TOP_P, TOP_I,
+    Q, K, V, SEG, READ, STARTS, SINKS, Z, LSE, PMAX, ENT, MASS, OUT,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_sb, stride_rb, stride_rh, stride_rt, stride_zb, stride_zh, stride_zt,
     H, T, S, scale, softcap, window, seg_base, n_seg, G, n_read, C, together,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, PREC: tl.constexpr, WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr,
-    CP: tl.constexpr, TOPK: tl.constexpr, KP: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
+    CP: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
     BANDED: tl.constexpr, CAP: tl.constexpr, SINK: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M query rows of one head of one sequence.
@@ -170,37 +149,28 @@ def extract_kernel(
     b_z = tl.zeros([BLOCK_M, DP], tl.float32)
     b_mass = tl.zeros([BLOCK_M, GQ], tl.float32)
     b_read = tl.zeros([BLOCK_M, CQ], tl.float32)
-    b_top = tl.full([BLOCK_M, KP], SEEN, tl.float32)  # an invisible key is no better than an empty slot
-    o_top = tl.zeros([BLOCK_M, KP], tl.int32) + (tl.arange(0, KP) + 0x40000000)[None, :]  # distinct: one slot goes at a time
-    if KP > TOPK:  # slots beyond K never lose
-        b_top = tl.where((tl.arange(0, KP) < TOPK)[None, :], b_top, 3.0e38)
 
     shift = S - T
     at = o_m + shift
-    hi = tl.minimum(m0 + BLOCK_M, T) + shift
-    full_hi = (m0 + shift + 1) // BLOCK_N * BLOCK_N  # every row sees the keys before it ...
     first = 0
-    full_lo = 0
+    if PADDED:
+        first = tl.load(STARTS + b)
+    lo, full_lo, full_hi, hi = stretches(m0, tl.minimum(m0 + BLOCK_M, T), shift, first, window, BLOCK_N, BANDED)
     if BANDED:
-        if PADDED:
-            first = tl.load(STARTS + b)
-        full_lo = tl.cdiv(tl.maximum(first, hi - window), BLOCK_N) * BLOCK_N  # ... and none loses those from here on
-        full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
-        lo = tl.maximum(first, tl.maximum(m0 + shift - window + 1, 0)) // BLOCK_N * BLOCK_N
-        b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top = _walk(
-            b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi),
+        b_z, b_mass, b_read, b_m, b_l, b_u = _walk(
+            b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi),
             first, S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
-            D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
+            D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, PARTS, CAP, TMA, True,
         )  # fmt: skip
-    b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top = _walk(
-        b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, full_lo, full_hi, first, S,
+    b_z, b_mass, b_read, b_m, b_l, b_u = _walk(
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, full_lo, full_hi, first, S,
         window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
-        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, False,
+        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, PARTS, CAP, TMA, False,
     )  # fmt: skip
-    b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top = _walk(
-        b_z, b_mass, b_read, b_m, b_l, b_u, b_top, o_top, b_q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi,
+    b_z, b_mass, b_read, b_m, b_l, b_u = _walk(
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi,
         first, S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
-        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, TOPK, PARTS, CAP, TMA, True,
+        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, PARTS, CAP, TMA, True,
     )  # fmt: skip
 
     row = bh.to(tl.int64) * T + o_m
@@ -233,25 +203,13 @@ def extract_kernel(
         o_c = tl.arange(0, CP)
         read = tl.where(m_empty[:, None], 0.0, b_read * inv[:, None])
         tl.store(OUT + row[:, None] * C + o_c[None, :], read, mask=m_row[:, None] & (o_c < n_read)[None, :])
-    if TOPK > 0:
-        o_k = tl.arange(0, KP)
-        top = tl.load(LSE + row, mask=m_row, other=0.0) * LOG2E
-        used = (b_top > SEEN) & (o_k < TOPK)[None, :]
-        for slot in tl.static_range(TOPK):  # the slots hold the best keys in no order: pick them by score, then key
-            best = tl.max(tl.where(used, b_top, NEG), 1)
-            key = tl.min(tl.where(used & (b_top == best[:, None]), o_top, 0x7FFFFFFF), 1)
-            found = best > SEEN
-            m_taken = used & (b_top == best[:, None]) & (o_top == key[:, None])
-            tl.store(TOP_P + row * TOPK + slot, tl.where(found, tl.exp2(best * c - top), 0.0), mask=m_row)
-            tl.store(TOP_I + row * TOPK + slot, tl.where(found, key, -1), mask=m_row)
-            used = used & (~m_taken)
 
 
-def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, sinks, *, kind, g0=0, g=0, c0=0, c=0, topk=0):
-    """One launch into `out`: g segments from g0 on, c readout features from c0 on, the top keys, and z if in `kind`."""
-    z, lse, pmax, ent, mass, read, top_p, top_i = out
+def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, sinks, *, kind, g0=0, g=0, c0=0, c=0):
+    """One launch into `out`: g segments from g0 on, c readout features from c0 on, and z unless the kind is columns."""
+    z, lse, pmax, ent, mass, read = out
     B, H, T, D = q.shape
-    with_z = kind in ("plain", "segments")
+    with_z = kind != "columns"
     config = configs.pick(f"extract_{kind}", q.dtype, D, descriptors=launch.describable(q, k, v))
     DP = configs.padded(D)
     tensors = [q, k, v]
@@ -265,14 +223,14 @@ def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, sin
     together = launch.heads_together(B * H, k.shape[2], D, H // k.shape[1], q.element_size())
     extract_kernel[(triton.cdiv(T, config.block_m) * B * H,)](
         *tensors, segments if g else lse, readout[..., c0:] if c else lse, lse if starts is None else starts,
-        lse if sinks is None else sinks, z, lse, pmax, ent, mass, read[..., c0:] if c else lse, top_p, top_i,
+        lse if sinks is None else sinks, z, lse, pmax, ent, mass, read[..., c0:] if c else lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], segment_stride, *read_strides, *z.stride()[:3],
         H, T, k.shape[2], scale, softcap, window or launch.NO_WINDOW, g0, g, mass.shape[-1], c, read.shape[-1], together,
         GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
         PREC=config.precision, WITH_Z=with_z, ENTROPY=with_z and ent.numel() > 0, GP=configs.columns(g, q.dtype),
-        CP=configs.columns(c, q.dtype), TOPK=topk, KP=triton.next_power_of_2(max(topk, 1)), PARTS=config.parts,
-        PADDED=starts is not None, BANDED=starts is not None or window > 0, CAP=softcap > 0, SINK=sinks is not None,
-        TMA=config.tma, num_warps=config.warps, num_stages=config.stages,
+        CP=configs.columns(c, q.dtype), PARTS=config.parts, PADDED=starts is not None,
+        BANDED=starts is not None or window > 0, CAP=softcap > 0, SINK=sinks is not None, TMA=config.tma,
+        num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
 
 
@@ -291,11 +249,10 @@ def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy,
         launch.empty(rows if entropy else (0,), torch.float32, q),
         launch.empty((*rows, G), torch.float32, q),
         launch.empty((*rows, C), torch.float32, q),
-        launch.empty((*rows, topk), torch.float32, q),
-        launch.empty((*rows, topk), torch.int32, q),
     )
+    top = tuple(launch.empty((*rows, topk), dtype, q) for dtype in (torch.float32, torch.int32))
     if q.numel() == 0:
-        return out
+        return *out, *top
     if segments is not None:
         segments = segments.contiguous()
     args = (out, q, k, v, segments, readout, starts, scale, window, softcap, sinks)
@@ -305,5 +262,5 @@ def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy,
         g, c = (max(0, min(n - at, MAX_COLUMNS)) for n in (G - fused, C))
         _launch(*args, kind="columns", g0=at, g=g, c0=at, c=c)
     if topk:
-        _launch(*args, kind="topk", topk=topk)
-    return out
+        top_keys(top, q, k, out[1], starts, scale, window, softcap, topk)
+    return *out, *top

@@ -40,6 +40,17 @@ def positive_scale(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:
     return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
 
 
+_MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304}
+"""Of an A100, an RTX 3090, an H100, a B200, an RTX PRO 6000 and an MI300X."""
+
+
+def multiprocessors(x: torch.Tensor) -> int:
+    """Of the GPU that x is on; for a tensor elsewhere those of a GPU of the architecture that is launched for."""
+    if x.is_cuda:
+        return torch.cuda.get_device_properties(x.device).multi_processor_count
+    return _MULTIPROCESSORS.get(arch(), 84)
+
+
 CACHED = 24 * 2**20
 """Bytes of keys and values that heads which run at the same time may have: half of the second-level cache of an H100."""
 

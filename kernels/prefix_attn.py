@@ -4,6 +4,9 @@ A tile holds BLOCK_R rows times the query heads of one key head. Each row carrie
 rows of several variants and of several bases: own keys are walked over flat, with a mask; the part of the prefix that
 all rows of the tile share runs without one; what only part of them see comes last, masked. A window only moves the
 ranges.
+
+Few rows after a long prefix give fewer programs than there are multiprocessors. The shared keys are then split among programs
+(Dao et al. 2023, Flash-Decoding), and a second kernel joins what they found.
 """
 
 import torch
@@ -14,7 +17,26 @@ from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, joined, load_
 
 MANY_ROWS = 128 * 128
 """From so many rows times heads on, the larger tiles occupy every multiprocessor."""
+SPLIT_KEYS = 128
+"""Shared keys that a program reads at least where they are split."""
+JOIN_KEYS = 512
+"""Shared keys that a program reads while a second kernel is launched and joins the parts, about: splitting must save these."""
+KEYS_ALIKE = 256
+MAX_SPLITS = 64
 _FAR = tl.constexpr(0x7FFFFFFF)
+
+
+def splits(programs: int, keys: int, multiprocessors: int) -> int:
+    """Into how many parts the shared keys are cut for so many programs: as many as occupy every multiprocessor once, if that
+    saves more than joining the parts costs. Lengths that round up to one multiple of KEYS_ALIKE are cut alike, so that a pass
+    sums in one order whether it is replayed in a larger buffer or not."""
+    keys = -(-keys // KEYS_ALIKE) * KEYS_ALIKE
+    n = max(1, min(multiprocessors // programs, keys // SPLIT_KEYS, MAX_SPLITS))
+    return n if keys - keys // n > JOIN_KEYS else 1
+
+
+def own_stages(config: configs.Config) -> int:
+    return 1
 
 
 @triton.jit
@@ -65,10 +87,13 @@ def prefix_kernel(
     stride_qr, stride_qh, stride_kst, stride_ksh, stride_vst, stride_vsh, stride_kot, stride_koh, stride_vot,
     stride_voh, stride_zr, stride_zh, R, H, scale, softcap, window,
     GROUP: tl.constexpr, GROUP_P: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr, HAS_CUTS: tl.constexpr,
-    CAP: tl.constexpr, SINK: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr, STAGES: tl.constexpr, OWN_STAGES: tl.constexpr, PREC: tl.constexpr, HAS_CUTS: tl.constexpr,
+    CAP: tl.constexpr, SINK: tl.constexpr, TMA: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R rows times the query heads of one key head: BLOCK_M query vectors, lane by lane.
+
+    SPLIT: of one part of the shared keys, and in the first part of the own ones; Z and LSE then get the part's float32 z and
+    the log2 of its sum, part after part, and the sinks come later (`join_kernel`).
 
     Names: p_ pointers, b_ tiles, o_ offsets, m_ masks; b_m running maximum, b_l sum of weights.
     """
@@ -101,6 +126,9 @@ def prefix_kernel(
     gone = tl.maximum(n_shared + own_hi - own_lo - window, 0)  # positions before the window
     sh_lo = tl.minimum(sh_lo + gone, sh_hi)
     own_lo = tl.minimum(own_lo + tl.maximum(gone - n_shared, 0), own_hi)
+    part = tl.program_id(2)
+    if SPLIT:
+        own_hi = tl.where(part == 0, own_hi, own_lo)
     e_lo = 0
     e_hi = 0
     if HAS_CUTS:
@@ -129,7 +157,7 @@ def prefix_kernel(
             b_l = tl.full([BLOCK_M], 1.0, tl.float32)
             b_z = b_v1.to(tl.float32)
             hi = lo
-    for start in tl.range(lo, hi, BLOCK_N, num_stages=1):
+    for start in tl.range(lo, hi, BLOCK_N, num_stages=OWN_STAGES):
         b_z, b_m, b_l = _attend(
             b_z, b_m, b_l, b_q, KO, VO, hk, start, lo, hi, own_lo, own_hi, own_base, row, h, CUTS, e_lo, e_hi,
             stride_kot, stride_vot, c, scale, softcap, D, DP, BLOCK_N, PREC, CAP, False, HAS_CUTS, True,
@@ -141,6 +169,11 @@ def prefix_kernel(
     full_lo = tl.max(tl.where(m_row, sh_lo, 0), 0)  # every row of the tile sees full_lo to full_hi, and masks nothing there
     full_hi = tl.min(tl.where(m_row, sh_hi, _FAR), 0)
     lo = tl.minimum(lo, hi)
+    if SPLIT:
+        n_part = tl.cdiv(tl.cdiv(hi - lo, BLOCK_N), tl.num_programs(2)) * BLOCK_N
+        lo = tl.minimum(lo + part * n_part, hi)
+        hi = tl.minimum(lo + n_part, hi)
+        full_hi = tl.minimum(full_hi, hi)
     full_lo = tl.minimum(lo + tl.cdiv(tl.maximum(full_lo - lo, 0), BLOCK_N) * BLOCK_N, lo + tl.cdiv(hi - lo, BLOCK_N) * BLOCK_N)
     full_hi = full_lo + tl.maximum(full_hi - full_lo, 0) // BLOCK_N * BLOCK_N
     if HAS_CUTS:
@@ -168,9 +201,45 @@ def prefix_kernel(
     else:
         b_all = tl.where(m_empty, float("-inf"), b_log)
     z = tl.where(m_empty[:, None], 0.0, z)
+    if SPLIT:
+        Z += part.to(tl.int64) * R * stride_zr
+        LSE += part.to(tl.int64) * R * H
+    else:
+        b_all = b_all * LN2
     p_z = Z + row.to(tl.int64) * stride_zr + h.to(tl.int64) * stride_zh
     tl.store(p_z[:, None] + o_d[None, :], z.to(Z.dtype.element_ty), mask=m_row[:, None] & m_d)
-    tl.store(LSE + row.to(tl.int64) * H + h, b_all * LN2, mask=m_row)
+    tl.store(LSE + row.to(tl.int64) * H + h, b_all, mask=m_row)
+
+
+@triton.jit(do_not_specialize=["H", "n"])
+def join_kernel(
+    Z_PART, LOG_PART, SINKS, Z, LSE, stride_zr, stride_zh, H, n,
+    D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr, SINK: tl.constexpr,
+):  # fmt: skip
+    """One head of one row: its n parts, of normalised z and log2 of the sum, joined in their order."""
+    row, h = tl.program_id(0), tl.program_id(1)
+    lane = row.to(tl.int64) * H + h
+    n_lanes = tl.num_programs(0).to(tl.int64) * H
+    o_p = tl.arange(0, PARTS)
+    o_d = tl.arange(0, DP)
+    m_p = o_p < n
+    b_log = tl.load(LOG_PART + o_p * n_lanes + lane, mask=m_p, other=float("-inf"))
+    b_max = tl.max(b_log, 0)
+    m_empty = b_max == float("-inf")
+    b_w = tl.exp2(b_log - tl.where(m_empty, 0.0, b_max))
+    b_l = tl.sum(b_w, 0)
+    p_z = Z_PART + (o_p * n_lanes + lane)[:, None] * D + o_d[None, :]
+    b_z = tl.load(p_z, mask=m_p[:, None] & (o_d < D)[None, :], other=0.0)
+    z = tl.sum(b_z * b_w[:, None], 0) / b_l
+    b_log = b_max + tl.log2(b_l)
+    if SINK:
+        b_all, _, share = joined(b_log, m_empty, tl.load(SINKS + h))
+        z = z * share
+    else:
+        b_all = tl.where(m_empty, float("-inf"), b_log)
+    z = tl.where(m_empty, 0.0, z)
+    tl.store(Z + row.to(tl.int64) * stride_zr + h * stride_zh + o_d, z.to(Z.dtype.element_ty), mask=o_d < D)
+    tl.store(LSE + lane, b_all * LN2)
 
 
 def _by_row(cuts, n_rows):
@@ -199,12 +268,22 @@ def prefix_attn(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softca
     if config.tma:
         shared = [launch.descriptor(x, [config.block_n, 1, DP]) for x in shared]
     cut_args = _by_row(cuts, R) if has_cuts else (rows, rows)
-    prefix_kernel[(triton.cdiv(R, block_r), Hkv)](
-        q, *shared, k_shared, v_shared, k_own, v_own, rows.contiguous(), *cut_args, lse if sinks is None else sinks, z, lse,
+    tiles = triton.cdiv(R, block_r)
+    n = splits(tiles * Hkv, k_shared.shape[0], launch.multiprocessors(q))
+    out = (z, lse)
+    if n > 1:
+        out = launch.empty((n, R, H, D), torch.float32, q), launch.empty((n, R, H), torch.float32, q)
+    prefix_kernel[(tiles, Hkv, n)](
+        q, *shared, k_shared, v_shared, k_own, v_own, rows.contiguous(), *cut_args, lse if sinks is None else sinks, *out,
         *q.stride()[:2], *k_shared.stride()[:2], *v_shared.stride()[:2], *k_own.stride()[:2], *v_own.stride()[:2],
-        *z.stride()[:2], R, H, scale, softcap, window or launch.NO_WINDOW,
+        *out[0].stride()[-3:-1], R, H, scale, softcap, window or launch.NO_WINDOW,
         GROUP=group, GROUP_P=group_p, D=D, DP=DP, BLOCK_R=block_r, BLOCK_N=config.block_n, STAGES=config.stages,
-        PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0, SINK=sinks is not None, TMA=config.tma,
-        num_warps=config.warps, num_stages=config.stages,
+        OWN_STAGES=own_stages(config), PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0,
+        SINK=sinks is not None and n == 1, TMA=config.tma, SPLIT=n > 1, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
+    if n > 1:
+        join_kernel[(R, H)](
+            *out, lse if sinks is None else sinks, z, lse, *z.stride()[:2], H, n,
+            D=D, DP=DP, PARTS=triton.next_power_of_2(n), SINK=sinks is not None, num_warps=4,
+        )  # fmt: skip
     return z, lse

@@ -57,6 +57,21 @@ def visible(at, key, first, window):
 
 
 @triton.jit
+def stretches(m0, m1, shift, first, window, BLOCK_N: tl.constexpr, BANDED: tl.constexpr):
+    """(lo, full_lo, full_hi, hi): the keys that the query rows m0 to m1 - 1 see lie in lo to hi, and every row sees all of
+    full_lo to full_hi. Before and after these only some rows see a key. BANDED: rows may not see the first keys."""
+    hi = m1 + shift
+    full_hi = (m0 + shift + 1) // BLOCK_N * BLOCK_N
+    full_lo = 0
+    lo = 0
+    if BANDED:
+        full_lo = tl.cdiv(tl.maximum(first, hi - window), BLOCK_N) * BLOCK_N
+        full_lo = tl.minimum(full_lo, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
+        lo = tl.maximum(first, tl.maximum(m0 + shift - window + 1, 0)) // BLOCK_N * BLOCK_N
+    return lo, full_lo, full_hi, hi
+
+
+@triton.jit
 def joined(b_log, m_empty, sink):
     """A row's normaliser over its keys, joined by its head's sink: (log2 of both, by how much the sink raised it, the share
     of the weights that the keys keep). b_log: log2 of the keys' sum of exponentials; m_empty: rows that see no key."""

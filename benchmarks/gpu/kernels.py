@@ -133,7 +133,7 @@ def _attention(bench: Bench, found: Found, name: str, dtype: torch.dtype, H: int
 def _packed(bench: Bench, found: Found, dtype: torch.dtype, H: int, Hkv: int, D: int) -> None:
     """The staircase's launches: single rows and suffixes of 40 on a shared prefix; a long prefix; whole prompts."""
     small = {"one position": (64, 1, 40), "suffixes": (6, 9, 40)}
-    long = {"few rows, long prefix": (64, 1, 32768), "prompt": (1, 2048, 0)}
+    long = {"few rows, long prefix": (64, 1, 32768), "4 rows, long prefix": (4, 1, 32768), "prompt": (1, 2048, 0)}
     cases = small if bench.small else {"one position": (1024, 1, 472), "suffixes": (100, 40, 600), **long}
     for name, (variants, own, prefix) in cases.items():
         R = variants * own

@@ -13,6 +13,9 @@ from torch import Tensor
 from pycotmech.model.families.base import Family
 from pycotmech.model.run import KeyValues, Packed, forward_packed
 
+KEYS, ROWS = 256, 64
+"""Bases that differ by less, in shared keys and in kept rows, have buffers of one size for passes that are replayed."""
+
 
 class Stage(IntEnum):
     """Where in its layer a variant begins to differ: the residual stream before attention, before the MLP, after it."""
@@ -46,6 +49,12 @@ class Bases:
     reads: tuple[tuple[int, ...], ...]  # for each base the positions that are read, ascending; the last is read[b]
 
     on_device: ClassVar[tuple[str, ...]] = ("k", "v", "sites", "source", "angles")
+    for_making: ClassVar[tuple[str, ...]] = ("first", "read", "key_offset", "row_offset", "reads")
+    """What nothing reads while rows go through the layers (`graphs`)."""
+    padded: ClassVar[dict[str, tuple[int, int]]] = {
+        "k": (1, KEYS), "v": (1, KEYS), "sites": (1, ROWS), "source": (1, ROWS), "angles": (2, KEYS),
+    }  # fmt: skip
+    """Tensors of which rows are looked up by number: the dimension, and to what its length is rounded up (`graphs`)."""
 
     @staticmethod
     def single_rows(family: Family, positions: Sequence[int], sites: dict[str, Tensor]) -> Bases:

@@ -7,10 +7,14 @@ into chunks, asks for again and again. Only the numbers differ.
 
 The objects that a pass consists of say which of their attributes are on the device (`on_device`). Everything else (where to
 cut, which variants join where, which edits fall into which block) decides what is launched; its digest is the signature of
-a pass. A pass whose signature comes up for the second time is captured: bound to buffers that stay where they are, run
-once to warm up, run again while the launches are recorded. The first replay is compared with the pass run as usual; if they
-differ beyond rounding, nothing is replayed any more. From then on a pass of this signature copies its tensors into the
-buffers and replays. The arithmetic is the same kernels in the same order.
+a pass. Two things are left out of it, so that prompts of other lengths replay the same graph: what is read only when a pass
+is made (`for_making`), and the exact length of tensors whose rows are looked up by number (`padded`). Their buffers have
+lengths that are rounded up; what lies after the end is zero at first and never looked at.
+
+A pass whose signature comes up for the second time is captured: bound to buffers that stay where they are, run once to warm
+up, run again while the launches are recorded. The first replay is compared with the pass run as usual; if they differ beyond
+rounding, nothing is replayed any more. From then on a pass of this signature copies its tensors into the buffers and replays.
+The arithmetic is the same kernels in the same order.
 
 Weights are read where they are, so an update in place is seen; weights that were moved or replaced drop all graphs. Models
 with hooks, adapters or other projections than the library's own are never captured: their Python would run once and not
@@ -28,6 +32,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,10 +138,12 @@ class NotCapturable(Exception):
 
 
 class Signature:
-    """Reads a pass: `tensors`, those on the device, each once, in a fixed order, and `digest`, of everything else."""
+    """Reads a pass: `tensors`, those on the device, each once, in a fixed order, with the `shapes` of their buffers, and
+    `digest`, of everything else."""
 
     def __init__(self, staircase: Staircase) -> None:
         self.tensors: list[Tensor] = []
+        self.shapes: list[tuple[int, ...]] = []
         self._place: dict[int, int] = {}  # id of a tensor or an object -> its number
         self._hash = hashlib.blake2b(digest_size=16)
         self._object(staircase)
@@ -150,27 +157,31 @@ class Signature:
             raise NotCapturable(f"{type(x).__name__} does not say which of its attributes are on the device")
         known = id(x) in self._place
         self._say(type(x).__qualname__, self._place.setdefault(id(x), len(self._place)))
-        for name in [] if known else sorted(vars(x)):
-            if name in ("family", "tick"):  # one family for all graphs; nothing that is launched depends on a tick
-                continue
+        # one family for all graphs; nothing that is launched depends on a tick
+        unread = ("family", "tick", *getattr(x, "for_making", ()))
+        for name in [] if known else sorted(vars(x).keys() - set(unread)):
             self._say(name)
-            read = self._input if name in x.on_device else self._fixed
-            read(getattr(x, name))
+            if name in x.on_device:
+                self._input(getattr(x, name), getattr(x, "padded", {}).get(name))
+            else:
+                self._fixed(getattr(x, name))
 
-    def _input(self, x: object) -> None:
+    def _input(self, x: object, padded: tuple[int, int] | None = None) -> None:
+        """padded: a dimension of tensors, and the multiple to which it is rounded up."""
         if isinstance(x, Tensor):
-            known = id(x) in self._place
-            self._say("tensor", self._place.setdefault(id(x), len(self._place)), tuple(x.shape), x.dtype)
+            known, shape = id(x) in self._place, _rounded_up(x.shape, padded)
+            self._say("tensor", self._place.setdefault(id(x), len(self._place)), shape, x.dtype)
             if not known:
                 self.tensors.append(x)
+                self.shapes.append(shape)
         elif isinstance(x, dict):
             for key, value in x.items():
                 self._say(key)
-                self._input(value)
+                self._input(value, padded)
         elif isinstance(x, tuple):
             self._say(len(x))
             for value in x:
-                self._input(value)
+                self._input(value, padded)
         elif x is None:
             self._say(None)
         else:
@@ -214,20 +225,21 @@ def bound(x: Any, to: dict[int, Any]) -> Any:
 
 
 class _Buffer:
-    """A tensor at a fixed address, and what it holds."""
+    """A tensor at a fixed address, and what it holds, from its beginning on in each dimension."""
 
-    def __init__(self, like: Tensor) -> None:
-        self.tensor = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
+        self.tensor = _blank(shape, like)
         self.users = 0
         self._held: tuple[Callable[[], Tensor | None], int] | None = None
 
     def fill(self, x: Tensor) -> None:
         """Chunks of one call have their base runs in common: what is there already is not copied again."""
+        to = self.tensor[tuple(map(slice, x.shape))]
         if x.is_inference():  # has no version
-            self.tensor.copy_(x)
+            to.copy_(x)
             self._held = None
         elif self._held is None or self._held[0]() is not x or self._held[1] != x._version:
-            self.tensor.copy_(x)
+            to.copy_(x)
             self._held = weakref.ref(x), x._version
 
     @property
@@ -327,7 +339,8 @@ class Graphs:
                 self._seen.popitem(last=False)
             return None
         rows, family = len(staircase.rows), staircase.family
-        needed = sum(map(_nbytes, signature.tensors)) + rows * planner.row_bytes(family)
+        buffers = zip(signature.shapes, signature.tensors, strict=True)
+        needed = sum(prod(shape) * t.element_size() for shape, t in buffers) + rows * planner.row_bytes(family)
         if not self._seen[key] or needed + planner.block_bytes(family, min(rows, family.sizes.row_block)) > limit:
             return None
         graph = self._capture(staircase, signature)
@@ -344,12 +357,12 @@ class Graphs:
         family, nth, ticks = staircase.family, dict[tuple, int](), list[LayerRows]()
         try:
             with torch.inference_mode(False), torch.no_grad():
-                for t in signature.tensors:
-                    kind = (tuple(t.shape), t.dtype)
+                for shape, t in zip(signature.shapes, signature.tensors, strict=True):
+                    kind = (shape, t.dtype)
                     nth[kind] = nth.get(kind, -1) + 1
                     key = (*kind, nth[kind])
                     if key not in self._buffers:
-                        self._buffers[key] = _Buffer(t)
+                        self._buffers[key] = _Buffer(shape, t)
                     self._buffers[key].users += 1
                     taken.append(key)
                 n_read = len(staircase.rows.read_rows)
@@ -460,6 +473,17 @@ def _setting() -> tuple:
         matmul.allow_fp16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def _rounded_up(shape: tuple[int, ...], padded: tuple[int, int] | None) -> tuple[int, ...]:
+    if padded is None:
+        return tuple(shape)
+    dim, multiple = padded
+    return (*shape[:dim], -(-shape[dim] // multiple) * multiple, *shape[dim + 1 :])
+
+
+def _blank(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 def _nbytes(t: Tensor) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from pycotmech.engine.bases import Bases, Stage
+from pycotmech.engine.bases import ROWS, Bases, Stage
 from pycotmech.engine.rows import Joining, Variants
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.base import Family
@@ -92,6 +92,9 @@ class HeadJoins:
     on_device: ClassVar[tuple[str, ...]] = (
         "bases", "control", "moves", "head", "position", "editable", "signs", "labels", "other", "from_other",
     )  # fmt: skip
+    padded: ClassVar[dict[str, tuple[int, int]]] = {
+        "editable": (0, ROWS), "signs": (0, ROWS), "labels": (0, ROWS), "other": (1, ROWS),
+    }  # fmt: skip
 
     @classmethod
     def on_device_of(

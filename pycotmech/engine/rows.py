@@ -25,6 +25,8 @@ class Variants:
     first: Tensor  # [N] first position that differs from the base
 
     on_device: ClassVar[tuple[str, ...]] = ()
+    for_making: ClassVar[tuple[str, ...]] = ("first",)
+    """What nothing reads while rows go through the layers (`graphs`)."""
 
     def __len__(self) -> int:
         return len(self.base)

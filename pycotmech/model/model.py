@@ -74,6 +74,7 @@ class Model:
         revision: str | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
+        fuse_weights: bool = False,
         check: bool = True,
     ) -> Model:
         """Loads a model and its tokenizer.
@@ -81,6 +82,8 @@ class Model:
         name_or_path: a Hugging Face hub name; a folder with config.json and safetensors; a GGUF file, a folder or an
             installed package with one in it; or an alias: "smollm2-135m", "smollm2-135m-cot", "tiny-cot".
         dtype: "float32", "bfloat16", "float16", "float64", a torch.dtype, or "auto" (the checkpoint's own).
+        fuse_weights: whether queries, keys and values, and gate and up of MLPs, become one product each: fewer launches on a
+            GPU, other rounding, no second copy of a weight. The parameters stay what they are (`pycotmech.model.fused`).
         Only safetensors and GGUF are read; nothing is unpickled.
         Raises FileNotFoundError, ValueError or NotImplementedError, naming what is missing or wrong.
         """
@@ -93,6 +96,7 @@ class Model:
             revision=revision,
             gguf_file=gguf_file,
             trust_remote_code=trust_remote_code,
+            fuse_weights=fuse_weights,
         )
         return cls(
             found.model,

@@ -236,6 +236,33 @@ def test_another_shape_is_another_graph(model, on, other):
     assert graphs.captures == graphs.replays == len(graphs) == 2
 
 
+def test_prompts_of_other_lengths_replay_the_same_graph(model, on, monkeypatch):
+    """Buffers are longer than what they hold. What lies after it is not looked at: here it is not a number."""
+    case = CASES["z, where it is read"]
+    lengths = [T, T, T + 5, FIRST + 2, T + 9]
+    expected = [sweeps(case, seed, model, length) for seed, length in enumerate(lengths)]
+    graphs = on(model)
+    blank = graphs_module._blank
+    monkeypatch.setattr(graphs_module, "_blank", lambda shape, like: poisoned(blank(shape, like)))
+    for seed, length in enumerate(lengths):
+        assert (sweeps(case, seed, model, length) == expected[seed]).all()
+    assert graphs.captures == len(graphs) == 1 and graphs.replays == len(lengths) - 1
+    assert any(b.tensor.is_floating_point() and b.tensor.isnan().any() for b in graphs._buffers.values())
+
+
+def poisoned(x):
+    return x.fill_(torch.nan if x.is_floating_point() else 99)
+
+
+def test_where_positions_decide_what_is_launched_lengths_are_apart(model, on):
+    """Patterns read ranges of keys that are cut on the CPU."""
+    graphs = on(model)
+    case = CASES["pattern"]
+    for length in (T, T + 5, T, T + 5):
+        sweeps(case, 0, model, length)
+    assert graphs.captures == 2
+
+
 def test_the_limit_is_kept_and_the_oldest_goes_first(model, on):
     graphs = on(model)
     graphs.backend.pool = 2**21

@@ -67,18 +67,18 @@ def counted(monkeypatch):
     model = pcm.Model(hf, check=False)
     model.family.few_launches = True  # as on a GPU
 
-    def sweep(seed):
+    def sweep(seed, length=T, suffix=SUFFIX):
         generator = torch.Generator().manual_seed(seed)
-        clean = torch.randint(500, (T,), generator=generator)
+        clean = torch.randint(500, (length,), generator=generator)
         corrupted = clean.clone()
-        corrupted[T - SUFFIX : -1] = (clean[T - SUFFIX : -1] + 1) % 500
+        corrupted[length - suffix : -1] = (clean[length - suffix : -1] + 1) % 500
         before = launches.total
         with launches:
             pcm.patch_heads(
                 model,
                 clean,
                 corrupted,
-                positions=[T - 1],
+                positions=[length - 1],
                 metric="logit_diff",
                 answer=7,
                 wrong=11,
@@ -97,6 +97,32 @@ def test_launches_of_a_cold_sweep(counted):
     assert model.device == META and launches.counts["graph"] >= 1
     assert cold <= LIMIT, launches.counts.most_common(30)
     assert first <= LIMIT_FIRST and cold < second, (first, second)
+
+
+def test_a_first_sweep_of_other_prompts_replays(counted):
+    """Neither the length of the prompts nor where they first differ has been seen before."""
+    sweep, launches, _ = counted
+    sweep(0, T - 7), sweep(1, T - 7)
+    before = launches.counts["graph"]
+    cold = sweep(2, T, SUFFIX + 3)
+    assert launches.counts["graph"] == before + 1
+    assert cold <= LIMIT, cold
+
+
+def test_weights_in_one_buffer_need_fewer_launches(counted):
+    """As `fuse_weights=True` puts them: three products less in every layer of both passes of the prompts."""
+    sweep, _, model = counted
+    separate = [sweep(seed) for seed in range(3)][-1]
+    for layer in model.hf.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+            shapes = [m.weight.shape for m in group]
+            together = torch.empty(sum(n for n, _ in shapes), shapes[0][1], dtype=torch.bfloat16, device=META)
+            for m, part in zip(group, together.split([n for n, _ in shapes]), strict=True):
+                m.weight.data = part
+    graphs.kept.clear()
+    fused = [sweep(3 + seed) for seed in range(3)][-1]
+    assert separate - fused >= 2 * 3 * 31, (separate, fused)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "windowed"])

@@ -169,9 +169,9 @@ def indices(n=70):
     return torch.empty(n, dtype=torch.int64)
 
 
-def _prefix(dtype, D, *, R=4096, cuts=False, softcap=0.0, sinks=False, H=12, Hkv=4):
+def _prefix(dtype, D, *, R=4096, cuts=False, softcap=0.0, sinks=False, H=12, Hkv=4, keys=500):
     q = torch.empty(R, H, D, dtype=dtype)
-    shared, own = torch.empty(1000, 2, Hkv, D, dtype=dtype), torch.empty(R, 2, Hkv, D, dtype=dtype)
+    shared, own = torch.empty(keys, 2, Hkv, D, dtype=dtype), torch.empty(R, 2, Hkv, D, dtype=dtype)
     table = torch.empty(R, 4, dtype=torch.int32)
     cut = torch.empty(5, 4, dtype=torch.int32) if cuts else None
     kv = (shared[:, 0], shared[:, 1], own[:, 0], own[:, 1])
@@ -200,6 +200,13 @@ SINK_LAUNCHES = {
     "prefix": lambda t, D: _prefix(t, D, softcap=30.0, sinks=True),
     "prefix_few": lambda t, D: _prefix(t, D, R=300, softcap=30.0, sinks=True),
     "prefix_cuts": lambda t, D: _prefix(t, D, cuts=True, softcap=30.0, sinks=True),
+}
+
+
+SPLIT_LAUNCHES = {
+    # few rows after a long prefix: the shared keys in parts, and the kernel that joins them
+    "prefix_few": lambda t, D: _prefix(t, D, R=8, softcap=30.0, sinks=True, keys=8192),
+    "prefix_cuts": lambda t, D: _prefix(t, D, R=8, cuts=True, softcap=30.0, sinks=True, keys=8192),
 }
 
 

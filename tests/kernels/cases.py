@@ -198,6 +198,11 @@ def _ragged() -> list[tuple]:
     return [*rows, (0, 0, 3, 9), (0, 0, 0, 0), (86, 86, 0, 290)]
 
 
+def _few() -> list[tuple]:
+    """Few rows after many keys, so that these are split: of several bases, without own keys, without any."""
+    return [(0, 1, 0, 1300), (0, 2, 0, 1300), (2, 5, 100, 700), (5, 5, 0, 1300), (5, 5, 9, 9), (5, 6, 1290, 1300)]
+
+
 PREFIX = {
     "one_position": dict(dtype="bf16", H=4, Hkv=4, D=64, rows=_one_position),
     "one_position_gqa3": dict(dtype="bf16", H=6, Hkv=2, D=64, rows=_one_position),
@@ -212,11 +217,16 @@ PREFIX = {
     "sinks": dict(dtype="bf16", H=6, Hkv=2, D=64, rows=_ragged, window=90, sinks=(-40.0, 0.5, 2.0, 5.0, 60.0, 1.0)),
     "sinks_one_position": dict(dtype="fp32", H=2, Hkv=1, D=32, rows=_one_position, softcap=3.0, sinks=(0.5, 4.0)),
     "sinks_cuts": dict(dtype="bf16", H=4, Hkv=2, D=64, rows=_ragged, cuts=True, sinks=(-2.0, 0.0, 2.0, 4.0)),
+    "split": dict(dtype="bf16", H=2, Hkv=2, D=64, rows=_few, keys=1300),
+    "split_one_row": dict(dtype="bf16", H=4, Hkv=1, D=80, rows=lambda: [(0, 1, 3, 1290)], keys=1300),
+    "split_sinks": dict(dtype="fp32", H=2, Hkv=1, D=32, rows=_few, keys=1300, softcap=4.0, sinks=(0.5, 4.0)),
+    "split_window_cuts": dict(dtype="bf16", H=2, Hkv=1, D=64, rows=_few, keys=1300, window=900, cuts=True),
 }
+SPLIT = [name for name in PREFIX if name.startswith("split")]
 
 
 def check_prefix(run: Run, name: str, slack: float = 1.0) -> None:
-    case = {"cuts": False, "sinks": None, "window": 0, "softcap": 0.0, "scale": 1.0, **PREFIX[name]}
+    case = {"cuts": False, "sinks": None, "window": 0, "softcap": 0.0, "scale": 1.0, "keys": 290, **PREFIX[name]}
     g = base(len(name))
     H, Hkv, D, dtype = (case[x] for x in ("H", "Hkv", "D", "dtype"))
     rows = torch.tensor(case["rows"](), dtype=torch.int32)
@@ -236,8 +246,9 @@ def check_prefix(run: Run, name: str, slack: float = 1.0) -> None:
             ],
             dtype=torch.int32,
         )
+        cuts = cuts[(cuts[:, 0] < R) & (cuts[:, 1] < H)]
     q = normal(g, R, H, D, dtype=dtype)
-    k_shared, v_shared = (normal(g, 290, Hkv, D, dtype=dtype) for _ in range(2))
+    k_shared, v_shared = (normal(g, case["keys"], Hkv, D, dtype=dtype) for _ in range(2))
     k_own, v_own = (normal(g, 86, Hkv, D, dtype=dtype) for _ in range(2))
     options = (case["scale"] * D**-0.5, case["window"], case["softcap"])
     sinks = None if case["sinks"] is None else torch.tensor(case["sinks"])

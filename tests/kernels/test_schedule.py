@@ -1,4 +1,5 @@
-"""In which order tiles of causal attention start, and how evenly that keeps the multiprocessors of a GPU busy.
+"""In which order tiles of causal attention start, how evenly that keeps the multiprocessors of a GPU busy, into how many parts
+few rows split their keys, and how many rounds the top keys take.
 
 Simulated: a tile takes as long as it has tiles of keys (or rows) to read, and starts on the first multiprocessor that is free.
 """
@@ -6,20 +7,28 @@ Simulated: a tile takes as long as it has tiles of keys (or rows) to read, and s
 import heapq
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="the kernels need triton")
-from pycotmech.kernels import launch, tiles
+from pycotmech.kernels import configs, launch, prefix_attn, tiles
+
+from tests.kernels import rounds
 
 MULTIPROCESSORS = 132  # of an H100
 H, D, BLOCK = 32, 128, 128
 
 
-def over_ideal(durations: list[int]) -> float:
-    """Time until all are done, over that of multiprocessors that are always busy."""
+def until_done(durations: list[int]) -> int:
+    """Time until all are done."""
     free = [0] * MULTIPROCESSORS
     for d in durations:
         heapq.heappush(free, heapq.heappop(free) + d)
-    return max(free) / (sum(durations) / MULTIPROCESSORS)
+    return max(free)
+
+
+def over_ideal(durations: list[int]) -> float:
+    """Time until all are done, over that of multiprocessors that are always busy."""
+    return until_done(durations) / (sum(durations) / MULTIPROCESSORS)
 
 
 def order(T: int) -> list[tuple[int, int]]:
@@ -51,3 +60,38 @@ def test_heads_that_run_together_fit_the_cache():
     assert [launch.heads_together(32, T, 128, 1, 2) for T in (512, 1024, 4096, 8192, 32768)] == [32, 32, 8, 4, 1]
     assert launch.heads_together(32, 8192, 128, 4, 2) == 16 and launch.heads_together(9, 8192, 64, 3, 2) == 9
     assert launch.heads_together(1, 10**6, 256, 1, 4) == 1
+
+
+def split_time(rows: int, keys: int, heads: int, key_heads: int) -> tuple[int, int]:
+    """In keys that a program reads one after the other: time of few rows over shared keys, whole and split."""
+    block_r = configs.TILES["prefix_few"]["sm_90"][0][0] // (heads // key_heads)
+    programs = -(-rows // block_r) * key_heads
+    n = prefix_attn.splits(programs, keys, MULTIPROCESSORS)
+    parts = [-(-keys // n)] * (programs * n)
+    return until_done([keys] * programs), until_done(parts) + (prefix_attn.JOIN_KEYS if n > 1 else 0)
+
+
+@pytest.mark.parametrize("key_heads", [32, 8])
+def test_splitting_the_keys_of_few_rows_pays(key_heads):
+    gains = {}
+    for rows in range(1, 41):
+        for keys in (128, 512, 1024, 2048, 8192, 32768):
+            whole, split = split_time(rows, keys, 32, key_heads)
+            assert split <= whole, (rows, keys)
+            gains[rows, keys] = whole / split
+    assert min(gains[rows, 2048] for rows in range(1, 41)) > 1.9
+    assert min(gains[rows, 32768] for rows in range(1, 41)) > 3.7
+    assert all(gains[rows, 512] == 1 for rows in range(1, 41))
+
+
+def test_many_rows_are_not_split():
+    assert prefix_attn.splits(132, 32768, MULTIPROCESSORS) == prefix_attn.splits(67, 32768, MULTIPROCESSORS) == 1
+    assert prefix_attn.splits(66, 32768, MULTIPROCESSORS) == 2
+    assert prefix_attn.splits(4, 1025, MULTIPROCESSORS) == prefix_attn.splits(4, 1280, MULTIPROCESSORS)
+
+
+@pytest.mark.parametrize("name", rounds.MADE_UP)
+def test_most_tiles_take_few_rounds(name):
+    """Of 8 that a tile may take. Keys are read backwards: increasing scores are done after the first tile."""
+    scores = rounds.MADE_UP[name](2048, torch.Generator().manual_seed(0))
+    assert rounds.rounds(scores).float().mean() <= {"independent": 4.5, "near keys": 3, "increasing": 1}.get(name, 8)

@@ -19,13 +19,48 @@ def products_in_one_buffer(x: Tensor, modules: Sequence[nn.Linear]) -> list[Tens
     if any(type(m.weight) is not nn.Parameter or m.weight.dtype != x.dtype for m in modules):
         return None
     widths = [len(m.weight) for m in modules]
-    parts = list(x.new_empty(len(x), sum(widths)).split(widths, 1))
+    out = x.new_empty(len(x), sum(widths))
+    parts = list(out.split(widths, 1))
+    if (joint := _joint(modules)) is not None:
+        weight, bias = joint
+        torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
+        return parts
     for module, part in zip(modules, parts, strict=True):
         if module.bias is None:
             torch.mm(x, module.weight.T, out=part)
         else:
             torch.addmm(module.bias, x, module.weight.T, out=part)
     return parts
+
+
+def lie_together(modules: Sequence[nn.Linear]) -> bool:
+    """Whether the weights of these projections, and their biases, follow one another in memory (`model.fused`)."""
+    return _joint(modules) is not None
+
+
+def _joint(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None] | None:
+    """The weights [all out, in] and biases [all out] as one tensor each, where they follow one another in memory."""
+    weight, bias = one_after_another([m.weight for m in modules]), None
+    if weight is None:
+        return None
+    biases = [m.bias for m in modules if m.bias is not None]
+    if biases:
+        bias = one_after_another(biases) if len(biases) == len(modules) else None
+        if bias is None:
+            return None
+    return weight, bias
+
+
+def one_after_another(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Tensors [n, ...] that follow one another in memory as one tensor [sum of n, ...], a view; None if they do not."""
+    first = tensors[0]
+    at, storage = first.storage_offset(), first.untyped_storage().data_ptr()
+    for t in tensors:
+        alike = t.dtype == first.dtype and t.shape[1:] == first.shape[1:] and t.is_contiguous()
+        if not alike or t.storage_offset() != at or t.untyped_storage().data_ptr() != storage:
+            return None
+        at += t.numel()
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
 
 
 def side_by_side(heads: Sequence[Tensor]) -> list[Tensor]:

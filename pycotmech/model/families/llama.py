@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +16,7 @@ from pycotmech.model.config import Mixture, ModelConfig
 from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import Family, is_exactly, linear
-from pycotmech.model.families.launches import products_in_one_buffer
+from pycotmech.model.families.launches import lie_together, products_in_one_buffer
 from pycotmech.model.placement import device_of, weight_of
 
 _MLP_BYTES = 48 * 2**20
@@ -212,10 +212,18 @@ class LlamaFamily(Family):
             return mlp(n[None])[0]
         parts = []
         for rows in n.split(self.mlp_rows):
-            hidden = self._gated(linear(mlp.gate_proj, rows), linear(mlp.up_proj, rows))  # [rows, d_mlp]
+            hidden = self._gated(*self._gate_and_up(mlp, rows))  # [rows, d_mlp]
             parts.append(linear(mlp.down_proj, hidden))
             del hidden
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _gate_and_up(self, mlp: modeling_llama.LlamaMLP, rows: Tensor) -> Sequence[Tensor]:
+        """The two projections of rows [R, d] to the hidden layer, [R, d_mlp] each: one product if their weights lie so."""
+        both = (mlp.gate_proj, mlp.up_proj)
+        joint = None
+        if self.few_launches and all(is_exactly(p, nn.Linear) for p in both) and lie_together(both):
+            joint = products_in_one_buffer(rows, both)
+        return [linear(p, rows) for p in both] if joint is None else joint
 
     def _mlp_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
         """resid_mid [R, d] -> what the MLP reads, [R, d]. added: what x is still short of, and is added to it in place."""

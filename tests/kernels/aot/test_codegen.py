@@ -102,6 +102,16 @@ def test_sinks_at_every_entry(key):
     check(key.family, key, [ahead.SINK_LAUNCHES[key.kind]], excused)
 
 
+@pytest.mark.parametrize("arch", ["sm_90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_80", "sm_86", "sm_100"))])
+@pytest.mark.parametrize("kind", ["prefix_few", pytest.param("prefix_cuts", marks=pytest.mark.slow)])
+def test_split_keys(arch, kind):
+    """Two launches: the parts, with tensor cores and asynchronous loads, and what joins them."""
+    parts, joined = ahead.compile_for(arch, ahead.SPLIT_LAUNCHES[kind], torch.bfloat16, 128)
+    judge(arch, parts, mma="full", pipelined=kind == "prefix_few")
+    judge(arch, joined)
+    assert joined.kernel == "join_kernel" and joined.registers <= 128
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ahead.LAUNCHES)
 def test_blackwell_desktop(kind):

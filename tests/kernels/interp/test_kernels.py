@@ -1,6 +1,7 @@
 """Every kernel in Triton's interpreter against float64, among NaN (tests/kernels/poison.py)."""
 
 import pytest
+from pycotmech.kernels import prefix_attn
 
 from tests.kernels import cases
 
@@ -26,9 +27,17 @@ def test_rows_and_entries(run_once, name):
     cases.check_rows(run_once, name)
 
 
-@pytest.mark.parametrize("name", cases.PREFIX)
+@pytest.mark.parametrize("name", [name for name in cases.PREFIX if name not in cases.SPLIT])
 def test_prefix(run, name):
     cases.check_prefix(run, name)
+
+
+@pytest.mark.parametrize("name", cases.SPLIT)
+def test_few_rows_are_split(run, name, monkeypatch):
+    found, plain = [], prefix_attn.splits
+    monkeypatch.setattr(prefix_attn, "splits", lambda *sizes: found.append(plain(*sizes)) or found[-1])
+    cases.check_prefix(run, name)
+    assert found[0] > 4
 
 
 @pytest.mark.parametrize("case", cases.ROWS, ids=str)
