@@ -112,6 +112,11 @@ class RowEdits:
         return BoundEdits(self, tables, patterns, to.begins)
 
 
+def _places(bases: Bases) -> list[list[int]]:
+    """Of each base: the first and the last position whose rows are kept, where these rows begin, and where its keys begin."""
+    return torch.stack((bases.first, bases.read, bases.row_offset, bases.key_offset), 1).tolist()
+
+
 @dataclass(frozen=True)
 class _Table:
     """The entries of one site and layer, by row. What is looked up while rows go through the layers is on the CPU too:
@@ -149,6 +154,7 @@ class _Patterns:
     shared: np.ndarray  # [E] where the base's keys begin among the shared ones
     n_shared: np.ndarray  # [E] how many of these the row sees
     n_own: np.ndarray  # [E] how many of its own
+    places: list[list[int]]  # of each base, as `_places`: a replaced pattern reads keys from one position to another
     row: Tensor  # [E] packed row, or packed number of the variant where only rows that are read are held; on the device
     own: Tensor  # [E] packed row of the first of its own keys
     see: Tensor  # [E, 2] n_shared, n_own
@@ -165,7 +171,7 @@ class _Patterns:
         n_own, device = row - own + 1, to.table.device
         return _Patterns(
             packed=packed.numpy(), base=base.numpy(), head=head.numpy(), shared=bases.key_offset[base].numpy(),
-            n_shared=n_shared.numpy(), n_own=n_own.numpy(), row=(packed if read else row).to(device), own=own.to(device),
+            n_shared=n_shared.numpy(), n_own=n_own.numpy(), places=_places(bases), row=(packed if read else row).to(device), own=own.to(device),
             see=torch.stack((n_shared, n_own), 1).to(device), ref=ref.to(device),
         )  # fmt: skip
 
@@ -317,10 +323,11 @@ class SourceValues:
     """Values from the source run of each base; ref is the row among the bases' kept rows."""
 
     on_device: ClassVar[tuple[str, ...]] = ("bases",)
+    for_making: ClassVar[tuple[str, ...]] = ("places",)
+    """What only replaced patterns read, which say it themselves (`_Patterns.places`)."""
 
     def __init__(self, family: Family, bases: Bases) -> None:
-        self.family, self.bases = family, bases
-        self.places = torch.stack((bases.first, bases.read, bases.row_offset, bases.key_offset), 1).tolist()
+        self.family, self.bases, self.places = family, bases, _places(bases)
 
     def __call__(self, site: str, l: int, ref: Tensor, head: Tensor) -> Tensor:
         source = self.bases.source

@@ -236,9 +236,10 @@ def test_another_shape_is_another_graph(model, on, other):
     assert graphs.captures == graphs.replays == len(graphs) == 2
 
 
-def test_prompts_of_other_lengths_replay_the_same_graph(model, on, monkeypatch):
+@pytest.mark.parametrize("site", ["z", "q", "resid_mid"])
+def test_prompts_of_other_lengths_replay_the_same_graph(site, model, on, monkeypatch):
     """Buffers are longer than what they hold. What lies after it is not looked at: here it is not a number."""
-    case = CASES["z, where it is read"]
+    case = ("residual" if site == "resid_mid" else "heads", dict(site=site, positions=[-1]))
     lengths = [T, T, T + 5, FIRST + 2, T + 9]
     expected = [sweeps(case, seed, model, length) for seed, length in enumerate(lengths)]
     graphs = on(model)
