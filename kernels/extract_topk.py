@@ -2,8 +2,8 @@
 
 A program keeps the best keys so far of each of its rows. A tile of scores is gone through in rounds: each takes the best
 score that is left in every row, if it beats the worst that the row keeps. The rounds of a tile end when no row of the program
-has such a score; most tiles have none or one. Keys are read from the last to the first, because near keys tend to have
-the highest scores: thresholds are then high from the first tile on.
+has such a score. Keys are read from the last to the first, but the first tile of all comes early: near keys and the first
+ones tend to have the highest scores, so that most of the other tiles take few rounds or none.
 """
 
 import torch
@@ -48,10 +48,13 @@ def _walk_down(
     D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr,
     TOPK: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The keys hi to lo, BLOCK_N at a time, the last ones first. MASKED: a row may miss a key."""
+    """The keys hi to lo, BLOCK_N at a time, the last ones first. MASKED: a row may miss a key; otherwise the first tile comes
+    second."""
     top = lo + (tl.cdiv(hi - lo, BLOCK_N) - 1) * BLOCK_N  # where the last tile begins
     for done in tl.range(0, hi - lo, BLOCK_N, num_stages=STAGES):
         start = top - done
+        if not MASKED:
+            start = tl.where(done == BLOCK_N, lo, start + tl.where(done > BLOCK_N, BLOCK_N, 0))
         o_n = start + tl.arange(0, BLOCK_N)
         if TMA:
             b_k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)

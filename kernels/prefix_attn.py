@@ -35,8 +35,9 @@ def splits(programs: int, keys: int, multiprocessors: int) -> int:
     return n if keys - keys // n > JOIN_KEYS else 1
 
 
-def own_stages(config: configs.Config) -> int:
-    return 1
+def own_stages(config: configs.Config, DP: int) -> int:
+    """Stages of the pipeline that reads own keys: two where the compiler shows that they cost no memory and no spills."""
+    return 2 if config.tma and DP <= 128 else 1
 
 
 @triton.jit
@@ -278,7 +279,7 @@ def prefix_attn(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softca
         *q.stride()[:2], *k_shared.stride()[:2], *v_shared.stride()[:2], *k_own.stride()[:2], *v_own.stride()[:2],
         *out[0].stride()[-3:-1], R, H, scale, softcap, window or launch.NO_WINDOW,
         GROUP=group, GROUP_P=group_p, D=D, DP=DP, BLOCK_R=block_r, BLOCK_N=config.block_n, STAGES=config.stages,
-        OWN_STAGES=own_stages(config), PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0,
+        OWN_STAGES=own_stages(config, DP), PREC=config.precision, HAS_CUTS=has_cuts, CAP=softcap > 0,
         SINK=sinks is not None and n == 1, TMA=config.tma, SPLIT=n > 1, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if n > 1:

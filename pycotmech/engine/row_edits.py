@@ -171,7 +171,8 @@ class _Patterns:
         n_own, device = row - own + 1, to.table.device
         return _Patterns(
             packed=packed.numpy(), base=base.numpy(), head=head.numpy(), shared=bases.key_offset[base].numpy(),
-            n_shared=n_shared.numpy(), n_own=n_own.numpy(), places=_places(bases), row=(packed if read else row).to(device), own=own.to(device),
+            n_shared=n_shared.numpy(), n_own=n_own.numpy(), places=_places(bases),
+            row=(packed if read else row).to(device), own=own.to(device),
             see=torch.stack((n_shared, n_own), 1).to(device), ref=ref.to(device),
         )  # fmt: skip
 

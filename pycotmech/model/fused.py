@@ -28,23 +28,22 @@ def fuse_weights(model: nn.Module) -> int:
     Raises ValueError, naming `fuse_weights`, for weights that are parts of a larger piece of memory, such as a mapped file,
     which would be read into memory and kept there beside the file's pages, or that have no values; the model is then as it was.
     """
-    found = [
-        group
-        for module in model.modules()
-        for names in SAME_INPUT
-        if (group := [getattr(module, name, None) for name in names])
-        and all(type(m) is nn.Linear for m in group)
-        and len({m.weight.dtype for m in group}) == 1
-    ]
+    found = [group for module in model.modules() for names in SAME_INPUT if (group := _projections(module, names))]
     for group in found:
         for m in group:
             _refuse_shared(m.weight)
     for group in found:
         _put_together([m.weight for m in group])
-        biases = [m.bias for m in group]
-        if all(b is not None for b in biases):
+        if biases := [m.bias for m in group if m.bias is not None]:
             _put_together(biases)
     return sum(len(group) - 1 for group in found)
+
+
+def _projections(module: nn.Module, names: Sequence[str]) -> list[nn.Linear]:
+    """The module's parts of these names, if all are plain projections of one dtype; otherwise none."""
+    parts = [getattr(module, name, None) for name in names]
+    plain = [m for m in parts if type(m) is nn.Linear]
+    return plain if len(plain) == len(names) and len({m.weight.dtype for m in plain}) == 1 else []
 
 
 def _refuse_shared(weight: Tensor) -> None:
@@ -58,8 +57,8 @@ def _refuse_shared(weight: Tensor) -> None:
 
 
 @torch.no_grad()
-def _put_together(tensors: Sequence[nn.Parameter]) -> None:
+def _put_together(tensors: Sequence[Tensor]) -> None:
     """Parameters [n, ...] become views of one buffer [sum of n, ...]."""
-    together = torch.cat([t.data for t in tensors])
+    together = torch.cat([t.detach() for t in tensors])
     for t, part in zip(tensors, together.split([len(t) for t in tensors]), strict=True):
         t.data = part

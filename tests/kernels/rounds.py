@@ -18,7 +18,8 @@ BLOCK_M, BLOCK_N, TOPK = 128, 64, 8
 
 def rounds(scores: Tensor, *, topk: int = TOPK, block_m: int = BLOCK_M, block_n: int = BLOCK_N, down: bool = True) -> Tensor:
     """The rounds of every tile that is read, of one head with the scores [T, T], whose entries above the diagonal are not
-    looked at. down: whether keys are read from the last to the first."""
+    looked at. down: whether keys are read as the kernel does, from the last to the first but for the first tile, which comes
+    second after those of the diagonal; otherwise from the first to the last."""
     T = len(scores)
     found = []
     for m0 in range(0, T, block_m):
@@ -26,7 +27,11 @@ def rounds(scores: Tensor, *, topk: int = TOPK, block_m: int = BLOCK_M, block_n:
         block = scores[m0:m1, :m1].masked_fill(torch.arange(m1) > torch.arange(m0, m1)[:, None], -math.inf)
         best = torch.full((m1 - m0, topk), -math.inf)
         tiles = list(block.split(block_n, 1))
-        for tile in reversed(tiles) if down else tiles:
+        if down:
+            full = (m0 + 1) // block_n
+            before = [*reversed(tiles[1:full])]
+            tiles = [*reversed(tiles[full:]), *before[:1], *tiles[: min(full, 1)], *before[1:]]
+        for tile in tiles:
             ranked = tile.topk(min(topk, tile.shape[1]), dim=1).values
             worst = best.flip(1)[:, : ranked.shape[1]]  # the i-th best of a tile meets the slots that i - 1 better ones left
             beats = (ranked >= worst) if down else (ranked > worst)

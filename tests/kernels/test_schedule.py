@@ -92,6 +92,7 @@ def test_many_rows_are_not_split():
 
 @pytest.mark.parametrize("name", rounds.MADE_UP)
 def test_most_tiles_take_few_rounds(name):
-    """Of 8 that a tile may take. Keys are read backwards: increasing scores are done after the first tile."""
+    """Of 8 that a tile may take. Keys are read backwards, the first ones early: scores that rise or fall are soon done."""
     scores = rounds.MADE_UP[name](2048, torch.Generator().manual_seed(0))
-    assert rounds.rounds(scores).float().mean() <= {"independent": 4.5, "near keys": 3, "increasing": 1}.get(name, 8)
+    most = {"independent": 4.5, "near keys": 2, "increasing": 1.4, "decreasing": 2, "equal": 8}
+    assert rounds.rounds(scores).float().mean() <= most[name]

@@ -71,7 +71,7 @@ def test_one_product_is_launched(monkeypatch):
     model.family.few_launches = True
     model.run(TOKENS)
     joint, both = 8 * 16, 2 * 80  # q, k and v of 4, 2 and 2 heads of 16; gate and up
-    assert widths == [joint, both, joint, joint, both]  # in the last layer keys of all rows, then queries of those that are read
+    assert widths == [joint, both, joint, joint, both]  # in the last layer again, for the rows that are read
 
 
 def test_saved_and_loaded(tmp_path):
