@@ -167,7 +167,7 @@ class _Writer:
         caption = _e(table.caption)
         above = "" if table.closed else f"<caption>{caption}</caption>"
         inner = (
-            f'<div class=scroll tabindex=0 role=region aria-label="{caption}"><table>{above}<thead><tr>{head}</tr></thead>'
+            f'<div class=scroll tabindex=0 role=group aria-label="{caption}"><table>{above}<thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>"
         )
         return f"<details><summary>{caption}</summary>{inner}</details>" if table.closed else inner

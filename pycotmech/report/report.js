@@ -60,7 +60,7 @@
     tip.style.top = `${Math.max(8, top)}px`;
   }
   const hush = () => { tip.hidden = true; };
-  window.addEventListener("scroll", hush, { passive: true });
+  for (const name of ["wheel", "touchmove"]) window.addEventListener(name, hush, { passive: true }); // not where focus scrolls
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hush(); });
 
   // ---- a table beside every chart -----------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@
       const body = el("tbody", {}, rows().map((row) =>
         el("tr", {}, row.map((cell, i) => el(i ? "td" : "th", i ? { class: "n" } : { scope: "row" }, cell)))));
       const head = el("thead", {}, el("tr", {}, columns.map((name, i) => el("th", { scope: "col", class: i ? "n" : "" }, name))));
-      details.append(el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The numbers of this chart" },
+      details.append(el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "The numbers of this chart" },
         el("table", {}, head, body)));
     });
     return details;
@@ -213,7 +213,8 @@
       vars: { "--columns": H, "--row": `${Math.max(8, Math.min(22, Math.round(470 / L)))}px` } });
     for (let l = L - 1; l >= 0; l--) {
       const row = el("div", { role: "row", "aria-rowindex": L - l });
-      row.append(el("div", { role: "rowheader", "aria-label": `layer ${l}` }, l % every === 0 || l === L - 1 && l % every > every / 2 ? l : ""));
+      const numbered = l % every === 0 || (l === L - 1 && l % every > every / 2);
+      row.append(el("div", { role: "rowheader" }, el("span", { class: "sr" }, numbered ? "layer " : `layer ${l}`), numbered && l));
       for (let h = 0; h < H; h++) {
         const i = l * H + h;
         cells[i] = el("div", { role: "gridcell", tabindex: -1, "data-i": i });
@@ -221,11 +222,14 @@
       }
       grid.append(row);
     }
-    const names = el("div", { role: "row", "aria-rowindex": L + 1 }, el("div", { role: "columnheader", "aria-label": "layer" }));
-    for (let h = 0; h < H; h++) names.append(el("div", { role: "columnheader", "aria-label": `head ${h}` }, h % across === 0 ? h : ""));
+    const names = el("div", { role: "row", "aria-rowindex": L + 1 }, el("div", { role: "columnheader" }, el("span", { class: "sr" }, "layer")));
+    for (let h = 0; h < H; h++) {
+      const numbered = h % across === 0;
+      names.append(el("div", { role: "columnheader" }, el("span", { class: "sr" }, numbered ? "head " : `head ${h}`), numbered && h));
+    }
     grid.append(names);
 
-    const panel = el("section", { class: "inspector", "aria-label": "The chosen head" });
+    const panel = el("div", { class: "inspector", role: "group", "aria-label": "The chosen head" });
     const live = el("p", { class: "sr", "aria-live": "polite" });
     figure.append(thumbs || "", el("div", { class: "heads-body" },
       el("div", { class: "map" }, el("div", { class: "axis-names", "aria-hidden": "true" }, el("span", {}, "layer ↑"), el("span", {}, "head →")),
@@ -315,7 +319,7 @@
     ].filter(([, v]) => v !== "");
     const known = status && !status.startsWith("not ") && !status.startsWith("within") ? "yes" : "weak";
     panel.replaceChildren(...[
-      el("h4", {}, name, status && el("span", { class: `badge ${known}` }, status)),
+      el("h3", {}, name, status && el("span", { class: `badge ${known}` }, status)),
       el("p", { class: "where" }, [m.name, m.kind].filter(Boolean).join(", ")),
       el("dl", { class: "small" }, said.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v)))),
       chart.maps.length > 2 ? strip(chart, map, i, signed, go) : "",
@@ -327,7 +331,7 @@
   // The same head in all maps, as small bars that can be pressed.
   function strip(chart, map, i, signed, go) {
     const limit = largest(chart.maps.map((m) => [m.value[i]]));
-    return el("div", { class: "strip-of" }, el("h5", {}, "This head in all maps"), el("div", { class: "sticks", role: "group", "aria-label": "This head in all maps" }, chart.maps.map((m, k) => {
+    return el("div", { class: "strip-of" }, el("h4", {}, "This head in all maps"), el("div", { class: "sticks", role: "group", "aria-label": "This head in all maps" }, chart.maps.map((m, k) => {
       const v = at(m.value, i), size = v === null ? 0 : Math.abs(v) / limit;
       return el("button", { type: "button", "aria-pressed": k === map ? "true" : "false", "aria-label": `${m.name}: ${shown(v, chart.unit, signed)}`, title: `${m.name}: ${shown(v, chart.unit, signed)}`, onclick: () => go(k) },
         el("span", { class: `stick ${v !== null && v < 0 ? "neg" : "pos"}`, vars: { "--size": `${(100 * size).toFixed(1)}%` } }));
@@ -338,7 +342,7 @@
     const found = chart.details[key];
     if (!found) return "";
     return [
-      el("h5", {}, found.title), found.text ? el("p", {}, found.text) : "",
+      el("h4", {}, found.title), found.text ? el("p", {}, found.text) : "",
       found.rows ? weights(found.rows.map(([text, value]) => ({ text, value })), largest([found.rows.map((r) => r[1])]), (v) => shown(v, found.unit || "number", true)) : "",
     ];
   }
@@ -367,12 +371,12 @@
       body.replaceChildren(
         passage(tokens, one.keys, one.mass, view.read, view.answer),
         weights(one.keys.map((p, j) => ({ text: tokens[p], note: `position ${p}`, value: one.mass[j] })), 1, (v) => shown(v, "share")),
-        el("h5", {}, "What it writes there"),
+        el("h4", {}, "What it writes there"),
         el("p", { class: "small-print" }, "Tokens whose logits it raises most, against the mean of all tokens:"),
         weights(one.words.map((w, j) => ({ text: w, value: one.adds[j] })), largest([one.adds]), (v) => shown(v, "number", true)));
     }
     draw(0);
-    return [el("h5", {}, "Where it looks"), choose, body];
+    return [el("h4", {}, "Where it looks"), choose, body];
   }
 
   // A text with the tokens marked that a row attends to. Tokens in between are one text node each run.
@@ -380,7 +384,7 @@
     const marks = new Map(keys.map((p, j) => [p, mass[j]]));
     marks.set(read, marks.has(read) ? marks.get(read) : 0);
     const places = [...marks.keys()].filter((p) => p >= 0 && p < tokens.length).sort((a, b) => a - b);
-    const box = el("div", { class: "passage", tabindex: 0, role: "region", "aria-label": "The text, with the tokens marked that the head attends to" });
+    const box = el("div", { class: "passage", tabindex: 0, role: "group", "aria-label": "The text, with the tokens marked that the head attends to" });
     let from = 0;
     for (const p of places) {
       if (p > from) {
@@ -595,7 +599,7 @@
 
   function drawFlow(figure, chart) {
     const pick = el("div", { class: "segmented", role: "group", "aria-label": `${chart.title}: choose a step` });
-    const holder = el("div", { class: "plot flow-plot", tabindex: 0, role: "region", "aria-label": `${chart.title}, may be scrolled sideways` });
+    const holder = el("div", { class: "plot flow-plot", tabindex: 0, role: "group", "aria-label": `${chart.title}, may be scrolled sideways` });
     const list = el("ul", { class: "legend" }, [["node writer", "writes the answer"], ["node", "hands something on"], ["token question", "question"],
       ["token generated", "generated text"], ["token few_shot", "few-shot block"], ["token answer", "the answer's word"]]
       .map(([kind, text]) => el("li", {}, el("span", { class: `mark ${kind}` }), text)));
