@@ -121,6 +121,10 @@ class Page:
     made: Mapping[str, Any] = field(default_factory=dict)
 
 
+_LONG = 1200
+"""Letters of a quoted text from which on it is scrolled."""
+
+
 class _Writer:
     """Writes the parts of a page, and keeps its charts."""
 
@@ -139,8 +143,7 @@ class _Writer:
             case Note(text):
                 return f"<p class=note>{_e(text)}</p>"
             case Quote(parts):
-                rows = "".join(f"<dt>{_e(label)}</dt><dd>{_e(text)}</dd>" for label, text in parts)
-                return f"<dl class=quote>{rows}</dl>"
+                return f"<dl class=quote>{''.join(_quoted(label, text) for label, text in parts)}</dl>"
             case Table():
                 return self.table(part)
             case Draw(chart, compact):
@@ -223,8 +226,9 @@ def render(page: Page) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with a capital letter first."""
-    return text[:1].upper() + text[1:]
+    """The text with a capital letter first, unless it begins with a name such as z or patch_steps."""
+    first = text.partition(" ")[0]
+    return text[:1].upper() + text[1:] if len(first) > 1 and "_" not in first else text
 
 
 def sentence(text: object) -> str:
@@ -235,6 +239,14 @@ def sentence(text: object) -> str:
 def _facts(rows: Mapping[str, Any]) -> str:
     shown = "".join(f"<div><dt>{_e(k)}</dt><dd>{_e(_cell(v))}</dd></div>" for k, v in rows.items() if v not in (None, ""))
     return f"<dl class=facts>{shown}</dl>" if shown else ""
+
+
+def _quoted(label: str, text: str) -> str:
+    """A text in its own lines; a long one is scrolled."""
+    shown = html.escape(printable(text, lines=True))
+    long = f' class=long tabindex=0 role=group aria-label="{_e(label)}"' if len(shown) > _LONG else ""
+    inner = f"<div{long}>{shown}</div>" if long else shown
+    return f"<dt>{_e(label)}</dt><dd>{inner}</dd>"
 
 
 def _e(text: object) -> str:

@@ -17,7 +17,7 @@ from pycotmech.report import charts
 from pycotmech.report.charts import Chart
 from pycotmech.report.of_analyses import charts_of, knock_outs, writers_by_layer
 from pycotmech.report.page import Claim, Draw, Facts, Note, Page, Part, Section, Sentences, Table, capital, sentence
-from pycotmech.report.run import WITHOUT_VIEWS, made
+from pycotmech.report.run import WITHOUT_VIEWS, failures_of, made
 from pycotmech.runs.head_views import read_head_views
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.results import PaperResults
@@ -106,7 +106,11 @@ def paper_page(results: PaperResults) -> Page:
             "Precision": provenance.get("dtype"),
         },
         sections=sections,
-        notes=[*(sentence(note) for note in provenance.get("notes") or []), *(sentence(text) for text in notes.said)],
+        notes=[
+            *(sentence(note) for note in provenance.get("notes") or []),
+            *(sentence(text) for text in notes.said),
+            *failures_of(results),
+        ],
         views=views,
         made=made(provenance),
     )

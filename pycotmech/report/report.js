@@ -41,6 +41,7 @@
       : Number.isInteger(value) ? String(value) : value.toPrecision(3);
     return (sign + text).replace("-", "−");
   }
+  const tick = (v, unit) => (unit === "share" ? shown(v, unit) : String(Number(v.toPrecision(3))).replace("-", "−"));
   const ends = (low, high, unit, signed) =>
     Number.isFinite(low) && Number.isFinite(high) ? `[${shown(low, unit, signed)}, ${shown(high, unit, signed)}]` : "";
   const finite = (values) => values.filter((v) => Number.isFinite(v));
@@ -100,7 +101,7 @@
     const marks = ticks(low, high, Math.max(2, Math.round((box.bottom - box.top) / 52)));
     box.svg.append(sv("g", { class: "axis" }, marks.map((v) => [
       sv("line", { class: v === 0 ? "zero" : "grid", x1: box.left, x2: box.right, y1: y(v), y2: y(v) }),
-      sv("text", { x: box.left - 8, y: y(v) + 4, "text-anchor": "end" }, shown(v, unit)),
+      sv("text", { x: box.left - 8, y: y(v) + 4, "text-anchor": "end" }, tick(v, unit)),
     ])));
     box.svg.append(sv("text", { class: "name", x: 0, y: 12 }, label));
     return y;
@@ -425,7 +426,7 @@
       const y = yAxis(box, low, high, chart.unit, chart.label);
       const x = linear(xs[0], xs[xs.length - 1], box.left + 6, box.right - 6);
       for (const v of ticks(xs[0], xs[xs.length - 1], Math.round((box.right - box.left) / 64), xs.every(Number.isInteger))) {
-        box.svg.append(sv("text", { class: "tick", x: x(v), y: box.bottom + 16, "text-anchor": "middle" }, shown(v)));
+        box.svg.append(sv("text", { class: "tick", x: x(v), y: box.bottom + 16, "text-anchor": "middle" }, tick(v)));
       }
       box.svg.append(sv("text", { class: "name", x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle" }, chart.across));
       if (chart.span && Number.isFinite(chart.span[0]) && Number.isFinite(chart.span[1])) {
@@ -484,6 +485,14 @@
 
   // ---- bars -------------------------------------------------------------------------------------------------------------
 
+  // A name in two lines where one is too long, cut at the space that leaves the halves most alike.
+  function halved(text, most) {
+    if (text.length <= most || !text.includes(" ")) return [text];
+    const spaces = [...text.matchAll(/ /g)].map((found) => found.index);
+    const cut = spaces.reduce((best, i) => (Math.abs(2 * i - text.length) < Math.abs(2 * best - text.length) ? i : best));
+    return [text.slice(0, cut), text.slice(cut + 1)];
+  }
+
   function drawBars(figure, chart) {
     const names = chart.series.map((s) => s.name);
     const key = legend(chart.series);
@@ -497,15 +506,16 @@
     figure.append(holder, tableOf(["", ...names.flatMap((n) => [n, "interval"])], () => chart.groups.map((_, g) => [long(g), ...chart.series.flatMap((s) => [
       shown(s.value[g], chart.unit), ends(at(s.low, g), at(s.high, g), chart.unit)])])));
     sized(holder, (width) => {
-      const height = figure.classList.contains("compact") ? 210 : 260;
-      const box = frame(chart, width, height, { left: 52, right: 12, top: 26, bottom: 34 });
+      const height = figure.classList.contains("compact") ? 215 : 265;
+      const box = frame(chart, width, height, { left: 52, right: 12, top: 26, bottom: 40 });
       const y = yAxis(box, low, high, chart.unit, chart.label);
       const step = (box.right - box.left) / chart.groups.length, inner = Math.min(step * 0.78, 34 * chart.series.length);
       const thick = inner / chart.series.length;
-      const skip = Math.max(1, Math.ceil((Math.max(...chart.groups.map((g) => g.length)) * 6.4 + 8) / step));
-      chart.groups.forEach((group, g) => {
+      const parts = chart.groups.map((group) => halved(group, Math.floor((step - 8) / 6.4)));
+      const skip = Math.max(1, Math.ceil((Math.max(...parts.flat().map((text) => text.length)) * 6.4 + 8) / step));
+      chart.groups.forEach((_, g) => {
         const middle = box.left + (g + 0.5) * step;
-        if (g % skip === 0) box.svg.append(sv("text", { class: "tick", x: middle, y: box.bottom + 16, "text-anchor": "middle" }, group));
+        if (g % skip === 0) parts[g].forEach((text, k) => box.svg.append(sv("text", { class: "tick", x: middle, y: box.bottom + 16 + 14 * k, "text-anchor": "middle" }, text)));
         chart.series.forEach((s, k) => {
           const v = at(s.value, g);
           if (v === null) return;
@@ -513,7 +523,7 @@
           box.svg.append(sv("rect", { class: `fill ${tint(s, k)}`, x: left + 0.5, y: from, width: Math.max(1, thick - 1.5), height: Math.max(0.5, to - from), rx: 1.5 }));
           if (at(s.low, g) !== null && at(s.high, g) !== null) {
             const c = left + thick / 2;
-            box.svg.append(sv("path", { class: "whisker", d: `M${c} ${y(s.low[g])}V${y(s.high[g])}` }));
+            for (const kind of ["whisker back", "whisker"]) box.svg.append(sv("path", { class: kind, d: `M${c} ${y(s.low[g])}V${y(s.high[g])}` }));
           }
         });
         const cover = sv("rect", { class: "cover", x: box.left + g * step, y: box.top, width: step, height: box.bottom - box.top });
@@ -561,9 +571,17 @@
     const canvas = el("canvas", { role: "img", "aria-label": `${chart.title}: ${chart.label}; the table below holds its largest entries` });
     const cursor = el("span", { class: "cursor-cell", hidden: true });
     const live = el("p", { class: "sr", "aria-live": "polite" });
-    const holder = el("div", { class: "matrix-plot", tabindex: 0, role: "group", "aria-label": `${chart.title}: arrow keys read the entries`, vars: { "--ratio": `${C} / ${R}` } }, canvas, cursor);
+    const holder = el("div", { class: "matrix-plot", tabindex: 0, role: "group", "aria-label": `${chart.title}: arrow keys read the entries`, vars: { "--ratio": R === C ? "1" : String(Math.max(C / R, 1.3)) } }, canvas, cursor);
     onTheme(() => paint(canvas, chart.value, R, C, limit, false));
-    figure.append(el("div", { class: "matrix-body" }, el("span", { class: "up" }, chart.up), holder, el("span", { class: "across" }, chart.across)),
+    const names = (all, side) => {
+      const longest = Math.max(...all.map((text) => text.length)) * 0.4 + 0.5, room = Math.min(window.innerWidth < 600 ? 15 : 33, Math.max(15, C * 2.4));
+      const every = side === "left" ? Math.ceil(all.length / 20) : Math.ceil((longest * all.length) / room);
+      return el("div", { class: side, "aria-hidden": "true" }, all.map((text, i) => i % every === 0 &&
+        el("span", { vars: { [side === "left" ? "top" : "left"]: `${(100 * (i + 0.5)) / all.length}%` } }, text)));
+    };
+    const widest = Math.min(14, Math.max(...chart.rows.map((text) => text.length)) * 0.42 + 0.6);
+    figure.append(el("div", { class: "matrix-body", vars: { "--names": `${widest}rem`, "--wide": `${Math.min(34, Math.max(15, C * 2.4))}rem` } }, el("span", { class: "up" }, chart.up),
+      names(chart.rows, "left"), holder, names(chart.columns, "below"), el("span", { class: "across" }, chart.across)),
       colourBar(chart, limit), live, tableOf(["entry", "value"], () => chart.value.map((v, i) => [v, i]).filter(([v]) => v !== null)
         .sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 200).map(([v, i]) => [`${chart.rows[Math.floor(i / C)]}, ${chart.columns[i % C]}`, shown(v, chart.unit, true)])));
     let r = 0, c = 0;

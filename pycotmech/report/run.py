@@ -17,6 +17,7 @@ from pycotmech.runs.report.aggregate import by_step, head_name, intervals, recor
 from pycotmech.runs.report.findings import findings
 from pycotmech.runs.report.folder import first_record, headline_of, shown
 from pycotmech.runs.results import SweepResults
+from pycotmech.runs.results_base import Results
 from pycotmech.runs.store import SweepState, read
 from pycotmech.stats.bootstrap import ends
 
@@ -27,6 +28,7 @@ WITHOUT_VIEWS = (
     "run of this version stores it at its end."
 )
 _SHOWN = 5
+_FAILED = 8
 
 
 def run_page(results: SweepResults) -> Page:
@@ -46,6 +48,7 @@ def run_page(results: SweepResults) -> Page:
     if damaged := data.attrs["damaged"]:
         which = ", ".join(map(str, damaged))
         notes.append(f"Stored data of {plural(len(damaged), 'example')} ({which}) is damaged and left out.")
+    notes += failures_of(results)
     sections = [
         Section(
             "heads",
@@ -248,6 +251,13 @@ def _prompts(steps: xr.Dataset, record: dict, pairs: bool) -> list[Part]:
             ["step", "kind", "text → answer", "right", "used"], rows, ("step", "right", "used"),
         ),
     ]  # fmt: skip
+
+
+def failures_of(results: Results) -> list[str]:
+    """What could not be done, as the folder's log has it."""
+    failed = [f"{unit} was not done: {why}" for unit, why in results.status().failures.items()]
+    more = [f"{plural(len(failed) - _FAILED, 'unit')} more failed"] if len(failed) > _FAILED else []
+    return [sentence(text) for text in [*failed[:_FAILED], *more]]
 
 
 def made(provenance: Mapping[str, Any]) -> dict[str, Any]:

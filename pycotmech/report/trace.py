@@ -12,7 +12,7 @@ import numpy as np
 from pycotmech.files.text import printable
 from pycotmech.report import charts
 from pycotmech.report.page import Claim, Draw, Note, Page, Part, Quote, Section, Sentences, Table, capital, sentence
-from pycotmech.report.run import made
+from pycotmech.report.run import failures_of, made
 from pycotmech.runs.trace_results import TraceResults
 from pycotmech.stats import bootstrap
 from pycotmech.stats.averages import nanmean
@@ -54,6 +54,7 @@ def trace_page(results: TraceResults) -> Page:
         notes.append(f"The first {_TRACES} of {len(places)} traces are shown; the folder has tables and figures of all.")
     if "receiver_heads" in found:
         sections.append(_receivers(found["receiver_heads"], found.get("chain_use")))
+    notes += failures_of(results)
     if not found:
         notes.append("No analysis is finished yet.")
     return Page(

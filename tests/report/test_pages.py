@@ -13,6 +13,7 @@ from pycotmech.report import page_of, write_report
 from pycotmech.report.page import Claim, Draw, Note, render
 from pycotmech.runs import Settings, experiment
 from pycotmech.runs.attention import summarise_text
+from pycotmech.runs.events import EventLog
 from pycotmech.runs.head_views import FILE as VIEWS
 from pycotmech.runs.trace_run import TraceSettings, run_traces
 from tests.report.made import run_folder
@@ -216,6 +217,13 @@ def test_traces_begin_with_their_verdicts(traces):
     matrix = next(c for c in charts_of(page, "matrix") if c["up"] == "later sentence")
     assert len(matrix["value"]) == len(matrix["rows"]) * len(matrix["columns"]) == len(matrix["texts"]) ** 2
     read(render(page))
+
+
+def test_what_was_not_done_is_said(traces, tmp_path):
+    folder = shutil.copytree(traces, tmp_path / "copy")
+    EventLog(folder).write("failed", unit="receiver_heads", why="the longest has 5 sentences")
+    assert "Receiver_heads" not in texts_of(page_of(folder))
+    assert "receiver_heads was not done: the longest has 5 sentences." in texts_of(page_of(folder))
 
 
 def test_one_trace_and_damaged_ones(traces, tmp_path):
