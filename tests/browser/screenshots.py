@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from pycotmech.report import write_report
@@ -29,6 +30,8 @@ def shoot(
     page.wait_for_timeout(300)
     page.screenshot(path=to)
     context.close()
+    with Image.open(to) as image:  # few colours: a palette makes a third of the bytes
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(to, optimize=True)
 
 
 def main() -> None:
