@@ -1,12 +1,13 @@
-"""Chunk files of arrays, one by one: whether they are what was written, and their values.
+"""Chunk files of arrays, one by one: whether they are what was written, their values, and writing them.
 
-zarr reads chunks through a pipeline for any codec and any storage, which costs about a millisecond each. The chunks that
-`pycotmech.files.arrays` writes are a checksum after a Zstandard frame after plain numbers; reading them directly is some ten
+zarr reads and writes chunks through a pipeline for any codec and any storage, which costs about a millisecond each. The chunks
+that `pycotmech.files.arrays` writes are a checksum after a Zstandard frame after plain numbers; doing so directly is some ten
 times as fast where there are ten thousand.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
 
-_ZSTD = Zstd()
+_ZSTD = Zstd(level=0)  # as zarr's
+
+PARTIAL = ".partial"
+"""How the name of a chunk ends that is being written, here as in zarr."""
 
 
 def chunk_file(store: Path, array: zarr.Array, row: int) -> Path:
@@ -47,6 +51,29 @@ def read_rows(
     for at, row in enumerate(rows):
         out[at] = kept(_read(chunk_file(store, array, row), empty) if plain else np.asarray(array[row]))
     return out
+
+
+def write_row(store: Path, array: zarr.Array, row: int, values: np.ndarray) -> None:
+    """Replaces one entry of the first axis, on the disk some time later. values: [...], of the array's dtype and shape.
+
+    Whoever reads meanwhile finds the old chunk or the new one.
+    """
+    if not _is_plain(array):
+        array[row] = values
+        return
+    expected = array.shape[1:]
+    if values.shape != expected or values.dtype != array.dtype:
+        raise ValueError(f"values: got {values.dtype} {values.shape}; expected {array.dtype} {expected} ({array.basename})")
+    body = bytes(_ZSTD.encode(np.ascontiguousarray(values)))
+    chunk = chunk_file(store, array, row)
+    temporary = chunk.with_name(f"{chunk.name}.{secrets.token_hex(16)}{PARTIAL}")
+    chunk.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_bytes(body + google_crc32c.value(body).to_bytes(4, "little"))
+        temporary.replace(chunk)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _read(chunk: Path, empty: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ import xarray as xr
 import zarr
 
 from pycotmech.files.arrays import DamagedData, EmptyArray, open_group, save_arrays
-from pycotmech.files.chunks import checksum_holds, chunk_file, read_rows
+from pycotmech.files.chunks import PARTIAL, checksum_holds, chunk_file, read_rows, write_row
 from pycotmech.files.text import printable
 from pycotmech.files.write import sync
 from pycotmech.runs.events import EventLog
@@ -36,8 +36,6 @@ FORMAT = 3
 _READ = (2, FORMAT)
 """Formats that are read and continued. In 2 every chunk is written at the beginning, in folders of their own."""
 STORE = "results.zarr"
-_PARTIAL = ".partial"
-"""How the names of files end that zarr has not yet renamed."""
 
 
 class SweepState(IntEnum):
@@ -93,7 +91,7 @@ class SweepStore:
         Cost: every chunk file is read once and its checksum computed; memory stays that of one chunk.
         """
         store = cls(folder)
-        for leftover in (path for name in store._arrays for path in (store._path / name).rglob(f"*{_PARTIAL}")):
+        for leftover in (path for name in store._arrays for path in (store._path / name).rglob(f"*{PARTIAL}")):
             leftover.unlink(missing_ok=True)
         found = _inspect(store._path, store._arrays)
         for example in found.changed:  # first of all: what is not marked as finished may be incomplete
@@ -180,7 +178,7 @@ class SweepStore:
             return self._last[1][name].copy()
         array = self._arrays[name]
         if chunk_file(self._path, array, example).is_file():
-            return np.array(array[example])
+            return read_rows(self._path, array, [example])[0]
         return np.full(array.shape[1:], array.fill_value, array.dtype)
 
     def _write(self, name: str, example: int, row: np.ndarray) -> None:
@@ -190,7 +188,8 @@ class SweepStore:
 
     def _put(self, name: str, example: int, row: np.ndarray) -> None:
         """Replaces one example's chunk, on the disk some time later."""
-        self._arrays[name][example] = row
+        row = np.asarray(row, self._arrays[name].dtype)
+        write_row(self._path, self._arrays[name], example, row)
         if self._last[0] != example:
             self._last = (example, {})
         self._last[1][name] = row

@@ -8,7 +8,7 @@ import xarray as xr
 import zarr
 
 from pycotmech.files.arrays import save_arrays
-from pycotmech.files.chunks import checksum_holds, chunk_file, read_rows
+from pycotmech.files.chunks import PARTIAL, checksum_holds, chunk_file, read_rows, write_row
 
 VALUES = {
     "half": np.random.default_rng(0).normal(size=(3, 4)).astype("f4"),
@@ -38,6 +38,40 @@ def test_rows_are_those_of_zarr(store, name):
 def test_what_is_written_through_zarr_is_read(store):
     array(store, "half")[1] = [1, 2, 3, 4]
     assert read_rows(store, array(store, "half"), [1]).tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_what_is_written_is_read_by_zarr(store, name):
+    new = (VALUES[name][1] * 2 + 1).astype(VALUES[name].dtype)
+    before = chunk_file(store, array(store, name), 0).read_bytes()
+    write_row(store, array(store, name), 1, new)
+    np.testing.assert_array_equal(array(store, name)[1], new)
+    np.testing.assert_array_equal(read_rows(store, array(store, name), [0, 1]), [VALUES[name][0], new])
+    write_row(store, array(store, name), 0, VALUES[name][0])
+    assert chunk_file(store, array(store, name), 0).read_bytes() == before  # the bytes that zarr writes
+    chunk_file(store, array(store, name), 1).unlink()
+    write_row(store, array(store, name), 1, np.full_like(new, array(store, name).fill_value))
+    assert checksum_holds(chunk_file(store, array(store, name), 1))  # also where nothing but fill values is in it
+    assert not list(store.rglob(f"*{PARTIAL}"))
+
+
+def test_what_does_not_fit_is_not_written(store):
+    for wrong in (np.zeros(3, "f4"), np.zeros(4, "f8"), np.zeros((1, 4), "f4")):
+        with pytest.raises(ValueError, match=r"values: got float(32|64).*expected float32"):
+            write_row(store, array(store, "half"), 1, wrong)
+    np.testing.assert_array_equal(array(store, "half")[:], VALUES["half"])
+
+
+def test_a_full_disk_leaves_the_old_chunk_and_nothing_else(store, monkeypatch):
+    def full(path, data):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_row(store, array(store, "half"), 1, np.zeros(4, "f4"))
+    np.testing.assert_array_equal(array(store, "half")[:], VALUES["half"])
+    assert not list(store.rglob(f"*{PARTIAL}"))
 
 
 def test_a_chunk_that_is_not_there_is_the_fill_value(store):
