@@ -102,6 +102,7 @@ def test_versions_are_one():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert version["project"]["dynamic"] == ["version"] and "version" not in version["project"]
     assert re.search(rf"^version: {re.escape(pycotmech.__version__)}$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
+    assert f"\n## {pycotmech.__version__} (" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def test_licences_are_listed_for_what_is_installed():

