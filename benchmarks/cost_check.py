@@ -75,7 +75,7 @@ def cases(model: pcm.Model, T: int, suffix: int) -> Iterator[tuple[str, Demand, 
             yield f"summary, {n} tokens", cost.summary(cfg, n), lambda tokens=tokens: pcm.attention_summary(model, tokens)
     yield (
         "lens, suffix",
-        cost.prompts(cfg, [T], read=suffix * cfg.n_layers),
+        cost.lens(cfg, T, positions=suffix),
         lambda: pcm.logit_lens(model, clean, positions=list(range(T - suffix, T))),
     )
     ends = np.linspace(T // 3, T, 13).round().astype(int).tolist()
@@ -109,6 +109,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--runs", type=int, default=2, help="Timed runs of each, after one that is not; 0: that one alone.")
+    parser.add_argument(
+        "--processor", action="store_true", help="Processor time in place of the clock, for a busy machine; with one thread."
+    )
     parser.add_argument("--tokens", type=int, default=640)
     parser.add_argument("--suffix", type=int, default=40)
     parser.add_argument("--paper", type=int, metavar="N", help="Run the paper with so many examples, in the last dtype.")
@@ -119,6 +123,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("cost-check.json"))
     given = parser.parse_args(words)
     torch.set_num_threads(given.threads)
+    clock = time.process_time if given.processor else time.perf_counter
     rows: list[dict[str, Any]] = []
     start = time.monotonic()
 
@@ -137,7 +142,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for dtype in given.dtype:
         model = pcm.Model.from_pretrained(given.model, dtype=dtype)
         began = time.monotonic()
-        machine = cost.of_model(model)
+        machine = cost.of_model(model, clock=clock)
         shown = ", ".join(f"{rows_} rows {s * 1e3:.3g} ms" for rows_, s in machine.layer)
         print(
             f"\n{given.model}, {dtype}, {given.threads} thread(s), measured in {time.monotonic() - began:.1f} s: a layer "
@@ -150,10 +155,11 @@ def main(words: Sequence[str] | None = None) -> int:
             if not name.startswith(tuple(given.only)):
                 continue
             predicted, best = machine.seconds(model.cfg, demand), float("inf")
-            for _ in range(3):
-                began_run = time.perf_counter()
+            for i in range(given.runs + 1):
+                began_run = clock()
                 call()
-                best = min(best, time.perf_counter() - began_run)
+                if i or not given.runs:
+                    best = min(best, clock() - began_run)
             keep({"dtype": dtype, "name": name, "predicted": predicted, "measured": best, "flop": demand.flop(model.cfg)})
         folders = list(given.of)
         with tempfile.TemporaryDirectory() as place:

@@ -16,7 +16,8 @@ class Demand:
     layer_rows: rows that go through a layer, summed over layers: those of one token are n_layers.
     passes: how often the weights of a layer are read: once for each layer and block of rows that goes through it.
     keys: for each of these rows and layers the keys that the row sees, summed.
-    weighed: those of `keys` whose attention weights are summarised as well (masses, entropy, top keys, attention received).
+    weighed: those of `keys` whose attention weights are summarised as well (masses, entropy, top keys, attention received);
+    summarised: the rows that they are of, in every layer.
     unembedded: rows that go through the unembedding of the whole vocabulary and a softmax or a metric of its logits.
     wide: FLOP of other products in the residual stream's dtype, such as projections of single heads.
     traffic: bytes that steps which are no products read and write, beside those of layers and logits.
@@ -27,6 +28,7 @@ class Demand:
     passes: float = 0.0
     keys: float = 0.0
     weighed: float = 0.0
+    summarised: float = 0.0
     unembedded: float = 0.0
     wide: float = 0.0
     traffic: float = 0.0

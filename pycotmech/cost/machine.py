@@ -22,6 +22,8 @@ from pycotmech.model.work import counted
 if TYPE_CHECKING:
     from pycotmech.model import Model
 
+Clock = Callable[[], float]
+
 _ROWS = (8, 64, 512, 2048)
 """Rows that go through the products of a layer together."""
 _WEIGHTS = 64 * 2**20
@@ -32,8 +34,8 @@ _FORWARD = 512
 """Rows of the forward pass."""
 _KEYS, _OWN = 512, 32
 """Of attention: keys that rows share, and rows of a variant."""
-_SUMMARY = 512
-"""Tokens whose attention is summarised."""
+_SUMMARY = 1024
+"""Tokens whose attention is summarised, and a quarter of them."""
 _LOGITS = 64
 """Rows of logits."""
 
@@ -44,8 +46,8 @@ class Measured:
 
     cfg: the model's sizes. layer: seconds of one layer without its attention by the rows that go through it together.
     attention: FLOP/s of attention over shared and own keys; statistics: FLOP/s of the statistics of attention weights, counted
-    as attention's own. logits: seconds of a row of logits of the whole vocabulary and its divergence. wide: FLOP/s of large
-    products in float32; copy: bytes/s that a copy reads and writes.
+    as attention's own, and row_statistics: seconds of each row beside. logits: seconds of a row of logits of the whole
+    vocabulary and its divergence. wide: FLOP/s of large products in float32; copy: bytes/s that a copy reads and writes.
     factor: time of a forward pass of the model itself over what its parts took.
     """
 
@@ -54,6 +56,7 @@ class Measured:
     layer: tuple[tuple[int, float], ...]
     attention: float
     statistics: float
+    row_statistics: float
     logits: float
     wide: float
     copy: float
@@ -78,41 +81,45 @@ class Measured:
         per_key = layer_flop(cfg).per_key
         found = passes * self.layer_seconds(at_once)
         found += demand.keys * per_key / self.attention + demand.weighed * per_key / self.statistics
-        found += demand.wide / self.wide + demand.traffic / self.copy
+        found += demand.summarised * self.row_statistics + demand.wide / self.wide + demand.traffic / self.copy
         return self.factor * found + demand.unembedded * self.logits
 
 
-def measured(cfg: ModelConfig, *, device: torch.device | str = "cpu", name: str = "") -> Measured:
+def measured(
+    cfg: ModelConfig, *, device: torch.device | str = "cpu", name: str = "", clock: Clock = time.perf_counter
+) -> Measured:
     """This machine's kernels at the shapes of a model, from random numbers: nothing of a model is needed. Takes about a second
     for a model of 135 million parameters and some ten at the sizes of Llama-2 7B; memory: the weights of one layer, at least 64
     MiB, and the inputs and outputs of 2,048 rows."""
     place = torch.device(device)
     with torch.no_grad():
-        make = _Maker(cfg, place)
+        make = _Maker(cfg, place, clock)
         weights = make.weights()
         layer = tuple((rows, make.layer_seconds(weights, rows)) for rows in _ROWS)
         del weights
-        attention, statistics = make.attention(), make.statistics()
+        attention = make.attention()
+        statistics, row_statistics = make.statistics(attention)
         logits, wide, copy = make.logits(), make.wide(), make.copy()
     threads = torch.get_num_threads()
     name = name or (f"this machine, {threads} thread{'s' * (threads != 1)}" if place.type == "cpu" else f"this {place}")
-    return Measured(name, cfg, layer, attention, statistics, logits, wide, copy)
+    return Measured(name, cfg, layer, attention, statistics, row_statistics, logits, wide, copy)
 
 
-def of_model(model: Model, forward: float | None = None) -> Measured:
+def of_model(model: Model, forward: float | None = None, *, clock: Clock = time.perf_counter) -> Measured:
     """This machine with this model: its kernels, and then one forward pass of the model itself, which corrects them.
 
-    forward: what `measured_speed` has found; None: it is measured.
+    forward: what `measured_speed` has found; None: it is measured. clock: gives the seconds; `time.process_time` where other
+    work disturbs, and one thread is used.
     """
-    found = measured(model.cfg, device=model.device)
-    forward = measured_speed(model) if forward is None else forward
+    found = measured(model.cfg, device=model.device, clock=clock)
+    forward = measured_speed(model, clock=clock) if forward is None else forward
     cfg, rows = model.cfg, min(_FORWARD, model.cfg.n_ctx)
     seconds = rows * cfg.n_layers * layer_flop(cfg).linear / forward
     demand = Demand(layer_rows=rows * cfg.n_layers, passes=cfg.n_layers, keys=rows * (rows + 1) / 2 * cfg.n_layers)
     return replace(found, factor=seconds / found.seconds(cfg, demand))
 
 
-def measured_speed(model: Model) -> float:
+def measured_speed(model: Model, *, clock: Clock | None = None) -> float:
     """FLOP/s of this model's own matrix products here, in its dtype: the faster of two short runs, all rows through all
     layers. The products are counted while they run."""
     rows = min(_FORWARD, model.cfg.n_ctx)
@@ -120,10 +127,10 @@ def measured_speed(model: Model) -> float:
     best = 0.0
     for _ in range(2):
         with counted(model.family) as tally:
-            start = time.perf_counter()
+            start = (clock or time.perf_counter)()
             forward_packed(model.family, [tokens], read=torch.arange(rows))
             _wait(model.device)
-            seconds = time.perf_counter() - start
+            seconds = (clock or time.perf_counter)() - start
         best = max(best, tally.flop / seconds)
     return best
 
@@ -136,8 +143,8 @@ def _wait(device: torch.device) -> None:
 class _Maker:
     """Makes inputs of a model's shapes on a device, and times kernels on them."""
 
-    def __init__(self, cfg: ModelConfig, device: torch.device) -> None:
-        self.cfg, self.device = cfg, device
+    def __init__(self, cfg: ModelConfig, device: torch.device, clock: Clock) -> None:
+        self.cfg, self.device, self.clock = cfg, device, clock
         self.resid = torch.float64 if cfg.dtype == torch.float64 else torch.float32
         self.generator = torch.Generator(device).manual_seed(0)
 
@@ -150,10 +157,10 @@ class _Maker:
         best = np.inf
         for i in range(times + 1):
             _wait(self.device)
-            start = time.perf_counter()
+            start = self.clock()
             call()
             _wait(self.device)
-            took = time.perf_counter() - start
+            took = self.clock() - start
             if i or took > _LONG:
                 best = min(best, took)
             if took > _LONG:
@@ -210,19 +217,30 @@ class _Maker:
         seconds = self._best(lambda: ops.prefix_attn(q, k_shared, v_shared, k_own, v_own, table, checked=True))
         return seen * layer_flop(cfg).per_key / seconds
 
-    def statistics(self) -> float:
-        """FLOP/s of masses, entropy, top keys and attention received, beyond attention itself, counted as attention's."""
-        cfg, T = self.cfg, min(_SUMMARY, self.cfg.n_ctx)
-        q = self._draw(1, cfg.n_heads, T, cfg.d_head)
-        k, v = (self._draw(1, cfg.n_key_value_heads, T, cfg.d_head) for _ in range(2))
-        segments = (torch.arange(T, device=self.device) * 4 // T).int()
-        flop = T * (T + 1) / 2 * layer_flop(cfg).per_key
+    def statistics(self, attention: float) -> tuple[float, float]:
+        """FLOP/s of masses, entropy, top keys and attention received, counted as attention's, and seconds of each row beside:
+        from two lengths. attention: FLOP/s of attention itself, whose time is left out."""
+        cfg = self.cfg
+        longest = min(_SUMMARY, cfg.n_ctx)
+        lengths, seconds = (longest // 4, longest), []
+        flop = [T * (T + 1) / 2 * layer_flop(cfg).per_key for T in lengths]
+        for T, work in zip(lengths, flop, strict=True):
+            q = self._draw(1, cfg.n_heads, T, cfg.d_head)
+            k, v = (self._draw(1, cfg.n_key_value_heads, T, cfg.d_head) for _ in range(2))
+            segments = (torch.arange(T, device=self.device) * 4 // T).int()
 
-        def run() -> None:
-            found = ops.attn_extract(q, k, v, segments=segments, n_segments=4, entropy=True, topk=8)
-            ops.attn_colsum(q, k, found.lse)
+            def run(q=q, k=k, v=v, segments=segments) -> None:
+                found = ops.attn_extract(q, k, v, segments=segments, n_segments=4, entropy=True, topk=8)
+                ops.attn_colsum(q, k, found.lse)
 
-        return flop / max(self._best(run) - flop / self.attention(), 1e-9)
+            seconds.append(max(self._best(run) - work / attention, 1e-9))
+        # seconds = T * of_row + flop / rate, at both lengths; neither part is less than nothing.
+        each = [s / T for s, T in zip(seconds, lengths, strict=True)]
+        per_flop = max(
+            (each[1] - each[0]) / (flop[1] / lengths[1] - flop[0] / lengths[0]), 0.2 * each[1] * lengths[1] / flop[1]
+        )
+        of_row = max(each[1] - per_flop * flop[1] / lengths[1], 0.0)
+        return 1 / per_flop, of_row
 
     def logits(self) -> float:
         """Seconds of one row of logits and its divergence from another."""

@@ -23,6 +23,10 @@ from pycotmech.patching.paths import plan_paths
 _PROMPT, _VARIANTS = 16, 76
 """Kernels of a layer in a pass over prompts and in one over variants, as `tests/engine/test_launches.py` counts them."""
 
+_LENS = 1.7
+"""Time of a row of logits whose entropy, ranks and likeliest tokens are wanted, over that of a row and its divergence
+(measured)."""
+
 
 def prompts(cfg: ModelConfig, lengths: Sequence[int], *, after: int = 0, read: float = 0.0) -> Demand:
     """Prompts that are run together as packed rows, each of so many tokens that follow `after` others whose keys are there.
@@ -103,14 +107,17 @@ def summary(cfg: ModelConfig, tokens: int, *, n_prompts: int = 1) -> Demand:
     L, keys = cfg.n_layers, cfg.n_layers * tokens * (tokens + 1) / 2
     share = (L - 1 + layer_flop(cfg).qkv / layer_flop(cfg).linear) / L  # the last layer ends with its attention
     passes = L * math.ceil(tokens / CPU.row_block)
-    one = Demand(layer_rows=share * L * tokens, passes=passes, keys=keys, weighed=keys, launches=(_PROMPT + 8) * passes)
+    rows = share * L * tokens
+    launches = (_PROMPT + 8) * passes
+    one = Demand(rows, passes, keys, weighed=keys, summarised=L * tokens, launches=launches)
     return n_prompts * one
 
 
 def lens(cfg: ModelConfig, tokens: int, *, positions: int | None = None) -> Demand:
-    """`logit_lens` of one prompt at so many positions (None: all): the logits of the residual stream at every depth."""
+    """`logit_lens` of one prompt at so many positions (None: all): the logits of the residual stream after every layer, with
+    their entropy, ranks and likeliest tokens."""
     read = tokens if positions is None else positions
-    return prompts(cfg, [tokens], read=float(read * (cfg.n_layers + 1)))
+    return prompts(cfg, [tokens], read=_LENS * read * cfg.n_layers)
 
 
 def head_logits(cfg: ModelConfig, tokens: int, *, positions: int = 1) -> Demand:

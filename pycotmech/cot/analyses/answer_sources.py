@@ -409,7 +409,7 @@ def cost(cfg: ModelConfig, workload: Workload, *, flow: object = None, **options
     out = Cost() if flow is not None else information_flow.cost(cfg, workload, total=False, **options)
     controls = N_SELF_PATCHES / 2 + N_JITTERED  # self-patches join at all layers, jittered copies at the first
     rows = workload.cells * (workload.suffix * (1 + 3.0 + controls) + N_CONTROLS)
-    return out + rows_cost(cfg, rows, read=workload.cells * 20, passes=4 * workload.cells)  # two parts, and both runs
+    return out + rows_cost(cfg, rows, read=workload.cells * 20, passes=8 * workload.cells)  # both runs, two parts, controls
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload, **options) -> Cost:

@@ -309,9 +309,9 @@ def cost(cfg: ModelConfig, workload: Workload, *, keep: object = None, **options
     """Predicted: the shared beginning once, each example's own text once; twice if heads are pruned."""
     held = 4.0 * workload.length * cfg.n_heads * cfg.d_model
     runs = (1 if keep is None else 2) * text_activations_cost(cfg, workload, 2, held=held)
-    # W_O of every value, and its sums by source: some eight goes over a vector for each token of a prompt.
+    # W_O of every value, and its sums by source: some sixteen goes over a vector for each token of a prompt.
     through = 2.0 * workload.length * cfg.n_heads * cfg.d_head * cfg.d_model * cfg.n_layers
-    vectors = 8 * 4.0 * workload.length * cfg.d_model * cfg.n_layers
+    vectors = 16 * 4.0 * workload.length * cfg.d_model * cfg.n_layers
     return runs + Cost(wide=workload.examples * through, traffic=workload.cells * vectors)
 
 

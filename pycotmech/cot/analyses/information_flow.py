@@ -393,7 +393,7 @@ def cost(cfg: ModelConfig, workload: Workload, *, definition: Definition = "exac
     out = traces + Cost(flop=screened)
     if total:
         rows = workload.cells * (workload.suffix * 1.5 + 20 * workload.suffix / 3 / 2 + 8 * workload.suffix / 2)
-        out = out + rows_cost(cfg, rows, passes=8 * workload.cells)  # the edges of a few nodes at a time
+        out = out + rows_cost(cfg, rows, passes=14 * workload.cells)  # the edges of a node at a time
     return out
 
 

@@ -186,7 +186,7 @@ def cost(cfg: ModelConfig, workload: Workload) -> Cost:
     """Predicted: both prompts after the shared beginning, for each word replaced, and five rows of logits for each cell."""
     runs = workload.sweeps or workload.cells
     rows = 2 * runs * (workload.length - workload.shared) + workload.shared * (1 - 1 / cfg.n_layers)
-    return rows_cost(cfg, rows, forwards=2 * workload.cells, read=5 * workload.cells, passes=2 * runs)
+    return rows_cost(cfg, rows, forwards=2 * workload.cells, read=5 * workload.cells, passes=4 * runs)
 
 
 def authors_cost(cfg: ModelConfig, workload: Workload) -> Cost:

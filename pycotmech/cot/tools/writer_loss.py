@@ -114,5 +114,5 @@ def losses_cost(cfg: ModelConfig, workload: Workload, *, writers: float = 8.0) -
     variants = writers + 6 + N_CONTROLS
     layers = (variants + N_JITTERED) / 2  # of these rows; jittered copies join at the first
     rows = segments * (1 - 1 / cfg.n_layers) + workload.cells * (1 + layers)
-    passes = 3 * workload.cells  # a prompt's last segment, both its runs, its variants
+    passes = 5 * workload.cells  # a prompt's segments, its run, its variants: a few rows each
     return rows_cost(cfg, rows, forwards=workload.cells, read=workload.cells * (1 + variants), passes=passes)
