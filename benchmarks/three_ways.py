@@ -40,7 +40,7 @@ PAGE, RECORD = ROOT / "docs" / "migration.md", ROOT / "docs" / "three_ways.json"
 SECTION = "## Which heads restore the answer?"
 RESULTS = {"TransformerLens": "by_lens", "nnsight": "by_nnsight", "pyvene": "by_pyvene", "pycotmech": "sweep.raw"}
 """Library -> what its snippet calls the metric of each patched run, [L, H]."""
-PACKAGES = {"TransformerLens": "transformer-lens", "nnsight": "nnsight", "pyvene": "pyvene", "pycotmech": "pycotmech"}
+PACKAGES = {"TransformerLens": "transformer-lens", "nnsight": "nnsight", "pyvene": "pyvene"}
 DEFAULT = ("pycotmech", "nnsight", "TransformerLens")
 TOLERANCE = 1e-3
 
@@ -78,6 +78,12 @@ def situation(model_name: str, shots: int, folder: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def version(library: str) -> str:
+    import pycotmech as pcm
+
+    return importlib.metadata.version(PACKAGES[library]) if library in PACKAGES else pcm.__version__
+
+
 def execute(text: str, path: Path, names: dict[str, Any]) -> None:
     """Runs a snippet from a file, where nnsight reads its source."""
     path.write_text(text, "utf-8")
@@ -101,7 +107,7 @@ def answer(library: str, model_name: str, shots: int) -> dict[str, Any]:
         seconds, after = time.perf_counter() - start, peak()
         values = np.asarray(eval(RESULTS[library], names), dtype=np.float64)
     return {
-        "library": library, "version": importlib.metadata.version(PACKAGES[library]), "lines": lines(snippet),
+        "library": library, "version": version(library), "lines": lines(snippet),
         "seconds": seconds, "peak": after, "before": before, "tokens": len(names["clean"]), "values": values.tolist(),
     }  # fmt: skip
 

@@ -49,4 +49,5 @@ def test_both_sides_of_the_page_agree(tmp_path, monkeypatch):
 
 def test_the_benchmark_compares_three_libraries():
     rows = [three_ways.run(library, "tiny-cot", 1, 1) for library in three_ways.RESULTS]
-    assert all("why" not in row for row in three_ways.compared(rows)), rows
+    assert not [row["why"] for row in rows if "why" in row]
+    assert not [row["why"] for row in three_ways.compared(rows) if "why" in row]
