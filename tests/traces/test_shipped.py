@@ -14,13 +14,22 @@ from tests.reference.tiny import tiny_llama
 FOLDER = Path(pcm.__file__).parent / "data" / "traces"
 
 
+def lines(name: str) -> list[dict]:
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m-cot", "gemma3-270m"])
+def test_they_say_what_made_them(name):
+    assert len(lines(name)) >= 6
+    for record in lines(name):
+        assert record["model"] == name and len(record["sentences"]) >= 4 and isinstance(record["seed"], int)
+        assert record["answer"] in record["completion"]
+        assert "".join(record["sentences"]) in record["prompt"] + record["completion"]
+
+
 @pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m-cot"])
 def test_they_are_read_and_complete(name, smollm2):
     model = pcm.Model(tiny_llama(d_vocab=len(smollm2), n_positions=2048), smollm2, name=name, prepend_bos=False, check=False)
-    file = FOLDER / f"{name}.jsonl"
-    traces = Trace.from_jsonl(model, file)
-    assert len(traces) >= 5
-    for trace, line in zip(traces, file.read_text("utf-8").splitlines(), strict=True):
-        record = json.loads(line)
-        assert trace.n_sentences >= 4 and record["model"] == name and isinstance(trace.seed, int)
+    for trace, record in zip(Trace.from_jsonl(model, FOLDER / f"{name}.jsonl"), lines(name), strict=True):
+        assert trace.n_sentences == len(record["sentences"]) and trace.seed == record["seed"]
         assert smollm2.decode(trace.answer_tokens).strip() == trace.answer_text == record["answer"]

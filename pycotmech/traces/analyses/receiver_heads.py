@@ -36,8 +36,8 @@ TOP = 20
 
 ALPHA = 0.05
 DRAWS = 200
-_FEWEST = 3
-"""Vertical scores from which a kurtosis is taken."""
+_FEWEST = 4
+"""Vertical scores from which a kurtosis is taken: that of three is -1.5 whatever they are."""
 
 
 class ReceiverHeads(TraceAnalysis):
@@ -156,7 +156,7 @@ def receiver_heads(
     draws: permutations of sentence order within distance, from which the null is taken. alpha: family-wise error rate at which
         a head is named. seed: of the permutations.
 
-    Traces with fewer than proximity + 3 sentences have no kurtosis and are left out, which a note says.
+    Traces with fewer than proximity + 4 sentences have no kurtosis that says anything and are left out, which a note says.
     Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: one forward pass without logits for each trace, and draws x L x H x S^2 / 2 additions. Memory: one layer's attention
     from sentence to sentence.

@@ -70,6 +70,15 @@ def test_permutation_keeps_every_distance_to_itself():
         assert sorted(order.tolist()) == list(range(len(order)))
 
 
+def test_three_scores_have_no_shape_and_four_do():
+    """Of three values the kurtosis is -1.5 whatever they are."""
+    model = tiny()
+    with pytest.raises(ValueError, match="the longest has 7 sentences; expected at least 8"):
+        pcm.traces.receiver_heads(model, random_trace(model, (3,) * 7))
+    found = pcm.traces.receiver_heads(model, random_trace(model, (3,) * 8), draws=20, alpha=0.1)
+    assert np.ptp(found.values) > 0.1
+
+
 def test_short_traces_are_left_out_and_said():
     model = tiny()
     found = pcm.traces.receiver_heads(model, [random_trace(model), random_trace(model, (3, 4))], draws=20, alpha=0.1)
