@@ -120,10 +120,8 @@ def compiled() -> Iterator[_Row]:
         )
         yield "C++ kernels", None, "not built; every op runs on its PyTorch reference (slower, same values)", remedy
     yield "processor", None, core().removeprefix("built, ")
-    wide = (
-        "multiplied in float32: this processor has no units for it, or they are not used" if ops.widens_bfloat16() else "units"
-    )
-    yield "bfloat16", None, wide
+    wide = "in float32: no units for it are used" if ops.widens_bfloat16() else "on the processor's own units"
+    yield "bfloat16", None, f"multiplied {wide}"
 
 
 def cuda() -> Iterator[_Row]:
