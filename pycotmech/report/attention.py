@@ -47,7 +47,7 @@ def attention_page(results: AttentionResults) -> Page:
         sections.append(Section("kinds", "Known kinds of heads", [Draw(known)]))
     received = charts.bars(
         "Attention that each token receives", "mean weight in later rows", [str(p) for p in tokens["position"][:_TOKENS]],
-        {"all heads": tokens["received"].values[:_TOKENS]}, texts=texts[:_TOKENS],
+        {"all heads": tokens["received"].to_numpy()[:_TOKENS]}, texts=texts[:_TOKENS],
     )  # fmt: skip
     rows = tokens.head(_TOKENS).values.tolist()
     sections.append(

@@ -36,6 +36,10 @@ _TINTS = {
 """Colours of the parts of a prompt, the same in every chart."""
 
 
+def _source(name: object) -> str:
+    return SOURCES.get(str(name), str(name))
+
+
 def charts_of(name: str, result: Any, details: Mapping[str, Any] | None = None) -> list[Chart]:
     """The charts of an analysis, by its name; none for one that this page does not draw. details: of heads, for maps."""
     if name in _DRAWN:
@@ -98,7 +102,7 @@ def _knock_out_curve(result: Any) -> list[Chart]:
     words = {"least": "least important first", "most": "most important first"}
     drawn = []
     for order in result.data["order"].values.tolist():
-        drawn.append(_series(words.get(order, order), removed.sel(order=order).values, found.sel(order=order)))
+        drawn.append(_series(words.get(str(order), str(order)), removed.sel(order=order).values, found.sel(order=order)))
     target = float(result.about["settings"].get("target", np.nan))
     level = (target, f"target {target:.0%}") if np.isfinite(target) else None
     return [
@@ -139,7 +143,7 @@ def knock_outs(result: Any) -> dict[str, Any]:
 def _attention_by_source(result: Any) -> list[Chart]:
     found = result.by_step()
     known = np.flatnonzero(np.isfinite(found["mass_mean"].values).any(1))
-    names, steps = [SOURCES.get(s, s) for s in found["source"].values.tolist()], _steps(result.data)
+    names, steps = [_source(s) for s in found["source"].values.tolist()], _steps(result.data)
     out = []
     for name, title, words in (
         ("mass", "Where attention goes", "attention weight, mean over all heads"),
@@ -227,7 +231,7 @@ def writers_by_layer(result: Any) -> Chart:
 def _answer_sources(result: Any) -> list[Chart]:
     found, steps = result.shares(), _steps(result.data)
     known = np.flatnonzero(np.isfinite(found["mean"].values).any(1))
-    names = [SOURCES.get(p, p) for p in found["place"].values.tolist()]
+    names = [_source(p) for p in found["place"].values.tolist()]
     by_place = found.transpose("place", "step")
     parts = {k: dict(zip(names, by_place[k].values[:, known])) for k in ("mean", "low", "high")}
     return [

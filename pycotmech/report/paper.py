@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pycotmech.cot.analyses.knock_out_curve import KnockOutCurve
+from pycotmech.cot.analyses.patch_steps import PatchSteps
 from pycotmech.cot.tools.result import Analysis
 from pycotmech.figures.words import listed, plural
 from pycotmech.paper.claims import CLAIMS, Verdict
@@ -179,7 +180,7 @@ def _answer(model: str, outcome: SettingOutcome, harder: Mapping[str, SettingOut
         if by_word[word]:
             second.append(f"{capital(word)}: {' '.join(claim.text for claim in by_word[word])}")
     patched = outcome.results.get("patch_steps")
-    if patched is not None:
+    if isinstance(patched, PatchSteps):
         table = patched.table(1)
         if len(table):
             best = max(table.to_dict("records"), key=lambda row: row["mean"])

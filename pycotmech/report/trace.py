@@ -111,7 +111,7 @@ def _answer(found: dict[str, Any], places: Sequence[str]) -> list[str]:
 def _chain_use(result: Any) -> Section:
     data = result.data
     x = result.interval("probability", over="trace")
-    names = [_CONDITIONS.get(c, c) for c in data["condition"].values.tolist()]
+    names = [_CONDITIONS.get(str(c), str(c)) for c in data["condition"].values.tolist()]
     bars = charts.bars(
         "Probability of the answer after different reasoning",
         "probability",
