@@ -61,6 +61,7 @@ def lines(snippet: str) -> int:
 def situation(model_name: str, shots: int, folder: str) -> dict[str, Any]:
     """What the page's first block gives: the names that the snippets begin with."""
     import pycotmech as pcm
+    import pycotmech.patching  # which pcm.patch_heads would load: no library's import is part of its time
 
     model = pcm.Model.from_pretrained(model_name, dtype="float32")
     example = pcm.cot.make_examples(1, tokenizer=model.tokenizer, bos=model.prepend_bos, shots=shots)[0]
