@@ -20,8 +20,9 @@ TYPES = ("gemma3", "mistral3")
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of the language model in these of a configuration; others as they are."""
     text = config.get("text_config")
-    known = config.get("model_type") in TYPES and isinstance(text, dict)
-    return text if known and _supported(text) else config
+    if config.get("model_type") in TYPES and isinstance(text, dict) and _supported(text):
+        return text
+    return config
 
 
 def _supported(text: dict[str, Any]) -> bool:

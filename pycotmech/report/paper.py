@@ -179,7 +179,7 @@ def _answer(model: str, outcome: SettingOutcome, harder: Mapping[str, SettingOut
     for word in ("borne out", "not borne out"):
         if by_word[word]:
             second.append(f"{capital(word)}: {' '.join(claim.text for claim in by_word[word])}")
-    patched = outcome.results.get("patch_steps")
+    patched: Any = outcome.results.get("patch_steps")
     if isinstance(patched, PatchSteps):
         table = patched.table(1)
         if len(table):
