@@ -74,22 +74,21 @@ def checked(dtype: str) -> str:
     small = pcm.Model(cut, model.tokenizer, check=False)
     found = pcm.patch_heads(small, clean, corrupted, metric="logit_diff", answer=answer, wrong=wrong, normalize=False)
     heads = [(l, (3 * l) % 4) for l in range(CUT)]
-    wide = double(cut)
-    base = float(logits_of(wide, corrupted, keep=1)[0] @ _contrast(wide, answer, wrong))
-    truth = sweep_truth(wide, corrupted, clean, lambda x: float(x @ _contrast(wide, answer, wrong)), heads=heads)
-    effects = np.array([truth[head] for head in heads]) - base
-    error = np.abs(np.array([found.raw[head] for head in heads]) - base - effects).max()
-    assert error <= 1e-4 * np.abs(effects).max(), (error, effects)
+
+    def by_hooks(hf: nn.Module) -> np.ndarray:
+        read = lambda x: float(x[answer].double() - x[wrong].double())  # noqa: E731
+        truth = sweep_truth(hf, corrupted, clean, read, heads=heads)
+        return np.array([truth[head] for head in heads]) - read(logits_of(hf, corrupted, keep=1)[0])
+
+    truth, theirs = by_hooks(double(cut)), by_hooks(cut)
+    ours = np.array([found.raw[head] for head in heads]) - float(found.corrupted_metric[0])
+    largest = np.abs(found.raw - float(found.corrupted_metric[0])).max()
+    error, rounding = np.abs(ours - truth).max() / largest, np.abs(theirs - truth).max() / largest
+    assert error <= max(1e-4, rounding), (error, rounding, truth)
     return (
-        f"windows move logits by {matters:.2g}, ours are {off:.1g} off; {CUT} layers in float32 within "
-        f"{error / np.abs(effects).max():.1e} of the largest effect in float64"
+        f"windows move logits by {matters:.2g}, ours are {off:.1g} off; {CUT} layers in float32 within {error:.1e} of the "
+        f"largest effect in float64, hooks within {rounding:.1e}"
     )
-
-
-def _contrast(hf: nn.Module, answer: int, wrong: int) -> Tensor:
-    out = torch.zeros(hf.config.vocab_size, dtype=hf.dtype)
-    out[answer], out[wrong] = 1.0, -1.0
-    return out
 
 
 @pytest.mark.parametrize(("positions", "state"), list(ASKED))

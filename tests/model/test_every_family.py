@@ -55,10 +55,18 @@ class Case:
         return float(logits[7] - logits[11])
 
 
-_CASES = [(family, dtype) for family in FAMILIES for dtype in (torch.float32, torch.float64)]
+WIDE = ("windowed", "gemma2", "gpt_neox", "gpt_oss", "olmo2")
+"""Families whose float64 models are in the quick tests; the others' are slow. Float32 models of all are quick."""
 
 
-@pytest.fixture(scope="module", params=_CASES, ids=lambda case: f"{case[0]}-{str(case[1])[6:]}")
+def _cases():
+    for family in FAMILIES:
+        for dtype in (torch.float32, torch.float64):
+            marks = pytest.mark.slow if dtype == torch.float64 and family not in WIDE else ()
+            yield pytest.param((family, dtype), id=f"{family}-{str(dtype)[6:]}", marks=marks)
+
+
+@pytest.fixture(scope="module", params=_cases())
 def case(request):
     return Case(*request.param)
 
