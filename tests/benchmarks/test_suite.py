@@ -148,4 +148,4 @@ def test_slower_is_by_more_than_the_margin_and_the_noise():
     assert judged([1.2, 1.3, 1.25], [1.0, 1.05, 1.1])["slower"] is True
     assert judged([1.2, 1.3, 1.25], [1.0, 1.05, 1.21])["slower"] is False  # one process of theirs was as slow
     assert judged([1.03, 1.03], [1.0, 1.0])["slower"] is False
-    assert judged([2.0], [1.0])["ratio"] == 2.0
+    assert judged([2.0], [1.0])["ratio"] == 2.0 and judged([2.0], [1.0])["slower"] is False
