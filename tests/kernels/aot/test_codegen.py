@@ -18,8 +18,7 @@ KNOWN_SPILLS = {  # GPU, kernel, bits, head: outside of the table, small or off 
     ("sm_80", "colsum", 16, 64),
     ("sm_90", "prefix", 16, 40),
 }
-SINK_SPILLS = {  # the same with sinks: heads of 256, or 64 segments beside 64 features, with every other limit besides
-    *(("extract_plain", arch, 16, 256) for arch in ("sm_80", "sm_86")),
+SINK_SPILLS = {  # the same with sinks: 64 segments beside 64 features, or float32 heads of 256, with every other limit besides
     *(("extract_columns", arch, 16, 128) for arch in ("sm_80", "sm_86")),
     ("prefix_cuts", "sm_80", 32, 256),
 }
