@@ -175,7 +175,7 @@ def _residual(dtype: str) -> Asked:
     return Asked(Way("pycotmech", ours), [hooks], check, cfg, demand, products=True, note=note)
 
 
-def _pairs(dtype: str, n: int = 40) -> Asked:
+def _pairs(dtype: str, n: int = 20) -> Asked:
     """Many pairs that share their few-shot block, last position, in one call."""
     model = load("smollm2-135m", dtype)
     examples = pcm.cot.make_examples(n // 10, shots=8, seed=0, tokenizer=model.tokenizer)
@@ -291,7 +291,7 @@ def _heads_7b(dtype: str) -> Asked:
 # ---- attention ---------------------------------------------------------------------------------------------------------
 
 
-def _summary(dtype: str, T: int = 2048) -> Asked:
+def _summary(dtype: str, T: int = 1024) -> Asked:
     """Masses, entropy, 8 top keys and attention received of every row, head and layer."""
     model = load("smollm2-135m", dtype)
     hf, cfg = model.hf, model.cfg
@@ -431,15 +431,15 @@ def _named(make: Callable[..., Asked], *given) -> Callable[[str], Asked]:
 
 BOTH = ("float32", "bfloat16")
 QUESTIONS = (
-    Question("all heads, all positions", "heads", "135m", _named(_heads, "smollm2-135m", "all", 4), BOTH),
-    Question("all heads, last position", "heads", "135m", _named(_heads, "smollm2-135m", "last", 4), BOTH, rounds=5),
+    Question("all heads, all positions", "heads", "135m", _named(_heads, "smollm2-135m", "all", 4), BOTH, rounds=2),
+    Question("all heads, last position", "heads", "135m", _named(_heads, "smollm2-135m", "last", 4), BOTH),
     Question("all heads, all positions", "heads", "tiny", _named(_heads, "tiny-cot", "all", 3), rounds=5),
     Question("all heads, last position", "heads", "7b", _heads_7b, ("bfloat16",)),
-    Question("residual stream by position", "residual", "135m", _residual),
+    Question("residual stream by position", "residual", "135m", _residual, rounds=2),
     Question("many pairs in one call", "pairs", "135m", _pairs, ("bfloat16",)),
     Question("sender-receiver paths", "paths", "135m", _paths),
-    Question("attention summary", "attention", "135m", _summary, BOTH),
-    Question("attention kernel", "kernel", "7b", _kernel, BOTH, rounds=5),
+    Question("attention summary", "attention", "135m", _summary),
+    Question("attention kernel", "kernel", "7b", _kernel, BOTH),
     Question("logit lens", "lens", "135m", _lens),
     Question("suppression of sentences", "traces", "135m", _suppression),
 )

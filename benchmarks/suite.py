@@ -211,7 +211,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help=f"Groups to run, of {', '.join(groups)}.")
     parser.add_argument("--size", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="Threads of all ways; all cores by default.")
-    parser.add_argument("--rounds", type=int, default=None, help="Rounds of every question (3 to 5 by default).")
+    parser.add_argument("--rounds", type=int, default=None, help="Rounds of every question (2 to 5 by default).")
     parser.add_argument("--minutes", type=float, default=9.5, help="No question is begun after so many minutes.")
     parser.add_argument("--no-memory", action="store_true", help="Leave out the processes that measure peak memory.")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
