@@ -8,7 +8,7 @@
 #   make bench-gpu  checks and speed on a GPU, in 8 minutes (docs/gpu.md); needs no setup, only PyTorch and Triton
 #   make peers     reads exports with the peers' own code, and takes their models, in environments of their own
 #   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
-#   make wheel     what is published, into dist/;  make wheel-test  also tries it in fresh environments (release/)
+#   make wheel     what is published, into dist/;  make wheel-test  also tries it in fresh environments (.ci/release/)
 #   make docs      the documentation as a site in build/site, with warnings as errors
 #   make lint      ruff and pyright
 #   make clean     removes what was built and the demo's results;  make distclean  also .venv
@@ -148,13 +148,13 @@ docs: $(DOCS) $(BUILT)
 	$(BIN)/python -m pytest -q -m docs tests/docs
 
 wheel: $(INSTALLED)
-	$(BIN)/python release/wheels.py
+	$(BIN)/python .ci/release/wheels.py
 
 wheel-test: wheel
-	$(BIN)/python release/wheel_test.py
+	$(BIN)/python .ci/release/wheel_test.py
 
 licences: $(INSTALLED)
-	$(BIN)/python release/licences.py
+	$(BIN)/python .ci/release/licences.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -106,7 +106,7 @@ def test_versions_are_one():
 
 
 def test_licences_are_listed_for_what_is_installed():
-    done = python("release/licences.py", "--check", cwd=ROOT)
+    done = python(".ci/release/licences.py", "--check", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rows = [line for line in (ROOT / "docs" / "licences.md").read_text("utf-8").splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 40 and not any("not stated" in row or "not installed" in row for row in rows), rows

@@ -1,6 +1,6 @@
 """Builds what is published into dist/: the source archive, the wheel for Linux x86-64, the wheel for every other platform.
 
-    python release/wheels.py [--out dist]
+    python .ci/release/wheels.py [--out dist]
 
 The wheel for Linux x86-64 (cp311-abi3) holds the compiled kernels and serves every Python from 3.11 on and every torch from
 2.10 on. auditwheel names the oldest glibc that it runs on; PyTorch's libraries are left out of it. The other wheel
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TORCH = ("libtorch*.so*", "libc10*.so*", "libshm.so*")
 """Libraries that a wheel takes from the installed PyTorch."""
 

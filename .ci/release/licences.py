@@ -1,6 +1,6 @@
 """Writes docs/licences.md: what is installed with pycotmech, by extra, with versions and licences from the packages' metadata.
 
-python release/licences.py [--check]
+python .ci/release/licences.py [--check]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "licences.md"
 EXTRAS = ("", "gpu", "report", "probes", "tables", "ray", "traces")
 """Of those that a user installs; the first is none."""

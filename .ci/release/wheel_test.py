@@ -1,6 +1,6 @@
 """Installs the wheels of dist/ into fresh environments and tries them, as on a machine without a compiler and without extras.
 
-    python release/wheel_test.py [--dist dist]
+    python .ci/release/wheel_test.py [--dist dist]
 
 A fresh environment has the packages that the wheel requires and no other. They are links to those of this environment, since
 PyTorch takes gigabytes. `pip check` confirms that nothing is missing. PATH holds the environment's own programs alone.
@@ -81,7 +81,7 @@ def clean(place: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dist", type=Path, default=HERE.parent / "dist", help="the folder that `make wheel` fills")
+    parser.add_argument("--dist", type=Path, default=HERE.parents[1] / "dist", help="the folder that `make wheel` fills")
     dist = parser.parse_args().dist.resolve()
     for pattern, kind in (("*-abi3-manylinux*.whl", "compiled"), ("*-py3-none-any.whl", "reference")):
         wheels = sorted(dist.glob(pattern))
