@@ -54,5 +54,6 @@ def text_part(hf: Any) -> nn.Module:
     trunk = hf.model.language_model
     with torch.device("meta"):
         alone: Any = AutoModelForCausalLM.from_config(trunk.config)
-    alone.model, alone.lm_head, alone.config, alone.training = trunk, hf.lm_head, trunk.config, hf.training
+    alone.model, alone.config, alone.training = trunk, trunk.config, hf.training
+    alone.set_output_embeddings(hf.get_output_embeddings())
     return alone

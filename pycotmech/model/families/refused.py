@@ -88,4 +88,6 @@ def _rope_types(config: Mapping[str, Any]) -> Iterator[str]:
         rope = config.get(field)
         if isinstance(rope, Mapping):
             for part in (rope, *(p for p in rope.values() if isinstance(p, Mapping))):
-                yield str(part.get("rope_type", part.get("type", "default")))
+                factors = part.get("short_factor"), part.get("long_factor")
+                if factors[0] is None or factors[0] != factors[1]:  # otherwise it is the same at every length
+                    yield str(part.get("rope_type", part.get("type", "default")))
