@@ -135,6 +135,7 @@ def test_the_table_holds_the_map(opened, file):
     page = opened(file).page
     table = page.locator(".heads details.numbers").first
     table.locator("summary").click()
+    table.locator("tbody tr").first.wait_for()  # what opens is told a moment later
     assert table.locator("tbody tr").count() == 500 and table.locator("tbody th").first.inner_text().startswith("L")
 
 
