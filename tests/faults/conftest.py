@@ -37,9 +37,13 @@ def pairs_of(place: Path) -> Settings:
 
 
 def traces_of(place: Path) -> TraceSettings:
-    """One trace of 37 tokens with an answer."""
-    line = {"tokens": [1, *range(5, 41)], "sentences": [[a, a + 6] for a in range(5, 29, 6)], "answer": [31, 33], "name": "t"}
-    (place / "traces.jsonl").write_text(json.dumps(line), "utf-8")
+    """Two traces of 37 tokens and eight sentences, with answers: as few as every analysis takes."""
+    spans = [[a, a + 3] for a in range(5, 29, 3)]
+    lines = [
+        {"tokens": [1, *range(first, first + 36)], "sentences": spans, "answer": [31, 33], "name": f"t{first}"}
+        for first in (5, 60)
+    ]
+    (place / "traces.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     return TraceSettings("tiny-cot", place / "traces.jsonl", threads=1)
 
 
