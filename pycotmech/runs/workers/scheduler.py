@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pycotmech.runs.progress import uninterrupted
 from pycotmech.runs.workers.engine import Engine, Watch
 from pycotmech.runs.workers.pool import Answered, Lost, Pool, Ready, Refused
-from pycotmech.runs.workers.queue import Tokens, UnitQueue, shared_beginning
+from pycotmech.runs.workers.queue import UnitQueue, shared_beginning
 from pycotmech.runs.workers.units import BEGINNING, Answer, Unit
 
 SLOW = 3.0
@@ -36,19 +36,19 @@ _TICK = 1.0
 
 @dataclass
 class _Worker:
-    """units: what it does, then what it was sent ahead. started: seconds at which it began the first of them. kept: the prompts
-    [T] that it did last, one of each beginning."""
+    """units: what it does, then what it was sent ahead. started: seconds at which it began the first of them. kept: the
+    units that it did last, one of each beginning of prompts."""
 
     state: str = "off"  # off, starting, ready
     units: deque[Unit] = field(default_factory=deque)
     started: float = 0.0
-    kept: list[Tokens] = field(default_factory=list)
+    kept: list[Unit] = field(default_factory=list)
 
-    def keep(self, tokens: Tokens) -> None:
-        """Takes note of the prompt that it does now, in the place of one with the same beginning."""
-        if tokens.size:
-            others = [prompt for prompt in self.kept if shared_beginning(prompt, tokens) < BEGINNING]
-            self.kept = [*others, tokens][-_KEPT:]
+    def keep(self, unit: Unit) -> None:
+        """Takes note of a unit that it was sent, in the place of one with the same beginning."""
+        if unit.beginning.size:
+            others = [kept for kept in self.kept if shared_beginning(kept.beginning, unit.beginning) < BEGINNING]
+            self.kept = [*others, unit][-_KEPT:]
 
 
 class Scheduler(Engine):
@@ -128,29 +128,23 @@ class Scheduler(Engine):
         units = list(worker.units)
         self.restarts += 1
         self._start(event.worker)
-        orphans = [unit for unit in units if self._is_orphan(unit, event.worker)]
+        unanswered = [unit for unit in units if unit in self._doers]
+        for unit in unanswered:
+            self._doers[unit].remove(event.worker)
+        given_up = None
+        if unanswered and unanswered[0] is units[0]:  # it died while it did this one; the rest only waited
+            self._deaths[units[0]] = self._deaths.get(units[0], 0) + 1
+            if self._deaths[units[0]] >= _DEATHS:
+                given_up = unanswered.pop(0)
+                del self._deaths[given_up], self._doers[given_up]
+        orphans = [unit for unit in unanswered if not self._doers[unit]]
         for unit in orphans:
             del self._doers[unit]
-        if units and (units[0] in orphans or units[0] in self._doers):
-            lost = units[0]
-            self._deaths[lost] = self._deaths.get(lost, 0) + 1
-            if self._deaths[lost] >= _DEATHS:
-                self._doers.pop(lost, None)
-                del self._deaths[lost]
-                queue.put_first([unit for unit in orphans if unit is not lost])
-                return Answer(
-                    lost.number, error=f"{_DEATHS} workers ended while they did it, the last one so: {event.reason}", final=True
-                )
         queue.put_first(orphans)
-        return None
-
-    def _is_orphan(self, unit: Unit, worker: int) -> bool:
-        """Whether a unit that this worker had has no other doer, and no answer. The worker is taken off its doers."""
-        doers = self._doers.get(unit)
-        if doers is None:
-            return False
-        doers.remove(worker)
-        return not doers
+        if given_up is None:
+            return None
+        why = f"{_DEATHS} workers ended while they did it, the last one so: {event.reason}"
+        return Answer(given_up.number, error=why, final=True)
 
     def _deal(self, queue: UnitQueue, watch: Watch | None) -> None:
         """Gives every worker that has nothing a unit, or, if none waits, one that another worker is slow with; then a second
@@ -160,7 +154,7 @@ class Scheduler(Engine):
             for number, worker in ready:
                 if len(worker.units) != depth or (depth and not queue.holds(_PLENTY * len(self._workers))):
                     continue
-                elsewhere = [prompt for other in self._workers if other is not worker for prompt in other.kept]
+                elsewhere = [unit for other in self._workers if other is not worker for unit in other.kept]
                 unit = queue.take(worker.kept, elsewhere)
                 if unit is None:
                     unit = self._slow()
@@ -173,7 +167,7 @@ class Scheduler(Engine):
                 if not worker.units:
                     worker.started = time.monotonic()
                 worker.units.append(unit)
-                worker.keep(unit.beginning)
+                worker.keep(unit)
                 self.pool.send(number, unit)
 
     def _slow(self) -> Unit | None:
