@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.paper.plan import CostPlan, Line
+from pycotmech.runs.estimate import shown_end, shown_memory
 from pycotmech.runs.folder import existing_place
 from pycotmech.runs.speed import shown_time
 
@@ -70,21 +71,17 @@ class PaperEstimate:
         return asdict(self)
 
     def __str__(self) -> str:
-        gib = 2**30
         lines = [
             f"{self.model}: analyses: {self.analyses}, {self.finished} of them finished; settings of the task: "
             f"{', '.join(self.settings)}",
             f"engine {self.engine}, workers: {self.workers}, threads of each: {self.threads}",
             f"work that remains: {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP",
             f"time: about {shown_time(self.seconds)}",
-            f"memory: {self.weights_bytes / gib:.2f} GiB of weights, shared, and {self.worker_bytes / gib:.2f} GiB for each "
-            f"worker; {self.free_bytes / gib:.1f} GiB are free",
+            shown_memory(self.weights_bytes, self.worker_bytes, self.free_bytes),
             f"disk: at most {self.disk_bytes / 1e6:,.1f} MB in {self.out}, where {self.disk_free_bytes / 1e9:,.1f} GB are free",
         ]
         lines += [f"setting {name}: cannot be made: {s.failure}" for name, s in self.settings.items() if s.failure]
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"problem: {problem}" for problem in self.problems]
-        return "\n".join([*lines, "nothing was written"])
+        return "\n".join([*lines, *shown_end(self.notes, self.problems)])
 
 
 def estimate(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,6 @@ class Estimate:
         return asdict(self)
 
     def __str__(self) -> str:
-        gib = 2**30
         lines = [
             f"{self.model}: {self.examples} examples of {self.steps} steps, {self.sweeps} sweeps at most, {self.finished} of "
             f"them finished; {self.units} units to do",
@@ -89,13 +88,24 @@ class Estimate:
             f"{self.flop_per_second / 1e9:,.0f} GFLOP/s",
             f"the largest unit: {self.plan}" if self.plan else "nothing remains to be done",
             f"time: about {shown_time(self.seconds)}",
-            f"memory: {self.weights_bytes / gib:.2f} GiB of weights, shared, and {self.worker_bytes / gib:.2f} GiB for each "
-            f"worker; {self.free_bytes / gib:.1f} GiB are free",
+            shown_memory(self.weights_bytes, self.worker_bytes, self.free_bytes),
             f"disk: {self.disk_bytes / 1e6:,.1f} MB in {self.out}, where {self.disk_free_bytes / 1e9:,.1f} GB are free",
         ]
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"problem: {problem}" for problem in self.problems]
-        return "\n".join([*lines, "nothing was written"])
+        return "\n".join([*lines, *shown_end(self.notes, self.problems)])
+
+
+def shown_memory(weights: int, worker: int, free: int) -> str:
+    """The line of an estimate about memory. All in bytes; worker: what each may need beside the weights."""
+    gib = 2**30
+    return (
+        f"memory: {weights / gib:.2f} GiB of weights, shared, and {worker / gib:.2f} GiB for each worker; "
+        f"{free / gib:.1f} GiB are free"
+    )
+
+
+def shown_end(notes: Iterable[str], problems: Iterable[str]) -> list[str]:
+    """The last lines of an estimate."""
+    return [*(f"note: {note}" for note in notes), *(f"problem: {problem}" for problem in problems), "nothing was written"]
 
 
 def estimate_run(
