@@ -122,16 +122,12 @@ def main() -> None:
 
 def asked(model: pcm.Model, kind: str, n: int) -> list[str]:
     """The prompts of a kind."""
+    long = kind.startswith("long")
     if kind.endswith("ontology"):
-        return ontologies(model, n, 0, hops=12 if kind.startswith("long") else 5)
-    rng = random.Random(0)
-    if kind.startswith("long"):
-        made = {"long sum": [sums(rng, shots=2, terms=14) for _ in range(n)]}
-        made["long list"] = [lists(rng, shots=2, n=14) for _ in range(n)]
-    else:
-        made = {"sum": [sums(rng) for _ in range(n)]}
-        made["list"] = [lists(rng) for _ in range(n)]
-    return made[kind]
+        return ontologies(model, n, 0, hops=12 if long else 5)
+    rng, (shots, terms) = random.Random(0), (2, 14) if long else (3, 8)
+    of_sums = [sums(rng, shots, terms) for _ in range(n)]  # drawn first for lists as well: the shipped ones were
+    return of_sums if kind.endswith("sum") else [lists(rng, shots, terms) for _ in range(n)]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from pycotmech.model.twin import unwrapped_tree
+from pycotmech.model.twin import is_of, unwrapped_tree
 
 
 class Unbridged(NamedTuple):
@@ -55,7 +55,7 @@ def _has_hooks(point: Any) -> bool:
 
 def _original(module: nn.Module) -> nn.Module:
     """The Hugging Face module in a component of a bridge; other modules are themselves."""
-    while any(c.__module__.startswith("transformer_lens.") for c in type(module).__mro__):
+    while is_of(module, "transformer_lens"):
         inner = getattr(module, "original_component", None)
         if not isinstance(inner, nn.Module):
             return module

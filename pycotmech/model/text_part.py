@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pycotmech.model.families.base import attached
+from pycotmech.model.families.registry import SUPPORTED
 from pycotmech.model.placement import is_placed
 
 TYPES = ("gemma3", "mistral3")
@@ -20,15 +21,9 @@ TYPES = ("gemma3", "mistral3")
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of the language model in these of a configuration; others as they are."""
     text = config.get("text_config")
-    if config.get("model_type") in TYPES and isinstance(text, dict) and _supported(text):
+    if config.get("model_type") in TYPES and isinstance(text, dict) and text.get("model_type") in SUPPORTED:
         return text
     return config
-
-
-def _supported(text: dict[str, Any]) -> bool:
-    from pycotmech.model.families.registry import SUPPORTED
-
-    return text.get("model_type") in SUPPORTED
 
 
 def text_part(hf: Any) -> nn.Module:

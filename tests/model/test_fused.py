@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pycotmech as pcm
-from pycotmech.model.families.launches import lie_together
+from pycotmech.model.families.launches import joint_weights
 from pycotmech.model.fused import fuse_weights
 from tests.reference.small_families import FAMILIES, small
 from tests.reference.tiny import same_model, tiny_llama
@@ -21,7 +21,7 @@ def projections(hf, l=0):
 
 
 def fused(hf):
-    return [lie_together(group) for group in projections(hf)]
+    return [joint_weights(group) is not None for group in projections(hf)]
 
 
 def sweep(hf, few=True):
@@ -128,7 +128,7 @@ def test_what_is_put_on_a_projection_afterwards_is_honoured():
         expected = sweep(plain)
         np.testing.assert_allclose(sweep(hf), expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
         if still is not None:
-            assert all(lie_together(group) for group in projections(hf, 1)) == still, change
+            assert all(joint_weights(group) is not None for group in projections(hf, 1)) == still, change
 
 
 def test_weights_that_are_parts_of_something_larger_are_refused():

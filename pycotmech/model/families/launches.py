@@ -11,17 +11,23 @@ import torch
 from torch import Tensor, nn
 
 
-def products_in_one_buffer(x: Tensor, modules: Sequence[nn.Linear]) -> list[Tensor] | None:
+def products_in_one_buffer(x: Tensor, modules: Sequence[nn.Linear], *, only_joint: bool = False) -> list[Tensor] | None:
     """Projections of rows x [R, in] by modules with nothing attached, side by side in one buffer [R, all out]: a view [R, out]
-    for each. None where a gradient or another dtype may be asked for, or a weight is more than a parameter."""
+    for each. None where a gradient or another dtype may be asked for, or a weight is more than a parameter.
+
+    only_joint: None also where these are several products, because the weights do not follow one another in memory.
+    """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
         return None
     if any(type(m.weight) is not nn.Parameter or m.weight.dtype != x.dtype for m in modules):
         return None
+    joint = joint_weights(modules)
+    if only_joint and joint is None:
+        return None
     widths = [len(m.weight) for m in modules]
     out = x.new_empty(len(x), sum(widths))
     parts = list(out.split(widths, 1))
-    if (joint := _joint(modules)) is not None:
+    if joint is not None:
         weight, bias = joint
         torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
         return parts
@@ -33,13 +39,9 @@ def products_in_one_buffer(x: Tensor, modules: Sequence[nn.Linear]) -> list[Tens
     return parts
 
 
-def lie_together(modules: Sequence[nn.Linear]) -> bool:
-    """Whether the weights of these projections, and their biases, follow one another in memory (`model.fused`)."""
-    return _joint(modules) is not None
-
-
-def _joint(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None] | None:
-    """The weights [all out, in] and biases [all out] as one tensor each, where they follow one another in memory."""
+def joint_weights(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None] | None:
+    """The weights [all out, in] and biases [all out] of these projections as one tensor each, where they follow one another in
+    memory (`model.fused`); otherwise None."""
     weight, bias = one_after_another([m.weight for m in modules]), None
     if weight is None:
         return None

@@ -16,7 +16,7 @@ from pycotmech.model.config import Mixture, ModelConfig
 from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import Family, is_exactly, linear
-from pycotmech.model.families.launches import lie_together, products_in_one_buffer
+from pycotmech.model.families.launches import products_in_one_buffer
 from pycotmech.model.placement import device_of, weight_of
 
 _MLP_BYTES = 48 * 2**20
@@ -221,8 +221,8 @@ class LlamaFamily(Family):
         """The two projections of rows [R, d] to the hidden layer, [R, d_mlp] each: one product if their weights lie so."""
         both = (mlp.gate_proj, mlp.up_proj)
         joint = None
-        if self.few_launches and all(is_exactly(p, nn.Linear) for p in both) and lie_together(both):
-            joint = products_in_one_buffer(rows, both)
+        if self.few_launches and all(is_exactly(p, nn.Linear) for p in both):
+            joint = products_in_one_buffer(rows, both, only_joint=True)
         return [linear(p, rows) for p in both] if joint is None else joint
 
     def _mlp_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:

@@ -52,8 +52,8 @@ KINDS: dict[str, str] = {
 """model_type -> what it has that no family computes. Any other type without a family has none yet."""
 
 _LAYERS = ("full_attention", "sliding_attention")
-_ROPES = ("dynamic", "longrope", "su")
-"""Rotary embeddings that change with the length of the prompt. "su" is an old name of longrope."""
+_LONGROPE = ("longrope", "su")
+"""Rotary embeddings with factors for short prompts and for long ones. "su" is an old name."""
 
 
 def why(config: Mapping[str, Any]) -> str:
@@ -75,19 +75,23 @@ def refuse_kinds(config: Mapping[str, Any], source: str) -> None:
         raise NotImplementedError(
             f"{source}: it has layers of {' and '.join(map(repr, odd))} (layer_types); supported: {', '.join(_LAYERS)}"
         )
-    for kind in _rope_types(config):
-        if kind in _ROPES:
+    for rope in _ropes(config):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind == "dynamic" or (kind in _LONGROPE and not _same_at_every_length(rope)):
             raise NotImplementedError(
                 f"{source}: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
             )
 
 
-def _rope_types(config: Mapping[str, Any]) -> Iterator[str]:
-    """The rotary embeddings of a configuration, which may have one for each kind of layers."""
+def _ropes(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The rotary parameters of a configuration, which may have some for each kind of layers."""
     for field in ("rope_parameters", "rope_scaling"):
         rope = config.get(field)
         if isinstance(rope, Mapping):
-            for part in (rope, *(p for p in rope.values() if isinstance(p, Mapping))):
-                factors = part.get("short_factor"), part.get("long_factor")
-                if factors[0] is None or factors[0] != factors[1]:  # otherwise it is the same at every length
-                    yield str(part.get("rope_type", part.get("type", "default")))
+            yield rope
+            yield from (part for part in rope.values() if isinstance(part, Mapping))
+
+
+def _same_at_every_length(longrope: Mapping[str, Any]) -> bool:
+    short = longrope.get("short_factor")
+    return short is not None and short == longrope.get("long_factor")

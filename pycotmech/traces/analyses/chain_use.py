@@ -326,7 +326,7 @@ def chain_probabilities(
     for a, b in planner.cut([len(s) * row for s in sequences], room // 2):
         stops = torch.tensor([len(s) for s in sequences[a:b]]).cumsum(0)
         read = (stops[:, None] - len(answer) + torch.arange(len(answer))).flatten()
-        logits = family.logits(forward_packed(family, sequences[a:b], past, read=read).resid_final).double()
+        logits = family.logits(forward_packed(family, sequences[a:b], past, read=read).resid_final)
         ids = answer.repeat(b - a).to(logits.device)
         out.append(log_probability(logits, ids).view(b - a, -1).sum(1).exp().cpu())
     return torch.cat(out).numpy()

@@ -62,6 +62,10 @@ class SentenceAttention(TraceAnalysis):
         """[S, S]: the mean over heads (None: all)."""
         return self.values.mean((0, 1)) if heads is None else np.mean([self.values[l, h] for l, h in heads], 0)
 
+    @staticmethod
+    def _mean_of(heads: list[tuple[int, int]] | None) -> str:
+        return "mean over all heads" if heads is None else f"mean over {len(heads)} head(s)"
+
     def vertical_scores(
         self, *, proximity: int = PROXIMITY, control_depth: bool = False, score: Literal["mean", "median"] = "mean"
     ) -> NDArray[np.float64]:
@@ -106,10 +110,9 @@ class SentenceAttention(TraceAnalysis):
         from pycotmech.traces.figures import matrix_figure
 
         mean = self._mean(heads)
-        which = "all heads" if heads is None else f"{len(heads)} head(s)"
         return matrix_figure(
             np.where(np.tri(len(mean), k=-1) > 0, mean, np.nan), vertical_scores(mean[None, None])[0, 0],
-            title=f"{self.about['model']}: {self.title}, mean over {which}", below="vertical score",
+            title=f"{self.about['model']}: {self.title}, {self._mean_of(heads)}", below="vertical score",
             label="mean attention of a pair of tokens", lines=self.small_print(), path=path,
         )  # fmt: skip
 
@@ -125,11 +128,10 @@ class SentenceAttention(TraceAnalysis):
         from pycotmech.traces.figures import graph_figure
 
         edges = self.graph(heads, top=top, proximity=proximity)
-        which = "all heads" if heads is None else f"{len(heads)} head(s)"
         return graph_figure(
             edges.itertuples(index=False, name=None),
             vertical_scores(self._mean(heads)[None, None], proximity=proximity)[0, 0], self.about["sentences"][0],
-            title=f"{self.about['model']}: where sentences look, mean over {which}", lines=self.small_print(), path=path,
+            title=f"{self.about['model']}: where sentences look, {self._mean_of(heads)}", lines=self.small_print(), path=path,
             edge_label=f"the {top} sentence(s) at least {proximity} before each that it attends to most",
             node_label="vertical score, the mean attention from later sentences",
         )  # fmt: skip
