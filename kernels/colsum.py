@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LOG2E, capped, load_rows, placed, visible
+from pycotmech.kernels.tiles import LOG2E, capped, load_rows, placed, to_log2, visible
 
 
 @triton.jit
@@ -64,10 +64,7 @@ def colsum_kernel(
         Q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh
     LSE += bh.to(tl.int64) * T
     W += b.to(tl.int64) * stride_wb + h.to(tl.int64) * stride_wh
-    if CAP:
-        c = LOG2E + 0.0 * scale
-    else:
-        c = scale * LOG2E
+    c = to_log2(scale, CAP)
     shift = S - T
     first = 0
     if PADDED:

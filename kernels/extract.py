@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
 from pycotmech.kernels.extract_topk import MAX_TOPK, top_keys
-from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, bf16_part, capped, joined, load_rows, placed, stretches, visible
+from pycotmech.kernels.tiles import LN2, NEG, SEEN, bf16_part, capped, joined, load_rows, placed, stretches, to_log2, visible
 
 FUSED_SEGMENTS = 32
 """Up to here the masses come from the launch that makes z; more, and all readouts, from launches of their own."""
@@ -137,10 +137,7 @@ def extract_kernel(
         V += b.to(tl.int64) * stride_vb + hk.to(tl.int64) * stride_vh
     SEG += b.to(tl.int64) * stride_sb
     READ += b.to(tl.int64) * stride_rb + h.to(tl.int64) * stride_rh
-    if CAP:
-        c = LOG2E + 0.0 * scale
-    else:
-        c = scale * LOG2E
+    c = to_log2(scale, CAP)
     GQ: tl.constexpr = GP if GP > 0 else 16
     CQ: tl.constexpr = CP if CP > 0 else 16
     b_m = tl.full([BLOCK_M], NEG, tl.float32)

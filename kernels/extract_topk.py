@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LOG2E, NEG, SEEN, capped, load_rows, placed, stretches, visible
+from pycotmech.kernels.tiles import LOG2E, NEG, SEEN, capped, load_rows, placed, stretches, to_log2, visible
 
 MAX_TOPK = 8
 _NO_KEY = tl.constexpr(0x7FFFFFFF)
@@ -91,10 +91,7 @@ def topk_kernel(
     else:
         b_q = load_rows(Q + b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh, o_m, 0, T, stride_qt, D, DP, True)
         K += b.to(tl.int64) * stride_kb + hk.to(tl.int64) * stride_kh
-    if CAP:
-        c = LOG2E + 0.0 * scale
-    else:
-        c = scale * LOG2E
+    c = to_log2(scale, CAP)
     o_k = tl.arange(0, KP)
     # An invisible key is no better than an empty slot. Slots beyond K, and rows beyond T, take nothing.
     b_top = tl.where(m_row[:, None] & (o_k < TOPK)[None, :], SEEN + 0.0, _TAKEN)

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LN2, LOG2E, NEG, SEEN, capped, joined, load_rows
+from pycotmech.kernels.tiles import LN2, NEG, SEEN, capped, joined, load_rows, to_log2
 
 MANY_ROWS = 128 * 128
 """From so many rows times heads on, the larger tiles occupy every multiprocessor."""
@@ -135,10 +135,7 @@ def prefix_kernel(
     if HAS_CUTS:
         e_lo = tl.load(CUT_LO + r0)
         e_hi = tl.load(CUT_LO + tl.minimum(r0 + BLOCK_R, R))
-    if CAP:
-        c = LOG2E + 0.0 * scale
-    else:
-        c = scale * LOG2E
+    c = to_log2(scale, CAP)
     b_m = tl.full([BLOCK_M], NEG, tl.float32)
     b_l = tl.zeros([BLOCK_M], tl.float32)
     b_z = tl.zeros([BLOCK_M, DP], tl.float32)

@@ -51,6 +51,14 @@ def capped(s, scale, softcap):
 
 
 @triton.jit
+def to_log2(scale, CAP: tl.constexpr):
+    """By what a score is multiplied before exp2. CAP: scores are `capped`, which has applied the scale."""
+    if CAP:
+        return LOG2E + 0.0 * scale
+    return scale * LOG2E
+
+
+@triton.jit
 def visible(at, key, first, window):
     """Whether the query at key position `at` sees `key`: first <= key <= at, and key within the window."""
     return (key <= at) & (key >= first) & (at - key < window)
