@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.peers import Measured, measure
+from benchmarks.suite import spread
 
 LAYERS = 5
 WHAT = {
@@ -83,10 +84,6 @@ def run(kind: str, dtype: str, threads: int, heads: list[str]) -> Measured | str
         return measure(kind, dtype=dtype, threads=threads, heads=heads)
     except RuntimeError as error:
         return f"failed: {str(error).strip().splitlines()[-1][:100]}"
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def compare(dtype: str, threads: int, rounds: int) -> list[dict]:

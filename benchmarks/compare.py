@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table import name_of
+
 BASELINE = Path(__file__).resolve().parent / "baseline.json"
 MARGIN = 0.05
 
@@ -41,7 +43,7 @@ def ratios(results: dict[str, Any]) -> dict[str, Ratio]:
     for row in results["rows"]:
         if "error" in row:
             continue
-        of = f"{row['question']}, {row['size']}, {row['dtype']}, {row['threads']} thread(s)"
+        of = name_of(row)
         found[f"{of}: share of the machine"] = _ratio(row["limit"]["share"])
         for rival in row["rivals"]:
             found[f"{of}: {rival['name']}"] = _ratio(rival["ratio"])
@@ -131,7 +133,7 @@ def main(words: Sequence[str] | None = None) -> int:
     before = {name: Ratio(**r) for name, r in stored["ratios"].items()}
     if runs[0]["machine"]["cpu"] != stored["machine"]["cpu"]:
         print(f"the baseline is of {stored['machine']['cpu']}, these results are of {runs[0]['machine']['cpu']}")
-    ran = [f"{row['question']}, {row['size']}, {row['dtype']}, {row['threads']}" for run in runs for row in run["rows"]]
+    ran = [name_of(row) for run in runs for row in run["rows"]]
     verdicts = judged(before, now, given.margin, ran if given.part else ())
     print(f"{'':<8} {'before':<28} {'now':<28}")
     for verdict in sorted(verdicts, key=lambda v: (not v.bad, v.word != "better", v.name)):

@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -65,14 +66,14 @@ def ask(name: str, size: str, dtype: str, threads: int, rounds: int | None) -> d
         "note": asked.note,
         "check": checked,
         "rounds": len(ours),
-        OURS: _spread(ours),
-        "limit": {**_spread(times["bare"]), "by": by, "share": _spread(share)},
+        OURS: spread(ours),
+        "limit": {**spread(times["bare"]), "by": by, "share": spread(share)},
         "rivals": [
             {
                 "name": way.name,
-                **_spread(times[way.name]),
+                **spread(times[way.name]),
                 "part": way.times != 1.0,
-                "ratio": _spread([t / s for t, s in zip(times[way.name], ours, strict=True)]),
+                "ratio": spread([t / s for t, s in zip(times[way.name], ours, strict=True)]),
             }
             for way in asked.rivals
         ],
@@ -131,11 +132,21 @@ def _clocked(call) -> float:
     return time.perf_counter() - start
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """What a table shows of repeated rounds."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 # ---- the suite -----------------------------------------------------------------------------------------------------------
+
+
+def processor() -> str:
+    """Its name, as Linux gives it."""
+    try:
+        names = re.findall(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def machine(threads: Sequence[int]) -> dict[str, Any]:
@@ -149,19 +160,13 @@ def machine(threads: Sequence[int]) -> dict[str, Any]:
         torch.set_num_threads(n)
         for dtype in (torch.float32, torch.bfloat16):
             rates[f"{str(dtype)[6:]}, {n} thread{'s' * (n != 1)}"] = product_rate(dtype) / 1e9
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
     try:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         version = commit.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         version = pcm.__version__
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "cpu": processor(), "cores": os.cpu_count(), "torch": torch.__version__, "transformers": transformers.__version__,
         "pycotmech": version, "date": time.strftime("%Y-%m-%d"), "load": round(os.getloadavg()[0], 2),
         "products_gflops": {k: round(v, 1) for k, v in rates.items()}, "copy_gbs": round(copy_rate() / 1e9, 1),
     }  # fmt: skip

@@ -39,9 +39,14 @@ def machine_line(m: dict[str, Any]) -> str:
     )
 
 
+def name_of(row: dict[str, Any]) -> str:
+    """What a row is of."""
+    return f"{row['question']}, {row['size']}, {row['dtype']}, {row['threads']} thread(s)"
+
+
 def line(row: dict[str, Any]) -> str:
     """One row in a line of text."""
-    head = f"{row['question']}, {row['size']}, {row['dtype']}, {row['threads']} thread(s)"
+    head = name_of(row)
     if "error" in row:
         return f"{head}: NO FIGURE: {row['error']}"
     against = "; ".join(f"{r['name']} {seconds(r['median'])}, {ratio(r['ratio']['median'])}" for r in row["rivals"])

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.suite import processor
 from tests.reference import generated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,12 +169,6 @@ def read() -> dict[str, Any] | None:
     return json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else None
 
 
-def machine() -> str:
-    """The processor, as Linux names it."""
-    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
-    return names[0].strip() if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--libraries", nargs="+", choices=RESULTS, default=list(DEFAULT), help="Which libraries to run.")
@@ -195,7 +190,7 @@ def main() -> None:
         raise SystemExit(f"pycotmech: {rows[0]['why']}")
     record = {
         "model": asked.model, "tokens": rows[0]["tokens"], "heads": int(np.size(rows[0]["values"])), "threads": asked.threads,
-        "machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": compared(rows),
+        "machine": processor(), "date": time.strftime("%Y-%m-%d"), "rows": compared(rows),
     }  # fmt: skip
     print(table(record))
     if asked.page:

@@ -63,15 +63,15 @@ def layer_weight_bytes(cfg: ModelConfig) -> float:
     return ((row.qkv + row.attn_out) / 2 + mlp_weights(cfg, read=True)) * cfg.dtype.itemsize
 
 
-def resid_bytes(cfg: ModelConfig) -> int:
-    """Bytes of a number of the residual stream."""
-    return 8 if cfg.dtype == torch.float64 else 4
+def resid_dtype(cfg: ModelConfig) -> torch.dtype:
+    """The dtype of the residual stream."""
+    return torch.float64 if cfg.dtype == torch.float64 else torch.float32
 
 
 def row_traffic(cfg: ModelConfig) -> float:
     """Bytes that kernels other than products read and write for a row in a layer: two norms, the rotation, keys and values put
     away, attention's queries and output, the gate, and two sums. Products' own inputs and outputs are part of their speed."""
-    n, w = cfg.dtype.itemsize, resid_bytes(cfg)
+    n, w = cfg.dtype.itemsize, resid_dtype(cfg).itemsize
     d, heads, keys = cfg.d_model, cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
     norms, sums = 2 * d * (w + n), 2 * d * (n + 2 * w)
     rotated, put, attention = 2 * (heads + keys) * n, 4 * keys * n, 2 * heads * n
@@ -82,4 +82,4 @@ def row_traffic(cfg: ModelConfig) -> float:
 def logit_traffic(cfg: ModelConfig) -> float:
     """Bytes that one row of logits costs after the product that made it: written, widened to float64, and read some three times
     by a softmax or a divergence."""
-    return float(cfg.d_vocab * (2 * resid_bytes(cfg) + 4 * 8))
+    return float(cfg.d_vocab * (2 * resid_dtype(cfg).itemsize + 4 * 8))

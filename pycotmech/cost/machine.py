@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pycotmech import ops
-from pycotmech.cost.demand import Demand
+from pycotmech.cost.demand import Demand, resid_dtype
+from pycotmech.cost.questions import prompts
 from pycotmech.engine.metrics import kl_from
 from pycotmech.model.config import ModelConfig, layer_flop
 from pycotmech.model.run import forward_packed
@@ -115,8 +116,7 @@ def of_model(model: Model, forward: float | None = None, *, clock: Clock = time.
     forward = measured_speed(model, clock=clock) if forward is None else forward
     cfg, rows = model.cfg, min(_FORWARD, model.cfg.n_ctx)
     seconds = rows * cfg.n_layers * layer_flop(cfg).linear / forward
-    demand = Demand(layer_rows=rows * cfg.n_layers, passes=cfg.n_layers, keys=rows * (rows + 1) / 2 * cfg.n_layers)
-    return replace(found, factor=seconds / found.seconds(cfg, demand))
+    return replace(found, factor=seconds / found.seconds(cfg, prompts(cfg, [rows])))
 
 
 def measured_speed(model: Model, *, clock: Clock | None = None) -> float:
@@ -145,7 +145,7 @@ class _Maker:
 
     def __init__(self, cfg: ModelConfig, device: torch.device, clock: Clock) -> None:
         self.cfg, self.device, self.clock = cfg, device, clock
-        self.resid = torch.float64 if cfg.dtype == torch.float64 else torch.float32
+        self.resid = resid_dtype(cfg)
         self.generator = torch.Generator(device).manual_seed(0)
 
     def _draw(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech.cot.tools.registry import Given
-from pycotmech.paper.entries import ENTRIES, ON_REQUEST
+from pycotmech.paper.entries import EVERY
 from pycotmech.runs.settings import Settings
 from pycotmech.runs.work import make_examples
 from pycotmech.runs.workers.replica import described, load_replica, memory_of, with_warnings
@@ -62,7 +62,7 @@ class Analyst:
         return with_warnings(lambda: self._answer(unit))
 
     def _answer(self, unit: AnalysisUnit) -> Answer:
-        (entry,) = (e for e in (*ENTRIES, *ON_REQUEST) if e.name == unit.name)
+        (entry,) = (e for e in EVERY if e.name == unit.name)
         s, start = unit.settings, time.perf_counter()
         try:
             steps = tuple(s.chosen_steps)

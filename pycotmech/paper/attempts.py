@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pycotmech._warnings import warn
@@ -55,7 +55,7 @@ def one_by_one(
             found = Attempt(entry, failure=str(error))
         finally:
             progress.end()
-        yield Attempt(entry, found.result, found.failure, time.perf_counter() - start)
+        yield replace(found, seconds=time.perf_counter() - start)
 
 
 def at_once(

@@ -8,6 +8,7 @@ from pycotmech.cot.tools.registry import Description
 ENTRIES: tuple[Description, ...] = tuple(d for d in analyses.described() if not d.on_request)
 ON_REQUEST: tuple[Description, ...] = tuple(d for d in analyses.described() if d.on_request)
 """Analyses that run only if they are named: they go beyond the paper and take longer than its own."""
+EVERY = (*ENTRIES, *ON_REQUEST)
 
 
 def chosen(only: tuple[str, ...] | None) -> list[Description]:
@@ -17,11 +18,10 @@ def chosen(only: tuple[str, ...] | None) -> list[Description]:
     """
     if only is None:
         return list(ENTRIES)
-    every = (*ENTRIES, *ON_REQUEST)
-    known = {e.name: e for e in every}
+    known = {e.name: e for e in EVERY}
     names: set[str] = set()
     for word in only:
-        found = [e.name for e in every if word == e.name or word.upper() == e.source]
+        found = [e.name for e in EVERY if word == e.name or word.upper() == e.source]
         if not found:
             raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1 to E13")
         names |= set(found)
@@ -29,4 +29,4 @@ def chosen(only: tuple[str, ...] | None) -> list[Description]:
         raise ValueError(f"only: got none; expected some of {', '.join(known)}")
     while more := {n for name in names for n in known[name].needs} - names:
         names |= more
-    return [e for e in every if e.name in names]
+    return [e for e in EVERY if e.name in names]

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pycotmech.cot.tools.cost import Cost
 from pycotmech.paper.plan import CostPlan, Line
 from pycotmech.runs.estimate import shown_end, shown_memory
 from pycotmech.runs.folder import existing_place
 from pycotmech.runs.speed import shown_time
+from pycotmech.runs.workers.sharing import weights_bytes
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.registry import Description
@@ -103,18 +105,14 @@ def estimate(
     from pycotmech.engine.memory import free_bytes
 
     settings: dict[str, SettingEstimate] = {name: SettingEstimate(failure=why) for name, why in failures.items()}
-    rows = flop = seconds = disk = 0.0
-    beyond = 0.0
+    work, seconds, disk = Cost(), 0.0, 0.0
     for name, (entries, plan) in plans.items():
         done = set(finished.get(name, ()))
         left = [line for line in plan.lines if line.name not in done]
-        rows += sum(line.ours.token_forwards for line in left)
-        flop += sum(line.ours.flop for line in left)
-        beyond = max([beyond, *(line.ours.memory for line in left)])
+        work += sum((line.ours for line in left), Cost())
         seconds += time_of(entries, left, workers)
         w = plan.workload
-        values = w.examples * (w.cells / max(1, w.examples)) * model.cfg.n_layers * model.cfg.n_heads
-        disk += len(left) * (_RESULT + _VALUES * values)
+        disk += len(left) * (_RESULT + _VALUES * w.cells * model.cfg.n_layers * model.cfg.n_heads)
         analyses = tuple(
             {
                 "name": line.name, "source": line.source, "token_forwards": line.ours.token_forwards, "flop": line.ours.flop,
@@ -124,21 +122,19 @@ def estimate(
         )  # fmt: skip
         settings[name] = SettingEstimate(w.examples, w.cells, analyses)
     free, disk_free = free_bytes(model.device), shutil.disk_usage(existing_place(folder)).free
-    weights = sum(t.numel() * t.element_size() for t in model.hf.state_dict().values())
     problems = []
     if disk > disk_free:
         problems.append(f"disk: {disk / 1e6:,.1f} MB may be needed in {folder}, and {disk_free / 1e6:,.1f} MB are free")
-    if workers * beyond > free:
-        problems.append(
-            f"memory: {workers} workers may need {workers * beyond / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        )
+    if (beyond := workers * work.memory) > free:
+        problems.append(f"memory: {workers} workers may need {beyond / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
     speeds = [plan.flop_per_second for _, plan in plans.values()]
     return PaperEstimate(
         out=str(folder), model=model.name, settings=settings,
         analyses=sum(len(s.analyses) for s in settings.values()),
         finished=sum(a["finished"] for s in settings.values() for a in s.analyses),
-        engine=engine, workers=workers, threads=threads, token_forwards=rows, flop=flop,
-        flop_per_second=speeds[0] if speeds else 0.0, seconds=seconds, weights_bytes=weights, worker_bytes=round(beyond),
+        engine=engine, workers=workers, threads=threads, token_forwards=work.token_forwards, flop=work.flop,
+        flop_per_second=speeds[0] if speeds else 0.0, seconds=seconds,
+        weights_bytes=weights_bytes(model), worker_bytes=round(work.memory),
         free_bytes=free, disk_bytes=round(disk), disk_free_bytes=disk_free, notes=tuple(model.notes), problems=tuple(problems),
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from pycotmech.files.whole import read_sealed, write_sealed
 from pycotmech.files.write import subfolder
 from pycotmech.paper.attempts import at_once, one_by_one
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict
-from pycotmech.paper.entries import ENTRIES, ON_REQUEST
+from pycotmech.paper.entries import EVERY
 from pycotmech.runs.events import EventLog
 from pycotmech.runs.folder import refuse_other_settings
 from pycotmech.runs.head_views import EXAMPLES, ViewedPrompt, keep_head_views, strongest_heads
@@ -173,9 +173,8 @@ def work_through(
     out.done = {e.name: out.done[e.name] for e in entries if e.name in out.done}
     out.failures = {e.name: out.failures[e.name] for e in entries if e.name in out.failures}
     write_sealed(folder / PAPER, facts)
-    every = (*ENTRIES, *ON_REQUEST)
-    others = {e.name: _kept(folder, e, identity, progress) for e in every if e.name not in out.done and e not in entries}
-    out.results = {e.name: r for e in every if (r := out.done.get(e.name) or others.get(e.name)) is not None}
+    others = {e.name: _kept(folder, e, identity, progress) for e in EVERY if e.name not in out.done and e not in entries}
+    out.results = {e.name: r for e in EVERY if (r := out.done.get(e.name) or others.get(e.name)) is not None}
     out.verdicts = verdicts_of(out.results)
     return out
 
@@ -222,7 +221,7 @@ def stored(
     own = facts.get("identity")
     if own is None or (identity is not None and not agrees(own, identity, accept_version=accept_version)):
         return None
-    results = {e.name: r for e in (*ENTRIES, *ON_REQUEST) if (r := _kept(folder, e, own, progress)) is not None}
+    results = {e.name: r for e in EVERY if (r := _kept(folder, e, own, progress)) is not None}
     kept: Any = facts.get("task")
     known = isinstance(kept, dict) and set(kept) == set(Task.__dataclass_fields__)
     task = Task(**kept) if known else None
@@ -231,9 +230,7 @@ def stored(
 
 def finished(folder: Path, identity: Mapping[str, Any]) -> list[str]:
     """Returns the names of the analyses of this identity that a folder holds, without reading their numbers."""
-    return [
-        e.name for e in (*ENTRIES, *ON_REQUEST) if (of := _made_of(folder, e)) and agrees(of, identity, accept_version=True)
-    ]
+    return [e.name for e in EVERY if (of := _made_of(folder, e)) and agrees(of, identity, accept_version=True)]
 
 
 def verdicts_of(results: Mapping[str, Analysis], claims: Iterable[Claim] = CLAIMS) -> list[tuple[Claim, Verdict]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycotmech.cost import Demand, measured_speed, of_model, of_plan
+from pycotmech.cot.tools.cost import Cost, rows_cost
 from pycotmech.runs.experiment import checked_settings
 from pycotmech.runs.folder import checked_path, existing_place, refuse_other_settings
 from pycotmech.runs.provenance import model_identity
@@ -23,6 +24,7 @@ from pycotmech.runs.store import STORE, SweepState, open_store, stored_identity
 from pycotmech.runs.variables import VARIABLES
 from pycotmech.runs.work import SweepUnit, SweepWork, work_of_pairs, work_of_task
 from pycotmech.runs.workers import EngineChoice, threads_of
+from pycotmech.runs.workers.sharing import weights_bytes
 
 if TYPE_CHECKING:
     from pycotmech.engine.planner import Plan
@@ -188,11 +190,10 @@ def _estimate(
     rows += scale * sum(plan.base_token_forwards for plan in plans)
     kept_flop, kept_rows = _kept(model, work, max(0, len(batches) - n))
     flop, rows = max(flop - kept_flop, 0.0), max(rows - kept_rows, 0.0)
-    grading_flop, grading_rows = _grading(model, work, len(work.units) - graded)
+    grading = _grading(model, work, len(work.units) - graded)
     share = rows / max(rows + kept_rows, 1e-9)  # of the plans' work that is done
-    seconds = share * machine.seconds(cfg, demand) + grading_flop / forward
+    seconds = share * machine.seconds(cfg, demand) + grading.flop / forward
     largest = max(plans, key=lambda plan: plan.bytes_in_flight, default=None)
-    weights = sum(t.numel() * t.element_size() for t in model.hf.state_dict().values())
     worker = 0 if largest is None else largest.bytes_in_flight
     disk = _disk_bytes(work, model, new=not resumed, pending=len({u.example for b in batches for u in b}))
     disk_free = shutil.disk_usage(place).free
@@ -208,9 +209,9 @@ def _estimate(
         out=str(folder), model=model.name, examples=len(work.names), steps=len(work.steps),
         sweeps=int((state != SweepState.SKIPPED).sum()), finished=int((state == SweepState.FINISHED).sum()),
         units=len(batches), engine=choice.engine, workers=n, threads=threads,
-        token_forwards=rows + grading_rows, flop=flop + grading_flop, flop_per_second=forward,
+        token_forwards=rows + grading.token_forwards, flop=flop + grading.flop, flop_per_second=forward,
         seconds=seconds / n,
-        weights_bytes=weights, worker_bytes=worker, free_bytes=free, disk_bytes=disk, disk_free_bytes=disk_free,
+        weights_bytes=weights_bytes(model), worker_bytes=worker, free_bytes=free, disk_bytes=disk, disk_free_bytes=disk_free,
         plan="" if largest is None else str(largest), notes=tuple(notes), problems=tuple(problems),
     )  # fmt: skip
 
@@ -246,17 +247,13 @@ def _kept(model: Model, work: SweepWork, times: int) -> tuple[float, float]:
     return times * shared.flop, times * shared.layer_rows / model.cfg.n_layers
 
 
-def _grading(model: Model, work: SweepWork, examples: int) -> tuple[float, float]:
-    """FLOP and token-forwards of grading so many examples."""
-    from pycotmech.model.config import layer_flop, logits_flop
-
+def _grading(model: Model, work: SweepWork, examples: int) -> Cost:
+    """Cost of grading so many examples."""
     units = [unit for e in range(min(examples, _SAMPLE)) if (unit := work.grading(e, e)) is not None]
     if not units:
-        return 0.0, 0.0
+        return Cost()
     rows = examples * sum(len(unit.tokens) for unit in units) / len(units)
-    read = rows if units[0].positions is None else examples
-    cfg = model.cfg
-    return float(rows * cfg.n_layers * layer_flop(cfg).linear + read * logits_flop(cfg)), float(rows)
+    return rows_cost(model.cfg, rows, read=rows if units[0].positions is None else examples)
 
 
 def _disk_bytes(work: SweepWork, model: Model, *, new: bool, pending: int) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from pycotmech.cost import Demand
@@ -46,20 +46,12 @@ class Cost:
     traffic: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.forwards + other.forwards,
-            self.token_forwards + other.token_forwards,
-            self.flop + other.flop,
-            max(self.memory, other.memory),
-            self.passes + other.passes,
-            self.wide + other.wide,
-            self.traffic + other.traffic,
-        )
+        counts = Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return replace(counts, memory=max(self.memory, other.memory))
 
     def __mul__(self, n: float) -> Cost:
         """n times the same, one after another."""
-        counts = (n * x for x in (self.passes, self.wide, self.traffic))
-        return Cost(n * self.forwards, n * self.token_forwards, n * self.flop, self.memory, *counts)
+        return replace(Cost(*(n * getattr(self, f.name) for f in fields(self))), memory=self.memory)
 
     __rmul__ = __mul__
 

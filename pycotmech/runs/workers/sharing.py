@@ -37,7 +37,7 @@ def shared_weights(model: Model) -> Iterator[Weights]:
     from pycotmech.model.converted import cache_root
 
     root = cache_root() / "replicas"
-    size = sum(t.numel() * t.element_size() for t in model.hf.state_dict().values())
+    size = weights_bytes(model)
     try:
         root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(root).free
@@ -54,6 +54,11 @@ def shared_weights(model: Model) -> Iterator[Weights]:
         yield Weights(folder, model.name, model.prepend_bos, model.notes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def weights_bytes(model: Model) -> int:
+    """Bytes of the weights and buffers that a checkpoint of the model holds."""
+    return sum(t.numel() * t.element_size() for t in model.hf.state_dict().values())
 
 
 def is_mapped(model: Model) -> bool:
