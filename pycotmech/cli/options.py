@@ -132,6 +132,10 @@ Points = Annotated[
 ]
 DryRun = Annotated[bool, how("Check everything, print what the run would do and need, and write nothing.", "--dry-run")]
 Estimate = Annotated[bool, how("Like --dry-run, as JSON.", "--estimate")]
+PlanFor = Annotated[
+    str | None,
+    how("Predict times for a GPU from its data sheet (a100, h100, h200, b200), where nothing is run.", metavar="DEVICE"),
+]
 Minutes = Annotated[
     float | None,
     task("A time budget in place of --examples: takes the largest number of examples whose predicted time fits."),
@@ -192,6 +196,17 @@ def path(text: str | None, name: str) -> Path | None:
     if not text.strip():
         raise ValueError(f"{name}: the name is empty; expected a file")
     return Path(text).expanduser()
+
+
+def check_plan_for(name: str | None, alone: bool) -> None:
+    """Refuses a GPU to predict for where something is run, and one that is not known. alone: with --dry-run or --estimate."""
+    if name is None:
+        return
+    from pycotmech.cost import device_named
+
+    if not alone:
+        raise ValueError(f"plan_for: got {name!r} for a run here; expected it with --dry-run or --estimate")
+    device_named(name, "plan_for")
 
 
 def new_file(text: str | None, name: str) -> Path | None:

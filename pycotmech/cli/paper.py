@@ -45,10 +45,6 @@ def paper(
     order: o.Order = None,
     ontology: o.Ontology = None,
     plan: Annotated[bool, o.plain("Print what it will cost, and stop.", "--plan")] = False,
-    plan_for: Annotated[
-        str | None,
-        o.plain("With --plan: predict times for a GPU from its data sheet (a100, h100, h200, b200).", metavar="DEVICE"),
-    ] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -61,6 +57,7 @@ def paper(
     ray_address: o.RayAddress = None,
     dry_run: o.DryRun = False,
     estimate: o.Estimate = False,
+    plan_for: o.PlanFor = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,

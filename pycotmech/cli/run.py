@@ -46,6 +46,7 @@ def run(
     points: o.Points = None,
     dry_run: o.DryRun = False,
     estimate: o.Estimate = False,
+    plan_for: o.PlanFor = None,
     top: o.Top = 5,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -66,10 +67,11 @@ def run(
     )  # fmt: skip
     how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
     how |= {"engine": engine, "workers": workers, "ray_address": ray_address}
+    o.check_plan_for(plan_for, dry_run or estimate)
     if minutes is not None:
         settings = within_minutes(settings, out, minutes, quiet, **how)
     if dry_run or estimate:
-        expect(settings, out, as_json=estimate or as_json, **how)
+        expect(settings, out, as_json=estimate or as_json, plan_for=plan_for, **how)
     else:
         keep(settings, out, top, quiet, as_json, **how)
 

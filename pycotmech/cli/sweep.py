@@ -49,6 +49,7 @@ def sweep(
     points: o.Points = None,
     dry_run: o.DryRun = False,
     estimate: o.Estimate = False,
+    plan_for: o.PlanFor = None,
     top: o.Top = 10,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -80,6 +81,7 @@ def sweep(
         raise ValueError("clean, corrupted, pairs: expected either --clean and --corrupted, or --pairs")
     if pairs is None and (clean is None or corrupted is None):
         raise ValueError(f"{'clean' if clean is None else 'corrupted'}: missing; a pair needs --clean and --corrupted")
+    o.check_plan_for(plan_for, dry_run or estimate)
     if out is not None:
         for name, value in {"csv": csv, "png": png, "screen": screen}.items():
             if value is not None:
@@ -90,7 +92,7 @@ def sweep(
         how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
         how |= {"engine": engine, "workers": workers, "ray_address": ray_address}
         if dry_run or estimate:
-            expect(kept, out, as_json=estimate or as_json, **how)
+            expect(kept, out, as_json=estimate or as_json, plan_for=plan_for, **how)
         else:
             keep(kept, out, top, quiet, as_json, **how)
         return
@@ -119,7 +121,7 @@ def sweep(
     }  # fmt: skip
     if dry_run or estimate:
         with torch_threads(threads):
-            _expect(loaded, arguments, screen, as_json=estimate or as_json)
+            _expect(loaded, arguments, screen, plan_for, as_json=estimate or as_json)
         return
     with torch_threads(threads):
         bars.begin("patching", 1, "sweep")
@@ -144,20 +146,29 @@ def sweep(
             o.say(f"written: {path}")
 
 
-def _expect(model: Model, arguments: dict[str, Any], screen: int | None, *, as_json: bool) -> None:
+def _expect(model: Model, arguments: dict[str, Any], screen: int | None, plan_for: str | None, *, as_json: bool) -> None:
     """Prints what the sweep would do and need. With a screen, of all heads: which it leaves is known only when it has run."""
     import pycotmech as pcm
-    from pycotmech.cost import measured_speed, of_model, of_plan
+    from pycotmech.cost import Device, device_named, measured_speed, of_model, of_plan
     from pycotmech.runs.speed import shown_time
 
     plan = pcm.plan_heads(model, **arguments)
-    speed = measured_speed(model)
+    device: Device
+    if plan_for is None:
+        speed = measured_speed(model)
+        device = of_model(model, speed)
+    else:
+        device = device_named(plan_for)
+        speed = device.rate(model.cfg.dtype)
     demand = of_plan(model.cfg, plan, metric=arguments.get("metric", "kl"))
-    seconds = of_model(model, speed).seconds(model.cfg, demand)
+    seconds = device.seconds(model.cfg, demand)
     if as_json:
-        return say_json({**asdict(plan), "flop_per_second": speed, "seconds": seconds, "screen": screen})
+        found = {"flop_per_second": speed, "seconds": seconds, "plan_for": plan_for, "screen": screen}
+        return say_json({**asdict(plan), **found})
     at_most = "" if screen is None else f"; of all heads, since the {screen} of the screen are not known yet"
-    o.say(f"{plan}{at_most}\ntime: about {shown_time(seconds)} at {speed / 1e9:,.0f} GFLOP/s\nnothing was run or written")
+    where = "" if plan_for is None else f" on {plan_for}, by its data sheet,"
+    time = f"time: about {shown_time(seconds)}{where} at {speed / 1e9:,.0f} GFLOP/s"
+    o.say(f"{plan}{at_most}\n{time}\nnothing was run or written")
 
 
 def _found(result: Sweep, top: int) -> dict[str, Any]:

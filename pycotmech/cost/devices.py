@@ -87,8 +87,8 @@ DEVICES = {
 """GPUs by name. Peaks are of dense products, half of those that data sheets give with sparsity."""
 
 
-def device_named(name: str) -> DataSheet:
+def device_named(name: str, argument: str = "device") -> DataSheet:
     """The data sheet of a device. Raises ValueError naming the argument."""
     if name.lower() not in DEVICES:
-        raise ValueError(f"device: got {name!r}; expected one of {', '.join(DEVICES)}")
+        raise ValueError(f"{argument}: got {name!r}; expected one of {', '.join(DEVICES)}")
     return DEVICES[name.lower()]

@@ -132,7 +132,7 @@ def run(
         settings = replace(settings, examples=DEFAULT_EXAMPLES)
     if plan_for is not None and not plan_only:
         raise ValueError(f"plan_for: got {plan_for!r} for analyses that are run here; expected it with plan_only")
-    planned = None if plan_for is None else device_named(plan_for)
+    planned = None if plan_for is None else device_named(plan_for, "plan_for")
     easy, harder = named(tasks)
     entries = chosen(only)
     asked = {None: entries if easy else []} | {s: [e for e in entries_of_harder() if e in entries] for s in harder}

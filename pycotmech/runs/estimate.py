@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pycotmech.cost import Demand, measured_speed, of_model, of_plan
+from pycotmech.cost import DataSheet, Demand, Device, device_named, measured_speed, of_model, of_plan
 from pycotmech.cot.tools.cost import Cost, rows_cost
 from pycotmech.runs.experiment import checked_settings
 from pycotmech.runs.folder import checked_path, existing_place, refuse_other_settings
@@ -46,8 +46,9 @@ class Estimate:
 
     examples, sweeps: in the folder when it is complete; finished: sweeps that are done already; units: passes that remain.
     Before grading every step counts as right, so that sweeps, units, work and time are upper bounds.
-    token_forwards, flop: of the units that remain and of grading. seconds: predicted from short runs of this model here;
-    each of several workers is taken to be as fast as one alone.
+    token_forwards, flop: of the units that remain and of grading. seconds: predicted from short runs of this model here, or
+    from the data sheet of the GPU that `plan_for` names ("" otherwise); each of several workers is taken to be as fast as one
+    alone.
     weights_bytes: of the model; workers on this machine share them. worker_bytes: that a worker may need beside them, by the
     plan of the largest unit. free_bytes: memory that is free here.
     disk_bytes: that the folder will grow by; disk_free_bytes: free there. notes: what else to know; problems: why the run would
@@ -74,6 +75,7 @@ class Estimate:
     disk_bytes: int
     disk_free_bytes: int
     plan: str
+    plan_for: str
     notes: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -86,22 +88,23 @@ class Estimate:
             f"{self.model}: {self.examples} examples of {self.steps} steps, {self.sweeps} sweeps at most, {self.finished} of "
             f"them finished; {self.units} units to do",
             f"engine {self.engine}, workers: {self.workers}, threads of each: {self.threads}",
-            f"work: {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP; one worker here does "
-            f"{self.flop_per_second / 1e9:,.0f} GFLOP/s",
+            f"work: {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP; one worker "
+            f"{f'on {self.plan_for}' if self.plan_for else 'here'} does {self.flop_per_second / 1e9:,.0f} GFLOP/s",
             f"the largest unit: {self.plan}" if self.plan else "nothing remains to be done",
-            f"time: about {shown_time(self.seconds)}",
-            shown_memory(self.weights_bytes, self.worker_bytes, self.free_bytes),
+            f"time: about {shown_time(self.seconds)}{self.plan_for and f' on {self.plan_for}, by its data sheet'}",
+            shown_memory(self.weights_bytes, self.worker_bytes, self.free_bytes, self.plan_for),
             f"disk: {self.disk_bytes / 1e6:,.1f} MB in {self.out}, where {self.disk_free_bytes / 1e9:,.1f} GB are free",
         ]
         return "\n".join([*lines, *shown_end(self.notes, self.problems)])
 
 
-def shown_memory(weights: int, worker: int, free: int) -> str:
-    """The line of an estimate about memory. All in bytes; worker: what each may need beside the weights."""
+def shown_memory(weights: int, worker: int, free: int, plan_for: str = "") -> str:
+    """The line of an estimate about memory. All in bytes; worker: what each may need beside the weights; plan_for: the GPU that
+    has the free memory, this machine by default."""
     gib = 2**30
     return (
         f"memory: {weights / gib:.2f} GiB of weights, shared, and {worker / gib:.2f} GiB for each worker; "
-        f"{free / gib:.1f} GiB are free"
+        f"{free / gib:.1f} GiB are free{plan_for and f' on {plan_for}'}"
     )
 
 
@@ -119,9 +122,12 @@ def estimate_run(
     ray_address: str | None = None,
     points: slice | tuple[int, int] | None = None,
     accept_version: bool = False,
+    plan_for: str | None = None,
 ) -> Estimate:
     """Checks everything that `pycotmech.runs.run` checks before its first sweep, and predicts what it would need. Nothing is
     written. Arguments as in `run`.
+
+    plan_for: a GPU by name (`pycotmech.cost.DEVICES`) for which time and memory are predicted, from its data sheet.
 
     Raises what `run` raises for arguments, prompts, model and folder. Cost: the model is loaded, and two forward passes of up
     to 512 tokens and a short sweep are timed.
@@ -129,6 +135,7 @@ def estimate_run(
     from pycotmech.engine.memory import free_bytes
     from pycotmech.model import Model
 
+    planned = None if plan_for is None else device_named(plan_for, "plan_for")
     choice = EngineChoice(engine, workers, ray_address)
     settings, pairs = checked_settings(settings, choice, points)
     folder = checked_path(out)
@@ -144,7 +151,10 @@ def estimate_run(
         if stored is not None:
             identity |= {**model_identity(model), "prompts": work.digest()}
             refuse_other_settings(folder, stored, identity, accept_version=accept_version)
-        return _estimate(model, work, settings, choice, folder, place, threads, stored is not None, free_bytes(model.device))
+        return _estimate(
+            model, work, settings, choice, folder, place, threads, stored is not None,
+            free_bytes(model.device) if planned is None else int(planned.memory) - weights_bytes(model), planned,
+        )  # fmt: skip
 
 
 def examples_within(settings: Settings, out: str | os.PathLike, minutes: float, **how: Any) -> int:
@@ -173,18 +183,22 @@ def examples_within(settings: Settings, out: str | os.PathLike, minutes: float, 
 
 def _estimate(
     model: Model, work: SweepWork, settings: Settings, choice: EngineChoice, folder: Path, place: Path, threads: int,
-    resumed: bool, free: int,
+    resumed: bool, free: int, planned: DataSheet | None,
 ) -> Estimate:  # fmt: skip
     state, graded = _progress(folder) if resumed else (np.zeros((len(work.names), len(work.steps)), int), 0)
     wanted = [row for row in work.batches(lambda unit: state[unit.example, unit.step] != SweepState.SKIPPED, settings)]
     batches = [b for b in wanted if any(state[u.example, u.step] == SweepState.PENDING for u in b)]
     n = choice.n_workers(threads)
-    memory_gb = settings.memory_gb or round(free / 2 / 2**30 / (n if settings.device == "cpu" else 1), 3)
+    memory_gb = settings.memory_gb or max(1e-3, round(free / 2 / 2**30 / (n if settings.device == "cpu" else 1), 3))
     sample = [batches[i] for i in np.linspace(0, len(batches) - 1, min(_SAMPLE, len(batches))).round().astype(int)]
     plans = [_plan(model, work, batch, settings, memory_gb) for batch in sample]
     scale = len(batches) / max(1, len(plans))
-    forward = measured_speed(model)
-    machine, cfg = of_model(model, forward), model.cfg
+    cfg = model.cfg
+    if planned is None:
+        forward = measured_speed(model)
+        machine: Device = of_model(model, forward)
+    else:
+        machine, forward = planned, planned.rate(cfg.dtype)
     demand = scale * sum((of_plan(cfg, plan, metric=settings.metric) for plan in plans), Demand())
     flop, rows = (scale * sum(getattr(plan, name) for plan in plans) for name in ("flop", "token_forwards"))
     rows += scale * sum(plan.base_token_forwards for plan in plans)
@@ -212,7 +226,8 @@ def _estimate(
         token_forwards=rows + grading.token_forwards, flop=flop + grading.flop, flop_per_second=forward,
         seconds=seconds / n,
         weights_bytes=weights_bytes(model), worker_bytes=worker, free_bytes=free, disk_bytes=disk, disk_free_bytes=disk_free,
-        plan="" if largest is None else str(largest), notes=tuple(notes), problems=tuple(problems),
+        plan="" if largest is None else str(largest), plan_for="" if planned is None else planned.name,
+        notes=tuple(notes), problems=tuple(problems),
     )  # fmt: skip
 
 

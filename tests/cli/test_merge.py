@@ -30,6 +30,8 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, shell):
     assert code == 0 and "2 examples of 2 steps" in out and "engine local, workers: 2" in out and "nothing was written" in out
     code, out, _ = shell("run", *SMALL, "--out", tmp_path / "out", "--estimate")
     assert code == 0 and json.loads(out)["examples"] == 2 and list(tmp_path.iterdir()) == []
+    code, out, _ = shell("run", *SMALL, "--out", tmp_path / "out", "--dry-run", "--plan-for", "h100")
+    assert code == 0 and "on h100, by its data sheet" in out and list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_of_a_sweep(tmp_path, shell):
@@ -39,6 +41,8 @@ def test_a_dry_run_of_a_sweep(tmp_path, shell):
     code, out, _ = shell(*arguments, "--estimate", "--screen", "3")
     found = json.loads(out)
     assert code == 0 and found["variants"] >= 32 and found["seconds"] > 0 and found["screen"] == 3
+    code, out, _ = shell(*arguments, "--dry-run", "--plan-for", "h100")
+    assert code == 0 and "on h100, by its data sheet, at 53,520 GFLOP/s" in out
     assert list(tmp_path.iterdir()) == []
 
 

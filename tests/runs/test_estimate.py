@@ -38,6 +38,16 @@ def test_nothing_is_written_and_what_is_said_holds(tmp_path):
     assert files(out) == seen
 
 
+def test_a_gpu_that_is_not_here(tmp_path):
+    here, there, slower = (estimate_run(SETTINGS, tmp_path / "out", plan_for=name) for name in (None, "h100", "a100"))
+    assert (there.token_forwards, there.flop, there.units) == (here.token_forwards, here.flop, here.units)
+    assert there.flop_per_second == pytest.approx(0.8 * 66.9e12) and 0 < there.seconds < slower.seconds
+    assert there.free_bytes == 80 * 2**30 - there.weights_bytes and "plan_for" in there.to_dict()
+    assert "on h100, by its data sheet" in str(there) and "h100" not in str(here) and here.plan_for == ""
+    with pytest.raises(ValueError, match="plan_for: got 'abacus'; expected one of a100, h100"):
+        estimate_run(SETTINGS, tmp_path / "out", plan_for="abacus")
+
+
 def test_it_refuses_what_the_run_would_refuse(tmp_path):
     experiment.run(replace(SETTINGS, examples=1, steps=(5,)), tmp_path / "out")
     with pytest.raises(ValueError, match="holds results of other settings: examples was 1, now 3"):
