@@ -159,7 +159,7 @@ def test_the_paper_is_planned_for_a_gpu_that_is_not_here(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="plan_for: got 'h100' for analyses that are run here"):
         paper.run(settings, tmp_path / "out", plan_for="h100")
-    with pytest.raises(ValueError, match="device: got 'abacus'"):
+    with pytest.raises(ValueError, match="plan_for: got 'abacus'"):
         paper.run(settings, tmp_path / "out", plan_only=True, plan_for="abacus")
 
 
