@@ -152,11 +152,11 @@ CUTS: dict[str, transformers.PretrainedConfig] = {
 
 def random_model(config: transformers.PretrainedConfig) -> nn.Module:
     """In bfloat16, each weight drawn once, in place."""
-    before = torch.get_default_dtype()
+    before, implementation = torch.get_default_dtype(), "eager" if config.model_type == "gemma2" else "sdpa"  # soft-caps
     torch.set_default_dtype(torch.bfloat16)
     try:
         with no_init_weights():
-            hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
     finally:
         torch.set_default_dtype(before)
     hf.tie_weights()

@@ -147,6 +147,22 @@ def test_patch_heads_by_position_and_of_a_list(case):
         case.close(raw, sweep_truth(case.wide, base, source, lambda logits: float(logits[7] - logits[11])))
 
 
+GROUPS = {"before": slice(3, 12), "the change and after": [13, 14, 16], "last": -1}
+
+
+def test_groups_of_positions(case):
+    heads = pcm.patch_heads(case.model, CLEAN, CORRUPTED, groups=GROUPS, **ANSWER).raw
+    stream = pcm.patch_residual(case.model, CLEAN, CORRUPTED, site="resid_post", groups=GROUPS, **ANSWER).raw
+    assert heads.shape == (3, 3, H) and stream.shape == (3, 3)
+    base = case.difference(CORRUPTED)
+    for l, (g, where) in ((l, x) for l in range(3) for x in enumerate((list(range(3, 12)), [13, 14, 16], [T - 1]))):
+        for h in (0, 3):
+            truth = case.difference(CORRUPTED, [("z", l, h, where, case.clean["z", l][where, h])])
+            case.close(heads[l, g, h] - base, truth - base, 1)
+        truth = case.difference(CORRUPTED, [("resid_post", l, None, where, case.clean["resid_post", l][where])])
+        case.close(stream[l, g], truth, 10)
+
+
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
 def test_patch_residual(case, site):
     if site not in sites(case):
@@ -204,6 +220,20 @@ def test_ablate_heads(case, kind):
     case.close(np.ravel(found.raw), [case.difference(CLEAN, [("z", l, h, None, value(l, h)) for l, h in heads])])
 
 
+def test_head_interactions(case):
+    units = [(0, 1), [(1, 0), (1, 3)], (2, 2)]
+    found = pcm.head_interactions(case.model, CLEAN, CORRUPTED, units, answer=7, wrong=11)
+
+    def change(*patched):
+        edits = [("z", l, h, None, case.corrupted["z", l][:, h]) for l, h in patched]
+        return case.difference(CLEAN, edits) - case.difference(CLEAN)
+
+    sets = [[(0, 1)], [(1, 0), (1, 3)], [(2, 2)]]
+    case.close(found.single[0], [change(*unit) for unit in sets])
+    joint = [change(*sets[a], *sets[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    case.close(found.joint[0][[0, 0, 1], [1, 2, 2]], joint)
+
+
 @pytest.mark.parametrize("freeze_mlps", [False, True])
 def test_path_patch(case, freeze_mlps):
     truth = PathTruth(case.wide, CORRUPTED, CLEAN, freeze_mlps=freeze_mlps)
@@ -258,6 +288,22 @@ def test_head_scores(case):
     case.close(found.previous, p[:, :, rows, rows - 1].mean(-1), 1)
     same = (tokens[:, None] == tokens) & (torch.arange(T) < torch.arange(T)[:, None])
     case.close(found.duplicate, (p * same).sum((-1, -2)) / same.any(1).sum(), 1)
+
+
+def test_capture_attention(case):
+    """Inside the Hugging Face model's own forward pass, which has no float64 norms."""
+    hf = case.model.hf
+    if any(case.model.family.attention(l).window for l in range(3)):
+        with pytest.raises(NotImplementedError, match="window"), pcm.capture_attention(hf):
+            hf(CLEAN[None])
+        return
+    with pcm.capture_attention(case.model, segments={"a": slice(2, 9)}, top_k=4) as found:
+        logits = hf(CLEAN[None]).logits[0]
+    case.close(logits, logits_of(case.wide, CLEAN), narrowed=True)
+    p = patterns(case)
+    case.close(found.segment("a")[0], p[..., 2:9].sum(-1), 1, narrowed=True)
+    case.close(found.received[0], p.sum(2), 1, narrowed=True)
+    case.close(found.top_weights[0], p.sort(-1, descending=True).values[..., :4], 1, narrowed=True)
 
 
 def test_head_logits(case):

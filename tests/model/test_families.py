@@ -125,37 +125,3 @@ def test_a_hook_on_a_joint_projection_is_honoured():
     after = model.run(tokens, positions=-1).logits
     assert (after - before).abs().max() > 0.1
     assert (after[0] - logits_of(hf, tokens)[-1]).abs().max() < 1e-4
-
-
-PUBLISHED = {
-    "gpt2": dict(
-        activation_function="gelu_new", architectures=["GPT2LMHeadModel"], attn_pdrop=0.1, bos_token_id=50256, embd_pdrop=0.1,
-        eos_token_id=50256, initializer_range=0.02, layer_norm_epsilon=1e-05, n_ctx=1024, n_embd=768, n_head=12, n_layer=12,
-        n_positions=1024, resid_pdrop=0.1, summary_activation=None, summary_first_dropout=0.1, summary_proj_to_labels=True,
-        summary_type="cls_index", summary_use_proj=True, vocab_size=50257,
-        task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
-    ),
-    "gpt_neox": dict(
-        architectures=["GPTNeoXForCausalLM"], bos_token_id=0, classifier_dropout=0.1, eos_token_id=0, hidden_act="gelu",
-        hidden_size=512, initializer_range=0.02, intermediate_size=2048, layer_norm_eps=1e-05, max_position_embeddings=2048,
-        num_attention_heads=8, num_hidden_layers=6, rotary_emb_base=10000, rotary_pct=0.25, tie_word_embeddings=False,
-        torch_dtype="float16", transformers_version="4.24.0", use_cache=True, use_parallel_residual=True, vocab_size=50304,
-    ),
-}  # fmt: skip
-"""config.json of gpt2 and of pythia-70m, as they are on the hub."""
-
-
-@pytest.mark.parametrize("kind", list(PUBLISHED))
-def test_published_configurations_are_read_field_by_field(kind):
-    fields = {"model_type": kind, **PUBLISHED[kind]}
-    assert kind in registry.family_class(fields).model_types
-    config = transformers.AutoConfig.for_model(**fields)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    cfg = registry.family_of(model).cfg
-    heads, layers = (12, 12) if kind == "gpt2" else (8, 6)
-    assert (cfg.n_heads, cfg.n_layers, cfg.d_head, cfg.d_mlp) == (heads, layers, 64, 4 * cfg.d_model)
-    if kind == "gpt_neox":
-        assert cfg.parallel and config.rope_parameters["partial_rotary_factor"] == 0.25
-    with pytest.raises(ValueError, match="attention_sink = 4"):
-        registry.family_class({**fields, "attention_sink": 4})

@@ -11,7 +11,7 @@ from pycotmech.paper import ENTRIES
 from pycotmech.runs import Settings
 from tests.reference.small_families import FAMILIES, small
 
-REFUSED = {"gemma2": {"answer_writers", "context_abidance", "copy_heads", "remove"}}
+REFUSED = {"gemma2": {"answer_writers", "context_abidance", "copy_heads", "head_overlap", "keep_only", "remove"}}
 """Of Gemma 2, whose logits are soft-capped and so no sum of what heads write: what needs such a sum, and what needs that."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 _COMPUTES = re.compile(
     r"attn|attention|rope|rotary|alibi|position|norm|eps\b|window|softcap|cap\b|expert|moe|router|routing|sink|residual|scal"
     r"|multiplier|qk|clip|layer_types|block|hidden|head|layers|intermediate|bias|act\b|activation|tie|parallel|mamba|conv|linear"
+    r"|nope|causal|lora|logit|embed|embd|mlp|ffn|gate|swiglu|recurr|skip|dense|sparse|shared|mup|ratio|sandwich|chunk|state_size"
 )
 """Words in the names of fields that say how a model computes."""
 
@@ -23,9 +24,13 @@ _NEUTRAL = frozenset({
     "rope_interleaved", "router_aux_loss_coef", "router_jitter_noise", "_flash_attn_2_enabled", "use_flash_attention",
     "tie_encoder_decoder", "cross_attention_hidden_size", "add_cross_attention", "experts_implementation",
     "_experts_implementation", "_experts_implementation_internal", "original_max_position_embeddings",
-    "transformers.js_config", "prefix", "_sliding_window_pattern", "sliding_window_pattern", "architectures",
+    "embd_pdrop", "embedding_dropout", "transformers.js_config", "prefix", "_sliding_window_pattern",
+    "sliding_window_pattern", "architectures",
 })  # fmt: skip
 """Fields with such a word that change nothing of what is computed here, or that transformers writes for itself."""
+
+_REPEATS = {"experts_per_token": "num_experts_per_tok", "sliding_window_size": "sliding_window"}
+"""Fields in published configurations that say once more what another one says; transformers reads the other."""
 
 LLAMA = frozenset({
     "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "mlp_bias",
@@ -37,8 +42,12 @@ LLAMA = frozenset({
 
 def unclassified(config: Mapping[str, Any], reads: Collection[str]) -> list[str]:
     """Names of the fields that may change what is computed and are in neither list; values None, False and {} are none."""
-    return sorted(
-        name
-        for name, value in config.items()
-        if value not in (None, False, {}, []) and name not in reads and name not in _NEUTRAL and _COMPUTES.search(name)
-    )
+    return sorted(name for name, value in config.items() if _may_change(name, value, config) and name not in reads)
+
+
+def _may_change(name: str, value: Any, config: Mapping[str, Any]) -> bool:
+    if value in (None, False, {}, []) or name in _NEUTRAL or not _COMPUTES.search(name):
+        return False
+    if name == "partial_rotary_factor" and value == 1:  # all of each head, as without it
+        return False
+    return name not in _REPEATS or value != config.get(_REPEATS[name])

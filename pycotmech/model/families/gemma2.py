@@ -11,10 +11,11 @@ from transformers.models.gemma2 import modeling_gemma2
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import is_exactly
 from pycotmech.model.families.post_norm import PostNormFamily
+from pycotmech.model.families.windows import WindowsByKind
 from pycotmech.model.placement import weight_of
 
 
-class Gemma2Family(PostNormFamily):
+class Gemma2Family(WindowsByKind, PostNormFamily):
     """`Family` of Gemma2ForCausalLM.
 
     Norms multiply by 1 + weight; the embedding is scaled by the root of d_model; the scale of scores is the configuration's
@@ -22,9 +23,8 @@ class Gemma2Family(PostNormFamily):
     """
 
     model_types = ("gemma2",)
-    reads = PostNormFamily.reads | {
-        "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "layer_types", "query_pre_attn_scalar",
-        "sliding_window",
+    reads = WindowsByKind.reads | {
+        "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "query_pre_attn_scalar",
     }  # fmt: skip
 
     norm_types = (modeling_gemma2.Gemma2RMSNorm,)
@@ -37,9 +37,7 @@ class Gemma2Family(PostNormFamily):
 
     def attention(self, l: int) -> LayerAttention:
         attention = self.layers[l].self_attn
-        return LayerAttention(
-            attention.scaling, window=attention.sliding_window or 0, softcap=attention.attn_logit_softcapping or 0.0
-        )
+        return LayerAttention(attention.scaling, window=self.window(l), softcap=attention.attn_logit_softcapping or 0.0)
 
     def constants(self) -> tuple[float, ...]:
         scale = float(self.base.embed_tokens.embed_scale)  # type: ignore[arg-type]

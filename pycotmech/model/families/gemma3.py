@@ -16,6 +16,7 @@ class Gemma3Family(NormedQK, RotaryByKind, Gemma2Family):
     """`Family` of Gemma3ForCausalLM."""
 
     model_types = ("gemma3_text",)
+    reads = Gemma2Family.reads | {"rope_local_base_freq"}
 
     norm_types = (modeling_gemma3.Gemma3RMSNorm,)
     mlp_types = (modeling_gemma3.Gemma3MLP,)
@@ -32,5 +33,4 @@ class Gemma3Family(NormedQK, RotaryByKind, Gemma2Family):
 
     def attention(self, l: int) -> LayerAttention:
         # Its configuration has a soft-cap of scores that its attention does not read.
-        attention = self.layers[l].self_attn
-        return LayerAttention(attention.scaling, window=attention.sliding_window or 0)
+        return LayerAttention(self.layers[l].self_attn.scaling, window=self.window(l))

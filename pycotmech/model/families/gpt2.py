@@ -29,6 +29,7 @@ class GPT2Family(LayerNormFamily):
     norms = ("ln_1", "ln_2")
     joint, output = "attn.c_attn", "attn.c_proj"
     mlp_parts = ("mlp.c_fc", "mlp.c_proj")
+    embedding_dropout = "drop"
     dropouts = ("attn.attn_dropout", "attn.resid_dropout", "mlp.dropout")
     projection_type = Conv1D
     classes: ClassVar = {"mlp": modeling_gpt2.GPT2MLP}

@@ -18,8 +18,8 @@ class GPTNeoXFamily(LayerNormFamily):
     model_types = ("gpt_neox",)
     reads = frozenset({
         "attention_bias", "hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings",
-        "num_attention_heads", "num_hidden_layers", "rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base",
-        "rotary_pct", "tie_word_embeddings", "use_parallel_residual",
+        "num_attention_heads", "num_hidden_layers", "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta",
+        "rotary_emb_base", "rotary_pct", "tie_word_embeddings", "use_parallel_residual",
     })  # fmt: skip
 
     trunk, embedding, stack, last_norm = "gpt_neox", "embed_in", "layers", "final_layer_norm"
@@ -27,6 +27,7 @@ class GPTNeoXFamily(LayerNormFamily):
     norms = ("input_layernorm", "post_attention_layernorm")
     joint, output = "attention.query_key_value", "attention.dense"
     mlp_parts = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    embedding_dropout = "emb_dropout"
     dropouts = ("post_attention_dropout", "post_mlp_dropout")
     projection_type = nn.Linear
     classes: ClassVar = {"mlp": modeling_gpt_neox.GPTNeoXMLP}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers.models.gpt_oss import modeling_gpt_oss
 
 from pycotmech.model.families.attention import LayerAttention
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.windows import WindowsByKind
 from pycotmech.model.placement import weight_of
 
 
-class GptOssFamily(LlamaFamily):
+class GptOssFamily(WindowsByKind):
     """`Family` of GptOssForCausalLM.
 
     Each query head has a sink: a learned logit that joins the softmax and has no value, so that the weights of its keys add up
@@ -24,9 +24,7 @@ class GptOssFamily(LlamaFamily):
     """
 
     model_types = ("gpt_oss",)
-    reads = LlamaFamily.reads | {
-        "layer_types", "num_experts_per_tok", "num_local_experts", "sliding_window", "swiglu_alpha", "swiglu_limit",
-    }  # fmt: skip
+    reads = WindowsByKind.reads | {"num_experts_per_tok", "num_local_experts", "swiglu_alpha", "swiglu_limit"}
     routed = True
 
     norm_types = (modeling_gpt_oss.GptOssRMSNorm,)
@@ -47,7 +45,7 @@ class GptOssFamily(LlamaFamily):
     def attention(self, l: int) -> LayerAttention:
         attention = self.layers[l].self_attn
         sinks = weight_of(attention, "sinks").detach()
-        return LayerAttention(attention.scaling, window=attention.sliding_window or 0, sinks=sinks)
+        return LayerAttention(attention.scaling, window=self.window(l), sinks=sinks)
 
     def rotary(self, positions: Tensor) -> Tensor:
         angles = super().rotary(positions)  # one for each pair of features that is turned

@@ -42,6 +42,8 @@ class LayerNormFamily(Family):
     output: ClassVar[str]
     mlp_parts: ClassVar[tuple[str, str]]
     dropouts: ClassVar[tuple[str, ...]]
+    embedding_dropout: ClassVar[str]
+    """Name in the trunk of what does nothing to the embedding here."""
     projection_type: ClassVar[type[nn.Linear] | type[Conv1D]]
     classes: ClassVar[dict[str, type[nn.Module]]]
     """Name in a layer -> the class of a module of several parts."""
@@ -104,6 +106,8 @@ class LayerNormFamily(Family):
     def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
         yield "the model itself", self.hf
         yield self.trunk, self.hf.get_submodule(self.trunk)
+        around = f"{self.trunk}.{self.embedding_dropout}"
+        yield around, self.hf.get_submodule(around)
         for l, layer in enumerate(self.hf.get_submodule(f"{self.trunk}.{self.stack}").children()):
             name = f"{self.trunk}.{self.stack}.{l}"
             yield name, layer

@@ -82,6 +82,17 @@ class LlamaFamily(Family):
         super().refuse_unsupported()
         if self.hf.training and getattr(self.hf.config, "attention_dropout", 0.0):
             raise ValueError("model: in training mode with attention_dropout > 0; call .eval() on it first")
+        if type(self).window is LlamaFamily.window:
+            return
+        for l, layer in enumerate(self.layers):
+            # Layers that were taken out or moved: the model masks by the one, and some attention functions read the other.
+            asked = self.window(l)
+            here = getattr(layer.self_attn, "sliding_window", asked) or 0
+            if here != asked:
+                raise ValueError(
+                    f"model: layer {l} has {_keys(here)} itself and {_keys(asked)} by the configuration (layer_types, "
+                    "sliding_window); set both alike"
+                )
 
     def is_plain(self) -> bool:
         kinds = self._parts()
@@ -192,8 +203,14 @@ class LlamaFamily(Family):
         return self._norm(self.layers[l].input_layernorm, x)
 
     def attention(self, l: int) -> LayerAttention:
-        attention = self.layers[l].self_attn
-        return LayerAttention(attention.scaling, window=getattr(attention, "sliding_window", None) or 0)
+        return LayerAttention(self.layers[l].self_attn.scaling, window=self.window(l))
+
+    def window(self, l: int) -> int:
+        """How many keys a query of the layer sees, itself included; 0: all up to itself.
+
+        Of a family with windows it is what the Hugging Face model's masks have, and those follow its configuration.
+        """
+        return 0
 
     def _output_projection(self, l: int) -> nn.Linear:
         return self.layers[l].self_attn.o_proj
@@ -259,6 +276,10 @@ class LlamaFamily(Family):
     def _gain(self, norm: nn.Module) -> Tensor:
         """What a norm multiplies its normalised rows by, [d]."""
         return weight_of(norm).detach()
+
+
+def _keys(window: int) -> str:
+    return f"a sliding window of {window}" if window else "no sliding window"
 
 
 def epsilon(norm: nn.Module) -> float:

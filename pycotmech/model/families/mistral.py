@@ -5,7 +5,6 @@ from __future__ import annotations
 from transformers.models.ministral import modeling_ministral
 from transformers.models.mistral import modeling_mistral
 
-from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.llama import LlamaFamily
 from pycotmech.model.families.qwen2 import Qwen2Family
 
@@ -20,9 +19,8 @@ class MistralFamily(LlamaFamily):
     mlp_types = (modeling_mistral.MistralMLP,)
     rotary_types = (modeling_mistral.MistralRotaryEmbedding,)
 
-    def attention(self, l: int) -> LayerAttention:
-        # The model masks by its configuration, not by an attribute of the layer.
-        return LayerAttention(self.layers[l].self_attn.scaling, window=self.hf.config.sliding_window or 0)
+    def window(self, l: int) -> int:
+        return self.hf.config.sliding_window or 0
 
 
 class MinistralFamily(Qwen2Family):

@@ -11,6 +11,7 @@ from transformers.models.olmo3 import modeling_olmo3
 from pycotmech.model.families.normed_qk import NormedRowQK
 from pycotmech.model.families.post_norm import PostNormFamily
 from pycotmech.model.families.rotary_kinds import RotaryByKind
+from pycotmech.model.families.windows import WindowsByKind
 
 
 class Olmo2Family(NormedRowQK, PostNormFamily):
@@ -38,11 +39,11 @@ class Olmo2Family(NormedRowQK, PostNormFamily):
         return layer.post_feedforward_layernorm(layer.mlp(x))
 
 
-class Olmo3Family(RotaryByKind, Olmo2Family):
+class Olmo3Family(RotaryByKind, WindowsByKind, Olmo2Family):
     """`Family` of Olmo3ForCausalLM: OLMo 2 with windows in three of four layers, and a rotary base for each kind."""
 
     model_types = ("olmo3",)
-    reads = Olmo2Family.reads | {"layer_types", "sliding_window"}
+    reads = WindowsByKind.reads
 
     norm_types = (modeling_olmo3.Olmo3RMSNorm,)
     mlp_types = (modeling_olmo3.Olmo3MLP,)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.models.phi3 import modeling_phi3
 
-from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import is_exactly, linear
 from pycotmech.model.families.llama import LlamaFamily
 
@@ -17,7 +17,7 @@ class Phi3Family(LlamaFamily):
     """`Family` of Phi3ForCausalLM."""
 
     model_types = ("phi3",)
-    reads = LlamaFamily.reads | {"sliding_window"}
+    reads = LlamaFamily.reads | {"partial_rotary_factor", "sliding_window"}
 
     norm_types = (modeling_phi3.Phi3RMSNorm,)
     mlp_types = (modeling_phi3.Phi3MLP,)
@@ -31,8 +31,19 @@ class Phi3Family(LlamaFamily):
             **dict.fromkeys(("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"), (nn.Linear,)),
         }
 
-    def attention(self, l: int) -> LayerAttention:
-        return LayerAttention(self.layers[l].self_attn.scaling, window=self.hf.config.sliding_window or 0)
+    def refuse_unsupported(self) -> None:
+        super().refuse_unsupported()
+        if self.hf.training and getattr(self.hf.config, "resid_pdrop", 0.0):
+            raise ValueError("model: in training mode with resid_pdrop > 0; call .eval() on it first")
+
+    def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from super()._never_called()
+        for l, layer in enumerate(self.hf.model.layers):
+            for name in ("resid_attn_dropout", "resid_mlp_dropout"):
+                yield f"model.layers.{l}.{name}", layer.get_submodule(name)
+
+    def window(self, l: int) -> int:
+        return self.hf.config.sliding_window or 0
 
     def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
         return (f"model.layers.{l}.self_attn.qkv_proj", "output") if site in ("q", "k", "v") else super().tap(site, l)

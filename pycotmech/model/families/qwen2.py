@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from transformers.models.qwen2 import modeling_qwen2
 
-from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.windows import WindowsByKind
 
 
-class Qwen2Family(LlamaFamily):
+class Qwen2Family(WindowsByKind):
     """`Family` of Qwen2ForCausalLM."""
 
     model_types = ("qwen2",)
-    reads = LlamaFamily.reads | {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
+    reads = WindowsByKind.reads | {"max_window_layers", "use_sliding_window"}
 
     norm_types = (modeling_qwen2.Qwen2RMSNorm,)
     mlp_types = (modeling_qwen2.Qwen2MLP,)

@@ -25,6 +25,9 @@ class Qwen3MoeFamily(Qwen3Family):
     mlp_types = (modeling_qwen3_moe.Qwen3MoeMLP,)
     rotary_types = (modeling_qwen3_moe.Qwen3MoeRotaryEmbedding,)
 
+    def window(self, l: int) -> int:
+        return self.hf.config.sliding_window or 0  # in all layers, whatever their kinds
+
     def _d_expert(self, config: Any) -> int:
         return config.moe_intermediate_size
 

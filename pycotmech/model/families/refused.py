@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 _LINEAR = "it has layers of linear attention"
@@ -68,19 +68,32 @@ def why(config: Mapping[str, Any]) -> str:
 
 
 def refuse_kinds(config: Mapping[str, Any], source: str) -> None:
-    """Raises NotImplementedError, beginning with `source`, for layers or rotary embeddings that no family computes."""
+    """Raises, beginning with `source`, NotImplementedError for layers or rotary embeddings that no family computes, and
+    ValueError for a window that is no number of keys."""
     layers = config.get("layer_types")
     odd = sorted({str(kind) for kind in layers if kind not in _LAYERS}) if isinstance(layers, list | tuple) else []
     if odd:
         raise NotImplementedError(
             f"{source}: it has layers of {' and '.join(map(repr, odd))} (layer_types); supported: {', '.join(_LAYERS)}"
         )
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if window is not None and not (isinstance(window, int) and window > 0):
+        raise ValueError(f"{source}: sliding_window is {window!r}; expected how many keys a query sees, 1 or more, or null")
     for rope in _ropes(config):
         kind = rope.get("rope_type", rope.get("type"))
         if kind == "dynamic" or (kind in _LONGROPE and not _same_at_every_length(rope)):
             raise NotImplementedError(
                 f"{source}: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
             )
+
+
+def rotary_fields(config: Mapping[str, Any], reads: Collection[str]) -> list[tuple[str, Any]]:
+    """Names and values of rotary parameters that a family with these fields (`fields`) does not read."""
+    return [
+        ("partial_rotary_factor", factor)
+        for rope in _ropes(config)
+        if (factor := rope.get("partial_rotary_factor")) not in (None, 1) and "partial_rotary_factor" not in reads
+    ]
 
 
 def _ropes(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from torch import nn
 from pycotmech.model.families.base import Family
 from pycotmech.model.families.fields import unclassified
 from pycotmech.model.families.llama import LlamaFamily
-from pycotmech.model.families.refused import refuse_kinds, why
+from pycotmech.model.families.refused import refuse_kinds, rotary_fields, why
 from pycotmech.model.placement import is_placed
 
 FAMILIES: tuple[type[Family], ...] = (LlamaFamily,)
@@ -55,10 +55,11 @@ def family_class(config: Any, source: str = "model") -> type[Family]:
     if found is None:
         raise ValueError(f"{source} is of model_type {kind!r}{why(values)}; supported: {', '.join(SUPPORTED)}")
     refuse_kinds(values, source)
-    unknown = unclassified(values, found.reads)
+    unknown = [f"{name} = {values[name]!r}" for name in unclassified(values, found.reads)]
+    unknown += [f"{name} = {value!r} in its rotary parameters" for name, value in rotary_fields(values, found.reads)]
     if unknown:
         raise ValueError(
-            f"{source}: the configuration has {', '.join(f'{name} = {values[name]!r}' for name in unknown)}, which models of "
+            f"{source}: the configuration has {', '.join(unknown)}, which models of "
             f"type {kind!r} are not known to have; it may change what they compute, so the model is not run without it"
         )
     return found
