@@ -147,7 +147,7 @@ def test_patch_heads_by_position_and_of_a_list(case):
         case.close(raw, sweep_truth(case.wide, base, source, lambda logits: float(logits[7] - logits[11])))
 
 
-GROUPS = {"before": slice(3, 12), "the change and after": [13, 14, 16], "last": -1}
+GROUPS = {"around the change": slice(11, 14), "after it": [14, 16], "last": -1}
 
 
 def test_groups_of_positions(case):
@@ -155,7 +155,7 @@ def test_groups_of_positions(case):
     stream = pcm.patch_residual(case.model, CLEAN, CORRUPTED, site="resid_post", groups=GROUPS, **ANSWER).raw
     assert heads.shape == (3, 3, H) and stream.shape == (3, 3)
     base = case.difference(CORRUPTED)
-    for l, (g, where) in ((l, x) for l in range(3) for x in enumerate((list(range(3, 12)), [13, 14, 16], [T - 1]))):
+    for l, (g, where) in ((l, x) for l in range(3) for x in enumerate(([11, 12, 13], [14, 16], [T - 1]))):
         for h in (0, 3):
             truth = case.difference(CORRUPTED, [("z", l, h, where, case.clean["z", l][where, h])])
             case.close(heads[l, g, h] - base, truth - base, 1)
