@@ -4,8 +4,10 @@ import pytest
 import torch
 import transformers
 
+import pycotmech as pcm
 from pycotmech.model.families import registry
 from pycotmech.model.text_part import text_config
+from tests.reference.small_families import small
 
 YARN_OSS = dict(
     beta_fast=32.0, beta_slow=1.0, factor=32.0, original_max_position_embeddings=4096, rope_type="yarn", truncate=False,
@@ -191,6 +193,14 @@ def test_what_they_say_beyond_sizes():
     assert config.rope_parameters["sliding_attention"]["rope_theta"] == 10000
     assert config.rope_parameters["full_attention"]["rope_theta"] == 1000000
     assert config.layer_types[:6] == ["sliding_attention"] * 5 + ["full_attention"]
+
+
+def test_gpt_oss_whose_weights_were_made_ordinary():
+    """As transformers leaves it after Mxfp4Config(dequantize=True): the configuration still names the quantisation."""
+    hf = small("gpt_oss")
+    hf.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"], "dequantize": True}
+    hf.config.experts_per_token = hf.config.num_experts_per_tok
+    assert pcm.Model(hf).run(torch.arange(9), positions=-1).logits.shape == (1, 61)
 
 
 def test_the_language_model_of_a_model_of_text_and_images():
