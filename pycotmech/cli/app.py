@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -66,16 +67,32 @@ EXAMPLES = {
 }
 """For each command, lines that the end of its help shows."""
 
+_BAD_INPUT = "2 bad input, a missing package, or a full disk"
+_CONTINUED = "130 stopped by Ctrl-C or SIGTERM; the same command continues"
+_USUAL = ("0 done", _BAD_INPUT, "130 stopped by Ctrl-C or SIGTERM")
+EXIT_CODES = {
+    "demo": ("0 done", "1 a sweep failed", _BAD_INPUT, _CONTINUED),
+    "doctor": ("0 everything that should work works", "1 something does not work", *_USUAL[1:]),
+    "run": ("0 done", "1 a sweep failed", _BAD_INPUT, _CONTINUED),
+    "paper": ("0 done", "1 an analysis failed", _BAD_INPUT, _CONTINUED),
+    "trace": ("0 done", "1 an analysis failed", _BAD_INPUT, _CONTINUED),
+    "sweep": ("0 done", "1 a sweep failed (with --out)", _BAD_INPUT, f"{_CONTINUED} (with --out)"),
+    "report": ("0 done, also if Ctrl-C ended --serve", *_USUAL[1:]),
+    "merge": ("0 done", _BAD_INPUT, _CONTINUED),
+}
+"""The exit codes of commands that have others than the usual ones; the help shows them. 1 is also an error inside pycotmech."""
+
 app = typer.Typer(
     name="pycotmech",
     help="Exact, fast analysis of how language models reason step by step.",
-    epilog="Exit codes: 0 done; 1 something could not be done, and is named; 2 bad input; 130 stopped, and can be continued.",
+    epilog="Exit codes: 0 done; 1 part of the work failed, and is named; 2 bad input; 130 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 for title, commands in GROUPS.items():
     for command in commands:
-        shown = "\n\n".join(["Examples:", *EXAMPLES[command.__name__]])
+        codes = f"Exit codes: {'; '.join(EXIT_CODES.get(command.__name__, _USUAL))}."
+        shown = "\n\n".join(["Examples:", *EXAMPLES[command.__name__], codes])
         app.command(rich_help_panel=title, epilog=shown)(command)
 
 
@@ -92,8 +109,10 @@ def _root(
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 done; 1 something could not be done, or an error that is none of the user's; 2 bad
-    input, in one line; 130 stopped by Ctrl-C or SIGTERM."""
+    """Runs the console script and exits with one of `EXIT_CODES`. An error of the user's is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # what the encoding of a terminal or pipe lacks is shown as an escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, _stop)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -36,11 +36,11 @@ class Bars(ProgressReporter):
             say(text, err=True)
 
     def begin(self, task: str, total: int, unit: str = "") -> None:
-        self.task, self.unit, self.total, self.done, self.finding = task, unit, total, 0.0, ""
+        self.task, self.unit, self.total, self.done = task, unit, total, 0.0
         self.started = self.drawn = time.monotonic()
         if not self.quiet and total and sys.stderr.isatty():
             self.bar = _bar()
-            self.bar.add_task(printable(task), total=total, told="", found="")
+            self.bar.add_task(printable(task), total=total, told="", found=printable(self.finding))
             self.bar.start()
 
     def at(self, done: float, where: str = "") -> None:
@@ -57,7 +57,8 @@ class Bars(ProgressReporter):
 
     def found(self, text: str) -> None:
         if not self.finding:
-            self.note(f"first finding, {shown_time(time.monotonic() - self.started)} after the first sweep began: {text}")
+            after = shown_time(time.monotonic() - self.started)
+            self.note(f"first finding, {after} after the start of {self.task}: {text}")
         self.finding = text
         self.at(self.done)
 
@@ -73,11 +74,12 @@ class Bars(ProgressReporter):
 def told_of(done: float, total: float, unit: str, seconds: float) -> str:
     """Says how far a task is after so many seconds: "3.5 of 40 sweeps, 4.1 s a sweep, 2.5 min left". Without a unit it is a
     share: "35 %, 2.5 min left"."""
-    parts = [f"{done:.4g} of {total:g} {unit}s" if unit else f"{done / max(total, 1e-9):.0%}".replace("%", " %")]
+    units = {"analysis": "analyses"}.get(unit, f"{unit}s")
+    parts = [f"{done:.4g} of {total:g} {units}" if unit else f"{done / max(total, 1e-9):.0%}".replace("%", " %")]
     if done > 0 and seconds > 0:
         rate = done / seconds
         if unit:
-            parts.append(f"{rate:.1f} {unit}s a second" if rate > 1 else f"{shown_time(1 / rate)} a {unit}")
+            parts.append(f"{rate:.1f} {units} a second" if rate > 1 else f"{shown_time(1 / rate)} a {unit}")
         if done < total:
             parts.append(f"{shown_time((total - done) / rate)} left")
     return ", ".join(parts)

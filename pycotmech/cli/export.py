@@ -22,14 +22,14 @@ def export(
             metavar="FILE",
         ),
     ],
-    name: Annotated[str | None, o.plain("The dataset to write, such as patch_steps (paper).")] = None,
+    name: Annotated[str | None, o.written("The dataset to write, such as patch_steps (paper).")] = None,
     variables: Annotated[
-        str | None, o.plain("The variables to write, separated by commas, such as effect,noise_floor (all by default).")
+        str | None, o.written("The variables to write, separated by commas, such as effect,noise_floor (all by default).")
     ] = None,
-    step: Annotated[int | None, o.plain("The step whose heads are written, if there are several (mib).")] = None,
-    task: Annotated[str | None, o.plain("The task's name for MIB, such as ioi (step-N by default).")] = None,
+    step: Annotated[int | None, o.written("The step whose heads are written, if there are several (mib).")] = None,
+    task: Annotated[str | None, o.written("The task's name for MIB, such as ioi (step-N by default).")] = None,
     model_name: Annotated[
-        str | None, o.plain("The model's name for MIB, such as gpt2 (that in the results by default).", "--model-name")
+        str | None, o.written("The model's name for MIB, such as gpt2 (that in the results by default).", "--model-name")
     ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,

@@ -20,10 +20,13 @@ def _panel(title: str | None) -> Callable[..., Any]:
     return option
 
 
-plain, task, patch, how, shown = map(
+plain, task, patch, analysed, written, how, shown = map(
     _panel,
-    (None, "The task (instead of --pairs)", "What is patched and measured", "How it runs", "What is shown"),
-)
+    (
+        None, "The task (instead of --pairs)", "What is patched and measured", "What is analysed", "What is written",
+        "How it runs", "What is shown",
+    ),
+)  # fmt: skip
 
 
 def one_of(*words: str) -> Callable[[str], list[str]]:

@@ -20,11 +20,11 @@ def paper(
     out: o.Out,
     examples: o.Examples = None,
     only: Annotated[
-        str | None, o.plain("The analyses to run, with what they need, such as patch_steps,E8 (all by default).")
+        str | None, o.analysed("The analyses to run, with what they need, such as patch_steps,E8 (all by default).")
     ] = None,
     settings: Annotated[
         str,
-        o.plain(
+        o.analysed(
             "The settings of the task, separated by commas: easy, distractors, shuffled, competing, three_hops, four_hops, "
             "wording_each, wording_all, wording_paper; or all; or none, which is easy alone. A harder setting has 8 examples "
             "and the analyses of E1, E5 and E8 that claims need."
@@ -36,15 +36,13 @@ def paper(
     ] = None,
     pilot: Annotated[
         str | None,
-        o.plain(
-            "An earlier results folder, from which the plan predicts how many examples each claim needs.", metavar="FOLDER"
-        ),
+        o.how("An earlier results folder, from which the plan predicts how many examples each claim needs.", metavar="FOLDER"),
     ] = None,
     shots: o.Shots = None,
     style: o.Style = None,
     order: o.Order = None,
     ontology: o.Ontology = None,
-    plan: Annotated[bool, o.plain("Print what it will cost, and stop.", "--plan")] = False,
+    plan: Annotated[bool, o.how("Print what it will cost, and stop.", "--plan")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,

@@ -34,8 +34,8 @@ def sweep(
     screen: Annotated[
         int | None, o.patch("Sweep only the K heads with the largest first-order estimates.", metavar="K")
     ] = None,
-    csv: Annotated[str | None, o.plain("Write all heads to this CSV file.", metavar="FILE")] = None,
-    png: Annotated[str | None, o.plain("Draw the heat map into this PNG file.", metavar="FILE")] = None,
+    csv: Annotated[str | None, o.written("Write all heads to this CSV file.", metavar="FILE")] = None,
+    png: Annotated[str | None, o.written("Draw the heat map into this PNG file.", metavar="FILE")] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -124,14 +124,15 @@ def sweep(
             _expect(loaded, arguments, screen, plan_for, as_json=estimate or as_json)
         return
     with torch_threads(threads):
-        bars.begin("patching", 1, "sweep")
+        n_heads = screen or loaded.cfg.n_layers * loaded.cfg.n_heads
+        bars.begin("patching", n_heads, "head")
         result = pcm.patch_heads(
             loaded, **arguments, screen=screen,
-            progress=lambda done, total: bars.at(done / max(1, total)),
+            progress=lambda done, total: bars.at(int(n_heads * done / max(1, total))),
         )  # fmt: skip
         bars.end()
     if table is not None:
-        write_text(table, result.to_dataframe().to_csv(index=False))
+        write_text(table, result.to_dataframe().to_csv(index=False, lineterminator="\n"))
     if picture is not None:
         with replacing(picture) as temporary:
             result.plot(path=str(temporary))

@@ -20,21 +20,21 @@ def trace(
     ],
     out: o.Out,
     splitter: Annotated[
-        str, o.plain("The rule for sentences: sentencex, or published (that of Thought Anchors).")
+        str, o.analysed("The rule for sentences: sentencex, or published (that of Thought Anchors).")
     ] = "sentencex",
     cue: Annotated[
         str | None,
-        o.plain("The text that asks for the answer, in the place of each trace's own (such as ' So the answer is')."),
+        o.analysed("The text that asks for the answer, in the place of each trace's own (such as ' So the answer is')."),
     ] = None,
     definition: Annotated[
-        str, o.plain("Who does not see a suppressed sentence: rows_after, or published (its own tokens too).")
+        str, o.analysed("Who does not see a suppressed sentence: rows_after, or published (its own tokens too).")
     ] = "rows_after",
-    top: Annotated[int, o.plain("The number of receiver heads.")] = 20,
-    proximity: Annotated[int, o.plain("Sentences nearer than this do not count in vertical scores.")] = 4,
+    top: Annotated[int, o.analysed("The number of receiver heads.")] = 20,
+    proximity: Annotated[int, o.analysed("Sentences nearer than this do not count in vertical scores.")] = 4,
     controls: Annotated[
-        int, o.plain("The number of controls of each sentence: spans as long as it and as far before what is measured.")
+        int, o.analysed("The number of controls of each sentence: spans as long as it and as far before what is measured.")
     ] = 1,
-    plan: Annotated[bool, o.plain("Print what it will cost, and stop.", "--plan")] = False,
+    plan: Annotated[bool, o.how("Print what it will cost, and stop.", "--plan")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,

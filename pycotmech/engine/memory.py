@@ -61,7 +61,7 @@ def _level_free(level: Path, limit_name: str, usage_name: str, inactive_name: st
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text("utf-8").splitlines()
     except OSError:
         return []
 

@@ -24,7 +24,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pycotmech.files.chunks import checksum_holds
 from pycotmech.files.text import printable
-from pycotmech.files.write import UNFINISHED, sync, sync_tree
+from pycotmech.files.write import UNFINISHED, move, sync, sync_tree
 
 CHECKED = "checksums"
 """Attribute of a store in which every chunk is written, even if it holds nothing but fill values, and carries a checksum."""
@@ -103,8 +103,8 @@ def save_arrays(
         if path.is_symlink() or path.is_file():
             path.unlink()
         elif path.exists():
-            path.rename(temporary / "replaced")
-        (temporary / path.name).rename(path)
+            move(path, temporary / "replaced")
+        move(temporary / path.name, path)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -207,7 +207,7 @@ def _seal(path: Path) -> None:
     file = path / "zarr.json"
     found = json.loads(file.read_text("utf-8"))
     found.setdefault("attributes", {})[SEAL] = _digest(path, found)
-    file.write_text(json.dumps(found, indent=2), "utf-8")
+    file.write_text(json.dumps(found, indent=2), "utf-8", newline="\n")
 
 
 def _check_seal(path: Path) -> None:

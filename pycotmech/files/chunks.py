@@ -17,6 +17,8 @@ import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
 
+from pycotmech.files.write import move
+
 _ZSTD = Zstd(level=0)  # as zarr's
 
 PARTIAL = ".partial"
@@ -70,7 +72,7 @@ def write_row(store: Path, array: zarr.Array, row: int, values: np.ndarray) -> N
     chunk.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary.write_bytes(body + google_crc32c.value(body).to_bytes(4, "little"))
-        temporary.replace(chunk)
+        move(temporary, chunk)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

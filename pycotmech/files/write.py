@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+
+_WINDOWS = os.name == "nt"
+_TRIES, _PAUSE = 20, 0.1
+"""How often, and after how many seconds, a name that another process holds is tried again on Windows."""
 
 UNFINISHED = ".pycotmech-"
 """How the names of files and folders begin that have not yet got their own."""
@@ -29,16 +34,32 @@ def replacing(path: str | PathLike) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        temporary.replace(path)
+        move(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | PathLike, text: str) -> None:
-    """Writes a UTF-8 text file as `replacing` does."""
+    """Writes a UTF-8 text file as `replacing` does. Lines end as they do in the text, on every system."""
     with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(text, "utf-8", newline="")
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file or folder another name; a file that has it is replaced.
+
+    On Windows, a name cannot be taken while another process reads the file; this tries again for two seconds.
+    Raises PermissionError after that.
+    """
+    for left in reversed(range(_TRIES if _WINDOWS else 1)):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(_PAUSE)
 
 
 def subfolder(folder: Path, name: str) -> Path:
@@ -52,9 +73,9 @@ def subfolder(folder: Path, name: str) -> Path:
 
 def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():
+    if _WINDOWS and path.is_dir():
         return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -104,7 +104,7 @@ def get_or_build(entry: Path, build: Callable[[Path], dict], *, room: int = 0) -
             raise OSError(f"{where} ({room / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free)")
         facts = build(temporary)
         files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps({"files": files, "facts": facts}, indent=1), "utf-8")
+        (temporary / MANIFEST).write_text(json.dumps({"files": files, "facts": facts}, indent=1), "utf-8", newline="\n")
         return _publish(temporary, entry, facts)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -134,7 +134,7 @@ def convert(model: GgufModel, folder: Path) -> None:
     flush()
     if not single:
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), "utf-8")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), "utf-8", newline="\n")
     if model.has_tokenizer:
         from transformers import AutoTokenizer
 

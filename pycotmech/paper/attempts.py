@@ -42,20 +42,22 @@ def one_by_one(
 ) -> Iterator[Attempt]:
     """Yields the attempts at these analyses in their order. done: results by name, to which the caller adds each result as it
     comes; an analysis that needs one that is not there is not tried."""
-    for entry in entries:
+    for number, entry in enumerate(entries, 1):
         if failure := _missing(entry, done):
             yield Attempt(entry, failure=failure)
             continue
         given = Given(model, examples, right, tuple(settings.chosen_steps), settings.seed, settings.memory_gb, done)
         start = time.perf_counter()
-        progress.begin(entry.name, 1)
+        progress.begin(f"{entry.name} ({number} of {len(entries)} analyses)", 1)
         try:
             found = Attempt(entry, entry.run(given, lambda at, total: progress.at(at / max(total, 1))))
         except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be done
             found = Attempt(entry, failure=str(error))
         finally:
+            seconds = time.perf_counter() - start
             progress.end()
-        yield replace(found, seconds=time.perf_counter() - start)
+        _show_finding(found, progress)
+        yield replace(found, seconds=seconds)
 
 
 def at_once(
@@ -95,12 +97,19 @@ def at_once(
             ended += 1
             for text in answer.warnings:
                 warn(text)
-            yield Attempt(begun.pop(answer.unit), answer.result, answer.error or "", answer.seconds)
+            attempt = Attempt(begun.pop(answer.unit), answer.result, answer.error or "", answer.seconds)
+            _show_finding(attempt, progress)
+            yield attempt
             queue.put_first(ready())
     finally:
         progress.end()
     for entry in waiting.values():
         yield Attempt(entry, failure=_missing(entry, done))
+
+
+def _show_finding(attempt: Attempt, progress: ProgressReporter) -> None:
+    if attempt.result is not None and (findings := attempt.result.findings()):
+        progress.found(f"{attempt.entry.name}: {findings[0]}")
 
 
 def _missing(entry: Description, done: Mapping[str, Analysis]) -> str:

@@ -162,9 +162,9 @@ def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadSc
     from pycotmech.attention.scores import KINDS
 
     heads = summary.per_head().merge(scores.to_dataframe(), on=["layer", "head"])
-    write_text(folder / "heads.csv", heads.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "heads.csv", heads.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     table = token_table(model, summary)
-    write_text(folder / "tokens.csv", table.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "tokens.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     data = summary.to_xarray().assign_attrs(notes=list(model.notes), dtype=str(model.cfg.dtype).removeprefix("torch."))
     data = data.assign({f"score_{kind}": (("layer", "head"), scores[kind]) for kind in KINDS})
     data = data.assign_coords(text=("key", np.array(table["text"].tolist(), dtype=str))).assign_attrs(

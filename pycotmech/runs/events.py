@@ -49,7 +49,9 @@ class EventLog:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = _checked({"time": now, "pid": os.getpid(), "event": event, **fields})
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):  # the last on Windows, where line ends would be changed
+            flags |= getattr(os, name, 0)
         try:
             descriptor = os.open(self.path, flags, 0o666)
         except OSError as error:

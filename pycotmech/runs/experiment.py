@@ -124,7 +124,7 @@ def checked_settings(
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes the lines of examples.jsonl, one by one."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
             file.write(_line(record))
 

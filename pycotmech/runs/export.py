@@ -156,10 +156,10 @@ def _csv(data: xr.Dataset, path: Path, about: Mapping[str, Any]) -> None:
 
     columns = list(_columns(data))
     with path.open("w", encoding="utf-8", newline="") as file:
-        pd.DataFrame(columns=columns).to_csv(file, index=False)
+        pd.DataFrame(columns=columns).to_csv(file, index=False, lineterminator="\n")
         for block in blocks(data):
             cells = {name: _cells(values) for name, values in block.items()}
-            pd.DataFrame(cells).reindex(columns=columns).to_csv(file, index=False, header=False)
+            pd.DataFrame(cells).reindex(columns=columns).to_csv(file, index=False, lineterminator="\n", header=False)
 
 
 def _cells(values: np.ndarray) -> np.ndarray:
@@ -189,7 +189,7 @@ def _parquet(data: xr.Dataset, path: Path, about: Mapping[str, Any]) -> None:
 def _json(data: xr.Dataset, path: Path, about: Mapping[str, Any]) -> None:
     """{"about", "columns", "rows"}: a row a line. NaN is null; an infinity is the text "Infinity" or "-Infinity"."""
     columns = list(_columns(data))
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(f'{{"about": {json.dumps(about)},\n"columns": {json.dumps(columns)},\n"rows": [')
         comma = "\n"
         for block in blocks(data):

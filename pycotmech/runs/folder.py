@@ -6,19 +6,17 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pycotmech.files import lock
 from pycotmech.files.write import UNFINISHED
 from pycotmech.runs.events import stop_recorded
 from pycotmech.runs.provenance import differences
 
 LOCK = ".lock"
-_MOMENT = 0.05
-"""Seconds after which a lock that is held is tried once more."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -72,15 +70,14 @@ def open_folder(out: str | os.PathLike) -> Iterator[Path]:
     writes, and OSError naming the folder when the disk is full; what is finished is kept.
     """
     folder = made_folder(out)
-    lock = _locked(folder)
+    held = _locked(folder)
     try:
         check_writable(folder)
         with naming_full_disk(folder), stop_recorded(folder):
             _remove_unfinished(folder)
             yield folder
     finally:
-        if lock is not None:
-            os.close(lock)
+        os.close(held)
 
 
 @contextmanager
@@ -96,20 +93,8 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
 
 
 def is_written(folder: Path) -> bool:
-    """Whether a process holds the folder's lock now. False where the system has no such lock."""
-    try:
-        import fcntl
-
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (ImportError, OSError):
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    finally:
-        os.close(descriptor)
-    return False
+    """Returns whether a process holds the folder's lock now."""
+    return lock.is_locked(folder / LOCK)
 
 
 def refuse_other_settings(
@@ -141,30 +126,18 @@ def _unusable(folder: Path, argument: str, error: OSError) -> PermissionError:
     return PermissionError(f"{argument}: nothing can be written in {shown} ({error.strerror or error}). Give another folder")
 
 
-def _locked(folder: Path) -> int | None:
-    """An exclusive lock on the folder that ends with the process; None where the system has no such lock."""
+def _locked(folder: Path) -> int:
+    """Takes the folder's lock, which ends with the process, and returns its descriptor."""
     try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        return lock.take(folder / LOCK)
+    except BlockingIOError:
+        raise BlockingIOError(f"out: another process is writing to {folder}") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError(f"out: {folder / LOCK} is a symbolic link, which is not followed. Remove it") from error
-        raise _unusable(folder, "out", error) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # `is_written` holds it for a moment
-            time.sleep(_MOMENT)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise BlockingIOError(f"out: another process is writing to {folder}") from None
+        if error.filename is not None:  # it cannot be opened
+            raise _unusable(folder, "out", error) from error
         raise OSError(f"out: {folder} cannot be locked ({error.strerror}). Give a folder on another file system") from error
-    return descriptor
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -17,7 +17,7 @@ def show(result: Analysis, tables: Path, figures: Path, *, damaged_only: bool = 
     """Writes the table of a result and all that it draws: <name>.csv into the folder `tables`; <name>.png, and
     <name>_<figure>.png for each further figure, into `figures`. damaged_only: only those that are missing or not what was
     written. Without matplotlib nothing is drawn, and a warning says so."""
-    table, text = tables / f"{result.name}.csv", result.table().to_csv(index=False)
+    table, text = tables / f"{result.name}.csv", result.table().to_csv(index=False, lineterminator="\n")
     if not (damaged_only and holds_text(table, text)):
         write_text(table, text)
     if warn_of_missing("matplotlib", "no figures are drawn"):

@@ -283,6 +283,8 @@ class _Run:
         finally:
             self.progress.end()
         self.costs[name] = time.perf_counter() - start
+        if findings := found.findings():
+            self.progress.found(f"{name}: {findings[0]}")
         place = self._place(where)
         show(found, place, place)
         # The data last and in one move: a result that is found is complete.

@@ -50,7 +50,7 @@ def test_help_loads_no_pytorch():
     assert done.returncode == 0, done.stderr
     for command in EXAMPLES:
         assert command in done.stdout
-    assert all(title in done.stdout for title in GROUPS) and "Exit codes: 0 done; 1 something" in done.stdout
+    assert all(title in done.stdout for title in GROUPS) and "Exit codes: 0 done; 1 part of" in done.stdout
 
 
 def commands() -> dict[str, Any]:
@@ -66,6 +66,33 @@ def test_help_has_examples_that_the_command_takes(name, shell, monkeypatch):
         program, command, *arguments = shlex.split(line.partition(" >")[0])
         assert (program, command) == ("pycotmech", name)
         commands()[name].make_context(name, arguments)  # reads the arguments, runs nothing
+    codes = out.partition("Exit codes: ")[2]
+    assert codes.startswith("0 ") and "; 2 bad input" in codes and "; 130 stopped" in codes
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_every_option_is_in_a_group_and_is_described(name):
+    """Options without a group are those that say what a command works on; there are few."""
+    options = [p for p in commands()[name].params if p.param_type_name == "option"]
+    assert all(
+        p.help and p.help[0].isupper() and p.help.rstrip().endswith((".", "?", "}.")) for p in options if p.name != "help"
+    )
+    ungrouped = [p.name for p in options if getattr(p, "rich_help_panel", None) is None]
+    assert len(ungrouped) <= 8, ungrouped
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_character_that_the_terminal_lacks_is_shown_as_an_escape(stream):
+    """As on Windows, where a pipe may have the encoding cp1252."""
+    script = f"""
+import sys, typer
+from pycotmech.cli import app, options
+app.app = lambda **how: options.say("a head \u2192 \u0120max", err={stream == "stderr"})
+app.main()
+"""
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True)
+    assert done.returncode == 0 and getattr(done, stream) == b"a head \\u2192 \\u0120max\n", done.stderr
 
 
 def test_every_command_has_an_example_and_options_in_groups(shell):

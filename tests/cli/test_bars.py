@@ -20,6 +20,7 @@ from pycotmech.runs.progress import StrongestHead
         ((10, 40, "sweep", 50.0), "10 of 40 sweeps, 5.0 s a sweep, 2.5 min left"),
         ((30, 40, "example", 10.0), "30 of 40 examples, 3.0 examples a second, 3.3 s left"),
         ((40, 40, "sweep", 400.0), "40 of 40 sweeps, 10 s a sweep"),
+        ((2, 12, "analysis", 1.0), "2 of 12 analyses, 2.0 analyses a second, 5.0 s left"),
         ((0.25, 1, "", 10.0), "25 %, 30 s left"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 import pycotmech as pcm
+from pycotmech.cli import checks, demo, machine
 from pycotmech.cli.app import GROUPS
 from pycotmech.cli.output import plain
+from pycotmech.runs import Settings
 from tests.cli.prompts import CLEAN, CORRUPTED, SMALL
 
 
@@ -39,10 +42,45 @@ def answer(shell):
     return call
 
 
-def test_every_command_has_it(shell):
-    for command in (command for commands in GROUPS.values() for command in commands):
-        code, out, _ = shell(command.__name__, "--help")
-        assert code == 0 and "--json" in out, command.__name__
+def arguments_of(name: str, finished: Path, folder: Path) -> tuple[object, ...]:
+    """Arguments with which a command of this name has something to print."""
+    text, traces = folder / "text", folder / "traces.jsonl"
+    text.write_text(CLEAN, "utf-8")
+    spans = [[a, a + 3] for a in range(5, 29, 3)]
+    traces.write_text(json.dumps({"tokens": [1, *range(5, 41)], "sentences": spans, "answer": [31, 33]}), "utf-8")
+    tiny, out = ("--model", "tiny-cot"), ("--out", folder / "out")
+    return {
+        "demo": ("--out", finished),
+        "doctor": (),
+        "run": (*SMALL, "--out", finished),
+        "paper": (*tiny, *out, "--examples", "2", "--shots", "1", "--only", "copy_heads", "--plan"),
+        "trace": (*tiny, *out, "--traces", traces, "--plan"),
+        "sweep": (*tiny, "--clean", CLEAN, "--corrupted", CORRUPTED, "--positions", "last"),
+        "attention": (*tiny, *out, "--text", text),
+        "report": (finished,),
+        "figures": (finished,),
+        "status": (finished,),
+        "export": (finished, "--to", "csv", "--out", folder / "heads.csv"),
+        "merge": (folder / "whole", finished),
+        "info": (),
+    }[name]
+
+
+def documented() -> dict[str, list[str]]:
+    """The fields that docs/shell.md lists for each command."""
+    page = (Path(__file__).parents[2] / "docs" / "shell.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (`.*) \|$", page.partition("| command | fields of its object |")[2], re.M)
+    return {name: re.findall(r"`(\w+)`", fields) for name, fields in rows}
+
+
+@pytest.mark.parametrize("name", [command.__name__ for commands in GROUPS.values() for command in commands])
+def test_every_command_prints_the_fields_that_the_documentation_lists(name, answer, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "settings_of", lambda *asked: Settings(model="tiny-cot", examples=2, shots=0, steps=(1, 5)))
+    monkeypatch.setattr(machine, "_WIDTH", 64)
+    monkeypatch.setattr(machine, "_BYTES", 1 << 16)
+    monkeypatch.setattr(checks, "exactness", lambda: [])  # which test_doctor.py runs
+    found = answer(name, *arguments_of(name, finished, tmp_path))
+    assert isinstance(found, dict) and documented()[name] == list(found)
 
 
 def test_results_folders(answer, finished, tmp_path):

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from pycotmech.files import write
 from pycotmech.files.write import replacing, subfolder, write_text
 
 
@@ -53,3 +54,30 @@ def test_data_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     write_text(tmp_path / "a", "x")
     (first, named), (second, _) = synced
     assert first.startswith(str(tmp_path / ".pycotmech-")) and not named and second == str(tmp_path)
+
+
+def test_lines_end_as_they_were_given(tmp_path):
+    write_text(tmp_path / "a", "one\ntwo\r\n")
+    assert (tmp_path / "a").read_bytes() == b"one\ntwo\r\n"
+
+
+@pytest.mark.parametrize(("windows", "refused", "raises"), [(True, 3, False), (True, 99, True), (False, 1, True)])
+def test_a_name_that_a_reader_holds_is_tried_again_on_windows(tmp_path, monkeypatch, windows, refused, raises):
+    tries, replace = [], os.replace
+
+    def replace_unless_read(source, target):
+        tries.append(source)
+        if len(tries) <= refused:
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        replace(source, target)
+
+    monkeypatch.setattr(write, "_WINDOWS", windows)
+    monkeypatch.setattr(write, "_PAUSE", 0.0)
+    monkeypatch.setattr(os, "replace", replace_unless_read)
+    if raises:
+        with pytest.raises(PermissionError):
+            write_text(tmp_path / "a", "new")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        write_text(tmp_path / "a", "new")
+        assert (tmp_path / "a").read_text() == "new" and len(tries) == refused + 1

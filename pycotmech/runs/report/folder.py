@@ -69,7 +69,7 @@ def build_report(folder: str | os.PathLike, *, top: int = 5, figures: bool = Tru
         headline_of(data), notes, findings(steps, heads), [],
     )  # fmt: skip
     with naming_full_disk(folder):
-        _write(folder / "top_heads.csv", heads.to_csv(index=False, float_format="%.6g"), report)
+        _write(folder / "top_heads.csv", heads.to_csv(index=False, lineterminator="\n", float_format="%.6g"), report)
         if figures:
             report.files.extend(_figures(folder, steps, samples))
         _write(folder / "summary.md", _markdown(report, record), report)
