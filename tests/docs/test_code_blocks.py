@@ -2,8 +2,8 @@
 
 Python blocks of one page are run one after another in one namespace, so a page is a session that a reader can follow from its
 top. Of shell blocks the commands that begin with `pycotmech` are run, in a folder with the files that the pages speak of; the
-others build, test and install, and test_commands_shown.py checks that they exist. A text block after a Python block is what that
-block prints. A block that cannot run here is marked ```python no-run, and `NOT_RUN` says why. One marked ```python peers
+others build, test and install, and test_commands_shown.py checks that they exist. A text block after a Python block is what
+that block prints. A block that cannot run here is marked ```python no-run, and `NOT_RUN` says why. One marked ```python peers
 needs other libraries, and is run by tests/peers/test_migration.py.
 """
 
