@@ -31,7 +31,7 @@ class Store:
         other = next((line["settings"] for line in lines(folder) if line["settings"] != self.settings), None)
         if other is not None:
             raise ValueError(
-                f"out: {folder} holds results of {other}, not of {self.settings}; expected --fresh or another folder"
+                f"out: {folder} contains results of {other}, not of {self.settings}; expected --fresh or another folder"
             )
 
     def add(self, part: str, name: str, result: Mapping[str, Any]) -> None:

@@ -33,11 +33,11 @@ def attention(
     out: Annotated[str, o.plain("The folder for tables and figures, made if it is missing.", metavar="FOLDER")],
     model: o.Model = "smollm2-135m",
     segments: Annotated[str | None, o.analysed(_SEGMENTS)] = None,
-    top_k: Annotated[int, o.analysed("The number of heaviest keys kept of each row, 0 to 64.")] = 8,
+    top_k: Annotated[int, o.analysed("The number of keys with the largest weights to keep per row, 0 to 64.")] = 8,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     threads: o.Threads = None,
-    overwrite: Annotated[bool, o.written("Replace results that are in the folder already.", "--overwrite")] = False,
+    overwrite: Annotated[bool, o.written("Replace results that are already in the folder.", "--overwrite")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -45,7 +45,7 @@ def attention(
     """Summarise the attention of every head over a text, in one pass and without the T x T patterns.
 
     Writes heads.csv (one line per head), summary.zarr (everything, by layer, head and row), tokens.csv (the tokens, their
-    segments, the attention they receive), scores.png and mass.png, and prints which heads look where.
+    segments, the attention they receive), scores.png and mass.png, and prints which heads attend to what.
     """
     from pycotmech.cli.bars import Bars
     from pycotmech.runs.attention import summarise_text

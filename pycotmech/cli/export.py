@@ -39,8 +39,8 @@ def export(
 
     Parquet, CSV and JSON hold a long table: a row for each cell, with a column for each axis, label and variable. safetensors
     holds the arrays as they are. Parquet needs pyarrow (the extra tables). mib is a folder with importances.json, the effects
-    of heads at one step (run, sweep, paper); circuitsvis is a page of head values (docs/formats.md). What needs the model is
-    refused, with the Python function that takes it.
+    of heads at one step (run, sweep, paper); circuitsvis is a page of head values (docs/formats.md). For exports that need the
+    model, the error names the Python function to call.
     """
     from pycotmech.runs.results import open_results
 

@@ -11,17 +11,17 @@ from pycotmech.cli.output import plain, report_of, say_json
 
 
 def merge(
-    out: Annotated[str, typer.Argument(help="The new folder. A merge that was interrupted is continued in it.")],
+    out: Annotated[str, typer.Argument(help="The new folder. If it contains an interrupted merge, that merge is continued.")],
     parts: Annotated[list[str], typer.Argument(help="Folders of runs with --points, of the same settings.")],
     top: o.Top = 5,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Put the folders of parts of a run (--points) together, and report.
+    """Combine the folders of parts of a run (--points), and write the report.
 
-    The parts must agree in model, weights, settings and versions, and leave no example out. Results that several parts hold
-    must be equal or within the noise floor. The command of the whole run continues OUT.
+    The parts must agree in model, weights, settings and versions, and together contain every example. Results in several
+    parts must agree within the noise floor. The command of the full run continues OUT.
     """
     from pycotmech.cli.bars import Bars, stopped
     from pycotmech.cli.report import shown_report

@@ -48,7 +48,7 @@ Model = Annotated[
     ),
 ]
 # A path is a text here: of an empty text pathlib makes the current folder.
-Out = Annotated[str, plain("The results folder. An interrupted run in it is continued.", metavar="FOLDER")]
+Out = Annotated[str, plain("The results folder. If it contains an interrupted run, that run is continued.", metavar="FOLDER")]
 _PAIRS = (
     "Your own prompts: a JSONL, CSV or Parquet file, or a datasets folder, with clean, corrupted, answer, wrong and name "
     "(docs/formats.md)."
@@ -62,9 +62,9 @@ Style = Annotated[
 ]
 Template = Annotated[
     str | None,
-    task("chat puts the prompts into the tokenizer's chat template (none by default).", autocompletion=one_of("chat")),
+    task("Put the prompts into the tokenizer's chat template: chat (none by default).", autocompletion=one_of("chat")),
 ]
-Think = Annotated[bool, task("With --template chat: the solution stands in a <think> block.")]
+Think = Annotated[bool, task("With --template chat: put the solution into a <think> block.")]
 Order = Annotated[
     str | None,
     task(
@@ -78,7 +78,7 @@ Ontology = Annotated[
 Direction = Annotated[
     str,
     patch(
-        "denoise patches clean heads into the corrupted run; noise does the reverse.",
+        "Patch clean heads into the corrupted run (denoise), or corrupted heads into the clean run (noise).",
         autocompletion=one_of("denoise", "noise"),
     ),
 ]
@@ -89,13 +89,13 @@ Metric = Annotated[
 Positions = Annotated[
     str,
     patch(
-        "Where heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).",
+        "The positions at which heads are patched: all, last, or numbers such as 12,13,-1 (negative from the end).",
         autocompletion=one_of("all", "last"),
     ),
 ]
 Controls = Annotated[
     bool,
-    patch("Measure the random control of 6 % of the heads and the sham position, which take a tenth of the time."),
+    patch("Measure the random control of 6 % of the heads and the sham position, which take about a tenth of the time."),
 ]
 Dtype = Annotated[
     str,
@@ -109,31 +109,37 @@ Seed = Annotated[int, how("Seed for examples and the noise floor.")]
 Memory = Annotated[float | None, how("The memory a sweep may use, in GB (half of what is free by default).", "--memory-gb")]
 Threads = Annotated[int | None, how("The number of PyTorch's threads (one per core by default).")]
 Verify = Annotated[
-    bool, how("Read all weights again, even if the sizes and times of their files are those of before.", "--verify")
+    bool, how("Read all weights again to verify them, even if the sizes and times of their files have not changed.", "--verify")
 ]
 AcceptVersion = Annotated[
-    bool, how("Continue results that another version of pycotmech, PyTorch or transformers began.", "--accept-version")
+    bool,
+    how("Continue results that were started with another version of pycotmech, PyTorch or transformers.", "--accept-version"),
 ]
 Engine = Annotated[
     str | None,
     how(
-        "Who computes: serial (this process), local (processes on this machine) or ray. Several workers are local.",
+        "Where the work runs: serial (this process), local (processes on this machine) or ray. With --workers, local.",
         autocompletion=one_of("serial", "local", "ray"),
     ),
 ]
 Workers = Annotated[
     int | None,
-    how("The number of workers, each with a replica of the model (by default one per core and thread).", metavar="N"),
+    how(
+        "The number of workers, each with a replica of the model (by default the number of cores divided by --threads).",
+        metavar="N",
+    ),
 ]
 RayAddress = Annotated[str | None, how("The address of a Ray cluster, or auto; by default Ray is started on this machine.")]
 Points = Annotated[
     str | None,
     how(
-        "Run only these examples, or pairs of the file, counted from 0. pycotmech merge puts the folders of parts together.",
+        "Run only these examples, or pairs of the file, counted from 0. pycotmech merge combines the folders of the parts.",
         metavar="START:STOP",
     ),
 ]
-DryRun = Annotated[bool, how("Check everything, print what the run would do and need, and write nothing.", "--dry-run")]
+DryRun = Annotated[
+    bool, how("Check everything and print what the run would do and need, without writing anything.", "--dry-run")
+]
 Estimate = Annotated[bool, how("Like --dry-run, as JSON.", "--estimate")]
 PlanFor = Annotated[
     str | None,
@@ -141,13 +147,13 @@ PlanFor = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    task("A time budget in place of --examples: takes the largest number of examples whose predicted time fits."),
+    task("A time limit instead of --examples: use the largest number of examples whose predicted time fits."),
 ]
 Top = Annotated[int, shown("The number of heads shown per step.")]
 Json = Annotated[
-    bool, shown("Print one JSON object instead of text. Progress and errors go to standard error all the same.", "--json")
+    bool, shown("Print one JSON object instead of text. Progress and errors still go to standard error.", "--json")
 ]
-Quiet = Annotated[bool, shown("Print nothing but errors, and with --json the object.", "--quiet", "-q")]
+Quiet = Annotated[bool, shown("Print only errors, and with --json the object.", "--quiet", "-q")]
 # Looked at by the shell's main(), which turns every other error into one line.
 Debug = Annotated[bool, shown("Show the full traceback of an error.", "--debug")]
 

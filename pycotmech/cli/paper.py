@@ -20,19 +20,20 @@ def paper(
     out: o.Out,
     examples: o.Examples = None,
     only: Annotated[
-        str | None, o.analysed("The analyses to run, with what they need, such as patch_steps,E8 (all by default).")
+        str | None,
+        o.analysed("The analyses to run, together with those they depend on, such as patch_steps,E8 (all by default)."),
     ] = None,
     settings: Annotated[
         str,
         o.analysed(
             "The settings of the task, separated by commas: easy, distractors, shuffled, competing, three_hops, four_hops, "
-            "wording_each, wording_all, wording_paper; or all; or none, which is easy alone. A harder setting has 8 examples "
+            "wording_each, wording_all, wording_paper; or all; or none, which means only easy. A harder setting has 8 examples "
             "and the analyses of E1, E5 and E8 that claims need."
         ),
     ] = "easy",
     minutes: Annotated[
         float | None,
-        o.task("A time budget in place of --examples: takes the largest even number whose predicted time, all settings, fits."),
+        o.task("A time limit instead of --examples: use the largest even number whose predicted time fits, with all settings."),
     ] = None,
     pilot: Annotated[
         str | None,
@@ -42,7 +43,7 @@ def paper(
     style: o.Style = None,
     order: o.Order = None,
     ontology: o.Ontology = None,
-    plan: Annotated[bool, o.how("Print what it will cost, and stop.", "--plan")] = False,
+    plan: Annotated[bool, o.how("Print the plan and its cost, and stop.", "--plan")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -62,8 +63,8 @@ def paper(
 ) -> None:
     """Run all analyses of the paper, and compare each of its claims with what this model shows.
 
-    The plan with its cost is printed first, with the number of examples that each claim needs if there are earlier results.
-    Every finished analysis is saved in OUT: stop with Ctrl-C, and the same command continues from there.
+    The plan and its cost are printed first and, if there are earlier results, the number of examples that each claim needs.
+    Every finished analysis is saved in OUT: after Ctrl-C, the same command continues from there.
     """
     from pycotmech import paper as analyses
     from pycotmech.cli.bars import Bars, stopped
@@ -100,15 +101,15 @@ def paper(
         return
     if not silent:
         if outcome.resumed:
-            o.say(f"finished before: {', '.join(outcome.resumed)}")
+            o.say(f"already finished: {', '.join(outcome.resumed)}")
         for claim, verdict in outcome.verdicts:
             o.say(f"* {claim.text}\n  {verdict.word}: {verdict.evidence}")
         for name, found in outcome.harder.items():
             words = [f"{claim.name}: {v.word}" for claim, v in found.verdicts if all(n in found.results for n in claim.needs)]
             o.say(f"* setting {name}: {found.failure or '; '.join(words)}")
-        o.say(f"\nfigures, tables and data are in {out}; begin with {first_page(outcome.folder)}")
+        o.say(f"\nfigures, tables and data are in {out}; open {first_page(outcome.folder)}")
     for name, why in outcome.failures.items():
-        o.say(f"pycotmech: not done: {name}: {why}", err=True)
+        o.say(f"pycotmech: failed: {name}: {why}", err=True)
     if outcome.failures:
         raise typer.Exit(1)
 

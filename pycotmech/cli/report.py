@@ -26,7 +26,7 @@ def report(
 ) -> None:
     """Write the report of a results folder as one HTML file that needs no network.
 
-    Of a run also its tables, figures and summary are made again from what is finished. Nothing is computed with the model.
+    For a run, its tables, figures and summary are written again too. The model is not loaded.
     """
     from pycotmech.runs.results import SweepResults, open_results
 
@@ -76,4 +76,4 @@ def page_at_end(folder: str | PathLike) -> None:
     try:
         write_page(folder, quiet=True)
     except (OSError, ValueError) as error:
-        o.say(f"pycotmech: the report is not written: {error}", err=True)
+        o.say(f"pycotmech: the report could not be written: {error}", err=True)

@@ -54,8 +54,8 @@ def run(
 ) -> None:
     """Find the heads that each reasoning step depends on: make examples, patch every head, report.
 
-    Only examples in which the model gets a step right are patched at that step. Everything finished is kept in OUT at
-    once: stop it with Ctrl-C, and the same command goes on from there.
+    A step is patched only in examples in which the model gets it right. Everything finished is saved in OUT at once: after
+    Ctrl-C, the same command continues from there.
     """
     from pycotmech.runs import Settings
 
@@ -82,7 +82,7 @@ def within_minutes(settings: Settings, out: str, minutes: float, quiet: bool, *,
 
     n = examples_within(settings, out, minutes, **how)
     if not quiet:
-        o.say(f"{n} example{'' if n == 1 else 's'} by the time of {minutes:g} min", err=True)
+        o.say(f"{n} example{'' if n == 1 else 's'} fit into {minutes:g} min", err=True)
     return replace(settings, examples=n)
 
 
@@ -121,8 +121,8 @@ def keep(
         found |= {"files": [path.name for path in report.files], "open": first_page(outcome.folder)}
         say_json({**found, "report": report_of(outcome.folder)})
     elif not quiet:
-        o.say(f"\n{len(report.files)} files and results.zarr are in {out}; begin with {first_page(outcome.folder)}")
+        o.say(f"\n{len(report.files)} files and results.zarr are in {out}; open {first_page(outcome.folder)}")
     for failure in outcome.failures:
-        o.say(f"pycotmech: not done: {failure}", err=True)
+        o.say(f"pycotmech: failed: {failure}", err=True)
     if outcome.failures:
         raise typer.Exit(1)

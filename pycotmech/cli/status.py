@@ -15,7 +15,7 @@ def status(
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Show what is finished, pending, skipped and failed, how fast it goes, and whether a process writes now.
+    """Show what is finished, pending, skipped and failed, how fast the work goes, and whether a process is writing now.
 
     Nothing in the folder is changed, and a process that writes to it is not disturbed.
     """

@@ -24,7 +24,8 @@ def sweep(
     out: Annotated[
         str | None,
         o.plain(
-            "Keep each pair of --pairs as a result of its own in this folder; it is continued if it is there.", metavar="FOLDER"
+            "Save each pair of --pairs as a separate result in this folder. An interrupted sweep in it is continued.",
+            metavar="FOLDER",
         ),
     ] = None,
     direction: o.Direction = "denoise",
@@ -32,7 +33,7 @@ def sweep(
     positions: o.Positions = "all",
     controls: o.Controls = True,
     screen: Annotated[
-        int | None, o.patch("Sweep only the K heads with the largest first-order estimates.", metavar="K")
+        int | None, o.patch("Patch only the K heads with the largest first-order estimates.", metavar="K")
     ] = None,
     csv: Annotated[str | None, o.written("Write all heads to this CSV file.", metavar="FILE")] = None,
     png: Annotated[str | None, o.written("Draw the heat map into this PNG file.", metavar="FILE")] = None,
@@ -57,7 +58,7 @@ def sweep(
 ) -> None:
     """Patch every head of one prompt pair (or of several, as one result), and print the strongest.
 
-    With --out, each pair is kept on its own in a results folder as soon as it is finished, as `pycotmech run --pairs` does.
+    With --out, each pair is saved separately in a results folder as soon as it is finished, as with `pycotmech run --pairs`.
     """
     import pycotmech as pcm
     from pycotmech.cli.bars import Bars
@@ -76,7 +77,7 @@ def sweep(
     if pairs is not None or points is None:
         replace(settings, points=None).check()
     else:
-        raise ValueError("points: are pairs of a file; expected them with --pairs")
+        raise ValueError("points: selects pairs of a file; expected --pairs too")
     if (pairs is None) == (clean is None and corrupted is None):
         raise ValueError("clean, corrupted, pairs: expected either --clean and --corrupted, or --pairs")
     if pairs is None and (clean is None or corrupted is None):
@@ -85,9 +86,11 @@ def sweep(
     if out is not None:
         for name, value in {"csv": csv, "png": png, "screen": screen}.items():
             if value is not None:
-                raise ValueError(f"{name}: has no meaning with --out, whose folder holds tables and figures; expected none")
+                raise ValueError(
+                    f"{name}: cannot be combined with --out, whose folder contains tables and figures; expected none"
+                )
         if pairs is None:
-            raise ValueError("out: keeps many pairs, each on its own; expected --pairs too")
+            raise ValueError("out: keeps the results of a file of pairs; expected --pairs too")
         kept = replace(settings, pairs=o.path(pairs, "pairs"))
         how: dict[str, Any] = {"verify": verify, "accept_version": accept_version}
         how |= {"engine": engine, "workers": workers, "ray_address": ray_address}
@@ -98,11 +101,11 @@ def sweep(
         return
     for name, value in {"engine": engine, "workers": workers, "ray_address": ray_address}.items():
         if value is not None:
-            raise ValueError(f"{name}: workers do pairs that are kept each on its own; expected --pairs and --out too")
+            raise ValueError(f"{name}: is for runs into a folder; expected --pairs and --out too")
     files = {"csv": None, "png": None} if dry_run or estimate else {"csv": csv, "png": png}  # their folders would be made
     table, picture = (o.new_file(path, name) for name, path in files.items())
     if picture is not None and not picture.suffix:
-        raise ValueError(f"png: {picture} has no ending; expected a name such as heads.png")
+        raise ValueError(f"png: {picture} has no suffix; expected a name such as heads.png")
     file = o.path(pairs, "pairs")
     read = None if file is None else read_pairs(file, metric=metric)
     if read is not None and (part := settings.with_points_of(len(read)).points) is not None:

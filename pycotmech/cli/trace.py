@@ -20,21 +20,29 @@ def trace(
     ],
     out: o.Out,
     splitter: Annotated[
-        str, o.analysed("The rule for sentences: sentencex, or published (that of Thought Anchors).")
+        str, o.analysed("How the text is split into sentences: sentencex, or published (the rule of Thought Anchors).")
     ] = "sentencex",
     cue: Annotated[
         str | None,
-        o.analysed("The text that asks for the answer, in the place of each trace's own (such as ' So the answer is')."),
+        o.analysed("The text that asks for the answer, such as ' So the answer is'. It replaces the one of each trace."),
     ] = None,
     definition: Annotated[
-        str, o.analysed("Who does not see a suppressed sentence: rows_after, or published (its own tokens too).")
+        str,
+        o.analysed(
+            "Which tokens cannot attend to a suppressed sentence: rows_after (later ones), or published (its own tokens too)."
+        ),
     ] = "rows_after",
     top: Annotated[int, o.analysed("The number of receiver heads.")] = 20,
-    proximity: Annotated[int, o.analysed("Sentences nearer than this do not count in vertical scores.")] = 4,
+    proximity: Annotated[
+        int, o.analysed("The distance in sentences below which attention does not count in vertical scores.")
+    ] = 4,
     controls: Annotated[
-        int, o.analysed("The number of controls of each sentence: spans as long as it and as far before what is measured.")
+        int,
+        o.analysed(
+            "The number of controls per sentence: spans of the same length, at the same distance before what is measured."
+        ),
     ] = 1,
-    plan: Annotated[bool, o.how("Print what it will cost, and stop.", "--plan")] = False,
+    plan: Annotated[bool, o.how("Print the plan and its cost, and stop.", "--plan")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -46,8 +54,8 @@ def trace(
 ) -> None:
     """Analyse chains of thought: receiver heads, what each sentence causes, early answers, and whether the chain is used.
 
-    The plan with its cost is printed first. Every finished analysis is saved in OUT: stop with Ctrl-C, and the same command
-    continues from there.
+    The plan and its cost are printed first. Every finished analysis is saved in OUT: after Ctrl-C, the same command continues
+    from there.
     """
     from pycotmech.cli.bars import Bars, stopped
     from pycotmech.cli.report import page_at_end
@@ -77,9 +85,9 @@ def trace(
         return
     if not silent:
         if outcome.resumed:
-            o.say(f"finished before: {', '.join(outcome.resumed)}")
-        o.say(f"figures, tables and data are in {out}; begin with {first_page(outcome.folder)}")
+            o.say(f"already finished: {', '.join(outcome.resumed)}")
+        o.say(f"figures, tables and data are in {out}; open {first_page(outcome.folder)}")
     for name, why in outcome.failures.items():
-        o.say(f"pycotmech: not done: {name}: {why}", err=True)
+        o.say(f"pycotmech: failed: {name}: {why}", err=True)
     if outcome.failures:
         raise typer.Exit(1)

@@ -91,7 +91,7 @@ class Evaluator:
             except MemoryError as error:
                 if d - c == 1:
                     raise
-                warn(f"{error}; they go on in halves")
+                warn(f"{error}; continuing with half as many at a time")
                 left += [((c + d) // 2, d), (c, (c + d) // 2)]
         return values, logits, rows
 

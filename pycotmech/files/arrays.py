@@ -218,7 +218,7 @@ def _check_seal(path: Path) -> None:
     if not isinstance(attributes, dict) or not (SEAL in attributes or attributes.get(CHECKED) == _SEALED):
         return
     if attributes.get(SEAL) != _digest(path, found):
-        raise DamagedData(f"{path}: its metadata are not those that were written")
+        raise DamagedData(f"{path}: its metadata are not what was written")
 
 
 def _digest(path: Path, group: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ def summarise_text(
         loaded = Model.from_pretrained(model, dtype=dtype, device=device)
         tokens = loaded.to_tokens(prompt, argument="text")
         if len(tokens) < 2:
-            raise ValueError("text: a single token has nothing to look at; expected two or more")
+            raise ValueError("text: a single token has nothing to attend to; expected two or more")
         rule = {n: where if isinstance(where, slice) else find_text(loaded, prompt, where, n) for n, where in named.items()}
         SegmentRule(rule).label(len(tokens))
         with open_folder(out) as folder:
@@ -95,7 +95,7 @@ def summarise_text(
 
 def _refuse_results(folder: Path, overwrite: bool) -> None:
     if (folder / STORE).exists() and not overwrite:
-        raise ValueError(f"out: {folder} holds results already; choose another folder, or give --overwrite")
+        raise ValueError(f"out: {folder} already contains results; give another folder, or --overwrite")
 
 
 def read_segments(text: str | None) -> dict[str, slice | str]:
@@ -108,7 +108,7 @@ def read_segments(text: str | None) -> dict[str, slice | str]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"segments: {text} is not a JSON file ({error})") from error
         if not isinstance(found, dict):
-            raise ValueError(f"segments: {text} must hold an object of names, got {type(found).__name__}")
+            raise ValueError(f"segments: {text} must contain an object with the segments' names, got {type(found).__name__}")
         return {name: _from_json(name, where) for name, where in found.items()}
     out: dict[str, slice | str] = {}
     for part in text.split(","):
@@ -147,7 +147,7 @@ def find_text(model: Model, prompt: str, piece: str, name: str) -> slice:
         raise ValueError(f"segments[{name!r}]: {piece!r} occurs {n} times in the text; expected once, or token positions")
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
-        raise ValueError(f"segments[{name!r}]: this tokenizer does not say where its tokens are; give token positions")
+        raise ValueError(f"segments[{name!r}]: this tokenizer does not give the offsets of its tokens; give token positions")
     coded = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
     ids = model.to_tokens(prompt).tolist()
     shift = len(ids) - len(coded["input_ids"])

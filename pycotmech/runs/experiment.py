@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycotmech._warnings import warn
+from pycotmech.figures.words import plural
 from pycotmech.files.write import replacing
 from pycotmech.runs.folder import open_folder, refuse_other_settings
 from pycotmech.runs.pairs import PromptPair, read_pairs
@@ -234,7 +235,7 @@ def _sweep(
                 yield numbered(part)
 
     if resumed:
-        progress.note(f"{resumed} sweeps are finished already; {total} to do")
+        progress.note(f"already finished: {plural(resumed, 'sweep')}; {total} to do")
     done, failures, strongest, finding = 0, [], StrongestHead(), ""
     progress.begin("patching", total, "sweep")
     queue = UnitQueue(units())

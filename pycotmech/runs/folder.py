@@ -88,8 +88,8 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        message = f"the disk of {folder} is full ({os.strerror(error.errno or 0)}); what is finished is kept. Make room"
-        raise OSError(f"{message}, and the same command goes on from there") from error
+        message = f"the disk of {folder} is full ({os.strerror(error.errno or 0)}); finished results are kept. Make room"
+        raise OSError(f"{message}, and the same command continues from there") from error
 
 
 def is_written(folder: Path) -> bool:
@@ -110,13 +110,13 @@ def refuse_other_settings(
     differ, versions = differences(stored, now)
     if differ:
         raise ValueError(
-            f"out: {folder} holds results of other settings: {'; '.join((*differ, *versions))}. Give another folder, or the "
-            "settings of these results to go on with them"
+            f"out: {folder} contains results of other settings: {'; '.join((*differ, *versions))}. Give another folder, or the "
+            "settings of these results to continue them"
         )
     if versions and not accept_version:
         raise ValueError(
-            f"out: {folder} holds results of other versions: {'; '.join(versions)}. Their numbers may differ. Give another "
-            "folder, or --accept-version to go on with them"
+            f"out: {folder} contains results of other versions: {'; '.join(versions)}. Their numbers may differ. Give another "
+            "folder, or --accept-version to continue them"
         )
     return versions
 

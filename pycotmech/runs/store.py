@@ -78,7 +78,7 @@ class SweepStore:
         Raises FileExistsError where there is one already. Cost: the same for any number of examples.
         """
         if (folder / STORE).exists():
-            raise FileExistsError(f"out: {folder} holds results already")
+            raise FileExistsError(f"out: {folder} already contains results")
         save_arrays(_labels(axes, identity, about), folder / STORE, empty=_layout(axes))
         store = cls(folder)
         store._begin("start", store.state(), about.get("versions"))
@@ -276,7 +276,7 @@ def open_store(path: Path, mode: str) -> dict[str, zarr.Array]:
                 told = " and ".join(map(str, _READ))
                 raise ValueError(f"{path} has format {printable(stored)}; this version of pycotmech reads {told}")
             if not isinstance(group.attrs.get("identity"), dict):
-                raise DamagedData(f"{path} does not say of which settings its results are")
+                raise DamagedData(f"{path} does not state the settings of its results")
             arrays = {name: array for name, array in group.arrays() if name in VARIABLES}
     except ValueError as error:
         raise ValueError(f"{error}. Move it away, or give another folder") from error

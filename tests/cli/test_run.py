@@ -71,7 +71,7 @@ def test_run_again_does_nothing_twice(finished, shell):
     before = chunk.stat().st_mtime_ns
     code, out, err = shell("run", *SMALL, "--out", finished)
     assert code == 0 and chunk.stat().st_mtime_ns == before
-    assert "sweeps are finished already; 0 to do" in err
+    assert " sweeps; 0 to do" in err
     assert out.split("\n\n")[1] in (finished / "screen.txt").read_text("utf-8")
 
 
@@ -89,7 +89,7 @@ def test_other_settings_on_the_same_folder_are_refused_by_name(finished, shell, 
     before = read(finished)
     code, out, err = shell("run", *SMALL, *change, "--out", finished)
     assert code == 2 and out == "" and len(err.splitlines()) == 1
-    assert f"holds results of other settings: {message}." in err
+    assert f"contains results of other settings: {message}." in err
     assert read(finished).identical(before)
 
 
@@ -128,7 +128,7 @@ def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sh
     code = stopped(pid, 0.0, signal.SIGINT) if code is None else code
     err = (tmp_path / "errors").read_text("utf-8")
     assert code == 130 and waits.exists(), err
-    assert "stopped; what is finished is kept" in err and "Traceback" not in err
+    assert "stopped; finished results are kept" in err and "Traceback" not in err
     first = read(out)
     kept = np.argwhere(first["state"].values == SweepState.FINISHED)
     assert 4 <= len(kept) < int((first["state"] != SweepState.SKIPPED).sum())
@@ -136,7 +136,7 @@ def test_sigint_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sh
     code, screen, err = shell("report", out)
     assert code == 0 and "still to do" in screen
     code, screen, err = shell("run", *settings, "--out", out)
-    assert code == 0 and f"{len(kept)} sweeps are finished already" in err and "still to do" not in screen
+    assert code == 0 and f"already finished: {len(kept)} sweep" in err and "still to do" not in screen
     second = read(out)
     assert (second["state"] != SweepState.PENDING).all()
     for e, s in kept:
@@ -208,7 +208,7 @@ def test_a_pair_without_a_difference_in_the_metric_does_not_stop_the_others(tmp_
     monkeypatch.setattr(patching, "patch_heads_each", patch)
     path = pairs_file(tmp_path, {"clean": [1, 8], "corrupted": [1, 9]}, {"clean": CLEAN, "corrupted": CORRUPTED})
     code, out, err = shell("run", "--model", "tiny-cot", "--pairs", path, "--out", tmp_path / "out")
-    assert code == 1 and "not done" in err and "line 1: metric: kl is the same" in err
+    assert code == 1 and "pycotmech: failed: " in err and "line 1: metric: kl is the same" in err
     assert read(tmp_path / "out")["state"].values.tolist() == [[0], [1]] and "1 still to do" in out
 
 

@@ -67,13 +67,13 @@ def test_pairs_are_kept_one_by_one_in_a_folder(shell, tmp_path):
     assert code == 0, err
     results = pcm.open_results(tmp_path / "out")
     assert results.kind == "sweep" and (results.data["state"] == 1).all()
-    assert "2 sweeps are finished already" in shell(*settings)[2]
+    assert "already finished: 2 sweeps" in shell(*settings)[2]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--clean", "a", "--corrupted", "b"), "out: keeps many pairs, each on its own; expected --pairs too"),
+        (("--clean", "a", "--corrupted", "b"), "out: keeps the results of a file of pairs; expected --pairs too"),
         (("--pairs", "x.jsonl", "--csv", "x.csv"), "csv: has no meaning with --out"),
     ],
 )

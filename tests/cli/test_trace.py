@@ -29,7 +29,7 @@ def test_plan_run_and_continue(shell, tmp_path, file):
     assert code == 0 and "token-forwards" in text and "2 trace(s)" in text and not out.exists(), err
     code, text, err = shell(*arguments)
     assert code == 0, err
-    assert "Does the answer depend on the chain?" in text and "begin with" in text and text.rstrip().endswith("report.html")
+    assert "Does the answer depend on the chain?" in text and "; open " in text and text.rstrip().endswith("report.html")
     for name in ("receiver_heads", "chain_use", "trace_000/suppress", "trace_001/early_answers", "trace_001/answer_paths"):
         for end in ("zarr", "csv", "png"):
             assert (out / f"{name}.{end}").exists(), (name, end)
@@ -41,7 +41,7 @@ def test_plan_run_and_continue(shell, tmp_path, file):
     (out / "trace_001" / "suppress.png").unlink()
     before = (out / "chain_use.zarr" / "zarr.json").stat().st_mtime_ns
     code, text, _ = shell(*arguments)
-    assert code == 0 and "finished before: receiver_heads, trace_000/suppress" in text
+    assert code == 0 and "already finished: receiver_heads, trace_000/suppress" in text
     assert (out / "trace_001" / "suppress.png").exists()
     assert (out / "chain_use.zarr" / "zarr.json").stat().st_mtime_ns == before
     code, _, err = shell(*arguments, "--seed", "1")

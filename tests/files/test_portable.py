@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = sorted((ROOT / "pycotmech").rglob("*.py"))
 
 POSIX_ONLY = {
-    *("fork", "getuid", "geteuid", "getpgid", "killpg", "pread", "pwrite", "sched_getaffinity", "sysconf", "uname", "statvfs"),
+    *("fork", "getuid", "geteuid", "getpgid", "killpg", "pread", "pwrite", "sched_getaffinity", "uname", "statvfs"),
     *("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_DIRECTORY", "SIGKILL", "SIGHUP", "SIGALRM", "alarm", "setitimer"),
 }
 """Attributes of os and signal. Where the system may lack one, `getattr` with a default reads it."""
@@ -31,7 +31,7 @@ def opens_text(call: ast.Call) -> bool:
     """Whether this reads or writes a text file with an encoding that the system chooses."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     words = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-    if any(k.arg == "encoding" for k in call.keywords) or "utf-8" in words:
+    if any(k.arg == "encoding" for k in call.keywords) or {"utf-8", "utf-8-sig"} & set(words):
         return False
     if name in ("read_text", "write_text"):
         on_path = isinstance(call.func, ast.Attribute)

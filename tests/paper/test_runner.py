@@ -67,7 +67,7 @@ def test_what_an_analysis_draws_besides_is_written_and_shown(tmp_path):
 
 def test_other_settings_are_refused_and_nothing_is_lost(first, folder):
     before = (folder / "paper.json").read_text("utf-8")
-    with pytest.raises(ValueError, match="holds results of other settings: seed was 0, now 3"):
+    with pytest.raises(ValueError, match="contains results of other settings: seed was 0, now 3"):
         paper.run(dataclasses.replace(SETTINGS, seed=3), folder, only=ONLY)
     assert (folder / "paper.json").read_text("utf-8") == before
 
@@ -136,7 +136,7 @@ def test_results_say_themselves_of_which_settings_they_are(first, folder, tmp_pa
     (out / "paper.json").unlink()
     if state != "lost":
         (out / "paper.json").write_text("" if state == "empty" else "[1]")
-    with pytest.raises(ValueError, match="holds results of other settings: seed was 0, now 1"):
+    with pytest.raises(ValueError, match="contains results of other settings: seed was 0, now 1"):
         paper.run(dataclasses.replace(SETTINGS, seed=1), out, only=ONLY)
     again = paper.run(SETTINGS, out, only=ONLY)
     assert again.resumed == list(ONLY)

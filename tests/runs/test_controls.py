@@ -102,7 +102,7 @@ def test_the_report_says_what_lies_beyond_floor_and_control(finished):
     assert any("effects lie beyond floor and control" in s for s in report.sentences)
     assert np.isfinite(report.top["control"]).all() and set(report.top.columns) >= {"beyond", "head_control", "held_out"}
     text = (finished / "summary.md").read_text()
-    assert "| control |" in text and "Before the first difference patches change 0." in text
+    assert "| control |" in text and "Before the first difference, patches change 0." in text
 
 
 def test_without_controls_none_are_measured_and_the_folder_is_another(tmp_path):

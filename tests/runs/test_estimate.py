@@ -50,7 +50,7 @@ def test_a_gpu_that_is_not_here(tmp_path):
 
 def test_it_refuses_what_the_run_would_refuse(tmp_path):
     experiment.run(replace(SETTINGS, examples=1, steps=(5,)), tmp_path / "out")
-    with pytest.raises(ValueError, match="holds results of other settings: examples was 1, now 3"):
+    with pytest.raises(ValueError, match="contains results of other settings: examples was 1, now 3"):
         estimate_run(SETTINGS, tmp_path / "out")
     with pytest.raises(ValueError, match="engine: got 'dask'"):
         estimate_run(SETTINGS, tmp_path / "new", engine="dask")

@@ -81,7 +81,7 @@ def test_a_weight_or_a_constant_changed_under_the_same_name_is_refused(finished,
     before = read(finished)
     for loaded, name in ((changed_weight, "weights"), (changed_rope, "config")):
         monkeypatch.setattr(pcm.Model, "from_pretrained", loaded)
-        with pytest.raises(ValueError, match=f"holds results of other settings: {name} was sha256:"):
+        with pytest.raises(ValueError, match=f"contains results of other settings: {name} was sha256:"):
             experiment.run(SETTINGS, finished)
     assert read(finished).identical(before)
 

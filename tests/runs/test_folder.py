@@ -65,7 +65,7 @@ def test_names_that_are_too_long_are_said_in_one_line(tmp_path, name):
 
 
 def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path):
-    message = f"the disk of {tmp_path} is full .*Make room, and the same command goes on"
+    message = f"the disk of {tmp_path} is full .*Make room, and the same command continues"
     with pytest.raises(OSError, match=message), open_folder(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

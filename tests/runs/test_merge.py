@@ -111,7 +111,7 @@ def test_parts_of_different_runs_are_refused_with_the_difference(made, tmp_path)
     experiment.run(replace(SETTINGS, direction="noise"), tmp_path / "noise", points=(2, 4))
     with pytest.raises(ValueError, match="are of different runs: direction is denoise and noise"):
         merge(tmp_path / "out", [made / "0-2", tmp_path / "noise"])
-    with pytest.raises(ValueError, match=r"out: .* holds results of other settings"):
+    with pytest.raises(ValueError, match=r"out: .* contains results of other settings"):
         merge(tmp_path / "noise", [made / "0-2", made / "2-4"])
 
 

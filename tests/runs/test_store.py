@@ -91,7 +91,7 @@ def test_every_step_of_an_example_keeps_its_own_numbers(tmp_path):
 def test_a_store_is_created_once(tmp_path):
     created(tmp_path)
     SweepStore.resume(tmp_path)
-    with pytest.raises(FileExistsError, match="holds results already"):
+    with pytest.raises(FileExistsError, match="already contains results"):
         created(tmp_path)
 
 

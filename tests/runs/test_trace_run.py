@@ -51,5 +51,5 @@ def test_other_settings_are_refused_before_the_model_is_loaded(tmp_path, monkeyp
     monkeypatch.setattr(Model, "from_pretrained", loaded)
     with pytest.raises(InterruptedError):
         run_traces(settings, out)
-    with pytest.raises(ValueError, match=r"holds results of other settings: top was 20, now 5; seed was 0, now 1\. Give"):
+    with pytest.raises(ValueError, match=r"contains results of other settings: top was 20, now 5; seed was 0, now 1\. Give"):
         run_traces(replace(settings, top=5, seed=1), out)

@@ -101,12 +101,12 @@ def _floor(steps: xr.Dataset) -> str:
     total = int(used["restoration"].notnull().sum())
     floor = float(used["noise_floor"].max())
     if above == 0:
-        return f"No effect rises above the noise floor ({floor:.1g}): everything shown is rounding."
+        return f"No effect exceeds the noise floor ({floor:.1g}): everything shown may be rounding."
     return (
-        f"{above:,} of {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g}); "
+        f"{above:,} of {total:,} effects are larger than rounding errors (noise floor at most {floor:.1g}); "
         "the others cannot be distinguished from zero."
         if above < total
-        else f"All {total:,} effects are larger than rounding alone makes them (noise floor at most {floor:.1g})."
+        else f"All {total:,} effects are larger than rounding errors (noise floor at most {floor:.1g})."
     )
 
 
@@ -121,11 +121,11 @@ def _control(steps: xr.Dataset) -> str:
     low, high = float(control.min()), float(control.max())
     limit = f"{high:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g} by step"
     text = (
-        f"{beyond:,} of {total:,} effects lie beyond floor and control: with another example's activations 95 % of heads "
-        f"change at most {limit} ({int(used['n_controls'].sum()):,} controls)."
+        f"{beyond:,} of {total:,} effects exceed both noise floor and control: with another example's activations, 95 % of "
+        f"heads change at most {limit} ({int(used['n_controls'].sum()):,} controls)."
     )
     sham = used["sham"].max()
-    return text + (f" Before the first difference patches change {float(sham):.2g}." if bool(sham.notnull()) else "")
+    return text + (f" Before the first difference, patches change {float(sham):.2g}." if bool(sham.notnull()) else "")
 
 
 def _unused(steps: xr.Dataset) -> str:

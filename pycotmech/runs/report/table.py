@@ -82,15 +82,15 @@ def markdown_table(steps: xr.Dataset, top: pd.DataFrame) -> str:
 
 def legend(metric: str, direction: str) -> str:
     """What the columns mean, in lines of up to 120 characters."""
-    does = "brings back of" if direction == "denoise" else "takes away from"
+    does = "restores of" if direction == "denoise" else "takes away from"
     what = {"kl": "the clean run's prediction (KL)", "logit_diff": "the logit difference", "prob": "the answer's probability"}
     apart = "KL: the corrupted run's divergence from the clean one" if metric == "kl" else "clean, corrupted: the metric there"
     lines = textwrap.wrap(
-        f"effect: the share that patching this head alone {does} {what.get(metric, metric)}, 0 none, 1 all, over the "
-        "examples used; sd: its spread over examples; same sign: in how many examples it has the effect's sign; right: "
-        f"examples in which the model gets the step right, which are those used; {apart}; floor: the size of rounding; "
-        "control: what 95 % of heads do not exceed with another example's activations. Heads are ranked on one half of the "
-        "examples, and effect, sd and same sign are of the other, if there are four or more.",
+        f"effect: the share that patching this head alone {does} {what.get(metric, metric)} (0 none, 1 all), over the examples "
+        "used; sd: its standard deviation over examples; same sign: the examples in which it has the effect's sign; right: the "
+        f"examples in which the model gets the step right (only these are used); {apart}; floor: the size of rounding errors; "
+        "control: the effect that 95 % of heads do not exceed with another example's activations. Heads are ranked on one half "
+        "of the examples; effect, sd and same sign are those of the other half, if there are four examples or more.",
         118,
     )
     return "\n".join(lines)

@@ -125,7 +125,7 @@ def test_what_is_below_the_floor_is_called_rounding():
     steps = by_step(data)
     top = top_heads(steps)
     said = findings(steps, top)
-    assert any("No effect rises above the noise floor (0.001)" in s for s in said)
+    assert any("No effect exceeds the noise floor (0.001)" in s for s in said)
     assert "(rounding)" in text(steps, top, {})
     assert any("rests on 1 example" in s for s in said)
 
@@ -161,8 +161,9 @@ def test_the_control_is_in_units_of_the_mean_distance_and_effects_within_it_are_
     assert top["beyond"].tolist() == [True, False] and top["above_floor"].all()
     said = findings(steps, top)
     assert said[0].endswith("depends most on L1H1, which restores 50% by itself (in all 2 examples).")
-    line = "1 of 8 effects lie beyond floor and control: with another example's activations 95 % of heads change at most 0.3"
-    assert f"{line} (2 controls). Before the first difference patches change 0." in said
+    line = "1 of 8 effects exceed both noise floor and control: with another example's activations, 95 % of heads change at "
+    line += "most 0.3"
+    assert f"{line} (2 controls). Before the first difference, patches change 0." in said
     cells = rows(steps, top)
     assert cells[0][header("logit_diff").index("control")] == "0.300"
     assert cells[1][header("logit_diff").index("effect")] == "+0.250 (within control)"
