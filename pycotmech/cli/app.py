@@ -79,6 +79,7 @@ EXIT_CODES = {
     "sweep": ("0 done", "1 a sweep failed (with --out)", _BAD_INPUT, f"{_CONTINUED} (with --out)"),
     "report": ("0 done, also if Ctrl-C ended --serve", *_USUAL[1:]),
     "merge": ("0 done", _BAD_INPUT, _CONTINUED),
+    "figures": ("0 done", "1 a figure failed", *_USUAL[1:]),
 }
 """The exit codes of commands that have others than the usual ones; the help shows them. 1 is also an error inside pycotmech."""
 

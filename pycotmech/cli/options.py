@@ -143,7 +143,10 @@ DryRun = Annotated[
 Estimate = Annotated[bool, how("Like --dry-run, as JSON.", "--estimate")]
 PlanFor = Annotated[
     str | None,
-    how("Predict times for a GPU from its data sheet (a100, h100, h200, b200), where nothing is run.", metavar="DEVICE"),
+    how(
+        "With --dry-run, --estimate or --plan: predict times on a GPU from its data sheet (a100, h100, h200, b200).",
+        metavar="DEVICE",
+    ),
 ]
 Minutes = Annotated[
     float | None,
