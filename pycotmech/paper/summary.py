@@ -29,7 +29,7 @@ def write_summary(
 ) -> Path:
     """Writes summary.md into the folder. harder: outcomes of the harder settings by name, if any were run."""
     lines = [
-        f"# {markdown(model.name)} beside “How to think step-by-step” (arXiv 2402.18312)",
+        f"# {markdown(model.name)} compared with “How to think step-by-step” (arXiv 2402.18312)",
         "",
         f"{markdown(repr(model))}. The paper's figures are for Llama-2 7B; another model need not agree.",
         *(f"Note: {markdown(note)}." for note in model.notes),

@@ -147,7 +147,7 @@ def _attention_by_source(result: Any) -> list[Chart]:
     out = []
     for name, title, words in (
         ("mass", "Where attention goes", "attention weight, mean over all heads"),
-        ("written", "Where what heads write comes from", "size of what is taken from each source, mean over all heads"),
+        ("written", "Where what heads write comes from", "norm of what is read from each source, mean over all heads"),
     ):
         parts = {k: dict(zip(names, found[f"{name}_{k}"].values[known].T)) for k in ("mean", "low", "high")}
         here = [steps[i] for i in known]
@@ -236,7 +236,7 @@ def _answer_sources(result: Any) -> list[Chart]:
     parts = {k: dict(zip(names, by_place[k].values[:, known])) for k in ("mean", "low", "high")}
     return [
         charts.bars(
-            "Where the writers have the answer from",
+            "Where the writers get the answer from",
             "share of pathways",
             [steps[i] for i in known],
             parts["mean"],

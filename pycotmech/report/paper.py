@@ -42,7 +42,7 @@ _ORDER = (
 """Analyses that come first, in the order in which they explain one another."""
 _SHORT = {
     "patch_steps": "Each head by itself", "mlp_share": "MLPs and attention", "induction_heads": "Inductive steps",
-    "decision_heads": "Heads that bring the answer", "copy_heads": "Heads that copy", "knock_out_curve": "Knock-out curve",
+    "decision_heads": "Heads that carry the answer", "copy_heads": "Heads that copy", "knock_out_curve": "Knock-out curve",
     "set_transfer": "One step's heads for others", "head_overlap": "Overlap of sets", "keep_only": "Sets alone",
     "remove": "Sets without members", "attention_by_source": "Attention by source", "answer_writers": "Writers",
     "information_flow": "Information flow", "answer_sources": "Sources of the answer", "context_abidance": "Context-abidance",
@@ -93,7 +93,7 @@ def paper_page(results: PaperResults) -> Page:
         sections.append(_costs(outcome))
     task = outcome.task
     return Page(
-        title=f"{model} beside “How to think step-by-step”",
+        title=f"{model} compared with “How to think step-by-step”",
         kicker="All analyses of arXiv 2402.18312 on one model",
         asked="How does the model answer step by step: which heads, from where, through which layers, and does it agree with "
         "the paper's claims?",

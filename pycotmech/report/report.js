@@ -285,7 +285,7 @@
       } else if (event.key === "Enter" || event.key === " ") {
         event.preventDefault();
         open(focus);
-        live.textContent = `${name(focus)} is open, beside the map`;
+        live.textContent = `${name(focus)} is open next to the map`;
       }
     });
     const here = (event) => { const cell = event.target.closest("[data-i]"); return cell ? Number(cell.dataset.i) : null; };

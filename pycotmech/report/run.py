@@ -44,7 +44,7 @@ def run_page(results: SweepResults) -> Page:
     pending = int((state == SweepState.PENDING).sum())
     notes = [sentence(note) for note in about["model"]["notes"]]
     if pending:
-        notes.append(f"{plural(pending, 'sweep')} still to do: what follows is of those that are finished.")
+        notes.append(f"{plural(pending, 'sweep')} pending; the results below are those of the finished ones.")
     if damaged := data.attrs["damaged"]:
         which = ", ".join(map(str, damaged))
         notes.append(f"Stored data of {plural(len(damaged), 'example')} ({which}) is damaged and left out.")
@@ -93,7 +93,7 @@ def _asked(identity: Mapping[str, Any], pairs: bool) -> str:
     if identity["direction"] == "denoise":
         return (
             f"Which attention heads does {what} depend on? Each head in turn takes its activation from the clean run, while "
-            "all else stays as in a run on a changed prompt: how much of the clean prediction comes back?"
+            "all else stays as in a run on a changed prompt: how much of the clean prediction is restored?"
         )
     return (
         f"Which attention heads does {what} depend on? Each head in turn takes its activation from a run on a changed prompt, "
@@ -112,7 +112,7 @@ def _answer(steps: xr.Dataset, inside: xr.Dataset, top: pd.DataFrame, identity: 
     rows = [row for row in records(top) if row["beyond"] and row["restoration"] >= STRONG]
     n_steps = len(set(top["step"]))
     graded, right = int(steps["graded"].sum()), int(steps["right"].sum())
-    begin = "" if pair or not graded else f"{name} gets {right} of {graded} steps right, and only these are asked. "
+    begin = "" if pair or not graded else f"{name} gets {right} of {graded} steps right, and only these are analysed. "
     if not rows:
         return [f"{begin}No head by itself {verb} {STRONG:.0%} or more {of}, beyond rounding and the random control."]
     with_one = len({row["step"] for row in rows})
@@ -135,11 +135,11 @@ def _answer(steps: xr.Dataset, inside: xr.Dataset, top: pd.DataFrame, identity: 
     second = ""
     if again:
         named = [f"{head_name(f[0]['layer'], f[0]['head'])} at {len(f)} of {n_steps} steps" for f in again]
-        second = f"The same heads return among the strongest: {listed(named)}. "
+        second = f"Heads among the strongest at several steps: {listed(named)}. "
     used = steps.where(steps["n"] > 0, drop=True)
     limit = np.fmax(used["noise_floor"], used["control"])
     beyond, total = int((abs(used["restoration"]) > limit).sum()), int(used["restoration"].notnull().sum())
-    second += f"In all, {beyond:,} of {total:,} effects of heads lie beyond rounding and control."
+    second += f"In all, {beyond:,} of {total:,} effects of heads exceed noise floor and control."
     return [first.strip(), second.strip()]
 
 

@@ -137,7 +137,7 @@ def _chain_use(result: Any) -> Section:
     columns = [str(c) for c in table.columns]
     right = [c for c in columns if table[c].dtype.kind in "fiu"]
     parts.append(Table("Each trace (chain_use.csv)", columns, table.values.tolist(), right, closed=True))
-    lead = "Each question has a verdict over traces, by an interval, with controls."
+    lead = "Each question has a verdict, which rests on an interval over traces and on controls."
     return Section("chain-use", result.title, parts, lead=lead, short="Is the chain used?")
 
 
@@ -161,7 +161,7 @@ def _trace(place: str, found: dict[str, Any], record: dict[str, Any]) -> Section
             parts.append(
                 Draw(
                     charts.matrix(
-                        "Where along the layers the answer can be read (logit lens)",
+                        "In which layers the answer can be read (logit lens)",
                         "probability",
                         lens[::-1],
                         layers[::-1],
@@ -218,7 +218,7 @@ def _paths(result: Any, sentences: Sequence[str]) -> list[Part]:
         size = values[l, h]
         rows = [[f"{names[p]} {texts[p]}".strip(), charts.number(size[p])] for p in best if abs(size[p]) > 1e-3]
         if rows:
-            details[f"{l}.{h}"] = {"title": "What it takes from where (logits)", "rows": rows}
+            details[f"{l}.{h}"] = {"title": "What it reads from each part (logits)", "rows": rows}
     shape = values.shape[:2]
     chart = charts.heads(
         result.title,
@@ -254,7 +254,7 @@ def _receivers(result: Any, use: Any) -> Section:
         influence = use.interval("influence", over="trace")
         maps.append(
             charts.head_map(
-                "Fall of the answer's log probability without its view of the reasoning",
+                "Fall of the answer's log probability when its attention to the reasoning is blocked",
                 grid(influence["mean"]),
                 kind="nats",
                 n=data.sizes["trace"],
@@ -280,5 +280,7 @@ def _receivers(result: Any, use: Any) -> Section:
     if len(maps) > 1:
         parts.append(Draw(charts.heads("Heads through which the reasoning reaches the answer", "nats", shape, maps[1:])))
     if not result.named:
-        parts.append(Note("No head's kurtosis lies beyond the null; the largest are shown all the same."))
-    return Section("receiver-heads", result.title, parts, lead="Heads that attend to few sentences, whoever asks.")
+        parts.append(Note("No head's kurtosis exceeds the null; the largest are shown anyway."))
+    return Section(
+        "receiver-heads", result.title, parts, lead="Heads that attend to the same few sentences from any later position."
+    )
