@@ -18,10 +18,10 @@ _ROW_STATISTICS = ("entropy", "lse", "largest", "sink")
 
 @dataclass(frozen=True)
 class AttentionSummary:
-    """Where every head of every layer looks, without the T x T patterns.
+    """Where every head of every layer attends, without the T x T patterns.
 
-    L layers, H heads, R query rows, G segments, T tokens (keys), k top keys. A batch has one more axis B, the first of all.
-    Statistics are float32 (float64 for a float64 model); a statistic that was not asked for is None.
+    L layers, H heads, R query rows, G segments, T tokens (keys), k top keys. A batch has a leading axis B.
+    Statistics are float32 (float64 for a float64 model); a statistic that was not requested is None.
     A row that sees no key (padding): lse -inf, entropy and masses 0, top key -1.
     """
 

@@ -36,19 +36,19 @@ def attention_summary(
     """Summarises the attention of every layer and head: mass per segment, entropy, top keys, attention received.
 
     tokens: ids [T] or [B, T] without padding, a string, or a list of prompts of any lengths (then a list is returned).
-    segments: {name: slice or positions}, or integer labels [T], -1 for none; no overlap. The first token is a segment of
-        its own ("first", the last one) unless it is in one. Negative positions count from the prompt's end.
-    rows: the query rows to keep, negative from the end; None: every row, R = T. Of the others nothing is kept.
-    top_k: how many of the heaviest keys to name, 0 to 64. entropy, received: whether to compute these.
+    segments: {name: slice or positions}, or integer labels [T], -1 for none; no overlap. The first token is a separate
+        segment ("first", the last one) unless it is in another one. Negative positions count from the prompt's end.
+    rows: the query rows to keep, negative from the end; None: every row, R = T. Other rows are discarded.
+    top_k: the number of keys with the largest weights to keep, 0 to 64. entropy, received: whether to compute these.
     readout: features to average with the weights: "value_norm" (the norm of each value vector), an array [T, C], or a
         callable (layer, k [B, Hkv, T, D], v) -> [B or 1, H or 1, T, C].
     progress: called with (layers done, layers in all).
 
     Returns `AttentionSummary`: .mass [L, H, R, G], .entropy, .lse, .largest [L, H, R], .top_keys, .top_weights
-    [L, H, R, k], .received [L, H, T]; a batch has B first. Float32 on the CPU (float64 for a float64 model).
+    [L, H, R, k], .received [L, H, T]; a batch has a leading axis B. Float32 on the CPU (float64 for a float64 model).
     Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: one forward pass without logits, in which one kernel computes attention together with its statistics, and half
-    an attention more for `received`. Memory: the residual stream, one layer's q, k, v and z, and the results,
+    of the cost of attention in addition for `received`. Memory: the residual stream, one layer's q, k, v and z, and the results,
     L H R (3 + G + 2 k) + L H T numbers of 4 bytes; nothing of size T x T, and of keys and values one layer at a time.
     """
     check_model(model)

@@ -40,19 +40,19 @@ def head_logits(
     """The direct contribution of every head to the logits of some tokens.
 
     A logit is W_U[v] . norm(x), and x is the sum of the embedding, of z W_O of every head and of every MLP's output.
-    With the size of this run's row (its root mean square; after its mean is taken off where the model has a LayerNorm) the norm
-    is linear, so the logit is the sum of what each part contributes.
+    With the root mean square of this run's row held fixed (after subtracting its mean, if the model has a LayerNorm), the norm
+    is linear, so the logit is the sum of the contributions of these components.
 
     tokens: ids [T] or [B, T], a string, or a list of prompts (of unequal lengths only with `positions`).
     positions: an int drops the axis; a list keeps it; None: every position. Negative ones count from each prompt's end.
     answer: the tokens whose logits are decomposed, as in `logit_lens`; None: the model's own next token.
     wrong: one token to compare with; then `HeadLogits.difference` is the attribution of logit(answer) - logit(wrong).
     normalization:
-        "final": the true final norm, root mean square of the run and weight: the parts add up to the logit.
-        "own": each part normalised by itself, W_U[v] . RMSNorm(z W_O) (docs/protocol.md, E8). It does not depend
+        "final": the true final norm, root mean square of the run and weight: the components add up to the logit.
+        "own": each component normalised by itself, W_U[v] . RMSNorm(z W_O) (docs/protocol.md, E8). It does not depend
             on the size of what a head writes, and does not add up.
         "none": <z W_O, W_U[v]> without norm and weight (docs/protocol.md, E4).
-    memory_gb: what may be used beyond the model; None: half of what is free.
+    memory_gb: the memory that may be used in addition to the model; None: half of the free memory.
 
     Returns `HeadLogits`: .heads [.., L, H, K], .mlps [.., L, K], .embedding, .bias, .total [.., K], with the axes B (for
     a batch or list) and R (for a list of positions) first.

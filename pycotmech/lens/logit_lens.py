@@ -44,8 +44,8 @@ def logit_lens(
     answer: the tokens to follow. A token id, a string (its first token after the last position), or a sequence of them;
         for several prompts one for all, or one (or a sequence) for each; or a table of ids [R, K] ([B, R, K] for several
         prompts) with other tokens at each position, -1 where there is none. None: the model's own next token.
-    top_k: how many of the likeliest tokens of each layer and position to keep.
-    memory_gb: what may be used beyond the model; None: half of what is free.
+    top_k: the number of most likely tokens to keep for each layer and position.
+    memory_gb: the memory that may be used in addition to the model; None: half of the free memory.
 
     Returns `LogitLens`: .logits, .probabilities, .ranks [.., L, K], .entropy [.., L], .top_ids, .top_probabilities
     [.., L, k], with the axes B (for a batch or list) and R (for a list of positions) first.

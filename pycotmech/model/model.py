@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 class Model:
     """A causal language model whose every head can be read and edited.
 
-    hf_model: a loaded Hugging Face model of a supported family (docs/families.md). Its weights are shared, never copied; its
-        hooks, flags and attention implementation stay as they are, and it works as before. What is attached to its projections,
-        norms or MLPs (adapters, quantisation, hooks) is honoured by calling them; what would be ignored is refused.
+    hf_model: a loaded Hugging Face model of a supported family (docs/families.md). Its weights are shared, never copied. Its
+        hooks, flags and attention implementation are left unchanged, and it continues to work as before. Adapters, quantisation
+        and hooks on its projections, norms or MLPs take effect, because these are called. What would be ignored is refused.
     tokenizer: its tokenizer, or None if prompts are always given as token ids.
-    weight_files: where its weights came from, if that is known (`pycotmech.model.digests`).
-    check: run a short prompt at once and compare with the Hugging Face model's own logits; a mismatch is an error that
-        names the first layer and stage that differ. Costs a forward pass of 32 tokens on both sides (three for 16-bit models).
+    weight_files: the files its weights were loaded from, if known (`pycotmech.model.digests`).
+    check: whether to run a short prompt and compare the logits with those of the Hugging Face model. A mismatch raises an error
+        that names the first layer and stage that differ. Costs a forward pass of 32 tokens on both sides (three for 16-bit
+        models).
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Model:
         name_or_path: a Hugging Face hub name; a folder with config.json and safetensors; a GGUF file, a folder or an
             installed package with one in it; or an alias: "smollm2-135m", "smollm2-135m-cot", "tiny-cot".
         dtype: "float32", "bfloat16", "float16", "float64", a torch.dtype, or "auto" (the checkpoint's own).
-        fuse_weights: whether queries, keys and values, and gate and up of MLPs, become one product each: fewer launches on a
-            GPU, other rounding, no second copy of a weight. The parameters stay what they are (`pycotmech.model.fused`).
+        fuse_weights: whether queries, keys and values, and gate and up of MLPs, are computed by one product each. This takes
+            fewer launches on a GPU and changes rounding. No weight is copied (`pycotmech.model.fused`).
         Only safetensors and GGUF are read; nothing is unpickled.
         Raises FileNotFoundError, ValueError or NotImplementedError, naming what is missing or wrong.
         """
@@ -232,11 +233,11 @@ class Model:
         capture: Sequence[str] = (),
         positions: int | Sequence[int] | None = None,
     ) -> Activations | list[Activations]:
-        """One forward pass, with chosen activations kept.
+        """Runs one forward pass and keeps chosen activations.
 
         tokens: ids [T] or [B, T] without padding, a string, or a list of prompts of any lengths (then a list is returned).
         capture: sites to keep: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z (or TransformerLens names).
-        positions: where logits are kept, negative from the end; None: everywhere.
+        positions: positions whose logits are kept, negative from the end; None: all.
         Returns `Activations`: .logits [T, V] float32, and by site [L, T, ...] ([B, L, T, ...] for a batch).
         Cost: one forward pass; the unembedding at `positions` only.
         """

@@ -52,45 +52,44 @@ def patch_heads(
     control_source: ControlSource = None,
     control_share: float = 1.0,
 ) -> Sweep:
-    """Replaces a part of one head at a time by its value in the other run, for all heads, and reads a metric.
+    """Patches one head at a time with its activation from the other run, for all heads, and reads a metric.
 
     clean, corrupted: token ids [T] or strings, aligned token for token; or two lists of them. Prompts of a list share the
         computation of their common prefix.
     direction: "denoise" puts clean activations into the corrupted run, "noise" the reverse.
     site: "z" (the head's output before W_O), "q", "k" (before the rotary embedding), "v", "pattern" (weights after the
-        softmax); or a TransformerLens hook name, which means the heads of its layer. With grouped queries k and v have
-        one head for each key-value head, and an edit reaches its whole group; per_query_head: it reaches only what one
-        query head reads, and there is one entry for each of those.
-    positions: where it is replaced (negative from the end); None: everywhere. by_position: each position on its own. For
-        a pattern these are the queries.
+        softmax); or a TransformerLens hook name, which selects the heads of its layer. With grouped queries, k and v have
+        one entry per key-value head, and a patch changes them for the whole group. per_query_head: it changes them for one
+        query head only, and there is one entry per query head.
+    positions: the positions that are patched (negative from the end); None: all. by_position: each position is patched
+        separately. For a pattern, these are the queries.
     groups: {"question": slice(575, 610), ...}, or one such mapping per example with the same names: each group of positions
-        on its own. Groups share no position, and what lies in none is not patched. A group in which no example can change
-        anything gets a warning.
+        is patched separately. Groups must not overlap, and positions in no group are not patched. If a group cannot change
+        anything in any example, there is a warning.
     metric: "kl" (KL(P_clean || P)), "logit_diff", "prob", or a callable on logits [N, V] of one example -> [N].
     answer, wrong: token id, string, or one per example. read: the position where the metric is read, or one per example.
     heads: (layer, head) to patch; None: all.
-    screen: k, sweep only the k of these heads with the largest first-order estimates (`attribute_heads`; by position: at
-        their best position), exactly; the others are NaN, and `Sweep.estimate` has the estimates of all. For z, q, k and v,
-        and a metric with a slope at the base run.
-    memory_gb: what the sweep may use; None: half of what is free.
-    seed: of the self-patches' directions, and of the heads that are drawn for controls. progress: called with (token-forwards
-        done, in all).
-    controls: None, "all", or some of ("self", "random", "sham"), for site z; `Sweep.controls` has what they give.
-        "self": patches of a head by itself, which every sweep has, from which `noise_floor` takes its zero.
-        "random": each head with the activations of another prompt of equal length in place of the source run's, at the same
-        positions from the first difference on, through the same pass. What a head does with any other prompt's activations is
-        no effect of this prompt's, so only what is larger than 95 % of the random controls (`Sweep.beyond`) is called an
-        effect. Heads that are like the controls lie beyond that with probability 0.05 at most, one by one; `Controls.largest`
-        is the bound for all at once.
-        "sham": a patch at the position before the first difference, which changes exactly nothing.
-    control_source: the other prompt (clean if denoising, corrupted if noising), one for each pair, None where there is none;
-        None: of each pair the next one of the same length whose prompt is another. A pair without one has no random control,
-        and `Controls.missing` says so.
+    screen: k: only the k heads with the largest first-order estimates are patched (`attribute_heads`; by position, at their
+        best position), exactly. The others are NaN, and `Sweep.estimate` has the estimates of all heads. For z, q, k and v,
+        and a metric with a nonzero gradient at the base run.
+    memory_gb: the memory that the sweep may use; None: half of the free memory.
+    seed: for the directions of the self-patches, and for the heads that are drawn for controls. progress: called with
+        (token-forwards done, total).
+    controls: None, "all", or some of ("self", "random", "sham"), for site z. `Sweep.controls` has the results.
+        "self": a head patched with its own output; every sweep has these, and `noise_floor` uses them as its zero.
+        "random": each head patched with the activations of another prompt of equal length instead of the source run's, at the
+        same positions from the first difference on, in the same pass. Only effects larger than 95 % of the random controls
+        (`Sweep.beyond`) are specific to this prompt. A head whose effect has the distribution of the controls exceeds this
+        threshold with a probability of at most 0.05; `Controls.largest` is a bound for all heads at once.
+        "sham": a patch at the position before the first difference, which cannot change anything.
+    control_source: the other prompt (clean if denoising, corrupted if noising), one per pair, None for pairs without one.
+        None: for each pair, the next pair of the same length with a different prompt. A pair without one has no random
+        control, and `Controls.missing` says so.
     control_share: the share of the heads whose random control is measured, drawn for each pair by the seed and the other
-        prompt, evenly over the layers. 1: each head's effect has its control beside it. Runs over many examples measure 6 %.
+        prompt, evenly over the layers. 1: every head has its own control. Runs over many examples measure 6 %.
 
-    Returns a `Sweep`: .values [L, H] ([L, T, H] by position, [L, G, H] for groups; 0 where nothing can change), corrupted 0
-    and clean 1; Hkv in place of H for k and v.
+    Returns a `Sweep`: .values [L, H] ([L, T, H] by position, [L, G, H] for groups; 0 where nothing can change), on a scale
+    where the corrupted run is 0 and the clean run is 1; Hkv instead of H for k and v.
     Raises ValueError naming the argument, before anything is run.
     Cost: the shared prefix once; the rest of both prompts (of a list: once for pairs that begin another one; for z at all
         positions their sweep too); and about (L - 1) / 2 of L layers for each variant's positions after the first difference
@@ -130,7 +129,7 @@ def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[
 
 
 def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens | Sequence[Tokens], **arguments: Any) -> Plan:
-    """What `patch_heads` would do with the same arguments: chunks, rows, work and memory. Nothing is run.
+    """Returns what `patch_heads` would do with the same arguments (chunks, rows, work and memory) without running it.
 
     Raises what `patch_heads` raises before it runs anything, also for a budget that is too small; ValueError for a screen,
     whose heads are known only when it has run.

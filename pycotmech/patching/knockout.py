@@ -33,10 +33,10 @@ def knock_out_edges(
     each: Literal["layer", "head"] | None = None,
     **options: Unpack[SweepOptions],
 ) -> Knockout:
-    """Cuts what flows from some positions to others and reads a metric: queries at `to` do not see keys at `from_`.
+    """Blocks attention from some positions to others and reads a metric: queries at `to` cannot attend to keys at `from_`.
 
-    Scores are set to -inf before the softmax, so the weights of the keys that are left grow to 1; a query that sees none
-    has z = 0. Keys after a query are never seen, so nothing is cut there.
+    Scores are set to -inf before the softmax, so the weights of the remaining keys are renormalised; a query without keys
+    has z = 0. Keys after a query are never attended to, so nothing changes there.
 
     from_, to: positions (a slice, one or several, negative from the end), or the name of a segment, or several names.
     segments: {"question": slice(575, 610), ...}: the positions of the names; they do not overlap.

@@ -56,23 +56,23 @@ def path_patch(
     """Patches the direct path from each sender head to each receiver, one path at a time, exactly, and reads a metric.
 
     A path is measured in two runs of the base prompt:
-    1. z of the sender takes its value from the source run, at `positions`; z of every other head is frozen to the base
-       run; MLPs are recomputed (or frozen too). What arrives at the receiver is the q, k or v that its projection gives
-       for the residual stream of this run.
-    2. The receiver's q, k or v takes that value, and everything downstream of the receiver is recomputed as usual.
-    To the logits there is the first run only, and the metric is read at its end: every head above the sender is frozen.
+    1. z of the sender is replaced by its value in the source run, at `positions`. z of every other head is frozen to its value
+       in the base run, and MLPs are recomputed (or frozen too). The receiver's projection turns the residual stream of this
+       run into a new q, k or v.
+    2. The receiver's q, k or v is replaced by this value, and everything downstream of the receiver is recomputed as usual.
+    A path to the logits needs only the first run, at whose end the metric is read: every head above the sender is frozen.
 
     clean, corrupted: token ids [T] or strings, aligned token for token; or two lists of them.
     senders: (layer, head); None: all heads. receivers: "logits", (layer, head) of query heads, or "all" heads. A sender
-        that does not lie in a layer below the receiver has no path to it: its effect is 0.
+        must be in a layer below the receiver; otherwise its effect is 0.
     receiver_input: "q", "k", "v", or several of them, each replaced on its own; None: all three. None for "logits".
-    per_query_head: with grouped queries, what is replaced is the key or value as the receiver alone reads it; False: that of
-        its key-value head, which reaches the whole group, so that heads of one group have equal entries.
+    per_query_head: with grouped queries, the key or value is replaced for the receiver only; False: for the whole group of its
+        key-value head, so the heads of a group have equal entries.
     positions: where the sender is replaced (negative from the end), and with it the receiver's input; None: everywhere;
         "read": where the metric is read.
     direction: "denoise": base = corrupted, source = clean; "noise": the reverse. metric, answer, wrong, normalize, read,
         memory_gb, seed, progress: as in `patch_heads`.
-    freeze_mlps: MLPs keep the base run's output in the first run: then what arrives is dz W_O and nothing else.
+    freeze_mlps: MLPs keep the base run's output in the first run, so the residual stream changes by dz W_O only.
 
     Returns a `PathSweep`: .values [senders] for "logits", else [inputs, senders, receivers]; .plan says what it took. For a
     list of pairs raw has the examples first.

@@ -120,8 +120,8 @@ class Result:
 class Measured(Result):
     """A result of exact runs, with what rounding does to them.
 
-    noise_floor: what rounding may change in an effect, estimated from jittered copies of the base run (docs/design.md,
-        Exactness); an effect below it may be rounding alone. plan: what the sweep did.
+    noise_floor: how much rounding may change an effect, estimated from jittered copies of the base run (docs/design.md,
+        Exactness). An effect below it may be rounding alone. plan: what the sweep did.
     """
 
     raw: NDArray[np.float64] = field(repr=False)
@@ -202,15 +202,15 @@ class PlaceResult(PairResult):
 class Sweep(PlaceResult, Measured):
     """The result of patching one place at a time. B examples, L layers, H heads (Hkv for k and v), T positions.
 
-    values [L, H] float32: on the scale corrupted 0, clean 1 if normalised (over several examples the ratio of means),
-        otherwise the raw metric's mean; [L, T, H] by position, [L, G, H] for groups of positions; without H for residual
-        sites. NaN where a head was not asked for, or was left out by a screen. Indexing gives values: sweep[l, h].
+    values [L, H] float32: if normalised, on a scale where the corrupted run is 0 and the clean run is 1 (over several
+        examples the ratio of means), otherwise the mean of the raw metric; [L, T, H] by position, [L, G, H] for groups of
+        positions; without H for residual sites. NaN for heads that were not selected. Indexing gives values: sweep[l, h].
     raw [L, H], or [B, L, H] for a list of pairs: the metric itself, float64.
-    effect: the distance from the base run on the scale of `values`, 0 where nothing changes, if normalised positive towards
-        the source; taken against the mean of the self-patches.
+    effect: the distance from the base run on the scale of `values`, relative to the mean of the self-patches; 0 where nothing
+        changes and, if normalised, positive towards the source.
     clean_metric, corrupted_metric [B]: the metric of the two runs.
-    noise_floor: what rounding may change in an effect, estimated from jittered copies of the base run (docs/design.md,
-        Exactness); an effect below it may be rounding alone.
+    noise_floor: how much rounding may change an effect, estimated from jittered copies of the base run (docs/design.md,
+        Exactness). An effect below it may be rounding alone.
     """
 
     logits: Tensor | None = field(default=None, repr=False)

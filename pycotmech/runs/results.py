@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 def open_results(folder: str | os.PathLike) -> Results:
     """Opens a results folder of `pycotmech run`, `sweep`, `paper`, `attention` or `trace`, finished or not.
 
-    Nothing is loaded but labels; values are read from disk when they are used, and their checksums are checked then.
+    Only labels are loaded; values are read from disk when they are used, and their checksums are verified then.
     Raises FileNotFoundError naming the folder where it is missing or holds no results, ValueError where its results cannot be
-    read. The folder may come from a stranger: nothing in it is executed, and nothing is written into it.
+    read. The folder may come from someone else: nothing in it is executed, and nothing is written into it.
     """
     path = checked_path(folder, "folder")
     if not path.is_dir():
