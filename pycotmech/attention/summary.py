@@ -48,7 +48,7 @@ def attention_summary(
     [L, H, R, k], .received [L, H, T]; a batch has a leading axis B. Float32 on the CPU (float64 for a float64 model).
     Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: one forward pass without logits, in which one kernel computes attention together with its statistics, and half
-    of the cost of attention in addition for `received`. Memory: the residual stream, one layer's q, k, v and z, and the results,
+    of the cost of attention more for `received`. Memory: the residual stream, one layer's q, k, v and z, and the results,
     L H R (3 + G + 2 k) + L H T numbers of 4 bytes; nothing of size T x T, and of keys and values one layer at a time.
     """
     check_model(model)
