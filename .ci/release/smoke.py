@@ -41,13 +41,13 @@ def sweep_agrees() -> str:
 
 
 def elsewhere() -> None:
-    """The main job on a system without file locks, as Windows is."""
+    """The main job on a system without flock, which Windows lacks too."""
     script = "import sys; sys.modules['fcntl'] = None; sys.argv = ['pycotmech', *'run --model tiny-cot --examples 1 --shots 0 "
     script += "--steps 1 --out small --json'.split()]; "
     script += "from pycotmech.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    print(f"without file locks: {json.loads(done.stdout)['done']} sweeps", flush=True)
+    print(f"without flock: {json.loads(done.stdout)['done']} sweeps", flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""A lock on a file that ends with the process that holds it: flock on Linux and macOS, a locked byte on Windows."""
+"""A lock on a file that ends with the process that holds it: flock on Linux and macOS, a locked byte on Windows.
+
+A system with neither has no lock: `take` always succeeds there, and `is_locked` is False.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ def _free(descriptor: int, *, shared: bool) -> bool:
 
 
 def _lock_byte(descriptor: int) -> None:
-    import msvcrt
-
+    try:
+        import msvcrt
+    except ImportError:
+        return
     os.lseek(descriptor, 0, os.SEEK_SET)
     msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]

@@ -56,6 +56,14 @@ def test_one_holds_it_until_the_descriptor_is_closed(system, tmp_path):
     os.close(lock.take(path))
 
 
+def test_a_system_without_locks_locks_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(lock, "fcntl", None)
+    first, second = lock.take(tmp_path / ".lock"), lock.take(tmp_path / ".lock")
+    assert not lock.is_locked(tmp_path / ".lock")
+    os.close(first)
+    os.close(second)
+
+
 def test_a_process_that_ends_gives_it_back(tmp_path):
     path = tmp_path / ".lock"
     script = "import sys; from pathlib import Path; from pycotmech.files import lock; lock.take(Path(sys.argv[1])); "
