@@ -145,7 +145,7 @@ def test_segments_given_by_text(model, tmp_path):
     with pytest.raises(ValueError, match="occurs 0 times"):
         find_text(model, TEXT, "zumpus", "a")
     path = tmp_path / "s.json"
-    for bad, message in (('{"a": [1]}', "expected .start, stop."), ("[1]", "must hold an object"), ("{", "not a JSON")):
+    for bad, message in (('{"a": [1]}', "expected .start, stop."), ("[1]", "must contain an object"), ("{", "not a JSON")):
         path.write_text(bad)
         with pytest.raises(ValueError, match=message):
             read_segments(str(path))

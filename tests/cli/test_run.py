@@ -59,7 +59,7 @@ def test_the_screen_shows_the_table_the_notes_and_sentences(finished):
         assert f"L{row['layer']}H{row['head']}" in screen and f"{row['restoration']:+.3f}" in screen
     assert "Note: trained from scratch on this task" in screen
     assert "* Step 5 (induction) depends most on L" in screen
-    assert "larger than rounding alone" in screen
+    assert "larger than rounding errors" in screen
     summary = json.loads((finished / "summary.json").read_text("utf-8"))
     assert all(sentence in screen for sentence in summary["findings"])
     assert summary["complete"] and [s["step"] for s in summary["steps"]] == [1, 5]

@@ -74,7 +74,7 @@ def test_pairs_are_kept_one_by_one_in_a_folder(shell, tmp_path):
     ("options", "message"),
     [
         (("--clean", "a", "--corrupted", "b"), "out: keeps the results of a file of pairs; expected --pairs too"),
-        (("--pairs", "x.jsonl", "--csv", "x.csv"), "csv: has no meaning with --out"),
+        (("--pairs", "x.jsonl", "--csv", "x.csv"), "csv: cannot be combined with --out"),
     ],
 )
 def test_what_has_no_meaning_with_a_folder_is_refused(shell, tmp_path, options, message):

@@ -70,10 +70,10 @@ def test_the_answers_interval_is_that_of_the_held_out_half(tmp_path):
 
 def test_a_run_that_has_just_begun(tmp_path):
     page = page_of(run_folder(tmp_path / "begun", finished=0))
-    assert page.answer == ["No sweep is finished yet, so there is no answer."] and "12 sweeps still to do" in texts_of(page)
+    assert page.answer == ["No sweep is finished yet, so there is no answer."] and "12 sweeps pending" in texts_of(page)
     read(render(page))
     half = page_of(run_folder(tmp_path / "half", finished=1))
-    assert "9 sweeps still to do" in texts_of(half) and charts_of(half, "heads")[0]["maps"][0]["n"] == 1
+    assert "9 sweeps pending" in texts_of(half) and charts_of(half, "heads")[0]["maps"][0]["n"] == 1
     assert "low" not in charts_of(half, "heads")[0]["maps"][0]  # one example has no interval
 
 

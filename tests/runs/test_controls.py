@@ -99,7 +99,7 @@ def test_a_run_keeps_its_controls(finished):
 
 def test_the_report_says_what_lies_beyond_floor_and_control(finished):
     report = build_report(finished, figures=False)
-    assert any("effects lie beyond floor and control" in s for s in report.sentences)
+    assert any("effects exceed both noise floor and control" in s for s in report.sentences)
     assert np.isfinite(report.top["control"]).all() and set(report.top.columns) >= {"beyond", "head_control", "held_out"}
     text = (finished / "summary.md").read_text()
     assert "| control |" in text and "Before the first difference, patches change 0." in text

@@ -116,7 +116,7 @@ def test_sentences_say_what_the_numbers_say():
     assert "Among the strongest in several steps: L2H1 (all steps)." in said
     assert any("half of all positive effects is reached at layer 2 for induction" in s for s in said)
     assert "No random control was measured, so effects are compared with rounding alone." in said
-    assert any(s.startswith("4 of 24 effects are larger than rounding alone") for s in said)
+    assert any(s.startswith("4 of 24 effects are larger than rounding errors") for s in said)
     assert not any("rests on" in s for s in said)
 
 
