@@ -12,8 +12,8 @@ from benchmarks.validity.judge import LARGE, NULLS, PLANTED, allowed, claims_of,
 from pycotmech.paper import CLAIMS
 
 TITLES = {
-    "coverage": "How often intervals hold the truth",
-    "levels": "How often tests find something where there is nothing",
+    "coverage": "How often intervals contain the true value",
+    "levels": "How often tests find something when there is nothing to find",
     "recovery": "Planted circuits that are recovered",
 }
 PIVOTED = {"coverage": ("covered", ("interval", "at_least", "at_most")), "levels": ("level", ("test", "null"))}
@@ -21,15 +21,15 @@ PIVOTED = {"coverage": ("covered", ("interval", "at_least", "at_most")), "levels
 INTROS = {
     "coverage": (
         "Samples are drawn from a known distribution. The table shows how often a 95 % interval of `pycotmech.stats` contains "
-        "the true value, and the range of this coverage that its docstring promises. Bold: outside of this range by more than "
+        "the true value, and the range of this coverage that its docstring states. Bold: outside this range by more than "
         "three standard errors of the simulation. Intervals that resample one statistic at a time have a tenth of the draws. "
         "{about}"
     ),
     "levels": (
-        "Samples are drawn with nothing to find. The table shows how often a test of level 5 % finds any of 64 heads, and how "
-        "often an interval lies above a threshold that equals the true value. Bold: more often than 5 % by more than three "
-        "standard errors, where the test promises to hold its level. The tests assume values that are symmetric about 0; with "
-        "skewed values they promise nothing, and the table shows what happens. {about}"
+        "Samples are drawn from distributions in which there is nothing to find. The table shows how often a test of level 5 % "
+        "finds any of 64 heads, and how often an interval lies above a threshold that equals the true value. Bold: more often than 5 % by more than three "
+        "standard errors, if the test is meant to hold its level. The tests assume values that are symmetric about 0; with "
+        "skewed values they give no guarantee, and the table shows what happens. {about}"
     ),
     "recovery": (
         "Every circuit was written into the weights by hand. Each is drawn several times with different noise, and in every "
@@ -43,7 +43,7 @@ def written(folder: Path) -> str:
     models, tables = kept.models(folder), kept.tables(folder)
     if not models and not tables:
         raise ValueError(f"out: {folder} holds no results; expected a folder of `python -m benchmarks.validity`")
-    parts = ["# What claims, intervals and tests say where the truth is known", "", _intro(models, tables), ""]
+    parts = ["# Validity: claims, intervals and tests where the truth is known", "", _intro(models, tables), ""]
     if any(m["part"] == NULLS for m in models):
         parts += ["## Claims on random models", "", _nulls_intro(models), "", _verdicts(models, NULLS), ""]
         parts += _examples(models)
@@ -78,8 +78,8 @@ def _intro(models: Sequence[Mapping[str, Any]], tables: Mapping[str, Any]) -> st
         [
             "This page is generated: `make nulls` (`python -m benchmarks.validity`) computes its results, and "
             "`python -m benchmarks.validity --page` writes it.",
-            "A claim that random weights bear out says nothing about a trained model. Neither does a claim that is not borne "
-            "out where it is true.",
+            "A claim that is borne out by random weights says nothing about a trained model. Neither does a claim that is not "
+            "borne out where it is true.",
             "",
             summary,
             "",
@@ -106,14 +106,14 @@ def _nulls_intro(models: Sequence[Mapping[str, Any]]) -> str:
         f"analyses are those of `pycotmech paper`, with its defaults.\n\n"
         f"A claim may be borne out on {allowed(n)} of {n} models: a test of level 5 % exceeds that in at most 2.5 % of such "
         "tables. No data: an analysis fails, or finds nothing to judge; then the random models do not test the claim, which "
-        "counts as a failure. The null of a claim is what could bear it out by accident; `pycotmech paper` reports it in the "
+        "counts as a failure. The null of a claim is what could support it by accident; `pycotmech paper` reports it in the "
         "same row."
     )
 
 
 _PLANTED_INTRO = (
     "The same claims on models whose weights were written by hand (`tests/reference/planted`). A claim has to be borne out "
-    "where it was planted. It must not be borne out where only its null was planted: what could bear it out by accident."
+    "where it was planted. It must not be borne out where only its null was planted: what could support it by accident."
 )
 
 
