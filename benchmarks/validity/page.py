@@ -27,7 +27,8 @@ INTROS = {
     ),
     "levels": (
         "Samples are drawn from distributions in which there is nothing to find. The table shows how often a test of level 5 % "
-        "finds any of 64 heads, and how often an interval lies above a threshold that equals the true value. Bold: more often than 5 % by more than three "
+        "finds any of 64 heads, and how often an interval lies above a threshold that equals the true value. Bold: more often "
+        "than 5 % by more than three "
         "standard errors, if the test is meant to hold its level. The tests assume values that are symmetric about 0; with "
         "skewed values they give no guarantee, and the table shows what happens. {about}"
     ),
