@@ -256,7 +256,7 @@ def stored_facts(folder: Path) -> dict[str, Any]:
             return {"identity": about["identity"]}
     if kept:
         raise ValueError(
-            f"out: {folder} holds data but no readable {PAPER}, so nothing says of which settings they are. Move its data "
+            f"out: {folder} contains data but no readable {PAPER}, so their settings are unknown. Move its data "
             "away, or give another folder"
         )
     return {}

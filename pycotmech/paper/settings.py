@@ -30,8 +30,10 @@ class TaskSetting:
 
 
 HARDER: tuple[TaskSetting, ...] = (
-    TaskSetting("distractors", {"distractors": 2}, "Two rules about other concepts stand between those of the chain."),
-    TaskSetting("shuffled", {"order": "shuffled"}, "The premises stand in random order, so copying them in turn fails."),
+    TaskSetting("distractors", {"distractors": 2}, "Two rules about other concepts are between those of the chain."),
+    TaskSetting(
+        "shuffled", {"order": "shuffled"}, "The premises are in random order, so copying them one after another fails."
+    ),
     TaskSetting(
         "competing", {"competing": 1}, "A second chain about another entity ends in the property that a false query asks for."
     ),

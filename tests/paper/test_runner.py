@@ -152,7 +152,7 @@ def test_data_of_unknown_settings_is_not_taken_for_these(first, folder, tmp_path
         del about["identity"]
         metadata["attributes"]["about"] = json.dumps(about)
         path.write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match=r"holds data but no readable paper.json"):
+    with pytest.raises(ValueError, match=r"contains data but no readable paper.json"):
         paper.run(SETTINGS, out, only=ONLY)
 
 

@@ -211,7 +211,7 @@ class AnswerSources(Analysis):
             self.majority().transpose("step", "layer", "head").values[shown],
             SEGMENTS,
             titles=[f"{steps[i]} {kinds[i]}\nn = {n[i]}" for i in shown],
-            title=f"{self.about['model']}: where each head has the answer from",
+            title=f"{self.about['model']}: where each head gets the answer from",
             lines=self.small_print("probability", about),
             path=path,
         )
@@ -256,7 +256,7 @@ class AnswerSources(Analysis):
         axes[0, 0].legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2)
         found = self.interval("drop")
         words = {
-            "writers": "writers cannot look there",
+            "writers": "writers cannot attend there",
             "read": "no head can, at the end",
             "everywhere": "no head can, anywhere",
         }
@@ -298,7 +298,12 @@ class AnswerSources(Analysis):
                 if fall.n[i]
             ]
             out.append(
-                line + (f"; where no head can look at its word, its probability falls by {', '.join(costs)}" if costs else "")
+                line
+                + (
+                    f"; if attention to its word is blocked in all heads, its probability falls by {', '.join(costs)}"
+                    if costs
+                    else ""
+                )
             )
         return out
 

@@ -228,7 +228,7 @@ class AnswerWriters(Analysis):
         figure, axes = framed(1, 3, title, self.small_print("logit"), width=4.0, height=3.2)
         found = self.interval("writers")
         names = [f"probability ≥ {t:g}" for t in self.data["threshold"].values]
-        title = "heads whose output says the answer"
+        title = "heads whose output predicts the answer"
         bars_with_intervals(axes[0, 0], found.transpose("threshold", "step"), steps, names=names, title=title, across="step")
         axes[0, 0].legend(fontsize=7, frameon=False)
         by_layer = self.data["contrast"].sum("head", skipna=False).mean("step").transpose("example", "layer")
@@ -257,20 +257,20 @@ class AnswerWriters(Analysis):
                 continue
             where = f"; {late.words()} of them lie in the later half of the layers" if L > 1 else ""
             against = (
-                f"; where another word of the prompt could stand in its place, {a.words('{:.1f}')}, and {c.words('{:.1f}')} "
-                "say that word"
+                f"; where another word of the prompt could take its place, {a.words('{:.1f}')}, and {c.words('{:.1f}')} "
+                "predict that word"
                 if c.n
                 else ""
             )
             out.append(
-                f"{w.words('{:.1f}')} heads at once say the answer with probability ≥ {threshold:g} (n = {int(w.n)} examples"
-                f"{against}), looking at {s.words('{:.1f}')} different occurrences of it{where}"
+                f"{w.words('{:.1f}')} heads at once predict the answer with probability ≥ {threshold:g} (n = {int(w.n)} "
+                f"examples{against}), attending to {s.words('{:.1f}')} different occurrences of it{where}"
             )
             out += self._lost(t)
         without = np.flatnonzero(~(self.data["competitors"] > 0).any("example").values)
         if len(without):
             steps = ", ".join(str(step) for step in self.data["step"].values[without])
-            out.append(f"no other word of the prompt could stand in the answer's place at steps {steps}")
+            out.append(f"no other word of the prompt could take the answer's place at steps {steps}")
         held = bootstrap.mean_interval(self.data["held_out_share"].mean("step").values)
         k = self.about["settings"]["chosen"]
         if held.n:

@@ -42,7 +42,7 @@ class CopyHeads(HeadAnalysis):
     NaN where the word does not occur before.
     """
 
-    name, title = "copy_heads", "Heads that look at the answer's word and write it"
+    name, title = "copy_heads", "Heads that attend to the answer's word and write it"
     source = "E4"
     main, label, by_size = "copying", "attention × logit written", False
     ranges: ClassVar = {"attention": bootstrap.SHARE, "attention_all": bootstrap.SHARE, "copying": bootstrap.COUNT}
@@ -56,7 +56,7 @@ class CopyHeads(HeadAnalysis):
                 for name in ("attention", "written", "copying")
             )
             lines.append(
-                f"{words}: L{l}H{h} looks at the word with {look.words('{:.2f}')} of its attention and adds "
+                f"{words}: L{l}H{h} attends to the word with {look.words('{:.2f}')} of its attention and adds "
                 f"{adds.words('{:+.2f}')} to the answer's logit (product {product.words('{:.2f}')})"
             )
         a, w = (self.data[name].transpose("example", ...).values for name in ("attention", "written"))

@@ -117,8 +117,9 @@ class MlpShare(Analysis):
             if np.isfinite(mean):
                 words.append(f"{int(step)}: {mean:.0%}{bootstrap.ends(low, high)}")
         return [
-            f"of what clean outputs restore where the answer is predicted, MLPs bring {whole.words()} of the KL divergence and "
-            f"{logits.words()} of the logit difference over all steps, and attention the rest (n = {int(whole.n)} examples)",
+            f"of what clean outputs restore where the answer is predicted, MLPs contribute {whole.words()} of the KL "
+            f"divergence and {logits.words()} of the logit difference over all steps, and attention the rest "
+            f"(n = {int(whole.n)} examples)",
             f"share of MLPs of the KL divergence restored, by step: {', '.join(words)}",
         ]
 

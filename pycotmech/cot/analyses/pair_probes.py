@@ -176,7 +176,7 @@ class PairProbes(Analysis):
             lines.append(found + ("" if known.low > self.chance else ": it might have missed a relation that is there"))
         if s["definition"] == "paper":
             lines.append(
-                "these classes differ in their surface, so no accuracy on them shows that a model holds the relation: "
+                "these classes differ in their surface, so no accuracy on them shows that a model encodes the relation: "
                 "only what exceeds the surface can come from the model, and whether that is the relation remains open"
             )
         return lines
@@ -186,10 +186,10 @@ class PairProbes(Analysis):
         gains = self.gains()
         without = [name for name, gain in gains.items() if gain.low <= 0]
         if without:
-            return f"no gain remains above {', '.join(without)}: it is not shown that the streams hold the relation"
+            return f"no gain remains above {', '.join(without)}: it is not shown that the streams encode the relation"
         if unknown := [name for name, gain in gains.items() if not np.isfinite(gain.low)]:
-            return f"what {', '.join(unknown)} give is unknown: it is not shown that the streams hold the relation"
-        return "the streams hold more of the relation than surface, embedding and random weights do"
+            return f"what {', '.join(unknown)} give is unknown: it is not shown that the streams encode the relation"
+        return "the streams encode more of the relation than surface, embedding and random weights do"
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Accuracy over the depth with its interval, beside the baselines; and on pairs that one sentence relates."""

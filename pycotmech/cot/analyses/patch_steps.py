@@ -129,7 +129,7 @@ class PatchSteps(HeadAnalysis):
         if known.any():
             counted = [f"{int(step)}: {int(n)}" for step, n in zip(clear["step"].values[known], clear.values[known])]
             lines.append(
-                f"heads whose interval lies beyond the noise floor, of {size}, by step: {', '.join(counted)} (of {size} heads "
+                f"heads whose interval exceeds the noise floor, of {size}, by step: {', '.join(counted)} (of {size} heads "
                 f"without an effect about {math.ceil(size / 20)}, one in 20, may lie there by chance, more if they are skewed)"
             )
         lines += self._beyond_control(found, floor, known)
@@ -157,7 +157,7 @@ class PatchSteps(HeadAnalysis):
         low, high = float(control.values[known].min()), float(control.values[known].max())
         number = int(self.data["control"].notnull().sum())
         return [
-            f"heads whose interval lies beyond floor and control, of {size}, by step: {', '.join(at)} (control: with the next "
+            f"heads whose interval exceeds floor and control, of {size}, by step: {', '.join(at)} (control: with the next "
             f"example's activations 95 % of {number} heads and examples change at most {low:.2g} to {high:.2g})"
         ]
 

@@ -71,7 +71,7 @@ class RelationHeads(Analysis):
     for other halves and for resampled ones (`cot.tools.head_choice`).
     """
 
-    name, title = "relation_heads", "Heads that look along the relations of the ontology"
+    name, title = "relation_heads", "Heads that attend along the relations of the ontology"
     source = "E10 (operational definition)"
     ranges: ClassVar = {
         **dict.fromkeys(("attention", "auroc", "accuracy"), bootstrap.SHARE),
@@ -199,7 +199,7 @@ class RelationHeads(Analysis):
                 else "not clearly in either half"
             )
             if L == 1:
-                lines.append(f"{relation}: the model has one layer, so that no half of the layers can hold more of the score")
+                lines.append(f"{relation}: the model has one layer, so that no half of the layers can have more of the score")
                 continue
             where = f"layers 0 to {L // 2 - 1} of {L}"
             lines.append(f"{relation}: {share.words()} of these heads' gain lies in {where}: {verdict}")

@@ -462,5 +462,5 @@ def _what_would_do(shape: Shape, encoder: Encoder, shots: int, seed: int, defini
                 good.append(f"style={style!r}, ontology={ontology!r}, shots={fewer}")
                 break
     if good:
-        return "With this tokenizer these would do: " + "; ".join(good) + "."
-    return "No style and ontology would do with this tokenizer at any number of shots; try fewer hops or premises of others."
+        return "With this tokenizer, these work: " + "; ".join(good) + "."
+    return "No style and ontology works with this tokenizer at any number of shots; try fewer hops or premises of others."

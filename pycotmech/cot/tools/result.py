@@ -217,7 +217,7 @@ class Analysis:
         try:
             about = json.loads(data.attrs.pop("about"))
         except (KeyError, ValueError) as error:
-            raise DamagedData(f"{path} does not say how it was made") from error
+            raise DamagedData(f"{path} does not state how it was made") from error
         return cls(data, about)
 
 

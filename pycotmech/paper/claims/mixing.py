@@ -16,7 +16,7 @@ def judge(results: Results) -> Verdict:
     found = results["pair_probes"]
     if found.about["settings"]["definition"] == "paper":
         return Verdict(
-            "not decided", "the three classes differ in their surface and cannot show that a model holds the relation"
+            "not decided", "the three classes differ in their surface and cannot show that a model encodes the relation"
         )
     probe, depth = found.choice()
     at, last = {"probe": probe, "depth": depth}, found.about["settings"]["n_layers"]
@@ -50,7 +50,7 @@ def _gained(gain: bootstrap.Interval) -> Verdict:
 
 CLAIM = Claim(
     "mixing",
-    "Residual streams of words that are related only by entailment hold their relation in the lower and middle layers.",
+    "Residual streams of words that are related only by entailment encode their relation in the lower and middle layers.",
     "abstract; E9",
     judge,
     "surface (positions, neighbouring tokens); embedding; random weights",

@@ -38,7 +38,7 @@ def judge(results: Results) -> Verdict:
     has = (data["competitors"] > 0).any("example").values
     names = [int(step) for step in data["step"].values]
     absent = [str(name) for name, there in zip(names, has) if not there]
-    none = f"no other word could stand in the answer's place at steps {', '.join(absent)}, which do not count" if absent else ""
+    none = f"no other word could take the answer's place at steps {', '.join(absent)}, which do not count" if absent else ""
     if not has.any():
         return Verdict("not decided", none, data=False)
     level = 1 - (1 - bootstrap.LEVEL) / int(has.sum())

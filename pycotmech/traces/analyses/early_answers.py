@@ -89,10 +89,10 @@ class EarlyAnswers(TraceAnalysis):
             f"{self.area_over_curve:.2f}"
         ]
         if not self.about["settings"]["cue"]:
-            lines[0] += "; no cue asks for it, so that before its place reasoning may be what goes on"
+            lines[0] += "; no cue asks for it, so before its place the model may simply continue to reason"
         at = self.decided
         if at is None:
-            lines.append("the answer is not the likeliest even after the whole reasoning")
+            lines.append("the answer is not the most likely one even after the full reasoning")
         elif at == 0:
             lines.append("the answer is decided before the reasoning begins")
         else:

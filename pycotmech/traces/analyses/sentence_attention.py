@@ -131,7 +131,7 @@ class SentenceAttention(TraceAnalysis):
         return graph_figure(
             edges.itertuples(index=False, name=None),
             vertical_scores(self._mean(heads)[None, None], proximity=proximity)[0, 0], self.about["sentences"][0],
-            title=f"{self.about['model']}: where sentences look, {self._mean_of(heads)}", lines=self.small_print(), path=path,
+            title=f"{self.about['model']}: where sentences attend, {self._mean_of(heads)}", lines=self.small_print(), path=path,
             edge_label=f"the {top} sentence(s) at least {proximity} before each that it attends to most",
             node_label="vertical score, the mean attention from later sentences",
         )  # fmt: skip

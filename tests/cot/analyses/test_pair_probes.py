@@ -160,7 +160,7 @@ def test_the_papers_classes_are_told_by_their_surface(model):
     for unrelated in ("next", "matched"):
         found = pcm.cot.pair_probes(model, questions=36, unrelated=unrelated, depths=[0, 4], probe="linear", definition="paper")
         assert float(found.data["surface"].mean()) > 0.95
-        assert "no accuracy on them shows that a model holds the relation" in str(found)
+        assert "no accuracy on them shows that a model encodes the relation" in str(found)
 
 
 def test_cost_is_predicted(model, examples, every, result):

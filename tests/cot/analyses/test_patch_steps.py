@@ -125,8 +125,8 @@ def test_it_shows_itself(result, tmp_path):
     assert "step 5 (induction, n = 2 held out): L" in str(result)
     keeps_its_ranges(result)
     last, control = result.findings()[-2:]
-    assert control.startswith("heads whose interval lies beyond floor and control, of 32, by step: 5: ")
-    assert last.startswith("heads whose interval lies beyond the noise floor, of 32, by step: ")
+    assert control.startswith("heads whose interval exceeds floor and control, of 32, by step: 5: ")
+    assert last.startswith("heads whose interval exceeds the noise floor, of 32, by step: ")
     assert "(of 32 heads without an effect about 2, one in 20, may lie there by chance" in last
     alone = type(result)(result.data.isel(example=[0]), result.about)
     assert alone.findings()[-1].endswith(": one example has no interval, so no head can be called clear of the noise")

@@ -377,7 +377,7 @@ def test_errors_name_the_argument(tiny_cot):
 
 
 def test_too_few_words_says_what_would_do(tiny_cot, smollm2):
-    with pytest.raises(TooFewWords, match=r"19 words of kind 'concept'.*would do: style='every', ontology='fictional'"):
+    with pytest.raises(TooFewWords, match=r"19 words of kind 'concept'.*these work: style='every', ontology='fictional'"):
         make_examples(1, tokenizer=tiny_cot, ontology="false")
     with pytest.raises(TooFewWords, match="kind 'entity'"):
         make_examples(1, tokenizer=tiny_cot, distractors=60)

@@ -20,7 +20,7 @@ def test_aligned_or_an_error_that_names_a_style(kind, style, ontology, request):
     try:
         examples = make_examples(4, style=style, **settings)
     except TooFewWords as error:
-        named = str(error).partition("these would do: ")[2]
+        named = str(error).partition("these work: ")[2]
         assert named.startswith("style='")
         assert ontology == "false" or style in ("each", "all")
         return

@@ -76,7 +76,7 @@ def test_the_depth_is_one_of_the_lower_two_thirds_and_chosen_on_other_questions(
 
 def test_the_papers_classes_decide_nothing():
     found = verdict(probes(14 + SPREAD / 3, HELD, definition="paper"))
-    assert found.word == "not decided" and "cannot show that a model holds the relation" in found.evidence
+    assert found.word == "not decided" and "cannot show that a model encodes the relation" in found.evidence
 
 
 def test_a_planted_chain_bears_it_out():
