@@ -58,7 +58,7 @@ def arguments_of(name: str, finished: Path, folder: Path) -> tuple[object, ...]:
         "sweep": (*tiny, "--clean", CLEAN, "--corrupted", CORRUPTED, "--positions", "last"),
         "attention": (*tiny, *out, "--text", text),
         "report": (finished,),
-        "figures": (finished,),
+        "figures": (finished, "--out", folder / "figures"),
         "status": (finished,),
         "export": (finished, "--to", "csv", "--out", folder / "heads.csv"),
         "merge": (folder / "whole", finished),
