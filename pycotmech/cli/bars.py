@@ -20,7 +20,7 @@ class Bars(ProgressReporter):
 
     def __init__(self, quiet: bool, minutes: float | None = None) -> None:
         """minutes: after so long, and the first finding, no further sweep begins; None: all sweeps do."""
-        self.quiet = quiet
+        self.quiet, self.shows = quiet, not quiet
         self.until = None if minutes is None else time.monotonic() + 60 * minutes
         self.bar: Any = None
         self.task, self.unit, self.total = "", "", 0

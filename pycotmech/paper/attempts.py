@@ -108,7 +108,7 @@ def at_once(
 
 
 def _show_finding(attempt: Attempt, progress: ProgressReporter) -> None:
-    if attempt.result is not None and (findings := attempt.result.findings()):
+    if progress.shows and attempt.result is not None and (findings := attempt.result.findings()):
         progress.found(f"{attempt.entry.name}: {findings[0]}")
 
 

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 class ProgressReporter:
     """Receives what happens, so that the shell can show it. This one shows nothing."""
 
+    shows = False
+    """Whether anything is shown, so that findings are worth computing."""
+
     def note(self, text: str) -> None:
         """A line for the user."""
 

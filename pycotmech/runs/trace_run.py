@@ -283,7 +283,7 @@ class _Run:
         finally:
             self.progress.end()
         self.costs[name] = time.perf_counter() - start
-        if findings := found.findings():
+        if self.progress.shows and (findings := found.findings()):
             self.progress.found(f"{name}: {findings[0]}")
         place = self._place(where)
         show(found, place, place)

@@ -13,7 +13,8 @@ def test_the_plan_shows_settings_and_what_claims_need(shell, tmp_path):
     assert code == 0, err
     assert "shuffled" in text and "copied in order" in text and "all settings: about" in text and "copy_heads" in text
     assert not out.exists() and "examples that the claims need" not in text
-    assert shell(*SMALL, "--out", out, "--only", "copy_heads", "--quiet")[0] == 0
+    code, _, err = shell(*SMALL, "--out", out, "--only", "copy_heads")
+    assert code == 0 and "first finding, " in err and "copy_heads (1 of 1 analyses): copy_heads: " in err, err
     code, text, _ = shell(*SMALL, "--out", tmp_path / "other", "--pilot", out, "--only", "copy_heads", "--plan")
     assert code == 0 and "examples that the claims need" in text and "(2 are planned)" in text
 

@@ -28,7 +28,7 @@ def test_plan_run_and_continue(shell, tmp_path, file):
     code, text, err = shell(*arguments, "--plan")
     assert code == 0 and "token-forwards" in text and "2 trace(s)" in text and not out.exists(), err
     code, text, err = shell(*arguments)
-    assert code == 0, err
+    assert code == 0 and "first finding, " in err, err
     assert "Does the answer depend on the chain?" in text and "; open " in text and text.rstrip().endswith("report.html")
     for name in ("receiver_heads", "chain_use", "trace_000/suppress", "trace_001/early_answers", "trace_001/answer_paths"):
         for end in ("zarr", "csv", "png"):
