@@ -343,12 +343,24 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
 def _load_tokenizer(folder: Path, *, source: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
+        if _says_tokenizer_json(folder):
+            return PreTrainedTokenizerFast.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise ValueError(f"the tokenizer in {source} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _says_tokenizer_json(folder: Path) -> bool:
+    """Whether the tokenizer is its tokenizer.json and nothing else. For some model types (Qwen2) AutoTokenizer takes the type's
+    own class in any case, which cuts text otherwise: published models name wrong classes, but none could name this one."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file() or not (folder / "tokenizer.json").is_file():
+        return False
+    declared = json.loads(file.read_text("utf-8"))
+    return isinstance(declared, dict) and declared.get("tokenizer_class") == "TokenizersBackend"
 
 
 def _cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

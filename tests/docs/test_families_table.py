@@ -22,6 +22,11 @@ def test_every_family_and_function_is_there():
     assert all(f"`{name}`" in shown for name in (*SUPPORTED, *(name for name, _ in FUNCTIONS.values())))
 
 
+def test_no_cell_is_empty():
+    names = [name for name, _ in FUNCTIONS.values()]
+    assert not [(family, name) for family, found in family_table.read().items() for name in names if not found.get(name)]
+
+
 def test_every_test_of_the_suite_is_in_the_record():
     tests = {
         name

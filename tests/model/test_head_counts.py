@@ -8,7 +8,7 @@ import pycotmech as pcm
 from tests.reference.small_families import CONFIGS, small
 from tests.reference.truth import activations, double, edited_logits
 
-QUICK = ("gemma3_text", "gpt_oss", "llama")
+QUICK = ("gpt_oss", "llama")
 T, FIRST, H = 20, 13, 4
 CLEAN = torch.arange(T) * 11 % 61
 CORRUPTED = CLEAN.clone()

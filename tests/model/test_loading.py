@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pycotmech.model.loading import load
+from tests.reference.small_families import small
 from tests.reference.tiny import same_model, tiny_llama
 
 TOKENS = torch.tensor([[1, 7, 33, 60, 5, 7, 33, 2, 19]])
@@ -77,6 +78,15 @@ def test_shards_load_and_a_lost_one_is_named(tmp_path):
     shards[1].unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks {shards[1].name}"):
         load(tmp_path)
+
+
+def test_a_tokenizer_that_is_its_file_is_read_from_it(tmp_path, tiny_cot_path):
+    """Also beside a model type for which AutoTokenizer takes a class of its own in any case."""
+    small("qwen2", vocab_size=256).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny_cot_path) / name, tmp_path)
+    text = "Every lempus is a tumpus."
+    assert load(tmp_path).tokenizer(text).input_ids == load(tiny_cot_path).tokenizer(text).input_ids
 
 
 def test_the_tokenizer_comes_along_and_a_damaged_one_is_named(tmp_path, tiny_cot_path):

@@ -9,7 +9,7 @@ from tests.reference.small_families import FAMILIES, small
 from tests.reference.truth import logits_of
 
 TOKENS = torch.arange(20) * 7 % 61
-QUICK = ("gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "phi3")
+QUICK = ("gpt2", "gpt_neox", "phi3")  # with modules that do nothing outside of training
 
 
 def changed(value):
