@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from pycotmech.model.families.base import Family
-from pycotmech.model.run import KeyValues, Packed, forward_packed
-
-KEYS, ROWS = 256, 64
-"""Bases that differ by less, in shared keys and in kept rows, have buffers of one size for passes that are replayed."""
+from pycotmech.model.run import KeyValues, Packed, Replay, forward_packed
+from pycotmech.model.sizes import KEYS, ROWS
 
 
 class Stage(IntEnum):
@@ -121,11 +119,13 @@ def run_pairs(
     reads: Sequence[Sequence[int]],
     sites: Sequence[str],
     source_sites: Sequence[str],
+    replay: Replay | None = None,
 ) -> PairRuns:
     """Runs aligned pairs from the end of their shared past, and keeps what joins need.
 
     source_prompts: none at all if the edits bring their own values.
     first, reads: for each pair, the first position whose activations are kept and the positions that are read, ascending.
+    replay: as in `forward_packed`.
 
     A prompt that begins another one is not run on its own, and where it pays a pair is run in two passes: one of its
     prompts, then the other from where it differs, on the first one's keys and values.
@@ -154,6 +154,7 @@ def run_pairs(
             sites=needed,
             keep=None if len(keep) == int(begins[-1]) else keep,
             read=torch.tensor([o + position for o, i in zip(at, which, strict=True) for position in reads[i]]),
+            replay=replay,
         )
         kept = [torch.searchsorted(keep, r[:1]).item() for r in ranges]
         upto = torch.tensor([len(reads[i]) for i in which]).cumsum(0).tolist()
@@ -204,10 +205,13 @@ def run_pairs(
     return PairRuns(out, torch.cat(final[:B]), torch.cat(final[B:]) if sources else final[0][:0])
 
 
-def z_of_prompts(family: Family, prompts: Sequence[Tensor | None], rows: Sequence[int], past: KeyValues | None) -> Tensor:
+def z_of_prompts(
+    family: Family, prompts: Sequence[Tensor | None], rows: Sequence[int], past: KeyValues | None, replay: Replay | None = None
+) -> Tensor:
     """z of the last rows of some prompts, prompt after prompt: [L, sum of rows, H, D].
 
-    prompts: each begins with the tokens of the past; None: its rows stay 0. rows: how many of each.
+    prompts: each begins with the tokens of the past; None: its rows stay 0. rows: how many of each. replay: as in
+        `forward_packed`.
     """
     cfg, P = family.cfg, 0 if past is None else len(past)
     out = torch.zeros(cfg.n_layers, sum(rows), cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
@@ -220,7 +224,7 @@ def z_of_prompts(family: Family, prompts: Sequence[Tensor | None], rows: Sequenc
             to.append(torch.arange(begin, begin + n))
         begin += n
     if sequences:
-        packed = forward_packed(family, sequences, past, sites=("z",), keep=torch.cat(keep))
+        packed = forward_packed(family, sequences, past, sites=("z",), keep=torch.cat(keep), replay=replay)
         out[:, torch.cat(to).to(family.device)] = packed.sites["z"]
     return out
 

@@ -14,7 +14,7 @@ from pycotmech.engine import graphs, planner
 from pycotmech.engine.planner import Plan, Work
 from pycotmech.engine.rows import Variants
 from pycotmech.model.families.base import Family
-from pycotmech.model.run import site_bytes
+from pycotmech.model.packed import site_bytes
 
 LOGIT_ROWS = 256
 """Rows of the unembedding's output that exist at once."""

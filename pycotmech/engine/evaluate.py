@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from pycotmech.engine.rows import Variants
 from pycotmech.engine.staircase import Staircase
 from pycotmech.model import work
 from pycotmech.model.families.base import Family
+from pycotmech.model.run import Replay
 from pycotmech.model.work import LayerRows
 
 
@@ -53,6 +55,16 @@ class Evaluator:
     keep_logits: bool
     tick: Ticker
 
+    @cached_property
+    def graphs(self) -> graphs.Graphs | None:
+        """The graphs of the model, valid for its weights as they are in this call; None where nothing is captured."""
+        return graphs.kept.of(self.family)
+
+    @property
+    def replay(self) -> Replay | None:
+        """What takes passes over prompts (`forward_packed`); None where nothing is captured."""
+        return None if self.graphs is None else partial(self.graphs.run, room=self.room)
+
     def run(
         self,
         variants: Variants,
@@ -69,7 +81,6 @@ class Evaluator:
         read = joins.bases.readings(variants.base)
         values = torch.empty(len(read.number), dtype=torch.float64)
         logits = torch.empty(len(values), self.family.cfg.d_vocab, dtype=torch.float32) if self.keep_logits else None
-        of_model = graphs.kept.of(self.family)
         chosen = kept[read.variant]
         place = chosen.cumsum(0) - 1  # among the rows that are kept
         rows = torch.empty(int(chosen.sum()), self.family.cfg.d_model, dtype=self.family.resid_dtype, device=self.family.device)
@@ -82,7 +93,7 @@ class Evaluator:
                     staircase = Staircase(
                         self.family, joins.bases, piece, joins.of(c, d), self.count, edits.of(c, d), jitter=jitter.of(c, d)
                     )
-                    final = staircase.run() if of_model is None else of_model.run(staircase, self.room)
+                    final = staircase.run() if self.graphs is None else self.graphs.run(staircase, self.room)
                     self.measure(final, read.number[out], metrics, values[out], None if logits is None else logits[out])
                     here = chosen[out].nonzero().flatten()
                     if len(here):

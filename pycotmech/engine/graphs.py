@@ -1,9 +1,10 @@
-"""CUDA graphs: a staircase pass that has been seen before is replayed with one launch in place of thousands.
+"""CUDA graphs: a pass that has been seen before is replayed with one launch in place of thousands.
 
-A pass launches some thirty kernels for each layer and block of rows. With few rows (the last position of a short list of
-heads, a small model) a GPU is done with each before the program has launched the next one. What repeats is the whole pass:
-prompts of the same lengths with the same variants, which is what a loop over examples or steps, or a list of prompts cut
-into chunks, asks for again and again. Only the numbers differ.
+A pass over variants launches some thirty kernels for each layer and block of rows, one over prompts a dozen. With few rows
+(the last position of a short list of heads, a small model) a GPU is done with each before the program has launched the next
+one. What repeats is the whole pass: prompts of the same lengths with the same variants, which is what a loop over examples or
+steps, or a list of prompts cut into chunks, asks for again and again. Only the numbers differ. Passes over prompts have a few
+numbers of rows (`model.prompt_pass`), so that prompts of any length repeat them.
 
 The objects that a pass consists of say which of their attributes are on the device (`on_device`). Everything else (where to
 cut, which variants join where, which edits fall into which block) decides what is launched; its digest is the signature of
@@ -24,16 +25,15 @@ again. Nor are models on several devices. The environment variable PYCOTMECH_CUD
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from torch import Tensor
 
 from pycotmech._warnings import warn
 from pycotmech.engine import planner
-from pycotmech.engine.staircase import Staircase
+from pycotmech.engine.recording import Backend, Captured, backend_for, captures
 from pycotmech.model.families.base import Family
 from pycotmech.model.placement import is_placed
 from pycotmech.model.precision import matmul_precision
@@ -54,80 +54,51 @@ _ROUNDING = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 8, torch.floa
 """Units in the last place of the model's dtype, relative to the norm, by which a first replay may differ from the pass run as
 usual: buffers have other addresses than the tensors they replace, so a library may choose another kernel."""
 
+_ATTENTION = tuple(getattr(torch.backends.cuda, f"{name}_sdp_enabled") for name in ("flash", "mem_efficient", "math", "cudnn"))
+"""Whether PyTorch's attention may choose each of its kernels."""
+
 _REMEMBERED = 4096
 """Signatures that were seen once."""
 
 
-@dataclass(frozen=True)
-class Captured:
-    """Launches that were recorded: `replay` makes them again, on the current stream; nbytes: memory that they hold."""
-
-    replay: Callable[[], None]
-    nbytes: int
+Taken = TypeVar("Taken", covariant=True)
 
 
-class Backend(Protocol):
-    """What records launches and makes them again."""
+class Pass(Protocol[Taken]):
+    """What can be captured: a staircase of variants, or a pass over prompts (`model.prompt_pass`). It says what its attributes
+    are (`on_device`, and if there are any `for_making` and `padded`), as do the objects among them.
 
-    def capture(self, fn: Callable[[], None]) -> Captured:
-        """Records what fn launches. fn has been called at least once when this returns; it may be called several times.
-        Raises RuntimeError if something in it cannot be recorded."""
+    kind: of which of the two it is; a kind that could not be captured once is not tried again. tick: gets the rows that go
+    through each layer.
+    """
+
+    kind: ClassVar[str]
+    family: Family
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that go through the layers, at most."""
         ...
 
-    def mark(self) -> Any:
-        """A point in the current stream."""
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Room for what it computes."""
         ...
 
-    def after(self, mark: Any) -> None:
-        """What the current stream does from now on comes after this point."""
+    def run_into(self, out: Sequence[Tensor]) -> None:
+        """Runs the pass and fills this room."""
         ...
 
-    def drain(self) -> None:
-        """Waits until everything that was launched is done."""
+    def run(self) -> Taken:
+        """Runs the pass and gives what the caller gets."""
         ...
 
+    def result(self, out: Sequence[Tensor], *, copied: bool = False) -> Taken:
+        """What the caller gets, from the room that was filled. copied: not as views of it."""
+        ...
 
-class CudaBackend:
-    """CUDA graphs of PyTorch, each with a memory pool of its own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # One stream for warming up and for recording: what libraries allocate for a stream is then there beforehand.
-        self.stream = torch.cuda.Stream(device)
-
-    def capture(self, fn: Callable[[], None]) -> Captured:
-        with torch.cuda.device(self.device):
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                fn()
-            torch.cuda.current_stream().wait_stream(self.stream)
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
-            # thread_local: what other threads of the program ask of the driver does not break the recording.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                fn()
-            return Captured(graph.replay, max(0, torch.cuda.memory_reserved() - before))
-
-    def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
-    def after(self, mark: torch.cuda.Event) -> None:
-        torch.cuda.current_stream(self.device).wait_event(mark)
-
-    def drain(self) -> None:
-        torch.cuda.synchronize(self.device)
-
-
-def captures(device: torch.device) -> bool:
-    """Whether passes on this device are captured."""
-    return device.type == "cuda" and torch.version.cuda is not None and os.environ.get("PYCOTMECH_CUDA_GRAPHS", "1") != "0"
-
-
-def backend_for(device: torch.device) -> Backend:
-    return CudaBackend(device)
+    def replayed(self, recorded: LayerRows) -> None:
+        """Reports a replay as work. recorded: what the pass ticked that was captured."""
+        ...
 
 
 # ---- what a pass consists of -------------------------------------------------------------------------------------------
@@ -141,12 +112,12 @@ class Signature:
     """Reads a pass: `tensors`, those on the device, each once, in a fixed order, with the `shapes` of their buffers, and
     `digest`, of everything else."""
 
-    def __init__(self, staircase: Staircase) -> None:
+    def __init__(self, one: Pass) -> None:
         self.tensors: list[Tensor] = []
         self.shapes: list[tuple[int, ...]] = []
         self._place: dict[int, int] = {}  # id of a tensor or an object -> its number
         self._hash = hashlib.blake2b(digest_size=16)
-        self._object(staircase)
+        self._object(one)
         self.digest = self._hash.digest()
 
     def _say(self, *what: object) -> None:
@@ -251,7 +222,7 @@ class _Buffer:
 class _Graph:
     captured: Captured
     buffers: list[tuple]  # keys of the cache's buffers, in the order of `Signature.tensors`
-    out: Tensor
+    out: tuple[Tensor, ...]
     rows: LayerRows  # that a replay takes through the parts of layers
 
 
@@ -260,19 +231,19 @@ class Graphs:
 
     limit: bytes of buffers, results and memory pools; None: an eighth of what the call that asks may use; 0: none. At
         most half of it is taken.
-    replays, captures: how often each was done.
+    replays, captures: how often each was done, by kind of pass.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.limit: int | None = None
-        self.replays = self.captures = 0
+        self.replays, self.captures = Counter[str](), Counter[str]()
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self._buffers: dict[tuple, _Buffer] = {}  # shared by graphs, for they run one after another
         self._seen: OrderedDict[tuple, bool] = OrderedDict()  # whether it may be captured
         self._weights: tuple | None = None
         self._last: Any = None
-        self._failed = False
+        self._failed: set[str] = set()  # kinds
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -281,7 +252,7 @@ class Graphs:
     @property
     def nbytes(self) -> int:
         """What is held on the device, in bytes."""
-        kept = sum(g.captured.nbytes + _nbytes(g.out) for g in self._graphs.values())
+        kept = sum(g.captured.nbytes + sum(map(_nbytes, g.out)) for g in self._graphs.values())
         return kept + sum(b.nbytes for b in self._buffers.values())
 
     def clear(self) -> None:
@@ -289,28 +260,31 @@ class Graphs:
         with self._lock:
             self._drop(len(self._graphs))
             self._seen.clear()
-            self._failed = False
+            self._failed.clear()
 
-    def run(self, staircase: Staircase, room: int) -> Tensor:
-        """`staircase.run()`, replayed if such a pass was captured before. room: bytes that the call may use."""
+    def run(self, one: Pass[Taken], room: int) -> Taken:
+        """`one.run()`, replayed if such a pass was captured before. room: bytes that the call may use."""
         limit = self.room(room)
-        if self._failed or limit == 0 or torch.is_autocast_enabled("cuda"):
-            return staircase.run()
+        if one.kind in self._failed or limit == 0 or torch.is_autocast_enabled("cuda"):
+            return one.run()
         try:
-            signature = Signature(staircase)
+            signature = Signature(one)
         except NotCapturable:
-            return staircase.run()
+            return one.run()
         key = (signature.digest, *_setting())
         with self._lock:
-            graph = self._ready(staircase, signature, key, limit)
-            if graph is not None:
-                graph.captured.replay()
-                out = graph.out.clone()
-                self._last = self.backend.mark()
-                self.replays += 1
+            graph = self._ready(one, signature, key, limit)
+            found = [] if graph is None else [self._replay(one, graph)]
         if graph is None:
-            return staircase.run()
-        staircase.tick(graph.rows)
+            return one.run()
+        one.replayed(graph.rows)
+        return found[0]
+
+    def _replay(self, one: Pass[Taken], graph: _Graph) -> Taken:
+        graph.captured.replay()
+        out = one.result(graph.out, copied=True)
+        self._last = self.backend.mark()
+        self.replays[one.kind] += 1
         return out
 
     def room(self, room: int) -> int:
@@ -326,7 +300,7 @@ class Graphs:
                 self.clear()
                 self._weights = weights
 
-    def _ready(self, staircase: Staircase, signature: Signature, key: tuple, limit: int) -> _Graph | None:
+    def _ready(self, one: Pass, signature: Signature, key: tuple, limit: int) -> _Graph | None:
         """The graph of this signature with the pass's tensors in its buffers; None if the pass is to be run as it is."""
         self._keep_to(limit)
         if key in self._graphs:
@@ -338,23 +312,22 @@ class Graphs:
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
             return None
-        rows, family = len(staircase.rows), staircase.family
         buffers = zip(signature.shapes, signature.tensors, strict=True)
-        needed = sum(prod(shape) * t.element_size() for shape, t in buffers) + rows * planner.row_bytes(family)
-        if not self._seen[key] or needed + planner.block_bytes(family, min(rows, family.sizes.row_block)) > limit:
+        needed = sum(prod(shape) * t.element_size() for shape, t in buffers) + planner.graph_bytes(one.family, one.n_rows)
+        if not self._seen[key] or needed > limit:
             return None
-        graph = self._capture(staircase, signature)
+        graph = self._capture(one, signature)
         if graph is None:
             return None
         self._graphs[key] = graph
-        self.captures += 1
+        self.captures[one.kind] += 1
         self._keep_to(limit)
         self._seen[key] = key in self._graphs  # too large on its own
         return self._graphs.get(key)
 
-    def _capture(self, staircase: Staircase, signature: Signature) -> _Graph | None:
+    def _capture(self, one: Pass, signature: Signature) -> _Graph | None:
         taken: list[tuple] = []
-        family, nth, ticks = staircase.family, dict[tuple, int](), list[LayerRows]()
+        nth, ticks = dict[tuple, int](), list[LayerRows]()
         try:
             with torch.inference_mode(False), torch.no_grad():
                 for shape, t in zip(signature.shapes, signature.tensors, strict=True):
@@ -365,32 +338,32 @@ class Graphs:
                         self._buffers[key] = _Buffer(shape, t)
                     self._buffers[key].users += 1
                     taken.append(key)
-                n_read = len(staircase.rows.read_rows)
-                out = torch.empty(n_read, family.cfg.d_model, dtype=family.resid_dtype, device=family.device)
                 places = {id(t): self._buffers[k].tensor for t, k in zip(signature.tensors, taken, strict=True)}
-                static = bound(staircase, places)
+                static, out = bound(one, places), one.outputs()
                 static.tick = ticks.append
 
                 def run() -> None:
                     ticks.clear()
-                    out.copy_(static.run())
+                    static.run_into(out)
 
                 self._fill(taken, signature)
                 captured = self.backend.capture(run)
-                rows = reduce(LayerRows.plus, ticks)
+                rows = reduce(LayerRows.plus, ticks, LayerRows())
                 captured.replay()
-                usual = copy(staircase)
-                usual.tick = lambda rows: None
-                self._compare(out, usual.run(), family.dtype)
+                usual, expected = copy(one), one.outputs()
+                vars(usual)["tick"] = lambda rows: None
+                usual.run_into(expected)
+                for replayed, plain in zip(out, expected, strict=True):
+                    self._compare(replayed, plain, one.family.dtype)
                 return _Graph(captured, taken, out, rows)
         except BaseException as error:
             self._release(taken)
             if not isinstance(error, RuntimeError):
                 raise
-            self._failed = True
+            self._failed.add(one.kind)
             warn(
-                f"pycotmech: a pass could not be captured as a CUDA graph ({error}); passes run kernel by kernel from now on. "
-                "PYCOTMECH_CUDA_GRAPHS=0 switches graphs off."
+                f"pycotmech: a pass of {one.kind} could not be captured as a CUDA graph ({error}); passes of {one.kind} run "
+                "kernel by kernel from now on. PYCOTMECH_CUDA_GRAPHS=0 switches graphs off."
             )
             return None
 
@@ -472,6 +445,7 @@ def _setting() -> tuple:
         matmul.allow_bf16_reduced_precision_reduction,
         matmul.allow_fp16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
+        *(enabled() for enabled in _ATTENTION),
     )
 
 

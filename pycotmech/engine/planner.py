@@ -17,7 +17,7 @@ from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_memory
 from pycotmech.model.config import layer_flop, logits_flop, mlp_weights, mlp_width
 from pycotmech.model.families.base import VOCAB_SLICE, Family
-from pycotmech.model.run import site_bytes
+from pycotmech.model.packed import site_bytes
 
 _SHARE_OF_FREE = 0.5
 
@@ -130,6 +130,13 @@ def pass_bytes(family: Family, rows: int) -> int:
     row = keys + 3 * heads * family.dtype.itemsize + (cfg.d_model + 2 * cfg.d_head) * family.resid_dtype.itemsize
     block = min(rows, family.sizes.row_block)
     return rows * row + block_bytes(family, block) + block * _projected(family)
+
+
+def graph_bytes(family: Family, rows: int) -> int:
+    """What a captured pass of so many rows holds besides its buffers and results, about: the rows, the temporaries of a block,
+    and queries and attention's output of a layer."""
+    heads = family.cfg.n_heads * family.cfg.d_head * family.dtype.itemsize
+    return rows * row_bytes(family) + block_bytes(family, min(rows, family.sizes.row_block)) + 2 * rows * heads
 
 
 def _projected(family: Family) -> int:

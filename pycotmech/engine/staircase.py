@@ -51,6 +51,7 @@ class Staircase:
     Memory: a residual row of d values for each row of a variant, and the temporaries of `Sizes.row_block` rows.
     """
 
+    kind: ClassVar[str] = "variants"
     on_device: ClassVar[tuple[str, ...]] = ("rows", "join", "edits", "attention", "mlp", "watch", "jitter")
     """Attributes on the device, and objects that hold such attributes, each of which has this list too. All others are on
     the CPU and decide what is launched (`graphs`)."""
@@ -98,6 +99,32 @@ class Staircase:
         x, last = x.to(device), traveller.on(device, self)
         done = last._begin(x, done, top)
         return (x if self.upto is not None else last._last_layer(x, done)).to(family.device)
+
+    # ---- as a pass that is captured (`graphs`) ---------------------------------------------------------------------------
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all variants."""
+        return len(self.rows)
+
+    def outputs(self) -> tuple[Tensor]:
+        """Room for what `run` gives."""
+        shape = len(self.rows.read_rows), self.family.cfg.d_model
+        return (torch.empty(shape, dtype=self.family.resid_dtype, device=self.family.device),)
+
+    def run_into(self, out: Sequence[Tensor]) -> None:
+        """Runs, and copies what it gives to this room."""
+        out[0].copy_(self.run())
+
+    def result(self, out: Sequence[Tensor], *, copied: bool = False) -> Tensor:
+        """What `run` gives, of this room. copied: not the room itself."""
+        return out[0].clone() if copied else out[0]
+
+    def replayed(self, recorded: LayerRows) -> None:
+        """Reports a replay: the rows of the pass that was captured."""
+        self.tick(recorded)
+
+    # ---- layer by layer ----------------------------------------------------------------------------------------------------
 
     def _layer(self, l: int, x: Tensor, done: int) -> int:
         """Takes the rows through layer l, all on its device; returns how many variants have joined after it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,6 +95,24 @@ class Kept:
         return self._places[a, device]
 
 
+class KeptRows(Kept):
+    """The same of a pass that goes through layers as one block: its rows [n] stay on the device and are looked up there."""
+
+    def __init__(self, sites: dict[str, Tensor], rows: Tensor) -> None:
+        super().__init__(sites, rows)
+        self._at = rows
+
+    def store(self, site: str, l: int, a: int, b: int, value: Tensor) -> None:
+        assert a == 0
+        kept = self.sites.get(site)
+        if kept is None:
+            return
+        if value.dtype == kept.dtype:
+            torch.index_select(value, 0, self._at, out=kept[l])
+        else:
+            kept[l] = value[self._at]
+
+
 @torch.no_grad()
 def climb(
     family: Family,
@@ -108,6 +127,8 @@ def climb(
     n_rows: Sequence[int] | None = None,
     n_layers: int | None = None,
     begin: tuple[int, Tensor] | None = None,
+    angles: Tensor | None = None,
+    tick: Callable[[work.LayerRows], None] | None = None,
 ) -> Tensor:
     """Takes packed rows up through the layers; the residual stream after the last one, [R, d], or of the rows `read`.
 
@@ -120,12 +141,15 @@ def climb(
     n_rows: how many of the rows, from the first on, go through each layer; None: all. The others stay as they are.
     n_layers: only the first so many layers; what is said of the last layer then holds for the last of these.
     begin: the layer to begin with and the residual rows [R, d] before it, which are changed in place; None: the embedding.
+    angles: of the positions, if they are known (`Family.rotary`). tick: gets what goes through each layer; None: it is reported
+        as work.
 
     Memory: the residual stream, the queries and z of one layer, `keys`, and the temporaries of `Sizes.row_block` rows.
     """
     cfg, R = family.cfg, len(tokens)
     L = cfg.n_layers if n_layers is None else n_layers
-    angles, home = family.rotary(positions), positions.device
+    angles, home = family.rotary(positions) if angles is None else angles, positions.device
+    tick = partial(work.count, family) if tick is None else tick
     first, x = (0, family.embed(tokens, positions)) if begin is None else begin  # [R, d]
     kept = kept or Kept({})
     queries = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
@@ -148,11 +172,11 @@ def climb(
             elif top is None:
                 queries[a:b] = q
         if top is not None:
-            work.count(family, work.LayerRows(n, n + len(top), len(top), len(top)))
+            tick(work.LayerRows(n, n + len(top), len(top), len(top)))
             return _read_rows(family, l, x[top.to(x.device)].to(home), angles, attention, edit_z, k_own, v_own, top)
         z = attention(l, asked[:n], k_own, v_own, None)
         if z is None:
-            work.count(family, work.LayerRows(qkv=n))
+            tick(work.LayerRows(qkv=n))
             return x.to(home)
         z = z if edit_z is None else edit_z(l, z, None)
         for a, b in blocks(family, n):
@@ -171,7 +195,7 @@ def climb(
             if beside is None:
                 x[a:b].add_(out)
             kept.store("resid_post", l, a, b, x[a:b])
-        work.count(family, work.LayerRows.whole(n))
+        tick(work.LayerRows.whole(n))
         del z
     return x.to(home)
 

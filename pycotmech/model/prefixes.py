@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pycotmech.model.families.base import Family
 from pycotmech.model.precision import matmul_precision
-from pycotmech.model.run import KeyValues, forward_packed
+from pycotmech.model.run import KeyValues, Replay, forward_packed
 
 _SHARE_OF_ROOM = 8
 """A call's memory budget divided by this may be kept."""
@@ -67,8 +67,9 @@ class Prefixes:
             self._segments.clear()
             self._weights = self._sample = None
 
-    def key_values(self, tokens: Tensor, room: int) -> KeyValues | None:
-        """Keys and values of `tokens` [P] from position 0 on; None for P = 0. room: bytes that the call may use.
+    def key_values(self, tokens: Tensor, room: int, replay: Replay | None = None) -> KeyValues | None:
+        """Keys and values of `tokens` [P] from position 0 on; None for P = 0. room: bytes that the call may use. replay: as in
+        `forward_packed`; what is computed with it and without it is kept apart.
 
         Cost: a forward pass of the segments that are not kept, and a copy of all.
         """
@@ -78,7 +79,7 @@ class Prefixes:
         with self._lock:
             limit = room // _SHARE_OF_ROOM if self.limit is None else self.limit
             keep = limit > 0 and self._trusted()
-            ids, setting = tokens.cpu(), _setting()
+            ids, setting = tokens.cpu(), (*_setting(), replay is not None)
             out = torch.empty(
                 2, cfg.n_layers, len(ids), cfg.n_key_value_heads, cfg.d_head, dtype=family.dtype, device=family.device
             )
@@ -90,7 +91,7 @@ class Prefixes:
                 found = self._segments.get(key) if keep else None
                 if found is None:
                     past = KeyValues(out[0, :, :a], out[1, :, :a]) if a else None
-                    packed = forward_packed(family, [ids[a:b]], past)
+                    packed = forward_packed(family, [ids[a:b]], past, replay=replay)
                     found = torch.stack((packed.k, packed.v))
                     if keep:
                         self._segments[key] = found

@@ -14,51 +14,12 @@ from torch import Tensor
 
 from pycotmech.model.climb import Attention, EditZ, Kept, KeySlots, climb
 from pycotmech.model.families.base import Family
-from pycotmech.model.sites import QUERY_SITES, RESIDUAL_SITES, parse_site, refuse_missing
+from pycotmech.model.packed import KeyValues, Packed, RowKeys, causal_attention, site_dtype, site_shape
+from pycotmech.model.prompt_pass import PromptPass
+from pycotmech.model.sites import parse_site, refuse_missing
 
-
-@dataclass(frozen=True)
-class KeyValues:
-    """Keys (after the rotary embedding) and values of positions 0..P-1 of one sequence: each [L, P, Hkv, D]."""
-
-    k: Tensor
-    v: Tensor
-
-    def __len__(self) -> int:
-        return self.k.shape[1]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """What a packed forward pass kept. Sequences follow one another; `offsets` [n + 1] cuts the rows."""
-
-    offsets: list[int]
-    k: Tensor  # [L, R, Hkv, D], after the rotary embedding
-    v: Tensor  # [L, R, Hkv, D]
-    sites: dict[str, Tensor]  # site -> [L, R, ...], or the rows that were to be kept
-    resid_final: Tensor  # [len(read), d], resid_post of the last layer at the rows read
-
-    def key_values(self, i: int, past: KeyValues | None) -> KeyValues:
-        """Keys and values of sequence i from position 0 on, the shared past before it."""
-        a, b = self.offsets[i], self.offsets[i + 1]
-        k, v = self.k[:, a:b], self.v[:, a:b]
-        return KeyValues(k, v) if past is None else KeyValues(torch.cat((past.k, k), 1), torch.cat((past.v, v), 1))
-
-
-def site_shape(family: Family, site: str) -> tuple[int, ...]:
-    cfg = family.cfg
-    if site in RESIDUAL_SITES:
-        return (cfg.d_model,)
-    return (cfg.n_heads if site in QUERY_SITES else cfg.n_key_value_heads, cfg.d_head)
-
-
-def site_dtype(family: Family, site: str) -> torch.dtype:
-    return family.resid_dtype if site.startswith("resid") else family.dtype
-
-
-def site_bytes(family: Family, site: str) -> int:
-    """Of one row of a site in one layer."""
-    return torch.Size(site_shape(family, site)).numel() * site_dtype(family, site).itemsize
+Replay = Callable[[PromptPass], Packed]
+"""Runs a pass, or replays one that was captured (`engine.graphs`)."""
 
 
 @torch.no_grad()
@@ -73,6 +34,7 @@ def forward_packed(
     read: Tensor | None = None,
     edit_z: EditZ | None = None,
     upto: int | None = None,
+    replay: Replay | None = None,
 ) -> Packed:
     """Runs sequences that continue a past (or start at position 0) through the model as packed rows.
 
@@ -84,6 +46,7 @@ def forward_packed(
     edit_z: what every layer does to z before its output projection; layers above see its consequences. The past is
     taken as it is: an edit that reaches it has to be made where the past is computed.
     upto: only the first so many layers, 1 .. n_layers; what is said of the last layer then holds for the last of these.
+    replay: takes the pass, padded (`prompt_pass`), if it edits nothing and has few enough rows. None: rows are not padded.
     Raises what `refuse_unsupported` raises: every run begins here, and one that would be wrong does not begin.
     """
     family.refuse_unsupported()
@@ -91,9 +54,12 @@ def forward_packed(
     offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     R, L, device = offsets[-1], family.cfg.n_layers if upto is None else upto, family.device
     after = [(0, 0 if past is None else len(past))] * len(lengths) if after is None else after
-    read = (torch.empty(0, dtype=torch.long) if read is None else read).to(device)
+    read = torch.empty(0, dtype=torch.long) if read is None else read
+    if replay is not None and edit_z is None and PromptPass.is_for(family, R):
+        return replay(PromptPass(family, sequences, past, after, sites=sites, keep=keep, read=read, n_layers=L))
+    read = read.to(device)
     tokens = torch.cat([s.to(device) for s in sequences])
-    positions = torch.cat([torch.arange(hi - lo, hi - lo + n) for (lo, hi), n in zip(after, lengths, strict=True)])
+    keys = RowKeys.of(lengths, after)
     n_kept = R if keep is None else len(keep)
     kept = {
         s: torch.empty(L, n_kept, *site_shape(family, s), dtype=site_dtype(family, s), device=device)
@@ -101,7 +67,7 @@ def forward_packed(
     }
     own = KeySlots.empty(family, R, n_layers=L)
     x = climb(
-        family, tokens, positions.to(device), packed_attention(family, lengths, past, after), own,
+        family, tokens, keys.positions.to(device), _attention(family, lengths, past, keys), own,
         kept=Kept(kept, keep), edit_z=edit_z, read=None if kept else read, n_layers=upto,
     )  # fmt: skip
     return Packed(offsets, own.k, own.v, kept, x[read] if kept else x)
@@ -111,21 +77,12 @@ def packed_attention(
     family: Family, lengths: Sequence[int], past: KeyValues | None, after: Sequence[tuple[int, int]]
 ) -> Attention:
     """Causal attention of sequences that are packed one after another: over their own keys, and over a range of the past's."""
-    counts = torch.tensor(lengths)
-    own = torch.repeat_interleave(counts.cumsum(0) - counts, counts)  # [R] the sequence's first row
-    shared = torch.repeat_interleave(torch.tensor(after), counts, dim=0)  # [R, 2]
-    within = torch.arange(len(own)) - own
-    table = family.row_table(
-        own, within, shared[:, 0], shared[:, 1] - shared[:, 0], own_keys=len(own), shared_keys=0 if past is None else len(past)
-    )
+    return _attention(family, lengths, past, RowKeys.of(lengths, after))
 
-    def attend(l: int, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
-        if past is None and rows is None:
-            return family.attention(l).prompts(q, k, v, lengths, table)
-        past_k, past_v = (k[:0], v[:0]) if past is None else (past.k[l], past.v[l])
-        return family.attend(l, q, past_k, past_v, k, v, table if rows is None else table[rows].contiguous())
 
-    return attend
+def _attention(family: Family, lengths: Sequence[int], past: KeyValues | None, keys: RowKeys) -> Attention:
+    table = keys.table(family, sum(lengths), 0 if past is None else len(past))
+    return causal_attention(family, lengths, table, past)
 
 
 def watch(family: Family, tokens: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor | None]) -> None:

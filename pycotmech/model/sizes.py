@@ -19,6 +19,8 @@ _OTHER = 160
 _ABOVE = 1.5
 """From so many times the ridge point on a product is taken to be limited by arithmetic."""
 
+KEYS, ROWS = 256, 64
+"""Passes that differ by less, in shared keys and in kept rows, have buffers of one size where they are replayed."""
 
 _LARGEST_MAPPED = 31 * 2**20
 """Bytes just below glibc's largest limit for mapped allocations (DEFAULT_MMAP_THRESHOLD_MAX)."""

@@ -101,7 +101,7 @@ def run_chunks(
         random=torch.full((n, *shape), torch.nan, dtype=torch.float64),
         sham=torch.full((n,), torch.nan, dtype=torch.float64),
     )
-    past = question.prefixes.key_values(question.shared, question.budget.room)
+    past = question.prefixes.key_values(question.shared, question.budget.room, evaluator.replay)
     for chunk in chunks:
         _run_chunk(question, layout, chunk, past, evaluator, evaluate, out)
     return out
@@ -128,6 +128,7 @@ def _run_chunk(
             reads=[[question.pairs[i].read for i in run.readers] for run in chunk.runs],
             sites=layout.base_sites,
             source_sites=layout.source_sites,
+            replay=evaluator.replay,
         )
     metrics = _measure_runs(question, chunk.readers, runs, evaluator, out)
     for i in chunk.readers:

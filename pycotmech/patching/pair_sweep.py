@@ -20,8 +20,8 @@ from pycotmech.engine.memory import hint_at_budget
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import RowEdits, SourceValues
+from pycotmech.model.packed import KeyValues, site_bytes
 from pycotmech.model.prompts import Tokens
-from pycotmech.model.run import KeyValues, site_bytes
 from pycotmech.patching.chunks import Chunk, PairValues, run_chunks
 from pycotmech.patching.control_results import Controls
 from pycotmech.patching.controls import ControlChoice, ControlRequest, ControlSource, ask_controls
@@ -278,7 +278,7 @@ def _joins(sweep: PairSweep, evaluator: Evaluator, chunk: TableChunk, past: KeyV
         n = sweep.begun_by_others
         begun = None if past is None or n == 0 else KeyValues(past.k[:, :n], past.v[:, :n])
         with hint_at_budget(f"{len(others)} prompt(s) of random controls were run"):
-            other, from_other = z_of_prompts(evaluator.family, others, rows, begun), table.random
+            other, from_other = z_of_prompts(evaluator.family, others, rows, begun, evaluator.replay), table.random
     return HeadJoins.on_device_of(
         evaluator.family,
         bases,

@@ -55,7 +55,8 @@ def sham_change(
     family, sham = evaluator.family, first - 1
     shared = None if past is None or sham == 0 else KeyValues(past.k[:, :sham], past.v[:, :sham])
     runs = run_pairs(
-        family, [prompt], [], past=shared, first=[sham], reads=[reads], sites=SELF_PATCH_SITES, source_sites=()
+        family, [prompt], [], past=shared, first=[sham], reads=[reads], sites=SELF_PATCH_SITES, source_sites=(),
+        replay=evaluator.replay,
     )  # fmt: skip
     z = runs.bases.sites["z"].clone()
     z[:, z.shape[1] - source.shape[1] :] = source

@@ -18,6 +18,7 @@ from benchmarks.gpu import supervise
 from benchmarks.gpu.bench import Bench, poisoned_outputs, relative, surrounded
 from benchmarks.gpu.found import Found, read_rows
 from pycotmech import ops
+from pycotmech.engine import graphs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,6 +171,27 @@ class Graph:
         Graph.replays += 1
 
 
+class Passes:
+    """In the place of what captures passes of the engine: a replay runs the pass again."""
+
+    def capture(self, fn):
+        def replay():
+            Graph.replays += 1
+            fn()
+
+        fn()
+        return graphs.Captured(replay, 0)
+
+    def mark(self):
+        return None
+
+    def after(self, mark):
+        pass
+
+    def drain(self):
+        pass
+
+
 @pytest.fixture
 def driver(monkeypatch):
     """Stands in for the functions of PyTorch that ask a CUDA driver."""
@@ -187,6 +209,10 @@ def driver(monkeypatch):
     )  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(graphs, "captures", lambda device: os.environ.get("PYCOTMECH_CUDA_GRAPHS") != "0")
+    monkeypatch.setattr(graphs, "backend_for", lambda device: Passes())
+    yield
+    graphs.kept.clear()
 
 
 @pytest.mark.parametrize("name", ["environment", "ceilings", "attention", "llama7b", "summary", "profile"])

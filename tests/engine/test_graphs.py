@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import pycotmech as pcm
 from pycotmech.engine import graphs as graphs_module
 from pycotmech.engine.joins import HeadJoins
+from pycotmech.model.prompt_pass import PromptPass
 from pycotmech.model.work import counted
 from tests.reference.tiny import tiny_llama
 
@@ -46,6 +47,11 @@ class Reads(TorchDispatchMode):
         return out
 
 
+def filled_by(fn):
+    """The tensors that a pass fills, which is being captured."""
+    return fn.__closure__[fn.__code__.co_freevars.index("out")].cell_contents
+
+
 class StandIn:
     """Captures by running once and replays by running again."""
 
@@ -54,16 +60,17 @@ class StandIn:
 
     def capture(self, fn):
         graphs = graphs_module.kept.of(self.family)
-        out = next(c.cell_contents for c in fn.__closure__ if isinstance(c.cell_contents, torch.Tensor))
+        out = filled_by(fn)
 
         def run():
             known = [b.tensor for b in graphs._buffers.values()]
-            with Reads([*self.family.hf.parameters(), *self.family.hf.buffers(), *known, out]):
+            with Reads([*self.family.hf.parameters(), *self.family.hf.buffers(), *known, *out]):
                 fn()
 
         def replay():
             self.log.append("replay")
-            out.fill_(torch.nan)
+            for x in out:
+                x.fill_(torch.nan)
             run()
 
         self.log.append("capture")
@@ -83,7 +90,8 @@ class StandIn:
 
 @pytest.fixture
 def on(monkeypatch):
-    """Makes a model one whose passes are captured; gives its graphs. Inputs of passes are poisoned when a call is over."""
+    """Makes a model one whose passes of variants are captured, and of prompts if they are to be; gives its graphs. Inputs of
+    passes are poisoned when a call is over."""
     inputs = []
     real = graphs_module.Signature.__init__
 
@@ -93,8 +101,10 @@ def on(monkeypatch):
 
     monkeypatch.setattr(graphs_module.Signature, "__init__", read)
     monkeypatch.setattr(HeadJoins, "_picks", staticmethod(lambda rows: False))  # as on a GPU
+    is_for = PromptPass.is_for
 
-    def start(model):
+    def start(model, *, prompts=False):
+        monkeypatch.setattr(PromptPass, "is_for", staticmethod(is_for if prompts else lambda family, rows: False))
         monkeypatch.setattr(graphs_module, "captures", lambda device: True)
         monkeypatch.setattr(graphs_module, "backend_for", lambda device: StandIn(model.family))
         return graphs_module.kept.of(model.family)
@@ -173,7 +183,7 @@ def test_replays_are_what_is_run_kernel_by_kernel(case, shape, dtype, on):
     for seed in range(3):
         assert (sweeps(CASES[case], seed, model) == expected[seed]).all()
         on.poison()
-    assert graphs.captures == len(graphs) == 1 and graphs.replays == 2
+    assert graphs.captures["variants"] == 1 and graphs.replays["variants"] == 2
     assert len({tuple(e) for e in expected}) == 3 and not np.isnan(np.concatenate(expected)[:-1]).any()
 
 
@@ -216,10 +226,12 @@ def test_pieces_of_one_call(model, on, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "copy_", lambda self, x: (copies.append(x.nbytes), plain(self, x))[1])
     for e, two in zip(expected, lists, strict=True):
         copies.clear()
-        before = graphs.replays
+        before = graphs.replays["variants"]
         found = pcm.patch_heads(model, *two, **options)
         assert (found.raw == e.raw).all() and found.plan.bytes_in_flight <= found.plan.budget_bytes
-    assert found.plan.chunks > 3 and graphs.replays - before == found.plan.chunks and graphs.captures > 1
+    assert (
+        found.plan.chunks > 3 and graphs.replays["variants"] - before == found.plan.chunks and graphs.captures["variants"] > 1
+    )
     assert sum(copies) < sum(b.nbytes for b in graphs._buffers.values()) * found.plan.chunks / 2
 
 
@@ -231,9 +243,9 @@ def test_another_shape_is_another_graph(model, on, other):
     for _ in range(2):
         sweeps(CASES["z, everywhere"], 0, model)
     sweeps(CASES[case], 0, model, **change)
-    assert graphs.captures == graphs.replays == 1
+    assert graphs.captures["variants"] == graphs.replays["variants"] == 1
     sweeps(CASES[case], 0, model, **change)
-    assert graphs.captures == graphs.replays == len(graphs) == 2
+    assert graphs.captures["variants"] == graphs.replays["variants"] == len(graphs) == 2
 
 
 @pytest.mark.parametrize("site", ["z", "q", "resid_mid"])
@@ -247,7 +259,7 @@ def test_prompts_of_other_lengths_replay_the_same_graph(site, model, on, monkeyp
     monkeypatch.setattr(graphs_module, "_blank", lambda shape, like: poisoned(blank(shape, like)))
     for seed, length in enumerate(lengths):
         assert (sweeps(case, seed, model, length) == expected[seed]).all()
-    assert graphs.captures == len(graphs) == 1 and graphs.replays == len(lengths) - 1
+    assert graphs.captures["variants"] == len(graphs) == 1 and graphs.replays["variants"] == len(lengths) - 1
     assert any(b.tensor.is_floating_point() and b.tensor.isnan().any() for b in graphs._buffers.values())
 
 
@@ -261,7 +273,7 @@ def test_where_positions_decide_what_is_launched_lengths_are_apart(model, on):
     case = CASES["pattern"]
     for length in (T, T + 5, T, T + 5):
         sweeps(case, 0, model, length)
-    assert graphs.captures == 2
+    assert graphs.captures["variants"] == 2
 
 
 def test_the_limit_is_kept_and_the_oldest_goes_first(model, on):
@@ -274,18 +286,18 @@ def test_the_limit_is_kept_and_the_oldest_goes_first(model, on):
     expected = [twice(length) for length in (T, T + 1, T + 2)]
     held = graphs.nbytes
     assert len(graphs) == 3 and held == sum(b.nbytes for b in graphs._buffers.values()) + sum(
-        g.out.nbytes + 2**21 for g in graphs._graphs.values()
+        sum(x.nbytes for x in g.out) + 2**21 for g in graphs._graphs.values()
     )
     graphs.clear()
     assert len(graphs) == graphs.nbytes == len(graphs._buffers) == 0 and graphs.backend.log[-1] == "drain"
     graphs.limit = held - 1
     assert [(twice(length) == e).all() for length, e in zip((T, T + 1, T + 2), expected, strict=True)] == [True] * 3
     assert len(graphs) == 2 and graphs.nbytes <= graphs.limit
-    before = graphs.captures
+    before = graphs.captures["variants"]
     twice(T + 2)
-    assert graphs.captures == before
+    assert graphs.captures["variants"] == before
     twice(T)
-    assert graphs.captures == before + 1
+    assert graphs.captures["variants"] == before + 1
 
 
 def test_what_is_too_large_is_not_held(model, on):
@@ -293,11 +305,11 @@ def test_what_is_too_large_is_not_held(model, on):
     graphs.limit = 2**16  # below what the buffers need: known before
     for _ in range(3):
         sweeps(CASES["z, everywhere"], 0, model)
-    assert graphs.captures == graphs.nbytes == 0
+    assert graphs.captures["variants"] == graphs.nbytes == 0
     graphs.limit, graphs.backend.pool = 2**24, 2**24  # known when it was captured, and tried once
     for _ in range(3):
         sweeps(CASES["z, everywhere"], 0, model)
-    assert graphs.captures == 1 and len(graphs) == graphs.nbytes == graphs.replays == 0
+    assert graphs.captures["variants"] == 1 and len(graphs) == graphs.nbytes == graphs.replays["variants"] == 0
     graphs.limit = 0
     sweeps(CASES["z, everywhere"], 0, model)
 
@@ -317,7 +329,7 @@ def test_a_capture_that_fails(model, on):
         for seed in range(4):
             assert (sweeps(CASES["z, everywhere"], seed, model) == expected[seed]).all()
     assert [("not permitted" in str(w.message)) for w in said] == [True]
-    assert graphs.backend.log.count("refused") == 1 and graphs.nbytes == graphs.replays == 0
+    assert graphs.backend.log.count("refused") == 1 and graphs.nbytes == graphs.replays["variants"] == 0
 
 
 def test_a_replay_that_gives_other_numbers(model, on):
@@ -328,11 +340,11 @@ def test_a_replay_that_gives_other_numbers(model, on):
 
     def wrong(fn):
         captured = honest(fn)
-        out = fn.__closure__[[*fn.__code__.co_freevars].index("out")].cell_contents
+        out = filled_by(fn)
 
         def replay():
             captured.replay()
-            out.mul_(1 + 1e-4)
+            out[0].mul_(1 + 1e-4)
 
         return type(captured)(replay, captured.nbytes)
 
@@ -342,7 +354,7 @@ def test_a_replay_that_gives_other_numbers(model, on):
         for seed in range(4):
             assert (sweeps(CASES["z, everywhere"], seed, model) == expected[seed]).all()
     assert ["off the pass run as usual" in str(w.message) for w in said] == [True]
-    assert graphs.nbytes == graphs.replays == 0
+    assert graphs.nbytes == graphs.replays["variants"] == 0
 
 
 def test_a_first_replay_may_be_off_by_the_rounding_of_the_models_dtype():
@@ -366,13 +378,13 @@ def test_weights(on):
         on(model)
         return (sweeps(CASES["z, everywhere"], 1, model) == expected).all()
 
-    assert found() and found() and graphs.captures == 1
-    before = graphs.replays
+    assert found() and found() and graphs.captures["variants"] == 1
+    before = graphs.replays["variants"]
     hf.model.layers[1].mlp.up_proj.weight.mul_(1.5)
-    assert found() and graphs.captures == 1 and graphs.replays == before + 1
+    assert found() and graphs.captures["variants"] == 1 and graphs.replays["variants"] == before + 1
     hf.model.layers[1].mlp.up_proj.weight.data = hf.model.layers[1].mlp.up_proj.weight * 0.5
     assert found() and len(graphs) == 0
-    assert found() and graphs.captures == 2
+    assert found() and graphs.captures["variants"] == 2
     hf.model.layers[1].input_layernorm.variance_epsilon = 0.1  # a number that was recorded
     assert found() and len(graphs) == 0
     seen = []
@@ -403,7 +415,7 @@ def test_a_replay_counts_the_work_of_the_pass(case, model, on):
         with counted(model.family) as tally:
             sweeps(CASES[case], seed, model)
         found.append((tally.layer_rows, tally.flop))
-    assert graphs.captures == 1 and graphs.replays == 3
+    assert graphs.captures["variants"] == 1 and graphs.replays["variants"] == 3
     assert len(set(found)) == 1 and found[0][0] > T * 3
 
 
@@ -425,7 +437,7 @@ def test_threads(model, on):
 
     threads = [threading.Thread(target=call, args=(seed,)) for seed in range(6)]
     [t.start() for t in threads], [t.join() for t in threads]
-    assert all((found[seed] == expected[seed]).all() for seed in range(6)) and graphs.replays >= 4
+    assert all((found[seed] == expected[seed]).all() for seed in range(6)) and graphs.replays["variants"] >= 4
 
 
 def test_inference_mode(model, on):
@@ -434,7 +446,7 @@ def test_inference_mode(model, on):
     for seed in range(4):
         with torch.inference_mode(seed != 2):
             assert (sweeps(CASES["z, everywhere"], seed, model) == expected[seed]).all()
-    assert graphs.replays == 3
+    assert graphs.replays["variants"] == 3
 
 
 def test_where_nothing_is_captured(model, monkeypatch):
@@ -456,4 +468,4 @@ def test_a_join_that_is_not_known_is_not_captured(model, on):
             sweeps(CASES["z, everywhere"], seed, model)
     finally:
         HeadJoins.of = plain
-    assert graphs.captures == 0
+    assert graphs.captures["variants"] == 0

@@ -16,9 +16,11 @@ from tests.reference.tiny import tiny_llama
 
 H100 = sizes.for_ridge(266)
 T, SUFFIX = 512, 40
-LIMIT = 1200
+LIMIT = 240
 """Launches outside graphs of a sweep whose prefix is not kept yet, at 32 layers and T = 512, read and patched at the last
 position; passes of its shape have been seen."""
+PASSES = 3
+"""Passes of a cold sweep: over the prefix, over both prompts from where they differ, and over the variants."""
 LIMIT_FIRST = 3700
 """The same of a sweep whose shape is new, so that every pass is launched kernel by kernel."""
 
@@ -94,7 +96,7 @@ def counted(monkeypatch):
 def test_launches_of_a_cold_sweep(counted):
     sweep, launches, model = counted
     first, second, cold = (sweep(seed) for seed in range(3))  # no prefix is shared
-    assert model.device == META and launches.counts["graph"] >= 1
+    assert model.device == META and launches.counts["graph"] >= PASSES
     assert cold <= LIMIT, launches.counts.most_common(30)
     assert first <= LIMIT_FIRST and cold < second, (first, second)
 
@@ -105,14 +107,15 @@ def test_a_first_sweep_of_other_prompts_replays(counted):
     sweep(0, T - 7), sweep(1, T - 7)
     before = launches.counts["graph"]
     cold = sweep(2, T, SUFFIX + 3)
-    assert launches.counts["graph"] == before + 1
+    assert launches.counts["graph"] == before + PASSES
     assert cold <= LIMIT, cold
 
 
 def test_weights_in_one_buffer_need_fewer_launches(counted):
-    """As `fuse_weights=True` puts them: three products less in every layer of both passes of the prompts."""
+    """As `fuse_weights=True` puts them: three products less in every layer of both passes of the prompts, launched one by
+    one."""
     sweep, _, model = counted
-    separate = [sweep(seed) for seed in range(3)][-1]
+    separate = sweep(0)
     for layer in model.hf.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
@@ -121,7 +124,7 @@ def test_weights_in_one_buffer_need_fewer_launches(counted):
             for m, part in zip(group, together.split([n for n, _ in shapes]), strict=True):
                 m.weight.data = part
     graphs.kept.clear()
-    fused = [sweep(3 + seed) for seed in range(3)][-1]
+    fused = sweep(3)
     assert separate - fused >= 2 * 3 * 31, (separate, fused)
 
 
