@@ -92,12 +92,12 @@ def _asked(identity: Mapping[str, Any], pairs: bool) -> str:
     what = "a prompt's answer" if pairs else "each step of the reasoning"
     if identity["direction"] == "denoise":
         return (
-            f"Which attention heads does {what} depend on? Each head in turn takes its activation from the clean run, while "
-            "all else stays as in a run on a changed prompt: how much of the clean prediction is restored?"
+            f"Which attention heads does {what} depend on? The model runs on a changed prompt, and one head at a time takes "
+            "its activation from the clean run. How much of the clean prediction does this restore?"
         )
     return (
-        f"Which attention heads does {what} depend on? Each head in turn takes its activation from a run on a changed prompt, "
-        "while all else stays clean: how much of the clean prediction is lost?"
+        f"Which attention heads does {what} depend on? The model runs on the clean prompt, and one head at a time takes its "
+        "activation from a run on a changed prompt. How much of the clean prediction is lost?"
     )
 
 
@@ -154,7 +154,7 @@ def _how(identity: Mapping[str, Any]) -> str:
     at = "at all positions" if where == "all" else f"at position {', '.join(map(str, where))}"
     metric = METRIC_NAMES.get(identity["metric"], identity["metric"])
     return (
-        f"One head at a time, {at}. 0: no effect, 100 %: the other run's {metric} as a whole; blue towards it, red away from "
+        f"One head at a time, {at}. 0: no effect; 100 %: the full {metric} of the other run; blue: towards it, red: away from "
         "it. Choose a step above the map, and a head in it."
     )
 
