@@ -177,7 +177,7 @@ def _expect(model: Model, arguments: dict[str, Any], screen: int | None, plan_fo
 
 def _found(result: Sweep, top: int) -> dict[str, Any]:
     """The sweep in JSON values: every head, and the strongest ones."""
-    control = None if result.controls is None else result.controls.threshold
+    control = None if result.controls is None or not result.controls.n_random else result.controls.threshold
     strongest = [
         {"layer": layer, "head": head, "effect": effect, "above_floor": abs(effect) > result.noise_floor,
          "beyond_control": None if control is None else abs(effect) > max(control, result.noise_floor)}

@@ -6,7 +6,6 @@ the headers of the safetensors files, so they are compared with the model before
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+
+from pycotmech.files.text import parse_json
 
 Header = tuple[str, tuple[int, ...]]
 """Dtype and shape of a tensor, as a safetensors file says."""
@@ -33,9 +34,12 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(set(parse_json(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{index} is not an index of safetensors shards ({error})") from error
+        for name in names:  # a stranger's index must not point outside of its folder
+            if not isinstance(name, str) or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{index} names the shard {name!r:.100}; expected a file in the folder")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{folder} lacks {_shortened(missing)}, named in {index.name}: an incomplete download")

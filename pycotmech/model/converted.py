@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pycotmech.files.text import parse_json
 from pycotmech.files.write import replacing
 
 FORMAT = 1  # part of every key: raise it when a conversion changes what it writes
@@ -46,7 +47,7 @@ def entry_for(source: Path) -> Path:
 def read_entry(entry: Path) -> dict | None:
     """The facts stored with an entry, or None where it is missing, incomplete or damaged."""
     try:
-        manifest = json.loads((entry / MANIFEST).read_text("utf-8"))
+        manifest = parse_json((entry / MANIFEST).read_text("utf-8"))
         for name, (size, digest) in manifest["files"].items():
             path = entry / name
             if path.stat().st_size != size or sha256_of(path) != digest:

@@ -92,6 +92,8 @@ class _Cursor:
             return self.string()
         if kind == _ARRAY:
             of, n = self.take("I"), self.count("entries of an array")
+            if of == _ARRAY:  # no model has any, and their depth would be that of calls
+                raise IndexError("an array of arrays")
             if of in _SCALARS:
                 values = list(struct.unpack_from(f"<{n}{_SCALARS[of]}", self.buffer, self.at))
                 self.at += struct.calcsize(f"<{n}{_SCALARS[of]}")

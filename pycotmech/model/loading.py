@@ -8,7 +8,6 @@ unpickled. transformers does the loading; what it would pass over in silence is 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from pycotmech._warnings import warn
+from pycotmech.files.text import parse_json
 from pycotmech.model import _checkpoint, converted, fused
 from pycotmech.model.aliases import ALIASES, INSTALL, Alias, merge_adapter
 from pycotmech.model.config_check import check_config
@@ -359,7 +359,7 @@ def _says_tokenizer_json(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file():
         return False
-    declared = json.loads(file.read_text("utf-8"))
+    declared = parse_json(file.read_text("utf-8"))
     return isinstance(declared, dict) and declared.get("tokenizer_class") == "TokenizersBackend"
 
 
@@ -375,7 +375,7 @@ def _read_config(path: Path, *, source: object) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{source} has no config.json")
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = parse_json(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(config, dict):

@@ -13,6 +13,7 @@ import numpy as np
 from pycotmech.cot.task.copying import copied_in_order
 from pycotmech.cot.tools.registry import Description
 from pycotmech.files.arrays import DamagedData, open_group
+from pycotmech.files.text import parse_json
 from pycotmech.files.whole import read_sealed, write_sealed
 from pycotmech.files.write import subfolder
 from pycotmech.paper.attempts import at_once, one_by_one
@@ -249,7 +250,7 @@ def stored_facts(folder: Path) -> dict[str, Any]:
     kept = sorted((folder / "data").glob("*.zarr"))
     for path in kept:
         try:
-            about = json.loads(str(open_group(path).attrs.get("about")))
+            about = parse_json(str(open_group(path).attrs.get("about")))
         except ValueError:
             continue
         if isinstance(about, dict) and isinstance(about.get("identity"), dict):
@@ -280,7 +281,7 @@ def _made_of(folder: Path, entry: Description) -> Mapping[str, Any] | None:
     """The identity of a stored result; None if there is none that can be read."""
     path = folder / "data" / f"{entry.name}.zarr"
     try:
-        of = json.loads(str(open_group(path).attrs.get("about")))["identity"]
+        of = parse_json(str(open_group(path).attrs.get("about")))["identity"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return of if isinstance(of, dict) else None

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 DEFAULT_EXAMPLES = 8
-"""The subfolder that holds a folder for each harder setting."""
+"""Number of examples if neither they nor minutes are given."""
 _PILOT = 4
 """Number of examples from which the time of more is predicted."""
 

@@ -41,10 +41,8 @@ def write_summary(
     ]
     for claim, verdict in outcome.verdicts:
         null = f"{claim.null}: {verdict.null}" if verdict.null else claim.null
-        evidence = printable(verdict.evidence)
-        lines.append(
-            f"| {claim.text} ({claim.source}) | **{verdict.word}** | {evidence} | {printable(null)} | {needed(verdict)} |"
-        )
+        evidence, null = (printable(text).replace("|", "\\|") for text in (verdict.evidence, null))
+        lines.append(f"| {claim.text} ({claim.source}) | **{verdict.word}** | {evidence} | {null} | {needed(verdict)} |")
     if harder:
         lines += ["", "## The claims in harder settings", "", *(f"* {h.name}: {h.why}" for h in HARDER if h.name in harder), ""]
         lines += settings_table([outcome, *harder.values()])
@@ -57,7 +55,7 @@ def write_summary(
             lines += [f"![{result.title}, {other}](figures/{name}_{other}.png)", ""]
         lines += [f"All numbers: tables/{name}.csv, data/{name}.zarr", ""]
     if outcome.failures:
-        lines += ["## Not done", "", *(f"* {name}: {why}" for name, why in outcome.failures.items()), ""]
+        lines += ["## Not done", "", *(f"* {name}: {printable(why)}" for name, why in outcome.failures.items()), ""]
     lines += ["## What it cost", "", *cost_table(plan, outcome.costs), ""]
     path = folder / "summary.md"
     write_text(path, "\n".join(lines))

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pycotmech.stats.null_effects import LEVEL, null_threshold
+from pycotmech.stats.null_effects import ENOUGH, LEVEL, null_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class Controls:
     def __str__(self) -> str:
         lines = []
         if self.n_random:
-            lines.append(
-                f"random control of {self.n_random} heads: {1 - LEVEL:.0%} of |effect| up to {self.threshold:.2g}, "
-                f"at most {self.largest:.2g}"
-            )
+            measured = int(np.count_nonzero(~np.isnan(self.random)))
+            share = f"{1 - LEVEL:.0%} of |effect| up to {self.threshold:.2g}, " if measured >= ENOUGH else ""
+            few = "" if measured >= ENOUGH else f" (a share of {1 - LEVEL:.0%} needs {ENOUGH} or more)"
+            lines.append(f"random control of {self.n_random} heads: {share}at most {self.largest:.2g}{few}")
         if np.isfinite(self.sham).any():
             lines.append(f"sham position: {largest_measured(self.sham):.2g}")
         lines.append(f"self-patches: at most {np.abs(self.self_patches).max():.2g}")

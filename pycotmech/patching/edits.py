@@ -184,7 +184,8 @@ def place(edit: Edit, cfg: ModelConfig, length: int, name: str) -> Placed:
     else:
         heads = torch.arange(n_heads) if n_heads else torch.tensor([-1])
     width = {"pattern": length}.get(site, cfg.d_head if n_heads else cfg.d_model)
-    values = _broadcast(edit, len(positions), len(heads) if edit.head is None and n_heads else None, width, name)
+    wide = torch.float64 if cfg.dtype == torch.float64 else torch.float32
+    values = _broadcast(edit, len(positions), len(heads) if edit.head is None and n_heads else None, width, wide, name)
     if site == "pattern" and bool(((torch.arange(length) > positions[:, None])[:, None] & (values != 0)).any()):
         raise ValueError(f"{name}.value: a pattern has weights after its query; expected 0 there, since the model is causal")
     return Placed(site, edit.layer, heads, positions, values)
@@ -200,14 +201,14 @@ def _ranges(edit: Edit, length: int, name: str) -> Tensor:
     return torch.tensor(ranges_of(keys))[:, None]
 
 
-def _broadcast(edit: Edit, n_positions: int, n_heads: int | None, width: int, name: str) -> Tensor:
-    """The value as [positions or 1, heads or 1, width]: rows that repeat are kept once."""
+def _broadcast(edit: Edit, n_positions: int, n_heads: int | None, width: int, dtype: torch.dtype, name: str) -> Tensor:
+    """The value as [positions or 1, heads or 1, width] of `dtype`: rows that repeat are kept once."""
     full = (n_positions, width) if n_heads is None else (n_positions, n_heads, width)
     if edit.value is None:
         raise ValueError(f"{name}.value: None; expected a number or a tensor that broadcasts to {list(full)}")
-    value = torch.as_tensor(edit.value).detach().cpu()
-    if not value.is_floating_point():
-        value = value.float()
+    # The default dtype, which may be a 16-bit one, has no say in what a number is.
+    exact = torch.float64 if isinstance(edit.value, Real) else None
+    value = torch.as_tensor(edit.value, dtype=exact).detach().cpu().to(dtype)
     try:
         value.expand(full)
     except RuntimeError:

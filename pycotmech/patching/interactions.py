@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from operator import index
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,7 @@ from pycotmech.model.run import forward_packed
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.pairs import Pair, targets_of
 from pycotmech.patching.question import Direction, Progress, ask
-from pycotmech.patching.sweep import sweep
+from pycotmech.patching.sweep import prepare_variants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,11 +205,10 @@ def head_interactions(
         of_sets = [*units, *((*units[a], *units[b]) for a, b in asked)]
         variants = [Variant(_edits(model, heads_of, z, pair, where)) for heads_of in of_sets]
         options: dict[str, Any] = {"clean": clean_logits} if metric == "kl" else {}
-        found = sweep(
+        found, effect = prepare_variants(
             model, base, variants, metric=metric, answer=pair.answer, wrong=pair.wrong, read=pair.read, memory_gb=memory_gb,
             seed=seed, **options,
-        )  # fmt: skip
-        effect = found.effect.astype(np.float64)
+        ).measured()  # fmt: skip
         single[i] = effect[:U]
         for (a, b), value in zip(asked, effect[U:], strict=True):
             joint[i, a, b] = joint[i, b, a] = value
@@ -228,7 +228,12 @@ def head_interactions(
 
 
 def _units(heads: Any, n_layers: int, n_heads: int) -> list[Unit]:
+    if isinstance(heads, str) or not isinstance(heads, Iterable):
+        raise TypeError(f"heads: got {heads!r}; expected (layer, head) pairs, or lists of them")
     given = list(heads)
+    for i, unit in enumerate(given):
+        if isinstance(unit, str) or not isinstance(unit, Sequence):
+            raise TypeError(f"heads[{i}]: got {unit!r}; expected (layer, head), or a list of such")
     sets = [[h] if len(h) and not isinstance(h[0], Sequence) else list(h) for h in given]
     units = [tuple(check_heads(s, n_layers, n_heads, argument=f"heads[{i}]")) for i, s in enumerate(sets)]
     if len(units) < 2:
@@ -238,7 +243,10 @@ def _units(heads: Any, n_layers: int, n_heads: int) -> list[Unit]:
 
 def _pairs(pairs: Sequence[tuple[int, int]] | None, units: Sequence[Unit]) -> list[tuple[int, int]]:
     n = len(units)
-    asked = list(combinations(range(n), 2)) if pairs is None else [(int(a), int(b)) for a, b in pairs]
+    try:
+        asked = list(combinations(range(n), 2)) if pairs is None else [(index(a), index(b)) for a, b in pairs]
+    except (TypeError, ValueError):
+        raise TypeError(f"pairs: got {pairs!r}; expected pairs of numbers in 0..{n - 1}, or None for all") from None
     for a, b in asked:
         if not (0 <= a < n and 0 <= b < n) or a == b:
             raise ValueError(f"pairs: got ({a}, {b}); expected two different numbers in 0..{n - 1}")
@@ -257,7 +265,7 @@ def _ends(model: Model, pair: Pair, base: Tensor, source: Tensor, memory_gb: flo
     packed = forward_packed(
         model.family, suffixes, past, sites=("z",), keep=torch.arange(n), read=torch.tensor([2 * n - 1, n - 1])
     )
-    return packed.sites["z"], model.family.logits(packed.resid_final).float().cpu()
+    return packed.sites["z"], model.family.logits(packed.resid_final).cpu()
 
 
 def _edits(model: Model, heads: Unit, z: Tensor, pair: Pair, where: Sequence[int]) -> tuple[Edit, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 
-from pycotmech.model.arguments import check_model
+from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.position_groups import PositionGroups, Positions, labels_of, positions_of
@@ -69,10 +69,11 @@ def knock_out_edges(
         chosen: list[tuple[int, int | None]] = [*check_heads(list(heads), cfg.n_layers, cfg.n_heads)]
     else:
         reached = range(cfg.n_layers if where in queries and min(keys) <= where else cfg.n_layers - 1)
-        named = reached if layers is None else list(dict.fromkeys(int(l) for l in layers))
-        for l in named:
-            if not 0 <= l < cfg.n_layers:
-                raise ValueError(f"layers: {l} is out of range; expected 0..{cfg.n_layers - 1}")
+        if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
+            raise TypeError(f"layers: got {layers!r}; expected a list of layers, or None for all in which a cut does something")
+        named = (
+            reached if layers is None else list(dict.fromkeys(check_integer(l, "layers", 0, cfg.n_layers - 1) for l in layers))
+        )
         if not named:
             raise ValueError("layers: the cut reaches what is read in none of them; expected at least one in which it does")
         chosen = [(l, h) for l in named for h in (range(cfg.n_heads) if each == "head" else [None])]

@@ -82,7 +82,6 @@ def path_patch(
     two hooked forwards per path give the same numbers.
     """
     check_model(model)
-    check_model(model)
     paths = check_paths(model.cfg, senders, receivers, receiver_input, per_query_head, freeze_mlps)
     question = ask(
         model, clean, corrupted, direction=direction, metric=metric, answer=answer, wrong=wrong, normalize=normalize,

@@ -95,6 +95,7 @@ class Scale:
 
         Without normalisation nothing is divided, but a larger change of the metric is off by more: 2 e sqrt(2 (1 + q)) |c - k|.
         """
+        _check_rounding(self.metric, rounding)
         span = abs(float(self.clean.mean() - self.corrupted.mean()))
         found = effect[effect.isfinite() & (effect != 0)].abs()
         q = float(torch.quantile(found, 0.95)) if len(found) else 0.0
@@ -127,6 +128,15 @@ def check_self_patches(metric: str, values: Tensor) -> None:
         raise _not_finite(metric, f"is no finite number in {n} of {values.numel()} self-patches, which leave the run as it is")
 
 
+def _check_rounding(metric: str, changes: Tensor) -> None:
+    """Warns if the metric is no finite number when rounding moves the logits: there is no noise floor then."""
+    if not bool(changes.isfinite().all()):
+        warn(
+            f"metric: {metric} is no finite number if rounding moves the logits, so there is no noise floor (it is NaN), and "
+            "no effect counts as larger than rounding"
+        )
+
+
 def _not_finite(metric: str, what: str) -> ValueError:
     return ValueError(
         f"metric: {metric} {what}; expected a finite number (a weight that is not finite, or a callable that divides by 0, "
@@ -138,7 +148,9 @@ def unscaled(metric: str, raw: Tensor, self_patches: Tensor, base: Tensor, own: 
     """The metric itself, raw [N], and its change against the self-patches [n]: of variants that have no source run.
     base [J], own [J, n]: what rounding changes in the metric of the base run and of some variants."""
     check_self_patches(metric, self_patches)
-    off = COVERAGE * _largest_deviation(torch.cat((base[:, None], own), 1)[None])
+    _check_rounding(metric, base)
+    measured = own[:, own.isfinite().all(0)]  # a variant whose metric is NaN is warned of as such
+    off = COVERAGE * _largest_deviation(torch.cat((base[:, None], measured), 1)[None])
     return Scaled(*_against(self_patches, raw, 1.0), 2 * off)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.engine import planner
@@ -113,6 +115,10 @@ class PreparedSweep:
     progress: Progress | None
 
     def run(self) -> VariantSweep:
+        return self.measured()[0]
+
+    def measured(self) -> tuple[VariantSweep, NDArray[np.float64]]:
+        """The result, and its effects [N] as they were before they became float32: differences of effects need all digits."""
         model, layout, variants = self.model, self.layout, self.batch.variants
         family, first, n = model.family, int(layout.first.min()), len(self.names)
         evaluator = Evaluator(
@@ -163,7 +169,7 @@ class PreparedSweep:
             logits=None if logits is None else logits[:n],
         )
         result.warn_of_nan()
-        return result
+        return result, scaled.effect.numpy()
 
     def _reference(self, base_logits: Tensor) -> Tensor | None:
         """The logits [V] that KL is taken from."""

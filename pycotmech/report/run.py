@@ -13,7 +13,7 @@ from pycotmech.figures.words import METRIC_NAMES, listed, plural, sample_of
 from pycotmech.report import charts
 from pycotmech.report.page import Draw, Note, Page, Part, Quote, Section, Sentences, Table, sentence
 from pycotmech.runs.head_views import FILE, read_head_views
-from pycotmech.runs.report.aggregate import by_step, head_name, intervals, records, top_heads
+from pycotmech.runs.report.aggregate import by_step, chosen_first, head_name, intervals, records, top_heads
 from pycotmech.runs.report.findings import findings
 from pycotmech.runs.report.folder import first_record, headline_of, shown
 from pycotmech.runs.results import SweepResults
@@ -116,7 +116,7 @@ def _answer(steps: xr.Dataset, inside: xr.Dataset, top: pd.DataFrame, identity: 
     if not rows:
         return [f"{begin}No head by itself {verb} {STRONG:.0%} or more {of}, beyond rounding and the random control."]
     with_one = len({row["step"] for row in rows})
-    best = max(rows, key=lambda row: row["restoration"])
+    best = chosen_first(steps, rows)
     where = "" if pair else f" at step {best['step']} ({best['kind']})"
     first = (
         f"{begin}The strongest head is {head_name(best['layer'], best['head'])}: by itself it {verb} "

@@ -80,7 +80,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
     try:
         if path.is_symlink() or path.stat().st_size > _READ:
             return []
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # splitlines would also cut inside texts
         found = [json.loads(line) for line in lines if line.strip()]
         return [r if isinstance(r, dict) else {} for r in found]
     except (OSError, ValueError, RecursionError):

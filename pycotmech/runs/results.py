@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from pycotmech.files.arrays import DamagedData, open_arrays
-from pycotmech.files.text import printable
+from pycotmech.files.text import parse_json, printable
 from pycotmech.runs.attention import STORE as ATTENTION
 from pycotmech.runs.folder import checked_path
 from pycotmech.runs.for_tools import HeadScores, HeadValues, chosen_step, needs_model
@@ -214,7 +213,7 @@ class AttentionResults(Results):
     def provenance(self) -> dict[str, Any]:
         attrs = self._data.attrs
         try:
-            made = json.loads(attrs.get("provenance", "{}"))
+            made = parse_json(attrs.get("provenance", "{}"))
         except ValueError as error:
             raise DamagedData(f"{self.folder / ATTENTION} does not say how it was made") from error
         identity = {"model": attrs.get("model"), "dtype": attrs.get("dtype"), **made.get("identity", {})}

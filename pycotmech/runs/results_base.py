@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from pycotmech.files.arrays import open_arrays, open_group
-from pycotmech.files.text import printable
+from pycotmech.files.text import parse_json, printable
 from pycotmech.files.whole import read_sealed
 from pycotmech.files.write import subfolder
 from pycotmech.runs.events import Events, read_events
@@ -240,7 +240,7 @@ class AnalysesResults(Results):
 
     def _made(self, name: str) -> Mapping[str, Any]:
         try:
-            about = json.loads(str(open_group(self._store(name)).attrs.get("about")))
+            about = parse_json(str(open_group(self._store(name)).attrs.get("about")))
         except ValueError:
             return {}
         return about if isinstance(about, dict) else {}

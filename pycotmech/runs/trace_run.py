@@ -61,6 +61,7 @@ class TraceSettings:
 
     def check(self) -> None:
         """Raises ValueError naming the setting, or the line of the file, for what is wrong with any model."""
+        from pycotmech.model.arguments import check_integer, check_seed
         from pycotmech.traces.analyses.suppress import Definition
         from pycotmech.traces.reading import records
         from pycotmech.traces.splitting import SPLITTERS
@@ -68,9 +69,9 @@ class TraceSettings:
         for name, allowed in (("splitter", SPLITTERS), ("definition", get_args(Definition))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        for name, least in (("top", 1), ("proximity", 0), ("controls", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
+        for name, least in (("top", 1), ("proximity", 1), ("controls", 0)):
+            check_integer(getattr(self, name), name, least)
+        check_seed(self.seed)
         if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
             raise ValueError(f"memory_gb: got {self.memory_gb}; expected a positive number of gigabytes")
         check_threads(self.threads)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 LEVEL = 0.05
 """Share of the effects that are like the controls and still lie beyond the threshold, at most."""
 
+ENOUGH = math.ceil(round(1 / LEVEL, 9)) - 1
+"""The least number of controls whose largest keeps to the level."""
+
 
 def null_threshold(null: NDArray, level: float = LEVEL) -> float:
     """Returns the size that |effect| must exceed to be unlike the controls.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pycotmech.files.text import parse_json
 from pycotmech.traces.splitting import Splitter, split
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE = "<think>", "</think>"
 
+_BOXED = "\\boxed{"
 _ANSWERS = (
-    re.compile(r"\\boxed\{([^{}]+)\}"),
     re.compile(r"####[ \t]*([^\n]+)"),
     re.compile(r"(?i)\banswer(?:\s+is|\s*:)\s*\**\s*([^\n]+?)\**(?:\.(?=\s|$)|(?=\n|$))"),
 )
-"""How answers are marked, the surest first; the last such mark counts."""
+"""How answers are marked where none is boxed, the surest first; the last such mark counts."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class Parts:
 
 
 def parse(prompt: str, completion: str, answer: str | None, splitter: Splitter) -> Parts:
-    """Where the reasoning and the answer stand. Raises ValueError naming `completion` or `answer`."""
+    """Where the reasoning and the answer stand. Raises ValueError or TypeError naming `completion` or `answer`."""
+    if answer is not None and not isinstance(answer, str):
+        raise TypeError(
+            f"answer: got {answer!r:.60} of type {type(answer).__name__}; expected a text, as it stands in the completion"
+        )
     at = len(prompt)
     tagged = OPEN in completion or prompt.rstrip().endswith(OPEN) or CLOSE in completion
     if not tagged:
@@ -85,6 +89,8 @@ def answer_in(text: str, answer: str | None) -> tuple[int, int] | None:
         alone = re.compile(r"(?<!\w)" + re.escape(bare) + r"(?!\w)")
         places = [found.start() for found in alone.finditer(text)] or [text.rfind(bare)]
         return None if places[-1] < 0 else (places[-1], places[-1] + len(bare))
+    if (boxed := _boxed(text)) is not None:
+        return boxed
     for pattern in _ANSWERS:
         found = list(pattern.finditer(text))
         if found:
@@ -92,6 +98,24 @@ def answer_in(text: str, answer: str | None) -> tuple[int, int] | None:
             bare = text[a:b].strip()
             a += text[a:b].find(bare)
             return (a, a + len(bare)) if bare else None
+    return None
+
+
+def _boxed(text: str) -> tuple[int, int] | None:
+    r"""Where the content of the last \boxed{} stands, which may hold braces itself: \boxed{\frac{1}{2}}. None if there is none
+    that closes and holds something. Cost: one pass over the text."""
+    end = len(text)
+    while (at := text.rfind(_BOXED, 0, end)) >= 0:
+        begin, depth = at + len(_BOXED), 1
+        for i in range(begin, end):
+            depth += (text[i] == "{") - (text[i] == "}")
+            if not depth:
+                bare = text[begin:i].strip()
+                if bare:
+                    begin += text[begin:i].find(bare)
+                    return begin, begin + len(bare)
+                break
+        end = at  # what follows closes nothing that is open before it
     return None
 
 
@@ -203,15 +227,23 @@ def of_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> tuple[st
 
 
 def records(path: str | PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the line, object) of a JSON Lines file; empty lines are passed over. Raises ValueError naming the line."""
+    """(number of the line, object) of a JSON Lines file; empty lines are passed over.
+
+    Raises FileNotFoundError, or ValueError naming the file and the line.
+    """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"path: there is no file {file}; expected a JSON Lines file of traces")
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    try:
+        text = file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"path: {file} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    # Not splitlines: it also cuts at characters that may occur inside a JSON string.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            found = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: no JSON ({error})") from error
         if not isinstance(found, dict):

@@ -1,5 +1,7 @@
 """The header of a GGUF file is what the gguf package reads, and a damaged one is an error whatever is damaged."""
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
@@ -75,6 +77,14 @@ def test_flipped_bits_give_another_header_or_one_clear_error(path, tmp_path):
             refused += 1
             assert str(other) in str(error) and len(str(error)) < 400
     assert refused > 100
+
+
+def test_arrays_within_arrays_are_refused_however_deep(tmp_path):
+    deep = tmp_path / "deep.gguf"
+    key = struct.pack("<Q1sI", 1, b"a", 9)  # an array under the name a
+    deep.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + struct.pack("<IQ", 9, 1) * 20_000)
+    with pytest.raises(ValueError, match=r"damaged .*an array of arrays"):
+        read_header(deep)
 
 
 def test_the_same_name_twice_is_an_error(path, tmp_path):

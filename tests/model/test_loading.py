@@ -89,6 +89,15 @@ def test_a_tokenizer_that_is_its_file_is_read_from_it(tmp_path, tiny_cot_path):
     assert load(tmp_path).tokenizer(text).input_ids == load(tiny_cot_path).tokenizer(text).input_ids
 
 
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/tmp/elsewhere.safetensors", "a\0b", 5, ["a"]])
+def test_an_index_of_shards_that_points_elsewhere_is_refused(tmp_path, name):
+    folder, _ = saved(tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(ValueError, match=r"expected a file in the folder|is not an index"):
+        load(folder)
+
+
 def test_the_tokenizer_comes_along_and_a_damaged_one_is_named(tmp_path, tiny_cot_path):
     folder = tmp_path / "copy"
     shutil.copytree(tiny_cot_path, folder)
@@ -208,7 +217,9 @@ def test_a_field_that_changes_nothing_is_not_looked_at(tmp_path):
     assert load(folder).model is not None
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "holds a list"), ("{}", "model_type None")])
+@pytest.mark.parametrize(("text", "message"), [
+    ("{", "not valid JSON"), ("[" * 100_000, "not valid JSON"), ("[]", "holds a list"), ("{}", "model_type None"),
+])  # fmt: skip
 def test_a_configuration_that_is_none(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):

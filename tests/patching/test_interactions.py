@@ -63,6 +63,8 @@ def test_pairs_are_one_forward_each(direction, dtype):
     assert_allclose(found.effect, single.mean(0) / span, atol=1e-3)
     assert_allclose(found.given[0, 1], (joint[:, 0, 1] - single[:, 1]).mean() / span, atol=1e-3)
     assert np.nanmax(np.abs(found.interaction)) > 10 * found.noise_floor
+    error = found.interactions - (joint - single[:, :, None] - single[:, None])
+    assert np.nanmax(np.abs(error)).max() <= (1e-12 if dtype == torch.float64 else 1e-4) * largest
 
 
 def test_sets_positions_and_the_pairs_that_are_asked_for():
@@ -122,9 +124,13 @@ def test_wrong_arguments_are_named():
         ([(0, 1)], {}, "heads: got 1"),
         ([(0, 1), (9, 0)], {}, r"heads\[1\]: \(9, 0\) is out of range"),
         ([(0, 1), [(0, 1), (1, 0)]], {}, "share L0H1"),
+        (None, {}, "heads: got None; expected"),
+        ([1, 2], {}, r"heads\[0\]: got 1; expected"),
         (HEADS[:2], dict(pairs=[(0, 2)]), "pairs: got"),
+        (HEADS[:2], dict(pairs=[3]), r"pairs: got \[3\]; expected pairs of numbers in 0..1"),
+        (HEADS[:2], dict(pairs=[(0, 0.5)]), "pairs: got"),
         (HEADS[:2], dict(direction="up"), "direction: got"),
         (HEADS[:2], dict(positions=[0]), "positions: "),
     ):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises((ValueError, TypeError), match=match):
             pcm.head_interactions(model, clean, corrupted, heads, **(ids | more))

@@ -70,10 +70,13 @@ def test_wrong_arguments(case, monkeypatch):
         (dict(each="position"), "each: got 'position'"),
         (dict(heads=[(0, 1)], layers=[0]), "heads, layers: got both"),
         (dict(heads=[(0, 4)]), r"heads: \(0, 4\) is out of range"),
-        (dict(layers=[3]), "layers: 3 is out of range; expected 0..2"),
+        (dict(layers=[3]), "layers: got 3; expected 0 to 2"),
+        (dict(layers=[0.5]), "layers: got 0.5 of type float; expected an integer"),
+        (dict(layers="all"), "layers: got 'all'; expected a list of layers"),
+        (dict(layers=1), "layers: got 1; expected a list of layers"),
         (dict(layers=[2], to="chain"), "reaches what is read"),  # asked for, and it can change nothing: said
         (dict(layers=[]), "layers: the cut reaches what is read in none"),
     ]
     for arguments, message in bad:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             pcm.knock_out_edges(model, tokens, **{"from_": "question", "to": "end", "segments": SEGMENTS, **arguments})

@@ -50,6 +50,7 @@ CALLS = {
     "sweep": lambda m: pcm.sweep(m, CLEAN, [VARIANT], clean=CORRUPTED, return_logits=True),
     "mean": lambda m: pcm.ablate_heads(m, CLEAN, [(0, 1), (1, 2)], kind="mean", mean=[CLEAN, CORRUPTED], each=True),
     "edges": lambda m: pcm.knock_out_edges(m, CLEAN, from_=[1], to=[6]),
+    "number": lambda m: pcm.sweep(m, CLEAN, [pcm.Variant((pcm.Edit("z", 1, 0, [6], 0.3),))]),
 }
 
 
@@ -113,6 +114,33 @@ def test_a_metric_that_is_nan_once_is_named(model):
         pcm.path_patch(
             model, CLEAN, CORRUPTED, metric=lambda logits: torch.where(logits[:, 3] == value, torch.nan, logits[:, 3])
         )
+
+
+@pytest.mark.parametrize("question", ["patch_heads", "path_patch", "sweep"])
+def test_a_metric_that_rounding_makes_nan_leaves_no_floor_in_silence(model, question):
+    """NaN wherever the logits are not exactly those of a run, as they are not where rounding is measured."""
+    kept = []
+
+    def metric(logits):
+        if len(kept) < 4:  # both runs, the variants and their controls
+            kept.extend(logits.clone())
+        known = torch.stack([(logits == row).all(1) for row in kept]).any(0)
+        return torch.where(known, logits[:, 3], torch.nan)
+
+    with pytest.warns(UserWarning, match="is no finite number if rounding moves the logits, so there is no noise floor"):
+        if question == "sweep":
+            found = pcm.sweep(model, CLEAN, [VARIANT], metric=metric)
+        else:
+            found = getattr(pcm, question)(model, CLEAN, CORRUPTED, metric=metric)
+    assert np.isnan(found.noise_floor) and not found.above_floor.any()
+
+
+def test_a_variant_that_is_nan_leaves_the_others_their_floor(model):
+    variants = [pcm.Variant((pcm.Edit("resid_mid", 1, None, [6], value),)) for value in (0.5, 0.25)]
+    whole = pcm.sweep(model, CLEAN, variants, metric="prob", answer=3, return_logits=True)
+    with pytest.warns(UserWarning, match="is no finite number in 1 of 2 results, the first of them variant 0"):
+        found = pcm.sweep(model, CLEAN, variants, metric=not_at(whole.logits[0]))
+    assert 0 < found.noise_floor < 1e-3
 
 
 @pytest.mark.parametrize("metric", ["kl", "prob", "logit_diff"])

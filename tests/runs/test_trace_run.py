@@ -53,3 +53,15 @@ def test_other_settings_are_refused_before_the_model_is_loaded(tmp_path, monkeyp
         run_traces(settings, out)
     with pytest.raises(ValueError, match=r"contains results of other settings: top was 20, now 5; seed was 0, now 1\. Give"):
         run_traces(replace(settings, top=5, seed=1), out)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"proximity": 0}, "proximity: got 0; expected 1 or more"), ({"seed": 2**32}, "seed: got 4294967296")],
+)
+def test_what_an_analysis_would_refuse_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, wrong, message):
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    monkeypatch.setattr(Model, "from_pretrained", lambda *a, **o: pytest.fail("loaded before the settings were checked"))
+    with pytest.raises(ValueError, match=message):
+        run_traces(TraceSettings("tiny", file, **wrong), tmp_path / "out")

@@ -114,11 +114,12 @@ def test_marked_answers_are_found():
     assert answer_in(r"so \boxed{42}. The answer is 7.", None) == (10, 12)
     for text, want in [
         ("Thus the answer is 3.5.", "3.5"), ("**Answer: Paris**", "Paris"), ("x\n#### 18\n", "18"),
-        ("The answer is A. The answer is B.", "B"),
+        ("The answer is A. The answer is B.", "B"), (r"\boxed{1}, so \boxed{ \frac{1}{2} }.", r"\frac{1}{2}"),
+        (r"\boxed{3} and \boxed{4", "3"), (r"\boxed{}: the answer is 5.", "5"), (r"\boxed{\text{a \{b\}}}", r"\text{a \{b\}}"),
     ]:  # fmt: skip
         a, b = answer_in(text, None)
         assert text[a:b] == want
-    assert answer_in("nothing here", None) is None
+    assert answer_in("nothing here", None) is None and answer_in("\\boxed{" * 50_000, None) is None
     assert answer_in("12 and 2", "2") == (7, 8)  # as a word of its own
 
 
@@ -171,14 +172,27 @@ class TestFiles:
             assert torch.equal(before.tokens, after.tokens) and before.answer == after.answer
             assert before.spans().tolist() == after.spans().tolist()
 
+    @pytest.mark.parametrize("within", ["\u2028", "\x85"])
+    def test_separators_that_json_allows_within_a_text_end_no_line(self, model, tmp_path, within):
+        record = {"prompt": "Fae ", "completion": CHAIN, "splitter": "published", "name": f"a{within}b"}
+        text = json.dumps(record, ensure_ascii=False)
+        file = tmp_path / "traces.jsonl"
+        file.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")  # as Windows' editors save it
+        assert [t.name for t in Trace.from_jsonl(model, file)] == [f"a{within}b"]
+
     def test_the_line_is_named(self, model, tmp_path):
         file = tmp_path / "traces.jsonl"
         good = json.dumps({"prompt": "Fae ", "completion": CHAIN, "splitter": "published"})
+        of_a_number = json.dumps({"prompt": "Fae ", "completion": CHAIN, "answer": 42})
         for bad, why in [("{", "no JSON"), ("[1]", "expected an object"), ('{"prompt": "x"}', "completion: missing"),
-                         ('{"tokens": [4, 5]}', "sentences: missing")]:  # fmt: skip
+                         ('{"tokens": [4, 5]}', "sentences: missing"), ("[" * 100_000, "no JSON"),
+                         (of_a_number, "answer: got 42 of type int")]:  # fmt: skip
             file.write_text(f"{good}\n{bad}\n")
             with pytest.raises(ValueError, match=f"line 2: .*{why}"):
                 Trace.from_jsonl(model, file)
+        file.write_bytes(b'{"prompt": "\xff"}')
+        with pytest.raises(ValueError, match="is not UTF-8 text"):
+            Trace.from_jsonl(model, file)
         with pytest.raises(FileNotFoundError, match="path: there is no file"):
             Trace.from_jsonl(model, tmp_path / "no.jsonl")
         file.write_text("\n")

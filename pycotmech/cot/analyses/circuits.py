@@ -140,13 +140,15 @@ class Circuits(Analysis):
     def why_not(self, step: int) -> str:
         """Returns why there is no small faithful circuit at a step; an empty string if there is one.
 
-        There is one if attention matters at the step, the set has at most half of all heads, its share on held-out examples is
-        within twice the tolerance of 1, and at most one in 20 layer-matched random sets comes as near.
+        There is one if attention matters at the step, the set has at most half of all heads, its share on examples that were
+        held out is within twice the tolerance of 1, and at most one in 20 layer-matched random sets comes as near.
         """
         i = self.data["step"].values.tolist().index(step)
         here, kept = self.faithfulness().isel(step=i), self.data["kept"].isel(step=i)
         matters = (self.held("full") - self.held("empty")).isel(step=i)
         spread = bootstrap.mean_interval(matters.values)
+        if int(spread.n) < 2:
+            return "one example has no interval"
         if not (float(spread.low) > 0 or float(spread.high) < 0):
             return "whether heads matter at all is open: the interval of F(M) - F(no head) contains 0"
         if int(kept.sum()) > MOST * kept.size:
@@ -157,6 +159,8 @@ class Circuits(Analysis):
         p = self._p(i)
         if p > 0.05:
             return f"{p:.0%} of random sets with as many heads in each layer do as well"
+        if not self.data["separate"].values[i]:
+            return f"it was chosen on the examples that it is reported on, and fewer than {bootstrap.HALVED} hold out none"
         return ""
 
     def holds(self, step: int) -> bool:

@@ -167,6 +167,9 @@ class HeadInteractions(Analysis):
         lines, table = [], self.table().to_dict("records")
         for step in dict.fromkeys(row["step"] for row in table):
             rows = [row for row in table if row["step"] == step]
+            if rows[0]["n"] == 1:
+                lines.append(f"step {step}: one example has no interval, so no interaction can be called clear of the noise")
+                continue
             clear = [row for row in rows if row["clear"]]
             first = sorted(clear, key=lambda row: -abs(row["interaction"]))[:SHOWN]
             told = [

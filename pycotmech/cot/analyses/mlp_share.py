@@ -180,7 +180,7 @@ def _taken(family: Family, cells: Sequence[Cell], shared: int, past: KeyValues |
         added.append((theirs - own).to(corrupted.dtype))
     attention, mlp = added
     runs = (clean, corrupted, corrupted + attention, corrupted + mlp, corrupted + attention + mlp)
-    return torch.stack([family.logits(x).float() for x in runs], 1)
+    return torch.stack([family.logits(x) for x in runs], 1)
 
 
 def cost(cfg: ModelConfig, workload: Workload) -> Cost:

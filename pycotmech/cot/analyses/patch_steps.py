@@ -34,7 +34,7 @@ from pycotmech.patching.sham import N_SHAM
 from pycotmech.patching.shared_runs import shared_runs
 from pycotmech.stats import bootstrap
 from pycotmech.stats.averages import nanmean
-from pycotmech.stats.null_effects import null_threshold
+from pycotmech.stats.null_effects import ENOUGH, null_threshold
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -155,10 +155,13 @@ class PatchSteps(HeadAnalysis):
         counts = ((found["low"] > needed) | (found["high"] < -needed)).sum(("layer", "head")).values[known]
         at = [f"{int(step)}: {int(n)}" for step, n in zip(found["step"].values[known], counts)]
         low, high = float(control.values[known].min()), float(control.values[known].max())
-        number = int(self.data["control"].notnull().sum())
+        measured = self.data["control"].notnull().sum(("example", "layer", "head")).values[known]
+        number, fewest = int(measured.sum()), int(measured.min())
+        share = "95 % of " if fewest >= ENOUGH else ""
+        few = f"; a step with {fewest} of them says little" if fewest < ENOUGH else ""
         return [
             f"heads whose interval exceeds floor and control, of {size}, by step: {', '.join(at)} (control: with the next "
-            f"example's activations 95 % of {number} heads and examples change at most {low:.2g} to {high:.2g})"
+            f"example's activations {share}{number} heads and examples change at most {low:.2g} to {high:.2g}{few})"
         ]
 
 

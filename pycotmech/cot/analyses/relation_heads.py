@@ -105,6 +105,12 @@ class RelationHeads(Analysis):
         mean = choosing.mean("example").where(chosen)
         return [(int(l), int(h)) for l, h, _ in top_cells(mean, int(chosen.sum()))]
 
+    def least_p(self, relation: str = "related") -> float:
+        """Returns the smallest p-value that any head can have: 2^-n with n questions to choose on. Above the tests' level, that
+        no head is found says nothing."""
+        scores = self.data["score"].sel(relation=relation).isel(example=np.flatnonzero(self.data["half"].values == "choose"))
+        return 2.0 ** -int(scores.notnull().any(("layer", "head")).sum())
+
     def first_half(self, relation: str = "related") -> bootstrap.Interval:
         """Returns the share of the selected heads' positive gain that lies in the first half of the layers.
 
@@ -180,6 +186,9 @@ class RelationHeads(Analysis):
             rows = [row for row in self.table(1).to_dict("records") if row["relation"] == relation]
             looking, verbs = int(self.data["looks"].sel(relation=relation).sum()), self.verbs
             text = f"{relation} pairs (n = {n}): {looking} of {count} heads attend along them"
+            if (least := self.least_p(relation)) >= s["level"]:
+                lines.append(f"{text}, but with so few questions to choose on no p-value can be below {least:.2g}")
+                continue
             if looking:
                 text += f"; with {verbs} as the verb, {self.stays(relation).words()} of their score remains"
             text += f"; {len(heads)} attend more than with each of these verbs (p < {s['level']}, by at least {s['least']})"

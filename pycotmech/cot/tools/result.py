@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from pycotmech.files.arrays import DamagedData, load_arrays, save_arrays
+from pycotmech.files.text import parse_json
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class Analysis:
             raise FileNotFoundError(f"folder: {folder} holds no {cls.name}.zarr; expected one written by {cls.__name__}.save")
         data = load_arrays(path)
         try:
-            about = json.loads(data.attrs.pop("about"))
+            about = parse_json(data.attrs.pop("about"))
         except (KeyError, ValueError) as error:
             raise DamagedData(f"{path} does not state how it was made") from error
         return cls(data, about)

@@ -9,6 +9,7 @@ from pycotmech.stats.bootstrap import ends
 
 
 def judge(results: Results) -> Verdict:
+    """Judges whether the excess of a prompt's own words over those of other prompts rises from the lower to the upper half."""
     found = results["context_abidance"]
     half = found.data.sizes["layer"] // 2
     parts = (slice(0, half), slice(half, None))

@@ -10,10 +10,14 @@ LEVEL = 0.05
 
 
 def judge(results: Results) -> Verdict:
+    """Judges whether more than half of the gain over other verbs lies in the first half of the layers, and more than with as
+    many heads anywhere. Not decided where the questions are too few for any head to be found."""
     found = results["relation_heads"]
     heads, share, anywhere = found.heads("related"), found.first_half("related"), found.anywhere("related")
     looking, stays = int(found.data["looks"].sel(relation="related").sum()), found.stays("related")
     null = f"{stays.words()} of the score of {_heads(looking)} remains with {found.verbs}" if looking else ""
+    if (least := found.least_p("related")) >= found.about["settings"]["level"]:
+        return Verdict("not decided", f"with so few questions to choose on no head can have a p-value below {least:.2g}")
     if not looking:
         return Verdict("not borne out", "no head attends along related words more than along unrelated ones", null)
     if not heads:

@@ -32,6 +32,7 @@ class Step(NamedTuple):
 
 
 def judge(results: Results) -> Verdict:
+    """Judges each step that has another word to compare with, and the claim by the majority of these steps."""
     found = results["answer_writers"]
     data = found.data
     t = int(np.argmin(np.abs(data["threshold"].values - THRESHOLD)))

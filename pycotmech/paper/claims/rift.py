@@ -20,8 +20,8 @@ def judge(results: Results) -> Verdict:
     other, more = found.beyond()
     null = f"{other.words('{:.3f}')} at the last layer; the prompt's next word exceeds it by {more.words('{:+.3f}')}"
     if not np.isfinite(r.change):  # nothing rises, or what rises may be noise
-        if not np.isfinite(r.rise[0]):
-            return Verdict("not borne out", r.none_found(), null)
+        if not np.isfinite(r.rise[0]):  # of a few examples the mean may fall by chance
+            return combined(r.none_found(), {"the prompt takes over": _turned(r)}, null=null)
         parts = {"the prompt takes over": _turned(r), "a change": whether(None, "what rises may be noise")}
         return combined(r.none_found(), parts, null=null)
     evidence = (
@@ -44,7 +44,8 @@ def judge(results: Results) -> Verdict:
 
 
 def _turned(rift: Any) -> Verdict:
-    return whether(rift.turned, "one example has no interval" if rift.n == 1 else "")
+    few = "" if rift.n >= bootstrap.FEWEST_ALIKE else f"{rift.n} examples are few"
+    return whether(rift.turned, "one example has no interval" if rift.n == 1 else few)
 
 
 CLAIM = Claim(

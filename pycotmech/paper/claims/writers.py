@@ -14,6 +14,7 @@ from pycotmech.stats import bootstrap
 
 
 def judge(results: Results) -> Verdict:
+    """Judges whether the writers, and what heads add to the answer's logit, lie in the later half of the layers."""
     data = results["answer_writers"].data
     at = int(np.argmin(np.abs(data["threshold"].values - 0.1)))
     there = data["late"].isel(threshold=at).mean("step").values

@@ -17,19 +17,10 @@ def read(path: Path) -> Iterator[Record]:
     Every cell is text, and an empty cell is a missing field; only `correct_idx` and `incorrect_idx` are numbers, token ids.
     Raises ValueError naming the file, the line and the column.
     """
-    lines = io.StringIO(read_text(path), newline="")
-    rows = csv.reader(lines, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     header: list[str] | None = None
     chosen: list[str] = []
-    while True:
-        number = rows.line_num + 1  # where the row begins: a quoted cell may hold line breaks
+    for number, cells in _rows(path, read_text(path)):
         where = f"{path}, line {number}"
-        try:
-            cells = next(rows, None)
-        except csv.Error as error:
-            raise ValueError(f"{where}: not valid CSV ({error})") from error
-        if cells is None:
-            return
         if not cells:
             continue
         if header is None:
@@ -51,3 +42,23 @@ def _index(cell: str, name: str, where: str) -> int | None:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise ValueError(f"{where}: field {name!r}: expected a token id, got {cell!r:.60}")
     return int(text)
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """The line on which each row begins (a quoted cell may hold line breaks), and its cells."""
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    found: list[tuple[int, list[str]]] = []
+    # A prompt may be longer than the 131,072 characters that csv allows a cell. The limit is the module's, for everyone.
+    before = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        while True:
+            number = rows.line_num + 1
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {number}: not valid CSV ({error})") from error
+            if cells is None:
+                return found
+            found.append((number, cells))
+    finally:
+        csv.field_size_limit(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,13 @@ def records(top: pd.DataFrame, step: int | None = None) -> list[dict[str, Any]]:
     """The rows of `top_heads`, of one step or of all, as dictionaries."""
     chosen: Any = top if step is None else top[top["step"] == step]
     return chosen.to_dict("records")
+
+
+def chosen_first(steps: xr.Dataset, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns, of rows of `top_heads`, the one with the largest restoration on the examples that heads are ranked on: of many
+    steps and heads, the largest on those that are reported would be too large there."""
+    ranking = steps["ranking"]
+    return max(rows, key=lambda row: float(ranking.sel(step=row["step"], layer=row["layer"], head=row["head"])))
 
 
 def head_name(layer: int, head: int) -> str:

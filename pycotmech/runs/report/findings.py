@@ -11,6 +11,7 @@ import xarray as xr
 
 from pycotmech.figures.words import listed, plural
 from pycotmech.runs.report.aggregate import head_name, records
+from pycotmech.stats.null_effects import ENOUGH, LEVEL
 
 _STRONG = 0.05
 """A head that restores less than this by itself is not named as one that a step depends on."""
@@ -38,7 +39,8 @@ def findings(steps: xr.Dataset, top: pd.DataFrame) -> list[str]:
 
 def _about_step(steps: xr.Dataset, top: pd.DataFrame, step: int, direction: str) -> str:
     here = steps.sel(step=step)
-    rows = sorted((row for row in records(top, step) if row["beyond"]), key=lambda row: -abs(row["restoration"]))
+    # In the order of the half that ranks: the largest on the half that is reported would be too large there.
+    rows = [row for row in records(top, step) if row["beyond"]]
     kind = str(here["kind"].values)
     name = "The pairs" if kind == "pair" else f"Step {step} ({kind})"
     verb = "depend" if kind == "pair" else "depends"
@@ -120,10 +122,17 @@ def _control(steps: xr.Dataset) -> str:
     total = int(used["restoration"].notnull().sum())
     low, high = float(control.min()), float(control.max())
     limit = f"{high:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g} by step"
-    text = (
-        f"{beyond:,} of {total:,} effects exceed both noise floor and control: with another example's activations, 95 % of "
-        f"heads change at most {limit} ({int(used['n_controls'].sum()):,} controls)."
-    )
+    heads, n = f"{100 * (1 - LEVEL):.0f} % of heads", int(used["n_controls"].sum())
+    counted = f"{n:,} control{'s' * (n != 1)}"
+    text = f"{beyond:,} of {total:,} effects exceed both noise floor and control: with another example's activations, "
+    fewest = int(used["n_controls"].min())
+    if fewest >= ENOUGH:
+        text += f"{heads} change at most {limit} ({counted})."
+    else:  # the threshold is the largest of them, which an effect like them exceeds more often
+        text += (
+            f"heads change at most {limit} ({counted}). A step with {plural(fewest, 'control')} says little: of heads "
+            f"without an effect, 1 in {fewest + 1} exceeds them; {heads} stay within {ENOUGH} or more."
+        )
     sham = used["sham"].max()
     return text + (f" Before the first difference, patches change {float(sham):.2g}." if bool(sham.notnull()) else "")
 

@@ -110,7 +110,7 @@ class ChainUse(TraceAnalysis):
         return [(int(l), int(h)) for l, h in np.argwhere(p <= alpha)]
 
     def verdicts(self, *, margin: float = MARGIN) -> list[Answered]:
-        """The answers to four questions. margin: what a fall of probability has to exceed."""
+        """The answers to five questions. margin: what a fall of probability has to exceed."""
         return [self._depends(margin), self._order(margin), self._sentences(), self._through(), self._decided()]
 
     def _depends(self, margin: float) -> Answered:

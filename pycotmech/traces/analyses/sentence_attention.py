@@ -101,9 +101,11 @@ class SentenceAttention(TraceAnalysis):
 
     def findings(self) -> list[str]:
         L, H, S, _ = self.values.shape
-        table = self.table().nlargest(5, "kurtosis")
+        table, over = self.table().nlargest(5, "kurtosis"), f"{L} layers x {H} heads over {S} sentences"
+        if not np.isfinite(table["kurtosis"]).any():
+            return [f"{over}: too few for vertical scores, which leave out sentences nearer than {PROXIMITY}"]
         heads = [f"L{r.layer}H{r.head} {r.kurtosis:.1f} (sentence {r.sentence})" for r in lines_of(table)]
-        return [f"{L} layers x {H} heads over {S} sentences; largest kurtosis of vertical scores: {', '.join(heads)}"]
+        return [f"{over}; largest kurtosis of vertical scores: {', '.join(heads)}"]
 
     def plot(self, *, heads: list[tuple[int, int]] | None = None, path: str | PathLike | None = None) -> Figure:
         """The mean over heads (None: all) as a map [later, earlier], and the vertical score of each sentence."""

@@ -107,6 +107,9 @@ def test_no_answer_is_reported_on_what_chose_it():
         assert there.values.tolist() == (held == 1).tolist(), name
     few = pcm.cot.circuits(made.model, examples.only(examples.items[:3]), right=EVERY[:3], kind="zero")
     assert few.data["separate"].values.tolist() == [0] and "chosen on the same" in few.findings()[0]
+    assert not few.holds(0) and few.why_not(0).endswith("and fewer than 4 hold out none"), few.why_not(0)
+    alone = pcm.cot.circuits(made.model, examples.only(examples.items[:1]), right=EVERY[:1], kind="zero")
+    assert alone.why_not(0) == "one example has no interval"
 
 
 @pytest.fixture(scope="module")

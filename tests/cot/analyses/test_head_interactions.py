@@ -80,6 +80,8 @@ def test_steps_of_the_task(model, tmp_path):
     span = found.data["span"].values[rows, 0].mean()
     expected = -sums.values[rows].mean(0) / span
     assert_allclose(found.interactions()["mean"].values[0], expected, atol=1e-6)
+    alone = type(found)(found.data.isel(example=[int(np.flatnonzero(rows)[0])]), found.about)
+    assert alone.findings()[0] == "step 5: one example has no interval, so no interaction can be called clear of the noise"
     found.save(tmp_path)
     assert type(found).load(tmp_path).table().equals(found.table())
     predicted = interactions_of.cost(model.cfg, workload(choose(model, examples, steps=[5], right=right)), k=4)

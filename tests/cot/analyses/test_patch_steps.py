@@ -126,6 +126,7 @@ def test_it_shows_itself(result, tmp_path):
     keeps_its_ranges(result)
     last, control = result.findings()[-2:]
     assert control.startswith("heads whose interval exceeds floor and control, of 32, by step: 5: ")
+    assert "activations 12 heads and examples change at most" in control and "a step with 6 of them says little" in control
     assert last.startswith("heads whose interval exceeds the noise floor, of 32, by step: ")
     assert "(of 32 heads without an effect about 2, one in 20, may lie there by chance" in last
     alone = type(result)(result.data.isel(example=[0]), result.about)

@@ -40,7 +40,7 @@ def found_with(heads, null=0.0, drawn=None):
     }
     coords = {"relation": ["related", "negated"], "verb": ["fears", "sees"]}
     coords |= {"layer": range(LAYERS), "head": range(HEADS)}
-    return RelationHeads(xr.Dataset(data, coords=coords), {"settings": {}})
+    return RelationHeads(xr.Dataset(data, coords=coords), {"settings": {"level": 0.05}})
 
 
 def test_what_other_verbs_leave_decides():
@@ -52,6 +52,13 @@ def test_what_other_verbs_leave_decides():
     assert none.word == "not borne out" and "none attends less with fears or sees as the verb" in none.evidence
     assert none.null == "100% [100%, 100%] of the score of 6 heads remains with fears or sees"
     assert verdict(found_with([])).evidence == "no head attends along related words more than along unrelated ones"
+
+
+def test_too_few_questions_for_any_test_deny_nothing():
+    found = found_with([])
+    few, enough = (verdict(RelationHeads(found.data.isel(example=slice(n)), found.about)) for n in (8, 10))
+    assert few.word == "not decided" and enough.word == "not borne out"
+    assert few.evidence == "with so few questions to choose on no head can have a p-value below 0.062"
 
 
 def test_few_heads_lie_in_one_half_by_chance():

@@ -75,6 +75,9 @@ def test_a_rift_is_abrupt_in_the_middle_and_turns():
     assert none.word == "not borne out" and "not so: the prompt takes over" in none.evidence
     falling = claim.verdict(rift([0.0] * 11, np.linspace(0.6, 0.0, 11)))
     assert falling.word == "not borne out" and "rises nowhere" in falling.evidence
+    alone = claim.verdict(rift([0.0] * 11, np.linspace(0.6, 0.0, 11), n=1))
+    assert alone.word == "not decided" and "rises nowhere" in alone.evidence
+    assert alone.evidence.endswith("open: the prompt takes over (one example has no interval)")
 
 
 def test_a_rift_whose_interval_leaves_it_open_is_not_denied():

@@ -10,6 +10,7 @@ import xarray as xr
 import pycotmech as pcm
 from pycotmech.runs import ResultAxes, SweepState, SweepStore, read
 from pycotmech.runs.report import by_step, findings, top_heads
+from pycotmech.runs.report.aggregate import chosen_first, records
 from pycotmech.runs.report.table import header, rows, text
 from pycotmech.stats.bootstrap import halves
 from tests.reference.close import assert_allclose
@@ -147,6 +148,26 @@ def test_heads_are_ranked_on_one_half_and_reported_on_the_other():
     assert_allclose(few["ranking"], few["restoration"])
 
 
+def test_sentences_name_heads_in_the_order_of_the_half_that_ranks():
+    effect, (ranked, reported) = np.zeros((8, 1, 4, 2)), halves(8)
+    effect[ranked, 0, 1, 1], effect[reported, 0, 1, 1] = 0.6, 0.2
+    effect[ranked, 0, 2, 0], effect[reported, 0, 2, 0] = 0.5, 0.4
+    steps = by_step(dataset(effect, np.ones((8, 1)), np.zeros((8, 1)), np.ones((8, 1))))
+    said = findings(steps, top_heads(steps))[0]
+    assert said.endswith("L1H1, which restores 20% by itself (in all 4 held-out examples); then L2H0 (40%)."), said
+
+
+def test_the_strongest_of_all_steps_is_chosen_on_the_half_that_ranks():
+    """Of two steps one has the larger effect on the half that ranks, the other on the half that is reported."""
+    effect, (ranked, reported) = np.zeros((8, 2, 4, 2)), halves(8)
+    effect[ranked, 0, 1, 1], effect[reported, 0, 1, 1] = 0.6, 0.5
+    effect[ranked, 1, 2, 0], effect[reported, 1, 2, 0] = 0.3, 0.9
+    steps = by_step(dataset(effect, np.ones((8, 2)), np.zeros((8, 2)), np.ones((8, 2))))
+    rows = [row for row in records(top_heads(steps)) if row["beyond"]]
+    best = chosen_first(steps, rows)
+    assert (best["layer"], best["head"]) == (1, 1) and best["restoration"] == pytest.approx(0.5)
+
+
 def test_the_control_is_in_units_of_the_mean_distance_and_effects_within_it_are_not_called_effects():
     """Spans 3 and 1: a control of 0.2 and one of 0.6 are changes of 0.6 each, or 0.3 of the mean span of 2."""
     effect = np.zeros((2, 1, 4, 2))
@@ -161,12 +182,29 @@ def test_the_control_is_in_units_of_the_mean_distance_and_effects_within_it_are_
     assert top["beyond"].tolist() == [True, False] and top["above_floor"].all()
     said = findings(steps, top)
     assert said[0].endswith("depends most on L1H1, which restores 50% by itself (in all 2 examples).")
-    line = "1 of 8 effects exceed both noise floor and control: with another example's activations, 95 % of heads change at "
-    line += "most 0.3"
-    assert f"{line} (2 controls). Before the first difference, patches change 0." in said
+    assert (
+        "1 of 8 effects exceed both noise floor and control: with another example's activations, heads change at most 0.3 "
+        "(2 controls). A step with 2 controls says little: of heads without an effect, 1 in 3 exceeds them; 95 % of heads stay "
+        "within 19 or more. Before the first difference, patches change 0."
+    ) in said
     cells = rows(steps, top)
     assert cells[0][header("logit_diff").index("control")] == "0.300"
     assert cells[1][header("logit_diff").index("effect")] == "+0.250 (within control)"
+
+
+def test_a_share_of_heads_is_named_only_if_the_controls_are_enough_for_it():
+    effect, control = np.zeros((4, 1, 4, 2)), np.full((4, 1, 4, 2), 0.125)
+    effect[:, 0, 1, 1] = 0.5
+    control[:, 0, 0, 0], control[0, 0, 3, :] = np.nan, np.nan
+    arguments = ([[1.0]] * 4, [[0.0]] * 4, [[1]] * 4)
+
+    def said(control):
+        steps = by_step(dataset(effect, *arguments, control=control))
+        return next(line for line in findings(steps, top_heads(steps)) if "floor and control" in line)
+
+    assert "95 % of heads change at most 0.12 (26 controls)." in said(control)
+    control[2:] = np.nan
+    assert "of heads without an effect, 1 in 13 exceeds them" in said(control)
 
 
 def test_the_table_shows_samples_and_fits_its_header():

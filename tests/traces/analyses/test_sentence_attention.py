@@ -91,3 +91,10 @@ def test_a_trace_of_another_model_is_refused():
         pcm.traces.sentence_attention(tiny(d_vocab=61), trace)
     with pytest.raises(TypeError, match="trace: got Tensor"):
         pcm.traces.sentence_attention(tiny(), torch.arange(4))
+
+
+def test_too_few_sentences_are_said_and_no_head_is_named():
+    model = tiny()
+    trace = pcm.traces.Trace.from_tokens(model, list(range(4, 16)), sentences=[(2, 5), (5, 8), (8, 12)])
+    (line,) = pcm.traces.sentence_attention(model, trace).findings()
+    assert line.endswith("over 3 sentences: too few for vertical scores, which leave out sentences nearer than 4")
