@@ -1,4 +1,4 @@
-"""Row-wise kernels on the GPU: add_rms_norm, rope, swiglu. Each reads and writes every element once."""
+"""Row-wise kernels on the GPU: add_rms_norm, rope, rope_keys, swiglu. Each reads and writes every element once."""
 
 import torch
 import triton
@@ -65,6 +65,63 @@ def rope_kernel(
     tl.store(p + HALF, (b * cos_b + a * sin_b).to(X.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _turned(
+    FROM, TO, COS, SIN, block, H, stride_fh, stride_th, HALF: tl.constexpr, HP: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, BLOCK_H: tl.constexpr, REST: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_H heads of one row from FROM to TO, rotated. REST: with the features that are not rotated."""
+    h = block * BLOCK_H + tl.arange(0, BLOCK_H)
+    m_h = (h < H)[:, None]
+    i = tl.arange(0, HP)
+    in_half = i < HALF
+    mask = m_h & in_half[None, :]
+    p = FROM + h.to(tl.int64)[:, None] * stride_fh + i[None, :]
+    a = tl.load(p, mask=mask, other=0.0).to(WIDE)
+    b = tl.load(p + HALF, mask=mask, other=0.0).to(WIDE)
+    cos_a = tl.load(COS + i, mask=in_half, other=0.0).to(WIDE)[None, :]
+    cos_b = tl.load(COS + HALF + i, mask=in_half, other=0.0).to(WIDE)[None, :]
+    sin_a = tl.load(SIN + i, mask=in_half, other=0.0).to(WIDE)[None, :]
+    sin_b = tl.load(SIN + HALF + i, mask=in_half, other=0.0).to(WIDE)[None, :]
+    p_to = TO + h.to(tl.int64)[:, None] * stride_th + i[None, :]
+    tl.store(p_to, (a * cos_a - b * sin_a).to(TO.dtype.element_ty), mask=mask)
+    tl.store(p_to + HALF, (b * cos_b + a * sin_b).to(TO.dtype.element_ty), mask=mask)
+    if REST:
+        j = tl.arange(0, DP)
+        m_rest = m_h & ((j >= 2 * HALF) & (j < D))[None, :]
+        x = tl.load(FROM + h.to(tl.int64)[:, None] * stride_fh + j[None, :], mask=m_rest, other=0.0)
+        tl.store(TO + h.to(tl.int64)[:, None] * stride_th + j[None, :], x, mask=m_rest)
+
+
+@triton.jit(do_not_specialize=["H", "HKV"])
+def rope_keys_kernel(
+    Q, K, V, COS, SIN, K_OUT, V_OUT, H, HKV, stride_qr, stride_qh, stride_kr, stride_kh, stride_vr, stride_vh, stride_kor,
+    stride_koh, stride_vor, stride_voh, stride_cr, stride_sr, HALF: tl.constexpr, HP: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, BLOCK_H: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_H heads of one row: of the queries, in place; after these of the keys, and of the values."""
+    r = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    n_q = tl.cdiv(H, BLOCK_H)
+    n_k = tl.cdiv(HKV, BLOCK_H)
+    COS += r * stride_cr
+    SIN += r * stride_sr
+    if block < n_q:
+        Q += r * stride_qr
+        _turned(Q, Q, COS, SIN, block, H, stride_qh, stride_qh, HALF, HP, D, DP, BLOCK_H, False, WIDE)
+    elif block < n_q + n_k:
+        _turned(
+            K + r * stride_kr, K_OUT + r * stride_kor, COS, SIN, block - n_q, HKV, stride_kh, stride_koh,
+            HALF, HP, D, DP, BLOCK_H, D > 2 * HALF, WIDE,
+        )  # fmt: skip
+    else:
+        h = (block - n_q - n_k) * BLOCK_H + tl.arange(0, BLOCK_H)
+        i = tl.arange(0, DP)
+        mask = (h < HKV)[:, None] & (i < D)[None, :]
+        v = tl.load(V + r * stride_vr + h.to(tl.int64)[:, None] * stride_vh + i[None, :], mask=mask, other=0.0)
+        tl.store(V_OUT + r * stride_vor + h.to(tl.int64)[:, None] * stride_voh + i[None, :], v, mask=mask)
+
+
 @triton.jit(do_not_specialize=["d"])
 def swiglu_kernel(GATE, UP, OUT, d, stride_g, stride_u, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """BLOCK channels of one row: silu(gate) * up."""
@@ -113,6 +170,26 @@ def rope(x, cos, sin):
     rope_kernel[(R, triton.cdiv(H, block_h))](
         x, cos, sin, H, x.stride(0), x.stride(1), cos.stride(0), sin.stride(0), HALF=half, HP=hp, BLOCK_H=block_h,
         WIDE=_wide(x), num_warps=4,
+    )  # fmt: skip
+
+
+def rope_keys(q, k, v, cos, sin, k_out, v_out):
+    """The CUDA side of `pycotmech::rope_keys`; the op's public function has checked the arguments."""
+    R, HKV, D = k.shape
+    half = cos.shape[-1] // 2
+    if k.numel() == 0 or half == 0:
+        k_out.copy_(k), v_out.copy_(v)
+        return
+    H = 0 if q is None else q.shape[1]
+    q = k if q is None else q
+    cos, sin = (t if t.stride(1) == 1 else t.contiguous() for t in (cos, sin))
+    DP = triton.next_power_of_2(D)
+    block_h = min(triton.next_power_of_2(max(H, HKV)), max(1, 2048 // DP))
+    blocks = triton.cdiv(H, block_h) + 2 * triton.cdiv(HKV, block_h)
+    rope_keys_kernel[(R, blocks)](
+        q, k, v, cos, sin, k_out, v_out, H, HKV, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *k_out.stride()[:2],
+        *v_out.stride()[:2], cos.stride(0), sin.stride(0), HALF=half, HP=triton.next_power_of_2(half), D=D, DP=DP,
+        BLOCK_H=block_h, WIDE=_wide(k), num_warps=4,
     )  # fmt: skip
 
 

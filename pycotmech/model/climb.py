@@ -165,8 +165,11 @@ def climb(
             kept.store("resid_pre", l, a, b, x[a:b])
             q, k, v = (t.to(home) for t in family.qkv(l, x[a:b]))
             kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
-            family.rotate(l, angles, slice(a, b), *((k,) if top is not None else (q, k)))
-            keys.put(l, a, b, k, v)
+            turned = None if top is not None else q
+            to = None if keys.at is not None else (k_own[a:b], v_own[a:b])
+            if to is None or not family.rotate_into(l, angles, slice(a, b), turned, k, v, *to):
+                family.rotate(l, angles, slice(a, b), *((k,) if turned is None else (turned, k)))
+                keys.put(l, a, b, k, v)
             if top is None and family.few_launches and b - a == n:
                 asked = q
             elif top is None:

@@ -3,8 +3,8 @@
 On CPU the ops run in C++ (`csrc/`), on CUDA in Triton (`kernels/`), and anywhere on the PyTorch reference.
 
 Tests: `test_attn_arguments.py` for `_attention`; `test_attn_reference.py` for `_registry`; `test_attn_weights.py` for
-`attn_colsum`, `attn_entries`, `attn_rows`, `attn_topk`; `test_rows.py` for `add_rms_norm`, `rope`, `swiglu`; the others have
-tests of their own names.
+`attn_colsum`, `attn_entries`, `attn_rows`, `attn_topk`; `test_rows.py` for `add_rms_norm`, `rope`, `rope_keys`, `swiglu`;
+the others have tests of their own names.
 """
 
 from pycotmech.ops._registry import cpp_missing, describe
@@ -18,6 +18,7 @@ from pycotmech.ops.head_delta import head_delta
 from pycotmech.ops.linear import linear, matmul, widens_bfloat16
 from pycotmech.ops.prefix_attn import check_rows, prefix_attn
 from pycotmech.ops.rope import rope
+from pycotmech.ops.rope_keys import rope_keys
 from pycotmech.ops.swiglu import swiglu
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "matmul",
     "prefix_attn",
     "rope",
+    "rope_keys",
     "swiglu",
     "widens_bfloat16",
 ]

@@ -215,9 +215,15 @@ def _norm(delta):
     rows.add_rms_norm(x, delta, torch.empty(4096, dtype=torch.bfloat16), 1e-5)
 
 
+def _rope_keys(R, H, hkv, D):
+    q, k, v, *out = torch.empty(R, H + 4 * hkv, D, dtype=torch.bfloat16).split((H, hkv, hkv, hkv, hkv), 1)
+    rows.rope_keys(q, k, v, torch.empty(R, D), torch.empty(R, D), *out)
+
+
 ROW_LAUNCHES = {
     "add_rms_norm": lambda: _norm(torch.empty(64, 4096, dtype=torch.bfloat16)),
     "rope": lambda: rows.rope(torch.empty(64, 32, 128, dtype=torch.bfloat16), torch.empty(64, 128), torch.empty(64, 128)),
+    "rope_keys": lambda: _rope_keys(64, 32, 8, 128),
     "swiglu": lambda: rows.swiglu(*torch.empty(2, 64, 11008, dtype=torch.bfloat16)),
 }
 

@@ -268,6 +268,7 @@ ROWS = (  # dtypes of x, delta and weight; R, d
     ("fp32", "fp32", "fp32", 1, 1),
 )
 ROPE = (("bf16", 5, 3, 64, 64), ("fp32", 3, 5, 80, 20), ("fp16", 2, 33, 128, 128))  # dtype, R, H, D, rotated
+ROPE_KEYS = (("bf16", 5, 6, 64, 64), ("fp32", 3, 5, 80, 20), ("fp16", 2, 33, 128, 128), ("bf16", 3, 0, 64, 16))
 SWIGLU = (("bf16", 5, 1537), ("fp32", 3, 64), ("fp16", 1, 1))
 ROUND = {"bf16": 3e-3, "fp16": 4e-4, "fp32": 5e-7}
 
@@ -299,6 +300,27 @@ def check_rope(run: Run, dtype: str, R: int, H: int, D: int, rotated: int, slack
     assert run("rope", placed, *angles) is None
     close("rope", placed, want, slack * ROUND[dtype])
     assert torch.equal(placed[..., rotated:], x[..., rotated:]), "what is not rotated must stay as it is"
+
+
+def check_rope_keys(run: Run, dtype: str, R: int, H: int, D: int, rotated: int, slack: float = 1.0) -> None:
+    """Queries, keys and values as parts of one buffer, put where others lie in between; H = 0: no queries."""
+    g, hkv = base(D), max(1, H // 2)
+    qkv, (cos, sin) = normal(g, R, H + 2 * hkv, D, dtype=dtype), normal(g, 2, R, rotated)
+    want, half = qkv.double(), rotated // 2
+    turned = slice(0, H + hkv)
+    a, b = want[:, turned, :half].clone(), want[:, turned, half:rotated].clone()
+    c, s = cos.double()[:, None], sin.double()[:, None]
+    want[:, turned, :half] = a * c[..., :half] - b * s[..., :half]
+    want[:, turned, half:rotated] = b * c[..., half:] + a * s[..., half:]
+    placed, cos, sin, k_out, v_out = islands((qkv, cos, sin, *torch.zeros(2, R, 2 * hkv, D, dtype=qkv.dtype)))
+    q, k, v = placed.split((H, hkv, hkv), 1)
+    assert run("rope_keys", q if H else None, k, v, cos, sin, k_out[:, ::2], v_out[:, ::2]) is None
+    if H:
+        close("queries", q, want[:, :H], slack * ROUND[dtype])
+    close("keys", k_out[:, ::2], want[:, H : H + hkv], slack * ROUND[dtype])
+    assert torch.equal(v_out[:, ::2], qkv[:, H + hkv :]) and torch.equal(placed[:, H:], qkv[:, H:])
+    assert torch.equal(k_out[:, ::2, rotated:], qkv[:, H : H + hkv, rotated:]), "what is not rotated must be copied"
+    assert not k_out[:, 1::2].any() and not v_out[:, 1::2].any(), "what lies in between must stay as it is"
 
 
 def check_swiglu(run: Run, dtype: str, R: int, d: int, slack: float = 1.0) -> None:

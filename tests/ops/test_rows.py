@@ -1,4 +1,4 @@
-"""Row ops against float64: add_rms_norm, rope, swiglu. Values, in-place contracts, strides, rounding, red zones."""
+"""Row ops against float64: add_rms_norm, rope, rope_keys, swiglu. Values, in-place contracts, strides, rounding, red zones."""
 
 from __future__ import annotations
 
@@ -143,6 +143,34 @@ def test_rope_in_float64_and_without_rows():
     ops.rope(x, cos, sin)
     assert_close(x, want, rtol=1e-14, atol=1e-15)
     ops.rope(torch.empty(0, 2, 16), torch.empty(0, 16), torch.empty(0, 16))
+
+
+def test_rope_keys_is_rope_and_two_copies():
+    """To the last bit, and in float64 too."""
+    for dtype in (torch.bfloat16, torch.float64):
+        q, k, v = (randn(5, h, 16).to(dtype) for h in (4, 2, 2))
+        cos, sin = angles(5, 16)
+        turned, kept = (q.clone(), k.clone()), torch.empty(2, 5, 2, 16, dtype=dtype)
+        for x in turned:
+            ops.rope(x, cos, sin)
+        ops.rope_keys(q, k, v, cos, sin, *kept)
+        assert torch.equal(q, turned[0]) and torch.equal(kept[0], turned[1]) and torch.equal(kept[1], v)
+
+
+def test_rope_keys_checks_its_arguments():
+    q, k, v = randn(5, 4, 16), randn(5, 2, 16), randn(5, 2, 16)
+    cos, sin = angles(5, 16)
+    good = dict(q=q, k=k, v=v, cos=cos, sin=sin, k_out=k.clone(), v_out=v.clone())
+    for name, wrong, what in (
+        ("q", q[:4], "q must be"),
+        ("v", v.half(), "v must be"),
+        ("k_out", q, "k_out must be"),
+        ("v_out", v.transpose(0, 2).contiguous().transpose(0, 2), "v_out must be contiguous"),
+        ("sin", sin[:, :8], "sin must be"),
+        ("cos", cos.half(), "cos must be"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=what):
+            ops.rope_keys(**{**good, name: wrong})
 
 
 def test_rope_checks_its_arguments():

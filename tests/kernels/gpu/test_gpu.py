@@ -10,6 +10,9 @@ from tests.kernels import cases, poison
 
 pytestmark = pytest.mark.gpu
 
+CHANGED = {"add_rms_norm": (0,), "rope": (0,), "rope_keys": (0, 5, 6)}
+"""Arguments that an op changes in place."""
+
 
 @pytest.fixture
 def run():
@@ -21,8 +24,9 @@ def run():
         with poison.guarded_outputs():
             out = getattr(torch.ops.pycotmech, op)(*moved)
             torch.cuda.synchronize()
-        if op in ("add_rms_norm", "rope"):
-            args[0].copy_(moved[0])
+        for i in CHANGED.get(op, ()):
+            if args[i] is not None:
+                args[i].copy_(moved[i])
         return out
 
     return call
@@ -60,6 +64,11 @@ def test_add_rms_norm(run, case):
 @pytest.mark.parametrize("case", cases.ROPE, ids=str)
 def test_rope(run, case):
     cases.check_rope(run, *case, cases.ON_GPU)
+
+
+@pytest.mark.parametrize("case", cases.ROPE_KEYS, ids=str)
+def test_rope_keys(run, case):
+    cases.check_rope_keys(run, *case, cases.ON_GPU)
 
 
 @pytest.mark.parametrize("case", cases.SWIGLU, ids=str)

@@ -17,6 +17,7 @@ WRAPPERS = {
     "prefix_attn": prefix_attn.prefix_attn,
     "add_rms_norm": rows.add_rms_norm,
     "rope": rows.rope,
+    "rope_keys": rows.rope_keys,
     "swiglu": rows.swiglu,
 }
 

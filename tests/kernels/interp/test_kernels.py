@@ -50,6 +50,11 @@ def test_rope(run_once, case):
     cases.check_rope(run_once, *case)
 
 
+@pytest.mark.parametrize("case", cases.ROPE_KEYS, ids=str)
+def test_rope_keys(run_once, case):
+    cases.check_rope_keys(run_once, *case)
+
+
 @pytest.mark.parametrize("case", cases.SWIGLU, ids=str)
 def test_swiglu(run_once, case):
     cases.check_swiglu(run_once, *case)
