@@ -178,6 +178,17 @@ def _rows(bench: Bench, found: Found, dtype: torch.dtype, H: int, D: int) -> Non
     t = bench.timed(lambda: ops.rope(x, cos, sin)).median
     found.figure(f"rope, {name}", 2 * x.nbytes / t / 1e12, "TB/s", checked=good)
 
+    q, k, v = (_normal(bench, R, H, D, dtype=dtype) for _ in range(3))
+    a, b = torch.stack((q, k)).double().chunk(2, -1)
+    turned = torch.cat((-b, a), -1) * sin[:, None].double() + torch.stack((q, k)).double() * cos[:, None].double()
+    with poisoned_outputs():
+        kept = torch.empty_like(k), torch.empty_like(v)
+    ops.rope_keys(q, k, v, cos, sin, *kept)
+    good = found.check(f"rope_keys, {name}: queries and keys", relative(torch.stack((q, kept[0])), turned), limit)
+    good &= found.check(f"rope_keys, {name}: values that differ", float((kept[1] != v).sum()), 0)
+    t = bench.timed(lambda: ops.rope_keys(q, k, v, cos, sin, *kept)).median
+    found.figure(f"rope_keys, {name}", 6 * k.nbytes / t / 1e12, "TB/s", checked=good)
+
     gate, up = (_normal(bench, R, mlp, dtype=dtype) for _ in range(2))
     with poisoned_outputs():
         y = ops.swiglu(gate, up)

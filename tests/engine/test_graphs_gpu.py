@@ -8,6 +8,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.engine import graphs
+from pycotmech.engine.staircase import Staircase
 from tests.engine.test_graphs import CASES, sweeps
 from tests.reference.tiny import tiny_llama
 
@@ -48,7 +49,7 @@ def test_the_cpu_agrees(case):
 def test_passes_wait_for_nothing(case, monkeypatch):
     """PyTorch's own watch: an operation that would wait for the device is an error while a pass runs."""
     monkeypatch.setenv("PYCOTMECH_CUDA_GRAPHS", "0")
-    model, plain = on_gpu(torch.bfloat16), graphs.Staircase.run
+    model, plain = on_gpu(torch.bfloat16), Staircase.run
     sweeps(CASES[case], 0, model)
 
     def run(self):
@@ -58,7 +59,7 @@ def test_passes_wait_for_nothing(case, monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(graphs.Staircase, "run", run)
+    monkeypatch.setattr(Staircase, "run", run)
     sweeps(CASES[case], 0, model)
 
 

@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items):
     """Each case runs with the tiles of one of the GPUs, in turn; with the other one it is slow."""
     seen = {}
     for item in items:
-        if "run" in item.fixturenames:
+        if "run" in getattr(getattr(item, "callspec", None), "params", {}):  # tests elsewhere have a fixture of this name too
             case = (item.originalname, item.callspec.params.get("name"))
             place = seen.setdefault(case, len(seen))
             if item.callspec.params["run"] != GPUS[place % len(GPUS)]:
