@@ -42,10 +42,12 @@ def trace_page(results: TraceResults) -> Page:
     sections = []
     if "chain_use" in found:
         sections.append(_chain_use(found["chain_use"]))
-    elif places:
+    left_out = [str(line) for line in (provenance.get("plan") or {}).get("left_out") or []]
+    if "chain_use" not in found and places and not any(line.startswith("chain_use") for line in left_out):
         notes.append(
             "Whether the chain is used is judged over two traces with answers or more; this folder has no such verdict."
         )
+    notes += [sentence(f"Left out: {line}") for line in left_out]
     for i, place in enumerate(places[:_TRACES]):
         number = int(place.rpartition("_")[2]) if place.rpartition("_")[2].isdigit() else i
         record = records[number] if number < len(records) else {}
@@ -129,10 +131,13 @@ def _chain_use(result: Any) -> Section:
     parts: list[Part] = [Claim(v.question, v.word, capital(v.evidence)) for v in result.verdicts()]
     parts.append(Draw(bars))
     if along is not None:
-        curve = charts.series("mean over traces", grid, along.mean, along.low, along.high)
+        curves = [
+            charts.series("probability, mean over traces", grid, along.mean, along.low, along.high),
+            charts.series("share of traces whose answer is decided", grid, result.decided_by(grid)),
+        ]
         title = "Probability of the answer if it is asked for early"
         across = "share of the sentences before it is asked for"
-        parts.append(Draw(charts.lines(title, "probability", across, [curve], unit="share", limits=(0, 1))))
+        parts.append(Draw(charts.lines(title, "probability, or share of traces", across, curves, unit="share", limits=(0, 1))))
     table = result.table()
     columns = [str(c) for c in table.columns]
     right = [c for c in columns if table[c].dtype.kind in "fiu"]

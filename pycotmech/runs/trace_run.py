@@ -94,7 +94,7 @@ class TraceSettings:
 class TracePlan:
     """What a run costs: token-forwards by analysis, and how many of these the model does in a second here.
 
-    units: the same by result, "receiver_heads" or "trace_000/suppress".
+    units: the same by result, "receiver_heads" or "trace_000/suppress". left_out: what these traces do not allow, and why.
     """
 
     traces: int
@@ -103,6 +103,7 @@ class TracePlan:
     forwards: dict[str, float]
     speed: float
     units: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -111,9 +112,11 @@ class TracePlan:
     def __str__(self) -> str:
         lines = [f"{self.traces} trace(s), {self.tokens:,} tokens, {self.sentences} sentences"]
         for name, n in self.forwards.items():
+            if n == 0:
+                continue
             lines.append(f"  {name:<16} {n:>12,.0f} token-forwards, about {_duration(n / self.speed)}")
         lines.append(f"  {'in all':<16} {sum(self.forwards.values()):>12,.0f} token-forwards, about {_duration(self.seconds)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  left out: {line}" for line in self.left_out)])
 
 
 @dataclass
@@ -169,17 +172,22 @@ def run_traces(
 
 def plan_of(model: Model, traces: list[Trace], settings: TraceSettings) -> TracePlan:
     """Predicts what the analyses cost, and measures the speed by a forward pass of up to 256 tokens."""
+    from pycotmech.traces.analyses.receiver_heads import FEWEST
+
     cfg = model.cfg
-    units: dict[str, float] = {"receiver_heads": 0.0}
-    shuffles = 4
+    units: dict[str, float] = {}
+    shuffles, left_out, answered = 4, _left_out(traces, settings), sum(t.answer is not None for t in traces)
+    long_enough = settings.proximity + FEWEST
     for i, trace in enumerate(traces):
         T, S, where = len(trace), trace.n_sentences, f"trace_{i:03d}"
         length, tail = trace.reasoning.stop - trace.reasoning.start, T - trace.reasoning.stop
-        units["receiver_heads"] += trace.reasoning.stop
+        if long_enough <= S:
+            units["receiver_heads"] = units.get("receiver_heads", 0.0) + trace.reasoning.stop
         units[f"{where}/suppress"] = T + (1 + settings.controls) * sum(T - s.stop for s in trace.sentences)
         if trace.answer is not None:
             units[f"{where}/early_answers"] = T + (S + 1) * tail
             units[f"{where}/answer_paths"] = T
+        if trace.answer is not None and answered > 1:
             of_chain = (2 + shuffles) * length + T + cfg.n_layers * cfg.n_heads * tail / 2
             units["chain_use"] = units.get("chain_use", 0.0) + of_chain
     forwards = {
@@ -191,7 +199,31 @@ def plan_of(model: Model, traces: list[Trace], settings: TraceSettings) -> Trace
     start = time.perf_counter()
     model.run(tokens, positions=-1)
     speed = len(tokens) / (time.perf_counter() - start)
-    return TracePlan(len(traces), sum(map(len, traces)), sum(t.n_sentences for t in traces), forwards, speed, units)
+    return TracePlan(len(traces), sum(map(len, traces)), sum(t.n_sentences for t in traces), forwards, speed, units, left_out)
+
+
+def _left_out(traces: list[Trace], settings: TraceSettings) -> list[str]:
+    """The analyses that these traces do not allow, with the reason and the way out."""
+    from pycotmech.traces.analyses.receiver_heads import FEWEST
+
+    out = []
+    longest, needed = max(t.n_sentences for t in traces), settings.proximity + FEWEST
+    if longest < needed:
+        lower = f", or --proximity {longest - FEWEST}" if longest > FEWEST else ""
+        out.append(
+            f"receiver_heads, as the longest trace has {longest} sentences; at proximity {settings.proximity} it takes a trace "
+            f"of {needed}{lower}"
+        )
+    without = [t.title for t in traces if t.answer is None]
+    if without:
+        named = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+        out.append(
+            f"early_answers and answer_paths of {named}, without an answer; one is found after \\boxed, ####, 'answer is' or "
+            "'answer:', or is given in the field answer"
+        )
+    if len(traces) - len(without) < 2:
+        out.append(f"chain_use, which compares traces: it takes two with answers, and there are {len(traces) - len(without)}")
+    return out
 
 
 @dataclass
@@ -217,7 +249,8 @@ class _Run:
         s, common = self.settings, {"memory_gb": self.settings.memory_gb}
         before, plan = _about(self.folder), self.outcome.plan
         self.costs |= before.get("seconds", {})
-        self.facts |= facts_of(self.model, vars(s), plan={"token_forwards": plan.units, "memory_gb": s.memory_gb})
+        work = {"token_forwards": plan.units, "left_out": plan.left_out, "memory_gb": s.memory_gb}
+        self.facts |= facts_of(self.model, vars(s), plan=work)
         self.facts["created"] = before.get("created", self.facts["created"])
         self.facts["prompts"] = digest_of(s.traces)
         self._write_about()
@@ -225,12 +258,13 @@ class _Run:
         self.log.write("plan", units={name: round(n / plan.speed, 6) for name, n in plan.units.items()})
         lines = "".join(json.dumps(trace.to_record()) + "\n" for trace in self.traces)
         write_text(self.folder / "traces.jsonl", lines)
-        self._make(
-            "", t.ReceiverHeads,
-            lambda at: t.receiver_heads(
-                self.model, self.traces, top=s.top, proximity=s.proximity, seed=s.seed, progress=at
-            ),
-        )  # fmt: skip
+        if "receiver_heads" in plan.units:
+            self._make(
+                "", t.ReceiverHeads,
+                lambda at: t.receiver_heads(
+                    self.model, self.traces, top=s.top, proximity=s.proximity, seed=s.seed, progress=at
+                ),
+            )  # fmt: skip
         pairs = []
         for i, trace in enumerate(self.traces):
             where = f"trace_{i:03d}"
@@ -248,7 +282,7 @@ class _Run:
             self._make(where, t.AnswerPaths, lambda at, trace=trace: t.answer_paths(self.model, trace, **common))
             if cut is not None and early is not None:
                 pairs.append((trace, cut, early))
-        if len(pairs) > 1:
+        if len(pairs) > 1 and "chain_use" in plan.units:
             self._make(
                 "", t.ChainUse,
                 lambda at: t.is_chain_used(
@@ -257,7 +291,7 @@ class _Run:
                 ),
             )  # fmt: skip
         elif "chain_use" in plan.units:
-            self._failed("chain_use", "needs two traces with answers or more, with suppress and early_answers of each")
+            self._failed("chain_use", "it takes suppress and early_answers of two traces, and these were not made")
         self._write_summary()
         return self.outcome
 
@@ -323,6 +357,8 @@ class _Run:
                     for figure in (name, *(f"{name}_{more}" for more in found.figures())):
                         parts += [f"![](trace_{i:03d}/{figure}.png)", ""]
                     parts += [f"* {markdown(line)}" for line in found.findings()] + [""]
+        if self.outcome.plan.left_out:
+            parts += ["## Left out", "", *(f"* {markdown(line)}" for line in self.outcome.plan.left_out), ""]
         if self.outcome.failures:
             parts += ["## Not made", "", *(f"* {name}: {markdown(why)}" for name, why in self.outcome.failures.items()), ""]
         write_text(self.folder / "summary.md", "\n".join(parts))

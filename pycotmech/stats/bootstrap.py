@@ -63,16 +63,22 @@ def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
 
 
 def undecidable(
-    low: float, high: float, n: int, threshold: float = 0.0, within: Range | None = None, level: float = LEVEL
+    low: float,
+    high: float,
+    n: int,
+    threshold: float = 0.0,
+    within: Range | None = None,
+    level: float = LEVEL,
+    unit: str = "example",
 ) -> str:
     """Returns why an interval over n examples decides nothing about a threshold; an empty string if it may decide.
 
     It decides nothing if it does not exist, or if it has no width and n examples could agree by chance (`agreeing`).
     within: the range of the quantity; None: a quantity between 0 and 1, with such a threshold, is taken to be a share.
-    level: of the interval.
+    level: of the interval. unit: what is counted, in the singular.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
-        return "one example has no interval" if n == 1 else "there is no interval"
+        return f"one {unit} has no interval" if n == 1 else "there is no interval"
     if high - low > 1e-9 * max(1.0, abs(low), abs(high)):
         return ""
     if within is None and 0 < threshold < 1 and -1e-9 <= low <= high <= 1 + 1e-9:
@@ -81,7 +87,7 @@ def undecidable(
     if n >= enough:
         return ""
     about = f" about {threshold:g}" if threshold else ""
-    return f"all {n} examples agree, and fewer than {enough} that agree decide nothing{about}"
+    return f"all {n} {unit}s agree, and fewer than {enough} that agree decide nothing{about}"
 
 
 def agreeing(value: float, threshold: float = 0.0, within: Range | None = None, level: float = LEVEL) -> int:

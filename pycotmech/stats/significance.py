@@ -45,6 +45,17 @@ def _default(test: Test) -> Control:
     return "max" if test == "sign_flip" else "holm"
 
 
+def fewest(
+    alpha: float = 0.05, *, test: Test = "sign_flip", control: Control | None = None, two_sided: bool = False, heads: int = 1
+) -> int:
+    """Returns the least number of examples over which the test can reach a corrected p-value of alpha at all.
+
+    heads: how many are tested at once, which counts for Holm's correction only.
+    """
+    flips = (2 if two_sided else 1) * (heads if (control or _default(test)) == "holm" else 1)
+    return max(2, math.ceil(math.log2(flips / alpha) - 1e-9))
+
+
 def p_values(
     values: NDArray,
     *,
@@ -72,12 +83,13 @@ def p_values(
     x, shape = _counting(values), values.shape[1:]
     n, known = len(x), np.isfinite(x).any(0)
     x = x[:, known]
-    least = 2.0**-n * (2 if two_sided else 1)
-    worst = least * (x.shape[1] if control == "holm" else 1)
-    if n < 2 or worst > alpha:
+    least = fewest(alpha, test=test, control=control, two_sided=two_sided, heads=x.shape[1])
+    if n < least:
+        worst = 2.0**-n * (2 if two_sided else 1) * (x.shape[1] if control == "holm" else 1)
         raise ValueError(
             f"scores: {n} example(s) can give no p-value below {min(worst, 1.0):.2g} here ({words(test, control)}, "
-            f"{x.shape[1]} heads), but alpha is {alpha:g}; expected more examples, or test='sign_flip'"
+            f"{x.shape[1]} heads), but alpha is {alpha:g}; expected {least} examples or more"
+            + (", or test='sign_flip'" if test == "sign" else "")
         )
     raw = _sign(x, two_sided) if test == "sign" else sign_flip(x, two_sided=two_sided, seed=seed)
     out = np.full(known.shape, np.nan)

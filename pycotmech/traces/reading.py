@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.files.text import parse_json
+from pycotmech.traces.checked import is_text
 from pycotmech.traces.splitting import Splitter, split
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def answer_in(text: str, answer: str | None) -> tuple[int, int] | None:
     """Where the answer stands last in a text: a given one (as a word of its own if it does so anywhere), or one that is marked
     as such; None if it does not."""
     if answer is not None:
-        bare = answer.strip()
+        bare = is_text(answer, "answer").strip()
         if not bare:
             raise ValueError("answer: got an empty text; expected the answer as it stands in the completion")
         alone = re.compile(r"(?<!\w)" + re.escape(bare) + r"(?!\w)")
@@ -128,9 +129,8 @@ def encoded(model: Model, prompt: str, completion: str) -> tuple[Tensor, list[tu
 
     Raises ValueError naming the model if its tokenizer gives no offsets, `prompt` if it holds no token.
     """
-    for name, value in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(value, str):
-            raise TypeError(f"{name}: got {type(value).__name__}; expected a text")
+    is_text(prompt, "prompt")
+    is_text(completion, "completion")
     tokenizer, text = model.tokenizer, prompt + completion
     if tokenizer is None:
         raise ValueError("model: has no tokenizer; expected one with it, or a trace made by Trace.from_tokens")
@@ -207,9 +207,19 @@ def cue_ids(model: Model, cue: str | Sequence[int] | Tensor) -> Tensor:
 
 
 def of_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Prompt and completion of a conversation. Raises ValueError naming `messages`."""
-    if not messages or messages[-1].get("role") != "assistant":
-        got = messages[-1].get("role") if messages else "nothing"
+    """Prompt and completion of a conversation. Raises TypeError or ValueError naming `messages`."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages: got {type(messages).__name__}; expected a list of {{'role', 'content'}}")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TypeError(f"messages[{i}]: got {type(message).__name__}; expected an object with role and content")
+        for key in ("content", "reasoning_content", "reasoning"):
+            if message.get(key) is not None:
+                is_text(message[key], f"messages[{i}].{key}")
+    if not messages:
+        raise ValueError("messages: the list is empty; expected a question and the model's answer with its reasoning")
+    if messages[-1].get("role") != "assistant":
+        got = messages[-1].get("role")
         raise ValueError(f"messages: the last one is of {got!r}; expected one of 'assistant', with the reasoning")
     if len(messages) < 2:
         raise ValueError("messages: got only the model's; expected the question before it")
@@ -245,7 +255,8 @@ def records(path: str | PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             found = parse_json(line)
         except ValueError as error:
-            raise ValueError(f"{file}, line {number}: no JSON ({error})") from error
+            many = " (a JSON array over many lines is none)" if number == 1 and line.lstrip().startswith("[") else ""
+            raise ValueError(f"{file}, line {number}: no JSON ({error}); expected one object a line{many}") from error
         if not isinstance(found, dict):
             raise ValueError(f"{file}, line {number}: got {type(found).__name__}; expected an object")
         yield number, found

@@ -51,8 +51,9 @@ class TraceAnalysis(Analysis):
         return [f"{which}; {about}{self.about['definition']}", *self.about["notes"]]
 
     def sentence(self, i: int, trace: int = 0) -> str:
-        """The number of a sentence and how it begins, in words."""
-        return f"{i} “{self.about['sentences'][trace][i]}”"
+        """The number of a sentence and how it begins, if its text is known."""
+        text = self.about["sentences"][trace][i]
+        return f"{i} “{text}”" if text else str(i)
 
 
 def lines_of(frame: Any) -> Iterator[Any]:

@@ -48,9 +48,10 @@ def covering(text: str, pieces: Sequence[tuple[int, int]]) -> list[tuple[int, in
     return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
 
-def located(text: str, sentences: Sequence[str], argument: str = "sentences") -> list[tuple[int, int]]:
+def located(text: str, sentences: Sequence[str], argument: str = "sentences", *, after: str = "") -> list[tuple[int, int]]:
     """The ranges of characters at which sentences stand in a text, one after another.
 
+    after: what follows the text, to say of a sentence that it stands there.
     Raises ValueError naming the argument and the first sentence that is not in the text after the one before it.
     """
     out, at = [], 0
@@ -59,6 +60,11 @@ def located(text: str, sentences: Sequence[str], argument: str = "sentences") ->
         if not bare:
             continue
         found = text.find(bare, at)
+        if found < 0 and bare in after:
+            raise ValueError(
+                f"{argument}[{i}]: {bare[:60]!r} stands after the reasoning, which ends before the sentence of the answer (or "
+                "at </think>); expected sentences of the reasoning only"
+            )
         if found < 0:
             raise ValueError(
                 f"{argument}[{i}]: {bare[:60]!r} is not in the reasoning after the sentence before it; expected pieces of the "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.model.prompts import Tokens
-from pycotmech.traces import generating, reading
+from pycotmech.traces import checked, generating, reading
 from pycotmech.traces.splitting import Splitter, covering, located, split
 
 if TYPE_CHECKING:
@@ -135,9 +135,9 @@ class Trace:
         Raises ValueError naming the argument.
         """
         ids = model.to_tokens(tokens)
-        spans = _checked_spans(sentences, len(ids))
-        where = None if answer is None else _checked_answer(answer, spans[-1][1], len(ids))
-        kinds = _checked_categories(categories, len(spans))
+        spans = checked.spans(checked.pairs(sentences), len(ids))
+        where = None if answer is None else checked.answer(answer, spans[-1][1], len(ids))
+        kinds = checked.categories(categories, len(spans))
         decode = (lambda a, b: "") if model.tokenizer is None else (lambda a, b: model.tokenizer.decode(ids[a:b]))
         made = tuple(Sentence(a, b, decode(a, b), kind) for (a, b), kind in zip(spans, kinds, strict=True))
         text = tokens if isinstance(tokens, str) else ""
@@ -178,16 +178,15 @@ class Trace:
         begin, end = parts.reasoning
         kinds: Sequence[str | None]
         if sentences is not None and unit == "tokens":
-            pairs = [(int(a), int(b)) for a, b in sentences]  # type: ignore[misc]
-            spans = _checked_spans(pairs, len(ids))
-            kinds = _checked_categories(categories, len(spans))
+            spans = checked.spans(checked.pairs(sentences), len(ids))
+            kinds = checked.categories(categories, len(spans))
         elif unit not in ("characters", "tokens"):
             raise ValueError(f"unit: got {unit!r}; expected 'characters' or 'tokens'")
         else:
             ranges = _ranges(text, begin, end, sentences, splitter)
             if not ranges:
                 raise ValueError("completion: the reasoning is empty; expected sentences before the answer")
-            given = _checked_categories(categories, len(ranges))
+            given = checked.categories(categories, len(ranges))
             spans, kept = reading.token_spans(text, offsets, ranges)
             if sentences is not None and len(kept) < len(ranges):
                 lost = next(i for i in range(len(ranges)) if i not in kept)
@@ -196,7 +195,7 @@ class Trace:
         where = None
         if parts.answer is not None:
             first, last = reading.tokens_of(offsets, *parts.answer)
-            where = slice(max(first, spans[-1][1]), last)
+            where = checked.answer((max(first, spans[-1][1]), last), spans[-1][1], len(ids), first)
         made = tuple(
             Sentence(a, b, text[offsets[a][0] : offsets[b - 1][1]], kind) for (a, b), kind in zip(spans, kinds, strict=True)
         )
@@ -235,14 +234,13 @@ class Trace:
 
     @classmethod
     def _of_record(cls, model: Model, record: Mapping[str, Any], splitter: Splitter, name: str) -> Trace:
-        known = {"name": str(record.get("name") or name), "seed": record.get("seed"), "categories": record.get("categories")}
+        seed = checked.integer_or_none(record.get("seed"), "seed")
+        known = {"name": str(record.get("name") or name), "seed": seed, "categories": record.get("categories")}
         if "tokens" in record:
             if "sentences" not in record:
                 raise ValueError("sentences: missing; a trace given in tokens has them as [[start, stop], ...]")
-            answer = record.get("answer")
             return cls.from_tokens(
-                model, record["tokens"], sentences=record["sentences"],
-                answer=None if answer is None else tuple(answer), **known,
+                model, record["tokens"], sentences=record["sentences"], answer=record.get("answer"), **known
             )  # fmt: skip
         options = {key: record[key] for key in ("answer", "sentences", "unit") if record.get(key) is not None}
         options |= known | {"splitter": record.get("splitter", splitter)}
@@ -328,42 +326,15 @@ def _ranges(text: str, begin: int, end: int, sentences: Sequence[Any] | None, sp
     reasoning = text[begin:end]
     if sentences is None:
         found = split(reasoning, splitter)
-    elif all(isinstance(s, str) for s in sentences):
-        found = covering(reasoning, located(reasoning, list(sentences)))
+    elif checked.are_texts(sentences):
+        found = covering(reasoning, located(reasoning, list(sentences), after=text[end:]))
     else:
-        pairs = [(int(a) - begin, int(b) - begin) for a, b in sentences]
-        for i, (a, b) in enumerate(pairs):
-            if not 0 <= a < b <= len(reasoning) or (i and a < pairs[i - 1][1]):
+        given = checked.pairs(sentences)
+        for i, (a, b) in enumerate(given):
+            if not begin <= a < b <= end or (i and a < given[i - 1][1]):
                 raise ValueError(
-                    f"sentences[{i}]: got {tuple(sentences[i])}; expected ranges of characters in {begin}..{end}, ascending, "
-                    "without overlap"
+                    f"sentences[{i}]: got {(a, b)}; expected ranges of characters in {begin}..{end}, where the reasoning "
+                    "stands, ascending, without overlap"
                 )
-        found = covering(reasoning, pairs)
+        found = covering(reasoning, [(a - begin, b - begin) for a, b in given])
     return [(begin + a, begin + b) for a, b in found]
-
-
-def _checked_spans(sentences: Sequence[Span], length: int) -> list[Span]:
-    spans = [(int(a), int(b)) for a, b in sentences]
-    if not spans:
-        raise ValueError("sentences: got none; expected at least one")
-    for i, (a, b) in enumerate(spans):
-        if not 0 < a < b <= length:
-            raise ValueError(f"sentences[{i}]: got {(a, b)}; expected start < stop within 1..{length}, after a prompt")
-        if i and a != spans[i - 1][1]:
-            raise ValueError(f"sentences[{i}]: begins at {a}; expected {spans[i - 1][1]}, where the sentence before it ends")
-    return spans
-
-
-def _checked_answer(answer: Span, end: int, length: int) -> slice:
-    a, b = (int(x) for x in answer)
-    if not end <= a < b <= length:
-        raise ValueError(f"answer: got {(a, b)}; expected tokens start < stop within {end}..{length}, after the reasoning")
-    return slice(a, b)
-
-
-def _checked_categories(categories: Sequence[str | None] | None, n: int) -> list[str | None]:
-    if categories is None:
-        return [None] * n
-    if len(categories) != n:
-        raise ValueError(f"categories: got {len(categories)} for {n} sentences; expected one for each")
-    return list(categories)

@@ -78,11 +78,26 @@ def test_status_and_events(folder, tmp_path):
     assert status.seconds_left is not None and status.seconds_left > 0
 
 
-def test_what_cannot_be_made_is_a_failure_that_is_recorded(tmp_path):
+def test_what_the_traces_do_not_allow_is_said_and_is_no_failure(tmp_path):
     outcome = run_traces(TraceSettings("tiny-cot", write_traces(tmp_path / "one.jsonl", 1), threads=1), tmp_path / "out")
+    results = pcm.open_results(tmp_path / "out")
+    status = results.status()
+    assert (status.finished, status.pending, status.failed) == (4, 0, 0) and not outcome.failures
+    (why,) = results.provenance["plan"]["left_out"]
+    assert "it takes two with answers, and there are 1" in why
+    assert f"## Left out\n\n* {why}" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_what_cannot_be_made_is_a_failure_that_is_recorded(tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise ValueError("memory_gb: too little")
+
+    monkeypatch.setattr(pcm.traces, "suppress", broken)
+    outcome = run_traces(TraceSettings("tiny-cot", write_traces(tmp_path / "two.jsonl"), threads=1), tmp_path / "out")
     status = pcm.open_results(tmp_path / "out").status()
-    assert (status.finished, status.pending, status.failed) == (4, 1, 1)
-    assert status.failures == outcome.failures and "two traces" in status.failures["chain_use"]
+    assert (status.finished, status.pending, status.failed) == (5, 3, 3)
+    assert status.failures == outcome.failures and status.failures["trace_000/suppress"] == "memory_gb: too little"
+    assert "suppress and early_answers of two traces" in status.failures["chain_use"]
 
 
 def test_exports(folder, tmp_path):

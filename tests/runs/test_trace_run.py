@@ -27,6 +27,21 @@ def test_the_plan_counts_the_rows_of_each_analysis(tmp_path):
     assert "2 min" in str(TracePlan(1, 1, 1, {"suppress": 120.0}, 1.0))
 
 
+def test_the_plan_says_what_the_traces_do_not_allow(tmp_path):
+    model = tiny()
+    one = plan_of(model, [random_trace(model, (3, 4, 5, 3, 2, 4))], TraceSettings("tiny", tmp_path / "t.jsonl"))
+    assert set(one.units) == {f"trace_000/{name}" for name in ("suppress", "early_answers", "answer_paths")}
+    first, last = one.left_out
+    assert first == (
+        "receiver_heads, as the longest trace has 6 sentences; at proximity 4 it takes a trace of 8, or --proximity 2"
+    )
+    assert last == "chain_use, which compares traces: it takes two with answers, and there are 1"
+    assert f"left out: {first}" in str(one) and "receiver_heads   " not in str(one)
+    two = [random_trace(model, seed=0), random_trace(model, seed=1, answer=False)]
+    found = plan_of(model, two, TraceSettings("tiny", tmp_path / "t.jsonl")).left_out
+    assert [line.split(",")[0] for line in found] == ["early_answers and answer_paths of random 1", "chain_use"]
+
+
 def test_the_identity_holds_the_files_content_and_nothing_that_changes_no_number(tmp_path):
     file = tmp_path / "t.jsonl"
     file.write_text("a")

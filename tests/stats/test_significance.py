@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pycotmech.stats.significance import adjusted, hypergeometric, means_above_zero
+from pycotmech.stats.significance import adjusted, fewest, hypergeometric, means_above_zero, p_values
 from tests.reference.close import assert_allclose
 
 
@@ -28,3 +28,15 @@ def test_random_sets_share_as_many_as_they_may():
     counted = [math.comb(4, i) * math.comb(6, 3 - i) / math.comb(10, 3) for i in range(4)]
     for overlap in range(4):
         assert hypergeometric(overlap, 4, 3, 10) == pytest.approx(sum(counted[overlap:]))
+
+
+@pytest.mark.parametrize(
+    ("options", "least"), [({}, 5), ({"two_sided": True}, 6), ({"alpha": 0.5}, 2), ({"test": "sign", "heads": 64}, 11)]
+)
+def test_the_fewest_examples_are_those_that_are_not_refused(options, least):
+    heads, options = options.get("heads", 8), {k: v for k, v in options.items() if k != "heads"}
+    assert fewest(heads=heads, **options) == least
+    p_values(np.ones((least, heads)), **options)
+    if least > 2:
+        with pytest.raises(ValueError, match=f"expected {least} examples or more"):
+            p_values(np.ones((least - 1, heads)), **options)

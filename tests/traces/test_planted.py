@@ -80,6 +80,8 @@ class TestAModelThatCopiesFromSentenceK:
     def test_the_table_names_the_sentence(self, used, chain):
         assert used.table()["sentence"].tolist() == chain.where
         assert used.table()["decided"].tolist() == [k + 1 for k in chain.where]
+        early, late = min(chain.where), max(chain.where)
+        np.testing.assert_allclose(used.decided_by(np.array([0, early / S, (late + 1) / S, 1])), [0, 0, 1, 1])
 
 
 class TestAModelThatIgnoresItsChain:
@@ -106,6 +108,7 @@ class TestAModelThatIgnoresItsChain:
         found = words(unused)
         assert found["Does the answer depend on the chain?"] == "no"
         assert found["Do single sentences carry it?"] != "yes"
+        assert unused.decided_by(np.array([0.0])) == 1
         assert found["Is the answer decided before the reasoning, in most traces?"] in ("yes", "not decided")
         assert WRITER not in unused.heads()
 

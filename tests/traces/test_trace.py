@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,6 +133,48 @@ def test_a_token_is_in_the_sentence_of_its_first_character_that_is_no_white_spac
     assert spans == [(1, 2)] and kept == [0]
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"answer": 4}, "answer: got 4 of type int; expected a text, such as '4'"),
+        ({"answer": ["hot"]}, r"answer: got \['hot'\] of type list; expected a text$"),
+        ({"sentences": "Fae is small ."}, "sentences: got str; expected a list"),
+        ({"sentences": []}, "sentences: got none"),
+        ({"sentences": ["Fae is small .", [1, 2]]}, r"sentences\[0\]: got 'Fae is small .'; expected two integers"),
+        ({"sentences": [[27, 30, 33]]}, r"sentences\[0\]: got \[27, 30, 33\]; expected two integers"),
+        ({"sentences": [[27.5, 30.0]]}, r"sentences\[0\]: got .*; expected two integers"),
+        ({"sentences": [None]}, r"sentences\[0\]: got None"),
+        ({"sentences": ["Fae is small ."], "unit": "tokens"}, r"sentences\[0\]: got the text"),
+        ({"sentences": ["Fae is small .", "so cold"]}, r"sentences\[1\]: 'so cold' stands after the reasoning"),
+        (
+            {"sentences": [[9, 24]], "unit": "tokens"},
+            "sentences: the last one ends at token 24, but the answer stands at 23..23",
+        ),
+        ({"categories": "abc"}, "categories: got str"),
+        ({"categories": [1, 2, 3]}, r"categories\[0\]: got 1 of type int"),
+        ({"seed": "x"}, "seed: got 'x'; expected an integer"),
+    ],
+)
+def test_a_line_that_does_not_fit_says_what_came_and_what_was_expected(model, tmp_path, options, why):
+    record = {"prompt": PROMPT.replace("?", "is"), "completion": CHAIN + "so cold", "answer": "cold", "splitter": "published"}
+    file = tmp_path / "traces.jsonl"
+    file.write_text(json.dumps(record | options))
+    with pytest.raises(ValueError, match=f"line 1: {why}"):
+        Trace.from_jsonl(model, file)
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ("hello", "messages: got str"), ([], "messages: the list is empty"), (["hello"], r"messages\[0\]: got str"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"messages\[0\].content: got .* of type list; expected a text"),
+    ],
+)  # fmt: skip
+def test_messages_of_another_form_are_named(model, messages, why):
+    with pytest.raises((TypeError, ValueError), match=why):
+        Trace.from_messages(model, messages)
+
+
 class TestFromMessages:
     @pytest.fixture
     def chat(self):
@@ -198,6 +241,20 @@ class TestFiles:
         file.write_text("\n")
         with pytest.raises(ValueError, match="holds no trace"):
             Trace.from_jsonl(model, file)
+        file.write_text(f"[\n{good}\n]")
+        with pytest.raises(ValueError, match=r"line 1: .*\(a JSON array over many lines is none\)"):
+            Trace.from_jsonl(model, file)
+        file.write_bytes("größer".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"traces\.jsonl: is not in UTF-8"):
+            Trace.from_jsonl(model, file)
+
+    def test_only_ends_of_lines_part_lines_and_a_byte_order_mark_is_none(self, model, tmp_path):
+        """JSON may hold U+2028 and U+0085 as they are, and tools on Windows write a byte order mark and two characters."""
+        record = {"prompt": "Fae \u2028is \x85", "completion": CHAIN, "splitter": "published"}
+        file = tmp_path / "traces.jsonl"
+        line = json.dumps(record, ensure_ascii=False)
+        file.write_bytes(f"\ufeff{line}\r\n{line}\r\n".encode())
+        assert [t.n_sentences for t in Trace.from_jsonl(model, file)] == [3, 3]
 
 
 def test_another_cue():
@@ -218,6 +275,8 @@ def test_another_cue():
 def test_from_tokens_checks_its_boundaries():
     model = tiny()
     ids = torch.arange(3, 23)
+    made = Trace.from_tokens(model, ids, sentences=np.array([(2, 5), (5, 8)]))
+    assert Trace.from_tokens(model, ids, sentences=made.spans()).spans().tolist() == [[2, 5], [5, 8]]
     first = r"sentences\[0\]: got"
     wrong = [([], "got none"), ([(0, 4)], first), ([(2, 5), (6, 8)], r"sentences\[1\]: begins at 6"), ([(2, 30)], first)]
     for sentences, why in wrong:

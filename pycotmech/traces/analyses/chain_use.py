@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,12 +52,15 @@ NATS = 0.01
 ALPHA = 0.05
 
 
+Word = Literal["yes", "no", "not decided"]
+
+
 @dataclass(frozen=True)
 class Answered:
     """The answer to a question about chains. word: "yes", "no" or "not decided"."""
 
     question: str
-    word: Literal["yes", "no", "not decided"]
+    word: Word
     evidence: str
 
     def __str__(self) -> str:
@@ -97,6 +100,11 @@ class ChainUse(TraceAnalysis):
         at, S = self.data["decided"].values, self.data["sentences"].values
         return np.select([at < 0, at == 0, at >= S], [3, 0, 2], 1)
 
+    def decided_by(self, shares: NDArray) -> NDArray[np.float64]:
+        """The share of traces whose answer is decided once these shares of their sentences are there, and stays so: [n] -> [n]."""
+        at, S = self.data["decided"].values[:, None], self.data["sentences"].values[:, None]
+        return ((at >= 0) & (at <= np.asarray(shares) * S + 1e-9)).mean(0)
+
     def excess(self) -> NDArray[np.float64]:
         """[trace, sentence]: by how much more the answer's log probability falls than the control's. A control that rises
         counts as one that stays, or a sentence without any effect would seem to have one."""
@@ -104,8 +112,12 @@ class ChainUse(TraceAnalysis):
 
     def heads(self, *, alpha: float = ALPHA, margin: float = NATS) -> list[tuple[int, int]]:
         """Heads through which the reasoning raises the answer's log probability by more than `margin` (nats), beyond chance: by
-        sign flips of traces, family-wise at `alpha`. Raises ValueError for too few traces."""
+        sign flips of traces, family-wise at `alpha`. Raises ValueError naming alpha for too few traces."""
         values = self.data["influence"].transpose("trace", "layer", "head").values
+        if len(values) < (least := significance.fewest(alpha)):
+            raise ValueError(
+                f"alpha: got {alpha:g}, which sign flips of {len(values)} traces cannot reach; expected {least} traces or more"
+            )
         p = significance.p_values(values - margin, alpha=alpha, seed=self.about["settings"]["seed"])
         return [(int(l), int(h)) for l, h in np.argwhere(p <= alpha)]
 
@@ -114,72 +126,76 @@ class ChainUse(TraceAnalysis):
         return [self._depends(margin), self._order(margin), self._sentences(), self._through(), self._decided()]
 
     def _depends(self, margin: float) -> Answered:
-        question = "Does the answer depend on the chain?"
-        parts, words = [], []
-        for condition, text in (("none", "without it"), ("other", "with another trace's in its place")):
+        parts, found = [], []
+        for condition, where in (("none", "without it"), ("other", "with another trace's in its place")):
             fall = self.falls(condition)
             parts.append(_above(fall, margin, bootstrap.SHARES_APART))
-            words.append(f"the probability falls by {fall.words('{:.2f}')} {text}")
-        evidence = f"{'; '.join(words)} (n = {self.data.sizes['trace']} traces)"
-        if all(part is True for part in parts):
-            return Answered(question, "yes", evidence)
-        if any(part is False for part in parts):
-            return Answered(question, "no", evidence)
-        return Answered(question, "not decided", evidence)
+            found.append(f"the probability falls by {fall.words('{:.2f}')} {where}{parts[-1].because}")
+        word: Word = "not decided"
+        if all(part.word == "yes" for part in parts):
+            word = "yes"
+        elif any(part.word == "no" for part in parts):
+            word = "no"
+        n = self.data.sizes["trace"]
+        return Answered("Does the answer depend on the chain?", word, f"{'; '.join(found)} (n = {n} traces)")
 
     def _order(self, margin: float) -> Answered:
         fall = self.falls("shuffled")
-        return Answered(
-            "Does the order of its sentences matter?", _word(_above(fall, margin, bootstrap.SHARES_APART)),
-            f"the probability falls by {fall.words('{:.2f}')} with sentences shuffled",
-        )  # fmt: skip
+        found = _above(fall, margin, bootstrap.SHARES_APART)
+        evidence = f"the probability falls by {fall.words('{:.2f}')} with sentences shuffled{found.because}"
+        return Answered("Does the order of its sentences matter?", found.word, evidence)
 
     def _sentences(self) -> Answered:
-        excess = self.excess()
-        strongest = np.where(
-            np.isfinite(excess).any(1), np.nanmax(np.where(np.isfinite(excess), excess, -np.inf), axis=1), np.nan
-        )
+        question, excess = "Do single sentences carry it?", self.excess()
+        known = np.isfinite(excess)
+        if not known.any():
+            why = "no control was asked for" if self.about["settings"]["controls"] == 0 else "no sentence has room for one"
+            return Answered(question, "not decided", f"there are no control spans to compare sentences with: {why}")
+        strongest = np.where(known.any(1), np.where(known, excess, -np.inf).max(1), np.nan)
         mean = bootstrap.mean_interval(np.array([_finite_mean(row) for row in excess]))
+        found = _above(mean, NATS)
         named = []
         for t in np.argsort(-np.nan_to_num(strongest, nan=-np.inf), kind="stable")[:3]:
             if np.isfinite(strongest[t]):
                 j = int(np.nanargmax(excess[t]))
-                named.append(f"{self.about['traces'][t]} {self.sentence(j, int(t))} ({excess[t, j]:+.2f} nats)")
+                named.append(f"{self.about['traces'][t]}, sentence {self.sentence(j, int(t))} ({excess[t, j]:+.2f} nats)")
         evidence = (
-            "beyond what a span of its length and distance does to other tokens, a sentence lowers the answer's log "
-            f"probability by {mean.words('{:.2f}')}"
+            "a sentence lowers the answer's log probability by "
+            f"{mean.words('{:.2f}')} nats more than a span of its length and distance does to other tokens{found.because}; "
+            f"most: {'; '.join(named)}"
         )
-        if named:
-            evidence += f"; most: {', '.join(named)}"
-        return Answered("Do single sentences carry it?", _word(_above(mean, NATS)), evidence)
+        return Answered(question, found.word, evidence)
 
     def _through(self) -> Answered:
         question = "Are there heads through which it reaches the answer?"
         values = self.data["influence"].transpose("trace", "layer", "head").values
-        try:
-            found = self.heads()
-        except ValueError as error:
-            return Answered(question, "not decided", str(error).removeprefix("scores: "))
-        mean = values.mean(0)
+        n, mean = len(values), values.mean(0)
+        l, h = np.unravel_index(int(mean.argmax()), mean.shape)
+        largest = f"the largest mean fall is {mean[l, h]:.2f} nats, without L{l}H{h}"
+        if n < (least := significance.fewest(ALPHA)):
+            evidence = f"{largest}; whether that is beyond chance takes {least} traces or more, and there are {n}"
+            return Answered(question, "not decided", evidence)
+        found = self.heads()
         if not found:
             high = bootstrap.mean_interval(values).high
-            l, h = np.unravel_index(int(mean.argmax()), mean.shape)
             evidence = (
-                f"none of {mean.size} heads, cut one at a time, lowers it by more than {NATS:g} nats beyond chance; largest "
-                f"mean L{l}H{h} {mean[l, h]:.2f} (n = {len(values)} traces)"
+                f"none of {mean.size} heads, cut one at a time, lowers the answer's log probability by more than {NATS:g} nats "
+                f"beyond chance; {largest} (n = {n} traces)"
             )
             return Answered(question, "no" if (high <= NATS).all() else "not decided", evidence)
         best = sorted(found, key=lambda p: -mean[p])[:5]
         named = ", ".join(f"L{l}H{h} {mean[l, h]:.2f}" for l, h in best)
         return Answered(
-            question, "yes", f"{len(found)} of {mean.size} heads (family-wise p <= {ALPHA:g}); fall in nats: {named}"
-        )
+            question, "yes",
+            f"{len(found)} of {mean.size} heads (family-wise p <= {ALPHA:g}, n = {n} traces); the log probability falls most, "
+            f"in nats, without {named}",
+        )  # fmt: skip
 
     def _decided(self) -> Answered:
         shares = self.when()
         evidence = ", ".join(f"{name} {share.words()}" for name, share in shares.items())
         before = shares["before"]
-        word: Literal["yes", "no", "not decided"] = "not decided"
+        word: Word = "not decided"
         if np.isfinite(before.low):
             word = "yes" if before.low > 0.5 else "no" if before.high < 0.5 else "not decided"
         return Answered("Is the answer decided before the reasoning, in most traces?", word, f"decided {evidence}")
@@ -201,7 +217,7 @@ class ChainUse(TraceAnalysis):
         return [str(verdict) for verdict in self.verdicts()]
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
-        """The probability in each condition, and along the reasoning."""
+        """The probability in each condition and along the reasoning, and the share of traces whose answer is decided by then."""
         from pycotmech.figures.bars import bars_with_intervals
         from pycotmech.figures.frame import PALETTE, finished, small
         from pycotmech.figures.library import Figure
@@ -215,10 +231,11 @@ class ChainUse(TraceAnalysis):
         for row, S in zip(self.data["early"].values, self.data["sentences"].values):
             curves.append(np.interp(grid, np.arange(S + 1) / S, row[: S + 1]))
             right.plot(np.arange(S + 1) / S, row[: S + 1], color=PALETTE[1], alpha=0.25, linewidth=0.8)
-        right.plot(grid, np.mean(curves, 0), color=PALETTE[0], linewidth=1.8, label="mean")
+        right.plot(grid, np.mean(curves, 0), color=PALETTE[0], linewidth=1.8, label="mean probability")
+        right.step(grid, self.decided_by(grid), where="post", color=PALETTE[2], linewidth=1.4, label="share of traces decided")
         right.set_ylim(-0.03, 1.03)
         right.legend(fontsize=8)
-        small(right, across="share of the sentences before the answer is asked for", up="probability of the answer")
+        small(right, across="share of the sentences before the answer is asked for", up="probability, or share of traces")
         return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
 
 
@@ -332,16 +349,23 @@ def chain_probabilities(
     return torch.cat(out).numpy()
 
 
-def _above(found: bootstrap.Interval, threshold: float, within: bootstrap.Range | None = None) -> bool | None:
-    """Whether a number lies above a threshold; None if its interval leaves that open. within: its range."""
+class _Above(NamedTuple):
+    """Whether a number lies above a threshold. because: why that is open, to be added to the evidence; empty if it is not."""
+
+    word: Word
+    because: str = ""
+
+
+def _above(found: bootstrap.Interval, threshold: float, within: bootstrap.Range | None = None) -> _Above:
+    """Judges by the interval of a number over traces. within: its range."""
     low, high, n = float(found.low), float(found.high), int(found.n)
-    if bootstrap.undecidable(low, high, n, threshold, within):
-        return None
-    return True if low > threshold else False if high <= threshold else None
-
-
-def _word(above: bool | None) -> Literal["yes", "no", "not decided"]:
-    return "not decided" if above is None else "yes" if above else "no"
+    if why := bootstrap.undecidable(low, high, n, threshold, within, unit="trace"):
+        return _Above("not decided", f", which decides nothing: {why}")
+    if low > threshold:
+        return _Above("yes")
+    if high <= threshold:
+        return _Above("no")
+    return _Above("not decided", f", and the interval holds the margin {threshold:g}")
 
 
 def _finite_mean(x: NDArray) -> float:

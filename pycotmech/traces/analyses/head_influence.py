@@ -86,6 +86,7 @@ class HeadInfluence(TraceAnalysis):
         )  # fmt: skip
 
 
+@torch.no_grad()
 def head_influence(
     model: Model,
     trace: Trace,

@@ -36,7 +36,7 @@ TOP = 20
 
 ALPHA = 0.05
 DRAWS = 200
-_FEWEST = 4
+FEWEST = 4
 """Vertical scores from which a kurtosis is taken: that of three is -1.5 whatever they are."""
 
 
@@ -169,11 +169,11 @@ def receiver_heads(
     if not 1 / (draws + 1) <= alpha < 1:
         raise ValueError(f"alpha: got {alpha}; expected a rate in [{1 / (draws + 1):.3g}, 1), which {draws} draws can reach")
     given = [check_trace(t, model.cfg.d_vocab) for t in checked_traces(traces)]
-    used = [t for t in given if t.n_sentences >= proximity + _FEWEST]
+    used = [t for t in given if t.n_sentences >= proximity + FEWEST]
     if not used:
         raise ValueError(
-            f"traces: the longest has {max(t.n_sentences for t in given)} sentences; expected at least {proximity + _FEWEST}, "
-            f"so that {_FEWEST} have a vertical score at proximity {proximity}"
+            f"traces: the longest has {max(t.n_sentences for t in given)} sentences; expected at least {proximity + FEWEST}, "
+            f"so that {FEWEST} have a vertical score at proximity {proximity}"
         )
     L, H, S = model.cfg.n_layers, model.cfg.n_heads, max(t.n_sentences for t in used)
     found, null = np.full((len(used), L, H), np.nan), np.full((len(used), draws, L, H), np.nan)

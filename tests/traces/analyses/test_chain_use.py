@@ -32,8 +32,28 @@ def test_full_and_none_are_the_ends_of_early_answering():
     p, early = found.data["probability"], found.data["early"].values
     assert_allclose(p.sel(condition="full").values, early[:, 9], rtol=1e-4)
     assert_allclose(p.sel(condition="none").values, early[:, 0], rtol=1e-4)
-    assert found.verdicts()[3].word == "not decided"  # three traces can give no p-value that small
+    through = found.verdicts()[3]
+    assert through.word == "not decided"  # three traces can give no p-value that small
+    assert through.evidence.endswith("whether that is beyond chance takes 5 traces or more, and there are 3")
+    with pytest.raises(
+        ValueError, match=r"alpha: got 0\.05, which sign flips of 3 traces cannot reach; expected 5 traces or more"
+    ):
+        found.heads()
     assert sum(float(share.mean) for share in found.when().values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("controls", [0, 1])
+def test_the_evidence_is_for_a_reader_of_the_report(controls):
+    """No message of an error, no "unknown", and the reason of every verdict that is open."""
+    model = tiny(n_layers=2)
+    found = pcm.traces.is_chain_used(model, [random_trace(model, seed=s) for s in range(2)], shuffles=1, controls=controls)
+    for verdict in found.verdicts():
+        assert not set(verdict.evidence.replace(",", " ").split()) & {"expected", "got", "unknown", "nan", "scores:"}, verdict
+        if verdict.word == "not decided":
+            reasons = ("holds the margin", "decides nothing: ", "beyond chance", "no control", "decided before")
+            assert any(reason in verdict.evidence for reason in reasons), verdict
+    if controls == 0:
+        assert found.verdicts()[2].evidence.endswith("no control was asked for")
 
 
 def test_too_few_traces_and_missing_answers_are_named():
