@@ -5,7 +5,7 @@
 
 Every analysis is a function in a file of its own name in `analyses`.
 
-Tests: `test_trace.py` for `reading`, `generating`; `test_sentence_attention.py` for `figures`, `result`;
+Tests: `test_trace.py` for `checked`, `reading`, `generating`; `test_sentence_attention.py` for `figures`, `result`;
 `test_suppress.py` for `cut_runs`.
 """
 
