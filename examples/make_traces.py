@@ -8,8 +8,8 @@ kept if it has an answer and at least four sentences before it (a long one 12 to
     python examples/make_traces.py --model smollm2-135m [--kinds sum,list,"long sum","long list"] [--each 4] [--out FOLDER]
 
 Shipped are: of smollm2-135m what --kinds sum,list makes; of smollm2-135m-cot --kinds ontology --each 6; of gemma3-270m six
-traces of --kinds sum,list,"long sum" --each 3. smollm2-135m-long.jsonl holds the first two of smollm2-135m of --kinds "long list"; the
-third repeats itself, and the tuned model keeps up no longer ontology.
+traces of --kinds sum,list,"long sum" --each 3. smollm2-135m-long.jsonl holds the first two of smollm2-135m of --kinds
+"long list"; the third repeats itself, and the tuned model keeps up no longer ontology.
 """
 
 from __future__ import annotations

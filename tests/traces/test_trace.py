@@ -244,17 +244,6 @@ class TestFiles:
         file.write_text(f"[\n{good}\n]")
         with pytest.raises(ValueError, match=r"line 1: .*\(a JSON array over many lines is none\)"):
             Trace.from_jsonl(model, file)
-        file.write_bytes("größer".encode("latin-1"))
-        with pytest.raises(ValueError, match=r"traces\.jsonl: is not in UTF-8"):
-            Trace.from_jsonl(model, file)
-
-    def test_only_ends_of_lines_part_lines_and_a_byte_order_mark_is_none(self, model, tmp_path):
-        """JSON may hold U+2028 and U+0085 as they are, and tools on Windows write a byte order mark and two characters."""
-        record = {"prompt": "Fae \u2028is \x85", "completion": CHAIN, "splitter": "published"}
-        file = tmp_path / "traces.jsonl"
-        line = json.dumps(record, ensure_ascii=False)
-        file.write_bytes(f"\ufeff{line}\r\n{line}\r\n".encode())
-        assert [t.n_sentences for t in Trace.from_jsonl(model, file)] == [3, 3]
 
 
 def test_another_cue():

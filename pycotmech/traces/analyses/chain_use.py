@@ -101,7 +101,7 @@ class ChainUse(TraceAnalysis):
         return np.select([at < 0, at == 0, at >= S], [3, 0, 2], 1)
 
     def decided_by(self, shares: NDArray) -> NDArray[np.float64]:
-        """The share of traces whose answer is decided once these shares of their sentences are there, and stays so: [n] -> [n]."""
+        """The share of traces whose answer is decided, and stays so, once these shares of the sentences are there: [n] -> [n]."""
         at, S = self.data["decided"].values[:, None], self.data["sentences"].values[:, None]
         return ((at >= 0) & (at <= np.asarray(shares) * S + 1e-9)).mean(0)
 
@@ -130,7 +130,7 @@ class ChainUse(TraceAnalysis):
         for condition, where in (("none", "without it"), ("other", "with another trace's in its place")):
             fall = self.falls(condition)
             parts.append(_above(fall, margin, bootstrap.SHARES_APART))
-            found.append(f"the probability falls by {fall.words('{:.2f}')} {where}{parts[-1].because}")
+            found.append(f"its probability falls by {fall.words('{:.2f}')} {where}{parts[-1].because}")
         word: Word = "not decided"
         if all(part.word == "yes" for part in parts):
             word = "yes"
@@ -142,7 +142,7 @@ class ChainUse(TraceAnalysis):
     def _order(self, margin: float) -> Answered:
         fall = self.falls("shuffled")
         found = _above(fall, margin, bootstrap.SHARES_APART)
-        evidence = f"the probability falls by {fall.words('{:.2f}')} with sentences shuffled{found.because}"
+        evidence = f"its probability falls by {fall.words('{:.2f}')} with sentences shuffled{found.because}"
         return Answered("Does the order of its sentences matter?", found.word, evidence)
 
     def _sentences(self) -> Answered:
@@ -217,7 +217,7 @@ class ChainUse(TraceAnalysis):
         return [str(verdict) for verdict in self.verdicts()]
 
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
-        """The probability in each condition and along the reasoning, and the share of traces whose answer is decided by then."""
+        """The probability in each condition and along the reasoning, and the share of traces that are decided by then."""
         from pycotmech.figures.bars import bars_with_intervals
         from pycotmech.figures.frame import PALETTE, finished, small
         from pycotmech.figures.library import Figure
