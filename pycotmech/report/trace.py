@@ -45,7 +45,8 @@ def trace_page(results: TraceResults) -> Page:
     left_out = [str(line) for line in (provenance.get("plan") or {}).get("left_out") or []]
     if "chain_use" not in found and places and not any(line.startswith("chain_use") for line in left_out):
         notes.append(
-            "Whether the chain is used is judged over two traces with answers or more; this folder has no such verdict."
+            "Whether the chain is used is judged at the end of a run, over two traces with answers or more; this folder has no "
+            "such verdict yet."
         )
     notes += [sentence(f"Left out: {line}") for line in left_out]
     for i, place in enumerate(places[:_TRACES]):

@@ -40,10 +40,8 @@ class Parts:
 
 def parse(prompt: str, completion: str, answer: str | None, splitter: Splitter) -> Parts:
     """Where the reasoning and the answer stand. Raises ValueError or TypeError naming `completion` or `answer`."""
-    if answer is not None and not isinstance(answer, str):
-        raise TypeError(
-            f"answer: got {answer!r:.60} of type {type(answer).__name__}; expected a text, as it stands in the completion"
-        )
+    if answer is not None:
+        is_text(answer, "answer")
     at = len(prompt)
     tagged = OPEN in completion or prompt.rstrip().endswith(OPEN) or CLOSE in completion
     if not tagged:

@@ -233,6 +233,6 @@ def test_one_trace_and_damaged_ones(traces, tmp_path):
     (folder / "traces.jsonl").write_text("{no json")
     (folder / "trace_000" / "suppress.zarr" / "zarr.json").write_text("{}")
     page = page_of(folder)
-    assert "this folder has no such verdict" in texts_of(page) and "trace_000/suppress cannot be shown" in texts_of(page)
+    assert "this folder has no such verdict yet" in texts_of(page) and "trace_000/suppress cannot be shown" in texts_of(page)
     assert [section.id for section in page.sections] == ["trace-000", "receiver-heads"]
     read(render(page))

@@ -101,7 +101,7 @@ class ChainUse(TraceAnalysis):
         return np.select([at < 0, at == 0, at >= S], [3, 0, 2], 1)
 
     def decided_by(self, shares: NDArray) -> NDArray[np.float64]:
-        """The share of traces whose answer is decided, and stays so, once these shares of the sentences are there: [n] -> [n]."""
+        """The share of traces whose answer is decided, to the end, once these shares of the sentences are there: [n] -> [n]."""
         at, S = self.data["decided"].values[:, None], self.data["sentences"].values[:, None]
         return ((at >= 0) & (at <= np.asarray(shares) * S + 1e-9)).mean(0)
 
@@ -160,7 +160,7 @@ class ChainUse(TraceAnalysis):
                 j = int(np.nanargmax(excess[t]))
                 named.append(f"{self.about['traces'][t]}, sentence {self.sentence(j, int(t))} ({excess[t, j]:+.2f} nats)")
         evidence = (
-            "a sentence lowers the answer's log probability by "
+            "on average a sentence lowers the answer's log probability by "
             f"{mean.words('{:.2f}')} nats more than a span of its length and distance does to other tokens{found.because}; "
             f"most: {'; '.join(named)}"
         )
