@@ -7,6 +7,7 @@
 #                  bench-peers, bench-scaling, bench-all
 #   make bench-gpu  checks and speed on a GPU, in 8 minutes (docs/gpu.md); needs no setup, only PyTorch and Triton
 #   make peers     reads exports with the peers' own code, and takes their models, in environments of their own
+#   make notebooks  runs the notebooks of examples/notebooks anew and stores what they show
 #   make nulls     what the paper's claims say of random and of planted models (half an hour; docs/validity.md)
 #   make wheel     what is published, into dist/;  make wheel-test  also tries it in fresh environments (.ci/release/)
 #   make docs      the documentation as a site in build/site, with warnings as errors
@@ -42,11 +43,11 @@ BENCH_OUT ?= bench-results
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-browser bench bench-all bench-7b bench-gpu bench-peers bench-compare bench-scaling peers nulls docs \
+.PHONY: help setup demo test test-all test-browser bench bench-all bench-7b bench-gpu bench-peers bench-compare bench-scaling peers notebooks nulls docs \
   wheel wheel-test licences lint clean distclean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -15
 
 setup: $(BUILT) $(SMOLLM2)
 
@@ -135,6 +136,12 @@ peers: setup .venv-peers/thought-anchors
 	  .venv-$$env/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --no-build-isolation -e ".[test,$$env]" || exit 1; \
 	  THOUGHT_ANCHORS=.venv-peers/thought-anchors .venv-$$env/bin/python -m pytest -q -m $$env tests/peers || exit 1; \
 	done
+
+# One of them has cells of TransformerLens, for which `make bench-peers` makes the environment.
+notebooks: setup
+	@test -x .venv-peers/bin/python || { echo ".venv-peers is missing; make bench-peers makes it"; exit 1; }
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -c benchmarks/peers.txt --no-build-isolation -e ".[notebooks]"
+	.venv-peers/bin/python -m tests.reference.notebooks
 
 nulls: setup
 	$(BIN)/python -m benchmarks.validity $(NULLS_ARGS)
