@@ -15,6 +15,8 @@ from tests.reference import notebooks
 
 WITHOUT_OUTPUTS = {"ioi_patching", "paper_on_one_page"}
 """Kept as they are written; `make notebooks` fills them in."""
+LONG = {"paper_on_one_page"}
+"""Long on a small model too."""
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -32,7 +34,7 @@ def quiet(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:tokens. .* unknown to the tokenizer")
-@pytest.mark.parametrize("name", notebooks.names())
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in notebooks.names()])
 def test_every_cell_runs_on_a_small_model(name, tmp_path):
     assert notebooks.run(name, small=True, folder=tmp_path).names["model"].name == "tiny-cot"
 
