@@ -178,7 +178,8 @@ class AttentionSummary:
         chosen = self.rows if rows is None else self.rows[rows if isinstance(rows, slice) else list(rows)]
         where = f"row {chosen[0]}" if len(chosen) == 1 else f"mean over {len(chosen)} rows, {chosen.min()} to {chosen.max()}"
         title = title or f"{self.model_name}: attention mass per segment ({where})".lstrip(": ")
-        return share_maps_figure(maps, title=title, label="share of attention", path=path)
+        lines = [f"{len(chosen)} rows of {self.labels.shape[-1]} keys; each row's attention on the segment's tokens, averaged"]
+        return share_maps_figure(maps, title=title, label="share of attention", lines=lines, path=path)
 
     def __str__(self) -> str:
         L, H, R, _ = self.mass.shape[-4:]

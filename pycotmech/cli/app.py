@@ -17,6 +17,7 @@ from pycotmech.cli.attention import attention
 from pycotmech.cli.demo import demo
 from pycotmech.cli.doctor import doctor
 from pycotmech.cli.export import export
+from pycotmech.cli.figures import figures
 from pycotmech.cli.info import info
 from pycotmech.cli.merge import merge
 from pycotmech.cli.paper import paper
@@ -30,7 +31,7 @@ from pycotmech.files.text import printable
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start here": (demo, doctor),
     "Jobs": (run, paper, trace, sweep, attention),
-    "Results": (report, status, export, merge),
+    "Results": (report, figures, status, export, merge),
     "This installation": (info,),
 }
 """Commands by the title under which the help lists them."""
@@ -57,6 +58,10 @@ EXAMPLES = {
         "pycotmech attention --model smollm2-135m --text prompt.txt --out looks --segments question=12:40",
     ),
     "report": ("pycotmech report results", "pycotmech report results --serve"),
+    "figures": (
+        "pycotmech figures paper-results --out figures --format pdf,svg",
+        "pycotmech figures paper-results --only E8 --list",
+    ),
     "status": ("pycotmech status results --json",),
     "export": (
         "pycotmech export results --to csv --out heads.csv --variables effect,noise_floor",

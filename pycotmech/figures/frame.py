@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -32,8 +33,9 @@ def framed(
 def finished(figure: Figure, title: str, lines: Sequence[str], *, path: str | PathLike | None = None) -> Figure:
     """Writes the title above the figure, and below it in small print what it was made from; saves it if a path is given.
 
-    Both are wrapped to the figure's width.
+    Both are wrapped to the figure's width; the figure's label keeps them as they are (`caption`).
     """
+    figure.set_label("\n".join([" ".join(title.split("\n")), *(" ".join(line.split()) for line in lines)]))
     width = figure.get_figwidth()
     big = [part for line in title.splitlines() for part in _wrapped(line, int(width * 8.6))]
     figure.suptitle("\n".join(big), fontsize=11, fontweight="bold")
@@ -46,14 +48,29 @@ def _wrapped(text: str, columns: int) -> list[str]:
     return textwrap.wrap(text, columns) or [""]
 
 
+def caption(figure: Figure) -> tuple[str, list[str]]:
+    """The title and the lines of small print of a figure that `finished` has finished; empty for another one."""
+    title, *lines = str(figure.get_label()).split("\n")
+    return title, [line for line in lines if line]
+
+
 def saved(figure: Figure, path: str | PathLike | None) -> Figure:
     """Returns the figure, written to `path` if one is given. Its texts hold tokens: a dollar sign begins no formula."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # type: ignore[attr-defined]
     if path is not None:
-        with rc_context({"text.parse_math": False}):  # for what is made while it is drawn
-            figure.savefig(path, dpi=_DPI, metadata={"Software": "pycotmech"})
+        save_as(figure, path)
     return figure
+
+
+def save_as(figure: Figure, path: str | PathLike, *, dpi: float = _DPI) -> None:
+    """Writes a figure in the format of the file's ending. Texts of an SVG or PDF stay texts, and a PDF carries its fonts; the
+    same figure gives the same bytes."""
+    made = {".png": {"Software": "pycotmech"}, ".svg": {"Creator": "pycotmech", "Date": None}}
+    made[".pdf"] = {"Creator": "pycotmech", "CreationDate": None}
+    how = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "pycotmech", "pdf.fonttype": 42}
+    with rc_context(how):  # for what is made while it is drawn
+        figure.savefig(path, dpi=dpi, metadata=made.get(Path(path).suffix.lower()))
 
 
 def small(axis: Axes, *, title: str = "", across: str = "", up: str = "") -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pycotmech.figures.frame import finished, saved
+from pycotmech.figures.frame import finished
 from pycotmech.figures.library import Figure
 from pycotmech.figures.words import METRIC_NAMES
 
@@ -104,13 +104,16 @@ def maps_figure(
     return finished(figure, title, lines, path=path)
 
 
-def share_maps_figure(maps: Mapping[str, NDArray], *, title: str, label: str, path: str | PathLike | None = None) -> Figure:
-    """Maps [layer, head] of shares, by name, side by side on one scale from 0 to 1. label: of the colour bar."""
+def share_maps_figure(
+    maps: Mapping[str, NDArray], *, title: str, label: str, lines: Sequence[str] = (), path: str | PathLike | None = None
+) -> Figure:
+    """Maps [layer, head] of shares, by name, side by side on one scale from 0 to 1. label: of the colour bar; title, lines:
+    above the maps and below them."""
     L, H = next(iter(maps.values())).shape
     columns = min(_SHARE_COLUMNS, len(maps))
     rows = -(-len(maps) // columns)
     width, height = max(2.2, min(0.16 * H + 0.9, 4.5)), max(1.9, min(0.13 * L + 0.8, 5.0))
-    figure = Figure(figsize=(columns * width + 1.2, rows * height + 0.6), layout="constrained")
+    figure = Figure(figsize=(columns * width + 1.2, rows * height + 0.8), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     image: Any = None
     for axis, (name, values) in zip(axes.flat, maps.items(), strict=False):
@@ -121,13 +124,16 @@ def share_maps_figure(maps: Mapping[str, NDArray], *, title: str, label: str, pa
         axis.yaxis.get_major_locator().set_params(integer=True)
     for axis in axes.flat[len(maps) :]:
         axis.set_axis_off()
-    figure.supxlabel("head", fontsize=9)
-    figure.supylabel("layer", fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    for at, axis in enumerate(axes.flat[: len(maps)]):
+        if at % columns == 0:
+            axis.set_ylabel("layer", fontsize=9)
+        if at + columns >= len(maps):
+            axis.set_xlabel("head", fontsize=9)
+            axis.tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=axes, shrink=0.9)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=7)
-    return saved(figure, path)
+    return finished(figure, title, lines, path=path)
 
 
 def map_of_heads(figure: Figure, axis: Axes, grid: NDArray, *, title: str = "", label: str = "") -> None:

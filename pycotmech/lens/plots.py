@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pycotmech.figures.frame import saved
+from pycotmech.figures.frame import finished
 from pycotmech.figures.library import Figure
 
 _LONGEST = 9
@@ -49,7 +49,7 @@ def heads_figure(
         axis.tick_params(labelsize=8)
     left.xaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=left, pad=0.02).set_label("contribution to the logit")
-    return _finished(figure, title, lines, path)
+    return finished(figure, title, lines, path=path)
 
 
 def curves_figure(
@@ -79,7 +79,7 @@ def curves_figure(
     other.set_ylim(bottom=0)
     handles = [*axis.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
     axis.legend(handles=handles, fontsize=8, framealpha=0.85)
-    return _finished(figure, title, lines, path)
+    return finished(figure, title, lines, path=path)
 
 
 def grid_figure(
@@ -115,7 +115,7 @@ def grid_figure(
     axis.set_xlabel("token read")
     axis.set_ylabel(_STATES[site])
     figure.colorbar(image, ax=axis, pad=0.02).set_label("probability")
-    return _finished(figure, title, lines, path)
+    return finished(figure, title, lines, path=path)
 
 
 def _cut(text: str) -> str:
@@ -126,9 +126,3 @@ def _cut(text: str) -> str:
 def averaged(shape: Sequence[int], axes: Sequence[str]) -> str:
     """Over what a figure's numbers are averaged, in words."""
     return "".join(f"mean over {n} {axis}s; " for n, axis in zip(shape, axes, strict=False) if n > 1)
-
-
-def _finished(figure: Figure, title: str, lines: Sequence[str], path: str | None) -> Figure:
-    figure.suptitle(title, fontsize=11, fontweight="bold")
-    figure.supxlabel("\n".join(lines), fontsize=7.5, color="0.35")
-    return saved(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from pycotmech.runs.for_tools import HeadScores, HeadValues, chosen_step, needs_
 from pycotmech.runs.lazy import open_sweeps
 from pycotmech.runs.provenance import provenance_of
 from pycotmech.runs.results_base import AnalysesResults, Results, read_facts
+from pycotmech.runs.save_figures import Drawing
 from pycotmech.runs.status import NO_RESULTS, PAPER, SETTINGS, holds_traces
 from pycotmech.runs.store import STORE as SWEEPS
 from pycotmech.runs.store import read
@@ -109,6 +111,17 @@ class SweepResults(Results):
             raise ValueError(f"step: got {step}; expected one of {', '.join(map(str, shown))}")
         return step_figure(steps, step, path=path)
 
+    def drawings(self) -> dict[str, Drawing]:
+        """See `Results.drawings`: "overview", and "step_5" for each step that is finished."""
+        steps = self._steps()
+        numbers = [int(s) for s, n in zip(steps["step"].values, steps["n"].values, strict=True) if n]
+        found = {"overview": Drawing("What each head restores, step by step", "", self.plot)} if len(numbers) > 1 else {}
+        for step in numbers:
+            found[f"step_{step}"] = Drawing(
+                f"What each head restores at step {step}", "", functools.partial(self.plot, step=step)
+            )
+        return found
+
     def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
         """The effect of each head at a step, over the examples (`by_step`)."""
         steps = self._finished_steps(name)
@@ -192,6 +205,11 @@ class PaperResults(AnalysesResults):
         found = sorted(places.iterdir()) if places.is_dir() and not places.is_symlink() else []
         return {p.name: PaperResults(p) for p in found if p.is_dir() and not p.is_symlink() and (p / "data").is_dir()}
 
+    def drawings(self) -> dict[str, Drawing]:
+        """See `Results.drawings`; those of a harder setting are named "SETTING/patch_steps"."""
+        harder = {f"{s}/{n}": d for s, found in self.settings.items() for n, d in found.drawings().items()}
+        return super().drawings() | harder
+
     def _details(self) -> list[str]:
         return [f"  settings: {', '.join(self.settings)}"] if self.settings else []
 
@@ -259,6 +277,10 @@ class AttentionResults(Results):
         """Draws the attention of every head on each segment."""
         _known(name, ("attention",), "plot")
         return self.summary().plot(path=None if path is None else os.fspath(path))
+
+    def drawings(self) -> dict[str, Drawing]:
+        """See `Results.drawings`: "attention"."""
+        return {"attention": Drawing("The attention of every head on each segment", "", self.plot)}
 
     def head_values(self, name: str | None = None) -> HeadValues:
         """The attention that each token receives from each head: its mean weight in the rows from the token on."""

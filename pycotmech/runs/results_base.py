@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import os
@@ -21,6 +22,7 @@ from pycotmech.runs.export import FORMATS, check_pyarrow, export, long_table
 from pycotmech.runs.folder import made_folder
 from pycotmech.runs.for_tools import TOOLS, HeadScores, HeadValues, export_for_tool, needs_model
 from pycotmech.runs.provenance import provenance_of
+from pycotmech.runs.save_figures import Drawing, SavedFigures, check_arguments, chosen, save
 from pycotmech.runs.status import Status, status_of
 
 if TYPE_CHECKING:
@@ -74,6 +76,30 @@ class Results:
     def plot(self, name: str | None = None, *, path: str | os.PathLike | None = None, **more: Any) -> Figure:
         """Draws results as a matplotlib figure, saved to `path` if given."""
         raise NotImplementedError
+
+    def drawings(self) -> dict[str, Drawing]:
+        """The figures that `save_figures` makes, by name. Nothing is drawn before one is asked for."""
+        raise NotImplementedError
+
+    def save_figures(
+        self,
+        out: str | os.PathLike,
+        *,
+        only: Sequence[str] | None = None,
+        formats: Sequence[str] = ("png",),
+        dpi: float = 150,
+    ) -> SavedFigures:
+        """Writes figures of the results as NAME.<format> into the folder `out`, and their captions as captions.md: what each
+        shows, the model, how many examples, what the bars are.
+
+        only: names (`drawings`) or experiments of the paper such as "E8"; None: all. formats: "png", "svg" and "pdf". dpi:
+        pixels per inch of a PNG. Raises ValueError naming the argument. A figure that cannot be drawn is named in `failures`
+        of what is returned, and the others are made. Cost: values are read and intervals computed; the model is not loaded.
+        """
+        check_arguments(formats, dpi)
+        drawings = chosen(self.drawings(), only)
+        heading = f"Figures of {self.folder.name}"
+        return save(drawings, out, formats=list(dict.fromkeys(formats)), dpi=dpi, heading=heading)
 
     def report(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the report of the folder as one HTML file that needs no network, and returns its path. path: the file; None:
@@ -266,6 +292,25 @@ class AnalysesResults(Results):
     def table(self, name: str | None = None) -> pd.DataFrame:  # type: ignore[override]
         """Returns the table of an analysis, with intervals."""
         return self.analysis(self._one(name)).table()
+
+    def drawings(self) -> dict[str, Drawing]:
+        """See `Results.drawings`. Names are those of analyses, and ANALYSIS_FIGURE for their further figures."""
+        found: dict[str, Drawing] = {}
+        known = self._classes()
+        for name in self.names:
+            if (result := known.get(name.rpartition("/")[2])) is None:
+                continue
+            for figure in (None, *self._further(name)):
+                full = name if figure is None else f"{name}_{figure}"
+                found[full] = Drawing(result.title, result.source, functools.partial(self.plot, name, figure=figure))
+        return found
+
+    def _further(self, name: str) -> tuple[str, ...]:
+        """Names of the further figures of an analysis; none where its values cannot be read, which its own figure then says."""
+        try:
+            return tuple(self.analysis(name).figures())
+        except ValueError:
+            return ()
 
     def plot(  # type: ignore[override]
         self, name: str | None = None, *, figure: str | None = None, path: str | os.PathLike | None = None

@@ -139,7 +139,7 @@ def read_by(words: list[str]) -> list[str]:
     """The folders that a command reads."""
     if words[1] == "merge":
         return words[3:]
-    return words[2:3] if words[1] in ("report", "status", "export") else []
+    return words[2:3] if words[1] in ("report", "figures", "status", "export") else []
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""The figures of a results folder, by name, as files with their captions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pycotmech.files.text import markdown, printable
+from pycotmech.files.write import replacing, subfolder, write_text
+from pycotmech.runs.folder import made_folder
+
+if TYPE_CHECKING:
+    from pycotmech.figures.library import Figure
+
+FORMATS = ("png", "svg", "pdf")
+CAPTIONS = "captions.md"
+"""The file with a caption for each figure."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that a results folder can draw. title: what it shows; source: the experiment of the paper, as in "E8, stage I"
+    (docs/protocol.md), "" where there is none; draw: makes the figure."""
+
+    title: str
+    source: str
+    draw: Callable[[], Figure]
+
+
+@dataclass(frozen=True)
+class SavedFigures:
+    """What was written. files: by the name of the figure; captions: their file; failures: why a figure could not be drawn, by
+    its name."""
+
+    files: Mapping[str, tuple[Path, ...]]
+    captions: Path
+    failures: Mapping[str, str]
+
+
+def check_arguments(formats: Sequence[str], dpi: float) -> None:
+    """Raises ValueError naming the argument."""
+    if not formats or (unknown := [f for f in formats if f not in FORMATS]):
+        shown = f"got {unknown[0]!r}" if formats else "is empty"
+        raise ValueError(f"formats: {shown}; expected one or more of {', '.join(FORMATS)}")
+    if not 20 <= dpi <= 1200:
+        raise ValueError(f"dpi: got {dpi}; expected 20 to 1200")
+
+
+def chosen(drawings: Mapping[str, Drawing], only: Sequence[str] | None) -> dict[str, Drawing]:
+    """The drawings of these names, or of these experiments ("E8"). Raises ValueError for what is neither."""
+    if only is None:
+        return dict(drawings)
+    if not only:
+        raise ValueError("only: is empty; expected names of figures, or experiments such as E8")
+    found: dict[str, Drawing] = {}
+    for asked in only:
+        fits = {
+            name: drawing
+            for name, drawing in drawings.items()
+            if asked in (name, name.rpartition("/")[2]) or _experiment(drawing.source) == asked.upper()
+        }
+        if not fits:
+            expected = ", ".join(drawings) or "none: nothing is finished"
+            raise ValueError(f"only: got {printable(asked)!r}; expected some of {expected}")
+        found |= fits
+    return found
+
+
+def _experiment(source: str) -> str:
+    """E8, of "E8, stage I"; "" of a source that is no experiment."""
+    first = source.replace(",", " ").replace(";", " ").split()[:1]
+    return first[0] if first and first[0][:1] == "E" and first[0][1:].isdigit() else ""
+
+
+def save(
+    drawings: Mapping[str, Drawing], out: str | os.PathLike, *, formats: Sequence[str], dpi: float, heading: str
+) -> SavedFigures:
+    """Draws each figure once and writes it in every format, NAME.<format> in the folder `out`; a name such as
+    "trace_000/suppress" is a file in a folder of it. A figure that cannot be drawn is named in `failures`, and the others
+    are made. The captions hold each figure's title and small print: the model, how many examples, what the bars are."""
+    from pycotmech.figures.frame import caption, save_as
+
+    folder = made_folder(out)
+    files: dict[str, tuple[Path, ...]] = {}
+    failures: dict[str, str] = {}
+    lines = [f"# {markdown(heading)}", ""]
+    for name, drawing in drawings.items():
+        try:
+            figure = drawing.draw()
+            above, _, stem = name.rpartition("/")
+            place = subfolder(folder, above) if above else folder
+            written = tuple(place / f"{stem}.{ending}" for ending in formats)
+            for path in written:
+                with replacing(path) as temporary:
+                    save_as(figure, temporary, dpi=dpi)
+        except (ValueError, KeyError) as error:  # of values that are damaged or all missing
+            failures[name] = str(error)
+            continue
+        files[name] = written
+        title, small_print = caption(figure)
+        source = f" ({markdown(drawing.source)})" if drawing.source else ""
+        lines += [f"## {name}", "", *(f"[{path.name}]({path.relative_to(folder).as_posix()})" for path in written), ""]
+        lines += [f"**{markdown(title or drawing.title)}**{source}", "", *(f"* {markdown(line)}" for line in small_print), ""]
+    if failures:
+        lines += ["## Not drawn", "", *(f"* {name}: {markdown(why)}" for name, why in failures.items()), ""]
+    write_text(folder / CAPTIONS, "\n".join(lines))
+    return SavedFigures(files, folder / CAPTIONS, failures)
