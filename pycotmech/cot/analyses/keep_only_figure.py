@@ -54,7 +54,7 @@ def isolation_figure(
             label="random sets, layers alike",
             **style,
         )
-        right.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.35 / max(m * 0.42, 1)))
+        right.legend(fontsize=7.5, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
     right.set_xlim(0, 1.05)
     small(right, across="accuracy over all steps")
     right.tick_params(labelsize=7.5)
