@@ -107,8 +107,12 @@ def bias_of(module: nn.Module) -> Tensor | None:
 def has_plain_weights(module: nn.Module) -> bool:
     """Whether the module's own weight and bias are ordinary tensors of floating-point numbers (or it has none), not those of a
     library of quantisation, which stand for others."""
-    tensors = (getattr(module, name, None) for name in ("weight", "bias"))
-    return all(t is None or (type(t) in _PLAIN and t.is_floating_point()) for t in tensors)
+    parameters = module._parameters
+    for name in ("weight", "bias"):
+        tensor = parameters[name] if name in parameters else getattr(module, name, None)
+        if tensor is not None and not (type(tensor) in _PLAIN and tensor.is_floating_point()):
+            return False
+    return True
 
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:

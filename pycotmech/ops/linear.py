@@ -55,10 +55,15 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     """Whether a product of these needs their values alone: no gradient, no compilation, no tensors that stand for others."""
     if torch.compiler.is_compiling():
         return False
-    given = [t for t in tensors if t is not None]
-    if not all(type(t) in (Tensor, Parameter) for t in given):  # a subclass (fake, quantised) has its own linear
-        return False
-    return not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, Parameter):  # a subclass (fake, quantised) has its own linear
+            return False
+        if grad and tensor.requires_grad:
+            return False
+    return True
 
 
 def _is_widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
