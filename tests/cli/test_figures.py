@@ -11,7 +11,9 @@ def test_figures_are_listed_and_written(finished, shell, tmp_path):
     assert code == 0 and names[0] == "overview" and names[1:] == [f"step_{n.removeprefix('step_')}" for n in names[1:]]
     code, out, _ = shell("figures", finished, "--list", "--json")
     assert code == 0 and list(json.loads(out)) == names
-    code, out, _ = shell("figures", finished, "--out", tmp_path / "out", "--only", names[1], "--format", "svg,png", "--dpi", "40")
+    code, out, _ = shell(
+        "figures", finished, "--out", tmp_path / "out", "--only", names[1], "--format", "svg,png", "--dpi", "40"
+    )
     assert code == 0 and "2 files of 1 figures" in out and (tmp_path / "out" / f"{names[1]}.svg").is_file()
     code, out, _ = shell("figures", finished, "--out", tmp_path / "out", "--only", names[1], "--json")
     found = json.loads(out)

@@ -485,7 +485,8 @@ def attached(module: nn.Module) -> str | None:
     """What on this module would change its forward, accelerate's moves to other devices aside; None if nothing."""
     if module._forward_hooks or module._forward_pre_hooks:
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        # transformers leaves its own output recorders on a model after the first output_hidden_states=True; they change nothing.
+        # transformers leaves its own output recorders on a model after the first output_hidden_states=True: they change
+        # nothing.
         if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
             return "forward hooks"
     if "forward" in module.__dict__ and not only_placed(module):
@@ -499,6 +500,5 @@ def is_exactly(module: nn.Module, *types: type[Module]) -> TypeGuard[Module]:
     """Whether the module is exactly of one of these classes, with nothing attached to it and weights that are no stand-ins.
 
     Asked of each module in each pass, thousands of times in a sweep, so it looks things up where `Module.__getattr__` would."""
-    if type(module) not in types or attached(module) is not None or not has_plain_weights(module):
-        return False
-    return "parametrizations" not in module._modules or not nn.utils.parametrize.is_parametrized(module)
+    # A parametrized module is of a class of its own.
+    return type(module) in types and attached(module) is None and has_plain_weights(module)
