@@ -52,7 +52,12 @@ def attention(
 
     file = o.path(text, "text")
     assert file is not None
-    prompt = (sys.stdin.read() if text == "-" else file.read_text("utf-8")).rstrip("\n")
+    if text != "-" and not file.is_file():
+        raise FileNotFoundError(f"text: there is no file {file}; expected a text file, or '-' for standard input")
+    try:
+        prompt = (sys.stdin.read() if text == "-" else file.read_text("utf-8")).rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text: {text} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     if not prompt:
         raise ValueError(f"text: {text} is empty")
     found = summarise_text(

@@ -69,6 +69,8 @@ def sweep(
     from pycotmech.runs.settings import torch_threads
     from pycotmech.runs.work import work_of_pairs
 
+    if top < 1:
+        raise ValueError(f"top: got {top}; expected 1 or more")
     settings = Settings(
         model=model, dtype=dtype, device=device, seed=seed, direction=direction, metric=metric,
         positions=o.positions(positions), memory_gb=memory_gb, threads=threads, points=o.points(points),

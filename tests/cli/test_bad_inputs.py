@@ -81,6 +81,7 @@ TABLE: dict[str, tuple[tuple[str, ...], str]] = {
     "sweep png without ending": ((*SWEEP, *PAIR, "--png", "{dir}/heads"), "png: "),
     "sweep png a folder": ((*SWEEP, *PAIR, "--png", "{dir}"), "png: "),
     "sweep csv a folder": ((*SWEEP, *PAIR, "--csv", "{dir}"), "csv: "),
+    "sweep top 0": ((*SWEEP, *PAIR, "--top", "0"), "top: got 0; expected 1 or more"),
     "sweep csv empty": ((*SWEEP, *PAIR, "--csv", ""), "csv: the name is empty"),
     "sweep csv below a file": ((*SWEEP, *PAIR, "--csv", "{file}/x.csv"), "csv: "),
     "sweep screen with a folder": ((*SWEEP, "--pairs", "{pairs}", "--out", "{out}", "--screen", "3"), "screen: "),
@@ -134,7 +135,7 @@ TABLE: dict[str, tuple[tuple[str, ...], str]] = {
     "paper minutes": ((*PAPER, "--minutes", "0"), "minutes: got 0.0; expected a positive number"),
     "paper minutes and examples": ((*PAPER, "--minutes", "3", "--examples", "4"), "minutes: "),
     "paper pilot": ((*PAPER, "--pilot", "{dir}/nowhere"), "pilot: there is no folder"),
-    "attention no text": ((*ATTENTION, "--text", "{dir}/nowhere.txt"), "nowhere.txt"),
+    "attention no text": ((*ATTENTION, "--text", "{dir}/nowhere.txt"), "text: there is no file"),
     "attention top": ((*ATTENTION, "--text", "{text}", "--top-k", "-1"), "top_k: got -1; expected"),
     "attention segments": ((*ATTENTION, "--text", "{text}", "--segments", "a"), "segments: got 'a'; expected"),
 }  # fmt: skip
