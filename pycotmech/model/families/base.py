@@ -212,12 +212,11 @@ class Family(ABC):
     def rotate_into(
         self, l: int, angles: Tensor, rows: slice, q: Tensor | None, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor
     ) -> bool:
-        """Rotates queries [n, H, D] of a layer in place, if there are any, and puts rotated keys and values [n, Hkv, D] where
-        they are kept, in one launch. False, and nothing is done, on a CPU and where rotations are of another kind."""
+        """Rotates queries [n, H, D] in place, and puts rotated keys and values [n, Hkv, D] where they are kept, in one launch.
+        False, and nothing is done, on a CPU and where rotations are of another kind."""
         if not self.few_launches or type(self).rotate is not Family.rotate:
             return False
-        cos, sin = angles[self._rotary_kind(l)]
-        ops.rope_keys(q, k, v, cos[rows], sin[rows], k_own, v_own)
+        ops.rope_keys(q, k, v, *angles[self._rotary_kind(l)][:, rows], k_own, v_own)
         return True
 
     def _rotary_kind(self, l: int) -> int:
