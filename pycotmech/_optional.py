@@ -21,6 +21,7 @@ class OptionalPackage(NamedTuple):
 
 OPTIONAL = {
     "matplotlib": OptionalPackage("report", "matplotlib", "figures"),
+    "plotly": OptionalPackage("interactive", "plotly", "figures that answer to the mouse"),
     "sklearn": OptionalPackage("probes", "scikit-learn", "probes"),
     "pyarrow": OptionalPackage("tables", "pyarrow", "Parquet files and datasets folders"),
     "sentencex": OptionalPackage("traces", "sentencex", "traces that are cut into sentences by sentencex"),

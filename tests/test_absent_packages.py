@@ -27,7 +27,7 @@ assert pcm.attention_summary(model, clean, rows=[-1], top_k=4).mass.shape[:3] ==
 """
 
 
-EXTRAS = "matplotlib,sklearn,pyarrow,sentencex,ray,triton,torchao"
+EXTRAS = "matplotlib,plotly,sklearn,pyarrow,sentencex,ray,triton,torchao"
 
 WITHOUT_EXTRAS = """
 import sys, warnings
@@ -47,6 +47,7 @@ corrupted = clean.clone()
 corrupted[12] += 1
 sweep = pcm.patch_heads(model, clean, corrupted)
 print(said(sweep.plot))
+print(said(sweep.to_plotly))
 from pycotmech.cot.tools.probes import fit_surface
 print(said(lambda: fit_surface(np.zeros((4, 2)), np.zeros(4, int))))
 from pycotmech.traces.splitting import split
@@ -83,7 +84,7 @@ def test_without_any_extra_the_job_is_done_and_what_is_missing_is_named(tmp_path
     done = run("-c", WITHOUT_EXTRAS, str(tmp_path / "out"), ABSENT_PACKAGES=EXTRAS)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for line, extra in zip(lines, ("report", "probes", "traces", "ray", "")):
+    for line, extra in zip(lines, ("report", "interactive", "probes", "traces", "ray", "")):
         assert re.search(rf"pip install ['\"]pycotmech\[{extra}\]|pycotmech\[export\]" if extra else "pyarrow", line), line
     assert "Note: no heat maps were drawn: figures need matplotlib" in done.stdout
     assert (tmp_path / "out" / "summary.md").is_file() and not list((tmp_path / "out").glob("*.png"))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     ("_layout", "_lazy", "_optional", "_warnings", "files"),
     ("ops",),
-    ("model", "figures", "stats"),
+    ("model", "figures", "stats", "display"),
     ("engine",),
     ("patching", "attention", "lens"),
     ("cost",),

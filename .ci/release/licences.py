@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "licences.md"
-EXTRAS = ("", "gpu", "report", "probes", "tables", "ray", "traces")
+EXTRAS = ("", "gpu", "report", "interactive", "probes", "tables", "ray", "traces")
 """Of those that a user installs; the first is none."""
 HEAD = """# Licences
 

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech.display import Arrays, Displayed, View
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+_TITLE = "Where each head looks"
+_SHARES = ("mass", "largest", "sink", "top_weights")
 _ROW_STATISTICS = ("entropy", "lse", "largest", "sink")
 
 
 @dataclass(frozen=True)
-class AttentionSummary:
+class AttentionSummary(Displayed):
     """Where every head of every layer attends, without the T x T patterns.
 
     L layers, H heads, R query rows, G segments, T tokens (keys), k top keys. A batch has a leading axis B.
@@ -108,8 +112,6 @@ class AttentionSummary:
 
     def to_xarray(self) -> xr.Dataset:
         """Everything as one Dataset with named axes: (example,) layer, head, row, segment, rank, key, feature."""
-        import xarray as xr
-
         head = (*(("example",) if self.batched else ()), "layer", "head")
         axes = {
             "mass": (*head, "row", "segment"),
@@ -125,10 +127,30 @@ class AttentionSummary:
             "labels": ("example", "key") if self.labels.ndim == 2 else ("key",),
         }
         found = {name: (dims, getattr(self, name)) for name, dims in axes.items() if getattr(self, name) is not None}
-        return xr.Dataset(
-            {name: pair for name, pair in found.items() if pair[1].size},
+        return Arrays(
+            data={name: pair for name, pair in found.items() if pair[1].size},
             coords={"row": self.rows, "segment": np.array(self.segment_names, dtype=object)},
-            attrs={"model": self.model_name},
+            units={"entropy": "nat", "lse": "nat"} | dict.fromkeys(_SHARES, "share of a row's attention"),
+            attrs={"title": _TITLE, "model": self.model_name, "source": "docs/attention.md"},
+        ).dataset()
+
+    def view(self) -> View:
+        """The share of attention that each head has on each segment, averaged over rows and examples. Without segments that of
+        the heaviest key of each row."""
+        L, H, R, G = self.mass.shape[-4:]
+        values = self.over_rows(self.mass, None) if G else self.over_rows(self.largest[..., None], None)[..., 0]
+        rows = f"row {self.rows[0]}" if R == 1 else f"mean over {R} rows, {self.rows.min()} to {self.rows.max()}"
+        beside = {} if self.entropy is None else {"entropy (nat)": self.over_rows(self.entropy[..., None], None)[..., 0]}
+        return View(
+            title=_TITLE,
+            values=values,
+            axes=("layer", "head", "segment") if G else ("layer", "head"),
+            labels={"segment": list(self.segment_names)} if G else {},
+            label="share of attention" if G else "largest weight of a row",
+            share=True,
+            beside={name: np.broadcast_to(x[..., None], values.shape) if G else x for name, x in beside.items()},
+            facts=(f"{self.model_name}: {L} layers x {H} heads, {self.labels.shape[-1]} keys, {rows}".lstrip(": "),),
+            go_on=(("summary.per_head()", "a table of heads"), ("summary.segment(name)", "one segment, [L, H, R]")),
         )
 
     @classmethod
@@ -187,8 +209,6 @@ class AttentionSummary:
         if self.batched:
             text += f", {len(self.mass)} examples"
         return f"{text}; segments {', '.join(self.segment_names)}"
-
-    __repr__ = __str__
 
     def _segment(self, name: str) -> int:
         if name not in self.segment_names:

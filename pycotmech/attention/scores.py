@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.attention.prompts import checked, chosen_rows
+from pycotmech.display import Arrays, Displayed, View
 from pycotmech.model.arguments import check_integer, check_model, check_seed
 from pycotmech.model.prompts import Tokens
 from pycotmech.model.run import watch
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
     from pycotmech.model import Model
 
@@ -33,7 +35,7 @@ _PAIRS = 1 << 18
 
 
 @dataclass(frozen=True)
-class HeadScores:
+class HeadScores(Displayed):
     """Per layer and head, float64 [L, H] each: the attention of a kind, averaged over the rows where the kind is possible.
 
     first: to token 0, over all rows after it. previous: to the token before, over the same rows. duplicate: to all earlier
@@ -65,6 +67,28 @@ class HeadScores:
 
         layer, head = np.indices(self.first.shape).reshape(2, -1)
         return pd.DataFrame({"layer": layer, "head": head, **{kind: self[kind].ravel() for kind in KINDS}})
+
+    def view(self) -> View:
+        """The scores of all kinds."""
+        best = [f"{kind}: " + ", ".join(f"L{l}H{h} {s:.2f}" for (l, h), s in self.top(kind, 3)) for kind in KINDS]
+        return View(
+            title="How much each head attends to the first token, the previous one, copies of its own, and what followed them",
+            values=np.stack([self[kind] for kind in KINDS]), axes=("kind", "layer", "head"), labels={"kind": list(KINDS)},
+            label="mean attention", share=True, by_size=False, facts=(self.model_name, *best),
+            go_on=(("scores.top('induction')", "the heads with the highest score of a kind"),),
+        )  # fmt: skip
+
+    def to_xarray(self) -> xr.Dataset:
+        """The score of each kind [layer, head]; how many rows each was averaged over is in its attributes."""
+        found = Arrays(
+            data={kind: (("layer", "head"), self[kind]) for kind in KINDS},
+            coords={axis: np.arange(n) for axis, n in zip(("layer", "head"), self.first.shape, strict=True)},
+            units=dict.fromkeys(KINDS, "share of attention"),
+            attrs={"title": "Scores of known kinds of heads", "model": self.model_name, "source": "docs/attention.md"},
+        ).dataset()
+        for kind in KINDS:
+            found[kind].attrs["n_rows"] = self.n_rows[kind]
+        return found
 
     def plot(self, *, kinds: Sequence[str] = KINDS, title: str | None = None, path: str | None = None):
         """One heat map for each kind, layers upward, heads to the right; a matplotlib figure, saved to `path` if given."""

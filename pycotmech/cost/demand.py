@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from pycotmech.display import Described, Facts
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop, mlp_weights, mlp_width
 
 
 @dataclass(frozen=True)
-class Demand:
+class Demand(Described):
     """Counts of work, additive. A device says how long they take (`Device.seconds`).
 
     layer_rows: rows that go through a layer, summed over layers: those of one token are n_layers.
@@ -33,6 +34,11 @@ class Demand:
     wide: float = 0.0
     traffic: float = 0.0
     launches: float = 0.0
+
+    def described(self) -> Facts:
+        """The counts that are not 0."""
+        found = {f.name.replace("_", " "): getattr(self, f.name) for f in fields(self)}
+        return Facts("What a question asks of a machine", {k: f"{v:,.0f}" for k, v in found.items() if v})
 
     def __add__(self, other: Demand) -> Demand:
         return Demand(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

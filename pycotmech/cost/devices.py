@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from pycotmech.cost.demand import Demand, layer_weight_bytes, logit_traffic, row_traffic
+from pycotmech.display import Described, Facts
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
 
 
@@ -23,7 +24,7 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True)
-class DataSheet:
+class DataSheet(Described):
     """A GPU as its data sheet describes it: a roofline (Williams et al. 2009) with a share of each peak that kernels reach.
 
     half, single: peak FLOP/s of dense products in 16 bit and in float32 (without TF32, which exact float32 refuses). bandwidth:
@@ -50,6 +51,19 @@ class DataSheet:
     statistics: float = 1.3
     copies: float = 0.90
     launch: float = 5e-6
+
+    def described(self) -> Facts:
+        return Facts(
+            f"{self.name}, by its data sheet",
+            {
+                "products in 16 bit": f"{self.half / 1e12:,.0f} TFLOP/s at most, {self.products:.0%} of it taken to be reached",
+                "products in float32": f"{self.single / 1e12:,.0f} TFLOP/s at most",
+                "attention": f"{self.attention:.0%} of the peak",
+                "bandwidth": f"{self.bandwidth / 1e12:,.2f} TB/s, {self.copies:.0%} of it in copies",
+                "memory": f"{self.memory / 2**30:,.0f} GiB",
+                "source": self.source,
+            },
+        )
 
     def rate(self, dtype: torch.dtype) -> float:
         """FLOP/s that large products reach in this dtype. float64 counts as half of float32."""

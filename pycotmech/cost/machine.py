@@ -14,6 +14,7 @@ from torch import Tensor
 from pycotmech import ops
 from pycotmech.cost.demand import Demand, resid_dtype
 from pycotmech.cost.questions import prompts
+from pycotmech.display import Described, Facts
 from pycotmech.engine.metrics import kl_from
 from pycotmech.model.config import ModelConfig, layer_flop
 from pycotmech.model.run import forward_packed
@@ -42,7 +43,7 @@ _LOGITS = 64
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Described):
     """A machine and what it did at the shapes of one model, in its dtype and with the threads that were set.
 
     cfg: the model's sizes. layer: seconds of one layer without its attention by the rows that go through it together.
@@ -62,6 +63,19 @@ class Measured:
     wide: float
     copy: float
     factor: float = 1.0
+
+    def described(self) -> Facts:
+        speeds = {"attention": self.attention, "statistics of attention": self.statistics, "wide products": self.wide}
+        layers = {f"{rows} rows": f"{1e3 * seconds:.3g} ms" for rows, seconds in self.layer}
+        return Facts(
+            f"{self.name}, at the sizes of a model of {self.cfg.n_layers} layers of {self.cfg.d_model}",
+            {
+                **{name: f"{flop / 1e9:,.1f} GFLOP/s" for name, flop in speeds.items()},
+                "copies": f"{self.copy / 1e9:,.1f} GB/s",
+                "a row of logits": f"{1e3 * self.logits:.3g} ms",
+                "one layer": layers,
+            },
+        )
 
     def layer_seconds(self, rows: float) -> float:
         """Of so many rows through one layer, without attention: between the sizes that were measured on a line, below the

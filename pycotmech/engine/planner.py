@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from pycotmech.display import Described, Facts
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.memory import free_bytes
 from pycotmech.engine.metrics import KL_VALUES
@@ -23,7 +24,7 @@ _SHARE_OF_FREE = 0.5
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Described):
     """What a sweep did, or will do.
 
     chunks: pieces of variants that go through the layers one after another; rows: residual rows of all variants.
@@ -47,6 +48,23 @@ class Plan:
     budget_bytes: int
     base_token_forwards: float = 0.0
     weight_bytes: int = 0
+
+    def described(self) -> Facts:
+        saved = self.hooked_token_forwards / max(self.token_forwards + self.base_token_forwards, 1e-9)
+        work = {
+            "variants": f"{self.token_forwards:,.0f} token-forwards",
+            "prompts": f"{self.base_token_forwards:,.0f} token-forwards",
+            "one hooked forward per variant": f"{self.hooked_token_forwards:,.0f} token-forwards, {saved:,.1f} times as many",
+            "products": f"{self.flop / 1e12:,.2f} TFLOP",
+            "weights read": f"{self.weight_bytes / 2**30:,.1f} GiB",
+        }
+        memory = {
+            "in flight at most": f"{self.bytes_in_flight / 2**30:,.2f} GiB",
+            "allowed": f"{self.budget_bytes / 2**30:,.1f} GiB",
+        }
+        size = {"chunks": f"{self.chunks:,}", "rows": f"{self.rows:,}"}
+        title = f"Plan: {self.variants:,} variants of {self.examples:,} example(s)"
+        return Facts(title, {**size, "work": work, "memory beyond the model": memory})
 
     def __str__(self) -> str:
         return (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pycotmech.figures.frame import finished
 from pycotmech.figures.library import Figure
-from pycotmech.figures.words import METRIC_NAMES
+from pycotmech.figures.words import effect_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,14 +183,6 @@ def colour_limit(*grids: NDArray) -> float:
     """The end of a colour scale that is the same to both sides of 0, for all of these maps."""
     largest = max((float(np.nanmax(np.abs(g))) for g in grids if np.isfinite(g).any()), default=0.0)
     return largest or 1.0
-
-
-def effect_label(metric: str, direction: str, normalised: bool) -> str:
-    """What the numbers of a sweep are: "share of KL divergence restored", or "change of logit difference"."""
-    name = METRIC_NAMES.get(metric, metric)
-    if not normalised:
-        return f"change of {name}"
-    return f"share of {name} {'restored' if direction == 'denoise' else 'destroyed'}"
 
 
 def interaction_figure(

@@ -9,6 +9,17 @@ METRIC_NAMES = {
 }
 
 
+METRIC_UNITS = {"kl": "nat", "logit_diff": "logit", "prob": "probability"}
+
+
+def effect_label(metric: str, direction: str, normalised: bool) -> str:
+    """What the numbers of a sweep are: "share of KL divergence restored", or "change of logit difference"."""
+    name = METRIC_NAMES.get(metric, metric)
+    if not normalised:
+        return f"change of {name}"
+    return f"share of {name} {'restored' if direction == 'denoise' else 'destroyed'}"
+
+
 def step_title(step: int, kind: str, sample: str = "") -> str:
     """ "Step 5, induction" and under it its words in an example; for pairs "Prompt pairs"."""
     if kind == "pair":

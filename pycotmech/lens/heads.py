@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.display import Arrays, Displayed, View
 from pycotmech.lens.request import token_text
 from pycotmech.lens.results import label_positions
 from pycotmech.model.arguments import check_integer
@@ -39,7 +40,7 @@ class Parts:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadLogits:
+class HeadLogits(Displayed):
     """Direct contributions to logits. L layers, H heads, K tokens; first the `axes`: "example" and "position" where there are
     several. Float32 (float64 for a float64 model).
 
@@ -190,8 +191,6 @@ class HeadLogits:
     def to_xarray(self) -> xr.Dataset:
         """Everything as one Dataset with named axes, (example, position,) layer, head, token: heads, mlps, embedding, total,
         tokens (ids), and bias where there is one. Attributes: model, normalization."""
-        import xarray as xr
-
         L, H = self.heads.shape[-3:-1]
         inner = {"heads": ("layer", "head"), "mlps": ("layer",), "embedding": (), "bias": (), "total": (), "tokens": ()}
         data: dict[str, Any] = {
@@ -202,7 +201,23 @@ class HeadLogits:
         labels = np.array(self.labels, dtype=object)
         coords: dict[str, Any] = {"layer": np.arange(L), "head": np.arange(H), "token": labels}
         label_positions(self.axes, self.positions, coords, data)
-        return xr.Dataset(data, coords=coords, attrs={"model": self.model_name, "normalization": self.normalization})
+        attrs = {"title": "Direct contributions of heads and MLPs to logits", "model": self.model_name}
+        attrs |= {"normalization": self.normalization, "source": "docs/lens.md"}
+        units = dict.fromkeys((name for name in data if name in inner and name != "tokens"), "logit")
+        return Arrays(data=data, coords=coords, units=units, attrs=attrs).dataset()
+
+    def view(self) -> View:
+        """What each head adds to the logit of each token, averaged over examples and positions."""
+        names = [repr(label) for label in self.labels]
+        found = np.stack([self.mean(self.heads, k) for k in range(len(names))])  # [K, L, H]
+        one = len(names) == 1
+        return View(
+            title=f"What each head writes towards {' and '.join(names[:3])}{' …' if len(names) > 3 else ''}",
+            values=found[0] if one else found, axes=("layer", "head") if one else ("token", "layer", "head"),
+            labels={} if one else {"token": names}, label="contribution to the logit",
+            facts=tuple(line.strip() for line in str(self).splitlines()[: 1 + 2 * len(names)]),
+            go_on=(("result.top_tokens(5)", "what each head writes, over the whole vocabulary"),),
+        )  # fmt: skip
 
     def _text(self, token: int, k: int) -> str:
         return self.labels[k] if self._model is None else token_text(self._model, token)

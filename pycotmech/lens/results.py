@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech.display import Arrays, Displayed, View
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
+
+
+_TITLE = "What each layer would say"
 
 
 def label_positions(axes: tuple[str, ...], positions: NDArray, coords: dict[str, Any], data: dict[str, Any]) -> None:
@@ -25,7 +30,7 @@ def label_positions(axes: tuple[str, ...], positions: NDArray, coords: dict[str,
 
 
 @dataclass(frozen=True, eq=False)
-class LogitLens:
+class LogitLens(Displayed):
     """Final norm and unembedding of the residual stream of each layer. K tokens followed, k likeliest kept; first the `axes`:
     "example" and "position" where there are several. Float32 (float64 for a float64 model).
 
@@ -102,8 +107,6 @@ class LogitLens:
 
     def to_xarray(self) -> xr.Dataset:
         """Everything as one Dataset with named axes: (example, position,) layer, token, choice."""
-        import xarray as xr
-
         lead = (*self.axes, "layer")
         data: dict[str, Any] = {name: ((*lead, "token"), getattr(self, name)) for name in ("logits", "probabilities", "ranks")}
         data["entropy"] = (lead, self.entropy)
@@ -111,7 +114,34 @@ class LogitLens:
         data["tokens"] = ((*self.axes, "token"), self.tokens)
         coords: dict[str, Any] = {"layer": self.layers, "token": np.array(self.labels, dtype=object)}
         label_positions(self.axes, self.positions, coords, data)
-        return xr.Dataset(data, coords=coords, attrs={"model": self.model_name, "site": self.site})
+        units = {"logits": "logit", "probabilities": "probability", "entropy": "nat", "top_probabilities": "probability"}
+        attrs = {"title": _TITLE, "model": self.model_name, "site": self.site, "source": "docs/lens.md"}
+        return Arrays(data=data, coords=coords, units=units, attrs=attrs).dataset()
+
+    def view(self) -> View:
+        """Of 2 to 40 positions of one example the likeliest token of each layer; otherwise the probability of each token that
+        is followed, averaged over examples and positions."""
+        facts = (f"{self.model_name}: final norm and unembedding of {self.site} of each layer",)
+        go_on = (("lens.to_dataframe(top=True)", "the likeliest tokens of each layer"),)
+        if not self._fills_a_grid():
+            return View(
+                title=_TITLE, values=self.mean(self.probabilities), axes=("layer", "token"), share=True,
+                label="probability", labels={"token": [repr(label) for label in self.labels]},
+                beside={"rank": self.mean(self.ranks)}, by_size=False, facts=facts, go_on=go_on,
+            )  # fmt: skip
+        ids, positions = self.top_ids[..., 0], self.positions.reshape(-1)  # [R, L]
+        words = {} if self.prompt is None else {"position": [repr(self.text(self.prompt[q])) for q in positions]}
+        said = np.vectorize(lambda token: repr(self.text(token)), otypes=[object])(ids)
+        return View(
+            title="What each layer would say next", values=self.top_probabilities[..., 0], axes=("position", "layer"),
+            label="probability of the likeliest token", labels={"position": positions.tolist()}, words=words, share=True,
+            beside={"likeliest token": said}, by_size=False, facts=facts, go_on=go_on,
+        )  # fmt: skip
+
+    def _fills_a_grid(self) -> bool:
+        """Whether there are positions of one example that fit into a figure side by side."""
+        several = "position" in self.axes and "example" not in self.axes
+        return several and 2 <= self.positions.shape[-1] <= 40 and self.top_ids.shape[-1] > 0
 
     def plot(
         self,
@@ -133,8 +163,7 @@ class LogitLens:
         if kind == "grid" and not (several and self.top_ids.shape[-1]):
             raise ValueError("kind: a grid needs a list of positions and top_k of at least 1; expected 'curves'")
         if kind is None:
-            fits = several and "example" not in self.axes and 2 <= self.positions.shape[-1] <= 40 and self.top_ids.shape[-1]
-            kind = "grid" if fits else "curves"
+            kind = "grid" if self._fills_a_grid() else "curves"
         if kind == "curves":
             return curves_figure(
                 self.layers,
@@ -142,7 +171,7 @@ class LogitLens:
                 self.mean(self.entropy),
                 self.labels,
                 site=self.site,
-                title=title or "What each layer would say",
+                title=title or _TITLE,
                 lines=[f"{self.model_name}; {averaged(self.tokens.shape, self.axes)}logit lens of {self.site}"],
                 path=path,
             )

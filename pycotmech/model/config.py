@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+
+from pycotmech.display import Described, Facts
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Described):
     """Sizes of a model, by the field's usual names."""
 
     n_layers: int
@@ -39,6 +41,10 @@ class ModelConfig:
     parallel: bool = False
     """Whether the MLP of a layer reads what attention reads, resid_pre, so that there is no resid_mid."""
     mixture: Mixture | None = None
+
+    def described(self) -> Facts:
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Facts(f"Sizes of a model of the family {self.family}", {k: str(v) for k, v in found.items() if v is not None})
 
     @property
     def group(self) -> int:

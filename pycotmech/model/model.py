@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycotmech._warnings import warn
+from pycotmech.display import Described, Facts
 from pycotmech.model.check import check_against_hf
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.registry import family_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pycotmech.model.digests import WeightFiles
 
 
-class Model:
+class Model(Described):
     """A causal language model whose every head can be read and edited.
 
     hf_model: a loaded Hugging Face model of a supported family (docs/families.md). Its weights are shared, never copied. Its
@@ -164,6 +165,38 @@ class Model:
             f"Model({self.name}: {c.n_layers} layers x {c.n_heads} heads ({c.n_key_value_heads} key-value), "
             f"d_model {c.d_model}, d_head {c.d_head}, vocabulary {c.d_vocab}, "
             f"{str(c.dtype).removeprefix('torch.')}, {self.device})"
+        )
+
+    def described(self) -> Facts:
+        c = self.cfg
+        keys = "" if c.n_key_value_heads == c.n_heads else f", {c.n_key_value_heads} of keys and values"
+        mixture = {} if c.mixture is None else {"experts": f"{c.mixture.n_chosen} of {c.mixture.n_experts} for each token"}
+        sizes = {
+            "layers": f"{c.n_layers}",
+            "heads": f"{c.n_heads} in each layer{keys}; {c.n_layers * c.n_heads:,} in all",
+            "d_head": f"{c.d_head}",
+            "d_model": f"{c.d_model:,}",
+            "d_mlp": f"{c.d_mlp:,}",
+            **mixture,
+            "vocabulary": f"{c.d_vocab:,} tokens",
+            "context": f"{c.n_ctx:,} tokens",
+        }
+        weights = sum(t.numel() * t.element_size() for t in self.hf.state_dict().values())
+        memory = {"weights": f"{weights / 2**30:,.2f} GiB", "kept prefixes": f"{self.prefixes.nbytes / 2**20:,.1f} MiB"}
+        bos = {True: "first token of every prompt", False: "not added", None: "as the tokenizer decides"}
+        return Facts(
+            self.name,
+            [
+                ("family", f"{c.family} ({type(self.hf).__name__})"),
+                ("sizes", sizes),
+                ("dtype", str(c.dtype).removeprefix("torch.")),
+                ("device", ", ".join(map(str, self.family.devices))),
+                ("memory", memory),
+                ("tokenizer", type(self.tokenizer).__name__ if self.tokenizer is not None else "none: prompts are token ids"),
+                ("BOS", bos[self.prepend_bos]),
+                *(("note", note) for note in self.notes),
+            ],
+            go_on=(("pcm.patch_heads(model, clean, corrupted)", "which heads an answer depends on"),),
         )
 
     def to_tokens(self, prompt: Tokens, *, argument: str = "tokens") -> Tensor:

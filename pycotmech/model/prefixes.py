@@ -14,6 +14,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from pycotmech.display import Described, Facts
 from pycotmech.model.families.base import Family
 from pycotmech.model.precision import matmul_precision
 from pycotmech.model.run import KeyValues, Replay, forward_packed
@@ -25,7 +26,7 @@ _SAMPLES = 256
 """Values of each weight that are compared before kept keys and values are believed."""
 
 
-class Prefixes:
+class Prefixes(Described):
     """The keys and values of prompt beginnings of one model, the most recently used up to a limit.
 
     They are dropped when a weight is replaced or changed in place (by its version counter, or at one of 256 places spread
@@ -54,6 +55,11 @@ class Prefixes:
     def __len__(self) -> int:
         """How many segments are kept."""
         return len(self._segments)
+
+    def described(self) -> Facts:
+        limit = "an eighth of a call's memory" if self.limit is None else f"{self.limit / 2**20:,.1f} MiB"
+        kept = {"segments": f"{len(self)}", "memory": f"{self.nbytes / 2**20:,.1f} MiB", "limit": limit}
+        return Facts("Beginnings of prompts whose keys and values are kept", kept)
 
     def __repr__(self) -> str:
         return f"Prefixes({len(self)} segments, {self.nbytes / 2**20:.1f} MiB)"

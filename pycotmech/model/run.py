@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pycotmech.display import Described, Facts
 from pycotmech.model.climb import Attention, EditZ, Kept, KeySlots, climb
 from pycotmech.model.families.base import Family
 from pycotmech.model.packed import KeyValues, Packed, RowKeys, causal_attention, site_dtype, site_shape
@@ -105,7 +106,7 @@ def watch(family: Family, tokens: Tensor, attend: Callable[[int, Tensor, Tensor,
 
 
 @dataclass(frozen=True)
-class Activations(Mapping):
+class Activations(Mapping, Described):
     """What `Model.run` kept. acts[site] is [L, T, ...] for one sequence, [B, L, T, ...] for a batch.
 
     resid_pre, resid_mid, resid_post [.., T, d] in the residual stream's float32; attn_out, mlp_out [.., T, d], q, z
@@ -131,6 +132,22 @@ class Activations(Mapping):
 
     def __len__(self) -> int:
         return len(self._sites)
+
+    def described(self) -> Facts:
+        kept = {site: _sizes(value) for site, value in self._sites.items()}
+        n = self.tokens.shape[-1]
+        of = f"{n} tokens" if self.tokens.ndim == 1 else f"{len(self.tokens)} prompts of {n} tokens"
+        return Facts(f"One run over {of}", {"logits": _sizes(self.logits), **kept})
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{site} {list(value.shape)}" for site, value in self._sites.items())
+        return f"Activations(logits {list(self.logits.shape)}{', ' if kept else ''}{kept})"
+
+
+def _sizes(value: Tensor) -> str:
+    """A tensor's shape, dtype and memory."""
+    mib = value.numel() * value.element_size() / 2**20
+    return f"{list(value.shape)}, {str(value.dtype).removeprefix('torch.')}, {mib:,.1f} MiB"
 
 
 def run(family: Family, tokens: Tensor, capture: Sequence[str], positions: Sequence[int] | None) -> Activations:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.cot.tools.cost import Cost
+from pycotmech.display import Described
 from pycotmech.paper.plan import CostPlan, Line
 from pycotmech.runs.estimate import shown_end, shown_memory
 from pycotmech.runs.folder import existing_place
@@ -37,7 +38,7 @@ class SettingEstimate:
 
 
 @dataclass(frozen=True)
-class PaperEstimate:
+class PaperEstimate(Described):
     """What a run of the paper's analyses would do.
 
     settings: by name. analyses, finished: of all settings. token_forwards, flop: of the analyses that remain.

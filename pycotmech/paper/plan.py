@@ -11,6 +11,7 @@ import torch
 from pycotmech.cost import Device, Measured, measured_speed, of_model
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.registry import Description
+from pycotmech.display import Described, Facts
 from pycotmech.model.config import ModelConfig
 from pycotmech.runs.speed import shown_time
 
@@ -33,7 +34,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class CostPlan:
+class CostPlan(Described):
     """The costs of all analyses. flop_per_second: measured on a short run of this model, or those of a data sheet's product.
     device: the name of what the times are predicted for."""
 
@@ -50,6 +51,19 @@ class CostPlan:
     def memory(self) -> float:
         """Bytes beyond the model, of the analysis that needs most."""
         return max((line.ours.memory for line in self.lines), default=0.0)
+
+    def described(self) -> Facts:
+        w = self.workload
+        lines = {
+            f"{line.source} {line.name}": (
+                f"{line.ours.token_forwards:,.0f} token-forwards, {line.ours.flop / 1e12:,.2f} TFLOP, "
+                f"{shown_time(line.seconds)}; the authors' loops: {line.authors.forwards:,.0f} forward passes"
+            )
+            for line in self.lines
+        }
+        made = {"device": self.device, "time": f"about {shown_time(self.seconds)}"}
+        memory = {"memory beyond the model": f"{max(self.memory / 2**30, 0.1):.1f} GiB"}
+        return Facts(f"Plan: {w.examples} examples, {w.cells} steps", {**made, **memory, "analyses": lines})
 
     def __str__(self) -> str:
         w = self.workload

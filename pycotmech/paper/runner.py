@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycotmech.cost import DataSheet, device_named
 from pycotmech.cot.tools.registry import Description
+from pycotmech.display import Described, Facts
 from pycotmech.files.write import subfolder
 from pycotmech.paper import plan as planning
 from pycotmech.paper.analyst import OPENER
@@ -32,7 +33,7 @@ from pycotmech.paper.one_setting import (
 from pycotmech.paper.settings import EASY, HARDER, HARDER_EXAMPLES, TaskSetting, entries_of_harder, named
 from pycotmech.paper.settings_table import needs_of, plan_of_settings
 from pycotmech.paper.summary import write_summary
-from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
+from pycotmech.runs.folder import checked_path, open_folder, opening, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import model_identity
 from pycotmech.runs.settings import Settings, torch_threads
@@ -50,7 +51,7 @@ _PILOT = 4
 
 
 @dataclass(frozen=True)
-class PaperOutcome:
+class PaperOutcome(Described):
     """What a run of the paper's analyses did.
 
     results: analyses by name. verdicts: each claim with its verdict, from all results of the folder.
@@ -68,6 +69,12 @@ class PaperOutcome:
     failures: dict[str, str]
     harder: dict[str, SettingOutcome] = field(default_factory=dict)
     expected: PaperEstimate | None = None
+
+    def described(self) -> Facts:
+        claims = {claim.text: f"{verdict.word}: {verdict.evidence}" for claim, verdict in self.verdicts}
+        failed = {f"failed: {name}": why for name, why in self.failures.items()}
+        facts = {"analyses": ", ".join(self.results) or "none", "claims": claims, **failed}
+        return Facts(f"The paper's analyses in {self.folder}", facts, go_on=opening(self.folder))
 
 
 def run(

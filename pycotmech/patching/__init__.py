@@ -9,8 +9,8 @@ The public functions are in `heads`, `residual`, `paths`, `sweep`, `ablate`, `kn
 
 Tests: `test_heads.py` for `chunks`, `pair_layout`, `pair_sweep`, `position_groups`, `question`; `test_sites.py` for
 `residual`; `test_sweep.py` for `edits`; `test_paths.py` for `path_layout`, `path_results`, `path_sweep`; `test_invariants.py`
-for `results`; `test_noise_floor.py` for `rounding`; `test_controls.py` for `control_results`, `sham`; the others have tests of
-their own names.
+for `results`; `test_any_variants.py` for `variant_results`; `test_noise_floor.py` for `rounding`; `test_controls.py` for
+`control_results`, `sham`; the others have tests of their own names.
 """
 
 from pycotmech.engine.planner import Plan
@@ -24,8 +24,9 @@ from pycotmech.patching.pairs import PairReport, check_pair
 from pycotmech.patching.path_results import PathSweep
 from pycotmech.patching.paths import path_patch, path_patch_all, plan_paths
 from pycotmech.patching.residual import patch_residual
-from pycotmech.patching.results import Ablation, Knockout, Sweep, VariantSweep
+from pycotmech.patching.results import Sweep
 from pycotmech.patching.sweep import sweep
+from pycotmech.patching.variant_results import Ablation, Knockout, VariantSweep
 
 __all__ = [
     "Ablation",

@@ -11,8 +11,8 @@ from torch import Tensor
 from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens, listed, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
-from pycotmech.patching.results import Ablation
 from pycotmech.patching.sweep import SweepOptions, prepare_variants, sweep
+from pycotmech.patching.variant_results import Ablation
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from pycotmech.display import Described, Facts
 from pycotmech.engine.bases import common_prefix
 from pycotmech.engine.metrics import ExampleMetric, Metric
 from pycotmech.model.arguments import check_model
@@ -107,7 +108,7 @@ def check_screen(screen: int, name: str, site: str, n_heads: int) -> None:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Described):
     """How an attribution compares with the exact sweep, over its n entries above the noise floor.
 
     spearman, pearson: correlation of ranks, and of the effects themselves; NaN for fewer than two entries.
@@ -121,6 +122,11 @@ class Agreement:
     pearson: float
     top: dict[int, float]
     sign: float
+
+    def described(self) -> Facts:
+        overlaps = {f"of the top {k}": f"{share:.0%} found" for k, share in self.top.items() if share == share}
+        correlations = {"rank correlation": f"{self.spearman:.3f}", "Pearson": f"{self.pearson:.3f}"}
+        return Facts(f"{self.n} entries above the noise floor", {**correlations, "right sign": f"{self.sign:.0%}", **overlaps})
 
     def __str__(self) -> str:
         overlaps = ", ".join(f"{share:.0%} of the top {k}" for k, share in self.top.items() if share == share)
@@ -144,6 +150,10 @@ class Attribution(PlaceResult):
     raw_change: NDArray[np.float64]
 
     _SHOWN = "estimate"
+    _GO_ON = (
+        ("pcm.patch_heads(model, clean, corrupted, screen=20)", "sweeps the 20 heads with the largest estimates exactly"),
+        ("attribution.agreement(sweep)", "compares the estimates with an exact sweep"),
+    )
 
     def agreement(self, sweep: Sweep) -> Agreement:
         """Compares with the exact sweep of the same prompts and arguments; of a screened one, where it is exact.
@@ -176,6 +186,13 @@ class Attribution(PlaceResult):
         score = np.abs(self.effect)
         found = largest(np.fmax.reduce(score, 1) if self.by_position else score, k)
         return [(l, h) for l, h in found]
+
+    def _title(self) -> str:
+        return f"Estimate, to first order: {super()._title()}"
+
+    def _data(self) -> dict[str, Any]:
+        axes = ("example", *self.axes) if self.raw_change.ndim > self.effect.ndim else self.axes
+        return {**super()._data(), "raw_change": (axes, self.raw_change)}
 
     def _heading(self) -> list[str]:
         return [
@@ -226,6 +243,7 @@ def attribute(question: PairQuestion, layout: PairLayout) -> Attribution:
         **question.facts(clean, corrupted),
         site=layout.site,
         by_position=layout.by_position,
+        token_texts=question.token_texts(range(len(question.pairs))) if layout.by_position else None,
     )
 
 

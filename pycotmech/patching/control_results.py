@@ -8,11 +8,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech.display import Described, Facts
 from pycotmech.stats.null_effects import ENOUGH, LEVEL, null_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
-class Controls:
+class Controls(Described):
     """The controls of a sweep over B pairs, on the scale of its effects.
 
     random: the effect of each head with activations of another prompt of equal length in place of the source run's, at the
@@ -48,6 +49,10 @@ class Controls:
         """The largest |random control|: beyond it lies any one of N heads without an effect with probability N / (m + N) at
         most, m being the number of controls. NaN without any."""
         return largest_measured(np.abs(self.random))
+
+    def described(self) -> Facts:
+        parts = [line.partition(": ") for line in str(self).split("; ")]
+        return Facts("Controls of a sweep", [(name, value) if found else ("", name) for name, found, value in parts])
 
     def __str__(self) -> str:
         lines = []

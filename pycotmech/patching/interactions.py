@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.display import Arrays, Displayed, View
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan, memory_budget
+from pycotmech.figures.words import METRIC_UNITS
 from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens
 from pycotmech.model.run import forward_packed
@@ -26,6 +28,7 @@ from pycotmech.patching.sweep import prepare_variants
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
 
     from pycotmech.model import Model
@@ -37,7 +40,7 @@ N_PARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadInteractions:
+class HeadInteractions(Displayed):
     """Effects of U units, alone and in pairs, on B pairs of prompts. A unit is a head or a set of heads.
 
     units: the heads of each unit.
@@ -102,6 +105,49 @@ class HeadInteractions:
         order = np.argsort(-np.abs(upper).ravel(), kind="stable")[:k]
         places = [divmod(int(i), len(self.units)) for i in order]
         return [(self.names[a], self.names[b], float(upper[a, b])) for a, b in places if upper[a, b]]
+
+    def view(self) -> View:
+        """The interactions, each pair once, and beside them the effects of both units."""
+        found = np.where(np.triu(np.ones_like(self.interaction), 1) > 0, self.interaction, np.nan)
+        what = "share of the difference of the runs" if self.normalized else f"change of {self.metric}"
+        effect = np.broadcast_to(self.effect, found.shape)
+        return View(
+            title="What pairs of heads do beyond the sum of their effects",
+            values=found,
+            axes=("unit", "other"),
+            labels={"unit": self.names, "other": self.names},
+            label=f"interaction ({what})",
+            floor=self.noise_floor,
+            beside={"effect of the first": effect.T, "effect of the second": effect},
+            facts=(f"{self.model_name}: {len(self.units)} units, {self.direction}, metric {self.metric}",),
+            go_on=(("result.given", "what a unit does once the other has its values from the source run"),),
+        )
+
+    def to_xarray(self) -> xr.Dataset:
+        """effect [unit]; interaction, joint, given [unit, other], all on one scale; single [example, unit], interactions
+        [example, unit, other], clean_metric and corrupted_metric [example], in units of the metric."""
+        pair, share = ("unit", "other"), "share of clean - corrupted"
+        data = {
+            "effect": (("unit",), self.effect),
+            "interaction": (pair, self.interaction),
+            "joint": (pair, self._scaled(self.joint)),
+            "given": (pair, self.given),
+            "single": (("example", "unit"), self.single),
+            "interactions": (("example", *pair), self.interactions),
+            "clean_metric": (("example",), self.clean_metric),
+            "corrupted_metric": (("example",), self.corrupted_metric),
+        }
+        unit = METRIC_UNITS.get(self.metric, self.metric)
+        scaled = {name: share if self.normalized else unit for name in ("effect", "interaction", "joint", "given")}
+        return Arrays(
+            data=data,
+            coords={"unit": self.names, "other": self.names},
+            units={name: unit for name in data} | scaled,
+            attrs={
+                "title": self.view().title, "model": self.model_name, "metric": self.metric, "direction": self.direction,
+                "normalized": int(self.normalized), "noise_floor": self.noise_floor, "source": "docs/protocol.md, E13",
+            },
+        ).dataset()  # fmt: skip
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each pair that was measured: a, b, effect_a, effect_b, joint, interaction."""

@@ -11,8 +11,8 @@ from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
 from pycotmech.patching.position_groups import PositionGroups, Positions, labels_of, positions_of
-from pycotmech.patching.results import Knockout
 from pycotmech.patching.sweep import SweepOptions, sweep
+from pycotmech.patching.variant_results import Knockout
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

@@ -150,6 +150,7 @@ class PairSweep:
             site=layout.site,
             by_position=layout.by_position,
             groups=layout.group_names,
+            token_texts=question.token_texts(which) if layout.by_position else None,
             plan=plan,
             logits=None if logits is None else of_examples(logits),
             controls=None if layout.controls is None else self._controls(layout.controls, found, which, of_examples),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pycotmech.display import Described
 from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens, listed, resolve_positions, token_ids, unpacked
 
@@ -30,7 +31,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairReport:
+class PairReport(Described):
     """How two prompts compare. `aligned`: equal length, so that position p means the same place in both."""
 
     aligned: bool

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech.display import View
 from pycotmech.patching.results import Index, Measured, PairResult
 
 Head = tuple[int, int]
@@ -37,6 +39,10 @@ class PathSweep(PairResult, Measured):
     n_heads: int
 
     _WIDTH = 24
+    _GO_ON = (
+        ("paths.from_senders(receiver)", "a map of what reaches one head"),
+        ("paths.to_receivers(sender)", "a map of where one head sends it"),
+    )
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -99,6 +105,14 @@ class PathSweep(PairResult, Measured):
             path=path,
         )
 
+    def view(self) -> View:
+        """Of paths to the logits a map of the senders; otherwise senders and receivers, a part for each input."""
+        found = super().view()
+        if self.receivers != "logits":
+            return dataclasses.replace(found, called=lambda index: self._place_name(self._place(index)))
+        values, beside = (self._map(self.senders, values) for values in (self.effect, self.values))
+        return dataclasses.replace(found, values=values, axes=("layer", "head"), labels={}, beside={"value": beside})
+
     # ---- places ------------------------------------------------------------------------------------------------------
 
     def _possible(self) -> NDArray[np.bool_]:
@@ -125,6 +139,24 @@ class PathSweep(PairResult, Measured):
             to = np.array(self.receivers)[where[2]]
             columns |= {"input": np.array(self.inputs)[where[0]], "receiver_layer": to[:, 0], "receiver_head": to[:, 1]}
         return columns
+
+    def _labels(self) -> dict[str, Any]:
+        senders = {"sender": [_label(head) for head in self.senders]}
+        if self.receivers == "logits":
+            return senders
+        return {**senders, "input": list(self.inputs), "receiver": [_label(head) for head in self.receivers]}
+
+    def _more_labels(self) -> dict[str, Any]:
+        ends = {"sender": self.senders} | ({} if self.receivers == "logits" else {"receiver": self.receivers})
+        return {
+            f"{end}_{name}": ((end,), [head[i] for head in heads])
+            for end, heads in ends.items()
+            for i, name in enumerate(("layer", "head"))
+        }
+
+    def _title(self) -> str:
+        to = "the logits" if self.receivers == "logits" else f"{', '.join(self.inputs)} of other heads"
+        return f"What heads send to {to}, one path at a time ({self.direction})"
 
     def _heading(self) -> list[str]:
         frozen = "other heads and MLPs frozen" if self.frozen_mlps else "other heads frozen"

@@ -63,6 +63,7 @@ class PairQuestion:
     budget: Budget
     seed: int
     progress: Progress | None
+    tokenizer: Any = None
 
     @property
     def metric_name(self) -> str:
@@ -79,6 +80,12 @@ class PairQuestion:
         pairs = [self.pairs[i] for i in numbers]
         clean, corrupted = [p.clean[: p.read + 1] for p in pairs], [p.corrupted[: p.read + 1] for p in pairs]
         return (corrupted, clean) if self.direction == "denoise" else (clean, corrupted)
+
+    def token_texts(self, which: Sequence[int]) -> tuple[str, ...] | None:
+        """The tokens of a pair's clean prompt as texts. which: numbers of pairs. None for several, or without a tokenizer."""
+        if self.tokenizer is None or len(which) != 1:
+            return None
+        return tuple(self.tokenizer.decode([token]) for token in self.pairs[which[0]].clean.tolist())
 
     def evaluator(self, plan: Plan) -> Evaluator:
         ticker = Ticker(self.progress, plan, self.family.cfg.n_layers)
@@ -121,8 +128,9 @@ def ask(
     pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=read)
     budget = budget_of(model, metric, memory_gb, return_logits)
     return PairQuestion(
-        model.family, model.prefixes, model.name, pairs, single, direction, metric, normalize, budget, seed, progress
-    )
+        model.family, model.prefixes, model.name, pairs, single, direction, metric, normalize, budget, seed, progress,
+        model.tokenizer,
+    )  # fmt: skip
 
 
 def budget_of(model: Model, metric: Metric, memory_gb: float | None, return_logits: bool) -> Budget:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._warnings import warn
+from pycotmech.display import Arrays, Displayed, View
 from pycotmech.engine.planner import Plan
+from pycotmech.figures.words import METRIC_UNITS, effect_label
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching.control_results import Controls, largest_measured
 
 if TYPE_CHECKING:
     import pandas as pd
-
-AnyVariantSweep = TypeVar("AnyVariantSweep", bound="VariantSweep")
+    import xarray as xr
 
 Index = tuple[NDArray[np.intp], ...]
 """Positions of E entries along each axis of a result, as `np.nonzero` gives them."""
@@ -31,7 +33,7 @@ def largest(score: NDArray, k: int) -> list[tuple[int, ...]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Displayed):
     """What all results have in common. It is indexed, and converted by NumPy, as its first array of `_ARRAYS`.
 
     effect: the distance from the base run. metric: the metric's name.
@@ -48,6 +50,8 @@ class Result:
     _SHOWN: ClassVar[str] = "effect"
     """What `effect` is called in print."""
     _WIDTH: ClassVar[int] = 10
+    _GO_ON: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """What to ask next: (code, what it gives)."""
 
     def __getitem__(self, index: Any) -> Any:
         return self._array()[index]
@@ -79,6 +83,20 @@ class Result:
 
         where = np.nonzero(self._possible())
         return pd.DataFrame({**self._place_columns(where), **self._number_columns(where)})
+
+    def view(self) -> View:
+        """The effects, and beside them the values and controls."""
+        return View(
+            title=self._title(), values=np.where(self._possible(), self.effect, np.nan), axes=self.axes, label=self._label(),
+            labels=self._labels(), beside=self._beside(), facts=tuple(self._heading()), go_on=self._GO_ON,
+        )  # fmt: skip
+
+    def to_xarray(self) -> xr.Dataset:
+        """Every array on named axes, with labels, units and how it was made."""
+        data = self._data()
+        return Arrays(
+            data=data, coords={**self._labels(), **self._more_labels()}, units=self._units(data), attrs=self._facts()
+        ).dataset()
 
     def __str__(self) -> str:
         lines = [
@@ -115,6 +133,38 @@ class Result:
     def _remark(self, effect: float) -> str:
         return ""
 
+    def _title(self) -> str:
+        """What was asked, in words."""
+        raise NotImplementedError
+
+    def _label(self) -> str:
+        """What an effect is."""
+        return effect_label(self.metric, "", False)
+
+    def _labels(self) -> dict[str, Any]:
+        """Labels of the axes."""
+        return {}
+
+    def _more_labels(self) -> dict[str, Any]:
+        """Further labels of a Dataset: name -> (axes, values)."""
+        return {}
+
+    def _beside(self) -> dict[str, NDArray]:
+        """What is shown beside each effect."""
+        return {}
+
+    def _data(self) -> dict[str, Any]:
+        """Every array with its axes."""
+        return {"effect": (self.axes, self.effect)}
+
+    def _units(self, data: dict[str, Any]) -> dict[str, str]:
+        unit = METRIC_UNITS.get(self.metric, self.metric)
+        return {name: unit for name, (_, values) in data.items() if values.dtype != bool}
+
+    def _facts(self) -> dict[str, Any]:
+        """What the attributes of a Dataset say."""
+        return {"title": self._title(), "model": self.model_name, "metric": self.metric, "source": "docs/design.md"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Result):
@@ -142,6 +192,16 @@ class Measured(Result):
         """The entries whose |effect| is more than rounding, in the shape of `effect`."""
         return np.abs(self.effect) > self.noise_floor
 
+    def view(self) -> View:
+        return dataclasses.replace(super().view(), floor=self.noise_floor)
+
+    def _data(self) -> dict[str, Any]:
+        axes = ("example", *self.axes) if self.raw.ndim > self.effect.ndim else self.axes
+        return {**super()._data(), "raw": (axes, self.raw), "above_floor": (self.axes, self.above_floor)}
+
+    def _facts(self) -> dict[str, Any]:
+        return {**super()._facts(), "noise_floor": self.noise_floor}
+
     def _number_columns(self, where: Index) -> dict[str, Any]:
         return {**super()._number_columns(where), "above_floor": self.above_floor[where]}
 
@@ -164,6 +224,24 @@ class PairResult(Result):
     direction: str
     normalized: bool
 
+    def _label(self) -> str:
+        return effect_label(self.metric, self.direction, self.normalized)
+
+    def _beside(self) -> dict[str, NDArray]:
+        return {"value": self.values}
+
+    def _data(self) -> dict[str, Any]:
+        ends = {"clean_metric": (("example",), self.clean_metric), "corrupted_metric": (("example",), self.corrupted_metric)}
+        return {"values": (self.axes, self.values), **super()._data(), **ends}
+
+    def _units(self, data: dict[str, Any]) -> dict[str, str]:
+        share = "share of clean - corrupted"
+        scaled = {name: share for name in ("values", "effect", "control", "estimate") if self.normalized and name in data}
+        return {**super()._units(data), **scaled}
+
+    def _facts(self) -> dict[str, Any]:
+        return {**super()._facts(), "direction": self.direction, "normalized": int(self.normalized)}
+
     def _runs(self) -> str:
         return f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}"
 
@@ -177,6 +255,8 @@ class PlaceResult(PairResult):
     by_position: bool
     groups: tuple[str, ...] | None = None
     """Names of the groups of positions that were patched one at a time."""
+    token_texts: tuple[str, ...] | None = field(default=None, repr=False)
+    """By position, of one pair and a model with a tokenizer: the tokens of the clean prompt."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -196,6 +276,45 @@ class PlaceResult(PairResult):
     def _place_columns(self, where: Index) -> dict[str, Any]:
         columns = dict(zip(self.axes, where, strict=True))
         return columns | ({"group": np.array(self.groups)[columns["group"]]} if self.groups else {})
+
+    def view(self) -> View:
+        words = {"position": [repr(text) for text in self.token_texts]} if self.token_texts and "position" in self.axes else {}
+        # By position or group, layers and positions fill a map; of the heads it shows the strongest.
+        return dataclasses.replace(super().view(), words=words, strongest_of="head" if len(self.axes) == 3 else None)
+
+    def plot(self, *, title: str | None = None, path: str | PathLike | None = None):
+        """Heat map, layers upward, heads to the right, red-blue around 0; a matplotlib figure, saved to `path` if given."""
+        from pycotmech.figures.heatmap import effect_figure
+
+        across = "position" if self.by_position else f"group ({', '.join(self.groups)})" if self.groups else "head"
+        across = across if self.effect.ndim > 1 else "all positions"
+        floor = f", noise floor {self.noise_floor:.1g}" if isinstance(self, Measured) else ""
+        return effect_figure(
+            self.effect[:, None] if self.effect.ndim == 1 else self.effect,
+            title=title or self._title(),
+            lines=[f"{self.model_name}, {len(self.clean_metric)} pair(s){floor}"],
+            metric=self.metric,
+            direction=self.direction,
+            normalised=self.normalized,
+            across=across,
+            path=path,
+        )
+
+    def _title(self) -> str:
+        ends = ("clean", "corrupted") if self.direction == "denoise" else ("corrupted", "clean")
+        part = " and position" if self.by_position else " and group of positions" if self.groups else ""
+        what = "layer" if self.site in RESIDUAL_SITES else "head"
+        return f"{self.site} of the {ends[0]} run patched into the {ends[1]} one, one {what}{part} at a time"
+
+    def _labels(self) -> dict[str, Any]:
+        names = {"group": list(self.groups)} if self.groups else {}
+        return {axis: names.get(axis, list(range(n))) for axis, n in zip(self.axes, self.shape, strict=True)}
+
+    def _more_labels(self) -> dict[str, Any]:
+        return {"token": (("position",), list(self.token_texts))} if self.token_texts and self.by_position else {}
+
+    def _facts(self) -> dict[str, Any]:
+        return {**super()._facts(), "site": self.site}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +338,12 @@ class Sweep(PlaceResult, Measured):
     """If screened: `Attribution.effect`, the first-order estimates of all heads, those that were swept among them."""
     controls: Controls | None = field(default=None, repr=False)
     """If controls were asked for."""
+
+    _GO_ON = (
+        ("sweep.top(20)", "the 20 strongest"),
+        ("pcm.path_patch(model, clean, corrupted, receivers=[(layer, head)])", "what feeds a head"),
+        ("pcm.ablate_heads(model, clean, heads=[(layer, head)])", "what the model does without it"),
+    )
 
     @property
     def control(self) -> NDArray[np.float32]:
@@ -246,21 +371,17 @@ class Sweep(PlaceResult, Measured):
         """The entries that were swept: all except heads that were not asked for or were left out by a screen."""
         return ~np.isnan(self.values)
 
-    def plot(self, *, title: str | None = None, path: str | None = None):
-        """Heat map, layers upward, heads to the right, red-blue around 0; a matplotlib figure, saved to `path` if given."""
-        from pycotmech.figures.heatmap import effect_figure
+    def _beside(self) -> dict[str, NDArray]:
+        more = {} if self.controls is None or not self.controls.n_random else {"random control": self.control}
+        return {**super()._beside(), **more}
 
-        across = "position" if self.by_position else f"group ({', '.join(self.groups)})" if self.groups else "head"
-        return effect_figure(
-            self.effect,
-            title=title or f"{self.site} patched, one head at a time",
-            lines=[f"{self.model_name}, {len(self.clean_metric)} pair(s), noise floor {self.noise_floor:.1g}"],
-            metric=self.metric,
-            direction=self.direction,
-            normalised=self.normalized,
-            across=across,
-            path=path,
-        )
+    def _data(self) -> dict[str, Any]:
+        found = super()._data()
+        if self.controls is not None and self.controls.n_random:
+            found |= {"control": (self.axes, self.control), "beyond": (self.axes, self.beyond)}
+        if self.estimate is not None:
+            found |= {"estimate": (self.axes, self.estimate), "exact": (self.axes, self.exact)}
+        return found
 
     def _number_columns(self, where: Index) -> dict[str, Any]:
         columns = super()._number_columns(where)
@@ -291,98 +412,3 @@ class Sweep(PlaceResult, Measured):
                 f"the others have estimates alone{best}"
             )
         return lines
-
-
-@dataclass(frozen=True, kw_only=True)
-class VariantSweep(Measured):
-    """The result of a sweep over N variants of one run.
-
-    raw [N]: the metric itself, float64. effect [N] float32: the change from the base run, taken against the mean of
-        self-patches; indexing gives effects. base_metric: of the run without edits. names: of the variants.
-    noise_floor: what rounding may change in an effect, estimated from jittered copies of the base run.
-    """
-
-    base_metric: float
-    names: tuple[str | None, ...]
-    logits: Tensor | None = field(default=None, repr=False)
-    """[N, V] float32 if return_logits was asked for."""
-
-    _ARRAYS = ("effect", "raw")
-    _WIDTH = 16
-
-    def extended(self, kind: type[AnyVariantSweep], /, **fields: Any) -> AnyVariantSweep:
-        """The same result as one of a kind that says more."""
-        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **fields)
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        return ("variant",)
-
-    def _place_name(self, place: tuple) -> str:
-        return self.names[place[0]] or f"variant {place[0]}"
-
-    def _place_columns(self, where: Index) -> dict[str, Any]:
-        return {"name": list(self.names)}
-
-    def _number_columns(self, where: Index) -> dict[str, Any]:
-        return {"raw": self.raw, "effect": self.effect, "above_floor": self.above_floor}
-
-    def _heading(self) -> list[str]:
-        about = f"{len(self)} variant(s), metric {self.metric}: base {self.base_metric:.4g}"
-        return [f"{self.model_name}: {about}, noise floor {self.noise_floor:.2g}"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ablation(VariantSweep):
-    """Heads taken out of a run: all at once (N = 1), each on its own (N = len(heads)), or set by set (N = len(sets)).
-
-    heads: all of them, each once; sets: those replaced together, one for each result.
-    replaced_by: what the heads' z was replaced by, in words. n_averaged: the number of prompts in a mean, if it was taken here.
-    """
-
-    kind: str
-    heads: tuple[tuple[int, int], ...]
-    sets: tuple[tuple[tuple[int, int], ...], ...]
-    each: bool
-    replaced_by: str
-    n_averaged: int | None
-
-    def _place_columns(self, where: Index) -> dict[str, Any]:
-        """With layer and head if each head was ablated on its own."""
-        heads = {"layer": [l for l, _ in self.heads], "head": [h for _, h in self.heads]} if self.each else {}
-        return heads | super()._place_columns(where)
-
-    def _heading(self) -> list[str]:
-        what = "each head on its own" if self.each else f"{len(self.heads)} head(s) at once"
-        what = f"{len(self.sets)} sets of heads" if len(self.sets) > 1 and not self.each else what
-        return [f"{what} replaced by {self.replaced_by}", *super()._heading()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Knockout(VariantSweep):
-    """Edges cut in a run: in all places at once (N = 1), or in one after the other.
-
-    places: for each result the (layer, head) in which they were cut, head None for all heads of the layer. from_, to: the
-        positions that were no longer seen, and by which.
-    """
-
-    places: tuple[tuple[tuple[int, int | None], ...], ...]
-    from_: tuple[int, ...]
-    to: tuple[int, ...]
-
-    def _place_columns(self, where: Index) -> dict[str, Any]:
-        """With layer and head where each result has one of them."""
-        columns: dict[str, Any] = {}
-        for name, axis in (("layer", 0), ("head", 1)):
-            found = [{place[axis] for place in places} for places in self.places]
-            if all(len(names) == 1 and None not in names for names in found):
-                columns[name] = [next(iter(names)) for names in found]
-            else:
-                break  # of several layers a head has no name
-        return columns | super()._place_columns(where)
-
-    def _heading(self) -> list[str]:
-        return [f"attention of {len(self.to)} position(s) to {len(self.from_)} cut", *super()._heading()]

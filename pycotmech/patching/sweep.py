@@ -29,9 +29,9 @@ from pycotmech.model.run import Activations
 from pycotmech.patching.edits import Variant, VariantLayout, base_sites, lay_out
 from pycotmech.patching.pairs import answer_token
 from pycotmech.patching.question import Progress, budget_of
-from pycotmech.patching.results import VariantSweep
 from pycotmech.patching.rounding import rounding_of_variants
 from pycotmech.patching.scale import unscaled
+from pycotmech.patching.variant_results import VariantSweep
 
 if TYPE_CHECKING:
     from pycotmech.model import Model

@@ -15,6 +15,7 @@ import numpy as np
 
 from pycotmech.cost import DataSheet, Demand, Device, device_named, measured_speed, of_model, of_plan
 from pycotmech.cot.tools.cost import Cost, rows_cost
+from pycotmech.display import Described
 from pycotmech.runs.experiment import checked_settings
 from pycotmech.runs.folder import checked_path, existing_place, refuse_other_settings
 from pycotmech.runs.provenance import model_identity
@@ -41,7 +42,7 @@ _REPORT = 2 << 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Described):
     """What a run would do.
 
     examples, sweeps: in the folder when it is complete; finished: sweeps that are done already; units: passes that remain.

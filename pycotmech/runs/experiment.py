@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycotmech._warnings import warn
+from pycotmech.display import Described, Facts
 from pycotmech.figures.words import plural
 from pycotmech.files.write import replacing
-from pycotmech.runs.folder import open_folder, refuse_other_settings
+from pycotmech.runs.folder import open_folder, opening, refuse_other_settings
 from pycotmech.runs.pairs import PromptPair, read_pairs
 from pycotmech.runs.progress import ProgressReporter, StrongestHead
 from pycotmech.runs.provenance import facts_of, model_identity
@@ -35,13 +36,21 @@ EXAMPLES_FILE = "examples.jsonl"
 
 
 @dataclass(frozen=True)
-class RunOutcome:
+class RunOutcome(Described):
     """What a run did. failures: sweeps that could not be done, with the reason; they stay pending."""
 
     folder: Path
     done: int
     resumed: int
     failures: list[str]
+
+    def described(self) -> Facts:
+        counts = {"sweeps done": f"{self.done}", "done before": f"{self.resumed}", "failed": f"{len(self.failures)}"}
+        return Facts(
+            f"Run in {self.folder}",
+            [*counts.items(), *(("failed", why) for why in self.failures[:10])],
+            go_on=opening(self.folder),
+        )
 
 
 def run(

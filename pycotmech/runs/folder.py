@@ -148,3 +148,8 @@ def _remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def opening(folder: Path) -> tuple[tuple[str, str], ...]:
+    """How a folder of results is opened, as what is shown after a run says it: (code, what it gives)."""
+    return ((f"results = pcm.open_results({str(folder)!r})", "datasets, tables and figures"),)

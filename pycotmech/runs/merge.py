@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pycotmech.display import Described, Facts
 from pycotmech.files.text import printable
 from pycotmech.runs.experiment import EXAMPLES_FILE, write_records
-from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
+from pycotmech.runs.folder import checked_path, open_folder, opening, refuse_other_settings
 from pycotmech.runs.lazy import open_sweeps
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, stored_identity
@@ -26,7 +27,7 @@ _OF_A_PART = ("points", "prompts")
 
 
 @dataclass(frozen=True)
-class MergeOutcome:
+class MergeOutcome(Described):
     """points: which examples the folder holds now. finished: sweeps in it; pending: sweeps that no part has finished; repeated:
     sweeps that several parts had finished, all alike."""
 
@@ -35,6 +36,12 @@ class MergeOutcome:
     finished: int
     pending: int
     repeated: int
+
+    def described(self) -> Facts:
+        counts = {"finished": self.finished, "pending": self.pending, "in several parts": self.repeated}
+        first, stop = self.points
+        facts = {"examples": f"{first} to {stop - 1}", **{name: f"{n} sweeps" for name, n in counts.items()}}
+        return Facts(f"Merged into {self.folder}", facts, go_on=opening(self.folder))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from pycotmech.display import View
+from pycotmech.figures.words import effect_label
 from pycotmech.files.arrays import DamagedData, open_arrays
 from pycotmech.files.text import parse_json, printable
 from pycotmech.runs.attention import STORE as ATTENTION
@@ -93,6 +95,22 @@ class SweepResults(Results):
         if name == "top_heads":
             return top_heads(steps, top)
         return steps[[n for n, v in steps.data_vars.items() if v.dims == ("step",)]].to_dataframe().reset_index()
+
+    def view(self, name: str | None = None) -> View:
+        """Returns the effect of each head over the examples, of every step that is finished."""
+        steps = self._finished_steps(name)
+        found = steps["restoration"].transpose("step", "layer", "head")
+        metric, direction = (str(self._data.attrs["identity"].get(k, "")) for k in ("metric", "direction"))
+        return View(
+            title=f"{printable(self.provenance.get('model') or '')}: what each head restores",
+            values=found.values,
+            axes=("step", "layer", "head"),
+            labels={"step": found["step"].values.tolist()},
+            words={"step": [str(kind) for kind in steps["kind"].values]},
+            label=effect_label(metric, direction, True),
+            floor=float(steps["noise_floor"].max()),
+            beside={"examples": np.broadcast_to(steps["n"].values[:, None, None], found.shape)},
+        )
 
     def plot(  # type: ignore[override]
         self, name: str | None = None, *, step: int | None = None, path: str | os.PathLike | None = None
@@ -247,6 +265,11 @@ class AttentionResults(Results):
         names = [printable(name) for name in self._data["segment"].values]
         shown = self._data.load().assign_coords(segment=np.array(names, dtype=object))
         return AttentionSummary.from_xarray(shown.assign_attrs(model=printable(self._data.attrs.get("model", ""))))
+
+    def view(self, name: str | None = None) -> View:
+        """Returns the attention of every head on each segment."""
+        _known(name, self.names, "name")
+        return self.summary().view()
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from pycotmech.display import Displayed, View
 from pycotmech.files.arrays import open_arrays, open_group
+from pycotmech.files.long_table import long_table
 from pycotmech.files.text import parse_json, printable
 from pycotmech.files.whole import read_sealed
 from pycotmech.files.write import subfolder
 from pycotmech.runs.events import Events, read_events
-from pycotmech.runs.export import FORMATS, check_pyarrow, export, long_table
+from pycotmech.runs.export import FORMATS, check_pyarrow, export
 from pycotmech.runs.folder import made_folder
 from pycotmech.runs.for_tools import TOOLS, HeadScores, HeadValues, export_for_tool, needs_model
 from pycotmech.runs.provenance import provenance_of
@@ -28,11 +29,12 @@ from pycotmech.runs.status import Status, status_of
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Interactive
 
     from pycotmech.cot.tools.result import Analysis
 
 
-class Results:
+class Results(Displayed):
     """A results folder.
 
     folder: its path. kind: "run", "sweep" (a run on the user's own pairs), "paper", "attention" or "trace".
@@ -73,7 +75,9 @@ class Results:
         """Returns a table of results. name: one of `tables`; None: the first."""
         raise NotImplementedError
 
-    def plot(self, name: str | None = None, *, path: str | os.PathLike | None = None, **more: Any) -> Figure:
+    def plot(  # type: ignore[override]
+        self, name: str | None = None, *, path: str | os.PathLike | None = None, **more: Any
+    ) -> Figure:
         """Draws results as a matplotlib figure, saved to `path` if given."""
         raise NotImplementedError
 
@@ -101,6 +105,24 @@ class Results:
         heading = f"Figures of {self.folder.name}"
         return save(drawings, out, formats=list(dict.fromkeys(formats)), dpi=dpi, heading=heading)
 
+    def view(self, name: str | None = None) -> View:
+        """Returns the main array of a dataset. name: which; it may be left out where there is one."""
+        raise NotImplementedError
+
+    def to_xarray(self, name: str | None = None) -> xr.Dataset:
+        """Returns a dataset, whose values are read on demand: `results[name]`. name: it may be left out where there is one."""
+        return self[self._one(name)]
+
+    def to_plotly(self, name: str | None = None, *, title: str | None = None) -> Interactive:
+        """Returns the main array of a dataset as a plotly figure that answers to the mouse.
+
+        name: which; it may be left out where there is one. title: what stands above. Raises ImportError saying what to install
+        where plotly is missing.
+        """
+        from pycotmech.display.interactive import interactive_figure
+
+        return interactive_figure(self.view(name), title)
+
     def report(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the report of the folder as one HTML file that needs no network, and returns its path. path: the file; None:
         report.html in the folder. See `pycotmech.write_report`."""
@@ -118,8 +140,13 @@ class Results:
 
     # ---- to other programs ----------------------------------------------------------------------------------------------
 
-    def to_dataframe(self, name: str | None = None, *, variables: Sequence[str] | None = None) -> pd.DataFrame:
-        """Returns a dataset as a long table in memory: a row for each cell, with the labels of its axes."""
+    def to_dataframe(  # type: ignore[override]
+        self, name: str | None = None, *, variables: Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        """Returns a dataset as a long table in memory: a row for each cell, with the labels of its axes.
+
+        Raises ValueError for more than 20 million rows, before they are made; `to_parquet` and the others have no limit.
+        """
         return long_table(self[self._one(name)], variables)
 
     def to_parquet(self, path: str | os.PathLike, name: str | None = None, **more: Any) -> list[Path]:
@@ -223,11 +250,22 @@ class Results:
         return printable("\n".join(self._lines()), lines=True)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(printable(k))}</th><td>{html.escape(printable(_short(v)))}</td></tr>"
-            for k, v in self.provenance.items()
-        )
-        return f"<pre>{html.escape(repr(self))}</pre><table>{rows}</table>"
+        from pycotmech.display.markup import card, facts, going_on, lines
+
+        title, *more = self._lines()
+        made = [(name, _short(value)) for name, value in self.provenance.items()]
+        return card(title, lines([line.strip() for line in more]), facts(made), going_on(self._go_on()))
+
+    def _go_on(self) -> list[tuple[str, str]]:
+        """What to ask next: code, and what it gives."""
+        name = "" if len(self.names) == 1 else repr(self.names[0]) if self.names else "name"
+        tables = ", ".join(map(repr, self.tables[:4]))
+        return [
+            (f"results.to_plotly({name})", "a figure that answers to the mouse"),
+            (f"results.table({self.tables[0]!r})" if self.tables else "results.table(name)", f"tables: {tables}"),
+            ("results.report()", "all of it as one HTML file"),
+            (f".plot({name}) · .to_dataframe({name}) · .to_xarray({name})", ""),
+        ]
 
 
 def _short(value: Any) -> str:
@@ -284,6 +322,10 @@ class AnalysesResults(Results):
         if stem not in known:
             raise ValueError(f"name: {name!r} is no analysis of this version; expected one of {', '.join(known)}")
         return known[stem].load(self._store(name).parent)
+
+    def view(self, name: str | None = None) -> View:
+        """Returns the main array of an analysis."""
+        return self.analysis(self._one(name)).view()
 
     @property
     def tables(self) -> tuple[str, ...]:

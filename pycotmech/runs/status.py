@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pycotmech.display import Described
 from pycotmech.files.text import printable
 from pycotmech.runs.attention import STORE as ATTENTION
 from pycotmech.runs.events import Events, read_events, seconds_of
@@ -27,7 +28,7 @@ NO_RESULTS = "holds no results of run, sweep, paper, attention or trace"
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(Described):
     """The state of a results folder.
 
     kind: "run", "sweep" (a run on the user's pairs), "paper", "attention" or "trace". unit: what is counted.

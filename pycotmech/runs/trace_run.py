@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pycotmech.display import Described, Facts
 from pycotmech.files.arrays import DamagedData
 from pycotmech.files.text import markdown
 from pycotmech.files.whole import read_sealed, write_sealed
 from pycotmech.files.write import subfolder, write_text
 from pycotmech.runs.events import EventLog
-from pycotmech.runs.folder import checked_path, open_folder, refuse_other_settings
+from pycotmech.runs.folder import checked_path, open_folder, opening, refuse_other_settings
 from pycotmech.runs.pair_files.choose import digest_of
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import deciding_versions, facts_of, model_identity
@@ -91,7 +92,7 @@ class TraceSettings:
 
 
 @dataclass(frozen=True)
-class TracePlan:
+class TracePlan(Described):
     """What a run costs: token-forwards by analysis, and how many of these the model does in a second here.
 
     units: the same by result, "receiver_heads" or "trace_000/suppress". left_out: what these traces do not allow, and why.
@@ -120,7 +121,7 @@ class TracePlan:
 
 
 @dataclass
-class TraceOutcome:
+class TraceOutcome(Described):
     """What a run did. results: by name, "receiver_heads" or "trace_000/suppress"; resumed: those that were there; failures:
     why an analysis could not be made."""
 
@@ -129,6 +130,11 @@ class TraceOutcome:
     results: dict[str, Analysis] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+
+    def described(self) -> Facts:
+        found = {name: "; ".join(result.findings()[:2]) for name, result in self.results.items()}
+        failed = {f"failed: {name}": why for name, why in self.failures.items()}
+        return Facts(f"Traces in {self.folder}", {**found, **failed}, go_on=opening(self.folder))
 
 
 def run_traces(

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech.display import Described, Facts
 from pycotmech.model.prompts import Tokens
 from pycotmech.traces import checked, generating, reading
 from pycotmech.traces.splitting import Splitter, covering, located, split
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 Unit = Literal["characters", "tokens"]
 Span = tuple[int, int]
+_SHOWN = 12
+"""Sentences that are shown."""
 
 
 @dataclass(frozen=True)
-class Sentence:
+class Sentence(Described):
     """A sentence of the reasoning: its tokens start .. stop - 1, its text, and its category if one is given."""
 
     start: int
@@ -35,9 +38,13 @@ class Sentence:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def described(self) -> Facts:
+        more = {"category": self.category} if self.category else {}
+        return Facts(self.text or "A sentence", {"tokens": f"{self.start} to {self.stop - 1}", **more})
+
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Described):
     """A prompt, the reasoning after it and the answer.
 
     tokens [T] on the CPU. sentences: S of them, in order, which follow one another and cover the reasoning.
@@ -108,6 +115,19 @@ class Trace:
         for i, s in enumerate(self.sentences):
             out[s.start : s.stop] = i
         return out
+
+    def described(self) -> Facts:
+        facts = {"model": self.model_name, "notes": "; ".join(self.notes), "answer": self.answer_text}
+        shown = {f"sentence {i}": s.text or f"tokens {s.start} to {s.stop - 1}" for i, s in enumerate(self.sentences[:_SHOWN])}
+        more = [("", f"… and {self.n_sentences - _SHOWN} more")] if self.n_sentences > _SHOWN else []
+        return Facts(
+            str(self),
+            [*((name, value) for name, value in facts.items() if value), *shown.items(), *more],
+            go_on=(
+                ("pcm.traces.suppress(model, trace)", "what each sentence causes"),
+                ("pcm.traces.receiver_heads(model, [trace])", "heads that look back at some sentences"),
+            ),
+        )
 
     def __str__(self) -> str:
         answer = "no answer" if self.answer is None else f"the answer at {self.answer.start}..{self.answer.stop - 1}"

@@ -209,7 +209,7 @@ def test_a_long_table_has_a_row_for_each_cell(tmp_path):
 
 @pytest.mark.parametrize("to", ["csv", "parquet", "json", "safetensors"])
 def test_every_format_gives_the_numbers_back(tmp_path, to, monkeypatch):
-    monkeypatch.setattr("pycotmech.runs.export._ROWS", 30)  # many pieces
+    monkeypatch.setattr("pycotmech.files.long_table._ROWS", 30)  # many pieces
     results = pcm.open_results(synthetic(tmp_path, unfinished=[1]))
     (file,) = getattr(results, f"to_{to}")(tmp_path / f"all.{to}")
     whole = results.to_dataframe()
@@ -243,7 +243,8 @@ def test_every_format_gives_the_numbers_back(tmp_path, to, monkeypatch):
 
 
 def test_axes_that_are_no_part_of_each_other_are_blocks_of_one_table(tmp_path):
-    from pycotmech.runs.export import export, long_table
+    from pycotmech.files.long_table import long_table
+    from pycotmech.runs.export import export
 
     data = xr.Dataset(
         {

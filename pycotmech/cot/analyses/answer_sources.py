@@ -140,6 +140,7 @@ class AnswerSources(Analysis):
     name = "answer_sources"
     title = "Where the answer is taken from"
     source = "E8, answer sources"
+    label, share, by_size = "share of pathways", True, False
     ranges: ClassVar = {
         **dict.fromkeys(("pathways", "control_pathways", "occurrences"), bootstrap.COUNT),
         **dict.fromkeys(("drop", "control_drop"), bootstrap.SHARES_APART),
@@ -218,6 +219,9 @@ class AnswerSources(Analysis):
 
     def figures(self) -> Mapping[str, Callable[..., Figure]]:
         return {"map": self.map}
+
+    def shown(self) -> xr.Dataset:
+        return self.shares()
 
     def table(self) -> pd.DataFrame:
         """One row per step and part: pathways, share, beside (the share of pathways to the words beside it), occurrences,

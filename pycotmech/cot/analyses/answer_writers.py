@@ -144,6 +144,7 @@ class AnswerWriters(Analysis):
     name = "answer_writers"
     title = "Heads that write the answer"
     source = "E8, stage I"
+    label = "share of logit(answer) - logit(wrong)"
     ranges: ClassVar = {
         **dict.fromkeys(
             ("projection", "control", "answer_mass", "late", "late_logit", "late_competitor_logit"), bootstrap.SHARE
@@ -163,6 +164,9 @@ class AnswerWriters(Analysis):
             return []
         chosen, reported = (part.data[by].sel(step=step).mean("example") for part in (parts.choosing, parts.reporting))
         return [(int(l), int(h), float(reported.sel(layer=l, head=h))) for l, h, _ in top_cells(chosen, k)]
+
+    def shown(self) -> xr.Dataset:
+        return self.interval("contrast")
 
     def table(self, k: int = 5, *, held_out: bool = True) -> pd.DataFrame:
         """The k heads of each step with the largest contrast: step, kind, rank, layer, head, contrast with low and high,

@@ -154,6 +154,7 @@ class AttentionBySource(Analysis):
     name = "attention_by_source"
     title = "Attention of the position that is read, by source"
     source = "E7; contributions: Ferrando et al. 2022"
+    label, share, by_size = "share of attention", True, False
     ranges: ClassVar = {"mass": bootstrap.SHARE, "contribution": bootstrap.SHARE, "written": bootstrap.COUNT}
 
     def by_step(self) -> xr.Dataset:
@@ -170,6 +171,9 @@ class AttentionBySource(Analysis):
             for key, value in found._asdict().items():
                 out[f"{name}_{key}"] = (("step", "source"), value)
         return xr.Dataset(out, coords={k: self.data[k] for k in ("step", "kind", "source")})
+
+    def shown(self) -> xr.Dataset:
+        return self.interval("mass")
 
     def table(self) -> pd.DataFrame:
         """One row per step and source: mass, written and contribution with low and high, and n."""

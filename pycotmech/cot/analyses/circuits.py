@@ -71,6 +71,7 @@ class Circuits(Analysis):
 
     name, title = "circuits", "Small sets of heads that do what the model does"
     source = "E13"
+    label = "change of the logit difference without the head"
 
     def held(self, variable: str) -> xr.DataArray:
         """Returns a variable on the held-out examples: NaN for those that the circuit was chosen on."""
@@ -100,6 +101,9 @@ class Circuits(Analysis):
         """values [example, step] with the trailing axes of other."""
         found = values.transpose("example", "step").values
         return found.reshape(*found.shape, *[1] * (other.ndim - 2))
+
+    def shown(self) -> xr.Dataset:
+        return self.minimality()
 
     def table(self) -> pd.DataFrame:
         """A row for each step that counts: step, kind, heads, of (all heads), share, low, high (`faithfulness`), n, held_out,

@@ -145,6 +145,7 @@ class ContextAbidance(Analysis):
     name = "context_abidance"
     title = "Whether what heads write occurs in the prompt"
     source = "E8, context-abidance"
+    label, share, by_size = "share of examples in which the head writes a token of the prompt", True, False
     ranges: ClassVar = {
         **dict.fromkeys(("abides", "elsewhere", "peak", "chance"), bootstrap.SHARE),
         **dict.fromkeys(("occurs", "in_context", "in_others"), bootstrap.COUNT),
@@ -211,6 +212,9 @@ class ContextAbidance(Analysis):
             nan = np.array(np.nan)
             return bootstrap.Interval(nan, nan, nan, jump.n)
         return jump
+
+    def shown(self) -> xr.Dataset:
+        return self.interval("abides")
 
     def table(self) -> pd.DataFrame:
         """One row per layer: the excess (mean) with low, high and n, and the shares own and elsewhere."""

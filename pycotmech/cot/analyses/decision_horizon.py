@@ -50,7 +50,11 @@ class DecisionHorizon(Analysis):
 
     name, title = "decision_horizon", "Layers that may be corrupted without changing the reasoning"
     source = "E12"
+    label, share, by_size = "share of texts that stay the same", True, False
     ranges: ClassVar = dict.fromkeys(("same", *_SHARES, "clean_gold", "swapped"), bootstrap.SHARE)
+
+    def shown(self) -> xr.Dataset:
+        return self.interval("same")
 
     def table(self) -> pd.DataFrame:
         """One row per number of sentences and layer: same, low, high, agreement, gold, words (each of these three with name_low

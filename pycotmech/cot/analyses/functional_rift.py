@@ -59,6 +59,7 @@ class FunctionalRift(Analysis):
 
     name, title = "functional_rift", "Pretraining prior against in-context prior, layer by layer"
     source = "E11 (operational definition)"
+    label, share, by_size = "probability or share", True, False
     ranges: ClassVar = {**dict.fromkeys(CURVES, bootstrap.SHARE), "positions": bootstrap.COUNT}
 
     def curves(self) -> xr.Dataset:
@@ -125,6 +126,13 @@ class FunctionalRift(Analysis):
             rise,
             len(used),
         )
+
+    def shown(self) -> xr.Dataset:
+        found = self.curves()
+        parts = {"mean": "", "low": "_low", "high": "_high"}
+        axis = xr.DataArray(list(CURVES), dims="curve", name="curve")
+        curves = {end: xr.concat([found[f"{name}{part}"] for name in CURVES], axis) for end, part in parts.items()}
+        return xr.Dataset(curves)
 
     def table(self) -> pd.DataFrame:
         """One row per step, and one for all: step, kind, n, change (depth), low, high, crossing and abruptness (each with

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.cot.tools.result import Analysis, Progress, counting, labelled
+from pycotmech.display import View
 from pycotmech.engine.joins import N_JITTERED, N_SELF_PATCHES
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
@@ -62,6 +64,7 @@ class HeadInteractions(Analysis):
 
     name, title = "head_interactions", "What pairs of heads do beyond the sum of their effects"
     source = "E13"
+    label = "interaction, share of clean - corrupted"
 
     def held(self, variable: str) -> xr.DataArray:
         """Returns a variable on the held-out examples: NaN for those that the heads were chosen on."""
@@ -96,6 +99,18 @@ class HeadInteractions(Analysis):
         here = self.data.sel(step=step)
         pairs = zip(here["unit_layer"].values, here["unit_head"].values, strict=True)
         return [unit_name(((int(l), int(h)),)) for l, h in pairs]
+
+    def shown(self) -> xr.Dataset:
+        return self.interactions()
+
+    def view(self) -> View:
+        """Each pair once, with the names of its heads: those of a unit differ from step to step."""
+        found = super().view()
+        units = [self.names(step) for step in self.data["step"].values.tolist()]
+        pairs = [[[f"{a} and {b}" for b in names] for a in names] for names in units]
+        upper = np.triu(np.ones(found.values.shape[1:], bool), 1)
+        values = np.where(upper, found.values, np.nan)
+        return replace(found, values=values, beside={"pair": np.array(pairs, dtype=object), **found.beside})
 
     def table(self) -> pd.DataFrame:
         """A row for each step and pair: step, kind, a, b, effect_a, effect_b, interaction, low, high, n, clear (whether the

@@ -43,6 +43,10 @@ class HeadOverlap(Analysis):
 
     name, title = "head_overlap", "How much sets of heads overlap"
     source = "E6"
+    label, share, by_size = "F1 of two sets", True, False
+
+    def shown(self) -> xr.Dataset:
+        return xr.Dataset({"mean": self.data["f1"], "low": self.data["f1_low"], "high": self.data["f1_high"]})
 
     def table(self) -> pd.DataFrame:
         """One row for each pair: a, b, size_a, size_b, intersection, chance, chance_by_layer, iou, f1, f1_low, f1_high,

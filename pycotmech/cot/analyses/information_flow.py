@@ -67,6 +67,7 @@ class InformationFlow(Analysis):
     name = "information_flow"
     title = "Information flow from the tokens to the answer"
     source = "E8, stages I to III"
+    label, share, by_size = "share of examples in whose graph the head occurs", True, False
     ranges: ClassVar = {
         **dict.fromkeys(("writers", "nodes", "edges", "with_source", "sources"), bootstrap.COUNT),
         **dict.fromkeys(("first_token", "depth_map"), bootstrap.SHARE),
@@ -88,6 +89,9 @@ class InformationFlow(Analysis):
             for s, step in enumerate(self.data["step"].values):
                 if np.isfinite(self.data["writers"].values[e, s]):
                     yield int(example), int(step)
+
+    def shown(self) -> xr.Dataset:
+        return self.interval("depth_map")
 
     def to_dataframe(self) -> pd.DataFrame:
         """All edges, as in `Graph.to_dataframe`, with example and step first."""

@@ -57,6 +57,7 @@ class MlpShare(Analysis):
 
     name, title = "mlp_share", "What MLPs restore, and what attention does"
     source = "E1"
+    label = "share of the restored KL divergence"
     ranges: ClassVar = {"kl": bootstrap.COUNT}
 
     def gains(self, metric: str = "kl") -> tuple[xr.DataArray, xr.DataArray]:
@@ -83,6 +84,9 @@ class MlpShare(Analysis):
         part, whole = self.gains(metric)
         mlp = part.sel(part="mlp").sum("step", min_count=1).values
         return bootstrap.ratio_interval(mlp, whole.sum("step", min_count=1).values)
+
+    def shown(self) -> xr.Dataset:
+        return self.shares()
 
     def table(self) -> pd.DataFrame:
         """One row per step: kind, mlp (share of the restored KL divergence), mlp_logit_diff (of the logit difference), each

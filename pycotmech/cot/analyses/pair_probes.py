@@ -52,10 +52,9 @@ if TYPE_CHECKING:
     from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
-QUESTIONS = 100
+QUESTIONS, TEST_SHARE, HELD_SHARE = 100, 0.4, 0.2
 Probe = Literal["linear", "bilinear", "mlp"]
 Definition = Literal["right", "paper"]
-TEST_SHARE, HELD_SHARE = 0.4, 0.2
 LOWER = 2 / 3
 """Part of the depths among which a probe is chosen: the paper's claim is about the lower and middle layers."""
 
@@ -68,15 +67,14 @@ class PairProbes(Analysis):
     * `confusion` [.., label, predicted]: counts.
     * `random`: accuracy of the same probes on a model of the same shape with random weights.
     * `stated`: their accuracy on pairs at the same places that one sentence relates, or none; NaN without such pairs.
-    * `surface` [example]: accuracy of a random forest that sees the positions of both words, their distance and the tokens
-      around them, but no model.
+    * `surface` [example]: accuracy of a random forest that sees places, distance and neighbours of both words, but no model.
     * `held_out`, `random_held_out` [depth, probe]: accuracy on held-out training questions, by which choices are made.
     * `part` [question]: "train", "held" (of the training set) or "test"; `unit` [question].
     * `pair_*` [pair]: the question, label, distance and words of every pair.
     """
 
     name, title = "pair_probes", "How two words are related, read from their residual streams"
-    source = "E9"
+    source, label, share, by_size = "E9", "accuracy", True, False
     ranges: ClassVar = dict.fromkeys(("random", "stated", "surface"), bootstrap.SHARE)
 
     @property
@@ -89,6 +87,8 @@ class PairProbes(Analysis):
         confusion = self._confusion()
         hits = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1)
         return self._labelled(bootstrap.ratio_interval(hits, confusion.sum((-2, -1)), within=bootstrap.SHARE))
+
+    shown = accuracy
 
     def by_unit(self) -> xr.DataArray:
         """Accuracy [example, depth, probe] on the pairs of each test unit."""

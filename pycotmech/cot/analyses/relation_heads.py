@@ -73,6 +73,7 @@ class RelationHeads(Analysis):
 
     name, title = "relation_heads", "Heads that attend along the relations of the ontology"
     source = "E10 (operational definition)"
+    label = "score less its null"
     ranges: ClassVar = {
         **dict.fromkeys(("attention", "auroc", "accuracy"), bootstrap.SHARE),
         **dict.fromkeys(("score", "null"), bootstrap.SHARES_APART),
@@ -141,6 +142,9 @@ class RelationHeads(Analysis):
             nan = np.array(np.nan)
             return bootstrap.Interval(nan, nan, nan, np.array(0))
         return bootstrap.ratio_interval((score - gain).values, score.values)
+
+    def shown(self) -> xr.Dataset:
+        return type(self)(self.data.assign(gain=self.gain), self.about).interval("gain")
 
     def table(self, k: int = 10) -> pd.DataFrame:
         """The k strongest selected heads of each relation: relation, rank (on the choosing half), layer, head, score, gain and

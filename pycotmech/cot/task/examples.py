@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import LongTensor
 
+from pycotmech.display import Described, Facts
+
 if TYPE_CHECKING:
     import pandas
+
+_SHOWN = 5
+"""Examples that are shown."""
 
 StepKind = Literal["decision", "copying", "induction"]
 
@@ -23,7 +28,7 @@ def step_kind(index: int) -> StepKind:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Step(Described):
     """One word of the solution: the text before it, the word, and a counterfactual in which another word follows.
 
     index: 0 .. 4*hops+1. kind: "decision", "copying" or "induction".
@@ -62,6 +67,28 @@ class Step:
     answer_span: slice = field(repr=False)
     standalone: bool = field(repr=False)
 
+    @property
+    def summary(self) -> str:
+        """The words before it, the word, and what another word in the prompt makes of it, in one line."""
+        tail = self.prefix_text if len(self.prefix_text) <= 40 else "…" + self.prefix_text[-39:]
+        return (
+            f"{tail} → {self.answer_word}; with {self.replaced[1]} for {self.replaced[0]}: {self.wrong_word} "
+            f"({len(self.differs)} of {len(self.clean)} tokens differ)"
+        )
+
+    def described(self) -> Facts:
+        return Facts(
+            f"Step {self.index}, {self.kind}: → {self.answer_word}",
+            {
+                "text before it": self.prefix_text or "(none)",
+                "answer": self.answer_word,
+                "counterfactual": f"{self.replaced[1]} for {self.replaced[0]}: {self.wrong_word}",
+                "tokens": f"{len(self.clean)}, {len(self.differs)} of them differ",
+                "segments": ", ".join(f"{name} {s.start}:{s.stop}" for name, s in self.segments.items()),
+            },
+            go_on=(("pcm.patch_heads(model, step.clean, step.corrupted)", "which heads it depends on"),),
+        )
+
     def __repr__(self) -> str:
         return (
             f"Step({self.index} {self.kind}: {self.prefix_text!r} -> {self.answer_word!r}, "
@@ -71,7 +98,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class Example(Described):
     """One problem with its solution.
 
     prompt: the text up to the solution: few-shot block, question, query and the frame of the style; no trailing space.
@@ -97,6 +124,19 @@ class Example:
     def __repr__(self) -> str:
         return f"Example({self.index}: {self.question} {self.query} -> {self.chain})"
 
+    def described(self) -> Facts:
+        return Facts(
+            f"Example {self.index}, {len(self.full_ids)} tokens",
+            {
+                "question": self.question,
+                "query": self.query,
+                "solution": self.chain,
+                "segments": ", ".join(f"{name} {s.start}:{s.stop}" for name, s in self.segments.items()),
+                "steps": {f"{step.index} {step.kind}": step.summary for step in self.steps},
+            },
+            go_on=(("pcm.patch_heads(model, step.clean, step.corrupted)", "which heads a step depends on"),),
+        )
+
     def describe(self) -> str:
         """The example and its steps, readable."""
         lines = [
@@ -116,7 +156,7 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class Examples(Sequence[Example]):
+class Examples(Sequence[Example], Described):
     """Examples that share one few-shot block: a sequence, with the settings they were made with.
 
     few_shot: the text of the block, after what the chat template writes before it if there is one.
@@ -188,6 +228,17 @@ class Examples(Sequence[Example]):
             f"style={self.style!r}, order={self.order!r}, distractors={self.distractors}, seed={self.seed}, "
             f"definition={self.definition!r}, {competing}shared={len(self.shared_ids)} tokens)"
         )
+
+    def described(self) -> Facts:
+        made = {
+            "task": f"{self.hops} hops, {self.shots} shots, {self.ontology} ontology, style {self.style}, order {self.order}",
+            "seed": self.seed,
+            "shared few-shot block": f"{len(self.shared_ids)} tokens",
+        }
+        shown = {f"example {e.index}": f"{e.question} {e.query} → {e.chain}" for e in self.items[:_SHOWN]}
+        more = [("", f"… and {len(self) - _SHOWN} more")] if len(self) > _SHOWN else []
+        title = f"{len(self)} examples of {self.n_steps} steps"
+        return Facts(title, [*made.items(), *shown.items(), *more], go_on=(("examples.to_dataframe()", "a row for each step"),))
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per example and step."""

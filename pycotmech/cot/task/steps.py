@@ -6,20 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import BoolTensor, LongTensor, Tensor
 
 from pycotmech.cot.task.examples import Example, Examples, StepKind
+from pycotmech.display import Arrays, Displayed, View
 
 if TYPE_CHECKING:
     import pandas
+    import xarray as xr
 
 Predict = Callable[[LongTensor], Tensor]
 Side = Literal["clean", "corrupted"]
 
 
 @dataclass(frozen=True, eq=False)
-class Graded:
+class Graded(Displayed):
     """What a model gets right.
 
     right: bool [n, steps]. label_right: bool [n], or None for corrupted prompts, which end before the label.
@@ -47,6 +50,30 @@ class Graded:
             kind: self.right[:, [i for i, k in enumerate(self.kinds) if k == kind]].double().mean().item()
             for kind in dict.fromkeys(self.kinds)
         }
+
+    def view(self) -> View:
+        """The share of examples right at each step."""
+        right = self.right.sum(0).numpy()
+        return View(
+            title=f"Steps that the model gets right ({self.side} prompts)",
+            values=self.share.numpy(),
+            axes=("step",),
+            label="share right",
+            words={"step": self.kinds},
+            share=True,
+            beside={"right": right, "of": np.full(len(right), len(self.right))},
+            by_size=False,
+            facts=tuple(f"{kind}: {share:.1%}" for kind, share in self.by_kind().items()),
+        )
+
+    def to_xarray(self) -> xr.Dataset:
+        """right [example, step], and label_right [example] where the label was graded."""
+        data: dict[str, Any] = {"right": (("example", "step"), self.right.numpy())}
+        if self.label_right is not None:
+            data["label_right"] = (("example",), self.label_right.numpy())
+        coords = {"step": np.arange(len(self.kinds)), "kind": (("step",), list(self.kinds))}
+        attrs = {"title": self.view().title, "side": self.side, "source": "docs/task.md"}
+        return Arrays(data=data, coords=coords, attrs=attrs).dataset()
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per step: step, kind, right (count), n, share."""

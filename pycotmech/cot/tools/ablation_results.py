@@ -24,6 +24,8 @@ DEFINITIONS = ("exact", "paper")
 class AblationResult(Analysis):
     """A result with `VARIABLES` over sets of heads, example and step, as in `Answers`."""
 
+    label, share, by_size = "accuracy", True, False
+
     @property
     def main(self) -> str:
         """What is called accuracy: "right" (gold) or, by the paper's definition, "agrees" (with the model itself)."""
@@ -37,6 +39,9 @@ class AblationResult(Analysis):
     def accuracy(self, variable: str | None = None) -> xr.Dataset:
         """Mean over examples with its bootstrap interval: mean, low, high, n [..., step]. variable: of `VARIABLES`."""
         return self.interval(variable or self.main)
+
+    def shown(self) -> xr.Dataset:
+        return self.accuracy()
 
     def overall(self, variable: str | None = None) -> xr.Dataset:
         """The same over all steps: each example's mean over its steps, then over examples."""

@@ -22,14 +22,13 @@ class HeadAnalysis(Analysis):
 
     main: ClassVar[str] = ""
     """The variable that is tabled and drawn."""
-    label: ClassVar[str] = ""
-    """What its numbers are, for the colour bar."""
-    by_size: ClassVar[bool] = True
-    """Whether heads rank by the size of their score, or by the score."""
 
     def scores(self, variable: str | None = None) -> xr.Dataset:
         """Mean over examples with its interval: mean, low, high, n [step, layer, head]."""
         return self.interval(variable or self.main)
+
+    def shown(self) -> xr.Dataset:
+        return self.scores()
 
     def top(self, step: int, k: int = 5, *, held_out: bool = True) -> list[tuple[int, int, float]]:
         """The k strongest heads of a step, ranked and reported as in `table`: [(layer, head, mean score), ...]."""

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pycotmech.cot.tools.result import Analysis
+from pycotmech.display import Arrays, Displayed, View
 from pycotmech.patching.results import Sweep
 from pycotmech.stats.averages import nanmean
 
@@ -22,7 +23,7 @@ Head = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class HeadSet:
+class HeadSet(Displayed):
     """Some of a model's heads. mask: bool [L, H]. `a & b`, `a | b`, `a - b` and `~a` are sets again.
 
     order: the heads, the most important first, where there is such an order; else by layer and head.
@@ -71,6 +72,30 @@ class HeadSet:
         if mask.shape != (L, H):
             raise ValueError(f"{argument}: got a set of shape {list(mask.shape)}; the model has [{L}, {H}]")
         return cls(mask, name, order, chosen_on)
+
+    def view(self) -> View:
+        """Where the heads are, and their places in the order."""
+        rank = np.full(self.mask.shape, np.nan)
+        for i, head in enumerate(self.order):
+            rank[head] = i + 1
+        heads = ", ".join(f"L{l}H{h}" for l, h in self.order[:20]) + (" …" if len(self) > 20 else "")
+        return View(
+            title=f"{self.name or 'A set'}: {len(self)} of {self.mask.size} heads", values=self.mask.astype(float),
+            axes=("layer", "head"), label="in the set", share=True, beside={"place in the order": rank}, by_size=False,
+            facts=(heads,) if heads else (),
+            go_on=(("pcm.ablate_heads(model, tokens, heads=list(heads))", "what the model does without them"),),
+        )  # fmt: skip
+
+    def to_xarray(self) -> xr.Dataset:
+        """mask [layer, head], and rank [layer, head]: places in the order from 1, NaN outside the set."""
+        return Arrays(
+            data={
+                "mask": (("layer", "head"), self.mask),
+                "rank": (("layer", "head"), self.view().beside["place in the order"]),
+            },
+            coords={axis: np.arange(n) for axis, n in zip(("layer", "head"), self.mask.shape, strict=True)},
+            attrs={"title": self.view().title, "source": "docs/protocol.md, E6"},
+        ).dataset()
 
     def __len__(self) -> int:
         return int(self.mask.sum())

@@ -20,6 +20,7 @@ from pycotmech.cot.task.examples import Example, Examples
 from pycotmech.cot.task.make import make_examples
 from pycotmech.cot.task.tokens import Encoder
 from pycotmech.cot.task.vocabulary import ENTITIES, PROPERTIES, concepts
+from pycotmech.display import Described, Facts
 from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 
@@ -42,7 +43,7 @@ _KINDS = _kinds()
 
 
 @dataclass(frozen=True, eq=False)
-class HeadMeans:
+class HeadMeans(Described):
     """Means of z by role. z: [L, G, H, D]. roles: for each example the role of each position of its `full_ids`.
 
     prompts: M, how many were averaged. by: "word" (each word of the template is a role) or "kind" (words of one kind in one
@@ -54,6 +55,11 @@ class HeadMeans:
     prompts: int
     by: str
     source: str
+
+    def described(self) -> Facts:
+        L, G, H, D = self.z.shape
+        sizes = f"{L} layers, {G} roles, {H} heads, {D} numbers each"
+        return Facts("Means of z by role", {"averaged": str(self), "z": sizes, "examples": len(self.roles)})
 
     def __str__(self) -> str:
         role = "the same word of the template" if self.by == "word" else "words of the same kind in the same part"

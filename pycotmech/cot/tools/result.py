@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from pycotmech.display import Displayed, View
 from pycotmech.files.arrays import DamagedData, load_arrays, save_arrays
-from pycotmech.files.text import parse_json
+from pycotmech.files.text import parse_json, printable
 from pycotmech.stats import bootstrap
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class Apart(NamedTuple, Generic[A]):
 
 
 @dataclass(frozen=True, eq=False)
-class Analysis:
+class Analysis(Displayed):
     """A result. data: an xarray Dataset with labelled axes (example, step, layer, head, ...); NaN where a step of an example
     does not count. about: model, definition, settings, source in the paper, cost.
 
-    Subclasses say what the variables are, and fill in `table`, `plot` and `findings`.
+    Subclasses say what the variables are, and fill in `shown`, `label`, `table`, `plot` and `findings`.
     """
 
     data: xr.Dataset
@@ -59,6 +59,12 @@ class Analysis:
     title: ClassVar[str] = ""
     source: ClassVar[str] = ""
     """The experiment in docs/protocol.md, as "E8, stage I"."""
+    label: ClassVar[str] = ""
+    """What the numbers of `shown` are."""
+    share: ClassVar[bool] = False
+    """Whether they are shares from 0 to 1."""
+    by_size: ClassVar[bool] = True
+    """Whether the strongest are the largest by size, or the largest."""
     ranges: ClassVar[Mapping[str, bootstrap.Range]] = {}
     """Variables that can only lie in a range (bootstrap.SHARE, COUNT, ...), to which their intervals are cut."""
 
@@ -159,11 +165,54 @@ class Analysis:
         same = type(self)(here.data.isel(example=np.flatnonzero(counts)), self.about)
         return Apart(same, same, f"n = {counts.sum()}, chosen on the same", False)
 
+    def shown(self) -> xr.Dataset:
+        """Returns the main numbers, averaged over examples: mean, and low, high and n where there are intervals, on the axes of
+        the main figure."""
+        raise NotImplementedError
+
+    def view(self) -> View:
+        """What `shown` gives; beside each number its interval and n."""
+        found = self.shown()
+        mean = found["mean"]
+        axes = tuple(str(d) for d in mean.dims)
+        beside = {name: found[name].transpose(*axes).values for name in ("low", "high", "n") if name in found}
+        kinds = self.data["kind"].values if "kind" in self.data.coords and self.data["kind"].dims == ("step",) else ()
+        steps = self.data["step"].values.tolist() if len(kinds) else []
+        kind_of = dict(zip(steps, map(str, kinds), strict=True))
+        words = {"step": [kind_of.get(s, "") for s in found["step"].values.tolist()]} if kind_of and "step" in axes else {}
+        return View(
+            title=f"{self.about['model']}: {self.title}", values=mean.values, axes=axes, label=self.label, share=self.share,
+            labels={d: found[d].values.tolist() for d in axes if d in found.coords}, words=words, beside=beside,
+            by_size=self.by_size, facts=(f"{self.about['source']}: {self.about['definition']}",), go_on=self._go_on(),
+        )  # fmt: skip
+
+    def _go_on(self) -> tuple[tuple[str, str], ...]:
+        further = [(f"result.figures()[{name!r}]()", "a further figure") for name in self.figures()]
+        return (("result.table()", "the numbers with their intervals"), *further[:3])
+
+    def to_xarray(self) -> xr.Dataset:
+        """Returns `data` with how it was made in its attributes: title, model, source, definition, settings, notes."""
+        about = {k: v if isinstance(v, (str, int, float)) else json.dumps(v, default=_for_json) for k, v in self.about.items()}
+        return self.data.assign_attrs({"title": self.title, **about})
+
+    def to_dataframe(self, variables: Sequence[str] | None = None) -> pd.DataFrame:
+        """Returns `data` as a long table: a row for each cell, with the labels of its axes. `table` has means with intervals.
+
+        variables: which; None: all. Variables whose axes are no part of each other's give rows of their own.
+        Raises ValueError for more than 20 million rows, before they are made.
+        """
+        from pycotmech.files.long_table import long_table
+
+        if variables is not None and (unknown := [name for name in variables if name not in self.data.data_vars]):
+            known = ", ".join(map(str, self.data.data_vars))
+            raise ValueError(f"variables: got {unknown[0]!r}; expected some of {known}")
+        return long_table(self.data, variables)
+
     def table(self) -> pd.DataFrame:
         """The numbers one would want in a table, with their intervals."""
         raise NotImplementedError
 
-    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:  # type: ignore[override]
         """A matplotlib figure, saved to `path` if given."""
         raise NotImplementedError
 
@@ -193,8 +242,16 @@ class Analysis:
         head = f"{self.title} ({self.about['model']}; {self.about['source']})"
         return "\n".join([head, *(f"  {line}" for line in self.findings())])
 
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{n} {name}s" for name, n in self.data.sizes.items())
+        return f"{type(self).__name__}({printable(self.about['model'])}: {self.title}; {axes})"
+
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>" + self.table().to_html()
+        from pycotmech.display.markup import METHODS, html_of_table
+
+        title, steps = f"{self.about['model']}: {self.title}", (*self._go_on(), METHODS)
+        lines = [*self.findings(), f"{self.about['source']}: {self.about['definition']}"]
+        return html_of_table(title, lines, self.table(), steps, type(self).__name__)
 
     # ---- to keep ---------------------------------------------------------------------------------------------------
 

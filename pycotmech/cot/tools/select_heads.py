@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech.cot.tools.head_sets import Head, HeadSet, Scores, scores_of
+from pycotmech.display import Arrays, Displayed, View
 from pycotmech.figures.words import plural
 from pycotmech.stats import significance
 from pycotmech.stats.histogram import freedman_diaconis
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
 
 Rule = Literal["top_k", "window", "significant"]
@@ -25,7 +27,7 @@ _WINDOWS = tuple(range(10))
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class Selection(Displayed):
     """Sets of important heads, nested: the first is the largest. What is not in a set is what a curve ablates.
 
     scores [L, H]: what the rule was applied to. ranking: all heads with a score, the most important first.
@@ -106,7 +108,32 @@ class Selection:
             rows.append(row | {"sets": n, "threshold": self.thresholds[n - 1] if n else math.nan})
         return pd.DataFrame(rows).astype({"rank": "Int64"})
 
-    def plot(self, *, path: str | PathLike | None = None) -> Figure:
+    def view(self) -> View:
+        """The scores that the rule was applied to, and in how many of the nested sets each head is."""
+        return View(
+            title=f"Heads that count: {self.about}",
+            values=self.scores,
+            axes=("layer", "head"),
+            label="score",
+            beside={"in sets": self.masks.sum(0)},
+            facts=tuple(line.strip() for line in str(self).splitlines()),
+            go_on=(("selection[0]", "the largest set"), ("selection.table()", "all heads by rank")),
+        )
+
+    def to_xarray(self) -> xr.Dataset:
+        """scores [layer, head], mask [set, layer, head], threshold [set], and p [layer, head] where there are p-values."""
+        heads = ("layer", "head")
+        data = {"scores": (heads, self.scores), "mask": (("set", *heads), self.masks)}
+        data |= {"threshold": (("set",), np.array(self.thresholds))} | ({} if self.p is None else {"p": (heads, self.p)})
+        coords = {axis: np.arange(n) for axis, n in zip(heads, self.scores.shape, strict=True)}
+        attrs = {"title": self.view().title, "rule": self.rule, "source": "docs/protocol.md, E5"}
+        return Arrays(data=data, coords=coords, attrs=attrs).dataset()
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The same as `table`."""
+        return self.table()
+
+    def plot(self, *, path: str | PathLike | None = None) -> Figure:  # type: ignore[override]
         """Histogram of the scores, each nested set in a darker colour than the one around it, and where the window ends."""
         from pycotmech.cot.tools.select_heads_figure import selection_figure
 

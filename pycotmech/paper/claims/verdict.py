@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pycotmech.cot.analyses import described
+from pycotmech.display import Described, Facts
 from pycotmech.stats import bootstrap
 
 Word = Literal["borne out", "not borne out", "not decided"]
@@ -18,7 +19,7 @@ Results = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Described):
     """What the results say about a claim, and the numbers that it rests on.
 
     word, evidence: the verdict, and the reason in words. null: what the claim's null gives, in the same units.
@@ -37,13 +38,16 @@ class Verdict:
     share: bool = False
     data: bool = True
 
+    def described(self) -> Facts:
+        return Facts(self.word, {"evidence": self.evidence, **({"by chance": self.null} if self.null else {})})
+
     def of(self, values: ArrayLike, threshold: float, *, share: bool = False) -> Verdict:
         """Returns this verdict with the values that it rests on."""
         return replace(self, values=np.asarray(values, dtype=np.float64), threshold=threshold, share=share)
 
 
 @dataclass(frozen=True)
-class Claim:
+class Claim(Described):
     """A claim of the paper.
 
     text: the claim in our words. source: where the paper makes it. judge: a function from results to a verdict.
@@ -57,6 +61,10 @@ class Claim:
     judge: Callable[[Results], Verdict]
     null: str
     by_layer: bool = True
+
+    def described(self) -> Facts:
+        facts = {"source": self.source, "by chance": self.null, "decided by": ", ".join(self.needs)}
+        return Facts(self.text, facts, go_on=(("claim.verdict(results)", "whether results bear it out"),))
 
     @property
     def needs(self) -> tuple[str, ...]:

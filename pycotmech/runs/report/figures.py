@@ -35,7 +35,8 @@ def step_figure(steps: xr.Dataset, step: int, *, sample: str = "", path: str | P
 
 def overview_figure(steps: xr.Dataset, *, path: str | PathLike | None = None) -> Figure:
     """All steps of a run side by side, on one scale."""
-    from pycotmech.figures.heatmap import effect_label, maps_figure
+    from pycotmech.figures.heatmap import maps_figure
+    from pycotmech.figures.words import effect_label
 
     about, identity = steps.attrs["about"], steps.attrs["identity"]
     shown = [steps.isel(step=i) for i in range(steps.sizes["step"]) if int(steps["n"][i]) > 0]

@@ -43,6 +43,7 @@ class AnswerPaths(TraceAnalysis):
 
     name, title = "answer_paths", "Who writes the answer, and from where"
     source = "Elhage et al. 2021, direct logit attribution; docs/protocol.md, E8"
+    label = "contribution to the answer's logit"
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -53,6 +54,9 @@ class AnswerPaths(TraceAnalysis):
     def sources(self) -> xr.DataArray:
         """[part]: the sum over heads of what they add from each part."""
         return self.data["contribution"].sum(("layer", "head"))
+
+    def shown(self) -> xr.Dataset:
+        return xr.Dataset({"mean": self.data["contribution"].transpose("part", "layer", "head")})
 
     def table(self) -> pd.DataFrame:
         """A line for each part: part, text, contribution, mass (the mean over heads)."""

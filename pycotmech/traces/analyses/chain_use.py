@@ -79,6 +79,7 @@ class ChainUse(TraceAnalysis):
 
     name, title = "chain_use", "Is the chain of thought used?"
     source = "arXiv 2307.13702 and 2506.19143; the controls are ours"
+    label, share, by_size = "probability of the answer", True, False
     ranges: ClassVar = {"probability": bootstrap.SHARE, "early": bootstrap.SHARE}
 
     def falls(self, condition: str) -> bootstrap.Interval:
@@ -199,6 +200,9 @@ class ChainUse(TraceAnalysis):
         if np.isfinite(before.low):
             word = "yes" if before.low > 0.5 else "no" if before.high < 0.5 else "not decided"
         return Answered("Is the answer decided before the reasoning, in most traces?", word, f"decided {evidence}")
+
+    def shown(self) -> xr.Dataset:
+        return self.interval("probability", over="trace")
 
     def table(self) -> pd.DataFrame:
         """A line for each trace: trace, sentences, full, none, other, shuffled (probabilities), decided, sentence (that with

@@ -45,6 +45,7 @@ class EarlyAnswers(TraceAnalysis):
 
     name, title = "early_answers", "The answer when it is asked for early"
     source = "arXiv 2307.13702, section 2.3"
+    label, share, by_size = "probability of the answer", True, False
     ranges: ClassVar = dict.fromkeys(("probability", "same", "lens"), bootstrap.SHARE)
 
     @property
@@ -73,6 +74,9 @@ class EarlyAnswers(TraceAnalysis):
         below = lens < 0.5
         last = np.where(below.any(1), lens.shape[1] - below[:, ::-1].argmax(1), 0)
         return np.where(np.isnan(lens).any(1), -1, last)
+
+    def shown(self) -> xr.Dataset:
+        return xr.Dataset({"mean": self.data["probability"]})
 
     def table(self) -> pd.DataFrame:
         """A line for each number of sentences: after, text of the last of them, share, probability, same, layer (from which on

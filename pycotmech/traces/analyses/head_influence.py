@@ -56,11 +56,15 @@ class HeadInfluence(TraceAnalysis):
 
     name, title = "head_influence", "Heads that carry a sentence's influence"
     source = "ours, on knock-outs as in docs/knock_out.md"
+    label = "influence"
 
     @property
     def values(self) -> NDArray[np.float64]:
         """[L, H]."""
         return self.data["influence"].transpose("layer", "head").values
+
+    def shown(self) -> xr.Dataset:
+        return xr.Dataset({"mean": self.data["influence"].transpose("layer", "head")})
 
     def table(self) -> pd.DataFrame:
         """A line for each head, the largest first: layer, head, influence."""

@@ -50,6 +50,7 @@ class ReceiverHeads(TraceAnalysis):
 
     name, title = "receiver_heads", "Receiver heads"
     source = "arXiv 2506.19143, section 4"
+    label = "kurtosis of vertical scores"
     ranges: ClassVar = {}
 
     @property
@@ -90,6 +91,9 @@ class ReceiverHeads(TraceAnalysis):
             return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else np.nan
 
         return bootstrap.statistic_interval(correlation, n, within=bootstrap.SHARES_APART, seed=seed)
+
+    def shown(self) -> xr.Dataset:
+        return self.interval("kurtosis", over="trace")
 
     def table(self) -> pd.DataFrame:
         """A line for each head, largest kurtosis first: layer, head, kurtosis, low, high, null_mean, null_high, p, named."""

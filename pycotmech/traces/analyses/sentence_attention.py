@@ -52,11 +52,15 @@ class SentenceAttention(TraceAnalysis):
 
     name, title = "sentence_attention", "Attention from sentence to sentence"
     source = "arXiv 2506.19143, section 4"
+    label, share, by_size = "attention, mean over heads", True, False
 
     @property
     def values(self) -> NDArray:
         """[L, H, S, S], float32."""
         return self.data["attention"].values
+
+    def shown(self) -> xr.Dataset:
+        return xr.Dataset({"mean": self.data["attention"].mean(("layer", "head"))})
 
     def _mean(self, heads: list[tuple[int, int]] | None) -> NDArray:
         """[S, S]: the mean over heads (None: all)."""

@@ -69,6 +69,7 @@ class Suppression(TraceAnalysis):
 
     name, title = "suppress", "What each sentence causes"
     source = "arXiv 2506.19143, section 5"
+    label = "KL divergence (nat)"
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -95,6 +96,9 @@ class Suppression(TraceAnalysis):
     def effects(self, *, log: bool = True) -> NDArray[np.float64]:
         """[S]: the mean over later sentences of what cutting each sentence changes, normalised by distance."""
         return nanmean(self.normalised("distance", log=log))
+
+    def shown(self) -> xr.Dataset:
+        return xr.Dataset({"mean": self.data["kl"]})
 
     def table(self) -> pd.DataFrame:
         """A line for each sentence: sentence, text, tokens, kl (mean over later sentences), control_kl, effect (log KL
