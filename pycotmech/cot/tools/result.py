@@ -183,8 +183,12 @@ class Analysis(Displayed):
         return View(
             title=f"{self.about['model']}: {self.title}", values=mean.values, axes=axes, label=self.label, share=self.share,
             labels={d: found[d].values.tolist() for d in axes if d in found.coords}, words=words, beside=beside,
-            by_size=self.by_size, facts=(f"{self.about['source']}: {self.about['definition']}",), go_on=self._go_on(),
+            by_size=self.by_size, facts=(self._how(),), go_on=self._go_on(),
         )  # fmt: skip
+
+    def _how(self) -> str:
+        """How it was made, in a line: its source and definition."""
+        return ": ".join(str(self.about[name]) for name in ("source", "definition") if name in self.about)
 
     def _go_on(self) -> tuple[tuple[str, str], ...]:
         further = [(f"result.figures()[{name!r}]()", "a further figure") for name in self.figures()]
@@ -250,7 +254,7 @@ class Analysis(Displayed):
         from pycotmech.display.markup import METHODS, html_of_table
 
         title, steps = f"{self.about['model']}: {self.title}", (*self._go_on(), METHODS)
-        lines = [*self.findings(), f"{self.about['source']}: {self.about['definition']}"]
+        lines = [*self.findings(), self._how()]
         return html_of_table(title, lines, self.table(), steps, type(self).__name__)
 
     # ---- to keep ---------------------------------------------------------------------------------------------------
