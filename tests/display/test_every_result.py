@@ -20,7 +20,7 @@ import xarray as xr
 import pycotmech as pcm
 from pycotmech.cot import analyses
 from pycotmech.display import Described, Displayed, View
-from tests.display.made import DESCRIBED, FOLDERS, HOSTILE, MADE, filled, task
+from tests.display.made import DESCRIBED, FOLDERS, HOSTILE, MADE, filled, pair, task
 
 PACKAGES = ("", ".attention", ".cost", ".cot", ".exports", ".lens", ".model", ".paper", ".patching", ".runs", ".traces")
 BASES = ("Analysis", "Results", "AnalysesResults")
@@ -241,6 +241,8 @@ def test_units_and_how_it_was_made_are_in_the_dataset():
     assert controlled["raw"].dims == ("example", "layer", "head") and controlled["control"].dims == ("layer", "head")
     place = made("Sweep by position").to_xarray()["token"]
     assert place.dims == ("position",) and place.values[0] == HOSTILE
+    text = made("LogitLens of positions").to_xarray()["text"]  # a model without a tokenizer: the numbers of its tokens
+    assert text.sel(position=5).item() == str(int(pair()[0][5]))
 
 
 def test_hover_says_which_head_and_token():
