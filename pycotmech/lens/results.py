@@ -115,7 +115,7 @@ class LogitLens(Displayed):
         coords: dict[str, Any] = {"layer": self.layers, "token": np.array(self.labels, dtype=object)}
         label_positions(self.axes, self.positions, coords, data)
         if self.prompt is not None and "position" in coords:
-            coords["text"] = (("position",), [self.text(self.prompt[q]) for q in coords["position"].tolist()])
+            coords["text"] = (("position",), [self.text(int(self.prompt[q])) for q in coords["position"].tolist()])
         units = {"logits": "logit", "probabilities": "probability", "entropy": "nat", "top_probabilities": "probability"}
         attrs = {"title": _TITLE, "model": self.model_name, "site": self.site, "source": "docs/lens.md"}
         return Arrays(data=data, coords=coords, units=units, attrs=attrs).dataset()
