@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 MOST_CELLS = 200_000
-_MOST_TICKS = 40
+_MOST_TICKS, _MOST_ROWS = 40, 20
 _MISSING = "rgba(128,128,128,.22)"
 """The colour of cells without a number."""
 _POSITIVE, _NEGATIVE = "#4c8ac0", "#cf5f5f"
@@ -34,15 +34,17 @@ def interactive_figure(view: View, title: str | None = None) -> Figure:
         )
     rows, columns = view.drawn
     draw = _bars if rows is None else _heat_map
-    figure = go.Figure([draw(go, view, panel, visible=i == 0) for i, panel in enumerate(panels)])
+    strongest = [int(np.ravel_multi_index(index, view.values.shape)) for index, _ in view.strongest(1)]
+    first = next((i for i, panel in enumerate(panels) if np.isin(strongest, panel.where).any()), 0)
+    figure = go.Figure([draw(go, view, panel, visible=i == first) for i, panel in enumerate(panels)])
     heading = escaped(title or view.title)
     lines = "<br>".join(escaped(line, 110) for line in view.facts[:2])
     titles = [f"{heading}: {escaped(p.name)}" if p.name else heading for p in panels]
     figure.update_layout(
-        title={"text": titles[0], "subtitle": {"text": lines, "font": {"size": 11}}, "font": {"size": 15}},
+        title={"text": titles[first], "subtitle": {"text": lines, "font": {"size": 11}}, "font": {"size": 15}},
         plot_bgcolor=_MISSING,
         margin={"t": 110, "l": 70, "r": 20, "b": 70},
-        updatemenus=[_menu(panels, titles)] if len(panels) > 1 else [],
+        updatemenus=[_menu(panels, titles, first)] if len(panels) > 1 else [],
         showlegend=False,
     )
     figure.update_xaxes(title_text=escaped(columns), **_ticks(view, columns), showgrid=False, zeroline=False)
@@ -51,7 +53,7 @@ def interactive_figure(view: View, title: str | None = None) -> Figure:
         if view.floor:
             figure.add_hrect(-view.floor, view.floor, fillcolor="grey", opacity=0.25, line_width=0)
     else:
-        figure.update_yaxes(title_text=escaped(rows), **_ticks(view, rows), showgrid=False, zeroline=False)
+        figure.update_yaxes(title_text=escaped(rows), **_ticks(view, rows, _MOST_ROWS), showgrid=False, zeroline=False)
     return figure
 
 
@@ -110,16 +112,16 @@ def _hover(view: View, panel: Panel, axis: str) -> dict[str, Any]:
     return {**found, **text, "hovertemplate": f"{template}<extra></extra>"}
 
 
-def _ticks(view: View, axis: str) -> dict[str, Any]:
+def _ticks(view: View, axis: str, most: int = _MOST_TICKS) -> dict[str, Any]:
     """Labels of an axis: as many as can be read."""
     n = view.values.shape[view.axes.index(axis)]
-    step = max(1, -(-n // _MOST_TICKS))
+    step = max(1, -(-n // most))
     at = list(range(0, n, step))
     return {"tickvals": at, "ticktext": [escaped(view.tick(axis, i), 24) for i in at]}
 
 
-def _menu(panels: list[Panel], titles: list[str]) -> dict[str, Any]:
-    """Chooses the part that is drawn."""
+def _menu(panels: list[Panel], titles: list[str], first: int) -> dict[str, Any]:
+    """Chooses the part that is drawn; at first that with the strongest cell."""
     buttons = [
         {
             "label": escaped(panel.name, 60),
@@ -128,4 +130,4 @@ def _menu(panels: list[Panel], titles: list[str]) -> dict[str, Any]:
         }
         for i, panel in enumerate(panels)
     ]
-    return {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+    return {"buttons": buttons, "active": first, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
