@@ -58,7 +58,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
     head = "".join(cell("th", i, escaped(name, 60), _LINE) for i, name in enumerate(columns))
     body = "".join(f"<tr>{''.join(cell('td', i, text, '0') for i, text in enumerate(row))}</tr>" for row in rows)
     head = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
-    return f'<table style="border-collapse:collapse;margin:.5em 0;font-size:inherit;color:inherit">{head}<tbody>{body}</tbody></table>'
+    style = "border-collapse:collapse;margin:.5em 0;font-size:inherit;color:inherit"
+    return f'<table style="{style}">{head}<tbody>{body}</tbody></table>'
 
 
 def facts(items: Sequence[tuple[str, Any]]) -> str:
