@@ -15,8 +15,9 @@ from pycotmech.figures.library import Figure, Text, rc_context
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PALETTE = ("#c44e52", "#4c72b0", "#55a868", "#bbbbbb", "#dddddd", "#8172b3", "#ccb974", "#64b5cd")
-"""Few-shot red, question blue, generated green, as in the paper's maps; greys for what is none of them."""
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#bbbbbb", "#dddddd", "#cc79a7", "#e69f00", "#56b4e9")
+"""Few-shot red, question blue, generated green, as in the paper's maps, in the tones of Okabe and Ito (2008), which people who
+see red and green alike tell apart; greys for what is none of them."""
 _DPI = 150
 
 

@@ -140,6 +140,12 @@ class SweepResults(Results):
             )
         return found
 
+    def missing_drawings(self) -> dict[str, str]:
+        """See `Results.missing_drawings`: steps of which no sweep is finished."""
+        steps = self._steps()
+        empty = [int(s) for s, n in zip(steps["step"].values, steps["n"].values, strict=True) if not n]
+        return {f"step_{s}": "no sweep of this step is finished, or the model gets it right in no example" for s in empty}
+
     def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
         """The effect of each head at a step, over the examples (`by_step`)."""
         steps = self._finished_steps(name)
@@ -227,6 +233,17 @@ class PaperResults(AnalysesResults):
         """See `Results.drawings`; those of a harder setting are named "SETTING/patch_steps"."""
         harder = {f"{s}/{n}": d for s, found in self.settings.items() for n, d in found.drawings().items()}
         return super().drawings() | harder
+
+    def missing_drawings(self) -> dict[str, str]:
+        """See `Results.missing_drawings`: analyses that the folder does not hold. Those of harder settings are not listed."""
+        failed = self.status().failures
+        return {
+            name: f"the analysis failed: {failed[name]}"
+            if name in failed
+            else f"no results of {name}; the folder's pycotmech paper command computes them with --only {name}"
+            for name in self._classes()
+            if name not in self.names
+        }
 
     def _details(self) -> list[str]:
         return [f"  settings: {', '.join(self.settings)}"] if self.settings else []

@@ -85,6 +85,10 @@ class Results(Displayed):
         """The figures that `save_figures` makes, by name. Nothing is drawn before one is asked for."""
         raise NotImplementedError
 
+    def missing_drawings(self) -> dict[str, str]:
+        """Figures that the folder has no results for, by name, and why or what would make them."""
+        return {}
+
     def save_figures(
         self,
         out: str | os.PathLike,
@@ -101,9 +105,11 @@ class Results(Displayed):
         of what is returned, and the others are made. Cost: values are read and intervals computed; the model is not loaded.
         """
         check_arguments(formats, dpi)
-        drawings = chosen(self.drawings(), only)
+        missing = self.missing_drawings()
+        drawings = chosen(self.drawings(), only, missing)
         heading = f"Figures of {self.folder.name}"
-        return save(drawings, out, formats=list(dict.fromkeys(formats)), dpi=dpi, heading=heading)
+        missing = missing if only is None else {}
+        return save(drawings, out, formats=list(dict.fromkeys(formats)), dpi=dpi, heading=heading, missing=missing)
 
     def view(self, name: str | None = None) -> View:
         """Returns the main array of a dataset. name: which; it may be left out where there is one."""

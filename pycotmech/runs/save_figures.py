@@ -33,11 +33,12 @@ class Drawing:
 @dataclass(frozen=True)
 class SavedFigures:
     """What was written. files: by the name of the figure; captions: their file; failures: why a figure could not be drawn, by
-    its name."""
+    its name; missing: figures that the folder has no results for, and what would make them (`Results.missing_drawings`)."""
 
     files: Mapping[str, tuple[Path, ...]]
     captions: Path
     failures: Mapping[str, str]
+    missing: Mapping[str, str]
 
 
 def check_arguments(formats: Sequence[str], dpi: float) -> None:
@@ -49,8 +50,11 @@ def check_arguments(formats: Sequence[str], dpi: float) -> None:
         raise ValueError(f"dpi: got {dpi}; expected 20 to 1200")
 
 
-def chosen(drawings: Mapping[str, Drawing], only: Sequence[str] | None) -> dict[str, Drawing]:
-    """The drawings of these names, or of these experiments ("E8"). Raises ValueError for what is neither."""
+def chosen(
+    drawings: Mapping[str, Drawing], only: Sequence[str] | None, missing: Mapping[str, str] | None = None
+) -> dict[str, Drawing]:
+    """The drawings of these names, or of these experiments ("E8"). Raises ValueError for what is neither, and for what is
+    missing, with what would make it."""
     if only is None:
         return dict(drawings)
     if not only:
@@ -62,6 +66,8 @@ def chosen(drawings: Mapping[str, Drawing], only: Sequence[str] | None) -> dict[
             for name, drawing in drawings.items()
             if asked in (name, name.rpartition("/")[2]) or _experiment(drawing.source) == asked.upper()
         }
+        if not fits and asked in (missing or {}):
+            raise ValueError(f"only: {asked} cannot be drawn: {(missing or {})[asked]}")
         if not fits:
             expected = ", ".join(drawings) or "none: nothing is finished"
             raise ValueError(f"only: got {printable(asked)!r}; expected some of {expected}")
@@ -76,7 +82,13 @@ def _experiment(source: str) -> str:
 
 
 def save(
-    drawings: Mapping[str, Drawing], out: str | os.PathLike, *, formats: Sequence[str], dpi: float, heading: str
+    drawings: Mapping[str, Drawing],
+    out: str | os.PathLike,
+    *,
+    formats: Sequence[str],
+    dpi: float,
+    heading: str,
+    missing: Mapping[str, str] | None = None,
 ) -> SavedFigures:
     """Draws each figure once and writes it in every format, NAME.<format> in the folder `out`; a name such as
     "trace_000/suppress" is a file in a folder of it. A figure that cannot be drawn is named in `failures`, and the others
@@ -106,5 +118,7 @@ def save(
         lines += [f"**{markdown(title or drawing.title)}**{source}", "", *(f"* {markdown(line)}" for line in small_print), ""]
     if failures:
         lines += ["## Not drawn", "", *(f"* {name}: {markdown(why)}" for name, why in failures.items()), ""]
+    if missing:
+        lines += ["## No results yet", "", *(f"* {name}: {markdown(why)}" for name, why in missing.items()), ""]
     write_text(folder / CAPTIONS, "\n".join(lines))
-    return SavedFigures(files, folder / CAPTIONS, failures)
+    return SavedFigures(files, folder / CAPTIONS, failures, dict(missing or {}))

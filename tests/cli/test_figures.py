@@ -10,7 +10,7 @@ def test_figures_are_listed_and_written(finished, shell, tmp_path):
     names = [line.split()[0] for line in out.splitlines()]
     assert code == 0 and names[0] == "overview" and names[1:] == [f"step_{n.removeprefix('step_')}" for n in names[1:]]
     code, out, _ = shell("figures", finished, "--list", "--json")
-    assert code == 0 and list(json.loads(out)) == names
+    assert code == 0 and list(json.loads(out)["figures"]) == names and json.loads(out)["missing"] == {}
     code, out, _ = shell(
         "figures", finished, "--out", tmp_path / "out", "--only", names[1], "--format", "svg,png", "--dpi", "40"
     )

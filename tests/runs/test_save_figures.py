@@ -7,6 +7,7 @@ import struct
 import pytest
 
 import pycotmech as pcm
+from pycotmech.runs.results import PaperResults
 from pycotmech.runs.save_figures import Drawing, chosen, save
 from tests.figures.overlaps import overlaps
 from tests.report.made import HOSTILE, run_folder
@@ -58,6 +59,22 @@ def test_names_and_experiments_choose():
     assert chosen(drawings, None) == drawings
     with pytest.raises(ValueError, match="only: got 'E99'; expected some of answer_writers, "):
         chosen(drawings, ["E4", "E99"])
+
+
+def test_a_step_without_results_is_missing_and_says_why(tmp_path):
+    results = pcm.open_results(run_folder(tmp_path / "begun", examples=2, steps=2, layers=2, heads=2, finished=0))
+    assert list(results.drawings()) == [] and list(results.missing_drawings()) == ["step_0", "step_1"]
+    with pytest.raises(ValueError, match="only: step_1 cannot be drawn: no sweep of this step is finished"):
+        results.save_figures(tmp_path / "out", only=["step_1"])
+    made = results.save_figures(tmp_path / "out")
+    assert made.files == {} and list(made.missing) == ["step_0", "step_1"]
+    assert "## No results yet" in made.captions.read_text("utf-8")
+
+
+def test_analyses_that_a_paper_folder_lacks_are_missing(tmp_path):
+    (tmp_path / "paper" / "data").mkdir(parents=True)
+    missing = PaperResults(tmp_path / "paper").missing_drawings()
+    assert "patch_steps" in missing and missing["copy_heads"].endswith("computes them with --only copy_heads")
 
 
 def test_what_cannot_be_drawn_is_named_and_the_rest_is_made(results, tmp_path):

@@ -254,7 +254,7 @@ class AnswerSources(Analysis):
         from pycotmech.figures.frame import PALETTE, framed, saved
 
         steps, title = self.step_ticks(), f"{self.about['model']}: {self.title.lower()}"
-        figure, axes = framed(1, 4, title, self.small_print("probability"), width=3.5, height=3.0)
+        figure, axes = framed(1, 4, title, self.small_print("probability", marks="bars"), width=3.5, height=3.0)
         shares = self.shares()["mean"].transpose("step", "place").values
         stacked_bars(axes[0, 0], shares, steps, PLACES, title="pathways by source", across="step", up="share of writers")
         axes[0, 0].legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2)

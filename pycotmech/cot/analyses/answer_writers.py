@@ -229,7 +229,7 @@ class AnswerWriters(Analysis):
         from pycotmech.figures.heatmap import map_of_heads
 
         steps, title = self.step_ticks(), f"{self.about['model']}: {self.title.lower()}"
-        figure, axes = framed(1, 3, title, self.small_print("logit"), width=4.0, height=3.2)
+        figure, axes = framed(1, 3, title, self.small_print("logit", marks="bars and band"), width=4.0, height=3.2)
         found = self.interval("writers")
         names = [f"probability ≥ {t:g}" for t in self.data["threshold"].values]
         title = "heads whose output predicts the answer"

@@ -227,7 +227,7 @@ class ContextAbidance(Analysis):
         from pycotmech.figures.heatmap import map_of_heads
 
         found, title = self.by_layer(), f"{self.about['model']}: {self.title.lower()}"
-        figure, axes = framed(1, 2, title, self.small_print("abides"), width=4.6, height=3.3)
+        figure, axes = framed(1, 2, title, self.small_print("abides", marks="band"), width=4.6, height=3.3)
         axis, layers = axes[0, 0], np.arange(found.sizes["layer"])
         layer_line(axis, *(found[k].values for k in ("mean", "low", "high")), title="by layer", up="share of tokens")
         axis.lines[0].set_label("excess")

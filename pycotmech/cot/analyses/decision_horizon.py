@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -99,21 +100,23 @@ class DecisionHorizon(Analysis):
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Share of texts that stay the same, by corrupted layer, a line for each number of sentences."""
         from pycotmech.figures.curves import line_with_band
-        from pycotmech.figures.frame import finished
+        from pycotmech.figures.frame import PALETTE, finished
         from pycotmech.figures.library import Figure
 
         found = self.interval("same")
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")
         axis = figure.subplots()
-        for h in self.data["sentences"].values:
+        for h, colour in zip(self.data["sentences"].values, cycle((*PALETTE[1:3], PALETTE[0], *PALETTE[5:]))):
             one = found.sel(sentences=h)
             values = (one[k].values for k in ("layer", "mean", "low", "high"))
-            line_with_band(axis, *values, alpha=0.12, marker="o", ms=3, label=f"{h} sentences, n = {int(one['n'].max())}")
+            line_with_band(
+                axis, *values, alpha=0.12, marker="o", ms=3, color=colour, label=f"{h} sentences, n = {int(one['n'].max())}"
+            )
         axis.set_xlabel("layer whose attention comes from the other question")
         axis.set_ylabel("share of texts that stay the same")
         axis.set_ylim(-0.03, 1.03)
-        axis.legend(fontsize=8)
-        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
+        axis.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print("same", marks="bands"), path=path)
 
 
 def _share(values: NDArray) -> str:

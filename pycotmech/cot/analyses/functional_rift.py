@@ -184,7 +184,7 @@ class FunctionalRift(Analysis):
     def plot(self, *, path: str | PathLike | None = None) -> Figure:
         """Both curves over the layers with their intervals, the change and its interval; below, each step's difference."""
         from pycotmech.figures.curves import line_with_band
-        from pycotmech.figures.frame import finished
+        from pycotmech.figures.frame import PALETTE, finished
         from pycotmech.figures.library import Figure
 
         curves, r = self.curves(), self.rift()
@@ -205,15 +205,19 @@ class FunctionalRift(Analysis):
         if np.isfinite(r.change):
             above.axvspan(r.low - 0.5, r.high + 0.5, color="gold", alpha=0.3, lw=0, label="change, 95 % interval")
         above.set_ylabel("lens: probability\n(dashed: share of first choices)")
-        above.legend(fontsize=8)
+        above.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         difference = (self.data["context"] - self.data["prior"]).mean("example")
-        for i, step in enumerate(self.data["step"].values):
-            below.plot(depth, difference.isel(step=i), lw=1, label=f"{step} {self.data['kind'].values[i]}")
+        tints: dict[str, str] = {}
+        for i in range(self.data.sizes["step"]):
+            kind = str(self.data["kind"].values[i])
+            label = None if kind in tints else f"steps of {kind}"
+            colour = tints.setdefault(kind, PALETTE[len(tints) % 3])
+            below.plot(depth, difference.isel(step=i), lw=1, color=colour, label=label)
         below.axhline(0, color="0.4", lw=0.8)
         below.set_ylabel("context − prior")
         below.set_xlabel("depth (0: embedding)")
-        below.legend(fontsize=6.5, ncols=5)
-        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
+        below.legend(fontsize=7, frameon=False, ncols=3)
+        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print("context", marks="bands"), path=path)
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class InductionHeads(HeadAnalysis):
             grids,
             titles,
             title=f"{self.about['model']}: heads at inductive steps, by corruption",
-            lines=self.small_print(),
+            lines=[self._largest(self.scores()), *self.small_print(self.main)],
             label=self.label,
             columns=1 + len(self.kinds),
             path=path,

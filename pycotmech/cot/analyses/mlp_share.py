@@ -103,7 +103,7 @@ class MlpShare(Analysis):
         from pycotmech.figures.frame import framed, saved
 
         title = f"{self.about['model']}: {self.title[0].lower()}{self.title[1:]}"
-        figure, axes = framed(1, 2, title, self.small_print("kl"), width=4.0, height=3.0)
+        figure, axes = framed(1, 2, title, self.small_print("kl", marks="bars"), width=4.0, height=3.0)
         for axis, metric, of in zip(axes[0], METRICS, ("the KL divergence", "the logit difference")):
             found = self.shares(metric).transpose("part", "step")
             bars_with_intervals(axis, found, self.step_ticks(), names=PARTS, title=f"share of {of} restored", across="step")

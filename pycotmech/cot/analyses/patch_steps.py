@@ -110,6 +110,13 @@ class PatchSteps(HeadAnalysis):
             for l, h in heads
         ]
 
+    def _limits(self) -> list[str]:
+        words = f"noise floor, the largest of all steps: {float(self.data['noise_floor'].max()):.1g}"
+        control = self.control()
+        if bool(control.notnull().any()):
+            words += f"; control: {float(control.min()):.2g} to {float(control.max()):.2g}, by step"
+        return [words]
+
     def scores(self, variable: str | None = None) -> xr.Dataset:
         """`restoration` of the KL divergence; for a variable its plain mean over examples."""
         found = self.restoration() if variable is None else super().scores(variable)

@@ -255,7 +255,10 @@ class RelationHeads(Analysis):
         score, null = (x.mean([d for d in x.dims if d == "verb"]).transpose("example", "layer").values for x in related)
         return relation_figure(
             f"{self.about['model']}: {self.title}",
-            [f"n = {n} questions to report on; {self.about['definition']}", *self.about["notes"]],
+            [
+                f"n = {n} questions to report on; bands and bars: 95 % intervals over questions; {self.about['definition']}",
+                *self.about["notes"],
+            ],
             maps={r: (gain.sel(relation=r).values, self.heads(r)) for r in RELATIONS},
             score=bootstrap.mean_interval(score),
             null=bootstrap.mean_interval(null),

@@ -83,10 +83,24 @@ class HeadAnalysis(Analysis):
             [found["mean"].isel(step=i).transpose("layer", "head").values for i in shown],
             [f"{steps[i]} {kinds[i]}\nn = {count[i]}" for i in shown],
             title=f"{self.about['model']}: {self.title}",
-            lines=self.small_print(),
+            lines=[self._largest(found), *self._limits(), *self.small_print(self.main)],
             label=self.label,
             path=path,
         )
+
+    def _largest(self, found: xr.Dataset) -> str:
+        """What the colours are, and the largest of them with its interval. found: as `scores` gives it."""
+        words = "colours: means over the n examples of each map"
+        for step, l, h, mean in top_cells(found["mean"], 1, ("step", "layer", "head"), by_size=True):
+            at = found.sel(step=step, layer=l, head=h)
+            inside = bootstrap.ends(at["low"], at["high"], "{:.2f}")
+            inside = f"{inside} (95 % interval)" if inside else " (one example: no interval)"
+            words += f"; the largest, L{l}H{h} at step {step}: {mean:.2f}{inside}"
+        return words
+
+    def _limits(self) -> list[str]:
+        """What a score must exceed to be more than rounding or chance, for the small print."""
+        return []
 
     def strongest(self) -> Iterator[tuple[int, str, Self, int, int]]:
         """For each step the head that is strongest on one half of the examples that count there, and the other half:

@@ -224,15 +224,18 @@ class Analysis(Displayed):
         """What it draws besides `plot`: for each figure a name and a method that takes path=."""
         return {}
 
-    def small_print(self, variable: str = "", about: str = "") -> list[str]:
+    def small_print(self, variable: str = "", about: str = "", *, marks: str = "") -> list[str]:
         """What a figure says below: how many examples have the variable at any step and how many steps count, `about` and
-        the definition; without a variable the definition alone. Then the model's notes."""
+        the definition; without a variable the definition alone. Then the model's notes.
+
+        marks: what shows the intervals, such as "bands"."""
         made = self.about["definition"]
         if variable:
             values = self.data[variable]
             n = int(values.notnull().any([d for d in values.dims if d != "example"]).sum())
             made = f"{n} example(s), {self.about['cells']} steps that are right; {about}{made}"
-        return [made, *self.about["notes"]]
+        shown = [f"{marks}: {bootstrap.LEVEL:.0%} intervals over examples".replace("%", " %")] if marks else []
+        return [made, *shown, *self.about["notes"]]
 
     def step_ticks(self) -> list[str]:
         """Each step's number and the beginning of its kind, for an axis."""
