@@ -17,7 +17,8 @@ def figure(found: Any) -> Figure:
     such pairs: on words that one sentence relates."""
     data, s = found.data, found.about["settings"]
     lines = [
-        f"n = {s['train']} questions to train on, {data.sizes['example']} units to test on; bands: 95 % intervals over units; {found.about['definition']}",
+        f"n = {s['train']} questions to train on, {data.sizes['example']} units to test on; bands: 95 % intervals over units; "
+        f"{found.about['definition']}",
         *found.about["notes"],
     ]
     stated = bool(np.isfinite(data["stated"]).any())
