@@ -37,7 +37,7 @@ def settings_table(outcomes: Sequence[SettingOutcome]) -> list[str]:
         found = [_known(o, claim) for o in outcomes]
         if sum(v is not None for v in found) == 0:
             continue
-        cells = ["–" if v is None else _cell(v) for v in found]
+        cells = ["–" if v is None else v.cell("**") for v in found]
         lines.append(f"| {claim.text} | {' | '.join(cells)} | {pooled([v for v in found if v is not None])} |")
     lines.append("")
     lines += [f"* {o.name}: not done: {printable(o.failure)}" for o in outcomes if o.failure]
@@ -52,18 +52,6 @@ def _known(outcome: SettingOutcome, claim: Claim) -> Verdict | None:
     return next((verdict for its, verdict in outcome.verdicts if its.name == claim.name), None)
 
 
-def _cell(verdict: Verdict) -> str:
-    """The verdict's word, and the mean of its values with its interval and the number of examples."""
-    if verdict.values is None:
-        return f"**{verdict.word}**"
-    x = bootstrap.mean_interval(verdict.values, within=bootstrap.SHARE if verdict.share else None)
-    return f"**{verdict.word}**, {x.words(_form(verdict))}, n = {int(x.n)}"
-
-
-def _form(verdict: Verdict) -> str:
-    return "{:.0%}" if verdict.share else "{:.2f}"
-
-
 def pooled(verdicts: Sequence[Verdict]) -> str:
     """Returns what several settings say together, in words."""
     decided = [v for v in verdicts if v.word in _DECIDED]
@@ -74,7 +62,7 @@ def pooled(verdicts: Sequence[Verdict]) -> str:
         first = known[0]
         groups = [v.values for v in known if v.values is not None]
         x = pooled_interval(groups, within=bootstrap.SHARE if first.share else None)
-        out += f"{'; ' if out else ''}{x.words(_form(first))} over {int(x.n)} settings (threshold {first.threshold:g})"
+        out += f"{'; ' if out else ''}{x.words(first.form)} over {int(x.n)} settings (threshold {first.threshold:g})"
     return out or "decided in none"
 
 

@@ -21,14 +21,6 @@ from pycotmech.report.charts import Chart
 
 
 @dataclass(frozen=True)
-class Text:
-    """A paragraph. strong: whether it is the answer, set larger."""
-
-    text: str
-    strong: bool = False
-
-
-@dataclass(frozen=True)
 class Sentences:
     """A list of findings."""
 
@@ -88,7 +80,7 @@ class Claim:
     parts: Sequence[Part] = ()
 
 
-Part = Text | Sentences | Facts | Table | Note | Quote | Draw | Claim
+Part = Sentences | Facts | Table | Note | Quote | Draw | Claim
 WORDS = {"borne out": "yes", "yes": "yes", "not borne out": "no", "no": "no", "not decided": "open"}
 """Verdicts, and the class that colours them; the word itself is always there."""
 
@@ -134,8 +126,6 @@ class _Writer:
 
     def part(self, part: Part) -> str:
         match part:
-            case Text(text, strong):
-                return f"<p{' class=summary' if strong else ''}>{_e(text)}</p>"
             case Sentences(lines):
                 return f"<ul class=findings>{''.join(f'<li>{_e(line)}</li>' for line in lines)}</ul>" if lines else ""
             case Facts(rows):

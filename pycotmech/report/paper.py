@@ -150,9 +150,8 @@ def _in_order(verdicts: Sequence[tuple[PaperClaim, Verdict]]) -> list[tuple[Pape
 
 def _claim(claim: PaperClaim, verdict: Verdict, drawn: _Charts) -> Claim:
     parts: list[Part] = []
-    if verdict.values is not None:
+    if verdict.values is not None and (x := verdict.interval) is not None:
         unit = "share" if verdict.share else "number"
-        x = bootstrap.mean_interval(verdict.values, within=bootstrap.SHARE if verdict.share else None)
         numbers = (float(x.mean), float(x.low), float(x.high), verdict.threshold)
         words = f"The quantity that decides it, over {plural(int(x.n), 'example')}"
         parts.append(Draw(charts.interval(words, words, *numbers, unit=unit, values=verdict.values), compact=True))
@@ -220,7 +219,7 @@ def _settings(outcomes: Sequence[SettingOutcome]) -> Section:
     for claim in CLAIMS:
         found = [next((v for c, v in o.verdicts if c.name == claim.name and v.data), None) for o in outcomes]
         if any(v is not None for v in found[1:]):
-            cells = ["–" if v is None else _cell(v) for v in found]
+            cells = ["–" if v is None else v.cell() for v in found]
             rows.append([claim.text, *cells, pooled([v for v in found if v is not None])])
     why = {setting.name: setting.why for setting in HARDER}
     failures = [f"{o.name}: {o.failure}" for o in outcomes if o.failure]
@@ -230,13 +229,6 @@ def _settings(outcomes: Sequence[SettingOutcome]) -> Section:
         *(Note(text) for text in failures),
     ]
     return Section("settings", "The claims in harder settings", parts, short="Harder settings")
-
-
-def _cell(verdict: Verdict) -> str:
-    if verdict.values is None:
-        return verdict.word
-    x = bootstrap.mean_interval(verdict.values, within=bootstrap.SHARE if verdict.share else None)
-    return f"{verdict.word}, {x.words('{:.0%}' if verdict.share else '{:.2f}')}, n = {int(x.n)}"
 
 
 def _costs(outcome: SettingOutcome) -> Section:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pycotmech.report import charts
-from pycotmech.report.page import Claim, Draw, Facts, Note, Page, Quote, Section, Sentences, Table, Text, render
+from pycotmech.report.page import Claim, Draw, Facts, Note, Page, Quote, Section, Sentences, Table, render
 from tests.report.made import HOSTILE
 
 VOID = {"meta", "img", "br", "input", "link"}
@@ -56,7 +56,7 @@ def data_of(page: str) -> dict:
 def page_with(text: str) -> Page:
     chart = charts.heads(text, text, (1, 2), [charts.head_map(text, [[0.5, float("nan")]], kind=text)])
     parts = [
-        Text(text), Sentences([text]), Facts({text: text}), Note(text), Quote([(text, text)]), Draw(chart), Draw(chart),
+        Sentences([text]), Facts({text: text}), Note(text), Quote([(text, text)]), Draw(chart), Draw(chart),
         Table(text, [text], [[text]]), Table(text, [text], [[text]], closed=True),
         Claim(text, "not decided", text, text, text, text, [Draw(chart, compact=True)]),
     ]  # fmt: skip

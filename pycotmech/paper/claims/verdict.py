@@ -45,6 +45,23 @@ class Verdict(Described):
         """Returns this verdict with the values that it rests on."""
         return replace(self, values=np.asarray(values, dtype=np.float64), threshold=threshold, share=share)
 
+    @property
+    def interval(self) -> bootstrap.Interval | None:
+        """The mean of the values with its interval over examples; None without values."""
+        if self.values is None:
+            return None
+        return bootstrap.mean_interval(self.values, within=bootstrap.SHARE if self.share else None)
+
+    @property
+    def form(self) -> str:
+        """The format of the quantity in a text."""
+        return "{:.0%}" if self.share else "{:.2f}"
+
+    def cell(self, mark: str = "") -> str:
+        """The word, and the mean with its interval and the number of examples, as a table has it. mark: around the word."""
+        x = self.interval
+        return f"{mark}{self.word}{mark}" + ("" if x is None else f", {x.words(self.form)}, n = {int(x.n)}")
+
 
 @dataclass(frozen=True)
 class Claim(Described):
