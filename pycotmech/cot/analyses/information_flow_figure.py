@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _SEGMENT_COLOURS = {"few_shot": PALETTE[0], "question": PALETTE[1], "generated": PALETTE[2]}
 _STYLES = {"v": "-", "k": (0, (4, 2)), "q": (0, (1, 1.5)), "": "-"}
 _DEPTHS = 4
+_ROOM = 18
+"""Nodes that stand above one another in the height of the graph without touching."""
 
 
 class Token(NamedTuple):
@@ -74,7 +77,7 @@ def _draw_graph(axis: Axes, graph: Graph, tokens: Mapping[int, Token], n_layers:
         return
     x = {p: i for i, p in enumerate(sorted(tokens))}
     strongest = max((abs(edge.weight) for edge in graph.edges if np.isfinite(edge.weight)), default=1.0) or 1.0
-    spread = _spread(graph.nodes)
+    spread = offsets(graph.nodes, n_layers / _ROOM)
     for edge in graph.edges:
         parent = graph.nodes[edge.parent]
         child = graph.nodes[edge.child] if edge.child >= 0 else None
@@ -117,16 +120,25 @@ def _draw_graph(axis: Axes, graph: Graph, tokens: Mapping[int, Token], n_layers:
             Line2D([], [], color="0.35", ls=_STYLES[i], label=f"by its {w}")
             for i, w in (("v", "values"), ("k", "keys"), ("q", "queries"))
         ]
+    if any(edge.weight < 0 for edge in graph.edges):
+        marks.append(Line2D([], [], color=PALETTE[0], label="lowers the answer"))
     axis.legend(handles=marks, fontsize=6.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _spread(nodes: Sequence[Node]) -> list[float]:
-    """Sideways offsets of nodes that lie at one position and layer, so that they do not cover one another."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, node in enumerate(nodes):
-        groups.setdefault((node.position, node.layer), []).append(i)
+def offsets(nodes: Sequence[Node], near: float) -> list[float]:
+    """Sideways offsets of nodes at one position whose layers are at most `near` apart, so that none covers another."""
     out = [0.0] * len(nodes)
-    for members in groups.values():
-        for j, i in enumerate(members):
-            out[i] = (j - (len(members) - 1) / 2) * min(0.3, 0.8 / len(members))
+    at: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes):
+        at.setdefault(node.position, []).append(i)
+    for indices in at.values():
+        indices.sort(key=lambda i: nodes[i].layer)
+        clusters = [indices[:1]]
+        for before, i in itertools.pairwise(indices):
+            if nodes[i].layer - nodes[before].layer > near:
+                clusters.append([])
+            clusters[-1].append(i)
+        for cluster in clusters:
+            for j, i in enumerate(cluster):
+                out[i] = (j - (len(cluster) - 1) / 2) * min(0.3, 0.8 / len(cluster))
     return out

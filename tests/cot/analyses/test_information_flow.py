@@ -1,6 +1,7 @@
 """E8: graphs of planted circuits, edges against path patching in float64, the authors' construction against a naive one."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.cot.analyses import information_flow as module
+from pycotmech.cot.analyses.information_flow_figure import offsets
 from pycotmech.cot.tools import cells as cells_module
 from pycotmech.cot.tools import flow_exact, flow_paper
 from pycotmech.cot.tools.activations import Prompt
@@ -461,3 +463,11 @@ def test_cost(model, examples, every, result):
 def test_bad_input(model, examples, every, arguments, words):
     with pytest.raises(ValueError, match=words):
         pcm.cot.information_flow(model, examples, right=every, **arguments)
+
+
+def test_nodes_that_would_touch_in_the_figure_stand_side_by_side():
+    from types import SimpleNamespace
+
+    nodes: Any = [SimpleNamespace(position=p, layer=l) for p, l in ((9, 28), (9, 29), (9, 20), (3, 28), (9, 27))]
+    assert np.allclose(offsets(nodes, 1.5), [0.0, 0.8 / 3, 0.0, 0.0, -0.8 / 3])
+    assert offsets(nodes, 0.5) == [0.0] * 5 and np.allclose(offsets([*nodes[:1] * 2], 0.5), [-0.15, 0.15])
