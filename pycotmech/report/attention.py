@@ -13,6 +13,10 @@ from pycotmech.runs.results import AttentionResults
 
 _TOKENS = 200
 _KEYS = 8
+_KINDS = (
+    "Mean attention of a head to: the first token; the previous token; earlier copies of the row's own token (duplicate); what "
+    "followed earlier copies of it (induction). Grey: no row of this text has such a place."
+)
 
 
 def attention_page(results: AttentionResults) -> Page:
@@ -43,8 +47,8 @@ def attention_page(results: AttentionResults) -> Page:
         Section("segments", "Attention by segment", [Draw(on)], lead="Choose a segment above the map, and a head in it.")
     ]
     if scores:
-        known = charts.heads("Known kinds of heads", "score", (L, H), scores, unit="share", scale="sequential", details=details)
-        sections.append(Section("kinds", "Known kinds of heads", [Draw(known)]))
+        known = charts.heads("Score of each kind", "score", (L, H), scores, unit="share", scale="sequential", details=details)
+        sections.append(Section("kinds", "Known kinds of heads", [Draw(known)], lead=_KINDS))
     received = charts.bars(
         "Attention that each token receives", "mean weight in later rows", [str(p) for p in tokens["position"][:_TOKENS]],
         {"all heads": tokens["received"].to_numpy()[:_TOKENS]}, texts=texts[:_TOKENS],
@@ -55,7 +59,7 @@ def attention_page(results: AttentionResults) -> Page:
             "tokens",
             "The tokens",
             [
-                Quote([("Text", "".join(texts[:_TOKENS]) + ("…" if len(texts) > _TOKENS else ""))]),
+                Quote([("Text", _joined(texts[:_TOKENS]) + ("…" if len(texts) > _TOKENS else ""))]),
                 Draw(received),
                 Table(
                     "Tokens (tokens.csv)", list(map(str, tokens.columns)), rows, ("position", "token", "received"), closed=True
@@ -63,20 +67,22 @@ def attention_page(results: AttentionResults) -> Page:
             ],
         )
     )
-    most = mass.mean((0, 1))
+    most, words = mass.mean((0, 1)), ["the first token" if name == "first" else name for name in names]
     order = np.argsort(-most, kind="stable")
-    shares = listed([f"{most[g]:.0%} on {names[g]}" for g in order.tolist()])
+    shares = [f"{most[g]:.0%} to {words[g]}" for g in order.tolist()]
+    if (rest := 1 - float(most.sum())) > 0.005:
+        shares.append(f"{rest:.0%} to tokens of no segment")
     strongest = []
     for g in order.tolist()[:3]:
         l, h = np.unravel_index(int(np.argmax(mass[..., g])), (L, H))
-        strongest.append(f"L{l}H{h} gives {names[g]} {mass[l, h, g]:.0%}")
+        strongest.append(f"{mass[l, h, g]:.0%} of L{l}H{h}'s goes to {words[g]}")
     return Page(
         title=f"{model}: where its heads look in one text",
         kicker="Attention of every head",
         asked="Which part of the text does each head attend to, and which tokens receive attention?",
         answer=[
-            f"Over all {L * H} heads and {plural(len(summary.rows), 'row')}, attention goes {shares}. "
-            f"{listed(strongest)}, more than any other head."
+            f"Over all {L * H} heads and {plural(len(summary.rows), 'row')}, attention goes {listed(shares)}. The largest "
+            f"shares of single heads: {listed(strongest)}."
         ],
         facts={
             "Model": model, "Size": f"{L} layers × {H} heads", "Tokens": len(texts), "Segments": names,
@@ -86,3 +92,8 @@ def attention_page(results: AttentionResults) -> Page:
         notes=[sentence(note) for note in provenance.get("notes") or []],
         made=made(provenance),
     )  # fmt: skip
+
+
+def _joined(texts: list[str]) -> str:
+    """The tokens as one text; with spaces between them where the tokenizer's tokens hold none."""
+    return ("" if any(text[:1].isspace() for text in texts) else " ").join(texts)

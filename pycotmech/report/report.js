@@ -344,7 +344,7 @@
     if (!found) return "";
     return [
       el("h4", {}, found.title), found.text ? el("p", {}, found.text) : "",
-      found.rows ? weights(found.rows.map(([text, value]) => ({ text, value })), largest([found.rows.map((r) => r[1])]), (v) => shown(v, found.unit || "number", true)) : "",
+      found.rows ? weights(found.rows.map(([text, value]) => ({ text, value })), largest([found.rows.map((r) => r[1])]), (v) => shown(v, found.unit || "number", chart.scale !== "sequential")) : "",
     ];
   }
 

@@ -247,7 +247,7 @@ def _receivers(result: Any, use: Any) -> Section:
     maps = [
         charts.head_map(
             "Kurtosis beyond its null",
-            grid(found["mean"] - null),
+            _beyond_rounding(grid(found["mean"] - null)),
             n=data.sizes["trace"],
             low=grid(found["low"] - null),
             high=grid(found["high"] - null),
@@ -290,3 +290,8 @@ def _receivers(result: Any, use: Any) -> Section:
     return Section(
         "receiver-heads", result.title, parts, lead="Heads that attend to the same few sentences from any later position."
     )
+
+
+def _beyond_rounding(values: np.ndarray) -> np.ndarray:
+    """The values, with 0 for what is rounding of numbers near 1: a map of such alone would look like a finding."""
+    return np.where(np.abs(values) < 1e-9, 0.0, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from pycotmech import paper
 from pycotmech.report import page_of, write_report
-from pycotmech.report.page import Claim, Draw, Note, render
+from pycotmech.report.page import Claim, Draw, Note, Quote, render
 from pycotmech.runs import Settings, experiment
 from pycotmech.runs.attention import summarise_text
 from pycotmech.runs.events import EventLog
@@ -152,7 +153,10 @@ def test_the_attention_of_a_text(tmp_path):
     page = page_of(tmp_path / "out")
     maps = charts_of(page, "heads")[0]
     assert [m["name"] for m in maps["maps"]] == ["begin", "first"] and maps["scale"] == "sequential" and maps["details"]
-    assert "attention goes" in page.answer[0]
+    assert "attention goes" in page.answer[0] and "to the first token" in page.answer[0]
+    assert sum(map(int, re.findall(r"(\d+)% to ", page.answer[0]))) in (99, 100, 101)  # what no segment has is said too
+    (text,) = [part for section in page.sections for part in section.parts if isinstance(part, Quote)]
+    assert " cat" in text.parts[0][1]  # this tokenizer's tokens hold no spaces
     read(render(page))
 
 
