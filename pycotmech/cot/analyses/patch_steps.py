@@ -112,7 +112,9 @@ class PatchSteps(HeadAnalysis):
 
     def _limits(self) -> list[str]:
         floor = self.data["noise_floor"].max("example")
-        words = f"noise floor, of the example where it is largest: {float(floor.min()):.1g} to {float(floor.max()):.1g}, by step"
+        words = (
+            f"noise floor, of the example where it is largest: {float(floor.min()):.1g} to {float(floor.max()):.1g}, by step"
+        )
         control = self.control()
         if bool(control.notnull().any()):
             words += f"; control: {float(control.min()):.2g} to {float(control.max()):.2g}, by step"
