@@ -16,7 +16,9 @@ from pycotmech.runs import Settings, experiment
 from pycotmech.runs.attention import summarise_text
 from pycotmech.runs.events import EventLog
 from pycotmech.runs.head_views import FILE as VIEWS
+from pycotmech.runs.results import open_results
 from pycotmech.runs.trace_run import TraceSettings, run_traces
+from tests.figures.overlaps import overlaps
 from tests.report.made import run_folder
 from tests.report.test_page import data_of, read
 
@@ -166,6 +168,11 @@ def papers(tmp_path_factory):
     only = ("patch_steps", "attention_by_source", "answer_writers", "functional_rift", "information_flow")
     paper.run(Settings(model="tiny-cot", examples=2, steps=(2, 5), threads=1), folder, only=only)
     return folder
+
+
+def test_texts_of_the_papers_figures_do_not_lie_on_one_another(papers):
+    drawings = open_results(papers).drawings()
+    assert len(drawings) == 5 and {name: found for name, d in drawings.items() if (found := overlaps(d.draw()))} == {}
 
 
 def test_the_paper_begins_with_its_claims(papers):

@@ -102,6 +102,7 @@ class DecisionHorizon(Analysis):
         from pycotmech.figures.curves import line_with_band
         from pycotmech.figures.frame import PALETTE, finished
         from pycotmech.figures.library import Figure
+        from pycotmech.figures.words import plural
 
         found = self.interval("same")
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")
@@ -110,7 +111,13 @@ class DecisionHorizon(Analysis):
             one = found.sel(sentences=h)
             values = (one[k].values for k in ("layer", "mean", "low", "high"))
             line_with_band(
-                axis, *values, alpha=0.12, marker="o", ms=3, color=colour, label=f"{h} sentences, n = {int(one['n'].max())}"
+                axis,
+                *values,
+                alpha=0.12,
+                marker="o",
+                ms=3,
+                color=colour,
+                label=f"{plural(int(h), 'sentence')}, n = {int(one['n'].max())}",
             )
         axis.set_xlabel("layer whose attention comes from the other question")
         axis.set_ylabel("share of texts that stay the same")
