@@ -14,6 +14,7 @@ from pycotmech.figures.library import Figure, Text, rc_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as PlainFigure
 
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#bbbbbb", "#dddddd", "#cc79a7", "#e69f00", "#56b4e9")
 """Few-shot red, question blue, generated green, as in the paper's maps, in the tones of Okabe and Ito (2008), which people who
@@ -49,7 +50,7 @@ def _wrapped(text: str, columns: int) -> list[str]:
     return textwrap.wrap(text, columns) or [""]
 
 
-def caption(figure: Figure) -> tuple[str, list[str]]:
+def caption(figure: PlainFigure) -> tuple[str, list[str]]:
     """The title and the lines of small print of a figure that `finished` has finished; empty for another one."""
     title, *lines = str(figure.get_label()).split("\n")
     return title, [line for line in lines if line]
@@ -64,12 +65,12 @@ def saved(figure: Figure, path: str | PathLike | None) -> Figure:
     return figure
 
 
-def save_as(figure: Figure, path: str | PathLike, *, dpi: float = _DPI) -> None:
+def save_as(figure: PlainFigure, path: str | PathLike, *, dpi: float = _DPI) -> None:
     """Writes a figure in the format of the file's ending. Texts of an SVG or PDF stay texts, and a PDF carries its fonts; the
     same figure gives the same bytes."""
     made = {".png": {"Software": "pycotmech"}, ".svg": {"Creator": "pycotmech", "Date": None}}
     made[".pdf"] = {"Creator": "pycotmech", "CreationDate": None}
-    how = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "pycotmech", "pdf.fonttype": 42}
+    how: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "pycotmech", "pdf.fonttype": 42}
     with rc_context(how):  # for what is made while it is drawn
         figure.savefig(path, dpi=dpi, metadata=made.get(Path(path).suffix.lower()))
 

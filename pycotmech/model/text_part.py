@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pycotmech.model.families.base import attached
+from pycotmech.model.families.one_module import attached
 from pycotmech.model.families.registry import SUPPORTED
 from pycotmech.model.placement import is_placed
 

@@ -13,7 +13,7 @@ from pycotmech.files.write import replacing, subfolder, write_text
 from pycotmech.runs.folder import made_folder
 
 if TYPE_CHECKING:
-    from pycotmech.figures.library import Figure
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
 CAPTIONS = "captions.md"

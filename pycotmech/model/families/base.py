@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, TypeGuard, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,10 @@ from pycotmech.model import work
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.launches import side_by_side
-from pycotmech.model.placement import bias_of, device_of, has_plain_weights, only_placed, weight_of
+from pycotmech.model.families.one_module import attached, is_exactly, linear, product
+from pycotmech.model.placement import bias_of, device_of, weight_of
 from pycotmech.model.precision import refuse_rounded_products
 from pycotmech.model.sizes import Sizes, for_device, keep_freed_memory
-
-Module = TypeVar("Module", bound=nn.Module)
 
 VOCAB_SLICE = 8192
 """Rows of the unembedding that are widened to float32 at a time: 128 MiB for Llama-2 7B."""
@@ -216,7 +215,8 @@ class Family(ABC):
         False, and nothing is done, on a CPU and where rotations are of another kind."""
         if not self.few_launches or type(self).rotate is not Family.rotate:
             return False
-        ops.rope_keys(q, k, v, *angles[self._rotary_kind(l)][:, rows], k_own, v_own)
+        cos, sin = angles[self._rotary_kind(l)][:, rows]
+        ops.rope_keys(q, k, v, cos, sin, k_own, v_own)
         return True
 
     def _rotary_kind(self, l: int) -> int:
@@ -460,44 +460,3 @@ class Family(ABC):
             raise NotImplementedError(
                 "model: something is attached to its unembedding; the share of heads in logits needs the unembedding as it is"
             )
-
-
-# ---- one module: fused when it is exactly the library's own, called otherwise --------------------------------------------
-
-
-def linear(module: nn.Module, x: Tensor) -> Tensor:
-    """A projection of rows [R, in] -> [R, out]."""
-    if is_exactly(module, nn.Linear):
-        return ops.linear(x, weight_of(module), bias_of(module))
-    if is_exactly(module, Conv1D):
-        return ops.matmul(x, weight_of(module), weight_of(module, "bias"))
-    return module(x[None])[0]
-
-
-def product(x: Tensor, module: nn.Linear | Conv1D) -> Tensor:
-    """A plain projection of rows [R, in] -> [R, out] without its bias."""
-    weight = weight_of(module)
-    return ops.matmul(x, weight) if isinstance(module, Conv1D) else ops.linear(x, weight, None)
-
-
-def attached(module: nn.Module) -> str | None:
-    """What on this module would change its forward, accelerate's moves to other devices aside; None if nothing."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        # transformers leaves its own output recorders on a model after the first output_hidden_states=True: they change
-        # nothing.
-        if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
-            return "forward hooks"
-    if "forward" in module.__dict__ and not only_placed(module):
-        return "a replaced forward method"
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        return "global forward hooks"
-    return None
-
-
-def is_exactly(module: nn.Module, *types: type[Module]) -> TypeGuard[Module]:
-    """Whether the module is exactly of one of these classes, with nothing attached to it and weights that are no stand-ins.
-
-    Asked of each module in each pass, thousands of times in a sweep, so it looks things up where `Module.__getattr__` would."""
-    # A parametrized module is of a class of its own.
-    return type(module) in types and attached(module) is None and has_plain_weights(module)

@@ -9,7 +9,7 @@ from transformers.activations import GELUTanh
 from transformers.models.gemma2 import modeling_gemma2
 
 from pycotmech.model.families.attention import LayerAttention
-from pycotmech.model.families.base import is_exactly
+from pycotmech.model.families.one_module import is_exactly
 from pycotmech.model.families.post_norm import PostNormFamily
 from pycotmech.model.families.windows import WindowsByKind
 from pycotmech.model.placement import weight_of

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.pytorch_utils import Conv1D
 
-from pycotmech.model.families.base import is_exactly
 from pycotmech.model.families.layer_norm import LayerNormFamily
+from pycotmech.model.families.one_module import is_exactly
 
 
 class GPT2Family(LayerNormFamily):

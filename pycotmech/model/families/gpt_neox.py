@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.gpt_neox import modeling_gpt_neox
 
-from pycotmech.model.families.base import is_exactly
 from pycotmech.model.families.layer_norm import LayerNormFamily
+from pycotmech.model.families.one_module import is_exactly
 
 
 class GPTNeoXFamily(LayerNormFamily):

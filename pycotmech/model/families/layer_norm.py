@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
-from pycotmech.model.families.base import Family, is_exactly, linear
+from pycotmech.model.families.base import Family
+from pycotmech.model.families.one_module import is_exactly, linear
 from pycotmech.model.placement import device_of, weight_of
 
 _GELU: dict[type[nn.Module], Literal["tanh", "none"]] = {NewGELUActivation: "tanh", GELUTanh: "tanh", GELUActivation: "none"}

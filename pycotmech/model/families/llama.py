@@ -15,8 +15,9 @@ from pycotmech import ops
 from pycotmech.model.config import Mixture, ModelConfig
 from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
-from pycotmech.model.families.base import Family, is_exactly, linear
+from pycotmech.model.families.base import Family
 from pycotmech.model.families.launches import products_in_one_buffer
+from pycotmech.model.families.one_module import is_exactly, linear
 from pycotmech.model.placement import device_of, weight_of
 
 _MLP_BYTES = 48 * 2**20

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.phi3 import modeling_phi3
 
-from pycotmech.model.families.base import is_exactly, linear
 from pycotmech.model.families.llama import LlamaFamily
+from pycotmech.model.families.one_module import is_exactly, linear
 
 
 class Phi3Family(LlamaFamily):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycotmech.model.families.base import is_exactly
 from pycotmech.model.families.llama import LlamaFamily, epsilon
+from pycotmech.model.families.one_module import is_exactly
 from pycotmech.model.placement import bias_of, weight_of
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.models.qwen3_moe import modeling_qwen3_moe
 
-from pycotmech.model.families.base import is_exactly
+from pycotmech.model.families.one_module import is_exactly
 from pycotmech.model.families.qwen3 import Qwen3Family
 
 
