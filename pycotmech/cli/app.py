@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -119,7 +120,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what the encoding of a terminal or pipe lacks is shown as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGTERM, _stop)
+    before, shown = signal.signal(signal.SIGTERM, _stop), warnings.formatwarning
+    if "--debug" not in sys.argv:
+        warnings.formatwarning = _warning  # type: ignore[assignment]
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         sys.exit(app(prog_name="pycotmech", standalone_mode=False) or 0)
@@ -137,6 +140,12 @@ def main() -> None:
         )
     finally:
         signal.signal(signal.SIGTERM, before)
+        warnings.formatwarning = shown
+
+
+def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as the shell shows it: one line without the place in the code, which --debug names."""
+    return f"pycotmech: warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _fail_usage(error: Any) -> NoReturn:

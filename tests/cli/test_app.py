@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -31,6 +32,19 @@ from tests.cli.prompts import CLEAN, CORRUPTED
 def test_a_wrong_command_line_is_one_line(shell, arguments, message):
     code, out, err = shell(*arguments)
     assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code(shell, monkeypatch):
+    seen = {}
+
+    def warns(**options):
+        seen["warning"] = warnings.formatwarning(UserWarning("memory is\nshort \x1b"), UserWarning, "a.py", 3)
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(cli, "app", warns)
+    assert shell("info")[0] == 0 and warnings.formatwarning is before
+    assert seen["warning"] == "pycotmech: warning: memory is short \\x1b\n"
+    assert shell("info", "--debug")[0] == 0 and "a.py:3" in seen["warning"]
 
 
 def test_an_unknown_model_and_debug(shell, tmp_path, monkeypatch):
