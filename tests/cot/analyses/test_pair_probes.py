@@ -74,7 +74,7 @@ def test_a_planted_chain_is_read_from_its_layer_on():
     assert (np.abs(curve[:4] - 0.5) < 0.12).all() and (curve[4:] > 0.7).all(), curve
     assert found.choice() == ("bilinear", 4)
     assert all(gain.low > 0 for gain in found.gains().values())
-    assert "hold more of the relation" in found.conclusion()
+    assert "encode more of the relation than surface" in found.conclusion()
 
 
 def test_where_attention_writes_nothing_there_is_chance():
