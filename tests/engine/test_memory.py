@@ -109,7 +109,7 @@ def test_a_pass_that_runs_out_of_memory_goes_on_in_halves(monkeypatch):
     pair = prompts(model, 12, first=6)
     whole = pcm.patch_heads(model, *pair, metric="prob", answer=3)
     run_out(monkeypatch, 30)
-    with pytest.warns(UserWarning, match=r"memory ran out while \d+ variant\(s\) .* memory_gb= sets .*; continuing with half as many at a time"):
+    with pytest.warns(UserWarning, match=r"memory ran out while \d+ variant\(s\) .* memory_gb= sets .*; continuing with half"):
         halves = pcm.patch_heads(model, *pair, metric="prob", answer=3)
     assert np.abs(halves.effect - whole.effect).max() < 1e-5 * np.abs(whole.effect).max()
     run_out(monkeypatch, 5)

@@ -44,7 +44,7 @@ def test_what_a_folder_of_an_earlier_version_does_not_hold_is_not_compared():
 
 def test_only_versions_can_be_accepted(tmp_path):
     stored, now = {"seed": 0, "torch": "2.10"}, {"seed": 0, "torch": "2.11"}
-    with pytest.raises(ValueError, match=r"other versions: torch was 2.10, now 2.11.*--accept-version to continue them") as caught:
+    with pytest.raises(ValueError, match=r"other versions: torch was 2.10, now 2.11.*--accept-version to continue") as caught:
         refuse_other_settings(tmp_path, stored, now)
     assert "\n" not in str(caught.value)
     assert refuse_other_settings(tmp_path, stored, now, accept_version=True) == ["torch was 2.10, now 2.11"]
