@@ -61,8 +61,8 @@ def main() -> None:
     if compiled:
         assert ops.cpp_missing is None and not said, said
         # linear is PyTorch's own product; rope_keys is asked for on GPUs only.
-    compiled = {name: where for name, where in ops.describe().items() if name not in ("linear", "rope_keys")}
-    assert all(where["cpu"] == "C++" for where in compiled.values()), compiled
+        own = {name: where for name, where in ops.describe().items() if name not in ("linear", "rope_keys")}
+        assert all(where["cpu"] == "C++" for where in own.values()), own
         info = json.loads(shell("info", "--json"))
         assert info["compiled_modules"]["pycotmech._C"] == "built", info
         print(f"compiled kernels: {info['compiled_modules']['pycotmech._core']}", flush=True)
