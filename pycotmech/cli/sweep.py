@@ -155,17 +155,11 @@ def sweep(
 def _expect(model: Model, arguments: dict[str, Any], screen: int | None, plan_for: str | None, *, as_json: bool) -> None:
     """Prints what the sweep would do and need. With a screen, of all heads: which it leaves is known only when it has run."""
     import pycotmech as pcm
-    from pycotmech.cost import Device, device_named, measured_speed, of_model, of_plan
+    from pycotmech.cost import device_named, of_plan, speed_and_device
     from pycotmech.runs.speed import shown_time
 
     plan = pcm.plan_heads(model, **arguments)
-    device: Device
-    if plan_for is None:
-        speed = measured_speed(model)
-        device = of_model(model, speed)
-    else:
-        device = device_named(plan_for)
-        speed = device.rate(model.cfg.dtype)
+    speed, device = speed_and_device(model, None if plan_for is None else device_named(plan_for))
     demand = of_plan(model.cfg, plan, metric=arguments.get("metric", "kl"))
     seconds = device.seconds(model.cfg, demand)
     if as_json:

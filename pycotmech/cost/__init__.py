@@ -12,7 +12,7 @@ Tests: `test_cost.py` for `demand`, `devices`, `machine`, `questions`.
 
 from pycotmech.cost.demand import Demand
 from pycotmech.cost.devices import DEVICES, DataSheet, Device, device_named
-from pycotmech.cost.machine import Measured, measured, measured_speed, of_model
+from pycotmech.cost.machine import Measured, measured, measured_speed, of_model, speed_and_device
 from pycotmech.cost.questions import head_logits, heads, lens, of_plan, paths, prompts, summary, suppression
 from pycotmech.model.families.registry import without_weights
 
@@ -32,6 +32,7 @@ __all__ = [
     "of_plan",
     "paths",
     "prompts",
+    "speed_and_device",
     "summary",
     "suppression",
     "without_weights",

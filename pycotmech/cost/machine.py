@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycotmech import ops
 from pycotmech.cost.demand import Demand, resid_dtype
+from pycotmech.cost.devices import DataSheet, Device
 from pycotmech.cost.questions import prompts
 from pycotmech.display import Described, Facts
 from pycotmech.engine.metrics import kl_from
@@ -131,6 +132,15 @@ def of_model(model: Model, forward: float | None = None, *, clock: Clock = time.
     cfg, rows = model.cfg, min(_FORWARD, model.cfg.n_ctx)
     seconds = rows * cfg.n_layers * layer_flop(cfg).linear / forward
     return replace(found, factor=seconds / found.seconds(cfg, prompts(cfg, [rows])))
+
+
+def speed_and_device(model: Model, planned: DataSheet | None = None) -> tuple[float, Device]:
+    """Returns the FLOP/s of large products and the device that times are predicted for: `planned`, by its data sheet, or this
+    machine with this model, after two forward passes of 512 tokens and kernels at the model's shapes."""
+    if planned is not None:
+        return planned.rate(model.cfg.dtype), planned
+    forward = measured_speed(model)
+    return forward, of_model(model, forward)
 
 
 def measured_speed(model: Model, *, clock: Clock | None = None) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pycotmech.cost import Device, Measured, measured_speed, of_model
+from pycotmech.cost import Device
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.registry import Description
 from pycotmech.display import Described, Facts
@@ -16,7 +16,7 @@ from pycotmech.model.config import ModelConfig
 from pycotmech.runs.speed import shown_time
 
 if TYPE_CHECKING:
-    from pycotmech.model import Model
+    pass
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,6 @@ class CostPlan(Described):
             f"{authors.forwards:>18,.0f} {authors.flop / 1e12:>10,.1f}"
         )
         return f"{row} {shown_time(theirs):>8}" if self.timed else row
-
-
-def measure(model: Model) -> tuple[float, Measured]:
-    """The FLOP/s of a forward pass here, and this machine as a device: two forward passes of 512 tokens, and kernels at the
-    model's shapes."""
-    forward = measured_speed(model)
-    return forward, of_model(model, forward)
 
 
 def make(

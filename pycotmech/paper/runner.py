@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pycotmech.cost import DataSheet, device_named
+from pycotmech.cost import DataSheet, device_named, speed_and_device
 from pycotmech.cot.tools.registry import Description
 from pycotmech.display import Described, Facts
 from pycotmech.files.write import subfolder
@@ -183,10 +183,7 @@ class _Work:
         threads = threads_of(self.choice, s)
         with torch_threads(s.threads if self.choice.engine == "serial" else threads):
             of_model = model_identity(model, verify=self.verify)
-            if self.device is None:
-                forward, device = planning.measure(model)
-            else:
-                forward, device = self.device.rate(model.cfg.dtype), self.device
+            forward, device = speed_and_device(model, self.device)
             make = partial(planning.make, model.cfg, device=device, flop_per_second=forward, authors=self.device is not None)
             if s.examples is None:
                 self.settings = self._fitted(model, of_model, make)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pycotmech.cost import DataSheet, Demand, Device, device_named, measured_speed, of_model, of_plan
+from pycotmech.cost import DataSheet, Demand, device_named, of_plan, speed_and_device
 from pycotmech.cot.tools.cost import Cost, rows_cost
 from pycotmech.display import Described
 from pycotmech.runs.experiment import checked_settings
@@ -195,11 +195,7 @@ def _estimate(
     plans = [_plan(model, work, batch, settings, memory_gb) for batch in sample]
     scale = len(batches) / max(1, len(plans))
     cfg = model.cfg
-    if planned is None:
-        forward = measured_speed(model)
-        machine: Device = of_model(model, forward)
-    else:
-        machine, forward = planned, planned.rate(cfg.dtype)
+    forward, machine = speed_and_device(model, planned)
     demand = scale * sum((of_plan(cfg, plan, metric=settings.metric) for plan in plans), Demand())
     flop, rows = (scale * sum(getattr(plan, name) for plan in plans) for name in ("flop", "token_forwards"))
     rows += scale * sum(plan.base_token_forwards for plan in plans)

@@ -12,6 +12,7 @@ from pycotmech.model import model as model_module
 from pycotmech.model import sizes
 from tests.engine.launches import META, Launches, one_attention
 from tests.reference.small_families import FAMILIES, small
+from tests.reference.stand_in_graphs import Again
 from tests.reference.tiny import tiny_llama
 
 H100 = sizes.for_ridge(266)
@@ -25,29 +26,21 @@ LIMIT_FIRST = 3500
 """The same of a sweep whose shape is new, so that every pass is launched kernel by kernel."""
 
 
-class Replayed:
-    """In the place of CUDA graphs: a replay is one launch, and a capture counts nothing."""
+class Replayed(Again):
+    """A replay is one launch, and a capture counts nothing."""
 
     def __init__(self, launches):
+        super().__init__()
         self.launches = launches
 
     def capture(self, fn):
-        def replay():
-            self.launches._count("graph")
-
         self.launches.paused = True
-        fn()
+        captured = super().capture(fn)
         self.launches.paused = False
-        return graphs.Captured(replay, 0)
+        return captured
 
-    def mark(self):
-        return None
-
-    def after(self, mark):
-        pass
-
-    def drain(self):
-        pass
+    def replayed(self, fn):
+        self.launches._count("graph")
 
 
 @pytest.fixture

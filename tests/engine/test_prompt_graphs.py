@@ -11,6 +11,7 @@ from pycotmech.model.packed import KeyValues
 from pycotmech.model.prompt_pass import MOST_ROWS, PromptPass, bucket
 from pycotmech.model.run import forward_packed
 from tests.engine.test_graphs import CASES, SHAPES, on, sweeps  # noqa: F401  on is a fixture
+from tests.reference.stand_in_graphs import Again
 from tests.reference.tiny import tiny_llama
 
 
@@ -71,21 +72,7 @@ def test_rows_that_are_added_change_no_value(case, dtype):
 def test_what_the_buckets_hold_is_counted_and_bounded():
     family, ids = llama().family, torch.arange(3, 40)
 
-    class Again:
-        def capture(self, fn):
-            fn()
-            return graphs_module.Captured(fn, 1000)
-
-        def mark(self):
-            return None
-
-        def after(self, mark):
-            pass
-
-        def drain(self):
-            pass
-
-    graphs = graphs_module.Graphs(Again())
+    graphs = graphs_module.Graphs(Again(1000))
     expected = forward_packed(family, [ids])
     for n in range(4):
         found = forward_packed(family, [ids], replay=lambda one: graphs.run(one, 2**30))

@@ -10,14 +10,14 @@ import xarray as xr
 
 import pycotmech as pcm
 from pycotmech import cot
-from pycotmech.cost import DEVICES
+from pycotmech.cost import DEVICES, measured_speed
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.held_out import named_halves
 from pycotmech.cot.tools.registry import COMPARED, Given
 from pycotmech.model.config import layer_flop
 from pycotmech.paper import CLAIMS, ENTRIES
 from pycotmech.paper.entries import ON_REQUEST, chosen
-from pycotmech.paper.plan import CostPlan, Line, make, measured_speed, shown_time
+from pycotmech.paper.plan import CostPlan, Line, make, shown_time
 from tests.reference.tiny import tiny_llama
 
 WORK = Workload(examples=8, cells=78, length=650.0, suffix=44.0, shared=613, longest=670.0, inductive=16)
