@@ -125,10 +125,10 @@ def test_a_setting_of_which_nothing_is_right_stops_nothing(tmp_path, monkeypatch
 
 
 def test_minutes_choose_the_number_once(tmp_path, monkeypatch):
-    from pycotmech.paper import plan as planning
+    from pycotmech.paper import runner
 
     slow = types.SimpleNamespace(name="a slow machine", seconds=lambda cfg, demand: demand.flop(cfg) / 0.5e8)
-    monkeypatch.setattr(planning, "measure", lambda model: (1e8, slow))
+    monkeypatch.setattr(runner, "speed_and_device", lambda model, planned: (1e8, slow))
     asked = dataclasses.replace(SETTINGS, examples=None)
     plan = lambda minutes: paper.run(asked, tmp_path, only=("copy_heads",), minutes=minutes, plan_only=True).plan  # noqa: E731
     found = plan(2.0)
