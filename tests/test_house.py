@@ -47,6 +47,8 @@ LIBRARIES = {
     "_experts_implementation": "transformers: the code that a mixture of experts runs on",
     "_forward_hooks": "torch: whether a module has hooks, which decide whether it may be bypassed",
     "_forward_pre_hooks": "torch: as above",
+    "_orig_mod": "torch: the module that torch.compile was given",
+    "_torchdynamo_orig_callable": "torch: the method that torch.compile was given",
     "_parameters": "torch: a module's own weights, without the search of its __getattr__, which took 1 % of a sweep",
     "_global_forward_hooks": "torch: as above, hooks of all modules",
     "_global_forward_pre_hooks": "torch: as above",

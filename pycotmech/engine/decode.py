@@ -53,7 +53,8 @@ class Runs:
         """Adds tokens [S_i] to each run; the residual stream after the last layer at each run's last token, [m, d], of the
         m runs that go through all layers.
 
-        Raises ValueError if a run has no room left, or gets fewer or more than the run that it takes from.
+        Raises ValueError if a run has no room left, gets fewer or more than the run that it takes from, or becomes longer than
+        the model has positions.
         """
         family, cfg, device = self.family, self.family.cfg, self.family.device
         counts = [len(t) for t in tokens]
@@ -64,6 +65,7 @@ class Runs:
             if counts[run] != counts[giver]:
                 raise ValueError(f"tokens: {counts[run]} for run {run}, {counts[giver]} for run {giver}, from which it takes")
         P = 0 if self.past is None else len(self.past)
+        family.check_length(P + max(have + more for have, more in zip(self.length, counts, strict=True)))
         offsets = [0, *torch.tensor(counts).cumsum(0).tolist()]
         run = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         at = torch.cat([torch.arange(have, have + more) for have, more in zip(self.length, counts)])

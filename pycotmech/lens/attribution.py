@@ -93,16 +93,16 @@ def head_logits(
             if normalization == "final":
                 readout.check_norm(final)
             prepared = _Block(readout, normalization, parts.factor[here].to(family.device), ids)
-            constant = torch.zeros(cfg.d_model, dtype=wide, device=family.device)
+            constant = torch.zeros(b - a, cfg.d_model, dtype=wide, device=family.device)
             for l in range(L):
                 z = rows.sites["z"][l, a:b]
                 out = family.head_out(l, z)
                 _check_linear(family, readout, l, z, out)
                 heads[here, l] = prepared(out)
                 mlps[here, l] = prepared(rows.sites["mlp_out"][l, a:b][:, None].to(wide))[:, 0]
-                constant += family.attn_bias(l)
+                constant += family.attn_bias(l, z)
             embedding[here] = prepared(rows.embedding[a:b][:, None])[:, 0]
-            bias[here] = prepared(constant.expand(b - a, 1, -1))[:, 0]
+            bias[here] = prepared(constant[:, None])[:, 0]
             added = readout.bias(ids, normalization)
             if added is not None:
                 bias[here] += added.cpu()
@@ -155,7 +155,7 @@ def _check_linear(family: Family, readout: LogitReadout, l: int, z: Tensor, out:
     if family.is_plain_projection(l):
         return
     together = family.attn_out(l, z).to(out.dtype)
-    gap = out.sum(1) + family.attn_bias(l) - together
+    gap = out.sum(1) + family.attn_bias(l, z) - together
     # With 16-bit or quantised weights every one of the H + 1 calls rounds.
     if not gap.norm() <= 10 * readout.tolerance * (together.norm() + out.norm()):
         raise ValueError(

@@ -24,6 +24,7 @@ def check_against_hf(family: Family) -> None:
     float32 and float64: each value equal to 1e-4 of the largest. bfloat16 and float16: the root-mean-square error against
     a pass in float32 (the same weights, widened one layer at a time) no larger than the Hugging Face model's own, within
     25 %. Quantised weights, and 16-bit ones that accelerate has placed: within 5 % of the Hugging Face model's values.
+    If some module is called as it is, it must also treat each row by itself, wherever it stands among others.
     Raises ValueError naming the first place that differs, or the first that is not finite.
     """
     generator = torch.Generator().manual_seed(0)
@@ -33,6 +34,8 @@ def check_against_hf(family: Family) -> None:
         if not torch.isfinite(value).all():
             raise ValueError(f"model: its own forward pass is not finite at {name}; are the weights intact?")
     ours = _ours(family, tokens)
+    if not family.is_plain():
+        _check_rows(family, tokens, ours[LOGITS])
     if family.dtype in (torch.float32, torch.float64):
         for name, got in ours.items():
             worst, scale = (got - theirs[name]).abs().max().item(), theirs[name].abs().max().item()
@@ -54,6 +57,23 @@ def check_against_hf(family: Family) -> None:
                 _first_worse(ours, theirs, truth),
                 f"error of the logits {error:.3g} against float32, the Hugging Face model's own {own:.3g}",
             )
+        )
+
+
+def _check_rows(family: Family, tokens: Tensor, logits: Tensor) -> None:
+    """Raises ValueError if logits [T, V] of tokens [T] change when the rows of another prompt are computed before theirs."""
+    other = (tokens + family.cfg.d_vocab // 2) % family.cfg.d_vocab
+    packed = forward_packed(family, [other, tokens], read=torch.arange(len(other), 2 * len(tokens)))
+    with torch.no_grad():
+        found = family.logits(packed.resid_final).cpu()
+    exact = family.dtype in (torch.float32, torch.float64) and not family.is_quantised()
+    error = (found - logits).abs().max().item() if exact else _rms(found - logits)
+    scale = logits.abs().max().item() if exact else _rms(logits)
+    if not error <= (_EXACT_TOLERANCE if exact else _TOLERANCE_16_BIT) * scale:
+        raise ValueError(
+            f"model: what it computes for a token changes by {error:.3g}, where logits reach {scale:.3g}, with the rows that "
+            "are computed beside it. A hook that edits by position does that, and quantisation with one scale for all rows. "
+            "Prompts and variants are computed together, so their values would depend on one another; remove what does it"
         )
 
 

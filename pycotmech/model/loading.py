@@ -20,7 +20,7 @@ import torch
 
 from pycotmech._warnings import warn
 from pycotmech.files.text import parse_json
-from pycotmech.model import _checkpoint, converted, fused
+from pycotmech.model import _checkpoint, converted, fused, mxfp4
 from pycotmech.model.aliases import ALIASES, INSTALL, Alias, merge_adapter
 from pycotmech.model.config_check import check_config
 from pycotmech.model.digests import WeightFiles, fingerprint
@@ -271,7 +271,15 @@ def _load_local(
         if prepend_bos is None:
             prepend_bos = facts["prepend_bos"]
     model = _load_folder(folder, dtype=dtype, source=source, trust_remote_code=trust_remote_code)
+    if mxfp4.is_packed(_read_config(folder / "config.json", source=source)):
+        notes = (*notes, mxfp4.NOTE)
     tokenizer = _load_tokenizer(folder, source=source, trust_remote_code=trust_remote_code)
+    if prepend_bos is None and (declared := _undone_bos(folder, tokenizer)) is not None:
+        prepend_bos = declared
+        notes = (
+            *notes,
+            f"prompts begin {'with' if declared else 'without'} BOS, as tokenizer_config.json says (add_bos_token)",
+        )
     return Loaded(model=model, tokenizer=tokenizer, name=name, prepend_bos=prepend_bos, notes=notes)
 
 
@@ -295,6 +303,9 @@ def _converted(path: Path) -> tuple[Path, dict]:
 def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_remote_code: bool) -> PreTrainedModel:
     fields = text_config(_read_config(folder / "config.json", source=source))
     headers = _checkpoint.read_headers(_checkpoint.weight_files(folder))
+    packed = mxfp4.is_packed(fields)
+    if packed:
+        headers = mxfp4.restored(headers)
 
     check_config(fields, source=source, layers=_checkpoint.count_layers(headers))
 
@@ -324,6 +335,7 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
+                **(mxfp4.options() if packed else {}),
             )
     except RuntimeError as error:
         if not rewritten:
@@ -351,6 +363,23 @@ def _load_tokenizer(folder: Path, *, source: Path, trust_remote_code: bool) -> P
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise ValueError(f"the tokenizer in {source} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _undone_bos(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> bool | None:
+    """What tokenizer_config.json says of BOS (`add_bos_token`) where the tokenizer does otherwise; None where they agree.
+
+    Up to version 4 of transformers a LlamaTokenizer did what the field says, whatever is in tokenizer.json, and models were
+    made and published with that: R1-Distill-Qwen, whose tokenizer.json adds no BOS, with one. Version 5 drops the field.
+    """
+    file = folder / "tokenizer_config.json"
+    if tokenizer is None or tokenizer.bos_token_id is None or not file.is_file():
+        return None
+    declared = parse_json(file.read_text("utf-8"))
+    add = declared.get("add_bos_token") if isinstance(declared, dict) else None
+    if not isinstance(add, bool) or not str(declared.get("tokenizer_class")).startswith("LlamaTokenizer"):
+        return None
+    ids = list(tokenizer("x")["input_ids"])
+    return None if (ids[:1] == [tokenizer.bos_token_id]) is add else add
 
 
 def _says_tokenizer_json(folder: Path) -> bool:
@@ -381,10 +410,12 @@ def _read_config(path: Path, *, source: object) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a configuration: it holds a {type(config).__name__}")
     check_supported(config, source=source)
-    if quantised := config.get("quantization_config"):
+    quantised = config.get("quantization_config")
+    if quantised and not mxfp4.is_packed(config):
         kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise ValueError(
-            f"{source} is quantised ({kind}); load the unquantised checkpoint, or dequantise it in transformers and save that"
+            f"{source} is quantised ({kind}), and only MXFP4 is restored when it is read; load the unquantised checkpoint, or "
+            "load this one with transformers and give the model to pycotmech.Model, which calls quantised projections"
         )
     return config
 

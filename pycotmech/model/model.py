@@ -200,13 +200,14 @@ class Model(Described):
         )
 
     def to_tokens(self, prompt: Tokens, *, argument: str = "tokens") -> Tensor:
-        """One prompt as checked token ids [T] on the CPU. A string gets the model's BOS token if its prompts begin with one.
+        """One prompt as checked token ids [T] on the CPU. A string gets the model's BOS token if its prompts begin with one,
+        and no second one if it has it itself, as the text of a chat template does.
 
         prompt: a string, token ids [T] as a tensor, an array or a list, or what a tokenizer returned for one string.
 
         Raises ValueError, naming `argument`, for an empty prompt, an id outside the vocabulary, a tensor that is not [T]
-        of integers, a prompt longer than the positions that a model has learned, or a string without a tokenizer. Warns of
-        other prompts longer than the model's context, and of words of a string that the tokenizer does not know.
+        of integers, a prompt longer than the positions of the model (`Family.check_length`), or a string without a tokenizer.
+        Warns of other prompts longer than the model's context, and of words of a string that the tokenizer does not know.
         """
         given = self._encoded(prompt, argument) if isinstance(prompt, str) else unpacked(prompt, argument=argument)
         tokens = token_ids(given, argument=argument)
@@ -215,11 +216,8 @@ class Model(Described):
             bad = low if low < 0 else high
             V = self.cfg.d_vocab
             raise ValueError(f"{argument}: token id {bad} is outside the vocabulary of {V} tokens; expected 0..{V - 1}")
+        self.family.check_length(len(tokens), argument=argument)
         if len(tokens) > self.cfg.n_ctx:
-            if self.family.learned_positions:
-                raise ValueError(
-                    f"{argument}: the prompt has {len(tokens)} tokens, but the model has learned {self.cfg.n_ctx} positions"
-                )
             warn(
                 f"{argument}: the prompt has {len(tokens)} tokens, more than the {self.cfg.n_ctx} that the model was made for; "
                 "what it computes beyond them may mean little"
@@ -240,14 +238,15 @@ class Model(Described):
                 f"{argument}: {ids.count(unknown)} part(s) of the prompt are unknown to the tokenizer and became "
                 f"{self.tokenizer.unk_token!r}: {text[:80]!r}"
             )
-        if self.prepend_bos is True and bos is not None and (not ids or ids[0] != bos):
+        if bos is None:
+            return ids
+        if text.startswith(token := self.tokenizer.bos_token):  # as texts of chat templates do
+            return ids[1:] if ids[:2] == [bos, bos] and not text.startswith(2 * token) else ids
+        if self.prepend_bos is True and ids[:1] != [bos]:
             return [bos, *ids]
-        if self.prepend_bos is False and bos is not None and ids and ids[0] == bos and not self._begins_with_bos(text):
+        if self.prepend_bos is False and ids[:1] == [bos]:
             return ids[1:]
         return ids
-
-    def _begins_with_bos(self, text: str) -> bool:
-        return text.startswith(self.tokenizer.bos_token)
 
     @overload
     def run(
@@ -310,6 +309,7 @@ def _base_of(hf: Any) -> torch.nn.Module:
         raise TypeError(f"hf_model: got {hf!r}; expected a loaded model: pcm.Model.from_pretrained({str(hf)!r})")
     if not isinstance(hf, torch.nn.Module):
         raise TypeError(f"hf_model: got {type(hf).__name__}; expected a Hugging Face causal language model")
+    hf = _uncompiled(hf)
     adapters = getattr(hf, "peft_config", None)
     if isinstance(adapters, Mapping) and callable(getattr(hf, "get_base_model", None)):
         learned = [name for name, adapter in adapters.items() if getattr(adapter, "is_prompt_learning", False)]
@@ -318,7 +318,7 @@ def _base_of(hf: Any) -> torch.nn.Module:
                 f"hf_model: the PEFT adapter(s) {', '.join(map(repr, learned))} learn prompts, which lie outside the model and "
                 "would be ignored; expected adapters of its layers (LoRA, for instance), or the base model alone"
             )
-        hf = cast(Any, hf).get_base_model()
+        hf = _uncompiled(cast(Any, hf).get_base_model())
     hf = text_part(hf)
     if not is_placed(hf) and any(tensor.is_meta for tensor in (*hf.parameters(), *hf.buffers())):
         raise ValueError(
@@ -326,6 +326,12 @@ def _base_of(hf: Any) -> torch.nn.Module:
             "configuration alone)"
         )
     return hf
+
+
+def _uncompiled(hf: torch.nn.Module) -> torch.nn.Module:
+    """The model in what `torch.compile(model)` returned; other models as they are."""
+    inner = getattr(hf, "_orig_mod", None)
+    return inner if isinstance(inner, torch.nn.Module) else hf
 
 
 def _checked_bos(prepend_bos: bool | None, tokenizer: Any) -> bool | None:

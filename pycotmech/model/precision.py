@@ -19,16 +19,23 @@ def matmul_precision() -> tuple[str, str]:
 
 
 def refuse_rounded_products(dtype: torch.dtype, devices: Iterable[torch.device]) -> None:
-    """Raises ValueError if inputs of float32 products would be rounded (TF32 on a GPU, bfloat16 in oneDNN), for a model in
-    float32 on these devices.
+    """Raises ValueError if inputs of products would be rounded on these devices: by autocast, or for a model in float32 by
+    PyTorch's settings (TF32 on a GPU, bfloat16 in oneDNN).
 
-    It is refused and not switched off: the setting is the whole process's, and other threads may rely on it. Models in 16 bits
-    are left alone: their weights are rounded further than that.
+    The settings are refused and not switched off: they are the whole process's, and other threads may rely on them. Those of
+    float32 leave models in 16 bits alone, whose weights are rounded further than that.
     """
+    kinds = {device.type for device in devices}
+    for kind in kinds & _ROUNDED.keys():
+        if torch.is_autocast_enabled(kind):
+            raise ValueError(
+                f"model: torch.autocast is on for {kind!r}, which rounds inputs of products to "
+                f"{torch.get_autocast_dtype(kind)}; what is called exact would not be. Leave the autocast block, or load the "
+                "model in that dtype"
+            )
     if dtype != torch.float32:
         return
     on_gpu, on_cpu = matmul_precision()
-    kinds = {device.type for device in devices}
     for kind, precision, where in (("cuda", on_gpu, "cuda"), ("cpu", on_cpu, "mkldnn")):
         if kind in kinds and precision in _ROUNDED[kind]:
             raise ValueError(

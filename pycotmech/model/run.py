@@ -48,13 +48,15 @@ def forward_packed(
     taken as it is: an edit that reaches it has to be made where the past is computed.
     upto: only the first so many layers, 1 .. n_layers; what is said of the last layer then holds for the last of these.
     replay: takes the pass, padded (`prompt_pass`), if it edits nothing and has few enough rows. None: rows are not padded.
-    Raises what `refuse_unsupported` raises: every run begins here, and one that would be wrong does not begin.
+    Raises what `refuse_unsupported` and `check_length` raise: every run begins here, and one that would be wrong does not
+    begin.
     """
     family.refuse_unsupported()
     lengths = [len(s) for s in sequences]
     offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     R, L, device = offsets[-1], family.cfg.n_layers if upto is None else upto, family.device
     after = [(0, 0 if past is None else len(past))] * len(lengths) if after is None else after
+    family.check_length(max((n + b - a for n, (a, b) in zip(lengths, after, strict=True)), default=0))
     read = torch.empty(0, dtype=torch.long) if read is None else read
     if replay is not None and edit_z is None and PromptPass.is_for(family, R):
         return replay(PromptPass(family, sequences, past, after, sites=sites, keep=keep, read=read, n_layers=L))

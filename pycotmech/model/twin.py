@@ -64,6 +64,7 @@ def _copied(module: nn.Module) -> nn.Module:
     """A shallow copy with registries of its own: submodules, hooks, buffers, parameters."""
     out = object.__new__(type(module))
     vars(out).update({name: _own(value, module, out) for name, value in vars(module).items()})
+    vars(out).pop("_compiled_call_impl", None)  # of `module.compile()`, which would run the module in its copy's place
     return out
 
 

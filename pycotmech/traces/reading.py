@@ -141,10 +141,6 @@ def encoded(model: Model, prompt: str, completion: str) -> tuple[Tensor, list[tu
     found = tokenizer(text, return_offsets_mapping=True)
     theirs, offsets = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
     ours = ids.tolist()
-    bos = tokenizer.bos_token_id
-    if bos is not None and ours[:2] == [bos, bos] and text.startswith(tokenizer.bos_token):  # a chat template wrote it too
-        ours, ids = ours[1:], ids[1:]
-        theirs, offsets = theirs[1:], offsets[1:]
     if ours[1:] == theirs:
         offsets = [(0, 0), *offsets]
     elif ours == theirs[1:]:

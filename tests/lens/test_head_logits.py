@@ -15,8 +15,10 @@ from pycotmech.lens import attribution, readout
 from tests.lens.shapes import SHAPES, apart, prompts, wide
 from tests.reference import planted
 from tests.reference.close import assert_allclose
+from tests.reference.small_families import small
 from tests.reference.tiny import tiny_llama
-from tests.reference.truth import double, logits_of
+from tests.reference.truth import activations, double, gain_of, logits_of
+from tests.reference.written import divisor
 
 
 def rms(x):
@@ -353,3 +355,28 @@ def test_table_text_and_plot(tmp_path):
     assert_allclose(figure.axes[0].images[0].get_array(), one.heads[..., 0])
     assert_allclose([bar.get_width() for bar in figure.axes[1].patches], one.mlps[..., 0])
     assert (tmp_path / "heads.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize(("family", "fields"), [("olmo2", {}), ("gemma2", dict(final_logit_softcapping=None))])
+def test_a_projection_with_a_bias_before_a_norm(family, fields, attached):
+    """The norm divides the heads' z W_O and the bias alike, by the size of the row that they make up together."""
+    hf = small(family, dtype=torch.float64, attention_bias=True, **fields)
+    if attached:
+        for layer in hf.model.layers:
+            layer.self_attn.o_proj = nn.Sequential(layer.self_attn.o_proj)  # called, not read
+    tokens = torch.arange(20) * 3 % 61
+    found = pcm.head_logits(pcm.Model(hf), tokens, answer=7, wrong=11)
+    assert np.abs(found.rounding).max() < 1e-9 and found.bias is not None
+    acts = activations(double(small(family, attention_bias=True, **fields)), tokens)
+    final, ids = acts["resid_post", 2][-1], torch.tensor([7, 11])
+    direction = hf.lm_head.weight[ids] * gain_of(hf.model.norm) * divisor(hf.model.norm, final)  # [K, d]
+    constant = 0
+    for l, layer in enumerate(hf.model.layers):
+        projection = layer.self_attn.o_proj[0] if attached else layer.self_attn.o_proj
+        alone = torch.einsum("hd,ohd->ho", acts["z", l][-1], projection.weight.unflatten(1, (4, 16)))
+        norm = layer.post_attention_layernorm
+        scale = gain_of(norm) * divisor(norm, alone.sum(0) + projection.bias)
+        assert_allclose(found.heads[l], ((alone * scale) @ direction.T).numpy(), rtol=0, atol=1e-9)
+        constant = constant + (projection.bias * scale) @ direction.T
+    assert_allclose(found.bias, constant.numpy(), rtol=0, atol=1e-9)

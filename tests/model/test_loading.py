@@ -229,7 +229,7 @@ def test_a_configuration_that_is_none(tmp_path, text, message):
 def test_a_quantised_checkpoint_is_refused(tmp_path):
     folder, _ = saved(tmp_path)
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ValueError, match=r"is quantised \(gptq\); load the unquantised checkpoint"):
+    with pytest.raises(ValueError, match=r"is quantised \(gptq\), and only MXFP4 .*load this one with transformers"):
         load(folder)
 
 

@@ -50,3 +50,15 @@ def test_a_model_on_the_cpu_answers_the_same_under_tf32(precise):
     tf32_on_gpus()
     assert torch.equal(model.run(tokens).logits, before)
     assert pcm.patch_heads(model, tokens, tokens.flip(0)).raw.shape == (2, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_refused_by_name(dtype):
+    model = pcm.Model(tiny_llama(dtype=dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(
+            ValueError, match=r"torch.autocast is on for 'cpu', which rounds inputs of products to torch.bfloat16"
+        ):
+            model.run(torch.arange(9))
+        refuse_rounded_products(dtype, [torch.device("meta")])
+    model.run(torch.arange(9))

@@ -28,8 +28,10 @@ from pycotmech import ops
 from pycotmech.model import work
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.families.attention import LayerAttention
+from pycotmech.model.families.chance import refuse_chance
 from pycotmech.model.families.launches import side_by_side
 from pycotmech.model.families.one_module import attached, is_exactly, linear, product
+from pycotmech.model.families.refused import has_longrope, short_rope_length
 from pycotmech.model.placement import bias_of, device_of, weight_of
 from pycotmech.model.precision import refuse_rounded_products
 from pycotmech.model.sizes import Sizes, for_device, keep_freed_memory
@@ -56,9 +58,6 @@ class Family(ABC):
     reads: ClassVar[frozenset[str]]
     """Fields of the configuration that the family honours (`fields`); any other that changes what is computed is refused."""
 
-    learned_positions: ClassVar[bool] = False
-    """Whether positions are learned one by one, so that there are none after the last."""
-
     routed: ClassVar[bool] = False
     """Whether rows are routed to experts, so that rounding may send a row elsewhere."""
 
@@ -79,6 +78,8 @@ class Family(ABC):
         self.few_launches = device.type not in ("cpu", "meta")
         """Whether kernels are launched, and each launch costs: products share a buffer so that one kernel goes over it."""
         self._seen = [module for _, module in self._never_called()]
+        self._has_longrope = has_longrope(hf.config.to_dict())
+        self._positions_end = self.positions_end()
         if device.type == "cpu":
             keep_freed_memory()
         self.refuse_unsupported()
@@ -113,6 +114,7 @@ class Family(ABC):
                 f"model: its experts are computed by {implementation!r}, which takes no float64; call "
                 "set_experts_implementation('eager') on the Hugging Face model first"
             )
+        refuse_chance(self.hf)
         for (name, module), seen in zip(found, self._seen, strict=True):
             if module is not seen:
                 raise ValueError(f"model: {name} was replaced after pycotmech looked at it; make a new pcm.Model of the model")
@@ -131,6 +133,17 @@ class Family(ABC):
     def _n_layers(self, hf: PreTrainedModel) -> int:
         """Layers that the model's own forward pass runs now."""
 
+    def positions_end(self) -> tuple[int, str] | None:
+        """The largest number of tokens whose positions are computed, and why there are no more, as the rest of a sentence that
+        names the model; None: any."""
+        length = short_rope_length(self.hf.config.to_dict())
+        return None if length is None else (length, f"has another rotary embedding (longrope) beyond {length}")
+
+    def check_length(self, n: int, *, argument: str = "tokens") -> None:
+        """Raises ValueError, naming `argument`, for n tokens of one text if the model has fewer positions."""
+        if self._positions_end is not None and n > self._positions_end[0]:
+            raise ValueError(f"{argument}: the prompt has {n} tokens, but the model {self._positions_end[1]}")
+
     @abstractmethod
     def is_plain(self) -> bool:
         """Whether every module is exactly the library's own with nothing attached: its output follows from its weights."""
@@ -140,8 +153,11 @@ class Family(ABC):
         """Numbers besides the weights that its output follows from."""
 
     def tensors(self) -> list[Tensor]:
-        """All weights and buffers."""
-        return [*self.hf.parameters(), *self.hf.buffers()]
+        """All weights and buffers, save what a longrope writes anew in each pass from other buffers."""
+        buffers = self.hf.named_buffers()
+        if self._has_longrope:
+            buffers = [(name, b) for name, b in buffers if not name.endswith("inv_freq") or name.endswith("original_inv_freq")]
+        return [*self.hf.parameters(), *(buffer for _, buffer in buffers)]
 
     def is_quantised(self) -> bool:
         """Whether some weights are not ordinary tensors of floating-point numbers."""
@@ -281,7 +297,15 @@ class Family(ABC):
 
     def attn_out(self, l: int, z: Tensor) -> Tensor:
         """z [R, H, D] -> what attention adds to the residual stream, [R, d]."""
+        return self._projected(l, z)
+
+    def _projected(self, l: int, z: Tensor) -> Tensor:
+        """z [R, H, D] -> z W_O and its bias, [R, d]."""
         return linear(self._output_projection(l), z.reshape(len(z), -1))
+
+    def _has_plain_weights(self, l: int) -> bool:
+        """Whether `_projected` is z times a matrix (and perhaps a bias), with nothing attached."""
+        return is_exactly(self._output_projection(l), nn.Linear, Conv1D)
 
     def head_out(self, l: int, z: Tensor) -> Tensor:
         """z [R, H, D] -> what each head alone adds to the residual stream, [R, H, d] in its dtype, without `attn_bias`.
@@ -289,26 +313,31 @@ class Family(ABC):
         Of a projection that something is attached to: its output on one head's z and zeros, less its output on zeros.
         """
         R, H, D = z.shape
-        if self.is_plain_projection(l):
+        if self._has_plain_weights(l):
             weight = self._output_weight(l).to(self.resid_dtype).unflatten(1, (H, D))  # [d, H, D]
             return torch.einsum("rhd,ohd->rho", z.to(self.resid_dtype), weight)
         alone = torch.zeros(R, H, H, D, dtype=z.dtype, device=z.device)
         heads = torch.arange(H, device=z.device)
         alone[:, heads, heads] = z
-        out = self.attn_out(l, alone.flatten(0, 1)).to(self.resid_dtype) - self.attn_bias(l).to(z.device)  # [R * H, d]
+        out = self._projected(l, alone.flatten(0, 1)).to(self.resid_dtype) - self._projection_bias(l)  # [R * H, d]
         return out.unflatten(0, (R, H))
 
-    def attn_bias(self, l: int) -> Tensor:
-        """What attention of a layer adds where z is zero, [d] in the residual stream's dtype: zeros for most models."""
-        cfg, projection = self.cfg, self._output_projection(l)
-        if self.is_plain_projection(l) and projection.bias is None:
-            return torch.zeros(cfg.d_model, dtype=self.resid_dtype, device=self.device)
-        nothing = torch.zeros(1, cfg.n_heads, cfg.d_head, dtype=self.dtype, device=self.device)
-        return self.attn_out(l, nothing)[0].to(self.resid_dtype)
+    def attn_bias(self, l: int, z: Tensor) -> Tensor:
+        """What attention adds to rows with z [R, H, D] that is of no head, [R, d] in the residual stream's dtype: with
+        `head_out` of all heads it makes up `attn_out`. Zeros for most models."""
+        return self._projection_bias(l).expand(len(z), -1)
+
+    def _projection_bias(self, l: int) -> Tensor:
+        """The output projection of zeros, [d] in the residual stream's dtype on the layer's device."""
+        cfg, projection, device = self.cfg, self._output_projection(l), self.device_of(l)
+        if self._has_plain_weights(l) and projection.bias is None:
+            return torch.zeros(cfg.d_model, dtype=self.resid_dtype, device=device)
+        nothing = torch.zeros(1, cfg.n_heads, cfg.d_head, dtype=self.dtype, device=device)
+        return self._projected(l, nothing)[0].to(self.resid_dtype)
 
     def added_scale(self, l: int, z: Tensor) -> Tensor | None:
-        """What z W_O of rows z [R, H, D] is multiplied by before it is added to the residual stream, [R, d]: None for most
-        models, which add it as it is."""
+        """What z W_O (and its bias) of rows z [R, H, D] is multiplied by before it is added to the residual stream, [R, d]:
+        None for most models, which add it as it is."""
         return None
 
     def head_change(self, l: int, h: int, z: Tensor, values: Tensor) -> Tensor:
@@ -330,16 +359,16 @@ class Family(ABC):
         """`output_matrix` on the layer's device."""
         cfg, wide = self.cfg, self.resid_dtype
         n = cfg.n_heads * cfg.d_head
-        if self.is_plain_projection(l):
+        if self._has_plain_weights(l):
             matrix = self._output_weight(l).detach().to(wide).T
         else:
             unit = torch.eye(n, dtype=self.dtype, device=self.device_of(l)).view(n, cfg.n_heads, cfg.d_head)
-            matrix = (self.attn_out(l, unit) - self.attn_out(l, torch.zeros_like(unit[:1]))).to(wide)
+            matrix = (self._projected(l, unit) - self._projected(l, torch.zeros_like(unit[:1]))).to(wide)
         return matrix.reshape(cfg.n_heads, cfg.d_head, -1)
 
     def is_plain_projection(self, l: int) -> bool:
         """Whether what attention adds is z times a matrix (and perhaps a bias), with nothing attached."""
-        return is_exactly(self._output_projection(l), nn.Linear, Conv1D)
+        return self._has_plain_weights(l)
 
     def join(self, l: int, x_mid: Tensor, z: Tensor, dz: Tensor, heads: Tensor, index: Tensor | None = None) -> Tensor:
         """resid_mid of rows in which one head's z was changed, by the difference: x_mid + dz[r] W_O[heads[r]].

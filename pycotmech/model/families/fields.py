@@ -29,6 +29,9 @@ _NEUTRAL = frozenset({
 })  # fmt: skip
 """Fields with such a word that change nothing of what is computed here, or that transformers writes for itself."""
 
+_NEUTRAL_AT_1 = frozenset({"partial_rotary_factor", "full_attn_mod"})
+"""Rotation of all of each head; full attention in every layer (of Phi-4-mini; transformers does not read it)."""
+
 _REPEATS = {"experts_per_token": "num_experts_per_tok", "sliding_window_size": "sliding_window"}
 """Fields in published configurations that say once more what another one says; transformers reads the other."""
 
@@ -48,6 +51,6 @@ def unclassified(config: Mapping[str, Any], reads: Collection[str]) -> list[str]
 def _may_change(name: str, value: Any, config: Mapping[str, Any]) -> bool:
     if value in (None, False, {}, []) or name in _NEUTRAL or not _COMPUTES.search(name):
         return False
-    if name == "partial_rotary_factor" and value == 1:  # all of each head, as without it
+    if name in _NEUTRAL_AT_1 and value == 1:
         return False
     return name not in _REPEATS or value != config.get(_REPEATS[name])

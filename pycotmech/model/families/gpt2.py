@@ -17,7 +17,6 @@ class GPT2Family(LayerNormFamily):
     """`Family` of GPT2LMHeadModel. Positions are learned and added to the embedding; nothing is rotated."""
 
     model_types = ("gpt2",)
-    learned_positions = True
     reads = frozenset({
         "activation_function", "layer_norm_epsilon", "n_ctx", "n_embd", "n_head", "n_inner", "n_layer", "n_positions",
         "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "summary_activation",
@@ -40,6 +39,9 @@ class GPT2Family(LayerNormFamily):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = super().embed(tokens, positions)
         return x + self.base.wpe(positions).to(x)
+
+    def positions_end(self) -> tuple[int, str]:
+        return self.cfg.n_ctx, f"has learned {self.cfg.n_ctx} positions"
 
     def is_plain(self) -> bool:
         return super().is_plain() and is_exactly(self.base.wpe, nn.Embedding)

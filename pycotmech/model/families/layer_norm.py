@@ -84,12 +84,6 @@ class LayerNormFamily(Family):
 
     # ---- what would be computed wrongly is refused -----------------------------------------------------------------
 
-    def refuse_unsupported(self) -> None:
-        super().refuse_unsupported()
-        dropping = [m for m in self.hf.modules() if isinstance(m, nn.Dropout) and m.training and m.p > 0]
-        if dropping:
-            raise ValueError(f"model: in training mode with dropout of {dropping[0].p:g}; call .eval() on it first")
-
     def is_plain(self) -> bool:
         kinds = self._parts()
         around = is_exactly(self.base.get_submodule(self.embedding), nn.Embedding)

@@ -81,8 +81,6 @@ class LlamaFamily(Family):
 
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
-        if self.hf.training and getattr(self.hf.config, "attention_dropout", 0.0):
-            raise ValueError("model: in training mode with attention_dropout > 0; call .eval() on it first")
         if type(self).window is LlamaFamily.window:
             return
         for l, layer in enumerate(self.layers):

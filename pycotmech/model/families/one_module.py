@@ -37,10 +37,15 @@ def attached(module: nn.Module) -> str | None:
         if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
             return "forward hooks"
     if "forward" in module.__dict__ and not only_placed(module):
-        return "a replaced forward method"
+        return "a forward compiled by torch.compile" if _is_compiled(module) else "a replaced forward method"
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         return "global forward hooks"
     return None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module's own forward is what torch.compile made of one, of the module itself or of one in it."""
+    return hasattr(module, "_orig_mod") or hasattr(vars(module)["forward"], "_torchdynamo_orig_callable")
 
 
 def is_exactly(module: nn.Module, *types: type[Module]) -> TypeGuard[Module]:

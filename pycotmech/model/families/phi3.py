@@ -31,11 +31,6 @@ class Phi3Family(LlamaFamily):
             **dict.fromkeys(("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"), (nn.Linear,)),
         }
 
-    def refuse_unsupported(self) -> None:
-        super().refuse_unsupported()
-        if self.hf.training and getattr(self.hf.config, "resid_pdrop", 0.0):
-            raise ValueError("model: in training mode with resid_pdrop > 0; call .eval() on it first")
-
     def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
         yield from super()._never_called()
         for l, layer in enumerate(self.hf.model.layers):

@@ -93,9 +93,8 @@ class PlacedFamily(Family):
     def head_out(self, l: int, z: Tensor) -> Tensor:
         return super().head_out(l, *self._at(l, z)).to(z.device)
 
-    def attn_bias(self, l: int) -> Tensor:
-        self._at(l)
-        return super().attn_bias(l).to(self.device)
+    def attn_bias(self, l: int, z: Tensor) -> Tensor:
+        return super().attn_bias(l, *self._at(l, z)).to(z.device)
 
     def added_scale(self, l: int, z: Tensor) -> Tensor | None:
         scale = super().added_scale(l, *self._at(l, z))

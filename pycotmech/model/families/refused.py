@@ -52,8 +52,9 @@ KINDS: dict[str, str] = {
 """model_type -> what it has that no family computes. Any other type without a family has none yet."""
 
 _LAYERS = ("full_attention", "sliding_attention")
-_LONGROPE = ("longrope", "su")
-"""Rotary embeddings with factors for short prompts and for long ones. "su" is an old name."""
+_LONGROPE = "longrope"
+"""Rotary embeddings with factors for short prompts and for long ones."""
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def why(config: Mapping[str, Any]) -> str:
@@ -81,9 +82,10 @@ def refuse_kinds(config: Mapping[str, Any], source: str) -> None:
         raise ValueError(f"{source}: sliding_window is {window!r}; expected how many keys a query sees, 1 or more, or null")
     for rope in _ropes(config):
         kind = rope.get("rope_type", rope.get("type"))
-        if kind == "dynamic" or (kind in _LONGROPE and not _same_at_every_length(rope)):
+        if kind == "dynamic":
             raise NotImplementedError(
-                f"{source}: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, yarn"
+                f"{source}: rope_type {kind!r} changes with the length of the prompt; supported: default, linear, llama3, "
+                "yarn, and longrope for prompts of its original length"
             )
 
 
@@ -105,6 +107,19 @@ def _ropes(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from (part for part in rope.values() if isinstance(part, Mapping))
 
 
-def _same_at_every_length(longrope: Mapping[str, Any]) -> bool:
-    short = longrope.get("short_factor")
-    return short is not None and short == longrope.get("long_factor")
+def has_longrope(config: Mapping[str, Any]) -> bool:
+    """Whether some rotary embedding of a configuration chooses its factors anew in each pass."""
+    return any(rope.get("rope_type", rope.get("type")) == _LONGROPE for rope in _ropes(config))
+
+
+def short_rope_length(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the longest prompt has for which the rotary embeddings of a configuration stay the same; None: any.
+
+    Beyond this length "longrope" turns by other factors at every position, those of the first tokens too.
+    """
+    lengths = [
+        int(rope.get(_ORIGINAL) or config.get(_ORIGINAL) or config["max_position_embeddings"])
+        for rope in _ropes(config)
+        if rope.get("rope_type", rope.get("type")) == _LONGROPE and rope.get("short_factor") != rope.get("long_factor")
+    ]
+    return min(lengths, default=None)

@@ -50,7 +50,8 @@ def shared_weights(model: Model) -> Iterator[Weights]:
                 f"the weights that workers share need {size / 1e9:.1f} GB in {root}, which has {free / 1e9:.1f} GB free; set "
                 "PYCOTMECH_CACHE to a folder with room"
             )
-        cast("PreTrainedModel", model.hf).save_pretrained(folder, safe_serialization=True)
+        # As the weights are now: transformers would give those of MXFP4 experts the names of their blocks.
+        cast("PreTrainedModel", model.hf).save_pretrained(folder, save_original_format=False)
         yield Weights(folder, model.name, model.prepend_bos, model.notes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -150,6 +150,37 @@ PUBLISHED: dict[str, tuple[str, dict, tuple[int, int, int, int]]] = {
         rope_theta=10000.0, sliding_window=2047, tie_word_embeddings=False, use_cache=True, vocab_size=32064,
         auto_map={"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
     ), (32, 32, 32, 96)),
+    "Phi-3-mini-128k": ("phi3", dict(
+        architectures=["Phi3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=1, embd_pdrop=0.0,
+        eos_token_id=32000, hidden_act="silu", hidden_size=3072, initializer_range=0.02, intermediate_size=8192,
+        max_position_embeddings=131072, num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32,
+        original_max_position_embeddings=4096, pad_token_id=32000, resid_pdrop=0.0, rms_norm_eps=1e-5,
+        rope_scaling={"long_factor": [1.07] * 24 + [60.0] * 24, "short_factor": [1.1] * 24 + [3.1] * 24, "type": "longrope"},
+        rope_theta=10000.0, sliding_window=262144, tie_word_embeddings=False, use_cache=True, vocab_size=32064,
+    ), (32, 32, 32, 96)),
+    "Phi-4-mini": ("phi3", dict(
+        _name_or_path="Phi-4-mini-instruct", architectures=["Phi3ForCausalLM"], attention_bias=False, attention_dropout=0.0,
+        bos_token_id=199999, embd_pdrop=0.0, eos_token_id=199999, full_attn_mod=1, hidden_act="silu", hidden_size=3072,
+        initializer_range=0.02, intermediate_size=8192, interpolate_factor=1, lm_head_bias=False,
+        max_position_embeddings=131072, mlp_bias=False, num_attention_heads=24, num_hidden_layers=32, num_key_value_heads=8,
+        original_max_position_embeddings=4096, pad_token_id=199999, partial_rotary_factor=0.75, resid_pdrop=0.0,
+        rms_norm_eps=1e-5,
+        rope_scaling={"long_factor": [1.0] * 24 + [32.0] * 24, "short_factor": [1.0] * 48, "type": "longrope"},
+        rope_theta=10000.0, sliding_window=262144, tie_word_embeddings=True, use_cache=True, vocab_size=200064,
+    ), (32, 24, 8, 128)),
+    "R1-0528-Qwen3-8B": ("qwen3", dict(
+        QWEN, attention_bias=False, head_dim=128, hidden_size=4096, intermediate_size=12288, max_position_embeddings=131072,
+        max_window_layers=36, num_attention_heads=32, num_hidden_layers=36, num_key_value_heads=8,
+        rope_scaling={
+            "attn_factor": 0.8782488562869419, "factor": 4.0, "original_max_position_embeddings": 32768, "rope_type": "yarn",
+        },
+        rope_theta=1000000, sliding_window=None, tie_word_embeddings=False, vocab_size=151936,
+    ), (36, 32, 8, 128)),
+    "R1-Distill-Qwen-1.5B": ("qwen2", dict(
+        QWEN, hidden_size=1536, intermediate_size=8960, max_position_embeddings=131072, max_window_layers=21,
+        num_attention_heads=12, num_hidden_layers=28, num_key_value_heads=2, rope_theta=10000, sliding_window=4096,
+        tie_word_embeddings=False, use_mrope=False, vocab_size=151936,
+    ), (28, 12, 2, 128)),
     "SmolLM3-3B": ("smollm3", dict(
         architectures=["SmolLM3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=None,
         eos_token_id=128012, hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=11008,
