@@ -25,7 +25,7 @@ def is_packed(config: Mapping[str, Any]) -> bool:
 
 def options() -> dict[str, Any]:
     """What `from_pretrained` of transformers takes to restore such weights."""
-    from transformers import Mxfp4Config
+    from transformers.utils.quantization_config import Mxfp4Config
 
     return {"quantization_config": Mxfp4Config(dequantize=True)}
 
