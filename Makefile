@@ -107,7 +107,7 @@ bench-all: setup
 bench-7b: setup
 	$(BIN)/python -m pytest benchmarks/bench_llama7b.py --benchmark-only -q $(BENCH_ARGS)
 
-# Beside TransformerLens, nnsight and pyvene, in an environment of their own: half an hour.
+# Beside TransformerLens, nnsight and pyvene, in an environment of their own: a quarter of an hour.
 bench-peers:
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH_CPU) setuptools wheel ninja

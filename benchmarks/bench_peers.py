@@ -6,7 +6,8 @@ last 42 differ, z of each of the 270 heads at all positions; the logit differenc
     python -m benchmarks.bench_peers [--dtype float32 bfloat16] [--threads 1 2] [--rounds 3] [--out FILE]
 
 Each way runs in processes of its own on the same weights, prompts, dtype and threads (`benchmarks/peers.py` holds them all),
-in turn, `--rounds` processes each: medians, lowest and highest. About 10 minutes for a dtype and three rounds on one core.
+in turn, `--rounds` processes each: medians, lowest and highest. Both dtypes and three rounds take a quarter of an hour on two
+cores, all of which are used unless `--threads` is given.
 
 * TransformerLens: `patching.get_act_patch_attn_head_out_all_pos`.
 * nnsight: one trace per head; and as well as it can be written: one trace per layer, its heads as invokes, each skipping the
@@ -22,7 +23,8 @@ head within a thousandth of the largest effect; in bfloat16, which rounds a logi
 same weights in float32: neither ours nor theirs more than three times as far off as hooks in bfloat16. Processor time is
 printed beside wall time; on a busy machine only processor time is meaningful.
 
-causalab is not among them: the package of that name in the registry (0.0.1, of 2023) is another project.
+causalab is not among them. It is in no registry (the package of that name, 0.0.1 of 2023, is another project), and the
+interchange of a head's activations in its repository (goodfire-ai/causalab, `experiments/pyvene_core.py`) is pyvene's.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import statistics
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.peers import Measured, measure
-from benchmarks.suite import spread
+from benchmarks.suite import processor, spread
 
 LAYERS = 5
 WHAT = {
@@ -86,8 +90,9 @@ def run(kind: str, dtype: str, threads: int, heads: list[str]) -> Measured | str
         return f"failed: {str(error).strip().splitlines()[-1][:100]}"
 
 
-def compare(dtype: str, threads: int, rounds: int) -> list[dict]:
-    """One row for each way, ours first."""
+def compare(dtype: str, threads: int, rounds: int, minutes: float) -> list[dict]:
+    """One row for each way, ours first. A further round is begun only if it will end within so many minutes."""
+    start = time.monotonic()
     ours = measure("ours", dtype=dtype, threads=threads, heads=[])
     heads = chosen_heads(ours, float(np.median(list(ours.values.values()))))  # most heads change nothing
     truth = measure("truth", dtype=dtype, threads=threads, heads=heads)
@@ -95,17 +100,23 @@ def compare(dtype: str, threads: int, rounds: int) -> list[dict]:
     found: dict[str, list[Measured]] = {"ours": [ours]} | {kind: [] for kind in WHAT}
     notes: dict[str, str] = {}
     for i in range(rounds):
+        began = time.monotonic()
         if i:
             found["ours"].append(measure("ours", dtype=dtype, threads=threads, heads=[]))
         for kind in WHAT:
             if kind in notes:
                 continue
+            since = time.monotonic()
             one = run(kind, dtype, threads, heads)
+            print(f"{dtype}, round {i + 1}: {WHAT[kind]} ({time.monotonic() - since:.0f} s)", file=sys.stderr, flush=True)
             if isinstance(one, str):
                 notes[kind] = one
             else:
                 found[kind].append(one)
-        print(f"round {i + 1} of {rounds}", flush=True)
+        now = time.monotonic()
+        print(f"{dtype}, round {i + 1} of {rounds}: {now - began:.0f} s", file=sys.stderr, flush=True)
+        if now + (now - began) > start + 60 * minutes:
+            break
     if "hooks" in notes:
         raise SystemExit(f"hooks: {notes['hooks']}")
     rounding = distance(found["hooks"][0], truth)
@@ -124,7 +135,7 @@ def compare(dtype: str, threads: int, rounds: int) -> list[dict]:
             row["note"] = f"DISAGREES by up to {max(max(largest(r, ours), largest(r, truth)) for r in runs):.3g}; no figures"
         else:
             row |= {name: spread([getattr(r, name) for r in runs]) for name in ("seconds", "cpu")}
-            row |= {"ran": runs[0].ran, "difference": largest(runs[0], truth)}
+            row |= {"rounds": len(runs), "ran": runs[0].ran, "difference": largest(runs[0], truth)}
             if kind != "ours":
                 pairs = list(zip(runs, found["ours"], strict=True))
                 row["ratio"] = statistics.median(r.seconds / o.seconds for r, o in pairs)
@@ -167,19 +178,26 @@ def show(rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count() or 1], help="All cores by default.")
+    parser.add_argument("--rounds", type=int, default=3, help="Processes of each way.")
+    parser.add_argument(
+        "--minutes", type=float, default=14.0, help="No round after the first is begun that would end after these."
+    )
     parser.add_argument("--out", type=Path, help="Also write the rows to this JSON file.")
     args = parser.parse_args()
     print(versions())
     rows = []
-    for dtype in args.dtype:
-        for threads in args.threads:
-            rows += (part := compare(dtype, threads, args.rounds))
-            show(part)
-            if args.out:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1))
+    cases = [(dtype, threads) for dtype in args.dtype for threads in args.threads]
+    start = time.monotonic()
+    for i, (dtype, threads) in enumerate(cases):
+        left = args.minutes - (time.monotonic() - start) / 60
+        rows += (part := compare(dtype, threads, args.rounds, left / (len(cases) - i)))
+        show(part)
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            about = {"cpu": processor(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+            about["minutes"] = round((time.monotonic() - start) / 60, 1)
+            args.out.write_text(json.dumps({**about, "rows": rows}, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

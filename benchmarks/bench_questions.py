@@ -14,7 +14,8 @@ import gc
 
 import pytest
 
-from benchmarks.questions import QUESTIONS, Asked, Question
+from benchmarks.asked import Asked, Question
+from benchmarks.questions import QUESTIONS
 
 CASES = [
     pytest.param(q, dtype, id=f"{q.name}-{q.size}-{dtype}".replace(" ", "_"), marks=getattr(pytest.mark, q.size))
@@ -30,7 +31,7 @@ def checked(question: Question, dtype: str) -> tuple[Asked, str]:
         _LAST.clear()
         gc.collect()
         asked = question.make(dtype)
-        _LAST[question, dtype] = asked, asked.check()
+        _LAST[question, dtype] = asked, asked.check(asked.ours.run())
     return _LAST[question, dtype]
 
 

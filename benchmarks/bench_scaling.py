@@ -155,12 +155,12 @@ def budgets_of(model: pcm.Model, steps: int = 5) -> list[float]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """A panel for each thing varied: seconds, and as a dashed line what they would be if time followed the work planned, from
-    the largest point on (for threads: if two took half the time of one)."""
+    """A panel for each thing varied: seconds, and as a dashed line what they would be if time followed the token-forwards
+    planned, times their layers, from the largest point on (for threads: if two took half the time of one)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    plain = FuncFormatter(lambda x, _: f"{x:g}")
+    plain = FuncFormatter(lambda x, _: f"{x:g}" if x < 1024 else f"{x / 1024:g}k")
     names = list(dict.fromkeys(row["name"] for row in rows))
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
@@ -171,6 +171,8 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     for i, (axis, name) in enumerate(zip(axes, names)):
         of_name = sorted((row["value"], row["seconds"], row["work"]) for row in rows if row["name"] == name)
         x, seconds, work = (list(column) for column in zip(*of_name, strict=True))
+        if name == "layers":
+            work = [w * n for w, n in zip(work, x, strict=True)]
         follows = [seconds[0] * x[0] / v for v in x] if name == "threads" else [seconds[-1] * w / work[-1] for w in work]
         axis.plot(x, seconds, marker="o", label="measured")
         axis.plot(x, follows, color="0.5", ls="--", lw=1, label="as the work" if name != "threads" else "as the threads")

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,6 @@ from benchmarks.by_hand import cache_of, cached_forward, hooked_forward, logit_d
 from tests.reference.truth import hooked, z_of
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = 1
-"""Timed runs of one process, after one that is not; `bench_peers` starts several processes in turn."""
 MODEL = "smollm2-135m"
 
 
@@ -55,14 +54,11 @@ def clock() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def best_times(times: int, call: Callable[[], object]) -> np.ndarray:
-    """The shortest wall time of a few, and the shortest processor time."""
-    best = np.full(2, np.inf)
-    for _ in range(times):
-        start = clock()
-        call()
-        best = np.minimum(best, clock() - start)
-    return best
+def timed(call: Callable[[], Any]) -> tuple[Any, np.ndarray]:
+    """What a call returns, and its times. It runs once; `bench_peers` starts several processes in turn."""
+    start = clock()
+    found = call()
+    return found, clock() - start
 
 
 def measure(kind: str, *, dtype: str, threads: int, heads: list[str], timeout: float = 3600) -> Measured:
@@ -93,13 +89,18 @@ class Task:
         return np.mean(times, 0) * self.cfg.n_layers * self.cfg.n_heads
 
     def one_by_one(self, patch: Callable[[int, int], Tensor]) -> np.ndarray:
-        """Times of all heads, where patch(layer, head) gives the last position's logits."""
+        """Times of all heads, where patch(layer, head) gives the last position's logits. The first call is not timed."""
+        patch(*self.heads[-1])
+        times = []
         for l, h in self.heads:
-            self.found(l, h, patch(l, h))
-        return self.all_heads([best_times(RUNS, lambda l=l, h=h: patch(l, h)) for l, h in self.heads])
+            logits, seconds = timed(lambda l=l, h=h: patch(l, h))
+            self.found(l, h, logits)
+            times.append(seconds)
+        return self.all_heads(times)
 
     def clean_z(self) -> tuple[list[Tensor], np.ndarray]:
-        return z_of(self.hf, self.clean), best_times(RUNS, lambda: z_of(self.hf, self.clean))
+        z_of(self.hf, self.clean)  # the first forward is not timed
+        return timed(lambda: z_of(self.hf, self.clean))
 
 
 def ours(task: Task) -> np.ndarray:
@@ -111,10 +112,11 @@ def ours(task: Task) -> np.ndarray:
             task.model, task.clean, task.corrupted, metric="logit_diff", answer=task.answer, wrong=task.wrong, normalize=False
         )
 
-    result = sweep()
+    sweep()  # buffers, and what is compiled or read at the first call
+    result, seconds = timed(sweep)
     task.heads = [(l, h) for l in range(task.cfg.n_layers) for h in range(task.cfg.n_heads)]
     task.values = {f"{l}.{h}": float(result.raw[l, h]) for l, h in task.heads}
-    return best_times(RUNS, sweep)
+    return seconds
 
 
 def truth(task: Task) -> np.ndarray:
@@ -131,9 +133,8 @@ def hooks(task: Task) -> np.ndarray:
 
 def cached_hooks(task: Task) -> np.ndarray:
     z, once = task.clean_z()
-    cache = cache_of(task.hf, task.corrupted[: task.first])
-    once += best_times(RUNS, lambda: cache_of(task.hf, task.corrupted[: task.first]))
-    return once + task.one_by_one(lambda l, h: cached_forward(task.hf, cache, task.corrupted, z, l, h, task.first))
+    cache, seconds = timed(lambda: cache_of(task.hf, task.corrupted[: task.first]))
+    return once + seconds + task.one_by_one(lambda l, h: cached_forward(task.hf, cache, task.corrupted, z, l, h, task.first))
 
 
 def transformer_lens(task: Task) -> np.ndarray:
@@ -150,8 +151,8 @@ def transformer_lens(task: Task) -> np.ndarray:
         )
     names = [f"blocks.{l}.attn.hook_z" for l in range(task.cfg.n_layers)]
     with torch.no_grad():
-        _, cache = bridge.run_with_cache(task.clean[None], names_filter=names)
-        once = best_times(RUNS, lambda: bridge.run_with_cache(task.clean[None], names_filter=names))
+        bridge.run_with_cache(task.clean[None], names_filter=names)  # the first forward is not timed
+        (_, cache), once = timed(lambda: bridge.run_with_cache(task.clean[None], names_filter=names))
         rows = []
 
         def metric(logits):
@@ -164,7 +165,7 @@ def transformer_lens(task: Task) -> np.ndarray:
                 bridge, task.corrupted[None], cache, metric, index_axis_names=None, index_df=chosen
             )
 
-        times = best_times(RUNS, sweep)
+        _, times = timed(sweep)
     for (l, h), logits in zip(task.heads, rows):
         task.found(l, h, logits)
     return once + task.all_heads([times / len(task.heads)])
@@ -203,8 +204,8 @@ def nnsight_skip(task: Task) -> np.ndarray:
             task.hf(base[None], use_cache=False, logits_to_keep=1)
         return found
 
-    below = block_outputs()
-    once += best_times(RUNS, block_outputs)
+    below, seconds = timed(block_outputs)
+    once += seconds
 
     @torch.no_grad()
     def layer(l: int) -> list[Tensor]:
@@ -218,13 +219,13 @@ def nnsight_skip(task: Task) -> np.ndarray:
                     rows.append(model.output.logits[0, -1])
         return rows
 
-    layers = sorted({l for l, _ in task.heads})
-    last: list[Tensor] = []
-    layer(layers[-1])  # warm: the layer that costs least
+    layers = sorted({l for l, _ in task.heads})[::2]  # each with all of its heads: the first, one between, the last
+    layer(layers[-1])  # not timed: the layer that costs least
     times = []
     for l in layers:
-        times.append(best_times(RUNS, lambda l=l: last.__setitem__(slice(None), layer(l))))
-        for h, logits in enumerate(last):
+        rows, seconds = timed(lambda l=l: layer(l))
+        times.append(seconds)
+        for h, logits in enumerate(rows):
             task.found(l, h, logits)
     return once + [np.interp(range(task.cfg.n_layers), layers, each).sum() for each in np.transpose(times)]
 

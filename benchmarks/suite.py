@@ -4,14 +4,15 @@
     python -m benchmarks.suite --only heads,kernel --threads 1        # some groups
     python -m benchmarks.suite --size tiny                            # half a minute: whether it runs at all
 
-Each question is asked in a process of its own: ours and a rival are checked, and then all ways are timed in turn, round after
-round, so that other load meets all of them; medians, lowest and highest are kept, and the ratio of each round. In the same
-process the products of ours are run bare, with the same weights (`machine.py`), or the largest product and a copy are timed:
-ours' share of the machine. Then each way is run once in a further process, whose peak memory is the operating system's count
-(VmHWM, weights and Python included).
+Each question is asked in a process of its own: ours and the rivals are checked, and then all ways are timed in turn, round
+after round, so that other load meets all of them; medians, lowest and highest are kept, and the ratio of each round. In the
+same process the products of ours are run bare, with the same weights (`machine.py`), or the largest product and a copy are
+timed: ours' share of the machine. When all questions are timed, each way is run once more in a process that sets up nothing
+else, two processes at once: their peak memory is the operating system's count (VmHWM, weights and Python included).
 
 OUT gets results.json and table.md, after each question. `benchmarks/table.py` makes docs/performance.md from the JSON,
-`benchmarks/compare.py` compares its ratios with a stored baseline. The exit status is 1 if a check failed or a process died.
+`benchmarks/compare.py` compares its ratios with a stored baseline. What the stages of each question took is printed to stderr.
+The exit status is 1 if a check failed or a process died.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks import table
+
 if TYPE_CHECKING:
-    from benchmarks.questions import Question
+    from benchmarks.asked import Asked, Question
+    from benchmarks.machine import Recording
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "ours"
@@ -42,23 +46,45 @@ OURS = "ours"
 # ---- in the process of a question ----------------------------------------------------------------------------------------
 
 
+class Stages:
+    """Seconds of one stage after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def done(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._start, 2)
+        self._start = now
+
+
 def ask(name: str, size: str, dtype: str, threads: int, rounds: int | None) -> dict[str, Any]:
     """Checks and times one question: a row of the results, without memory."""
+    from benchmarks.machine import recorded
     from benchmarks.questions import question_named
 
     torch.set_num_threads(threads)
-    question = question_named(name, size)
+    question, stages = question_named(name, size), Stages()
     asked = question.make(dtype)
-    checked = asked.check()
+    stages.done("model")
+    with recorded() as recording:  # of a run that also makes buffers, and what is compiled or read at the first call
+        found = asked.ours.run()
+    stages.done("first run")
+    checked = asked.check(found)
+    del found
+    stages.done("check")
+    bare, by = _bare(asked, recording)
+    stages.done("bare")
     ways = [asked.ours, *asked.rivals]
-    bare, by = _bare(asked)
-    once = {way.name: _clocked(way.once) for way in ways if way.once is not None}
+    once = {call: _clocked(call) for call in dict.fromkeys(way.once for way in ways) if call is not None}
+    stages.done("once")
     times: dict[str, list[float]] = {way.name: [] for way in ways} | {"bare": []}
-    asked.ours.run()  # buffers, and what is compiled or read at the first call
     for _ in range(rounds or question.rounds):
         for way in ways:
-            times[way.name].append(_clocked(way.run) * way.times + once.get(way.name, 0.0))
+            times[way.name].append(_clocked(way.run) * way.times + (once[way.once] if way.once else 0.0))
         times["bare"].append(bare())
+    stages.done("rounds")
     ours = times[asked.ours.name]
     share = [b / s for b, s in zip(times["bare"], ours, strict=True)]
     return {
@@ -66,6 +92,7 @@ def ask(name: str, size: str, dtype: str, threads: int, rounds: int | None) -> d
         "note": asked.note,
         "check": checked,
         "rounds": len(ours),
+        "stages": stages.seconds,
         OURS: spread(ours),
         "limit": {**spread(times["bare"]), "by": by, "share": spread(share)},
         "rivals": [
@@ -80,14 +107,12 @@ def ask(name: str, size: str, dtype: str, threads: int, rounds: int | None) -> d
     }
 
 
-def _bare(asked) -> tuple[Any, str]:
+def _bare(asked: Asked, recording: Recording) -> tuple[Callable[[], float], str]:
     """A call that gives the seconds that the machine itself needs for ours, and what these are."""
-    from benchmarks.machine import Bare, recorded
+    from benchmarks.machine import Bare
     from pycotmech.cost.demand import layer_weight_bytes
 
-    if asked.products:
-        with recorded() as recording:
-            asked.ours.run()
+    if asked.demand is None:
         bare = Bare(recording)
         bare.run()  # buffers
         return lambda: bare.run().total(), "its products, bare"
@@ -114,16 +139,18 @@ def copy_rate() -> float:
 
 def remember(name: str, size: str, dtype: str, threads: int, way: str) -> dict[str, Any]:
     """Peak memory of one way, run once."""
+    from benchmarks import llama7b
     from benchmarks.questions import question_named
 
     torch.set_num_threads(threads)
-    asked = question_named(name, size).make(dtype)
+    question, stages = question_named(name, size), Stages()
+    asked = question.make(dtype)
+    stages.done("model")
     chosen = asked.ours if way == OURS else next(w for w in asked.rivals if w.name == way)
-    from benchmarks import llama7b
-
-    llama7b.forget_peak()  # that of making the question: the weights stay
-    chosen.run()
-    return {"gib": llama7b.peak_gib()}
+    llama7b.forget_peak()  # that of loading: the weights stay
+    (chosen.least or chosen.run)()
+    stages.done("run")
+    return {"gib": llama7b.peak_gib(), "stages": stages.seconds}
 
 
 def _clocked(call) -> float:
@@ -172,10 +199,14 @@ def machine(threads: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def child(words: Sequence[str], timeout: float) -> dict[str, Any]:
-    """Runs this file in a process of its own; {"error": ...} if it fails."""
+def child(words: Sequence[str], timeout: float, *, waiting: bool = False) -> dict[str, Any]:
+    """Runs this file in a process of its own; {"error": ...} if it fails. waiting: its idle threads leave the cores to other
+    processes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     environment.setdefault("HF_HUB_OFFLINE", "1")
+    if waiting:
+        environment["OMP_WAIT_POLICY"] = "passive"
+    began = time.perf_counter()
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.suite", *words], cwd=ROOT, env=environment, capture_output=True, text=True,
@@ -185,29 +216,97 @@ def child(words: Sequence[str], timeout: float) -> dict[str, Any]:
         return {"error": f"stopped after {timeout:.0f} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:400]}
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    found["stages"] |= {"imports": round(time.perf_counter() - began - sum(found["stages"].values()), 2)}  # and the end
+    return found
 
 
-def asked_apart(question: Question, dtype: str, threads: int, rounds: int | None, *, memory: bool) -> dict[str, Any]:
-    """One question in processes of its own: first times, then each way's memory, two ways at once since nothing is timed."""
-    options = ["--threads", str(threads), *(["--rounds", str(rounds)] if rounds else [])]
+class Suite:
+    """A run of the suite: its record, written to `out` as it grows."""
 
-    def of(way: str) -> dict[str, Any]:
-        return child([*options, "--child", question.name, question.size, dtype, way], 900)
+    def __init__(self, out: Path, threads: int, rounds: int | None, minutes: float) -> None:
+        self.out, self.threads, self.rounds, self.minutes = out, threads, rounds, minutes
+        self.start = time.monotonic()
+        self.record: dict[str, Any] = {"machine": machine(sorted({1, threads})), "rows": []}
+        self._stages: dict[str, float] = {}
+        self._say(f"the machine: {self.seconds:.0f} s")
 
-    row = of("all")
-    if "error" in row or not memory:
-        return row
-    ways = [OURS, *(rival["name"] for rival in row["rivals"])]
-    with ThreadPoolExecutor(max(1, min(2, os.cpu_count() or 1))) as pool:
-        found = [answer.get("gib") for answer in pool.map(of, ways)]
-    for way, gib in zip((row[OURS], *row["rivals"]), found, strict=True):
-        way["gib"] = gib
-    return row
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    @property
+    def late(self) -> bool:
+        return self.seconds > 60 * self.minutes
+
+    def _say(self, text: str) -> None:
+        print(f"[{self.seconds:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+    def write(self) -> None:
+        self.record["minutes"] = round(self.seconds / 60, 2)
+        (self.out / "results.json").write_text(json.dumps(self.record, indent=1), "utf-8")
+        (self.out / "table.md").write_text(table.page(self.record), "utf-8")
+
+    def _child(self, row: dict[str, Any], way: str) -> dict[str, Any]:
+        """Starts a process for a row: `all` times it, the name of a way gives the memory of that."""
+        options = ["--threads", str(self.threads), *(["--rounds", str(self.rounds)] if self.rounds else [])]
+        found = child([*options, "--child", row["question"], row["size"], row["dtype"], way], 900, waiting=way != "all")
+        stages = found.pop("stages", {})
+        for stage, seconds in stages.items():
+            stage = stage if way == "all" else f"memory, {stage}"
+            self._stages[stage] = self._stages.get(stage, 0.0) + seconds
+        taken = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.items())
+        said = f"{found['gib']:.2f} GiB, {way}" if "gib" in found else found.get("error", "timed")
+        self._say(f"{table.name_of(row)}: {said} ({taken})")
+        return found
+
+    def time(self, question: Question, dtype: str) -> None:
+        """Adds the question's row, without memory."""
+        row = {"question": question.name, "group": question.group, "size": question.size, "dtype": dtype}
+        row["threads"] = self.threads
+        row |= {"error": "not begun: the time was over"} if self.late else self._child(row, "all")
+        self.record["rows"].append(row)
+        self.write()
+        print(f"[{self.seconds:5.0f} s] {table.line(row)}", flush=True)
+
+    def remember(self) -> None:
+        """Adds the memory of all ways, two processes at once, for nothing is timed. A way whose process fails has no figure and
+        a `gib_error` that says why."""
+
+        def one(job: tuple[dict[str, Any], dict[str, Any], str]) -> None:
+            row, of, way = job
+            found = {"error": "not begun: the time was over"} if self.late else self._child(row, way)
+            if "gib" in found:
+                of["gib"] = found["gib"]
+            else:
+                of["gib_error"] = found["error"]
+
+        jobs = []
+        for row in self.record["rows"]:
+            if "error" not in row:
+                jobs += [(row, row[OURS], OURS), *((row, rival, rival["name"]) for rival in row["rivals"])]
+        with ThreadPoolExecutor(max(1, min(2, os.cpu_count() or 1))) as pool:
+            list(pool.map(one, jobs))
+        self.write()
+
+    @property
+    def failures(self) -> list[str]:
+        """Rows without times and ways without memory, with the reasons."""
+        found = []
+        for row in self.record["rows"]:
+            of = table.name_of(row)
+            if "error" in row:
+                found.append(f"{of}: {row['error']}")
+                continue
+            parts = [(OURS, row[OURS]), *((rival["name"], rival) for rival in row["rivals"])]
+            found += [f"{of}: memory of {name}: {part['gib_error']}" for name, part in parts if "gib_error" in part]
+        return found
+
+    def end(self) -> None:
+        self._say("seconds in all: " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in self._stages.items()))
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    from benchmarks import table
     from benchmarks.questions import QUESTIONS, SIZES
 
     groups = sorted({q.group for q in QUESTIONS})
@@ -217,7 +316,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="Threads of all ways; all cores by default.")
     parser.add_argument("--rounds", type=int, default=None, help="Rounds of every question (2 to 5 by default).")
-    parser.add_argument("--minutes", type=float, default=9.5, help="No question is begun after so many minutes.")
+    parser.add_argument("--minutes", type=float, default=9.5, help="Nothing is begun after so many minutes.")
     parser.add_argument("--no-memory", action="store_true", help="Leave out the processes that measure peak memory.")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
@@ -234,26 +333,19 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown := [part for part in only if part not in groups]:
         parser.error(f"--only: got {', '.join(unknown)}; expected groups among {', '.join(groups)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    start, failed = time.monotonic(), 0
-    record: dict[str, Any] = {"machine": machine(sorted({1, given.threads})), "rows": []}
-    print(table.machine_line(record["machine"]), flush=True)
-    chosen = [(q, dtype) for q in QUESTIONS for dtype in q.dtypes if q.size in given.size and (not only or q.group in only)]
-    for question, dtype in chosen:
-        row: dict[str, Any] = {"question": question.name, "group": question.group, "size": question.size, "dtype": dtype}
-        row["threads"] = given.threads
-        began = time.monotonic()
-        if began - start > 60 * given.minutes:
-            row["error"] = "not begun: the time was over"
-        else:
-            row |= asked_apart(question, dtype, given.threads, given.rounds, memory=not given.no_memory)
-        failed += "error" in row
-        record["rows"].append(row)
-        record["minutes"] = round((time.monotonic() - start) / 60, 2)
-        (given.out / "results.json").write_text(json.dumps(record, indent=1), "utf-8")
-        (given.out / "table.md").write_text(table.page(record), "utf-8")
-        print(f"[{time.monotonic() - start:5.0f} s] {table.line(row)}  ({time.monotonic() - began:.0f} s)", flush=True)
-    print(f"{given.out / 'results.json'}, {given.out / 'table.md'}: {record.get('minutes', 0):.1f} min")
-    return 1 if failed else 0
+    suite = Suite(given.out, given.threads, given.rounds, given.minutes)
+    print(table.machine_line(suite.record["machine"]), flush=True)
+    for question in QUESTIONS:
+        if question.size in given.size and (not only or question.group in only):
+            for dtype in question.dtypes:
+                suite.time(question, dtype)
+    if not given.no_memory:
+        suite.remember()
+    suite.end()
+    for failure in suite.failures:
+        print(f"NO FIGURE: {failure}")
+    print(f"{given.out / 'results.json'}, {given.out / 'table.md'}: {suite.record.get('minutes', 0):.1f} min")
+    return 1 if suite.failures else 0
 
 
 if __name__ == "__main__":

@@ -103,8 +103,10 @@ def peers_table(peers: dict[str, Any]) -> str:
     """The peers' table in Markdown."""
     if not peers.get("rows"):
         return "No run beside other libraries is recorded yet in this form: `make bench-peers` makes one.\n"
+    rounds = "/".join(map(str, sorted({row["rounds"] for row in peers["rows"] if "rounds" in row})))
     lines = [
-        peers["versions"] + ".",
+        f"{peers['cpu']}, {peers['cores']} cores; {peers['versions']}; {peers['date']}. {peers['minutes']:.1f} minutes. "
+        f"Medians [lowest, highest] of {rounds} processes of each way, in turn.",
         "",
         "| | dtype | threads | time | times ours | processor time | times ours | heads run | off |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",

@@ -24,6 +24,8 @@ def test_a_wrong_effect_gives_no_figure(dtype):
     for wrong in (np.zeros_like(effects), np.roll(effects, 1, 1), -effects):
         with pytest.raises(AssertionError, match="by hooks; error"):
             check_heads(model.hf, clean, corrupted, heads, wrong, **READ)
+        with pytest.raises(AssertionError, match="by hooks; error"):
+            check_heads(model.hf, clean, corrupted, heads, np.stack([effects, wrong]), **READ)
     with pytest.raises(AssertionError, match=r"by hooks; error|check nothing"):
         check_heads(model.hf, clean, corrupted, heads, effects, positions=[33], **READ)
 

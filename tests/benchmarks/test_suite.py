@@ -1,14 +1,17 @@
-"""The suite's table and baseline, on made-up numbers; its questions on a model of nothing but shapes are in `make bench`."""
+"""The suite's table, its baseline and its processes, on made-up numbers; one question on a tiny model."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
+import torch
 
-from benchmarks import against, compare, predicted, suite, table
+from benchmarks import against, bench_peers, compare, patching_questions, peers, predicted, suite, table
 from benchmarks.questions import QUESTIONS, SIZES, question_named
+from tests.reference.truth import z_of
 
 
 def spread(median: float, off: float = 0.02) -> dict[str, float]:
@@ -126,6 +129,96 @@ def test_every_question_has_a_name_a_size_and_dtypes():
     with pytest.raises(ValueError, match="there is no 'nothing' at size 'tiny'"):
         question_named("nothing", "tiny")
     assert all(set(q.dtypes) <= {"float32", "bfloat16"} and q.rounds >= 2 for q in QUESTIONS)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Stands in for processes: what is asked of them, and what they answer."""
+    asked, answers = [], {}
+
+    def child(words, timeout, *, waiting):
+        way = words[-1]
+        asked.append(way)
+        row = {k: v for k, v in results()["rows"][0].items() if k in ("what", "note", "check", "ours", "limit", "rivals")}
+        row[suite.OURS].pop("gib"), row["rivals"][0].pop("gib")
+        return copy.deepcopy(answers.get(way, row if way == "all" else {"gib": 1.5})) | {"stages": {"imports": 1.0}}
+
+    monkeypatch.setattr(suite, "child", child)
+    monkeypatch.setattr(suite, "machine", lambda threads: results()["machine"])
+    return asked, answers
+
+
+def test_memory_is_measured_after_all_times_in_a_process_for_each_way(answers, tmp_path, capsys):
+    asked, _ = answers
+    assert suite.main(["--out", str(tmp_path), "--only", "kernel,lens", "--threads", "2"]) == 0
+    assert asked[:3] == ["all"] * 3 and sorted(asked[3:]) == ["hooks"] * 3 + ["ours"] * 3
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["ours"]["gib"], row["rivals"][0]["gib"]) for row in rows] == [(1.5, 1.5)] * 3
+    said = capsys.readouterr().err
+    assert "attention kernel, 7b, bfloat16, 2 thread(s): 1.50 GiB, hooks (imports 1.0)" in said
+    assert "seconds in all: imports 3, memory, imports 6" in said
+
+
+def test_a_process_that_dies_costs_its_own_figure_and_the_exit_status(answers, tmp_path, capsys):
+    _, said = answers
+    said["hooks"] = {"error": "Killed"}
+    assert suite.main(["--out", str(tmp_path), "--only", "lens"]) == 1
+    row = json.loads((tmp_path / "results.json").read_text())["rows"][0]
+    assert row["ours"]["gib"] == 1.5 and row["rivals"][0]["gib_error"] == "Killed" and "gib" not in row["rivals"][0]
+    assert "NO FIGURE: logit lens, 135m, float32" in capsys.readouterr().out
+    said["all"] = {"error": "AssertionError: 3 apart"}
+    assert suite.main(["--out", str(tmp_path), "--only", "lens"]) == 1
+    assert "no figure: AssertionError: 3 apart" in (tmp_path / "table.md").read_text()
+
+
+def test_nothing_is_begun_when_the_time_is_over(answers, tmp_path):
+    asked, _ = answers
+    assert suite.main(["--out", str(tmp_path), "--only", "lens", "--minutes", "0"]) == 1
+    assert not asked and "not begun: the time was over" in (tmp_path / "table.md").read_text()
+
+
+def test_a_way_makes_nothing_for_the_others(monkeypatch):
+    made = []
+    monkeypatch.setattr(patching_questions, "z_of", lambda hf, tokens: made.append("z") or z_of(hf, tokens))
+    asked = question_named("all heads, all positions", "tiny").make("float32")
+    found = asked.ours.run()
+    assert not made
+    by_hooks, by_cache = (way.least() for way in asked.rivals)
+    assert made == ["z"], "kept for the second rival"
+    assert torch.allclose(by_hooks, by_cache, atol=1e-3)  # the same head
+    assert asked.check(found) == "3 heads against hooked forwards"
+    with pytest.raises(AssertionError, match="by hooks; error"):
+        asked.check(dataclasses.replace(found, effect=2 * found.effect))
+
+
+def test_peers_have_a_table():
+    ran = {"dtype": "float32", "threads": 2, "rounds": 3, "difference": 1e-5}
+    rows = [
+        ran | {"name": "ours", "seconds": spread(4.0), "cpu": spread(8.0), "ran": 270},
+        ran | {"name": "hooks", "seconds": spread(80.0), "cpu": spread(160.0), "ran": 5, "ratio": 20.0, "cpu_ratio": 20.0},
+        {"dtype": "float32", "threads": 2, "name": "a library", "note": "not installed"},
+    ]
+    about = {"cpu": "abacus", "cores": 2, "versions": "torch 2.13", "date": "2026-01-01", "minutes": 9.0}
+    text = table.peers_table(about | {"rows": rows})
+    assert "of 3 processes of each way" in text and "| hooks | float32 | 2 | 80 s [78.4 s, 81.6 s] | 20x |" in text
+    assert "| a library | float32 | 2 | not installed |" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_peers_begin_no_round_that_ends_too_late(monkeypatch):
+    now, asked = [0.0], []
+
+    def measure(kind, **_):
+        asked.append(kind)
+        now[0] += 10.0
+        return peers.Measured(1.0, 1.0, 2, {"0.0": 1.0, "1.0": 2.0}, 9, 3)
+
+    monkeypatch.setattr(bench_peers, "measure", measure)
+    monkeypatch.setattr(bench_peers, "WHAT", {"hooks": "hooks", "cached_hooks": "hooks over a cache"})
+    monkeypatch.setattr(bench_peers.time, "monotonic", lambda: now[0])
+    rows = bench_peers.compare("float32", 1, 5, minutes=1.6)
+    assert asked == ["ours", "truth", "hooks", "cached_hooks", *["ours", "hooks", "cached_hooks"] * 1]
+    assert [row["rounds"] for row in rows] == [2, 2, 2] and rows[1]["ratio"] == 1.0
 
 
 @pytest.mark.slow
