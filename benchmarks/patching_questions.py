@@ -97,9 +97,11 @@ def residual(dtype: str) -> Asked:
         return hf(tokens[None], use_cache=False, logits_to_keep=1).logits[0, -1]
 
     def hooked(l: int, p: int) -> Tensor:
+        value = source()[l, p - at[0]]
+
         def replace(_module, args, kwargs):
             x = (args[0] if args else kwargs["hidden_states"]).clone()
-            x[0, p] = source()[l, p - at[0]].to(x.dtype)
+            x[0, p] = value.to(x.dtype)
             return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": x})
 
         handle = hf.model.layers[l].register_forward_pre_hook(replace, with_kwargs=True)
