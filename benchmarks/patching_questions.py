@@ -90,14 +90,14 @@ def residual(dtype: str) -> Asked:
     hf, cfg, T = model.hf, model.cfg, len(clean)
     at = list(range(T - LAST, T))
     places = list(zip(_spread(4, cfg.n_layers), np.linspace(T - 1, T - LAST, 4).round().astype(int).tolist(), strict=True))
-    source = cache(lambda: model.run(clean, capture=("resid_pre",), positions=at)["resid_pre"])  # [L, LAST, d]
+    source = cache(lambda: model.run(clean, capture=("resid_pre",), positions=[-1])["resid_pre"])  # [L, T, d]
 
     @torch.no_grad()
     def logits(tokens: Tensor) -> Tensor:
         return hf(tokens[None], use_cache=False, logits_to_keep=1).logits[0, -1]
 
     def hooked(l: int, p: int) -> Tensor:
-        value = source()[l, p - at[0]]
+        value = source()[l, p]
 
         def replace(_module, args, kwargs):
             x = (args[0] if args else kwargs["hidden_states"]).clone()
