@@ -117,6 +117,14 @@ def _root(
 
 def main() -> None:
     """Runs the console script and exits with one of `EXIT_CODES`. An error of the user's is one line on standard error."""
+    try:
+        _main()
+    except (KeyboardInterrupt, typer.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while Python ends would change the exit code
+        sys.exit(130)
+
+
+def _main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what the encoding of a terminal or pipe lacks is shown as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -126,8 +134,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         sys.exit(app(prog_name="pycotmech", standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+    except typer.Abort:
+        raise
     except Exception as error:
         if hasattr(error, "format_message"):  # the command line itself is wrong
             _fail_usage(error)

@@ -210,14 +210,15 @@ def path(text: str | None, name: str) -> Path | None:
     return Path(text).expanduser()
 
 
-def check_plan_for(name: str | None, alone: bool) -> None:
-    """Refuses a GPU to predict for where something is run, and one that is not known. alone: with --dry-run or --estimate."""
+def check_plan_for(name: str | None, alone: bool, options: str = "--dry-run or --estimate") -> None:
+    """Refuses a GPU to predict for where something is run, and one that is not known. alone: whether one of `options`, which
+    run nothing, is given."""
     if name is None:
         return
     from pycotmech.cost import device_named
 
     if not alone:
-        raise ValueError(f"plan_for: got {name!r} for a run here; expected it with --dry-run or --estimate")
+        raise ValueError(f"plan_for: got {name!r} for a run here; expected it with {options}")
     device_named(name, "plan_for")
 
 

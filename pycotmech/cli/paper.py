@@ -78,6 +78,7 @@ def paper(
     )  # fmt: skip
     names = None if only is None else tuple(part.strip() for part in only.split(",") if part.strip())
     alone = dry_run or estimate
+    o.check_plan_for(plan_for, plan or alone, "--plan, --dry-run or --estimate")
     silent, bars = quiet or as_json or estimate, Bars(quiet)
     try:
         outcome = analyses.run(

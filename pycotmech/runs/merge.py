@@ -108,7 +108,10 @@ def _part(folder: Path) -> _Part:
     """Raises ValueError where the examples of a part are not those of its results."""
     if not folder.is_dir():
         raise FileNotFoundError(f"parts: there is no folder {printable(folder)}")
-    data = open_sweeps(folder)
+    try:
+        data = open_sweeps(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"parts: {error}") from error
     identity = dict(data.attrs["identity"])
     file = folder / EXAMPLES_FILE
     if not file.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -65,6 +66,34 @@ def test_help_loads_no_pytorch():
     for command in EXAMPLES:
         assert command in done.stdout
     assert all(title in done.stdout for title in GROUPS) and "Exit codes: 0 done; 1 part of" in done.stdout
+
+
+class InterruptsAgain:
+    """`signal`, but each time that a handler is restored Ctrl-C comes once more."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(signal, name)
+
+    def signal(self, number: int, handler: Any) -> Any:
+        before = signal.signal(number, handler)
+        if number == signal.SIGTERM and handler is not cli._stop:
+            signal.raise_signal(signal.SIGINT)
+        return before
+
+
+def test_ctrl_c_twice_ends_with_the_code_of_once(monkeypatch, interruptible):
+    """Also if the second comes when the command has ended, and Python has yet to."""
+
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(cli, "signal", InterruptsAgain())
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130 and signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def commands() -> dict[str, Any]:

@@ -91,7 +91,7 @@ TABLE: dict[str, tuple[tuple[str, ...], str]] = {
     # ---- merge -------------------------------------------------------------------------------------------------------
     "merge nothing": (("merge", "{out}"), "Missing argument 'parts'"),
     "merge nowhere": (("merge", "{out}", "{dir}/nowhere"), "parts: there is no folder"),
-    "merge no results": (("merge", "{out}", "{dir}"), "holds no results"),
+    "merge no results": (("merge", "{out}", "{dir}"), "parts: {dir} holds no results"),
     "merge twice": (("merge", "{out}", "{run}", "{run}"), "parts: a folder is given twice"),
     "merge into itself": (("merge", "{run}", "{run}"), "is one of the parts; expected another folder"),
     "merge a file": (("merge", "{out}", "{file}"), "{file}"),
@@ -134,6 +134,7 @@ TABLE: dict[str, tuple[tuple[str, ...], str]] = {
     "paper settings": ((*PAPER, "--settings", "impossible"), "impossible"),
     "paper minutes": ((*PAPER, "--minutes", "0"), "minutes: got 0.0; expected a positive number"),
     "paper minutes and examples": ((*PAPER, "--minutes", "3", "--examples", "4"), "minutes: "),
+    "paper's plan for": ((*PAPER, "--plan-for", "h100"), "plan_for: got 'h100' for a run here; expected it with --plan, --"),
     "paper pilot": ((*PAPER, "--pilot", "{dir}/nowhere"), "pilot: there is no folder"),
     "attention no text": ((*ATTENTION, "--text", "{dir}/nowhere.txt"), "text: there is no file"),
     "attention top": ((*ATTENTION, "--text", "{text}", "--top-k", "-1"), "top_k: got -1; expected"),

@@ -140,7 +140,7 @@ def test_sigterm_through_the_shell(run_folder, tmp_path, tally):
 def test_ctrl_c_twice_through_the_shell(run_folder, tmp_path, tally, gap):
     """The second comes while the first is being answered, or at once."""
     twice = (signal.SIGINT, signal.SIGINT)
-    stop_and_go_on("Ctrl-C twice", 5, shell, run_folder, tmp_path, tally, twice, (130, 70, -signal.SIGINT), gap)
+    stop_and_go_on("Ctrl-C twice", 5, shell, run_folder, tmp_path, tally, twice, (130, 70), gap)
 
 
 @pytest.mark.slow

@@ -12,12 +12,13 @@ from pycotmech.cli import app
 
 
 def exit_code(arguments: Sequence[object], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Runs `pycotmech` with these arguments and returns its exit code; the handler of SIGTERM is left as it was."""
+    """Runs `pycotmech` with these arguments and returns its exit code; the handlers of signals are left as they were."""
     monkeypatch.setattr(sys, "argv", ["pycotmech", *map(str, arguments)])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(SystemExit) as stopped:
             app.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return stopped.value.code
