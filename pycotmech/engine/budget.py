@@ -74,7 +74,7 @@ class Budget:
 
     def logits_bytes(self, read: int) -> int:
         """Bytes for the logits of so many rows that are read."""
-        kept = read * self.family.cfg.d_vocab * 4 if self.keep_logits else 0
+        kept = read * self.family.cfg.d_vocab * self.family.resid_dtype.itemsize if self.keep_logits else 0
         columns = None if self.keep_logits else self.columns
         return kept + planner.logits_bytes(self.family, min(read, LOGIT_ROWS), columns)
 

@@ -80,7 +80,7 @@ class Evaluator:
         metrics: one for each position at which a base is read, base after base. jitter: which variants are jittered."""
         read = joins.bases.readings(variants.base)
         values = torch.empty(len(read.number), dtype=torch.float64)
-        logits = torch.empty(len(values), self.family.cfg.d_vocab, dtype=torch.float32) if self.keep_logits else None
+        logits = torch.empty(len(values), self.family.cfg.d_vocab, dtype=self.family.resid_dtype) if self.keep_logits else None
         chosen = kept[read.variant]
         place = chosen.cumsum(0) - 1  # among the rows that are kept
         rows = torch.empty(int(chosen.sum()), self.family.cfg.d_model, dtype=self.family.resid_dtype, device=self.family.device)
@@ -115,7 +115,7 @@ class Evaluator:
             for rows in (which == e).nonzero().flatten().split(LOGIT_ROWS):
                 out = self.logits(final[rows.to(final.device)], None if logits is not None else metrics[e].token_ids)
                 if logits is not None:
-                    logits[rows] = out.float().cpu()
+                    logits[rows] = out.cpu()
                 values[rows] = metrics[e](out).cpu()  # last: a callable may change the logits that it gets
 
     def logits(self, rows: Tensor, token_ids: Iterable[int | None] | None) -> Tensor:

@@ -97,7 +97,7 @@ def run_chunks(
         rounding=torch.empty(n, N_DELTAS, 3, dtype=torch.float64),
         clean=torch.empty(n, dtype=torch.float64),
         corrupted=torch.empty(n, dtype=torch.float64),
-        logits=torch.full((n, *shape, V), torch.nan, dtype=torch.float32) if evaluator.keep_logits else None,
+        logits=torch.full((n, *shape, V), torch.nan, dtype=question.family.resid_dtype) if evaluator.keep_logits else None,
         random=torch.full((n, *shape), torch.nan, dtype=torch.float64),
         sham=torch.full((n,), torch.nan, dtype=torch.float64),
     )

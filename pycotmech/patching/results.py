@@ -333,7 +333,7 @@ class Sweep(PlaceResult, Measured):
     """
 
     logits: Tensor | None = field(default=None, repr=False)
-    """[L, H, V] float32 (or [B, L, H, V]) if return_logits was asked for."""
+    """[L, H, V] float32, of a float64 model float64 (or [B, L, H, V]) if return_logits was asked for."""
     estimate: NDArray[np.float32] | None = field(default=None, repr=False)
     """If screened: `Attribution.effect`, the first-order estimates of all heads, those that were swept among them."""
     controls: Controls | None = field(default=None, repr=False)

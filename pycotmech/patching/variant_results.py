@@ -31,7 +31,7 @@ class VariantSweep(Measured):
     base_metric: float
     names: tuple[str | None, ...]
     logits: Tensor | None = field(default=None, repr=False)
-    """[N, V] float32 if return_logits was asked for."""
+    """[N, V] float32, of a float64 model float64, if return_logits was asked for."""
 
     _ARRAYS = ("effect", "raw")
     _WIDTH = 16

@@ -343,7 +343,7 @@ def _ends(model: Model, swept: Sequence[tuple[Cell, Tensor]], shared: int, past:
     suffixes = [host.step.clean[shared:], corrupted[shared:]]
     packed = forward_packed(model.family, suffixes, past, read=torch.cat((at, n + at)))
     with torch.no_grad():
-        return model.family.logits(packed.resid_final).float().cpu().unflatten(0, (2, -1)).transpose(0, 1)
+        return model.family.logits(packed.resid_final).cpu().unflatten(0, (2, -1)).transpose(0, 1)
 
 
 def cost(cfg: ModelConfig, workload: Workload, *, controls: bool = True) -> Cost:

@@ -12,7 +12,7 @@ from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference.close import assert_allclose
-from tests.reference.truth import kl, logits_of, sweep_truth
+from tests.reference.truth import double, kl, logits_of, sweep_truth
 
 STEPS = [5, 7]
 
@@ -48,6 +48,21 @@ def test_values_are_those_of_one_hooked_forward_per_head(model, examples, result
     )
     for l, h in heads:
         assert float(result.data["prob"][1, 0, l, h]) == pytest.approx(float(truth[l, h]), abs=1e-5)
+
+
+def test_a_float64_model_is_measured_in_float64(examples, every):
+    """Not only the KL, whose sweep it is; one hooked forward of the same weights gives the same."""
+    model = pcm.Model.from_pretrained("tiny-cot", dtype="float64")
+    found = pcm.cot.patch_steps(model, examples[:1], steps=[5], right=every[:1], controls=False)
+    step, hf = examples[0].steps[5], double(model.hf)
+    for metric, of in (
+        ("logit_diff", lambda logits: logits[step.answer] - logits[step.wrong]),
+        ("prob", lambda logits: torch.softmax(logits, -1)[step.answer]),
+    ):
+        truth = sweep_truth(hf, step.corrupted, step.clean, of, heads=[(1, 2)])
+        assert float(found.data[metric][0, 0, 1, 2]) == pytest.approx(float(truth[1, 2]), rel=1e-10)
+        ends = [float(of(logits_of(hf, prompt, keep=1)[0])) for prompt in (step.clean, step.corrupted)]
+        assert [float(found.data[f"{metric}_{end}"][0, 0]) for end in ("clean", "corrupted")] == pytest.approx(ends, rel=1e-10)
 
 
 def test_restoration_is_the_ratio_of_means(result):
