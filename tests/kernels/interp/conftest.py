@@ -1,9 +1,24 @@
-import numpy as np
+"""Kernels in Triton's interpreter. `test_interpreted.py` runs this folder in a process of its own; each file here also runs
+alone, by its path."""
+
+import os
+import sys
+from pathlib import Path
+
 import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":  # pytest reads this file without it only if its folder, or a file in it, is named
+    if "triton" in sys.modules:
+        raise pytest.UsageError("tests/kernels/interp needs TRITON_INTERPRET=1 before triton is imported: run it alone")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
 import torch
 from pycotmech.kernels import colsum, extract, launch, prefix_attn, rows, rows_entries
 
 from tests.kernels import bf16_interpreter, poison
+
+HERE = Path(__file__).resolve().parent
 
 bf16_interpreter.install()
 torch.set_num_threads(1)
@@ -46,6 +61,9 @@ def run_once():
 
 def pytest_collection_modifyitems(items):
     """Each case runs with the tiles of one of the GPUs, in turn; with the other one it is slow."""
+    beside = {item.path.name for item in items if HERE not in item.path.parents}
+    if beside:
+        raise pytest.UsageError(f"tests/kernels/interp interprets every kernel of its process: run it without {sorted(beside)}")
     seen = {}
     for item in items:
         if "run" in getattr(getattr(item, "callspec", None), "params", {}):  # tests elsewhere have a fixture of this name too
