@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import importlib.util
 import os
 import signal
@@ -18,14 +20,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: each of the
 
 HERE = Path(__file__).parent
 LONGEST = (
-    "csrc/test_core.py",
-    "benchmarks/test_validity.py",
+    "model/test_every_family.py",
     "docs/test_code_blocks.py",
-    "kernels/test_interpreted.py",
+    "benchmarks/test_validity.py",
+    "csrc/test_core.py",
     "kernels/aot/test_codegen.py",
     "runs/workers/test_local.py",
+    "kernels/test_interpreted.py",
 )
 """Files that take longest, with pytest-xdist. Each goes to one worker (Makefile)."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is loaded by now stays to the end: the garbage collector need not look through it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or what C++ libraries have made would be reported as lost
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,6 +91,27 @@ def _own_cache():
         os.environ["PYCOTMECH_CACHE"] = folder
         yield
         del os.environ["PYCOTMECH_CACHE"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _speed_measured_once() -> Iterator[None]:
+    """What this machine does at a model's shapes is measured once, and not for every plan; tests/cost measures."""
+    import torch
+
+    from pycotmech.cost import machine
+
+    plain, found = machine.measured, {}
+
+    @functools.wraps(plain)
+    def once(cfg, **how):
+        key = repr((cfg, torch.get_num_threads(), *how.items()))
+        if key not in found:
+            found[key] = plain(cfg, **how)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "measured", once)
+        yield
 
 
 @pytest.fixture

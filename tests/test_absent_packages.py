@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pycotmech as pcm
 from pycotmech._optional import OPTIONAL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,9 @@ def said(call):
     except ImportError as error:
         return str(error)
 
+tokenizer = pcm.Model.from_pretrained("tiny-cot").tokenizer
+examples = pcm.cot.make_examples(3, tokenizer=tokenizer, shots=2, distractors=2)
+print([e.full_text for e in examples], [s.corrupted_text for e in examples for s in e.steps])
 model = pcm.Model(tiny_llama(n_layers=2))
 clean = torch.arange(3, 23)
 corrupted = clean.clone()
@@ -81,9 +85,13 @@ def test_gpu_tests_are_collected_without_them():
 
 
 def test_without_any_extra_the_job_is_done_and_what_is_missing_is_named(tmp_path):
-    done = run("-c", WITHOUT_EXTRAS, str(tmp_path / "out"), ABSENT_PACKAGES=EXTRAS)
+    """And examples of a process with another hash seed are the same."""
+    done = run("-c", WITHOUT_EXTRAS, str(tmp_path / "out"), ABSENT_PACKAGES=EXTRAS, PYTHONHASHSEED="1")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    examples_there, *lines = done.stdout.splitlines()
+    tokenizer = pcm.Model.from_pretrained("tiny-cot").tokenizer
+    examples = pcm.cot.make_examples(3, tokenizer=tokenizer, shots=2, distractors=2)
+    assert examples_there == f"{[e.full_text for e in examples]} {[s.corrupted_text for e in examples for s in e.steps]}"
     for line, extra in zip(lines, ("report", "interactive", "probes", "traces", "ray", "")):
         assert re.search(rf"pip install ['\"]pycotmech\[{extra}\]|pycotmech\[export\]" if extra else "pyarrow", line), line
     assert "Note: no heat maps were drawn: figures need matplotlib" in done.stdout

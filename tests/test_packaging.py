@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -65,9 +66,7 @@ def test_transformers_is_not_disturbed_by_the_folder_kernels(tmp_path):
     assert here == elsewhere
     finite, has_kernels, file, kernels = here
     assert finite and Path(file).parent.parent == ROOT and kernels == [str(ROOT / "kernels")]
-    bare = "from transformers.utils import is_kernels_available; print(bool(is_kernels_available()))"
-    without = python("-c", bare, cwd=tmp_path)
-    assert without.stdout.strip() == str(has_kernels), without.stderr
+    assert not has_kernels or "kernels" in {d.name for d in importlib.metadata.distributions()}
 
 
 def test_import_is_quick_and_loads_no_pytorch():
@@ -79,6 +78,12 @@ def test_import_is_quick_and_loads_no_pytorch():
 
 
 def test_every_public_name_is_there():
+    assert [name for name in pycotmech.__all__ if getattr(pycotmech, name) is None] == []
+
+
+@pytest.mark.slow
+def test_every_public_name_is_there_first():
+    """In a process that has loaded nothing before."""
     script = "import pycotmech, json; print(json.dumps([n for n in pycotmech.__all__ if getattr(pycotmech, n) is None]))"
     assert answered(python("-c", script, cwd=ROOT)) == []
 

@@ -283,11 +283,17 @@ def plan(cfg: ModelConfig, sizes: Sizes) -> str:
     return "\n".join([f"{said}, loading and the fitting of probes not counted", *lines])
 
 
-@pytest.fixture(scope="module")
-def run() -> Run:
+def weights() -> str:
+    """Where the weights are; the test that asks is skipped if nothing says so."""
     where = os.environ.get(WHERE)
     if not where:
         pytest.skip(f"{WHERE} is not set; expected a folder with the weights of Llama-2 7B, or their name in the cache")
+    return where
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    where = weights()
     print("\n" + plan(LLAMA, Sizes()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Run(pcm.Model.from_pretrained(where, dtype="bfloat16", device=device), Sizes(), PAPER)

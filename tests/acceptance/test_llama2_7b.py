@@ -92,6 +92,13 @@ def test_what_it_costs_is_predicted_before():
     assert f"about {acceptance.shown_time(total)}" in page
 
 
+def test_without_weights_the_reason_is_said(monkeypatch):
+    monkeypatch.delenv(acceptance.WHERE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match=f"{acceptance.WHERE} is not set; expected a folder"):
+        acceptance.weights()
+
+
+@pytest.mark.slow
 def test_without_weights_it_is_skipped_with_the_reason():
     environment = {k: v for k, v in os.environ.items() if k != acceptance.WHERE and not k.startswith("PYTEST")}
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/acceptance/llama2_7b.py"]

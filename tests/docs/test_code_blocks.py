@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,8 @@ def commands() -> list:
 EARLIER = {
     "results": "run --steps 5",
     "paper-results": "paper --only patch_steps",
-    "part0": "run --points 0:1",
-    "part1": "run --points 1:",
+    "part0": "run --steps 5 --points 0:1",
+    "part1": "run --steps 5 --points 1:",
 }
 """Folders that an earlier command of a page, or of another page, has made, and how; any other by a run."""
 
@@ -142,19 +143,29 @@ def read_by(words: list[str]) -> list[str]:
     return words[2:3] if words[1] in ("report", "figures", "status", "export") else []
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Path:
+    """A folder with the files that the pages name, and with the folders of earlier commands that any block has asked for."""
+    place = tmp_path_factory.mktemp("shelf")
+    model = pcm.Model.from_pretrained("tiny-cot")
+    examples = pcm.cot.make_examples(2, tokenizer=model.tokenizer, bos=model.prepend_bos, shots=1)
+    text = examples[0].steps[5].text
+    (place / "prompt.txt").write_text(text)
+    (place / "segments.json").write_text(json.dumps({"question": examples[0].query, "shots": [1, 20]}))
+    pairs = [{"clean": s.clean.tolist(), "corrupted": s.corrupted.tolist(), "answer": s.answer} for s in examples[0].steps[4:6]]
+    (place / "mine.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    return place
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(shelf, tmp_path, monkeypatch) -> Path:
     """The working folder of a reader, with the files that the pages name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(matplotlib, "is_interactive", lambda: False)
     monkeypatch.setattr(registry, "FAMILIES", registry.FAMILIES)  # CONTRIBUTING.md adds one
-    model = pcm.Model.from_pretrained("tiny-cot")
-    examples = pcm.cot.make_examples(2, tokenizer=model.tokenizer, bos=model.prepend_bos, shots=1)
-    text = examples[0].steps[5].text
-    (tmp_path / "prompt.txt").write_text(text)
-    (tmp_path / "segments.json").write_text(json.dumps({"question": examples[0].query, "shots": [1, 20]}))
-    pairs = [{"clean": s.clean.tolist(), "corrupted": s.corrupted.tolist(), "answer": s.answer} for s in examples[0].steps[4:6]]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    for file in shelf.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
     return tmp_path
 
 
@@ -164,18 +175,27 @@ def call(line: str, monkeypatch, capsys) -> None:
     assert code == 0, f"{line}\n{capsys.readouterr().err}"
 
 
-def make(folders: list[str], monkeypatch, capsys) -> None:
-    for name in folders:
-        command = EARLIER.get(name, "run --steps 1")
-        call(f"pycotmech {command} --model tiny-cot --out {name} --examples 2 --shots 1 --quiet", monkeypatch, capsys)
+@pytest.fixture
+def make(shelf, folder, monkeypatch, capsys):
+    """make(names): puts the folders that earlier commands have made into the working folder."""
+
+    def made(names: list[str]) -> None:
+        for name in names:
+            if not (shelf / name).exists():
+                command = EARLIER.get(name, "run --steps 1")
+                line = f"pycotmech {command} --model tiny-cot --examples 2 --shots 1 --quiet"
+                call(f"{line} --out {shlex.quote(str(shelf / name))}", monkeypatch, capsys)
+            shutil.copytree(shelf / name, folder / name)
+
+    return made
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p, "python")], ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_python_blocks_run(page, folder, monkeypatch, capsys):
+def test_python_blocks_run(page, make, capsys):
     namespace: dict = {"__name__": "__main__"}
     for block in blocks_of(page, "python"):
         if block.runs:
-            make(re.findall(r'open_results\("([^"]+)"\)', block.text), monkeypatch, capsys)
+            make([name for name in re.findall(r'open_results\("([^"]+)"\)', block.text) if not Path(name).exists()])
             source = "\n" * (block.line - 1) + smaller(block.text)
             capsys.readouterr()
             exec(compile(source, page.name, "exec"), namespace)
@@ -197,8 +217,8 @@ def test_what_a_page_shows_is_compared_with_what_is_printed(shown, printed, same
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_run(command, folder, monkeypatch, capsys):
-    make(read_by(shlex.split(command)), monkeypatch, capsys)
+def test_commands_run(command, make, monkeypatch, capsys):
+    make(read_by(shlex.split(command)))
     call(command, monkeypatch, capsys)
 
 

@@ -54,7 +54,16 @@ def peak_bytes(call):
     return out, int(np.cumsum([n for _, n in events]).max())
 
 
-@pytest.mark.parametrize("name", CASES)
+BOTH = ("all", "by position", "two logits", "logits kept", "chunks")
+"""Cases that are run in both dtypes by the quick tests too; bytes are counted alike in the others."""
+QUICK_CASES = [
+    pytest.param(dtype, name, marks=[] if dtype == torch.float32 or name in BOTH else pytest.mark.slow)
+    for dtype in (torch.float32, torch.bfloat16)
+    for name in CASES
+]
+
+
+@pytest.mark.parametrize(("model", "name"), QUICK_CASES, indirect=["model"])
 def test_a_plan_is_what_is_done(model, monkeypatch, name):
     (clean, corrupted), arguments = CASES[name]
     model.prefixes.clear()

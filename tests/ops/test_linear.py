@@ -185,7 +185,7 @@ assert rms(torch.as_tensor(found) - truth) <= rms(theirs - truth), (found, truth
 """
 
 
-@pytest.mark.parametrize("name", ["avx2", "avx512_bf16"])
+@pytest.mark.parametrize("name", ["avx2", pytest.param("avx512_bf16", marks=pytest.mark.slow)])
 def test_processors_with_and_without_units(name):
     """A sweep in bfloat16, held to a set of instructions: no further from float64 than Hugging Face's own hooked forwards."""
     if name not in available():

@@ -93,7 +93,7 @@ def test_an_analysis_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert "steps: nothing to see" in (tmp_path / "summary.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("right", [(1,), (0, 3)])
+@pytest.mark.parametrize("right", [(1,), pytest.param((0, 3), marks=pytest.mark.slow)])
 def test_few_right_examples_are_enough_for_sets(tmp_path, monkeypatch, right):
     """One or two of four: too few for halves of two, so that sets are chosen and told on the same, which is said."""
     monkeypatch.setattr(cells, "grade", only_right(right))

@@ -44,7 +44,7 @@ def test_texts_are_those_of_the_obvious_way(model, examples, result):
         clean = generate(model.hf, a, b, None, len(gold))
         here = result.data.isel(example=e).sel(sentences=h)
         assert float(here["clean_gold"]) == float((clean == gold).all())
-        for l in range(4):
+        for l in range(4) if h else (2,):  # without a sentence to begin with there is most to write
             text = generate(model.hf, a, b, l, len(gold))
             same = (text == clean).long()
             assert float(here["same"][l]) == float(same.all())

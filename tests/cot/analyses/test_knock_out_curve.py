@@ -202,13 +202,14 @@ def test_the_papers_definition_is_agreement_chosen_and_told_on_all(model, exampl
 
 
 def test_rankings_by_step_ablate_by_step(model, examples, graded, means, scores):
-    found = knock_out_curve(model, examples, scores, right=graded, mean=means, steps=[5, 9], sizes=[10], ranking="by_step")
+    few = dict(right=graded, mean=means, sizes=[10], n_random=1)
+    found = knock_out_curve(model, examples, scores, steps=[5, 9], ranking="by_step", **few)
     assert found.data["ablated"].dims == ("order", "size", "step", "layer", "head")
     chosen = cells.choose(model, examples, right=graded, steps=[5, 9])
     run = ablated_steps(model, chosen, mean=means)
     for s, step in enumerate([5, 9]):
         mask = found.data["ablated"].sel(order="least").values[1, s]
-        alone = knock_out_curve(model, examples, scores.sel(step=[step]), right=graded, mean=means, steps=[step], sizes=[10])
+        alone = knock_out_curve(model, examples, scores.sel(step=[step]), steps=[step], **few)
         np.testing.assert_array_equal(mask, alone.data["ablated"].sel(order="least").values[1])
         expected = run.answer(mask).log_prob[:, s]
         assert_allclose(found.data["log_prob"].sel(order="least").values[1, :, s], expected, atol=1e-4)
@@ -217,11 +218,13 @@ def test_rankings_by_step_ablate_by_step(model, examples, graded, means, scores)
 
 @pytest.mark.parametrize("options", [{}, {"kind": "zero"}, {"ranking": "by_step"}])
 def test_cost_is_what_was_predicted(model, examples, graded, scores, options):
-    found = knock_out_curve(model, examples, scores, right=graded, sizes=[8, 16, 32], n_mean=2, **options)
+    sizes = [16] if "ranking" in options else [8, 16, 32]
+    found = knock_out_curve(model, examples, scores, right=graded, sizes=sizes, n_mean=2, **options)
     chosen = cells.choose(model, examples, right=graded)
     load = cost.workload(chosen)
     arguments = {k: v for k, v in options.items() if k == "kind"}
-    predicted = knock_out.cost(model.cfg, load, sizes=3, n_mean=2, steps=10 if "ranking" in options else 1, **arguments)
+    steps = 10 if "ranking" in options else 1
+    predicted = knock_out.cost(model.cfg, load, sizes=len(sizes), n_mean=2, steps=steps, **arguments)
     assert found.about["cost"]["token_forwards"] == pytest.approx(predicted.token_forwards, rel=0.15)
     assert found.about["cost"]["flop"] == pytest.approx(predicted.flop, rel=0.15)
 

@@ -6,6 +6,8 @@ from transformers import PreTrainedTokenizerFast
 from pycotmech.cot import make_examples
 from tests.cot.task.promises import check
 
+SLOW = pytest.mark.slow
+
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -58,12 +60,15 @@ def with_template(tokenizer, template, special=()):
     return copy
 
 
-@pytest.mark.parametrize(("style", "shots"), [("every", 0), ("every", 2), ("paper", 2), ("each", 0), ("all", 1)])
+@pytest.mark.parametrize(
+    ("style", "shots"),
+    [("every", 0), pytest.param("every", 2, marks=SLOW), ("paper", 2), pytest.param("each", 0, marks=SLOW), ("all", 1)],
+)
 def test_no_violation_in_any_template(base, case, style, shots):
     template, special, thinking = case
     tokenizer = with_template(base, template, special)
     for think in thinking:
-        examples = make_examples(3, tokenizer=tokenizer, template="chat", think=think, style=style, shots=shots)
+        examples = make_examples(2, tokenizer=tokenizer, template="chat", think=think, style=style, shots=shots)
         check(examples, tokenizer)
         for example in examples:
             assert example.prompt.endswith("<think>\n") == think
@@ -102,7 +107,7 @@ def test_a_template_without_thinking_goes_on_from_its_own_tokens(base):
 def test_a_real_template(smollm2):
     """SmolLM2's own writes a system message, which all examples share."""
     for think in (False, True):
-        examples = make_examples(5, tokenizer=smollm2, template="chat", think=think)
+        examples = make_examples(2, tokenizer=smollm2, template="chat", think=think, shots=4)
         check(examples, smollm2)
         assert examples.few_shot.startswith("<|im_start|>system\n")
         ending = "Answer:<|im_end|>\n<|im_start|>assistant\n" + ("<think>\n" if think else "")

@@ -41,8 +41,9 @@ SETTINGS = [
 
 @pytest.mark.parametrize("kwargs", SETTINGS, ids=lambda k: "-".join(f"{a}={b}" for a, b in k.items()) or "default")
 @pytest.mark.parametrize("style", ["every", "paper"])
-def test_no_violation_fictional(tokenizer, style, kwargs):
-    check(make_examples(6, tokenizer=tokenizer, style=style, seed=1, **kwargs), tokenizer)
+@pytest.mark.parametrize("n", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_no_violation_fictional(tokenizer, style, kwargs, n):
+    check(make_examples(n, tokenizer=tokenizer, style=style, seed=1, **kwargs), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_no_violation_fictional(tokenizer, style, kwargs):
 )
 @pytest.mark.parametrize("style", ["every", "paper"])
 def test_no_violation_false_ontology(smollm2, style, kwargs):
-    examples = make_examples(20, tokenizer=smollm2, style=style, ontology="false", seed=1, **kwargs)
+    examples = make_examples(8, tokenizer=smollm2, style=style, ontology="false", seed=1, **kwargs)
     check(examples, smollm2)
     for example in examples:
         for text in [example.prompt, *(s.corrupted_text for s in example.steps)]:
@@ -74,8 +75,8 @@ def test_no_violation_false_ontology(smollm2, style, kwargs):
 def test_no_violation_in_other_wordings(smollm2, style, kwargs):
     for definition in ("exact", "paper"):
         options = {"shots": 2, "definition": definition} | kwargs
-        check(make_examples(6, tokenizer=smollm2, style=style, seed=1, **options), smollm2)
-    check(make_examples(20, tokenizer=smollm2, style=style, ontology="false", seed=1, shots=1), smollm2)
+        check(make_examples(3, tokenizer=smollm2, style=style, seed=1, **options), smollm2)
+    check(make_examples(8, tokenizer=smollm2, style=style, ontology="false", seed=1, shots=1), smollm2)
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3])
@@ -110,9 +111,10 @@ def assert_false(question: str) -> None:
 
 
 @pytest.mark.parametrize("style", ["every", "paper"])
-def test_no_violation_in_hundreds(tiny_cot, smollm2, style):
+@pytest.mark.parametrize("n", [50, pytest.param(150, marks=pytest.mark.slow)])
+def test_no_violation_in_hundreds(tiny_cot, smollm2, style, n):
     for tokenizer in (tiny_cot, smollm2):
-        check(make_examples(150, tokenizer=tokenizer, style=style, seed=7, shots=1), tokenizer)
+        check(make_examples(n, tokenizer=tokenizer, style=style, seed=7, shots=1), tokenizer)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -207,7 +209,7 @@ def test_layout_of_style_paper(tiny_cot):
 def test_order_of_premises(tiny_cot, style):
     def told(order):
         out = []
-        for example in make_examples(30, tokenizer=tiny_cot, style=style, shots=0, hops=3, order=order):
+        for example in make_examples(20, tokenizer=tiny_cot, style=style, shots=0, hops=3, order=order):
             w = example.words
             ranks = {(w["C1"], w["C2"]): 1, (w["C2"], w["C3"]): 2, (w["C3"], w["p"]): 3, (w["E"], w["C1"]): 0}
             sentences = [s.split() for s in example.question.rstrip(".").split(". ")]
@@ -291,6 +293,7 @@ def test_deterministic_and_stable_in_n(tiny_cot):
     assert first.few_shot != other.few_shot and fingerprint(first) != fingerprint(other)
 
 
+@pytest.mark.slow  # tests/test_absent_packages.py compares those of a process that it starts anyway
 def test_independent_of_the_hash_seed(tiny_cot):
     code = (
         "import sys; from transformers import AutoTokenizer; from pycotmech.cot import make_examples;"

@@ -31,11 +31,11 @@ def told(line):
 def test_the_strongest_head_is_told_on_examples_it_was_not_chosen_on():
     """Of noise the largest of 270 means is far above 0; on other examples it is 0."""
     rng = np.random.default_rng(0)
-    results = [made(rng.normal(size=(8, 1, 30, 9)), seed=i) for i in range(40)]
+    results = [made(rng.normal(size=(8, 1, 30, 9)), seed=i) for i in range(16)]
     assert np.mean([abs(r.top(0, 1, held_out=False)[0][2]) for r in results]) > 0.9
     lines = [r.findings()[0] for r in results]
     assert all(line.startswith("step 0 (copying, n = 4 held out): L") for line in lines)
-    assert abs(np.mean([told(line) for line in lines])) < 0.2  # of 40 means of 4: standard error 0.08
+    assert abs(np.mean([told(line) for line in lines])) < 0.3  # of 16 means of 4: standard error 0.125
 
 
 def test_tables_rank_on_one_half_and_tell_of_the_other():

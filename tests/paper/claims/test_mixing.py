@@ -98,7 +98,7 @@ def test_labels_that_are_distances_do_not():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("models", "most"), [(10, 1), pytest.param(40, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("models", "most"), [(5, 1), pytest.param(40, 2, marks=pytest.mark.slow)])
 def test_random_models_do_not(models, most):
     """At most 2 of 40 by chance, at a level of 2.5 % for each of the nulls together."""
     tokenizer = pcm.Model.from_pretrained("tiny-cot").tokenizer

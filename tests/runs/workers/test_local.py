@@ -153,7 +153,7 @@ def mapped_weights(pid: int) -> MappedWeights:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_replicas_map_one_copy_of_the_weights(tmp_path, monkeypatch, dtype):
     """Also in another dtype than the file's, for which the weights are written once."""
     from pycotmech.runs.workers import open_engine
@@ -243,6 +243,7 @@ def test_several_workers_are_local_and_an_address_is_of_ray():
     assert EngineChoice("local").n_workers(1) == os.cpu_count() and EngineChoice("local", 3).n_workers(1) == 3
 
 
+@pytest.mark.slow
 def test_a_bad_example_is_reported_and_the_others_are_done(tmp_path):
     """In a worker too: a metric that is the same in both runs."""
     pairs = tmp_path / "pairs.jsonl"
