@@ -3,8 +3,8 @@ threads, and the memory it may use.
 
 SmolLM2-135M in bfloat16 (or `--dtype`), random tokens, one thing varied at a time from a common point, every other head.
 Layers are varied on models of the same widths with random weights; long prompts are those of two such layers, in float32.
-Each time is printed with the token-forwards of its plan, those of the prompts included, and the processor time of one
-token-forward, which is constant where time follows the work.
+Each time is printed with the token-forwards and the FLOP of its plan, those of the prompts included, and the FLOP of a second
+of processor time, which are constant where time follows the work.
 A point is printed after its strongest heads agreed with hooked Hugging Face forwards (`by_hand.check_heads`).
 
     make bench-scaling                                      # a quarter of an hour on two idle cores
@@ -107,8 +107,8 @@ def separating(model: pcm.Model, clean, corrupted) -> tuple[int, int]:
     return int((a - b).argmax()), int((b - a).argmax())
 
 
-def measure(model: pcm.Model, point: Point, rounds: int) -> tuple[float, float, float]:
-    """Best wall and processor seconds of a call, and its token-forwards, those of the prompts among them."""
+def measure(model: pcm.Model, point: Point, rounds: int) -> dict[str, float]:
+    """Best wall and processor seconds of a call, its token-forwards and its FLOP, those of the prompts among them."""
     torch.set_num_threads(point.threads)
     clean, corrupted = pairs(point, model.cfg.d_vocab)
     heads = point.heads(model.cfg)
@@ -124,7 +124,9 @@ def measure(model: pcm.Model, point: Point, rounds: int) -> tuple[float, float, 
     effects = sweep.raw[-1] - sweep.corrupted_metric[-1]
     checked = sorted(strongest_heads(effects, len(effects)), key=lambda head: -abs(effects[head]))[: 1 if long else CHECKED]
     check_heads(model.hf, clean[-1], corrupted[-1], checked, effects, answer=answer, wrong=wrong)
-    return *best, sweep.plan.token_forwards + sweep.plan.base_token_forwards
+    plan = sweep.plan
+    forwards = plan.token_forwards + plan.base_token_forwards
+    return {"seconds": best[0], "cpu": best[1], "token_forwards": forwards, "flop": plan.flop}
 
 
 def series(threads: list[int], budgets: list[float]) -> Iterator[tuple[str, Point]]:
@@ -155,8 +157,8 @@ def budgets_of(model: pcm.Model, steps: int = 5) -> list[float]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """A panel for each thing varied: seconds, and as a dashed line what they would be if time followed the token-forwards
-    planned, times their layers, from the largest point on (for threads: if two took half the time of one)."""
+    """A panel for each thing varied: seconds, and as a dashed line what they would be if time followed the FLOP planned, from
+    the largest point on (for threads: if two took half the time of one)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
@@ -169,13 +171,11 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     for i, (axis, name) in enumerate(zip(axes, names)):
-        of_name = sorted((row["value"], row["seconds"], row["work"]) for row in rows if row["name"] == name)
-        x, seconds, work = (list(column) for column in zip(*of_name, strict=True))
-        if name == "layers":
-            work = [w * n for w, n in zip(work, x, strict=True)]
-        follows = [seconds[0] * x[0] / v for v in x] if name == "threads" else [seconds[-1] * w / work[-1] for w in work]
+        of_name = sorted((row["value"], row["seconds"], row["flop"]) for row in rows if row["name"] == name)
+        x, seconds, flop = (list(column) for column in zip(*of_name, strict=True))
+        follows = [seconds[0] * x[0] / v for v in x] if name == "threads" else [seconds[-1] * f / flop[-1] for f in flop]
         axis.plot(x, seconds, marker="o", label="measured")
-        axis.plot(x, follows, color="0.5", ls="--", lw=1, label="as the work" if name != "threads" else "as the threads")
+        axis.plot(x, follows, color="0.5", ls="--", lw=1, label="as the FLOP" if name != "threads" else "as the threads")
         axis.set(xlabel=AXES[name].replace(" (", "\n("), xscale="log", yscale="log")
         axis.xaxis.set(major_locator=FixedLocator(x), minor_locator=NullLocator(), major_formatter=plain)
         axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=plain)
@@ -197,10 +197,11 @@ def value_of(name: str, point: Point, cfg) -> float:
 
 def shown(rows: list[dict[str, Any]]) -> str:
     """The points in Markdown."""
-    lines = ["| varied | value | s | token-forwards | processor time of one, ms |", "|---|--:|--:|--:|--:|"]
+    lines = ["| varied | value | s | token-forwards | GFLOP | a second of processor time, GFLOP |", "|---|--:|--:|--:|--:|--:|"]
     for row in rows:
-        each = 1e3 * row["cpu"] / row["work"]
-        lines.append(f"| {AXES[row['name']]} | {row['value']:,} | {row['seconds']:.2f} | {row['work']:,.0f} | {each:.3f} |")
+        rate = row["flop"] / row["cpu"] / 1e9
+        forwards, flop = f"{row['token_forwards']:,.0f}", f"{row['flop'] / 1e9:,.1f}"
+        lines.append(f"| {AXES[row['name']]} | {row['value']:,} | {row['seconds']:.2f} | {forwards} | {flop} | {rate:.0f} |")
     return "\n".join([*lines, ""])
 
 
@@ -222,20 +223,19 @@ def main() -> None:
     model = model_of(args.model, args.dtype, 0)
     title = f"Time of one sweep: {args.model}, {args.dtype}, {args.threads[0]} thread(s)"
     print(f"{args.model}, {args.dtype}; best of {args.rounds}; {Point()} unless said otherwise")
-    print(f"{'what':<52} {'value':>6} {'seconds':>8} {'cpu s':>8} {'token-forwards':>15} {'cpu ms':>8}")
+    print(f"{'what':<52} {'value':>6} {'seconds':>8} {'cpu s':>8} {'token-forwards':>15} {'GFLOP/s':>8}")
     rows: list[dict[str, Any]] = []
     budgets = budgets_of(model) if not args.only or "memory_gb" in args.only else []
     for name, point in series(args.threads, budgets):
         if (args.only and name not in args.only) or point.tokens > args.longest:
             continue
         model = model_of(args.model, point.dtype or args.dtype, point.layers)
-        wall, processor, work = measure(model, point, args.rounds)
+        found = measure(model, point, args.rounds)
         value = value_of(name, point, model.cfg)
-        rows.append({"name": name, "value": value, "seconds": wall, "cpu": processor, "work": work, "point": asdict(point)})
-        print(
-            f"{AXES[name]:<52} {value:>6} {wall:>8.3f} {processor:>8.3f} {work:>15.0f} {1e3 * processor / work:>8.3f}",
-            flush=True,
-        )
+        rows.append({"name": name, "value": value, **found, "point": asdict(point)})
+        wall, processor, forwards, flop = found.values()
+        rate = flop / processor / 1e9
+        print(f"{AXES[name]:<52} {value:>6} {wall:>8.3f} {processor:>8.3f} {forwards:>15.0f} {rate:>8.0f}", flush=True)
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
             kept = {"title": title, "load": round(os.getloadavg()[0], 2), "rows": rows}

@@ -13,8 +13,6 @@ import pytest
 
 from tests.reference import notebooks
 
-WITHOUT_OUTPUTS = {"ioi_patching", "paper_on_one_page"}
-"""Kept as they are written; `make notebooks` fills them in."""
 LONG = {"paper_on_one_page"}
 """Long on a small model too."""
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -44,11 +42,11 @@ def test_every_cell_runs_on_a_small_model(name, tmp_path):
 def test_every_cell_prints_what_is_stored(name, tmp_path):
     ran = notebooks.run(name, small=False, folder=tmp_path)
     for cell in notebooks.code(name):
-        if name not in WITHOUT_OUTPUTS and cell.number in ran.printed:
+        if cell.number in ran.printed:
             assert alike(cell.printed, ran.printed[cell.number]), f"cell {cell.number}: {ran.printed[cell.number]}"
 
 
-@pytest.mark.parametrize("name", sorted({*notebooks.names()} - WITHOUT_OUTPUTS))
+@pytest.mark.parametrize("name", notebooks.names())
 def test_outputs_are_stored_in_order_and_without_errors(name):
     cells = [c for c in notebooks.read(name)["cells"] if c["cell_type"] == "code"]
     ran = [c for c in cells if "install" not in c["metadata"].get("tags", [])]

@@ -111,10 +111,15 @@ def store(name: str, *, timeout: int = 900) -> None:
     nbclient.NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(FOLDER)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of this run
-        if cell.cell_type == "code":  # warnings of libraries, which name files of this machine
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _lasting(output)]
     notebook.cells = cells
     nbformat.write(notebook, path)
+
+
+def _lasting(output: Any) -> bool:
+    """Whether an output is worth keeping: no warnings of libraries, which name files of this machine, and no progress bars."""
+    return output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
 if __name__ == "__main__":
