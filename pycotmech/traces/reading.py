@@ -25,7 +25,10 @@ OPEN, CLOSE = "<think>", "</think>"
 _BOXED = "\\boxed{"
 _ANSWERS = (
     re.compile(r"####[ \t]*([^\n]+)"),
-    re.compile(r"(?i)\banswer(?:\s+is|\s*:)\s*\**\s*([^\n]+?)\**(?:\.(?=\s|$)|(?=\n|$))"),
+    re.compile(
+        r"(?i)(?:\banswer\**(?:\s+is\b\s*[:：]?|\s*[:：])|答案(?:\s*(?:就?是|为)\s*[:：]?|\**\s*[:：]))\s*\**\s*"
+        r"([^\n]+?)\**(?:\.(?=\s|$)|。|(?=\n|$))"
+    ),
 )
 """How answers are marked where none is boxed, the surest first; the last such mark counts."""
 
@@ -49,8 +52,17 @@ def parse(prompt: str, completion: str, answer: str | None, splitter: Splitter) 
     begin = completion.find(OPEN) + len(OPEN) if OPEN in completion else 0
     end = completion.find(CLOSE, begin)
     if end < 0:
-        raise ValueError(f"completion: the reasoning has no end, {CLOSE} is missing; expected a trace that was not cut off")
+        where = "" if OPEN in completion else f", and the prompt ends with {OPEN}"
+        raise ValueError(
+            f"completion: the reasoning has no end, {CLOSE} is missing{where}; expected a trace that was not cut off, with "
+            f"{CLOSE} after its reasoning"
+        )
     rest = completion[end + len(CLOSE) :]
+    if OPEN in rest:
+        raise ValueError(
+            f"completion: reasons again after its first {CLOSE} ({completion.count(OPEN)} times {OPEN}); expected one block of "
+            "reasoning: put what comes before the last one into the prompt"
+        )
     found = answer_in(rest, answer)
     if found is None and answer is not None:
         raise ValueError(
@@ -94,10 +106,18 @@ def answer_in(text: str, answer: str | None) -> tuple[int, int] | None:
         found = list(pattern.finditer(text))
         if found:
             a, b = found[-1].span(1)
-            bare = text[a:b].strip()
-            a += text[a:b].find(bare)
-            return (a, a + len(bare)) if bare else None
+            return _without_frame(text, a, b)
     return None
+
+
+def _without_frame(text: str, a: int, b: int) -> tuple[int, int] | None:
+    """The range a .. b - 1 of a text without white space around it, and without the dollar signs of a formula; None if nothing
+    is left."""
+    bare = text[a:b].strip()
+    if len(bare) > 2 and bare[0] == bare[-1] == "$" and "$" not in bare[1:-1]:
+        bare = bare[1:-1].strip()
+    a += text[a:b].find(bare)
+    return (a, a + len(bare)) if bare else None
 
 
 def _boxed(text: str) -> tuple[int, int] | None:
@@ -200,8 +220,15 @@ def cue_ids(model: Model, cue: str | Sequence[int] | Tensor) -> Tensor:
 # ---- messages and files ------------------------------------------------------------------------------------------------
 
 
-def of_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Prompt and completion of a conversation. Raises TypeError or ValueError naming `messages`."""
+def of_messages(
+    model: Model, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+) -> tuple[str, str]:
+    """Prompt and completion of a conversation, in which the model could call `tools` (None: the template is given none).
+
+    Raises TypeError or ValueError naming `messages` or `tools`.
+    """
+    if tools is not None and (isinstance(tools, str | Mapping) or not isinstance(tools, Sequence)):
+        raise TypeError(f"tools: got {type(tools).__name__}; expected a list of functions' descriptions")
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise TypeError(f"messages: got {type(messages).__name__}; expected a list of {{'role', 'content'}}")
     for i, message in enumerate(messages):
@@ -219,7 +246,7 @@ def of_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> tuple[st
         raise ValueError("messages: got only the model's; expected the question before it")
     if model.tokenizer is None or not getattr(model.tokenizer, "chat_template", None):
         raise ValueError("messages: the model has no chat template; expected prompt and completion as texts (Trace.from_text)")
-    prompt = model.tokenizer.apply_chat_template(list(messages[:-1]), tokenize=False, add_generation_prompt=True)
+    prompt = _templated(model.tokenizer, list(messages[:-1]), tools)
     last = messages[-1]
     content = last.get("content") or ""
     thought = last.get("reasoning_content") or last.get("reasoning")
@@ -228,6 +255,22 @@ def of_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> tuple[st
     if prompt.rstrip().endswith(OPEN) and content.lstrip().startswith(OPEN):  # the template has opened it already
         content = content.lstrip()[len(OPEN) :].removeprefix("\n")
     return prompt, content
+
+
+def _templated(tokenizer: Any, messages: list[Mapping[str, Any]], tools: Sequence[Any] | None) -> str:
+    """Messages by the chat template, up to where the model goes on. Raises ValueError naming `messages` if the template
+    refuses them."""
+    from jinja2 import TemplateError
+
+    given = {} if tools is None else {"tools": list(tools)}
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given)
+    except (TemplateError, TypeError, KeyError, AttributeError) as error:  # a template may run into anything
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise ValueError(
+            f"messages: the model's chat template refuses them ({error}); their roles are {roles}. Give prompt and completion "
+            "as texts, or messages that the template takes"
+        ) from error
 
 
 def records(path: str | PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -252,5 +295,5 @@ def records(path: str | PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
             many = " (a JSON array over many lines is none)" if number == 1 and line.lstrip().startswith("[") else ""
             raise ValueError(f"{file}, line {number}: no JSON ({error}); expected one object a line{many}") from error
         if not isinstance(found, dict):
-            raise ValueError(f"{file}, line {number}: got {type(found).__name__}; expected an object")
+            raise ValueError(f"{file}, line {number}: got {type(found).__name__}; expected an object, one on each line")
         yield number, found

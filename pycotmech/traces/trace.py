@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -223,33 +223,60 @@ class Trace(Described):
         return cls(ids, made, where, text, name, model.name, seed, n_prompt=len(prompt), answer_text=said)
 
     @classmethod
-    def from_messages(cls, model: Model, messages: Sequence[Mapping[str, Any]], **options: Any) -> Trace:
+    def from_messages(
+        cls,
+        model: Model,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Trace:
         """A trace from a conversation, whose last message is the model's: the others, by the tokenizer's chat template, are the
         prompt.
 
         messages: {"role", "content"}; the last may have its reasoning apart, as "reasoning_content" or "reasoning".
-        options: as in `from_text`. Raises ValueError naming `messages` where there is no chat template, or no last message of
-        the assistant.
+        tools: descriptions of the functions that the model could call, for the template. options: as in `from_text`.
+        Raises ValueError naming `messages` where there is no chat template, where it refuses them, or where the last message
+        is not the assistant's.
         """
-        prompt, completion = reading.of_messages(model, messages)
+        prompt, completion = reading.of_messages(model, messages, tools)
         return cls.from_text(model, prompt, completion, **options)
 
     @classmethod
-    def from_jsonl(cls, model: Model, path: str | PathLike, *, splitter: Splitter = "sentencex") -> list[Trace]:
+    def from_jsonl(
+        cls,
+        model: Model,
+        path: str | PathLike,
+        *,
+        splitter: Splitter = "sentencex",
+        skip: Callable[[int, str], None] | None = None,
+    ) -> list[Trace]:
         """All traces of a JSON Lines file.
 
-        Each line has "prompt" and "completion"; or "messages"; or "tokens", "sentences" and perhaps "answer", all in tokens.
-        It may have "answer", "sentences", "unit", "categories", "name" and "seed", as in `from_text`, and "splitter".
-        Raises ValueError naming the file, the line and what is wrong with it.
+        Each line has "prompt" and "completion"; or "messages", and perhaps "tools"; or "tokens", "sentences" and perhaps
+        "answer", all in tokens. It may have "answer", "sentences", "unit", "categories", "name" and "seed", as in `from_text`,
+        and "splitter". A trace without a name gets the number of its line.
+        skip: called with the number of a line of which no trace can be made, and why; the line is left out then. None: such
+            lines are an error.
+        Raises ValueError naming the file, the first line of which no trace can be made, what is wrong with it, and how many
+        further lines there are like that; with `skip` only where no line is left.
         """
-        out = []
+        out, wrong, read = [], [], 0
         for number, record in reading.records(path):
+            read += 1
             try:
                 out.append(cls._of_record(model, record, splitter, f"{number}"))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-        if not out:
+                wrong.append((number, error))
+                if skip is not None:
+                    skip(number, str(error))
+        if not read:
             raise ValueError(f"{path} holds no trace; expected one JSON object a line")
+        if wrong and (skip is None or not out):
+            (number, error), more = wrong[0], [str(n) for n, _ in wrong[1:]]
+            shown = f"{', '.join(more[:_SHOWN])}{' and others' if len(more) > _SHOWN else ''}"
+            also = f" (no trace can be made of {len(more)} more of its {read} lines either: {shown})" if more else ""
+            raise ValueError(f"{path}, line {number}: {error}{also}") from error
         return out
 
     @classmethod
@@ -265,7 +292,7 @@ class Trace(Described):
         options = {key: record[key] for key in ("answer", "sentences", "unit") if record.get(key) is not None}
         options |= known | {"splitter": record.get("splitter", splitter)}
         if "messages" in record:
-            return cls.from_messages(model, record["messages"], **options)
+            return cls.from_messages(model, record["messages"], tools=record.get("tools"), **options)
         missing = [key for key in ("prompt", "completion") if not isinstance(record.get(key), str)]
         if missing:
             raise ValueError(f"{missing[0]}: missing, or no text; expected prompt and completion, or messages, or tokens")
