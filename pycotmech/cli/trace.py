@@ -42,6 +42,10 @@ def trace(
             "The number of controls per sentence: spans of the same length, at the same distance before what is measured."
         ),
     ] = 1,
+    skip_unusable: Annotated[
+        bool,
+        o.analysed("Leave out lines of which no trace can be made, and say which; otherwise they are an error."),
+    ] = False,
     plan: Annotated[bool, o.how("Print the plan and its cost, and stop.", "--plan")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
@@ -65,7 +69,7 @@ def trace(
     assert file is not None
     asked = TraceSettings(
         model=model, traces=file, splitter=splitter, cue=cue, definition=definition, top=top, proximity=proximity,
-        controls=controls, dtype=dtype, device=device, seed=seed, memory_gb=memory_gb, threads=threads,
+        controls=controls, skip_unusable=skip_unusable, dtype=dtype, device=device, seed=seed, memory_gb=memory_gb, threads=threads,
     )  # fmt: skip
     bars, silent = Bars(quiet), quiet or as_json
     say = None if silent else lambda text: o.say(f"{text}\n")

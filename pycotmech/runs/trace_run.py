@@ -3,7 +3,8 @@
 The folder holds receiver_heads and chain_use over all traces, and for each trace a folder trace_000, ... with suppress,
 early_answers and answer_paths: each as <name>.zarr, <name>.csv and <name>.png (and suppress_graph.png); traces.jsonl, what was
 analysed; summary.md; events.jsonl; and trace.json, settings and costs. A result is written when it is complete, and is not
-computed again.
+computed again. What a long analysis has finished, traces of those over all traces and batches of suppressed sentences, is kept
+in <name>.parts until then, so that an interrupted run loses at most one trace's or batch's work.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pycotmech.runs.provenance import deciding_versions, facts_of, model_identit
 from pycotmech.runs.settings import check_threads, torch_threads
 from pycotmech.runs.show import show
 from pycotmech.runs.status import TRACE
+from pycotmech.traces.parts import Parts
 
 if TYPE_CHECKING:
     from pycotmech.cot.tools.result import Analysis
@@ -40,10 +42,15 @@ _FORMS = (("prompt", "completion"), ("messages",), ("tokens", "sentences"))
 """What a line of a file of traces may have."""
 
 
+_LINES = 5
+"""Lines of which no trace can be made that are shown with the reason."""
+
+
 @dataclass(frozen=True)
 class TraceSettings:
     """What decides the results of a run. traces: a JSON Lines file, as `Trace.from_jsonl` reads it. cue: a text
-    in the place of every trace's own cue. The others are options of
+    in the place of every trace's own cue. skip_unusable: whether lines of which no trace can be made are left out, which the
+    plan says; otherwise they are an error. The others are options of
     `receiver_heads`, `suppress` and `is_chain_used`; threads and memory_gb change nothing beyond rounding."""
 
     model: str
@@ -54,6 +61,7 @@ class TraceSettings:
     top: int = 20
     proximity: int = 4
     controls: int = 1
+    skip_unusable: bool = False
     dtype: str = "auto"
     device: str = "cpu"
     seed: int = 0
@@ -76,9 +84,9 @@ class TraceSettings:
         if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
             raise ValueError(f"memory_gb: got {self.memory_gb}; expected a positive number of gigabytes")
         check_threads(self.threads)
-        n = 0
-        for n, (number, record) in enumerate(records(self.traces), 1):  # noqa: B007
-            if not any(set(names) <= set(record) for names in _FORMS):
+        n, wrong = 0, (lambda number, why: None) if self.skip_unusable else None
+        for n, (number, record) in enumerate(records(self.traces, wrong), 1):  # noqa: B007
+            if not self.skip_unusable and not any(set(names) <= set(record) for names in _FORMS):
                 raise ValueError(
                     f"traces: {self.traces}, line {number}: expected prompt and completion, messages, or tokens and sentences"
                 )
@@ -162,12 +170,15 @@ def run_traces(
     refuse_other_settings(folder, stored, settings.identity())
     model = Model.from_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
     with torch_threads(settings.threads):
-        traces = Trace.from_jsonl(model, settings.traces, splitter=settings.splitter)
+        unusable: list[tuple[int, str]] = []
+        skip = (lambda number, why: unusable.append((number, why))) if settings.skip_unusable else None
+        traces = Trace.from_jsonl(model, settings.traces, splitter=settings.splitter, skip=skip)
         if settings.cue is not None:
             traces = [t if t.answer is None else t.with_cue(model, settings.cue) for t in traces]
         identity = json.loads(json.dumps(settings.identity() | model_identity(model)))
         refuse_other_settings(folder, stored, identity)
         plan = plan_of(model, traces, settings)
+        plan.left_out[:0] = _unusable(unusable)
         say(str(plan))
         if plan_only:
             return TraceOutcome(folder, plan)
@@ -206,6 +217,16 @@ def plan_of(model: Model, traces: list[Trace], settings: TraceSettings) -> Trace
     model.run(tokens, positions=-1)
     speed = len(tokens) / (time.perf_counter() - start)
     return TracePlan(len(traces), sum(map(len, traces)), sum(t.n_sentences for t in traces), forwards, speed, units, left_out)
+
+
+def _unusable(lines: list[tuple[int, str]]) -> list[str]:
+    """Lines of the file of which no trace can be made: the first of them with the reason, of the others the numbers."""
+    shown = [f"line {number} of the file: {why}" for number, why in lines[:_LINES]]
+    more = ", ".join(str(number) for number, _ in lines[_LINES : 10 * _LINES])
+    if len(lines) > _LINES:
+        rest = len(lines) - _LINES
+        shown.append(f"{rest} more line{'s' if rest > 1 else ''} of the file: {more}{' and others' if rest > 9 * _LINES else ''}")
+    return shown
 
 
 def _left_out(traces: list[Trace], settings: TraceSettings) -> list[str]:
@@ -267,8 +288,8 @@ class _Run:
         if "receiver_heads" in plan.units:
             self._make(
                 "", t.ReceiverHeads,
-                lambda at: t.receiver_heads(
-                    self.model, self.traces, top=s.top, proximity=s.proximity, seed=s.seed, progress=at
+                lambda at, parts: t.receiver_heads(
+                    self.model, self.traces, top=s.top, proximity=s.proximity, seed=s.seed, progress=at, parts=parts
                 ),
             )  # fmt: skip
         pairs = []
@@ -276,24 +297,25 @@ class _Run:
             where = f"trace_{i:03d}"
             cut = self._make(
                 where, t.Suppression,
-                lambda at, trace=trace: t.suppress(
-                    self.model, trace, definition=s.definition, controls=s.controls, seed=s.seed, progress=at, **common
+                lambda at, parts, trace=trace: t.suppress(
+                    self.model, trace, definition=s.definition, controls=s.controls, seed=s.seed, progress=at, parts=parts,
+                    **common,
                 ),
             )  # fmt: skip
             if trace.answer is None:
                 continue
             early = self._make(
-                where, t.EarlyAnswers, lambda at, trace=trace: t.early_answers(self.model, trace, progress=at, **common)
+                where, t.EarlyAnswers, lambda at, _, trace=trace: t.early_answers(self.model, trace, progress=at, **common)
             )
-            self._make(where, t.AnswerPaths, lambda at, trace=trace: t.answer_paths(self.model, trace, **common))
+            self._make(where, t.AnswerPaths, lambda at, _, trace=trace: t.answer_paths(self.model, trace, **common))
             if cut is not None and early is not None:
                 pairs.append((trace, cut, early))
         if len(pairs) > 1 and "chain_use" in plan.units:
             self._make(
                 "", t.ChainUse,
-                lambda at: t.is_chain_used(
+                lambda at, parts: t.is_chain_used(
                     self.model, [p[0] for p in pairs], controls=s.controls, seed=s.seed, progress=at,
-                    done=[p[1:] for p in pairs], **common,
+                    done=[p[1:] for p in pairs], parts=parts, **common,
                 ),
             )  # fmt: skip
         elif "chain_use" in plan.units:
@@ -301,8 +323,9 @@ class _Run:
         self._write_summary()
         return self.outcome
 
-    def _make(self, where: str, kind: Any, make: Callable[[Callable[[float, float], None]], Analysis]) -> Any:
-        """Reads a result, or makes it and saves it; None if it cannot be made, for which the reason is kept."""
+    def _make(self, where: str, kind: Any, make: Callable[[Callable[[float, float], None], Parts], Analysis]) -> Any:
+        """Reads a result, or makes it and saves it; None if it cannot be made, for which the reason is kept. What a long
+        analysis has finished is kept in <name>.parts until its result is there."""
         name = f"{where}/{kind.name}" if where else kind.name
         try:
             found = kind.load(self.folder / where)
@@ -316,20 +339,21 @@ class _Run:
             pass
         start = time.perf_counter()
         self.progress.begin(name, 1)
-        try:
-            found = make(lambda done, total: self.progress.at(done / max(total, 1)))
-        except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be made
-            self._failed(name, str(error))
-            return None
-        finally:
-            self.progress.end()
-        self.costs[name] = time.perf_counter() - start
-        if self.progress.shows and (findings := found.findings()):
-            self.progress.found(f"{name}: {findings[0]}")
         place = self._place(where)
-        show(found, place, place)
-        # The data last and in one move: a result that is found is complete.
-        replace(found, about={**found.about, "identity": self.identity}).save(place)
+        with Parts(place / f"{kind.name}.parts", self.identity) as parts:
+            try:
+                found = make(lambda done, total: self.progress.at(done / max(total, 1)), parts)
+            except (ValueError, NotImplementedError) as error:  # of this analysis: the others can be made
+                self._failed(name, str(error))
+                return None
+            finally:
+                self.progress.end()
+            self.costs[name] = time.perf_counter() - start
+            if self.progress.shows and (findings := found.findings()):
+                self.progress.found(f"{name}: {findings[0]}")
+            show(found, place, place)
+            # The data last and in one move: a result that is found is complete.
+            replace(found, about={**found.about, "identity": self.identity}).save(place)
         self.log.write("finished", unit=name, seconds=round(self.costs[name], 6))
         self.outcome.results[name] = found
         self._write_about()

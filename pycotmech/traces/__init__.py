@@ -5,8 +5,8 @@
 
 Every analysis is a function in a file of its own name in `analyses`.
 
-Tests: `test_trace.py` for `checked`, `reading`, `generating`; `test_sentence_attention.py` for `figures`, `result`;
-`test_suppress.py` for `cut_runs`.
+Tests: `test_trace.py` and `test_logs.py` for `checked`, `reading`, `generating`; `test_sentence_attention.py` for `figures`, `result`;
+`test_suppress.py` for `cut_runs`; `test_parts.py` for `parts`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _PLACES = {
     "ChainUse": ".analyses.chain_use",
     "EarlyAnswers": ".analyses.early_answers",
     "HeadInfluence": ".analyses.head_influence",
+    "Parts": ".parts",
     "ReceiverHeads": ".analyses.receiver_heads",
     "Sentence": ".trace",
     "SentenceAttention": ".analyses.sentence_attention",

@@ -27,6 +27,9 @@ from pycotmech.model.families.base import Family
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.run import KeyValues, packed_attention
 
+BATCH_ROWS = 2**16
+"""Rows of cuts that go through the layers at once, at most: more are no faster, and a batch should not take hours."""
+
 Where = Mapping[int, Sequence[int] | None]
 """Layer -> the heads in which edges are cut there; None: all of them. Layers that are not named are untouched."""
 
@@ -86,7 +89,7 @@ def every_layer(n_layers: int) -> dict[int, None]:
 def run_cuts(
     family: Family, base: Untouched, cuts: Sequence[Cut], where: Where, room: int
 ) -> Iterator[tuple[range, list[int], Tensor]]:
-    """Takes the rows of cuts through the layers, as many cuts at once as fit.
+    """Takes the rows of cuts through the layers, as many cuts at once as fit, of `BATCH_ROWS` rows at most.
 
     Yields the numbers of the cuts, where the rows of each begin (and end), and their residual rows after the last layer [R, d].
     room: bytes. Raises ValueError naming memory_gb if one cut does not fit.
@@ -98,7 +101,7 @@ def run_cuts(
             f"memory_gb: {room / 2**30:.3g} GiB may be used, and one cut of {max(lengths)} rows needs "
             f"{max(lengths) * row / 2**30:.3g}; expected that much or more"
         )
-    for a, b in planner.cut([n * row for n in lengths], room):
+    for a, b in planner.cut([n * row for n in lengths], min(room, max(BATCH_ROWS, *lengths) * row)):
         with hint_at_budget(f"{b - a} cut(s) went through the layers"):
             x = _climb(family, base, cuts[a:b], where)
         yield range(a, b), [0, *np.cumsum(lengths[a:b]).tolist()], x

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pycotmech.files.arrays import load_arrays, save_arrays
 
 if TYPE_CHECKING:
+    from pycotmech.model import Model
     from pycotmech.traces.trace import Trace
 
 PAUSE = 2.0
@@ -80,9 +81,11 @@ class Parts:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-def key_of(analysis: str, traces: list[Trace], **settings: Any) -> str:
-    """What decides the parts of an analysis: its name, its settings, and tokens, sentences and answers of its traces."""
-    digest = hashlib.sha256(json.dumps([analysis, settings], sort_keys=True, default=str).encode())
+def key_of(analysis: str, model: Model, traces: list[Trace], **settings: Any) -> str:
+    """What decides the parts of an analysis: its name, the model's name and sizes, the settings, and tokens, sentences and
+    answers of its traces."""
+    made = [analysis, model.name, str(model.cfg), settings]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode())
     for trace in traces:
         where = None if trace.answer is None else [trace.answer.start, trace.answer.stop]
         digest.update(json.dumps([trace.tokens.tolist(), trace.spans().tolist(), where]).encode())

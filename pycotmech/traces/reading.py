@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -273,9 +273,12 @@ def _templated(tokenizer: Any, messages: list[Mapping[str, Any]], tools: Sequenc
         ) from error
 
 
-def records(path: str | PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(
+    path: str | PathLike, wrong: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number of the line, object) of a JSON Lines file; empty lines are passed over.
 
+    wrong: called with the number of a line that is no JSON object, and why. None: it is an error.
     Raises FileNotFoundError, or ValueError naming the file and the line.
     """
     file = Path(path)
@@ -293,7 +296,12 @@ def records(path: str | PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
             found = parse_json(line)
         except ValueError as error:
             many = " (a JSON array over many lines is none)" if number == 1 and line.lstrip().startswith("[") else ""
-            raise ValueError(f"{file}, line {number}: no JSON ({error}); expected one object a line{many}") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{file}, line {number}: got {type(found).__name__}; expected an object, one on each line")
-        yield number, found
+            why = f"no JSON ({error}); expected one object a line{many}"
+        else:
+            if isinstance(found, dict):
+                yield number, found
+                continue
+            why = f"got {type(found).__name__}; expected an object, one on each line"
+        if wrong is None:
+            raise ValueError(f"{file}, line {number}: {why}")
+        wrong(number, why)

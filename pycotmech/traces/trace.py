@@ -261,22 +261,26 @@ class Trace(Described):
         Raises ValueError naming the file, the first line of which no trace can be made, what is wrong with it, and how many
         further lines there are like that; with `skip` only where no line is left.
         """
-        out, wrong, read = [], [], 0
-        for number, record in reading.records(path):
-            read += 1
+        out: list[Trace] = []
+        wrong: list[tuple[int, str]] = []
+
+        def note(number: int, why: str) -> None:
+            wrong.append((number, why))
+            if skip is not None:
+                skip(number, why)
+
+        for number, record in reading.records(path, note):
             try:
                 out.append(cls._of_record(model, record, splitter, f"{number}"))
             except (ValueError, TypeError) as error:
-                wrong.append((number, error))
-                if skip is not None:
-                    skip(number, str(error))
-        if not read:
+                note(number, str(error))
+        if not out and not wrong:
             raise ValueError(f"{path} holds no trace; expected one JSON object a line")
         if wrong and (skip is None or not out):
-            (number, error), more = wrong[0], [str(n) for n, _ in wrong[1:]]
+            (number, why), more, n = wrong[0], [str(n) for n, _ in wrong[1:]], len(out) + len(wrong)
             shown = f"{', '.join(more[:_SHOWN])}{' and others' if len(more) > _SHOWN else ''}"
-            also = f" (no trace can be made of {len(more)} more of its {read} lines either: {shown})" if more else ""
-            raise ValueError(f"{path}, line {number}: {error}{also}") from error
+            also = f" (no trace can be made of {len(more)} more of its {n} lines either: {shown})" if more else ""
+            raise ValueError(f"{path}, line {number}: {why}{also}")
         return out
 
     @classmethod

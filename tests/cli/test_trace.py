@@ -68,6 +68,26 @@ def test_an_interrupted_run_computes_only_what_is_missing(shell, tmp_path, file,
     assert calls == ["t0", "t1", "t1"]
 
 
+def test_an_interrupted_verdict_goes_on_with_the_next_trace(shell, tmp_path, file, monkeypatch):
+    from pycotmech.traces.analyses import chain_use as module
+
+    out, calls, whole = tmp_path / "out", [], module.head_influence
+
+    def stopped(model, trace, **options):
+        calls.append(trace.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(model, trace, **options)
+
+    monkeypatch.setattr(module, "head_influence", stopped)
+    arguments = ("trace", "--model", "tiny-cot", "--traces", file, "--out", out, "--quiet")
+    assert shell(*arguments)[0] == 130 and (out / "chain_use.parts").is_dir()
+    code, text, _ = shell("status", out)
+    assert code == 0 and "7 finished, 1 pending" in text
+    assert shell(*arguments)[0] == 0 and not list(out.rglob("*.parts"))
+    assert calls == ["t0", "t1", "t1"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -91,3 +111,15 @@ def test_traces_without_answers_have_no_use_of_the_chain(shell, tmp_path, file):
     code, text, err = shell("trace", "--model", "tiny-cot", "--traces", short, "--out", tmp_path / "out")
     assert code == 0, err
     assert not (tmp_path / "out" / "chain_use.zarr").exists() and "Receiver heads" in text
+
+
+def test_lines_without_a_trace_are_an_error_or_left_out(shell, tmp_path, file):
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join([file.read_text(), "{", '{"prompt": "a"}', *['{"tokens": [4], "sentences": [[0, 1]]}'] * 5]))
+    arguments = ("trace", "--model", "tiny-cot", "--traces", log, "--out", tmp_path / "out")
+    code, _, err = shell(*arguments, "--plan")
+    assert code == 2 and "line 3: no JSON" in err
+    code, text, err = shell(*arguments, "--plan", "--skip-unusable")
+    assert code == 0 and "2 trace(s)" in text, err
+    assert "left out: line 3 of the file: no JSON" in text and "left out: line 4 of the file: completion: missing" in text
+    assert "left out: 2 more lines of the file: 8, 9" in text

@@ -65,13 +65,15 @@ def test_all_lines_of_which_no_trace_can_be_made_are_named_or_left_out(chat, tmp
     good = {"prompt": PROMPT, "completion": CHAIN + "so cold", "answer": "cold", "splitter": "published"}
     lines = [good, good | {"completion": f"<think>{CHAIN}"}, good | {"answer": 7}, {"prompt": PROMPT}, good | {"name": "last"}]
     file = tmp_path / "log.jsonl"
-    file.write_text("\r\n\r\n".join(map(json.dumps, lines)))
+    written = list(map(json.dumps, lines))
+    written[3] = written[3][:-1]
+    file.write_text("\r\n\r\n".join(written))
     with pytest.raises(ValueError, match=r"line 3: .* no end.* \(no trace can be made of 2 more of its 5 lines either: 5, 7\)"):
         Trace.from_jsonl(chat, file)
     skipped: list[tuple[int, str]] = []
     found = Trace.from_jsonl(chat, file, skip=lambda *line: skipped.append(line))
     assert [t.name for t in found] == ["1", "last"] and [n for n, _ in skipped] == [3, 5, 7]
-    assert skipped[1][1].startswith("answer: got 7")
+    assert skipped[1][1].startswith("answer: got 7") and skipped[2][1].startswith("no JSON")
     file.write_text(json.dumps(lines[1]))
     with pytest.raises(ValueError, match="line 1: .* no end"):
         Trace.from_jsonl(chat, file, skip=lambda *line: None)

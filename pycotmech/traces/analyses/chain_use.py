@@ -30,9 +30,11 @@ from pycotmech.engine.metrics import log_probability
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.run import forward_packed
 from pycotmech.stats import bootstrap, significance
+from pycotmech.stats.power import examples_needed
 from pycotmech.traces.analyses.early_answers import EarlyAnswers, early_answers
 from pycotmech.traces.analyses.head_influence import head_influence
 from pycotmech.traces.analyses.suppress import Suppression, suppress
+from pycotmech.traces.parts import Parts, key_of
 from pycotmech.traces.result import TraceAnalysis, check_trace, checked_traces
 
 if TYPE_CHECKING:
@@ -57,11 +59,14 @@ Word = Literal["yes", "no", "not decided"]
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer to a question about chains. word: "yes", "no" or "not decided"."""
+    """The answer to a question about chains. word: "yes", "no" or "not decided". evidence: the numbers, and of an open
+    question why it is open and about how many traces would decide it. needed: that number; None if the question is decided or
+    nothing can be said, inf where no feasible number would."""
 
     question: str
     word: Word
     evidence: str
+    needed: float | None = None
 
     def __str__(self) -> str:
         return f"{self.question} {self.word}: {self.evidence}"
@@ -123,28 +128,35 @@ class ChainUse(TraceAnalysis):
         return [(int(l), int(h)) for l, h in np.argwhere(p <= alpha)]
 
     def verdicts(self, *, margin: float = MARGIN) -> list[Answered]:
-        """The answers to five questions. margin: what a fall of probability has to exceed."""
+        """The answers to five questions. margin: what a fall of probability has to exceed.
+
+        Of an open question the number of traces that would decide it with a probability of 80 % is predicted, as if further
+        traces were like these: from few traces an order of magnitude.
+        """
         return [self._depends(margin), self._order(margin), self._sentences(), self._through(), self._decided()]
 
     def _depends(self, margin: float) -> Answered:
-        parts, found = [], []
+        parts, found, needed = [], [], []
         for condition, where in (("none", "without it"), ("other", "with another trace's in its place")):
             fall = self.falls(condition)
             parts.append(_above(fall, margin, bootstrap.SHARES_APART))
             found.append(f"its probability falls by {fall.words('{:.2f}')} {where}{parts[-1].because}")
+            needed += [examples_needed(self._fall(condition), margin)] if parts[-1].word == "not decided" else []
         word: Word = "not decided"
         if all(part.word == "yes" for part in parts):
             word = "yes"
         elif any(part.word == "no" for part in parts):
             word = "no"
         n = self.data.sizes["trace"]
-        return Answered("Does the answer depend on the chain?", word, f"{'; '.join(found)} (n = {n} traces)")
+        evidence = f"{'; '.join(found)} (n = {n} traces)"
+        return _answered("Does the answer depend on the chain?", word, evidence, n, float(np.max([0.0, *needed])))
 
     def _order(self, margin: float) -> Answered:
         fall = self.falls("shuffled")
         found = _above(fall, margin, bootstrap.SHARES_APART)
         evidence = f"its probability falls by {fall.words('{:.2f}')} with sentences shuffled{found.because}"
-        return Answered("Does the order of its sentences matter?", found.word, evidence)
+        needed = examples_needed(self._fall("shuffled"), margin)
+        return _answered("Does the order of its sentences matter?", found.word, evidence, self.data.sizes["trace"], needed)
 
     def _sentences(self) -> Answered:
         question, excess = "Do single sentences carry it?", self.excess()
@@ -153,7 +165,8 @@ class ChainUse(TraceAnalysis):
             why = "no control was asked for" if self.about["settings"]["controls"] == 0 else "no sentence has room for one"
             return Answered(question, "not decided", f"there are no control spans to compare sentences with: {why}")
         strongest = np.where(known.any(1), np.where(known, excess, -np.inf).max(1), np.nan)
-        mean = bootstrap.mean_interval(np.array([_finite_mean(row) for row in excess]))
+        means = np.array([_finite_mean(row) for row in excess])
+        mean = bootstrap.mean_interval(means)
         found = _above(mean, NATS)
         named = []
         for t in np.argsort(-np.nan_to_num(strongest, nan=-np.inf), kind="stable")[:3]:
@@ -161,11 +174,11 @@ class ChainUse(TraceAnalysis):
                 j = int(np.nanargmax(excess[t]))
                 named.append(f"{self.about['traces'][t]}, sentence {self.sentence(j, int(t))} ({excess[t, j]:+.2f} nats)")
         evidence = (
-            "on average a sentence lowers the answer's log probability by "
-            f"{mean.words('{:.2f}')} nats more than a span of its length and distance does to other tokens{found.because}; "
-            f"most: {'; '.join(named)}"
+            "without attention to a sentence the answer's log probability falls, on average, by "
+            f"{mean.words('{:.2f}')} nats more than that of other tokens without a span of its length and distance"
+            f"{found.because}; most: {'; '.join(named)}"
         )
-        return Answered(question, found.word, evidence)
+        return _answered(question, found.word, evidence, int(np.isfinite(means).sum()), examples_needed(means, NATS))
 
     def _through(self) -> Answered:
         question = "Are there heads through which it reaches the answer?"
@@ -183,7 +196,12 @@ class ChainUse(TraceAnalysis):
                 f"none of {mean.size} heads, cut one at a time, lowers the answer's log probability by more than {NATS:g} nats "
                 f"beyond chance; {largest} (n = {n} traces)"
             )
-            return Answered(question, "no" if (high <= NATS).all() else "not decided", evidence)
+            word: Word = "no" if (high <= NATS).all() else "not decided"
+            # The head that stands out most decides first; as many tests as there are heads leave each its part of alpha.
+            z = (mean - NATS) / np.maximum(values.std(0), 1e-12)
+            l, h = np.unravel_index(int(z.argmax()), z.shape)
+            needed = examples_needed(values[:, l, h], NATS, level=1 - ALPHA / mean.size) if z[l, h] > 0 else np.inf
+            return _answered(question, word, evidence, n, needed)
         best = sorted(found, key=lambda p: -mean[p])[:5]
         named = ", ".join(f"L{l}H{h} {mean[l, h]:.2f}" for l, h in best)
         return Answered(
@@ -194,12 +212,13 @@ class ChainUse(TraceAnalysis):
 
     def _decided(self) -> Answered:
         shares = self.when()
-        evidence = ", ".join(f"{name} {share.words()}" for name, share in shares.items())
-        before = shares["before"]
+        evidence = "decided " + ", ".join(f"{name} {share.words()}" for name, share in shares.items())
+        before, early = shares["before"], (self._when() == 0).astype(float)
         word: Word = "not decided"
         if np.isfinite(before.low):
             word = "yes" if before.low > 0.5 else "no" if before.high < 0.5 else "not decided"
-        return Answered("Is the answer decided before the reasoning, in most traces?", word, f"decided {evidence}")
+        question, needed = "Is the answer decided before the reasoning, in most traces?", examples_needed(early, 0.5, share=True)
+        return _answered(question, word, evidence, len(early), needed)
 
     def shown(self) -> xr.Dataset:
         return self.interval("probability", over="trace")
@@ -253,6 +272,7 @@ def is_chain_used(
     memory_gb: float | None = None,
     progress: Progress | None = None,
     done: Sequence[tuple[Suppression, EarlyAnswers]] | None = None,
+    parts: Parts | None = None,
 ) -> ChainUse:
     """Asks whether the answers of traces depend on their reasoning, on which sentences, through which heads, and from when on.
 
@@ -260,6 +280,7 @@ def is_chain_used(
     shuffles: random orders of each trace's sentences, over which the probability is averaged. controls: as in `suppress`.
     seed: of these draws. done: results of `suppress` and `early_answers` for each trace, if they are known.
     progress: called with (traces done, in all).
+    parts: where finished traces are kept, so that the same call after an interruption computes the others only.
 
     Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: for each trace `suppress`, `early_answers`, `head_influence` of the reasoning on the answer, and 2 + shuffles runs of
@@ -276,12 +297,13 @@ def is_chain_used(
     if done is not None and len(done) != len(used):
         raise ValueError(f"done: got {len(done)} for {len(used)} traces; expected one pair for each")
     n, S, cfg = len(used), max(t.n_sentences for t in used), model.cfg
-    data = {
+    key = key_of("chain_use", model, used, shuffles=shuffles, controls=controls, seed=seed)
+    data: dict[str, NDArray[Any]] = {
         "probability": np.full((n, len(CONDITIONS)), np.nan), "answer_change": np.full((n, S), np.nan),
         "control_answer_change": np.full((n, S), np.nan), "influence": np.full((n, cfg.n_layers, cfg.n_heads), np.nan),
-        "early": np.full((n, S + 1), np.nan),
+        "early": np.full((n, S + 1), np.nan), "decided": np.full(n, -1, dtype=np.int64), "done": np.zeros(n, dtype=bool),
     }  # fmt: skip
-    decided = np.full(n, -1, dtype=np.int64)
+    data |= {} if parts is None else parts.read(key)
     rng = np.random.default_rng(seed)
     tick = counting(progress, n)
     notes = set()
@@ -290,8 +312,13 @@ def is_chain_used(
         if not others:
             notes.add("all traces have the same answer, so another trace's reasoning may lead to it too")
             others = [t for t in used if t is not trace]
+        # Drawn for every trace, finished or not, so that the later ones have the same draws.
         other = others[int(rng.integers(len(others)))]
-        data["probability"][i] = _conditions(model, trace, other, rng, shuffles, memory_gb)
+        orders = [rng.permutation(trace.n_sentences) for _ in range(shuffles)]
+        if data["done"][i]:
+            tick()
+            continue
+        data["probability"][i] = _conditions(model, trace, other, orders, memory_gb)
         cut, early = done[i] if done is not None else (
             suppress(model, trace, controls=controls, seed=seed, memory_gb=memory_gb),
             early_answers(model, trace, lens=False, memory_gb=memory_gb),
@@ -299,15 +326,19 @@ def is_chain_used(
         for name in ("answer_change", "control_answer_change"):
             data[name][i, : trace.n_sentences] = cut.data[name].values
         data["early"][i, : trace.n_sentences + 1] = early.values
-        decided[i] = -1 if early.decided is None else early.decided
+        data["decided"][i] = -1 if early.decided is None else early.decided
         data["influence"][i] = head_influence(model, trace, source="reasoning", memory_gb=memory_gb).values
+        data["done"][i] = True  # the last, as parts may be written at any time
+        if parts is not None:
+            parts.keep(key, data)
         tick()
     dims = {
         "probability": ("trace", "condition"), "answer_change": ("trace", "sentence"),
         "control_answer_change": ("trace", "sentence"), "influence": ("trace", "layer", "head"), "early": ("trace", "after"),
+        "decided": ("trace",),
     }  # fmt: skip
-    variables: dict[str, Any] = {name: (dims[name], value) for name, value in data.items()}
-    variables |= {"decided": (("trace",), decided), "sentences": (("trace",), np.array([t.n_sentences for t in used]))}
+    variables: dict[str, Any] = {name: (of, data[name]) for name, of in dims.items()}
+    variables |= {"sentences": (("trace",), np.array([t.n_sentences for t in used]))}
     axes: dict[str, Any] = {"trace": np.arange(n), "condition": list(CONDITIONS), "sentence": np.arange(S)}
     axes |= {"after": np.arange(S + 1), "layer": np.arange(cfg.n_layers), "head": np.arange(cfg.n_heads)}
     words = "probability of the trace's answer after its own cue, with the reasoning changed"
@@ -317,15 +348,15 @@ def is_chain_used(
 
 @torch.no_grad()
 def _conditions(
-    model: Model, trace: Trace, other: Trace, rng: np.random.Generator, shuffles: int, memory_gb: float | None
+    model: Model, trace: Trace, other: Trace, orders: Sequence[NDArray], memory_gb: float | None
 ) -> NDArray[np.float64]:
-    """Probability of the answer in each of `CONDITIONS`."""
+    """Probability of the answer in each of `CONDITIONS`. orders: of the sentences, over which "shuffled" is averaged."""
     spans = [trace.tokens[s.start : s.stop] for s in trace.sentences]
     length = trace.reasoning.stop - trace.reasoning.start
     foreign = other.tokens[other.reasoning]
     foreign = foreign.repeat(-(-length // len(foreign)))[:length]
     chains = [trace.tokens[trace.reasoning], trace.tokens[:0], foreign]
-    chains += [torch.cat([spans[j] for j in rng.permutation(len(spans))]) for _ in range(shuffles)]
+    chains += [torch.cat([spans[j] for j in order]) for order in orders]
     found = chain_probabilities(model, trace, chains, memory_gb)
     return np.array([*found[:3], found[3:].mean()])
 
@@ -369,7 +400,20 @@ def _above(found: bootstrap.Interval, threshold: float, within: bootstrap.Range 
         return _Above("yes")
     if high <= threshold:
         return _Above("no")
-    return _Above("not decided", f", and the interval holds the margin {threshold:g}")
+    return _Above("not decided", f", where only more than {threshold:g} counts, and the interval lies on both sides of that")
+
+
+def _answered(question: str, word: Word, evidence: str, n: int, needed: float) -> Answered:
+    """An answer with what an open question needs. n: the traces that it rests on."""
+    if word != "not decided" or np.isnan(needed):
+        return Answered(question, word, evidence)
+    if np.isinf(needed):
+        more = "no feasible number of traces like these would decide it"
+    elif needed <= n:
+        more = f"a few more traces like these may decide it; there are {n}"
+    else:
+        more = f"about {needed:,.0f} traces like these would decide it; there are {n}"
+    return Answered(question, word, f"{evidence}. {more[0].upper()}{more[1:]}", needed)
 
 
 def _finite_mean(x: NDArray) -> float:

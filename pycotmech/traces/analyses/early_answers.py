@@ -90,7 +90,7 @@ class EarlyAnswers(TraceAnalysis):
     def findings(self) -> list[str]:
         p, S = self.values, len(self.values) - 1
         lines = [
-            f"probability of the answer {p[0]:.2f} without reasoning, {p[-1]:.2f} after all {S} sentences; area over the curve "
+            f"probability of the answer {p[0]:.2f} without reasoning, {p[-1]:.2f} after all {S} sentence{'s' if S > 1 else ''}; area over the curve "
             f"{self.area_over_curve:.2f}"
         ]
         if not self.about["settings"]["cue"]:
@@ -103,7 +103,7 @@ class EarlyAnswers(TraceAnalysis):
         else:
             lines.append(f"the answer is decided after sentence {self.sentence(at - 1)} of {S}")
         step = np.diff(p)
-        if len(step):
+        if (step > 0).any():
             j = int(step.argmax())
             lines.append(f"largest rise: {step[j]:+.2f} with sentence {self.sentence(j)}")
         return lines

@@ -22,6 +22,7 @@ from pycotmech.cot.tools.result import top_cells
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.stats import bootstrap
 from pycotmech.traces.analyses.sentence_attention import PROXIMITY, kurtosis, ranked, vertical_scores, watch_sentences
+from pycotmech.traces.parts import Parts, key_of
 from pycotmech.traces.result import TraceAnalysis, check_trace, checked_traces, lines_of
 
 if TYPE_CHECKING:
@@ -152,18 +153,20 @@ def receiver_heads(
     alpha: float = ALPHA,
     seed: int = 0,
     progress: Callable[[float, float], None] | None = None,
+    parts: Parts | None = None,
 ) -> ReceiverHeads:
     """Finds heads whose attention to sentences is concentrated on few of them.
 
     top: how many heads are receiver heads by rank; proximity: sentences nearer than this do not count; control_depth: attention
         as ranks within its row; the defaults are those published.
     draws: permutations of sentence order within distance, from which the null is taken. alpha: family-wise error rate at which
-        a head is named. seed: of the permutations.
+        a head is named. seed: of the permutations. progress: called with (layers done, layers of all traces).
+    parts: where finished traces are kept, so that the same call after an interruption computes the others only.
 
     Traces with fewer than proximity + 4 sentences have no kurtosis that says anything and are left out, which a note says.
     Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: one forward pass without logits for each trace, and draws x L x H x S^2 / 2 additions. Memory: one layer's attention
-    from sentence to sentence.
+    from sentence to sentence, and draws x L x H numbers of the null.
     Source: arXiv 2506.19143, section 4 and its code; the null is ours.
     """
     check_common(model, seed=seed)
@@ -180,24 +183,34 @@ def receiver_heads(
             f"so that {FEWEST} have a vertical score at proximity {proximity}"
         )
     L, H, S = model.cfg.n_layers, model.cfg.n_heads, max(t.n_sentences for t in used)
-    found, null = np.full((len(used), L, H), np.nan), np.full((len(used), draws, L, H), np.nan)
-    vertical = np.full((len(used), L, H, S), np.nan, dtype=np.float32)
-    for n, trace in enumerate(used):
+    key = key_of("receiver_heads", model, used, proximity=proximity, control_depth=control_depth, draws=draws, seed=seed)
+    state = {
+        "kurtosis": np.full((len(used), L, H), np.nan), "vertical": np.full((len(used), L, H, S), np.nan, dtype=np.float32),
+        "null_sum": np.zeros((draws, L, H)), "done": np.array(0),
+    }  # fmt: skip
+    state |= {} if parts is None else parts.read(key)
+    for n, trace in list(enumerate(used))[int(state["done"]) :]:
         shuffled = _Shuffled(trace.n_sentences, proximity, draws, seed * 1_000_003 + n)
+        null = np.full((draws, L, H), np.nan)
 
-        def take(l: int, attention: Tensor, n=n, trace=trace, shuffled=shuffled) -> None:
+        def take(l: int, attention: Tensor, n=n, trace=trace, shuffled=shuffled, null=null) -> None:
             values = attention.cpu().numpy()
             if control_depth:
                 values = ranked(values, proximity)
             scores = vertical_scores(values, proximity=proximity)
-            vertical[n, l, :, : trace.n_sentences] = scores
-            found[n, l] = kurtosis(scores)
-            null[n, :, l] = shuffled.kurtosis(torch.from_numpy(values))
+            state["vertical"][n, l, :, : trace.n_sentences] = scores
+            state["kurtosis"][n, l] = kurtosis(scores)
+            null[:, l] = shuffled.kurtosis(torch.from_numpy(values))
             if progress is not None:
                 progress(n * L + l + 1, len(used) * L)
 
         watch_sentences(model, trace, take)
-    mean, nulls = found.mean(0), null.mean(0)
+        # A new sum, as parts may be written at any time: the sum and how many traces it holds belong together.
+        state = {**state, "null_sum": state["null_sum"] + null, "done": np.array(n + 1)}
+        if parts is not None:
+            parts.keep(key, state)
+    found, vertical = state["kurtosis"], state["vertical"]
+    mean, nulls = found.mean(0), state["null_sum"] / len(used)
     data = xr.Dataset(
         {
             "kurtosis": (("trace", "layer", "head"), found),

@@ -35,6 +35,7 @@ from pycotmech.patching.edits import check_heads
 from pycotmech.stats.averages import nanmean
 from pycotmech.traces import cut_runs
 from pycotmech.traces.cut_runs import Cut, Where
+from pycotmech.traces.parts import Parts, key_of
 from pycotmech.traces.result import TraceAnalysis, check_trace, lines_of
 
 if TYPE_CHECKING:
@@ -121,28 +122,38 @@ class Suppression(TraceAnalysis):
 
     def findings(self) -> list[str]:
         table, x = self.table(), self.values
-        known = np.isfinite(x)
-        lines = [f"{int(known.sum())} pairs of {len(x)} sentences; mean KL {np.nanmean(x) if known.any() else np.nan:.3g} nats"]
-        control = self.data["control_kl"].values
-        both = known & np.isfinite(control)
-        if both.any():
-            more = float((x[both] > control[both]).mean())
-            lines[0] += (
-                f", of spans as long and as far elsewhere {control[both].mean():.3g} (a sentence changes more in {more:.0%} of "
-                "pairs)"
-            )
+        known, S = np.isfinite(x), len(x)
+        lines = []
+        if known.any():
+            n = int(known.sum())
+            lines.append(f"{n} pair{'s' if n > 1 else ''} of {S} sentences; mean KL {x[known].mean():.3g} nats")
+            control = self.data["control_kl"].values
+            both = known & np.isfinite(control)
+            if both.any():
+                more = float((x[both] > control[both]).mean())
+                lines[0] += (
+                    f", of spans as long and as far elsewhere {control[both].mean():.3g} (a sentence changes more in "
+                    f"{more:.0%} of pairs)"
+                )
+        else:
+            lines.append(f"{S} sentence{'s' if S > 1 else ''}: there is no later one that a cut could change")
+        # With two sentences the only pair is the mean at its distance, from which it differs by 0 whatever it is.
         best = table.dropna(subset=["effect"]).nlargest(3, "effect")
-        if len(best):
+        if S > 2 and len(best):
             named = ", ".join(f"{self.sentence(int(r.sentence))} ({r.effect:+.2f})" for r in lines_of(best))
             lines.append(f"largest effect on later sentences, log KL less the mean at its distance: {named}")
         if np.isfinite(self.data["answer_change"].values).any():
             best = table.dropna(subset=["answer_change"]).nlargest(3, "answer_change")
             named = ", ".join(
-                f"{self.sentence(int(r.sentence))} ({r.answer_change:.2f} nats, control {r.control_answer_change:.2f})"
+                f"{self.sentence(int(r.sentence))} ({r.answer_change:.2f} nats{self._control(r.control_answer_change)})"
                 for r in lines_of(best)
             )
             lines.append(f"the answer's log probability falls most without: {named}")
         return lines
+
+    @staticmethod
+    def _control(value: float) -> str:
+        return f", control {value:.2f}" if np.isfinite(value) else ", without a control"
 
     def plot(self, *, by: Literal["distance", "later", "control"] = "distance", path: str | PathLike | None = None) -> Figure:
         """The matrix [later, earlier], normalised, and below it the effect of each sentence."""
@@ -201,6 +212,7 @@ def suppress(
     seed: int = 0,
     memory_gb: float | None = None,
     progress: Callable[[float, float], None] | None = None,
+    parts: Parts | None = None,
 ) -> Suppression:
     """Cuts attention to each sentence in turn and measures the change of the predictions at every later one: [S, S].
 
@@ -212,6 +224,7 @@ def suppress(
         on the first token), and is at most `REACH` lengths away, as rows that see more tokens feel each of them less; measured
         tokens stay in the reasoning. 0: none.
     progress: called with (rows done, rows in all).
+    parts: where finished batches of cuts are kept, so that the same call after an interruption computes the others only.
 
     Raises TypeError or ValueError naming the argument, before anything is run.
     Cost: the trace once; for each sentence and control the tokens after the sentence, once through the layers (of `layers` or
@@ -230,7 +243,9 @@ def suppress(
         raise ValueError(f"temperature: got {temperature}; expected a positive number")
     where = cut_layers(model, heads, layers)
     job = _job(trace, definition, controls, seed)
-    found = _measured(model, trace, job, where, temperature, memory_gb, progress)
+    chosen = {l: None if h is None else list(h) for l, h in where.items()}
+    key = key_of("suppress", model, [trace], where=chosen, temperature=temperature, controls=controls, seed=seed, rows=definition)
+    found = _measured(model, trace, job, where, temperature, memory_gb, progress, parts, key)
     S, named = trace.n_sentences, ("kl", "log_kl", "answer_change")
     data: dict[str, Any] = {}
     for name in named:
@@ -317,12 +332,16 @@ def _measured(
     temperature: float,
     memory_gb: float | None,
     progress: Callable[[float, float], None] | None,
+    parts: Parts | None,
+    key: str,
 ) -> dict[str, NDArray[np.float64]]:
-    """kl, log_kl [S, columns], answer_change [columns]."""
+    """kl, log_kl [S, columns], answer_change [columns]; done [columns], whether a column's cut is finished."""
     S, family = trace.n_sentences, model.family
-    out: dict[str, NDArray[np.float64]] = {name: np.full((S, job.columns), np.nan) for name in ("kl", "log_kl")}
-    out["answer_change"] = np.full(job.columns, np.nan)
-    if not job.cuts:
+    out: dict[str, NDArray[Any]] = {name: np.full((S, job.columns), np.nan) for name in ("kl", "log_kl")}
+    out |= {"answer_change": np.full(job.columns, np.nan), "done": np.zeros(job.columns, dtype=bool)}
+    out |= {} if parts is None else parts.read(key)
+    left = [n for n in range(len(job.cuts)) if not out["done"][job.place[n]]]
+    if not left:
         return out
     end, begin, stop = measured_end(trace), trace.reasoning.start, trace.reasoning.stop
     first = min(cut.first for cut in job.cuts)
@@ -330,8 +349,10 @@ def _measured(
     base = cut_runs.untouched(family, model.prefixes, trace.tokens[:end], first, min(where), room)
     # Where the tokens of the answer are predicted.
     reads = [] if trace.answer is None else range(trace.answer.start - 1, trace.answer.stop - 1)
-    done, total = 0, sum(map(len, job.cuts))
-    for numbers, begins, x in cut_runs.run_cuts(family, base, job.cuts, where, room // 2):
+    total = sum(map(len, job.cuts))
+    done = total - sum(len(job.cuts[n]) for n in left)
+    for indices, begins, x in cut_runs.run_cuts(family, base, [job.cuts[n] for n in left], where, room // 2):
+        numbers = [left[i] for i in indices]
         owner = np.repeat(np.arange(len(numbers)), np.diff(begins))
         positions = np.concatenate([np.arange(job.cuts[n].first, job.cuts[n].stop) for n in numbers])
         unshifted = positions - np.array([job.shift[n] for n in numbers])[owner]
@@ -355,13 +376,16 @@ def _measured(
                 change[owner[rows[asked]]] += fall.cpu().numpy()
 
         cut_runs.by_position(family, base, x, positions, of_sentence | of_answer, measure)
-        for n in numbers:
-            j, column, shift, mine = job.of[n], job.place[n], job.shift[n] - begin, values[n - numbers[0]]
+        for at, n in enumerate(numbers):
+            j, column, shift, mine = job.of[n], job.place[n], job.shift[n] - begin, values[at]
             for i in range(j + 1, S):
                 kl = mine[trace.sentences[i].start + shift : trace.sentences[i].stop + shift]
                 out["kl"][i, column], out["log_kl"][i, column] = kl.mean(), np.log(kl + _LEAST).mean()
             if reads:
-                out["answer_change"][column] = change[n - numbers[0]]
+                out["answer_change"][column] = change[at]
+            out["done"][column] = True  # the last, as parts may be written at any time
+        if parts is not None:
+            parts.keep(key, out)
         done += len(positions)
         if progress is not None:
             progress(done, total)

@@ -50,7 +50,7 @@ def test_the_evidence_is_for_a_reader_of_the_report(controls):
     for verdict in found.verdicts():
         assert not set(verdict.evidence.replace(",", " ").split()) & {"expected", "got", "unknown", "nan", "scores:"}, verdict
         if verdict.word == "not decided":
-            reasons = ("holds the margin", "decides nothing: ", "beyond chance", "no control", "decided before")
+            reasons = ("lies on both sides", "decides nothing: ", "beyond chance", "no control", "decided before")
             assert any(reason in verdict.evidence for reason in reasons), verdict
     if controls == 0:
         assert found.verdicts()[2].evidence.endswith("no control was asked for")
@@ -71,3 +71,23 @@ def test_one_answer_for_all_is_said():
     a = random_trace(model)
     found = pcm.traces.is_chain_used(model, [a, a.named("again")], shuffles=1)
     assert any("the same answer" in note for note in found.about["notes"])
+
+
+def test_an_open_question_says_how_many_traces_would_decide_it():
+    from pycotmech.traces.analyses.chain_use import _answered
+
+    rng = np.random.default_rng(0)
+    base = pcm.traces.is_chain_used(tiny(n_layers=2), [random_trace(tiny(n_layers=2), seed=s) for s in range(2)])
+    probability = np.zeros((6, 4))
+    probability[:, 0] = rng.uniform(0.1, 0.9, 6)
+    probability[:, 3] = probability[:, 0] - 0.06 - 0.4 * rng.standard_normal(6)
+    use = pcm.traces.ChainUse(base.data.isel(trace=[0, 1] * 3).assign(probability=(("trace", "condition"), probability)), {
+        **base.about, "traces": ["a"] * 6, "sentences": base.about["sentences"] * 3})  # fmt: skip
+    depends, order, *_ = use.verdicts()
+    assert depends.word == "yes" and depends.needed is None and "would decide" not in depends.evidence
+    assert order.word == "not decided" and order.needed > 6
+    assert "only more than 0.05 counts, and the interval lies on both sides of that. " in order.evidence
+    assert order.evidence.endswith(("there are 6", "would decide it"))
+    assert _answered("q", "not decided", "e", 6, np.inf).evidence == "e. No feasible number of traces like these would decide it"
+    assert _answered("q", "not decided", "e", 6, 5).evidence == "e. A few more traces like these may decide it; there are 6"
+    assert _answered("q", "not decided", "e", 1, np.nan).needed is None
