@@ -69,7 +69,8 @@ def trace(
     assert file is not None
     asked = TraceSettings(
         model=model, traces=file, splitter=splitter, cue=cue, definition=definition, top=top, proximity=proximity,
-        controls=controls, skip_unusable=skip_unusable, dtype=dtype, device=device, seed=seed, memory_gb=memory_gb, threads=threads,
+        controls=controls, skip_unusable=skip_unusable, dtype=dtype, device=device, seed=seed, memory_gb=memory_gb,
+        threads=threads,
     )  # fmt: skip
     bars, silent = Bars(quiet), quiet or as_json
     say = None if silent else lambda text: o.say(f"{text}\n")

@@ -225,7 +225,9 @@ def _unusable(lines: list[tuple[int, str]]) -> list[str]:
     more = ", ".join(str(number) for number, _ in lines[_LINES : 10 * _LINES])
     if len(lines) > _LINES:
         rest = len(lines) - _LINES
-        shown.append(f"{rest} more line{'s' if rest > 1 else ''} of the file: {more}{' and others' if rest > 9 * _LINES else ''}")
+        shown.append(
+            f"{rest} more line{'s' if rest > 1 else ''} of the file: {more}{' and others' if rest > 9 * _LINES else ''}"
+        )
     return shown
 
 

@@ -5,7 +5,8 @@
 
 Every analysis is a function in a file of its own name in `analyses`.
 
-Tests: `test_trace.py` and `test_logs.py` for `checked`, `reading`, `generating`; `test_sentence_attention.py` for `figures`, `result`;
+Tests: `test_trace.py` and `test_logs.py` for `checked`, `reading`, `generating`; `test_sentence_attention.py` for `figures`,
+`result`;
 `test_suppress.py` for `cut_runs`; `test_parts.py` for `parts`.
 """
 

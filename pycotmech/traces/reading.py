@@ -220,9 +220,7 @@ def cue_ids(model: Model, cue: str | Sequence[int] | Tensor) -> Tensor:
 # ---- messages and files ------------------------------------------------------------------------------------------------
 
 
-def of_messages(
-    model: Model, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
-) -> tuple[str, str]:
+def of_messages(model: Model, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> tuple[str, str]:
     """Prompt and completion of a conversation, in which the model could call `tools` (None: the template is given none).
 
     Raises TypeError or ValueError naming `messages` or `tools`.
@@ -273,9 +271,7 @@ def _templated(tokenizer: Any, messages: list[Mapping[str, Any]], tools: Sequenc
         ) from error
 
 
-def records(
-    path: str | PathLike, wrong: Callable[[int, str], None] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(path: str | PathLike, wrong: Callable[[int, str], None] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number of the line, object) of a JSON Lines file; empty lines are passed over.
 
     wrong: called with the number of a line that is no JSON object, and why. None: it is an error.

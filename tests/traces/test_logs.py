@@ -29,7 +29,8 @@ def chat():
     ("text", "want"),
     [
         ("The answer is: 12.", "12"), ("**The answer is:** 12", "12"), ("**Answer**: 12", "12"), ("Answer: $12$.", "12"),
-        ("The answer is $x$ and $y$.", "$x$ and $y$"), ("所以答案是12。", "12"), ("**答案**：12。好", "12"), ("答案为：12", "12"),
+        ("The answer is $x$ and $y$.", "$x$ and $y$"), ("所以答案是12。", "12"),
+        ("**答案**：12。好", "12"), ("答案为：12", "12"),
         ("The answer isn't here", None), ("#### $7$", "7"),
     ],
 )  # fmt: skip
@@ -43,7 +44,9 @@ def test_what_a_template_does_with_a_conversation(chat):
     user, said = {"role": "user", "content": "who is Fae"}, {"role": "assistant", "content": f"{CHAIN}</think> red"}
     trace = Trace.from_messages(chat, [user, said], answer="red", splitter="published", tools=[{"name": "Sam"}])
     assert trace.text.startswith("who is Fae . Sam so <think>") and trace.n_sentences == 3
-    with pytest.raises(ValueError, match=r"messages: .* template refuses them \(no system role\); their roles are system, user"):
+    with pytest.raises(
+        ValueError, match=r"messages: .* template refuses them \(no system role\); their roles are system, user"
+    ):
         Trace.from_messages(chat, [{"role": "system", "content": "x"}, user, said])
     with pytest.raises(ValueError, match="messages: the model's chat template refuses them"):
         Trace.from_messages(chat, [user, {"role": "assistant", "content": None, "tool_calls": []}, said])
@@ -75,5 +78,5 @@ def test_all_lines_of_which_no_trace_can_be_made_are_named_or_left_out(chat, tmp
     assert [t.name for t in found] == ["1", "last"] and [n for n, _ in skipped] == [3, 5, 7]
     assert skipped[1][1].startswith("answer: got 7") and skipped[2][1].startswith("no JSON")
     file.write_text(json.dumps(lines[1]))
-    with pytest.raises(ValueError, match="line 1: .* no end"):
+    with pytest.raises(ValueError, match=r"line 1: .* no end"):
         Trace.from_jsonl(chat, file, skip=lambda *line: None)

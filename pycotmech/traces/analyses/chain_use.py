@@ -217,7 +217,10 @@ class ChainUse(TraceAnalysis):
         word: Word = "not decided"
         if np.isfinite(before.low):
             word = "yes" if before.low > 0.5 else "no" if before.high < 0.5 else "not decided"
-        question, needed = "Is the answer decided before the reasoning, in most traces?", examples_needed(early, 0.5, share=True)
+        question, needed = (
+            "Is the answer decided before the reasoning, in most traces?",
+            examples_needed(early, 0.5, share=True),
+        )
         return _answered(question, word, evidence, len(early), needed)
 
     def shown(self) -> xr.Dataset:

@@ -193,7 +193,7 @@ def receiver_heads(
         shuffled = _Shuffled(trace.n_sentences, proximity, draws, seed * 1_000_003 + n)
         null = np.full((draws, L, H), np.nan)
 
-        def take(l: int, attention: Tensor, n=n, trace=trace, shuffled=shuffled, null=null) -> None:
+        def take(l: int, attention: Tensor, n=n, trace=trace, shuffled=shuffled, null=null, state=state) -> None:
             values = attention.cpu().numpy()
             if control_depth:
                 values = ranked(values, proximity)

@@ -244,7 +244,9 @@ def suppress(
     where = cut_layers(model, heads, layers)
     job = _job(trace, definition, controls, seed)
     chosen = {l: None if h is None else list(h) for l, h in where.items()}
-    key = key_of("suppress", model, [trace], where=chosen, temperature=temperature, controls=controls, seed=seed, rows=definition)
+    key = key_of(
+        "suppress", model, [trace], where=chosen, temperature=temperature, controls=controls, seed=seed, rows=definition
+    )
     found = _measured(model, trace, job, where, temperature, memory_gb, progress, parts, key)
     S, named = trace.n_sentences, ("kl", "log_kl", "answer_change")
     data: dict[str, Any] = {}

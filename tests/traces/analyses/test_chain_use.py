@@ -88,6 +88,8 @@ def test_an_open_question_says_how_many_traces_would_decide_it():
     assert order.word == "not decided" and order.needed > 6
     assert "only more than 0.05 counts, and the interval lies on both sides of that. " in order.evidence
     assert order.evidence.endswith(("there are 6", "would decide it"))
-    assert _answered("q", "not decided", "e", 6, np.inf).evidence == "e. No feasible number of traces like these would decide it"
+    assert (
+        _answered("q", "not decided", "e", 6, np.inf).evidence == "e. No feasible number of traces like these would decide it"
+    )
     assert _answered("q", "not decided", "e", 6, 5).evidence == "e. A few more traces like these may decide it; there are 6"
     assert _answered("q", "not decided", "e", 1, np.nan).needed is None

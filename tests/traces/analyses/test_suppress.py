@@ -184,7 +184,9 @@ def test_it_is_kept_drawn_and_told(tmp_path):
     assert (tmp_path / "graph.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("lengths", "first"), [((6,), "1 sentence: there is no later one"), ((6, 5), "1 pair of 2 sentences; ")])
+@pytest.mark.parametrize(
+    ("lengths", "first"), [((6,), "1 sentence: there is no later one"), ((6, 5), "1 pair of 2 sentences; ")]
+)
 def test_one_sentence_or_two_have_no_effect_beyond_distance(lengths, first):
     model = tiny(n_layers=1)
     found = pcm.traces.suppress(model, random_trace(model, lengths))
