@@ -22,16 +22,16 @@ def _named(make: Callable[..., Asked], *given) -> Callable[[str], Asked]:
 
 
 QUESTIONS = (
-    Question("all heads, all positions", "heads", "135m", _named(heads, "smollm2-135m", "all", 4), BOTH, rounds=2),
-    Question("all heads, last position", "heads", "135m", _named(heads, "smollm2-135m", "last", 4), BOTH),
+    Question("all heads, all positions", "heads", "135m", _named(heads, "smollm2-135m", "all", 3), BOTH),
+    Question("all heads, last position", "heads", "135m", _named(heads, "smollm2-135m", "last", 3), BOTH),
     Question("all heads, all positions", "heads", "tiny", _named(heads, "tiny-cot", "all", 3), rounds=5),
     Question("all heads, last position", "heads", "7b", heads_7b, ("bfloat16",)),
     Question("residual stream by position", "residual", "135m", residual, rounds=2),
     Question("many pairs in one call", "pairs", "135m", pairs, ("bfloat16",)),
     Question("sender-receiver paths", "paths", "135m", paths, rounds=2),
-    Question("attention summary", "attention", "135m", summary),
+    Question("attention summary", "attention", "135m", summary, rounds=2),
     Question("attention kernel", "kernel", "7b", kernel, BOTH, rounds=5),
-    Question("logit lens", "lens", "135m", lens),
+    Question("logit lens", "lens", "135m", lens, rounds=2),
     Question("suppression of sentences", "traces", "135m", suppression, rounds=2),
 )
 """In the order of the table. More: bench_*.py, each about one question."""

@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "ours"
+LATE = {"error": "not begun: the time was over"}
 
 
 # ---- in the process of a question ----------------------------------------------------------------------------------------
@@ -199,26 +200,41 @@ def machine(threads: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def child(words: Sequence[str], timeout: float, *, waiting: bool = False) -> dict[str, Any]:
-    """Runs this file in a process of its own; {"error": ...} if it fails. waiting: its idle threads leave the cores to other
-    processes."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    environment.setdefault("HF_HUB_OFFLINE", "1")
-    if waiting:
-        environment["OMP_WAIT_POLICY"] = "passive"
-    began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.suite", *words], cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=timeout,
+class Child:
+    """This file in a process of its own, which imports what it needs and then waits until it is asked for its answer.
+
+    passive: its idle threads leave the cores to other processes.
+    """
+
+    def __init__(self, words: Sequence[str], *, passive: bool) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+        environment.setdefault("HF_HUB_OFFLINE", "1")
+        if passive:
+            environment["OMP_WAIT_POLICY"] = "passive"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.suite", *words, "--began", str(time.time())],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"error": f"stopped after {timeout:.0f} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:400]}
-    found = json.loads(done.stdout.splitlines()[-1])
-    found["stages"] |= {"imports": round(time.perf_counter() - began - sum(found["stages"].values()), 2)}  # and the end
-    return found
+
+    def ready(self) -> None:
+        """Returns when the process has imported what it needs, or has died."""
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """What it finds; {"error": ...} if it fails or takes longer. The process has ended afterwards."""
+        try:
+            out, errors = self._process.communicate("go\n", timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return {"error": f"stopped after {timeout:.0f} s"}
+        if status := self._process.returncode:
+            return {"error": (errors.strip().splitlines() or [f"exit status {status}"])[-1][:400]}
+        return json.loads(out.splitlines()[-1])
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 class Suite:
@@ -247,10 +263,13 @@ class Suite:
         (self.out / "results.json").write_text(json.dumps(self.record, indent=1), "utf-8")
         (self.out / "table.md").write_text(table.page(self.record), "utf-8")
 
-    def _child(self, row: dict[str, Any], way: str) -> dict[str, Any]:
+    def _child(self, row: dict[str, Any], way: str) -> Child:
         """Starts a process for a row: `all` times it, the name of a way gives the memory of that."""
         options = ["--threads", str(self.threads), *(["--rounds", str(self.rounds)] if self.rounds else [])]
-        found = child([*options, "--child", row["question"], row["size"], row["dtype"], way], 900, waiting=way != "all")
+        return Child([*options, "--child", row["question"], row["size"], row["dtype"], way], passive=way != "all")
+
+    def _answer(self, child: Child, row: dict[str, Any], way: str) -> dict[str, Any]:
+        found = child.answer(timeout=900)
         stages = found.pop("stages", {})
         for stage, seconds in stages.items():
             stage = stage if way == "all" else f"memory, {stage}"
@@ -260,14 +279,27 @@ class Suite:
         self._say(f"{table.name_of(row)}: {said} ({taken})")
         return found
 
-    def time(self, question: Question, dtype: str) -> None:
-        """Adds the question's row, without memory."""
-        row = {"question": question.name, "group": question.group, "size": question.size, "dtype": dtype}
-        row["threads"] = self.threads
-        row |= {"error": "not begun: the time was over"} if self.late else self._child(row, "all")
-        self.record["rows"].append(row)
-        self.write()
-        print(f"[{self.seconds:5.0f} s] {table.line(row)}", flush=True)
+    def time(self, questions: Iterable[tuple[Question, str]]) -> None:
+        """Adds a row for each question and dtype, without memory. Two processes import at once; then one is timed after the
+        other, the second waiting meanwhile."""
+        queue = list(questions)
+        for pair in (queue[i : i + 2] for i in range(0, len(queue), 2)):
+            rows = [
+                {"question": q.name, "group": q.group, "size": q.size, "dtype": dtype, "threads": self.threads}
+                for q, dtype in pair
+            ]
+            children = [] if self.late else [self._child(row, "all") for row in rows]
+            try:
+                for child in children:
+                    child.ready()
+                for i, row in enumerate(rows):
+                    row |= self._answer(children[i], row, "all") if children else LATE
+                    self.record["rows"].append(row)
+                    self.write()
+                    print(f"[{self.seconds:5.0f} s] {table.line(row)}", flush=True)
+            finally:
+                for child in children:
+                    child.stop()
 
     def remember(self) -> None:
         """Adds the memory of all ways, two processes at once, for nothing is timed. A way whose process fails has no figure and
@@ -275,7 +307,7 @@ class Suite:
 
         def one(job: tuple[dict[str, Any], dict[str, Any], str]) -> None:
             row, of, way = job
-            found = {"error": "not begun: the time was over"} if self.late else self._child(row, way)
+            found = LATE if self.late else self._answer(self._child(row, way), row, way)
             if "gib" in found:
                 of["gib"] = found["gib"]
             else:
@@ -313,20 +345,27 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="Folder for results.json and table.md.")
     parser.add_argument("--only", default="", help=f"Groups to run, of {', '.join(groups)}.")
-    parser.add_argument("--size", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument(
+        "--size", nargs="+", default=[s for s in SIZES if s != "tiny"], choices=SIZES, help="All but tiny by default."
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="Threads of all ways; all cores by default.")
     parser.add_argument("--rounds", type=int, default=None, help="Rounds of every question (2 to 5 by default).")
     parser.add_argument("--minutes", type=float, default=9.5, help="Nothing is begun after so many minutes.")
     parser.add_argument("--no-memory", action="store_true", help="Leave out the processes that measure peak memory.")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     if given.child:
         name, size, dtype, way = given.child
+        imports = round(time.time() - given.began, 2)
+        print("ready", flush=True)
+        sys.stdin.readline()
         found = (
             ask(name, size, dtype, given.threads, given.rounds)
             if way == "all"
             else remember(name, size, dtype, given.threads, way)
         )
+        found["stages"] = {"imports": imports, **found["stages"]}
         print(json.dumps(found))
         return 0
     only = [part.strip() for part in given.only.split(",") if part.strip()]
@@ -335,10 +374,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     suite = Suite(given.out, given.threads, given.rounds, given.minutes)
     print(table.machine_line(suite.record["machine"]), flush=True)
-    for question in QUESTIONS:
-        if question.size in given.size and (not only or question.group in only):
-            for dtype in question.dtypes:
-                suite.time(question, dtype)
+    suite.time((q, dtype) for q in QUESTIONS if q.size in given.size and (not only or q.group in only) for dtype in q.dtypes)
     if not given.no_memory:
         suite.remember()
     suite.end()

@@ -33,9 +33,9 @@ def machine_line(m: dict[str, Any]) -> str:
     """What the figures are of."""
     products = "; ".join(f"{name}: {rate:,.0f} GFLOP/s" for name, rate in m["products_gflops"].items())
     return (
-        f"{m['cpu']}, {m['cores']} cores, load {m['load']} at the start; torch {m['torch']}, transformers {m['transformers']}, "
-        f"pycotmech {m['pycotmech']}, {m['date']}. Products of matrices: {products}; copy {m['copy_gbs']} GB/s, read and "
-        "written."
+        f"{m['cpu']}, {m['cores']} cores, load {m['load']} in the minute before; torch {m['torch']}, "
+        f"transformers {m['transformers']}, pycotmech {m['pycotmech']}, {m['date']}. Products of matrices: "
+        f"{products}; copy {m['copy_gbs']} GB/s, read and written."
     )
 
 

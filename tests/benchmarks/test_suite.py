@@ -136,14 +136,26 @@ def answers(monkeypatch):
     """Stands in for processes: what is asked of them, and what they answer."""
     asked, answers = [], {}
 
-    def child(words, timeout, *, waiting):
-        way = words[-1]
-        asked.append(way)
-        row = {k: v for k, v in results()["rows"][0].items() if k in ("what", "note", "check", "ours", "limit", "rivals")}
-        row[suite.OURS].pop("gib"), row["rivals"][0].pop("gib")
-        return copy.deepcopy(answers.get(way, row if way == "all" else {"gib": 1.5})) | {"stages": {"imports": 1.0}}
+    class Child:
+        def __init__(self, words, *, passive):
+            self.way = words[-1]
+            asked.append(self.way)
+            assert passive == (self.way != "all")
 
-    monkeypatch.setattr(suite, "child", child)
+        def ready(self):
+            asked.append("ready")
+
+        def answer(self, timeout):
+            row = {k: v for k, v in results()["rows"][0].items() if k in ("what", "note", "check", "ours", "limit", "rivals")}
+            del row[suite.OURS]["gib"], row["rivals"][0]["gib"]
+            return copy.deepcopy(answers.get(self.way, row if self.way == "all" else {"gib": 1.5})) | {
+                "stages": {"imports": 1.0}
+            }
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(suite, "Child", Child)
     monkeypatch.setattr(suite, "machine", lambda threads: results()["machine"])
     return asked, answers
 
@@ -151,7 +163,8 @@ def answers(monkeypatch):
 def test_memory_is_measured_after_all_times_in_a_process_for_each_way(answers, tmp_path, capsys):
     asked, _ = answers
     assert suite.main(["--out", str(tmp_path), "--only", "kernel,lens", "--threads", "2"]) == 0
-    assert asked[:3] == ["all"] * 3 and sorted(asked[3:]) == ["hooks"] * 3 + ["ours"] * 3
+    assert asked[:6] == ["all", "all", "ready", "ready", "all", "ready"]  # two import at once
+    assert sorted(asked[6:]) == ["hooks"] * 3 + ["ours"] * 3
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [(row["ours"]["gib"], row["rivals"][0]["gib"]) for row in rows] == [(1.5, 1.5)] * 3
     said = capsys.readouterr().err
@@ -180,13 +193,13 @@ def test_nothing_is_begun_when_the_time_is_over(answers, tmp_path):
 def test_a_way_makes_nothing_for_the_others(monkeypatch):
     made = []
     monkeypatch.setattr(patching_questions, "z_of", lambda hf, tokens: made.append("z") or z_of(hf, tokens))
-    asked = question_named("all heads, all positions", "tiny").make("float32")
+    asked = patching_questions.heads("tiny-cot", "last", 2, "float32")
     found = asked.ours.run()
     assert not made
     by_hooks, by_cache = (way.least() for way in asked.rivals)
     assert made == ["z"], "kept for the second rival"
     assert torch.allclose(by_hooks, by_cache, atol=1e-3)  # the same head
-    assert asked.check(found) == "3 heads against hooked forwards"
+    assert asked.check(found) == "2 heads against hooked forwards"
     with pytest.raises(AssertionError, match="by hooks; error"):
         asked.check(dataclasses.replace(found, effect=2 * found.effect))
 
@@ -219,6 +232,18 @@ def test_peers_begin_no_round_that_ends_too_late(monkeypatch):
     rows = bench_peers.compare("float32", 1, 5, minutes=1.6)
     assert asked == ["ours", "truth", "hooks", "cached_hooks", *["ours", "hooks", "cached_hooks"] * 1]
     assert [row["rounds"] for row in rows] == [2, 2, 2] and rows[1]["ratio"] == 1.0
+
+
+def test_a_process_that_takes_too_long_is_stopped():
+    late = suite.Child(["--child", "all heads, all positions", "tiny", "float32", "all"], passive=True)
+    assert late.answer(0.01) == {"error": "stopped after 0 s"}
+
+
+@pytest.mark.slow
+def test_a_process_waits_until_it_is_asked_and_says_why_it_died():
+    child = suite.Child(["--child", "no such question", "tiny", "float32", "all"], passive=True)
+    child.ready()
+    assert child.answer(60)["error"] == "ValueError: question: there is no 'no such question' at size 'tiny'"
 
 
 @pytest.mark.slow
