@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/gemm.h"
+#include "core/load_row.h"
 #include "core/scratch.h"
 #include "core/types.h"
 #include "core/vec.h"
@@ -39,9 +40,8 @@ struct Attn {
     if (window > 0) first = std::max(first, end_key(i) - window);
     return first;
   }
-  // Row maxima are taken before scaling, so the kernels want a positive scale: its sign goes into q.
-  float q_sign() const { return scale > 0 ? 1.f : scale < 0 ? -1.f : 0.f; }
-  float positive_scale() const { return scale == 0 ? 1.f : scale < 0 ? -scale : scale; }
+  float q_sign() const { return sign_of(scale); }
+  float positive_scale() const { return positive(scale); }
   // What turns a finished score into natural units: a capped score is in them already.
   float unit() const { return softcap > 0 ? 1.f : positive_scale(); }
 };
@@ -154,11 +154,6 @@ struct Engine<bf16> {
   const VecOps& vec = vec_ops();
 };
 
-template <class Src>
-constexpr Type type_of() {
-  return sizeof(Src) == 4 ? Type::f32 : std::is_same_v<Src, bf16> ? Type::bf16 : Type::f16;
-}
-
 // Calls f.template operator()<E, Src>(): E the operand type of the products, Src the storage type.
 template <class F>
 void with_types(Type type, F&& f) {
@@ -175,21 +170,6 @@ void with_types(Type type, F&& f) {
 template <class Src>
 const Src* row_of(const Heads& x, int64_t b, int64_t h, int64_t i) {
   return static_cast<const Src*>(x.data) + b * x.batch + h * x.head + i * x.token;
-}
-
-// One query row as an operand: d elements times `sign` (1, -1 or 0: exact), zeros up to d_padded.
-template <class E, class Src>
-void load_row(E* out, const Src* in, int64_t d, int64_t d_padded, float sign, const VecOps& vec) {
-  if constexpr (std::is_same_v<E, float>) {
-    vec.to_f32(out, in, type_of<Src>(), d);
-    if (sign != 1) vec.scale(out, sign, d);
-    std::fill(out + d, out + d_padded, 0.f);
-  } else {
-    static_assert(std::is_same_v<E, Src>);
-    const uint16_t flip = sign < 0 ? 0x8000 : 0, keep = sign == 0 ? 0 : 0xffff;
-    for (int64_t i = 0; i < d; i++) out[i].bits = static_cast<uint16_t>((in[i].bits ^ flip) & keep);
-    std::fill(out + d, out + d_padded, E{0});
-  }
 }
 
 template <class E, class Src>

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/gemm.h"
+#include "core/load_row.h"
 #include "core/scratch.h"
 #include "core/sink.h"
 #include "core/vec.h"
@@ -108,7 +109,7 @@ class Kernel {
     value_panels_ = round_up(a.D, kPanel) / kPanel;
   }
 
-  void run(const Parallel& parallel) {
+  void run(const ParallelFor& parallel) {
     const int64_t bases = static_cast<int64_t>(plan_.bases.size());
     for (int64_t first = 0, last; first < bases; first = last) {
       int64_t keys = 0;
@@ -133,7 +134,7 @@ class Kernel {
   }
 
  private:
-  static const S* at(const Heads& x, int64_t row, int64_t head) {
+  static const S* at(const PackedHeads& x, int64_t row, int64_t head) {
     return static_cast<const S*>(x.data) + row * x.row + head * x.head;
   }
   E* keys_of(int64_t key, int64_t hk) { return k_pack_.data() + (hk * packed_ + key) * dp_; }
@@ -142,7 +143,7 @@ class Kernel {
   }
   int64_t value_panel() const { return packed_ * kPanel; }
 
-  void pack(int64_t first, int64_t last, int64_t keys, const Parallel& parallel) {
+  void pack(int64_t first, int64_t last, int64_t keys, const ParallelFor& parallel) {
     packed_ = keys;
     k_pack_.reserve(a_.Hkv * keys * dp_);
     v_pack_.reserve(a_.Hkv * keys * value_panels_ * kPanel);
@@ -203,7 +204,7 @@ class Kernel {
     bool windowed() const { return a_.window > 0; }
 
     // Rows lie far apart (all heads of a row lie between them), which the processor does not foresee.
-    void prefetch(const Heads& x, int64_t row) const {
+    void prefetch(const PackedHeads& x, int64_t row) const {
       const char* p = reinterpret_cast<const char*>(at(x, row, hk_));
       for (int64_t b = 0; b < a_.D * static_cast<int64_t>(sizeof(S)); b += 64) __builtin_prefetch(p + b);
     }
@@ -216,13 +217,8 @@ class Kernel {
             __builtin_prefetch(p + b);
         }
         for (int64_t g = 0; g < k_.group_; g++) {
-          E* to = q_.data() + (i * k_.group_ + g) * k_.dp_;
-          const S* from = at(a_.q, order_[i], hk_ * k_.group_ + g);
-          if constexpr (std::is_same_v<S, E>)
-            std::memcpy(to, from, a_.D * sizeof(E));
-          else
-            k_.vec_.to_f32(to, from, a_.type, a_.D);
-          if (k_.dp_ > a_.D) std::memset(to + a_.D, 0, (k_.dp_ - a_.D) * sizeof(E));
+          load_row(q_.data() + (i * k_.group_ + g) * k_.dp_, at(a_.q, order_[i], hk_ * k_.group_ + g), a_.D, k_.dp_,
+                   sign_of(a_.scale), k_.vec_);
         }
       }
     }
@@ -316,7 +312,7 @@ class Kernel {
       constexpr int64_t lds = ld_of<float>(kBlock);
       k_.gemm_.run(m, cols, static_cast<int>(a_.D), q_.data() + r * k_.dp_, k_.dp_, keys, k_.dp_ * kPanel, s, lds,
                    false);
-      if (a_.softcap > 0) k_.vec_.softcap(s, lds, m, n, a_.scale, a_.softcap);
+      if (a_.softcap > 0) k_.vec_.softcap(s, lds, m, n, positive(a_.scale), a_.softcap);
       cut(first, end, k0, n, own);
       SoftmaxTile t = state(r, m, cols);
       if (ranges) t.from = &from_[r], t.to = &to_[r];
@@ -334,7 +330,7 @@ class Kernel {
     SoftmaxTile state(int64_t r, int m, int cols) {
       SoftmaxTile t;
       t.rows = m, t.cols = cols, t.s = s_.data(), t.lds = ld_of<float>(kBlock);
-      t.scale = a_.softcap > 0 ? 1.f : a_.scale;
+      t.scale = a_.softcap > 0 ? 1.f : positive(a_.scale);
       t.m = &m_[r], t.l = &l_[r];
       t.acc = acc_.data() + r * d_cols_, t.ld_acc = d_cols_, t.acc_cols = static_cast<int>(a_.D);
       return t;
@@ -379,7 +375,8 @@ class Kernel {
       }
       const int m = static_cast<int>(count_ * k_.group_);
       if (a_.softcap > 0)
-        for (int64_t r = 0; r < m; r++) k_.vec_.softcap(s_.data() + r * lds, lds, 1, to_[r], a_.scale, a_.softcap);
+        for (int64_t r = 0; r < m; r++)
+          k_.vec_.softcap(s_.data() + r * lds, lds, 1, to_[r], positive(a_.scale), a_.softcap);
       cut(0, count_, 0, kFew, true);
       SoftmaxTile t = state(0, m, kFew);
       t.from = from_.data(), t.to = to_.data();
@@ -397,11 +394,7 @@ class Kernel {
     template <class T>
     const float* wide(float* buffer, const T* x) const {
       if constexpr (std::is_same_v<T, float>) return x;
-      k_.vec_.to_f32(buffer, x,
-                     std::is_same_v<T, float>  ? Type::f32
-                     : std::is_same_v<T, bf16> ? Type::bf16
-                                               : Type::f16,
-                     a_.D);
+      k_.vec_.to_f32(buffer, x, type_of<T>(), a_.D);
       return buffer;
     }
 
@@ -415,7 +408,7 @@ class Kernel {
             a_.lse[out] = a_.sinks == nullptr ? -std::numeric_limits<float>::infinity() : a_.sinks[h];
             continue;
           }
-          const double scale = a_.softcap > 0 ? 1. : a_.scale;
+          const double scale = a_.softcap > 0 ? 1. : positive(a_.scale);
           const Normaliser whole = joined(m_[r] * scale + std::log(l_[r]), a_.sinks, h);
           const float inv = 1.f / l_[r] * static_cast<float>(whole.share);
           k_.vec_.from_f32(z + out * a_.D, a_.type, acc_.data() + r * d_cols_, a_.D, inv);
@@ -446,7 +439,7 @@ class Kernel {
 
 }  // namespace
 
-void prefix_attn(const PrefixAttn& a, const Parallel& parallel, Isa level) {
+void prefix_attn(const PrefixAttn& a, const ParallelFor& parallel, Isa level) {
   if (a.R == 0) return;
   // Emulated tiles (tests) run on processors whose row operations end below.
   const VecOps& vec = vec_ops(std::min(level, isa()));

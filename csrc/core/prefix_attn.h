@@ -11,7 +11,7 @@
 namespace pcm {
 
 // A [rows, heads, D] operand: the first element and the strides in elements; D is contiguous.
-struct Heads {
+struct PackedHeads {
   const void* data;
   int64_t row, head;
 };
@@ -19,7 +19,7 @@ struct Heads {
 struct PrefixAttn {
   Type type;
   int64_t R, H, Hkv, D;
-  Heads q, k_shared, v_shared, k_own, v_own;
+  PackedHeads q, k_shared, v_shared, k_own, v_own;
   const int32_t* rows;  // [R][4] = (own_lo, own_hi, shared_lo, shared_hi), already checked against the sizes
   const int32_t* cuts;  // [E][4] = (row, head or -1, lo, hi), already checked; null if E = 0
   int64_t E;
@@ -33,9 +33,9 @@ struct PrefixAttn {
 
 // Calls body(begin, end) on disjoint parts of [0, n), on as many threads as it likes. The result does not depend on the
 // cut.
-using Parallel = std::function<void(int64_t n, const std::function<void(int64_t, int64_t)>& body)>;
+using ParallelFor = std::function<void(int64_t n, const std::function<void(int64_t, int64_t)>& body)>;
 
 // level: the instruction set to use, for tests; no higher than isa().
-void prefix_attn(const PrefixAttn& a, const Parallel& parallel, Isa level = isa());
+void prefix_attn(const PrefixAttn& a, const ParallelFor& parallel, Isa level = isa());
 
 }  // namespace pcm

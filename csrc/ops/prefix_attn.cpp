@@ -27,7 +27,7 @@ pcm::Type type_of(const Tensor& x) {
   }
 }
 
-pcm::Heads heads(const char* name, const Tensor& x, const Tensor& q, int64_t n_heads) {
+pcm::PackedHeads heads(const char* name, const Tensor& x, const Tensor& q, int64_t n_heads) {
   STD_TORCH_CHECK(x.scalar_type() == q.scalar_type() && x.dim() == 3 && x.size(1) == n_heads && x.size(2) == q.size(2),
                   "prefix_attn: ", name, " must be [keys, ", n_heads, ", ", q.size(2), "] in the dtype of q");
   STD_TORCH_CHECK(x.numel() == 0 || x.size(2) == 1 || x.stride(2) == 1, "prefix_attn: ", name,

@@ -113,8 +113,8 @@ static void check(Isa level, Type type, const Case<T>& c, double tolerance) {
   a.k_own = {c.ko.p.get(), row, c.D}, a.v_own = {c.vo.p.get(), row, c.D};
   a.rows = c.rows.data(), a.cuts = c.cuts.data(), a.E = static_cast<int64_t>(c.cuts.size() / 4);
   a.scale = .21f, a.window = c.window, a.softcap = c.softcap, a.z = z.data(), a.lse = lse.data();
-  const Parallel whole = [](int64_t n, const auto& body) { body(0, n); };
-  const Parallel thirds = [](int64_t n, const auto& body) {
+  const ParallelFor whole = [](int64_t n, const auto& body) { body(0, n); };
+  const ParallelFor thirds = [](int64_t n, const auto& body) {
     for (int64_t i = 3; i-- > 0;) body(n * i / 3, n * (i + 1) / 3);
   };
   prefix_attn(a, whole, level);

@@ -83,9 +83,9 @@ def case(*, H=4, Hkv=2, D=64, dtype=torch.float32, own=(1, 5, 17, 26), shared=(3
     return [q, ks, vs, ko, vo, torch.tensor(table, dtype=torch.int32)]
 
 
-def check(args, **options):
+def check(args, scale=None, **options):
     q = args[0]
-    scale = q.shape[2] ** -0.5
+    scale = q.shape[2] ** -0.5 if scale is None else scale
     z, lse = ops.prefix_attn(*args, scale, **options)
     assert z.shape == q.shape and z.dtype == q.dtype and z.is_contiguous()
     assert lse.dtype == torch.float32 and lse.shape == q.shape[:2]
@@ -112,6 +112,15 @@ def test_ragged_variants_of_several_bases(D, heads, dtype):
 @pytest.mark.parametrize("window, softcap", [(1, 0.0), (9, 0.0), (50, 2.0), (0, 3.0), (1000, 30.0)])
 def test_window_and_softcap(window, softcap, dtype):
     check(case(dtype=DTYPES[dtype], sigma=3.0), window=window, softcap=softcap)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_a_scale_may_be_negative_or_zero(scale, dtype):
+    args = case(dtype=DTYPES[dtype])
+    cuts = torch.tensor([(3, 1, 2, 9), (10, -1, 0, 4)], dtype=torch.int32)
+    for options in ({}, {"window": 9}, {"softcap": 2.0, "cuts": cuts}):
+        check(args, scale, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
