@@ -192,6 +192,8 @@ def statistic_interval(
 
     Cost: draws + 1 calls of `statistic`.
     """
+    if n < 1:
+        raise ValueError(f"n: got {n}; expected at least one example")
     found = np.asarray(statistic(np.arange(n)), dtype=np.float64)
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.asarray(statistic(rng.integers(n, size=n)), dtype=np.float64) for _ in range(draws)])

@@ -99,7 +99,7 @@ def p_values(
 
 def _counting(values: NDArray) -> NDArray[np.float64]:
     """The examples that count for any head, [n, heads]: those that count for none can neither be flipped nor drawn."""
-    x = np.asarray(values, np.float64).reshape(len(values), -1)
+    x = np.asarray(values, np.float64).reshape(len(values), math.prod(values.shape[1:]))
     return x[np.isfinite(x).any(1)]
 
 
@@ -169,10 +169,11 @@ def means_above_zero(values: NDArray, *, alpha: float = 0.05) -> NDArray[np.bool
     from scipy import stats
 
     shape = values.shape[1:]
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), math.prod(shape))
     counted = np.isfinite(flat).sum(0)
     out = np.zeros(flat.shape[1], dtype=bool)
-    able = (counted > 1) & (np.nanstd(np.where(counted > 0, flat, 0.0), axis=0) > 0)
+    able = counted > 1
+    able[able] = np.nanstd(flat[:, able], axis=0) > 0
     if able.any():
         _, p = stats.ttest_1samp(flat[:, able], 0.0, alternative="greater", nan_policy="omit")
         out[able] = stats.false_discovery_control(np.asarray(p, dtype=float)) <= alpha

@@ -179,6 +179,7 @@ def test_halves_part_the_examples():
         (lambda: mean_interval([1.0], level=95), "level: got 95"),
         (lambda: mean_interval([1.0], draws=1), "draws: got 1"),
         (lambda: halves(0), "n: got 0"),
+        (lambda: statistic_interval(lambda indices: indices.mean(), 0), "n: got 0"),
     ],
 )
 def test_bad_input(call, words):

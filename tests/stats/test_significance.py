@@ -18,6 +18,12 @@ def test_false_discoveries_are_as_rare_as_asked():
     assert not means_above_zero(noise[0, :1]).any()
 
 
+def test_without_examples_nothing_is_found():
+    assert means_above_zero(np.empty((0, 3, 2))).tolist() == [[False, False]] * 3
+    with pytest.raises(ValueError, match="0 example"):
+        p_values(np.empty((0, 3, 2)))
+
+
 def test_corrections_are_those_of_holm_and_of_benjamini_and_hochberg():
     p = np.array([0.01, 0.04, 0.03, 0.5])
     assert_allclose(adjusted(p, "holm"), [0.04, 0.09, 0.09, 0.5])
