@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 
 from pycotmech.display import Described, Facts
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop, mlp_weights, mlp_width
 
+PROMPT_LAUNCHES, VARIANT_LAUNCHES = 16, 76
+"""Kernels of a layer in a pass over prompts and in one over variants, as `tests/engine/test_launches.py` counts them."""
+
+
+class Counts:
+    """A dataclass of numbers that add up field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))  # type: ignore[arg-type]
+
+    def __mul__(self, times: float) -> Self:
+        """So many times the same."""
+        return type(self)(*(times * getattr(self, f.name) for f in fields(self)))  # type: ignore[arg-type]
+
+    __rmul__ = __mul__
+
 
 @dataclass(frozen=True)
-class Demand(Described):
+class Demand(Counts, Described):
     """Counts of work, additive. A device says how long they take (`Device.seconds`).
 
     layer_rows: rows that go through a layer, summed over layers: those of one token are n_layers.
@@ -39,14 +56,6 @@ class Demand(Described):
         """The counts that are not 0."""
         found = {f.name.replace("_", " "): getattr(self, f.name) for f in fields(self)}
         return Facts("What a question asks of a machine", {k: f"{v:,.0f}" for k, v in found.items() if v})
-
-    def __add__(self, other: Demand) -> Demand:
-        return Demand(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __mul__(self, times: float) -> Demand:
-        return Demand(*(times * getattr(self, f.name) for f in fields(self)))
-
-    __rmul__ = __mul__
 
     def token_forwards(self, cfg: ModelConfig) -> float:
         """The rows in passes of one token through all layers."""

@@ -33,7 +33,7 @@ class DataSheet(Described):
     products: share of the peak that large products of matrices reach. On an H100 770 to 800 of 989 TFLOP/s were measured
         by others, with 8,192^3 products in bfloat16.
     attention: share of it that fused attention written in Triton reaches: 372 to 395 of 989 TFLOP/s at d_head 128 are
-    published.
+        published.
     statistics: work of the statistics of attention weights, as a multiple of that of attention: top keys 0.8, attention
         received 0.5.
     copies: share of the bandwidth that copies reach: 3.0 of 3.35 TB/s were measured by others on an H100.
@@ -77,7 +77,7 @@ class DataSheet(Described):
         rate = self.rate(cfg.dtype)
         fused = rate / self.products * self.attention
         # A bfloat16 model's logits are products of 16-bit numbers with sums in float32.
-        head = max(demand.unembedded * logits_flop(cfg) / rate, 0.0)
+        head = demand.unembedded * logits_flop(cfg) / rate
         found = max(demand.layer_rows * row.linear / rate, demand.passes * layer_weight_bytes(cfg) / bandwidth)
         found += demand.layer_rows * row_traffic(cfg) / bandwidth
         found += (demand.keys + self.statistics * demand.weighed) * row.per_key / fused

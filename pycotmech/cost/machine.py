@@ -79,8 +79,8 @@ class Measured(Described):
         )
 
     def layer_seconds(self, rows: float) -> float:
-        """Of so many rows through one layer, without attention: between the sizes that were measured on a line, below the
-        first and beyond the last in proportion to what lies above the cost of a call."""
+        """Of so many rows through one layer, without attention: on a line between the sizes that were measured, those of the
+        first below it, and in proportion to the rows beyond the last."""
         at, seconds = np.array(self.layer).T
         if rows >= at[-1]:
             return float(seconds[-1] * rows / at[-1])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from pycotmech.cost.demand import Demand, layer_weight_bytes
+from pycotmech.cost.demand import PROMPT_LAUNCHES, VARIANT_LAUNCHES, Demand, layer_weight_bytes
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.joins import N_JITTERED, N_SELF_PATCHES
@@ -19,9 +19,6 @@ from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
 from pycotmech.model.families.base import Family
 from pycotmech.model.sizes import CPU
 from pycotmech.patching.paths import plan_paths
-
-_PROMPT, _VARIANTS = 16, 76
-"""Kernels of a layer in a pass over prompts and in one over variants, as `tests/engine/test_launches.py` counts them."""
 
 _LENS = 1.7
 """Time of a row of logits whose entropy, ranks and likeliest tokens are wanted, over that of a row and its divergence
@@ -34,7 +31,7 @@ def prompts(cfg: ModelConfig, lengths: Sequence[int], *, after: int = 0, read: f
     L, rows = cfg.n_layers, float(sum(lengths))
     keys = sum(n * (n + 1) / 2 + n * after for n in lengths)
     passes = L * math.ceil(rows / CPU.row_block)
-    return Demand(layer_rows=L * rows, passes=passes, keys=L * keys, unembedded=read, launches=_PROMPT * passes)
+    return Demand(layer_rows=L * rows, passes=passes, keys=L * keys, unembedded=read, launches=PROMPT_LAUNCHES * passes)
 
 
 def heads(
@@ -62,8 +59,10 @@ def heads(
     lengths = torch.where(layer < cfg.n_layers - 1, rows, 1)  # in the last layer only the row that is read joins
     work = planner.variant_work(family, variants, lengths, moves, one, columns)
     unembedded = float(size if columns is None else 0)
-    variants_demand = _of_work(cfg, work, unembedded, _VARIANTS, logits=size * logits_flop(cfg, columns), columns=columns)
-    return _of_work(cfg, base, 0.0, _PROMPT) + variants_demand + Demand(unembedded=2.0 * pairs * (columns is None))
+    variants_demand = _of_work(
+        cfg, work, unembedded, VARIANT_LAUNCHES, logits=size * logits_flop(cfg, columns), columns=columns
+    )
+    return _of_work(cfg, base, 0.0, PROMPT_LAUNCHES) + variants_demand + Demand(unembedded=2.0 * pairs * (columns is None))
 
 
 def _of_work(
@@ -84,7 +83,7 @@ def of_plan(cfg: ModelConfig, plan: Plan, *, metric: Any = "kl") -> Demand:
     passes = plan.weight_bytes / layer_weight_bytes(cfg) or math.ceil(rows / CPU.row_block)
     attended = plan.flop - rows * layer_flop(cfg).linear - unembedded * logits_flop(cfg)
     keys = max(attended, 0.0) / layer_flop(cfg).per_key
-    return Demand(rows, passes, keys, unembedded=unembedded, launches=_VARIANTS * passes)
+    return Demand(rows, passes, keys, unembedded=unembedded, launches=VARIANT_LAUNCHES * passes)
 
 
 def paths(family: Family, *, tokens: int, suffix: int = 1, metric: Metric = "kl", **options: Any) -> Demand:
@@ -92,7 +91,7 @@ def paths(family: Family, *, tokens: int, suffix: int = 1, metric: Metric = "kl"
     found = of_plan(family.cfg, plan_paths(_Sizes(family), tokens, n_differ=suffix, metric=metric, **options), metric=metric)
     shared = tokens - suffix
     base = planner.prefix_work(family, shared) + planner.prompt_work(family, [(shared, tokens)] * 2)
-    return found + _of_work(family.cfg, base, 0.0, _PROMPT)
+    return found + _of_work(family.cfg, base, 0.0, PROMPT_LAUNCHES)
 
 
 class _Sizes:
@@ -108,7 +107,7 @@ def summary(cfg: ModelConfig, tokens: int, *, n_prompts: int = 1) -> Demand:
     share = (L - 1 + layer_flop(cfg).qkv / layer_flop(cfg).linear) / L  # the last layer ends with its attention
     passes = L * math.ceil(tokens / CPU.row_block)
     rows = share * L * tokens
-    launches = (_PROMPT + 8) * passes
+    launches = (PROMPT_LAUNCHES + 8) * passes
     one = Demand(rows, passes, keys, weighed=keys, summarised=L * tokens, launches=launches)
     return n_prompts * one
 
@@ -132,4 +131,4 @@ def suppression(cfg: ModelConfig, tokens: int, spans: Sequence[tuple[int, int]],
     rows = tokens + times * sum(tokens - b for _, b in spans)
     keys = tokens * (tokens + 1) / 2 + times * sum((tokens * (tokens + 1) - b * (b + 1)) / 2 for _, b in spans)
     passes = L * math.ceil(rows / CPU.row_block)
-    return Demand(L * rows, passes, L * keys, unembedded=float(rows), launches=_VARIANTS * passes)
+    return Demand(L * rows, passes, L * keys, unembedded=float(rows), launches=VARIANT_LAUNCHES * passes)

@@ -1,4 +1,4 @@
-"""All arrays of a result with their axes, as an xarray Dataset or as a table with a row for each cell."""
+"""All arrays of a result with their axes, as an xarray Dataset."""
 
 from __future__ import annotations
 

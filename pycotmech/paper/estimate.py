@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.cot.tools.cost import Cost
-from pycotmech.display import Described
 from pycotmech.paper.plan import CostPlan, Line
-from pycotmech.runs.estimate import shown_end, shown_memory
+from pycotmech.runs.estimate import Prediction, shown_end, shown_memory
 from pycotmech.runs.folder import existing_place
 from pycotmech.runs.speed import shown_time
 from pycotmech.runs.workers.sharing import weights_bytes
@@ -37,41 +36,16 @@ class SettingEstimate:
     failure: str = ""
 
 
-@dataclass(frozen=True)
-class PaperEstimate(Described):
+@dataclass(frozen=True, kw_only=True)
+class PaperEstimate(Prediction):
     """What a run of the paper's analyses would do.
 
-    settings: by name. analyses, finished: of all settings. token_forwards, flop: of the analyses that remain.
-    seconds: predicted from short runs of this model here. With several workers: as long as the analyses take that wait for one
-    another, if each worker is as fast as one alone.
-    weights_bytes: of the model; workers on this machine share them. worker_bytes: that a worker may need beside them, by the
-    analysis that needs most. free_bytes: memory that is free here. disk_bytes: that the folder will grow by, at most;
-    disk_free_bytes: free there. notes: what else to know; problems: why the run would fail.
+    settings: by name. analyses, finished: of all settings. With several workers the time is as long as the analyses take that
+    wait for one another. disk_bytes: an upper bound. Further fields as in `pycotmech.runs.estimate.Prediction`.
     """
 
-    out: str
-    model: str
     settings: Mapping[str, SettingEstimate]
     analyses: int
-    finished: int
-    engine: str
-    workers: int
-    threads: int
-    token_forwards: float
-    flop: float
-    flop_per_second: float
-    seconds: float
-    weights_bytes: int
-    worker_bytes: int
-    free_bytes: int
-    disk_bytes: int
-    disk_free_bytes: int
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         lines = [

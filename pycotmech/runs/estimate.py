@@ -41,28 +41,21 @@ _REPORT = 2 << 20
 """Bytes of the tables and figures of a report."""
 
 
-@dataclass(frozen=True)
-class Estimate(Described):
-    """What a run would do.
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Described):
+    """What is predicted of every run.
 
-    examples, sweeps: in the folder when it is complete; finished: sweeps that are done already; units: passes that remain.
-    Before grading every step counts as right, so that sweeps, units, work and time are upper bounds.
-    token_forwards, flop: of the units that remain and of grading. seconds: predicted from short runs of this model here, or
-    from the data sheet of the GPU that `plan_for` names ("" otherwise); each of several workers is taken to be as fast as one
-    alone.
-    weights_bytes: of the model; workers on this machine share them. worker_bytes: that a worker may need beside them, by the
-    plan of the largest unit. free_bytes: memory that is free here.
+    out: the folder. finished: what is done already. token_forwards, flop: of what remains. flop_per_second: of one worker.
+    seconds: predicted from short runs of this model here, with workers as fast as one alone.
+    weights_bytes: of the model; workers on this machine share them. worker_bytes: that a worker may need beside them, by what
+    needs most. free_bytes: memory that is free here.
     disk_bytes: that the folder will grow by; disk_free_bytes: free there. notes: what else to know; problems: why the run would
     fail.
     """
 
     out: str
     model: str
-    examples: int
-    steps: int
-    sweeps: int
     finished: int
-    units: int
     engine: str
     workers: int
     threads: int
@@ -75,14 +68,31 @@ class Estimate(Described):
     free_bytes: int
     disk_bytes: int
     disk_free_bytes: int
-    plan: str
-    plan_for: str
     notes: tuple[str, ...]
     problems: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Prediction):
+    """What a run would do.
+
+    examples, sweeps: in the folder when it is complete; finished: sweeps that are done already; units: passes that remain.
+    Before grading every step counts as right, so that sweeps, units, work and time are upper bounds, and the work is that of
+    the units that remain and of grading. plan: of the largest unit, which needs most memory.
+    plan_for: the GPU by whose data sheet time and memory are predicted; "" if from short runs here.
+    Further fields as in `Prediction`.
+    """
+
+    examples: int
+    steps: int
+    sweeps: int
+    units: int
+    plan: str
+    plan_for: str
 
     def __str__(self) -> str:
         lines = [

@@ -6,10 +6,10 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pycotmech.cost import Demand
+from pycotmech.cost.demand import VARIANT_LAUNCHES, Counts, Demand
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
 from pycotmech.model.sizes import CPU
 from pycotmech.model.work import Tally, counted
@@ -17,21 +17,18 @@ from pycotmech.patching.pairs import aligned
 from pycotmech.patching.shared_runs import shared_runs
 from pycotmech.stats import bootstrap
 
-_LAUNCHES = 76
-"""Kernels that a GPU is asked to run for a layer of a pass, as `tests/engine/test_launches.py` counts them for variants."""
-
 if TYPE_CHECKING:
     from pycotmech.cot.tools.cells import Cells
     from pycotmech.model import Model
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Work, additive.
+class Cost(Counts):
+    """Work, additive, except that of memory the largest part counts.
 
     forwards: passes of one whole prompt through the model, as a hook-based program would count them.
     token_forwards: rows through all the layers: what is really computed. flop: of the matrix products of these rows and of
-        the unembedding. memory: bytes held at once beyond the model; the largest part, not the sum.
+        the unembedding. memory: bytes held at once beyond the model.
     passes: passes of few rows through all layers, each of which waits for the weights, beside those of full blocks.
     wide: FLOP of other products, in float32; traffic: bytes that steps which are no products read and write. Neither is part
         of `flop`, and no meter counts them; both take time.
@@ -46,26 +43,24 @@ class Cost:
     traffic: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        counts = Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-        return replace(counts, memory=max(self.memory, other.memory))
+        return replace(super().__add__(other), memory=max(self.memory, other.memory))
 
     def __mul__(self, n: float) -> Cost:
         """n times the same, one after another."""
-        return replace(Cost(*(n * getattr(self, f.name) for f in fields(self))), memory=self.memory)
+        return replace(super().__mul__(n), memory=self.memory)
 
     __rmul__ = __mul__
 
     def demand(self, cfg: ModelConfig, keys: float) -> Demand:
         """The same as a demand on a machine (`pycotmech.cost`). keys: that a row sees in each layer, on average."""
-        rows, logits = (
-            self.token_forwards * cfg.n_layers,
-            self.flop - self.token_forwards * cfg.n_layers * layer_flop(cfg).linear,
-        )
+        rows = self.token_forwards * cfg.n_layers
+        logits = self.flop - rows * layer_flop(cfg).linear
         passes = cfg.n_layers * (self.passes + math.ceil(self.token_forwards / CPU.row_block))
         unembedded = max(logits, 0.0) / logits_flop(cfg)
         return Demand(
-            rows, passes, rows * keys, unembedded=unembedded, wide=self.wide, traffic=self.traffic, launches=_LAUNCHES * passes
-        )
+            rows, passes, rows * keys, unembedded=unembedded, wide=self.wide, traffic=self.traffic,
+            launches=VARIANT_LAUNCHES * passes,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return f"{self.forwards:,.0f} forwards, {self.token_forwards:,.0f} token-forwards, {self.flop / 1e12:,.2f} TFLOP"
