@@ -14,10 +14,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pycotmech.files.text import printable
 from pycotmech.report.charts import Chart
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,13 @@ class Table:
     rows: Sequence[Sequence[Any]]
     numeric: Sequence[str] = ()
     closed: bool = False
+
+
+def table_of(caption: str, frame: pd.DataFrame, *, most: int | None = None) -> Table:
+    """A data frame as a closed table, its numbers to the right. most: rows that are shown; None: all."""
+    columns = [str(name) for name in frame.columns]
+    numeric = [name for name, dtype in zip(columns, frame.dtypes, strict=True) if getattr(dtype, "kind", "O") in "fiu"]
+    return Table(caption, columns, (frame if most is None else frame.head(most)).values.tolist(), numeric, closed=True)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pycotmech.paper.settings_table import needed, pooled
 from pycotmech.report import charts
 from pycotmech.report.charts import Chart
 from pycotmech.report.of_analyses import charts_of, knock_outs, writers_by_layer
-from pycotmech.report.page import Claim, Draw, Facts, Note, Page, Part, Section, Sentences, Table, capital, sentence
+from pycotmech.report.page import Claim, Draw, Facts, Note, Page, Part, Section, Sentences, Table, capital, sentence, table_of
 from pycotmech.report.run import WITHOUT_VIEWS, failures_of, made
 from pycotmech.runs.head_views import read_head_views
 from pycotmech.runs.progress import ProgressReporter
@@ -199,12 +199,9 @@ def _analysis(name: str, result: Analysis, drawn: _Charts, without_views: bool) 
         parts.append(Note(WITHOUT_VIEWS))
     parts.append(Sentences([capital(line) for line in result.findings()]))
     table = result.table()
-    columns = [str(c) for c in table.columns]
-    rows = table.head(_LINES).values.tolist()
-    right = [c for c in columns if table[c].dtype.kind in "fiu"]
-    if rows:
+    if len(table):
         all_of_it = "" if len(table) <= _LINES else f", the first {_LINES} of {len(table)} lines"
-        parts.append(Table(f"Table {name}{all_of_it} (tables/{name}.csv)", columns, rows, right, closed=True))
+        parts.append(table_of(f"Table {name}{all_of_it} (tables/{name}.csv)", table, most=_LINES))
     about = result.about
     lead = f"{about.get('definition', '')} ({about.get('source', '')})."
     return Section(name.replace("_", "-"), result.title, parts, lead=capital(lead), short=_SHORT.get(name, ""))

@@ -11,7 +11,7 @@ import numpy as np
 
 from pycotmech.files.text import printable
 from pycotmech.report import charts
-from pycotmech.report.page import Claim, Draw, Note, Page, Part, Quote, Section, Sentences, Table, capital, sentence
+from pycotmech.report.page import Claim, Draw, Note, Page, Part, Quote, Section, Sentences, capital, sentence, table_of
 from pycotmech.report.run import failures_of, made
 from pycotmech.runs.trace_results import TraceResults
 from pycotmech.stats import bootstrap
@@ -139,10 +139,7 @@ def _chain_use(result: Any) -> Section:
         title = "Probability of the answer if it is asked for early"
         across = "share of the sentences before it is asked for"
         parts.append(Draw(charts.lines(title, "probability, or share of traces", across, curves, unit="share", limits=(0, 1))))
-    table = result.table()
-    columns = [str(c) for c in table.columns]
-    right = [c for c in columns if table[c].dtype.kind in "fiu"]
-    parts.append(Table("Each trace (chain_use.csv)", columns, table.values.tolist(), right, closed=True))
+    parts.append(table_of("Each trace (chain_use.csv)", result.table()))
     lead = "Each question has a verdict, which rests on an interval over traces and on controls."
     return Section("chain-use", result.title, parts, lead=lead, short="Is the chain used?")
 
@@ -204,10 +201,7 @@ def _trace(place: str, found: dict[str, Any], record: dict[str, Any]) -> Section
             effect = {"mean over later sentences": nanmean(by_distance)}
             chart = charts.bars("What each sentence changes later", label, numbers, effect, texts=sentences)
         parts += [Draw(chart), Sentences([capital(line) for line in cut.findings()])]
-        table = cut.table()
-        columns = [str(c) for c in table.columns]
-        right = [c for c in columns if table[c].dtype.kind in "fiu"]
-        parts.append(Table(f"Each sentence ({place}/suppress.csv)", columns, table.values.tolist(), right, closed=True))
+        parts.append(table_of(f"Each sentence ({place}/suppress.csv)", cut.table()))
     if (paths := found.get("answer_paths")) is not None:
         parts += _paths(paths, sentences)
     return Section(place.replace("_", "-"), title, parts, short=title if len(title) < 30 else place.replace("_", " "))
