@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ _SHARES = ("mass", "largest", "sink", "top_weights")
 _ROW_STATISTICS = ("entropy", "lse", "largest", "sink")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionSummary(Displayed):
     """Where every head of every layer attends, without the T x T patterns.
 
@@ -83,6 +84,37 @@ class AttentionSummary(Displayed):
             if (values := getattr(self, name)) is not None:
                 frame[name] = self.over_rows(values[..., None], rows).ravel()
         return frame
+
+    def per_token(self, texts: Sequence[str] | None = None) -> pd.DataFrame:
+        """One line per token of one prompt: position, token, text, segment, received.
+
+        received: the attention that the token receives, averaged over heads and over those of the summary's rows that see it;
+            NaN if none does. texts: of the tokens; None: no such column. Columns of what the summary does not hold (token ids,
+            attention received) are left out. Raises ValueError for a batch.
+        """
+        import pandas as pd
+
+        if self.batched:
+            raise ValueError(f"per_token: got a summary of {len(self.mass)} prompts; expected one of a single prompt")
+        columns: dict[str, object] = {"position": np.arange(len(self.labels))}
+        if self.tokens is not None:
+            columns["token"] = self.tokens
+        if texts is not None:
+            columns["text"] = list(texts)
+        columns["segment"] = ["" if g < 0 else self.segment_names[g] for g in self.labels]
+        if self.received is not None:
+            columns["received"] = self.received_per_row().mean((0, 1))
+        return pd.DataFrame(columns)
+
+    def received_per_row(self) -> NDArray:
+        """[.., L, H, T]: `received` divided by the number of the summary's rows that see the key; NaN if none does.
+
+        Raises ValueError if `received` was not requested.
+        """
+        if self.received is None:
+            raise ValueError("received: was not requested of attention_summary; expected received=True")
+        seen_by = (self.rows[:, None] >= np.arange(self.received.shape[-1])).sum(0)
+        return self.received / np.where(seen_by > 0, seen_by, np.nan)
 
     def over_rows(self, values: NDArray, rows: slice | Sequence[int] | None) -> NDArray:
         """[.., L, H, R, n] -> [L, H, n]: the mean over rows, and over the batch if there is one."""
@@ -174,7 +206,7 @@ class AttentionSummary(Displayed):
             mass=mass, segment_names=names, entropy=found("entropy"), lse=lse.values, largest=data["largest"].values,
             top_keys=keys, top_weights=weights, received=found("received"), read=found("read"),
             rows=data["row"].values, tokens=found("tokens"), labels=data["labels"].values,
-            model_name=str(data.attrs.get("model", "")),
+            model_name=str(data.attrs.get("model", "")), sink=found("sink"),
         )  # fmt: skip
 
     def plot(
@@ -183,7 +215,7 @@ class AttentionSummary(Displayed):
         segments: Sequence[str] | None = None,
         rows: slice | Sequence[int] | None = None,
         title: str | None = None,
-        path: str | None = None,
+        path: str | PathLike | None = None,
     ):
         """Mass per head, averaged over rows: one heat map (layers upward, heads to the right) for each segment.
 

@@ -70,7 +70,10 @@ def attention_page(results: AttentionResults) -> Page:
     most, words = mass.mean((0, 1)), ["the first token" if name == "first" else name for name in names]
     order = np.argsort(-most, kind="stable")
     shares = [f"{most[g]:.0%} to {words[g]}" for g in order.tolist()]
-    if (rest := 1 - float(most.sum())) > 0.005:
+    sink = 0.0 if summary.sink is None else float(summary.sink.mean())
+    if sink > 0.005:
+        shares.append(f"{sink:.0%} to the heads' own sinks, which are no tokens")
+    if (rest := 1 - float(most.sum()) - sink) > 0.005:
         shares.append(f"{rest:.0%} to tokens of no segment")
     strongest = []
     for g in order.tolist()[:3]:

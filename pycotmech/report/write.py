@@ -23,10 +23,10 @@ def page_of(results: Results | str | os.PathLike) -> Page:
     is left out, and the page says so. Cost: all values are read; intervals and verdicts are computed from them, seconds for
     the paper's analyses. The model is not loaded.
     """
-    from pycotmech.runs.results import AttentionResults, PaperResults, SweepResults, open_results
+    from pycotmech.runs.results import AttentionResults, PaperResults, SweepResults
     from pycotmech.runs.trace_results import TraceResults
 
-    opened = open_results(results) if isinstance(results, str | os.PathLike) else results
+    opened = _opened(results)
     if isinstance(opened, SweepResults):
         from pycotmech.report.run import run_page
 
@@ -51,9 +51,16 @@ def write_report(results: Results | str | os.PathLike, path: str | os.PathLike |
 
     path: the file; None: report.html in the folder. What is there is replaced and never followed.
     """
-    folder = Path(results) if isinstance(results, str | os.PathLike) else results.folder
-    to = folder / FILE if path is None else Path(path).expanduser()
-    if path is not None and not to.absolute().parent.is_dir():
-        raise FileNotFoundError(f"path: there is no folder {to.absolute().parent}")
-    write_text(to, render(page_of(results)))
+    if path is not None and not Path(path).expanduser().absolute().parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {Path(path).expanduser().absolute().parent}")
+    opened = _opened(results)
+    page = page_of(opened)
+    to = opened.folder / FILE if path is None else Path(path).expanduser()
+    write_text(to, render(page))
     return to
+
+
+def _opened(results: Results | str | os.PathLike) -> Results:
+    from pycotmech.runs.results import open_results
+
+    return open_results(results) if isinstance(results, str | os.PathLike) else results

@@ -21,8 +21,6 @@ from pycotmech.runs.provenance import facts_of, model_identity
 from pycotmech.runs.settings import torch_threads
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from pycotmech.attention.results import AttentionSummary
     from pycotmech.attention.scores import HeadScores
     from pycotmech.model import Model
@@ -163,7 +161,8 @@ def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadSc
 
     heads = summary.per_head().merge(scores.to_dataframe(), on=["layer", "head"])
     write_text(folder / "heads.csv", heads.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    table = token_table(model, summary)
+    assert summary.tokens is not None and model.tokenizer is not None  # of a text
+    table = summary.per_token([cell(model.tokenizer.decode([int(t)])) for t in summary.tokens])
     write_text(folder / "tokens.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     data = summary.to_xarray().assign_attrs(notes=list(model.notes), dtype=str(model.cfg.dtype).removeprefix("torch."))
     data = data.assign({f"score_{kind}": (("layer", "head"), scores[kind]) for kind in KINDS})
@@ -176,22 +175,3 @@ def _write(folder: Path, model: Model, summary: AttentionSummary, scores: HeadSc
     for name, result in (("scores", scores), ("mass", summary)):
         with replacing(folder / f"{name}.png") as temporary:
             result.plot(path=str(temporary))
-
-
-def token_table(model: Model, summary: AttentionSummary) -> pd.DataFrame:
-    """Returns a line per token: its text, its segment, and the attention it receives, averaged over heads and later rows."""
-    import pandas as pd
-
-    tokens, received = summary.tokens, summary.received
-    assert tokens is not None and received is not None and model.tokenizer is not None  # of a text, all rows
-    labels = ["" if g < 0 else summary.segment_names[g] for g in summary.labels]
-    seen_by = np.arange(len(tokens), 0, -1)  # each row sees itself and what is before it
-    return pd.DataFrame(
-        {
-            "position": np.arange(len(tokens)),
-            "token": tokens,
-            "text": [cell(model.tokenizer.decode([int(t)])) for t in tokens],
-            "segment": labels,
-            "received": received.mean((0, 1)) / seen_by,
-        }
-    )

@@ -294,8 +294,6 @@ class AttentionResults(Results):
 
     def table(self, name: str | None = None) -> pd.DataFrame:  # type: ignore[override]
         """Returns "heads", a line for each head, or "tokens", a line for each token with the attention that it receives."""
-        import pandas as pd
-
         from pycotmech.attention.scores import KINDS
 
         summary = self.summary()
@@ -303,13 +301,7 @@ class AttentionResults(Results):
             heads = summary.per_head()
             scores = {kind: f"score_{kind}" for kind in KINDS if f"score_{kind}" in self._data}
             return heads.assign(**{kind: self._data[name].values.ravel() for kind, name in scores.items()})
-        assert summary.tokens is not None and summary.received is not None  # of a text, all rows
-        labels = ["" if g < 0 else summary.segment_names[g] for g in summary.labels]
-        n = len(summary.tokens)
-        received = summary.received.mean((0, 1)) / np.arange(n, 0, -1)
-        texts = {"text": self._data["text"].values} if "text" in self._data.coords else {}
-        table = {"position": np.arange(n), "token": summary.tokens, **texts, "segment": labels, "received": received}
-        return pd.DataFrame(table)
+        return summary.per_token(self._data["text"].values if "text" in self._data.coords else None)
 
     def plot(  # type: ignore[override]
         self, name: str | None = None, *, path: str | os.PathLike | None = None
@@ -326,11 +318,9 @@ class AttentionResults(Results):
         """The attention that each token receives from each head: its mean weight in the rows from the token on."""
         _known(name, self.names, "name")
         summary = self.summary()
-        assert summary.tokens is not None and summary.received is not None  # of a text, all rows
-        n = len(summary.tokens)
+        assert summary.tokens is not None  # of a text
         texts = self._data["text"].values if "text" in self._data.coords else summary.tokens
-        received = summary.received / np.arange(n, 0, -1)  # [L, H, T]
-        return HeadValues(received.transpose(0, 2, 1), [str(text) for text in texts])
+        return HeadValues(summary.received_per_row().transpose(0, 2, 1), [str(text) for text in texts])
 
     def _details(self) -> list[str]:
         return [f"  {', '.join(f'{n} {name}s' for name, n in self._data.sizes.items())}"]

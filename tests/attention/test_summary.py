@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import pycotmech as pcm
+from pycotmech.attention import AttentionSummary
 from pycotmech.model import sizes
 from tests.attention.patterns import entropy, patterns, top
 from tests.reference.close import assert_allclose
+from tests.reference.small_families import small
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double
 
@@ -206,6 +208,39 @@ def test_tables_hold_the_arrays_values():
     data = s.to_xarray()
     assert data["mass"].sel(segment="a", row=20).values.shape == (2, 2, 4)
     assert np.array_equal(data["received"].values, s.received)
+
+
+def test_a_summary_comes_back_from_its_dataset_with_its_sinks():
+    s = pcm.attention_summary(pcm.Model(small("gpt_oss")), ids(T), segments={"a": slice(5, 15)})
+    again = AttentionSummary.from_xarray(s.to_xarray())
+    assert s.sink is not None and again.sink is not None and np.array_equal(again.sink, s.sink)
+    for name in ("mass", "entropy", "lse", "largest", "top_keys", "top_weights", "received", "rows", "tokens", "labels"):
+        assert np.array_equal(getattr(again, name), getattr(s, name)), name
+
+
+def test_tokens_receive_the_mean_weight_of_the_rows_that_see_them():
+    s = pcm.attention_summary(pcm.Model(tiny_llama()), ids(T), segments={"a": slice(5, 15)}, rows=[10, 20])
+    table = s.per_token([f"<{i}>" for i in range(T)])
+    assert list(table) == ["position", "token", "text", "segment", "received"]
+    assert table["segment"].tolist() == ["first", *[""] * 4, *["a"] * 10, *[""] * (T - 15)]
+    assert table.loc[3, "received"] == pytest.approx(s.received[..., 3].mean() / 2)
+    assert table.loc[15, "received"] == pytest.approx(s.received[..., 15].mean()) and np.isnan(table.loc[21, "received"])
+    bare = pcm.attention_summary(pcm.Model(tiny_llama()), ids(T), received=False)
+    assert list(bare.per_token()) == ["position", "token", "segment"]
+    with pytest.raises(ValueError, match="received: was not requested"):
+        bare.received_per_row()
+    with pytest.raises(ValueError, match="per_token: got a summary of 2 prompts"):
+        pcm.attention_summary(pcm.Model(tiny_llama()), ids(2, T)).per_token()
+
+
+def test_an_empty_list_of_segments_is_named_and_numbers_of_numpy_are_labels():
+    model, prompts = pcm.Model(tiny_llama()), [ids(6), ids(6, seed=1)]
+    with pytest.raises(ValueError, match="segments: got 0 for 2 prompts"):
+        pcm.attention_summary(model, prompts, segments=[])
+    labels = list(np.array([-1, 0, 0, 1, 1, 1]))
+    want = pcm.attention_summary(model, prompts, segments=[int(g) for g in labels])
+    got = pcm.attention_summary(model, prompts, segments=labels)
+    assert all(np.array_equal(a.mass, b.mass) for a, b in zip(got, want, strict=True))
 
 
 def test_plot_shows_the_mean_masses():

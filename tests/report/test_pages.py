@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pycotmech import paper
+from pycotmech.files.arrays import load_arrays, save_arrays
 from pycotmech.report import page_of, write_report
 from pycotmech.report.page import Claim, Draw, Note, Quote, render
 from pycotmech.runs import Settings, experiment
-from pycotmech.runs.attention import summarise_text
+from pycotmech.runs.attention import STORE, summarise_text
 from pycotmech.runs.events import EventLog
 from pycotmech.runs.head_views import FILE as VIEWS
 from pycotmech.runs.results import open_results
@@ -160,6 +161,15 @@ def test_the_attention_of_a_text(tmp_path):
     (text,) = [part for section in page.sections for part in section.parts if isinstance(part, Quote)]
     assert " is a " in text.parts[0][1]  # this tokenizer's tokens hold no spaces
     read(render(page))
+
+
+def test_the_share_of_sinks_is_not_said_to_go_to_tokens(tmp_path):
+    summarise_text("The cat is a cat.", tmp_path / "out", model="tiny-cot", segments="begin=1:3", top_k=2)
+    data = load_arrays(tmp_path / "out" / STORE)
+    save_arrays(data.assign(mass=0.5 * data["mass"], sink=0.5 + 0 * data["entropy"]), tmp_path / "out" / STORE)
+    answer = page_of(tmp_path / "out").answer[0]
+    assert "50% to the heads' own sinks, which are no tokens" in answer
+    assert sum(map(int, re.findall(r"(\d+)% to ", answer))) in (99, 100, 101)
 
 
 @pytest.fixture(scope="module")
