@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ _PAIRS = 1 << 18
 """Pairs of positions that are compared at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadScores(Displayed):
     """Per layer and head, float64 [L, H] each: the attention of a kind, averaged over the rows where the kind is possible.
 
@@ -90,7 +91,7 @@ class HeadScores(Displayed):
             found[kind].attrs["n_rows"] = self.n_rows[kind]
         return found
 
-    def plot(self, *, kinds: Sequence[str] = KINDS, title: str | None = None, path: str | None = None):
+    def plot(self, *, kinds: Sequence[str] = KINDS, title: str | None = None, path: str | PathLike | None = None):
         """One heat map for each kind, layers upward, heads to the right; a matplotlib figure, saved to `path` if given."""
         from pycotmech.figures.heatmap import share_maps_figure
 

@@ -12,7 +12,7 @@ from pycotmech.display import Described, Facts
 from pycotmech.stats.null_effects import ENOUGH, LEVEL, null_threshold
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Controls(Described):
     """The controls of a sweep over B pairs, on the scale of its effects.
 

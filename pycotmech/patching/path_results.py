@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from pycotmech.patching.results import Index, Measured, PairResult
 Head = tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PathSweep(PairResult, Measured):
     """The result of patching one path at a time. B examples, S senders, I inputs, R receivers.
 
@@ -72,7 +73,7 @@ class PathSweep(PairResult, Measured):
         sender: Head | None = None,
         input: str | None = None,
         title: str | None = None,
-        path: str | None = None,
+        path: str | PathLike | None = None,
     ):
         """Heat map of effects, layers upward, heads to the right; a matplotlib figure, saved to `path` if given.
 

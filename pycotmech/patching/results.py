@@ -32,7 +32,7 @@ def largest(score: NDArray, k: int) -> list[tuple[int, ...]]:
     return list(map(tuple, np.array(np.unravel_index(order, score.shape)).T.tolist()))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Result(Displayed):
     """What all results have in common. It is indexed, and converted by NumPy, as its first array of `_ARRAYS`.
 
@@ -166,7 +166,7 @@ class Result(Displayed):
         return {"title": self._title(), "model": self.model_name, "metric": self.metric, "source": "docs/design.md"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Measured(Result):
     """A result of exact runs, with what rounding does to them.
 
@@ -209,7 +209,7 @@ class Measured(Result):
         return "" if abs(effect) > self.noise_floor else "  (below the noise floor)"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PairResult(Result):
     """A result of B pairs of a clean and a corrupted run.
 
@@ -246,7 +246,7 @@ class PairResult(Result):
         return f"clean {self.clean_metric.mean():.4g}, corrupted {self.corrupted_metric.mean():.4g}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PlaceResult(PairResult):
     """A result with one entry for each layer, position and head, or for those of these axes that it has."""
 
@@ -317,7 +317,7 @@ class PlaceResult(PairResult):
         return {**super()._facts(), "site": self.site}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sweep(PlaceResult, Measured):
     """The result of patching one place at a time. B examples, L layers, H heads (Hkv for k and v), T positions.
 

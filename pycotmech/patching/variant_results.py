@@ -19,7 +19,7 @@ _MAPPED = 8
 """Heads from which on a map shows them better than bars."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VariantSweep(Measured):
     """The result of a sweep over N variants of one run.
 
@@ -74,7 +74,7 @@ class VariantSweep(Measured):
         return [f"{self.model_name}: {about}, noise floor {self.noise_floor:.2g}"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Ablation(VariantSweep):
     """Heads taken out of a run: all at once (N = 1), each on its own (N = len(heads)), or set by set (N = len(sets)).
 
@@ -120,7 +120,7 @@ class Ablation(VariantSweep):
         return [f"{what} replaced by {self.replaced_by}", *super()._heading()]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Knockout(VariantSweep):
     """Edges cut in a run: in all places at once (N = 1), or in one after the other.
 

@@ -95,6 +95,13 @@ def test_every_result_says_what_it_shows_and_is_tried():
     assert not (missing := set(shown) - tried), f"add an example of {missing} to tests/display/made.py"
 
 
+def test_results_are_compared_by_identity():
+    """Fields that are arrays have no single truth value: a comparison of all of them would be an error."""
+    wrong = [n for n, c in public().items() if issubclass(c, Displayed) and c.__eq__ is not object.__eq__]
+    assert not wrong, f"{wrong}: declare with @dataclass(eq=False)"
+    assert len({*filter(lambda c: c.__hash__ is object.__hash__, public().values())}) > 20
+
+
 class Page(HTMLParser):
     """Tags that were opened and closed, and what stands between them."""
 
