@@ -17,7 +17,10 @@ from torch import Tensor
 FIRST = "first"
 """Name of the first token's own segment."""
 
-Positions = slice | range | int | Sequence[int] | np.ndarray | Tensor
+_LARGEST = 2**31 - 1
+"""Of labels and positions, which the kernels take as int32."""
+
+Positions = slice | range | int | np.integer | Sequence[int] | np.ndarray | Tensor
 Segments = Mapping[str, Positions] | Sequence[int] | np.ndarray | Tensor
 """name -> positions; or one integer label per key [T] ([B, T] for a batch), -1 for none."""
 
@@ -89,7 +92,7 @@ class SegmentRule:
                     raise ValueError(f"{what}: {where} reaches outside the {S} tokens; expected bounds {low}..{S}")
             at = torch.arange(S)[where] if (where.step or 1) > 0 else torch.tensor(range(*where.indices(S)), dtype=torch.long)
         else:
-            at = _integers([where] if isinstance(where, int) else where, what, dims=(1,)).long()
+            at = _integers([where] if isinstance(where, (int, np.integer)) else where, what, dims=(1,)).long()
             low, high = int(at.min()), int(at.max())
             if self.growing:
                 if low < 0:
@@ -128,13 +131,21 @@ def _reach(where: Positions) -> int:
     """The last position that is named."""
     if isinstance(where, slice):
         return max(abs(where.start or 0), abs(where.stop or 0))
-    return max([where] if isinstance(where, int) else [int(p) for p in where], default=0)
+    return max([where] if isinstance(where, (int, np.integer)) else [int(p) for p in where], default=0)
 
 
 def _integers(values: Sequence[int] | np.ndarray | Tensor, what: str, dims: tuple[int, ...]) -> Tensor:
+    # PyTorch takes no ranges, and no array whose strides are negative.
+    values = (
+        list(values)
+        if isinstance(values, range)
+        else np.ascontiguousarray(values)
+        if isinstance(values, np.ndarray)
+        else values
+    )
     try:
-        found = torch.as_tensor(list(values) if isinstance(values, range) else values)
-    except (TypeError, ValueError, RuntimeError) as error:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{what}: expected integers, got {values!r}") from error
     if found.numel() == 0:
         raise ValueError(f"{what}: is empty")
@@ -142,4 +153,7 @@ def _integers(values: Sequence[int] | np.ndarray | Tensor, what: str, dims: tupl
         raise TypeError(
             f"{what}: expected integers with {' or '.join(map(str, dims))} dims, got {found.dtype} {list(found.shape)}"
         )
-    return found.detach().cpu().to(torch.int32)
+    found = found.detach().cpu()
+    if int(found.min()) < -_LARGEST or int(found.max()) > _LARGEST:
+        raise ValueError(f"{what}: got {int(found.min())} to {int(found.max())}; expected integers of 32 bits")
+    return found.to(torch.int32)

@@ -13,7 +13,7 @@ from pycotmech.attention.prompts import checked, chosen_rows, is_list_of_prompts
 from pycotmech.attention.results import AttentionSummary
 from pycotmech.attention.segments import SegmentRule, Segments
 from pycotmech.attention.statistics import LayerStatistics, Readout, Wanted, read_layer
-from pycotmech.model.arguments import check_model
+from pycotmech.model.arguments import check_model, check_progress
 from pycotmech.model.prompts import Tokens, unpacked
 from pycotmech.model.run import watch
 
@@ -52,6 +52,7 @@ def attention_summary(
     L H R (3 + G + 2 k) + L H T numbers of 4 bytes; nothing of size T x T, and of keys and values one layer at a time.
     """
     check_model(model)
+    check_progress(progress)
     wanted = Wanted(top_k, entropy, received, readout)
     model.family.refuse_unsupported()
     tokens = unpacked(tokens)
@@ -64,7 +65,8 @@ def _of_list(model: Model, prompts: Sequence[Tokens], segments, rows, wanted: Wa
     if not prompts:
         raise ValueError("tokens: the list of prompts is empty; expected at least one")
     by_prompt = [segments] * len(prompts)
-    if isinstance(segments, (list, tuple)) and not isinstance(segments[0], int):  # one for each prompt
+    labels = isinstance(segments, (list, tuple)) and len(segments) > 0 and isinstance(segments[0], (int, np.integer))
+    if isinstance(segments, (list, tuple)) and not labels:  # one for each prompt
         if len(segments) != len(prompts):
             raise ValueError(f"segments: got {len(segments)} for {len(prompts)} prompts; expected one for all, or one for each")
         by_prompt = list(segments)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pycotmech.exports.patterns import token_texts, watch_patterns
 from pycotmech.files.text import printable
 from pycotmech.files.write import write_text
-from pycotmech.model.arguments import check_model
+from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.prompts import Tokens
 
 if TYPE_CHECKING:
@@ -37,14 +37,13 @@ def circuitsvis_attention(model: Model, tokens: Tokens, *, layer: int, heads: Se
 
     tokens: ids [T] or a text. heads: which; None: all.
     "attention": [H, T, T] float32, rows are queries; "tokens": texts, made safe to show; "attention_head_names": L{l}H{h}.
-    Raises ValueError naming the argument. Cost: a forward pass without logits, and the patterns of the layer.
+    Raises TypeError or ValueError naming the argument. Cost: a forward pass without logits, and the patterns of the layer.
     """
     check_model(model)
     ids = model.to_tokens(tokens)
     chosen = list(range(model.cfg.n_heads)) if heads is None else list(heads)
-    for value, name, n in ((layer, "layer", model.cfg.n_layers), *((h, "heads", model.cfg.n_heads) for h in chosen)):
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < n:
-            raise ValueError(f"{name}: got {value!r}; expected 0 to {n - 1}")
+    chosen = [check_integer(h, "heads", 0, model.cfg.n_heads - 1) for h in chosen]
+    layer = check_integer(layer, "layer", 0, model.cfg.n_layers - 1)
     parts: list[Tensor] = []
 
     def see(_layer: int, _first: int, p: Tensor) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pycotmech.files.write import subfolder, write_text
 from pycotmech.model import ModelConfig
+from pycotmech.model.arguments import check_integer
 from pycotmech.patching import Sweep
 
 TASKS = ("ioi", "mcqa", "arithmetic-addition", "arithmetic-subtraction", "arc-easy", "arc-challenge")
@@ -39,7 +40,7 @@ def mib_circuit(
         input.
     keep: the circuit holds the `keep` scored nodes of the largest |score|, the nodes without a score, and all edges between
         them; None: scores alone, from which MIB cuts circuits of all sizes itself.
-    Raises ValueError naming the argument.
+    Raises TypeError or ValueError naming the argument.
     """
     values = _checked(scores.effect if isinstance(scores, Sweep) else scores, (cfg.n_layers, cfg.n_heads), "scores")
     below = _checked(np.full(cfg.n_layers, np.nan) if mlps is None else mlps, (cfg.n_layers,), "mlps")
@@ -49,8 +50,7 @@ def mib_circuit(
     scored = sorted((n for n, v in found.items() if not np.isnan(v)), key=lambda n: -abs(found[n]))
     if not scored:
         raise ValueError("scores: no node has a score")
-    if keep is not None and not (isinstance(keep, int) and not isinstance(keep, bool) and 0 <= keep <= len(scored)):
-        raise ValueError(f"keep: got {keep!r}; expected an integer from 0 to {len(scored)}, the number of scored nodes")
+    keep = None if keep is None else check_integer(keep, "keep", 0, len(scored))
     chosen = set() if keep is None else {*scored[:keep], *(n for n, v in found.items() if np.isnan(v))}
     nodes: dict[str, dict[str, Any]] = {}
     for name, value in found.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -222,7 +223,7 @@ class HeadLogits(Displayed):
     def _text(self, token: int, k: int) -> str:
         return self.labels[k] if self._model is None else token_text(self._model, token)
 
-    def plot(self, *, token: int = 0, title: str | None = None, path: str | None = None) -> Figure:
+    def plot(self, *, token: int = 0, title: str | None = None, path: str | PathLike | None = None) -> Figure:
         """Heat map of the heads, layers upward, next to a bar for each layer's MLP; averaged over examples and positions.
 
         Returns the matplotlib figure, saved to `path` if given.

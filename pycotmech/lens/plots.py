@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ def heads_figure(
     *,
     title: str,
     lines: Sequence[str],
-    path: str | None = None,
+    path: str | PathLike | None = None,
 ) -> Figure:
     """Contributions of heads [L, H] as a map, and of MLPs [L] as bars. strongest: heads whose numbers are written."""
     L, H = heads.shape
@@ -61,7 +62,7 @@ def curves_figure(
     site: str,
     title: str,
     lines: Sequence[str],
-    path: str | None = None,
+    path: str | PathLike | None = None,
 ) -> Figure:
     """The probabilities [layers, K] of the labelled tokens over the layers [layers], and the entropy [layers]."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -91,7 +92,7 @@ def grid_figure(
     of_text: bool,
     title: str,
     lines: Sequence[str],
-    path: str | None = None,
+    path: str | PathLike | None = None,
 ) -> Figure:
     """The likeliest words [R, L] at each position and layer, coloured by their probabilities [R, L].
 

@@ -72,8 +72,8 @@ def check_request(
     prompts = [model.to_tokens(p, argument=f"tokens[{i}]" if batched else "tokens") for i, p in enumerate(raw)]
     if positions is None and len({len(p) for p in prompts}) > 1:
         raise ValueError("positions: got None (all positions) for prompts of unequal lengths; expected positions, such as [-1]")
-    keeps_axis = not isinstance(positions, int)
-    chosen = positions.tolist() if isinstance(positions, Tensor) else positions
+    chosen = positions.tolist() if isinstance(positions, Tensor | np.ndarray) else positions
+    keeps_axis = not isinstance(chosen, Integral)
     where = [resolve_positions(range(len(p)) if chosen is None else chosen, len(p)) for p in prompts]  # type: ignore[arg-type]
     if not where[0]:
         raise ValueError("positions: got an empty list; expected at least one position, or None for all")

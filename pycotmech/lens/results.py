@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -151,7 +152,7 @@ class LogitLens(Displayed):
         kind: Literal["curves", "grid"] | None = None,
         example: int = 0,
         title: str | None = None,
-        path: str | None = None,
+        path: str | PathLike | None = None,
     ) -> Figure:
         """curves: the probability of each followed token over the layers, averaged over examples and positions.
         grid: what each layer would say at each position of one example, coloured by its probability. None: the grid where

@@ -55,6 +55,12 @@ def check_memory(memory_gb: object) -> float | None:
     return float(memory_gb)
 
 
+def check_progress(progress: object) -> None:
+    """Raises TypeError unless `progress` can be called, or is None."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress: got {progress!r} of type {type(progress).__name__}; expected a callable, or None")
+
+
 def check_common(model: object, *, seed: object = 0, memory_gb: object = None) -> None:
     """`check_model`, `check_seed` and `check_memory`, before anything is run."""
     check_model(model)

@@ -79,7 +79,8 @@ def token_ids(prompt: Any, *, argument: str = "tokens") -> Tensor:
                 f"{argument}: got {wrong[0]!r} of type {type(wrong[0]).__name__} among the token ids; expected integers [T]"
             )
     try:
-        tokens = torch.as_tensor(prompt)
+        # PyTorch takes no array whose strides are negative.
+        tokens = torch.as_tensor(np.ascontiguousarray(prompt) if isinstance(prompt, np.ndarray) else prompt)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"{argument}: got {type(prompt).__name__}; expected integer token ids [T] or a string ({error})"

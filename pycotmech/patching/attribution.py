@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -99,7 +100,7 @@ def _check_site(name: str, site: str) -> None:
 
 def check_screen(screen: int, name: str, site: str, n_heads: int) -> None:
     """Raises ValueError if `patch_heads` cannot sweep the best `screen` of its heads."""
-    if isinstance(screen, bool) or not isinstance(screen, int) or not 1 <= screen <= n_heads:
+    if isinstance(screen, bool) or not isinstance(screen, Integral) or not 1 <= screen <= n_heads:
         raise ValueError(
             f"screen: got {screen!r}; expected how many of the {n_heads} heads to sweep, 1..{n_heads}, or None for all"
         )
@@ -136,7 +137,7 @@ class Agreement(Described):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Attribution(PlaceResult):
     """First-order estimates of what patching one head at a time does. B examples, L layers, H heads, T positions.
 

@@ -118,7 +118,7 @@ def check_heads(
     if heads is None:
         heads = [(l, h) for l in layers for h in range(n_heads)]
     try:
-        out = list(dict.fromkeys((index(l), index(h)) for l, h in heads))
+        out = list(dict.fromkeys((_index(l), _index(h)) for l, h in heads))
     except (TypeError, ValueError):
         raise ValueError(f"{argument}: got {heads!r}; expected (layer, head) pairs of integers") from None
     if not out:
@@ -128,6 +128,13 @@ def check_heads(
         if not (0 <= l < n_layers and l in layers and 0 <= h < n_heads):
             raise ValueError(f"{argument}: ({l}, {h}) is out of range; expected {expected}, heads 0..{n_heads - 1}")
     return out
+
+
+def _index(number: object) -> int:
+    """The number as an int. Raises TypeError unless it is an integer; True and False are none."""
+    if isinstance(number, bool | np.bool_):
+        raise TypeError
+    return index(number)  # type: ignore[arg-type]
 
 
 def reaches(site: str, last_layer: bool, positions: Tensor, read: int) -> Tensor:

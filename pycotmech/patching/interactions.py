@@ -18,7 +18,7 @@ from pycotmech.display import Arrays, Displayed, View
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan, memory_budget
 from pycotmech.figures.words import METRIC_UNITS
-from pycotmech.model.arguments import check_model
+from pycotmech.model.arguments import check_model, check_progress
 from pycotmech.model.prompts import Tokens
 from pycotmech.model.run import forward_packed
 from pycotmech.patching.edits import Edit, Variant, check_heads
@@ -39,7 +39,7 @@ N_PARTS = 3
 """Number of effects in an interaction: its noise floor is that many times that of an effect."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class HeadInteractions(Displayed):
     """Effects of U units, alone and in pairs, on B pairs of prompts. A unit is a head or a set of heads.
 
@@ -232,6 +232,7 @@ def head_interactions(
         in the layers from its lowest head on. 12 heads make 66 pairs. Exact: one hooked forward per variant gives the same.
     """
     check_model(model)
+    check_progress(progress)
     units = _units(heads, model.cfg.n_layers, model.cfg.n_heads)
     asked = _pairs(pairs, units)
     question = ask(

@@ -36,6 +36,8 @@ def labels_of(groups: PositionGroups, length: int, *, argument: str = "groups") 
         raise TypeError(f"{argument}: got {groups!r}; expected a mapping of names to positions, at least one")
     labels = torch.full((length,), -1)
     for g, (name, where) in enumerate(groups.items()):
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{argument}: got the name {name!r}; expected names that are strings and not empty")
         at = torch.tensor(positions_of(where, length, argument=f"{argument}[{name!r}]"))
         taken = at[labels[at] >= 0]
         if len(taken):

@@ -14,7 +14,7 @@ from pycotmech.engine.budget import Budget
 from pycotmech.engine.evaluate import Evaluator, Ticker
 from pycotmech.engine.metrics import Metric, check_metric
 from pycotmech.engine.planner import Plan, memory_budget
-from pycotmech.model.arguments import check_seed
+from pycotmech.model.arguments import check_progress, check_seed
 from pycotmech.model.families.base import Family
 from pycotmech.model.prefixes import Prefixes
 from pycotmech.model.prompts import Tokens
@@ -123,6 +123,7 @@ def ask(
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction: got {direction!r}; expected 'denoise' or 'noise'")
     check_seed(seed)
+    check_progress(progress)
     check_metric(metric, answer, wrong)
     model.family.refuse_unsupported()
     pairs, single = make_pairs(model, clean, corrupted, answer=answer, wrong=wrong, read=read)

@@ -22,7 +22,7 @@ from pycotmech.engine.metrics import ExampleMetric, Metric, check_metric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import GivenValues, RowEdits
 from pycotmech.engine.rows import Variants
-from pycotmech.model.arguments import check_model, check_seed
+from pycotmech.model.arguments import check_model, check_progress, check_seed
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.model.run import Activations
@@ -202,6 +202,7 @@ def prepare_variants(
     """Checks the arguments of `sweep`. Raises ValueError or TypeError naming the one that is wrong."""
     check_model(model)
     check_seed(seed)
+    check_progress(progress)
     check_metric(metric, answer, wrong)
     if not isinstance(variants, Iterable):
         raise TypeError(f"variants: got {type(variants).__name__}; expected a list of pycotmech.Variant")

@@ -28,6 +28,12 @@ def test_labels_keep_their_numbers(labels):
     assert found.names == ("0", "1", "first") and found.labels.tolist() == [2, 1, 1, -1]
 
 
+def test_arrays_of_any_strides_and_numbers_of_numpy_are_positions():
+    found = SegmentRule({"a": np.arange(6)[::-2], "b": np.int64(2)}).label(6)
+    assert found.labels.tolist() == [2, 0, 1, 0, -1, 0]
+    assert SegmentRule({"a": np.int64(4)}, growing=True).label(6).labels.tolist() == [1, -1, -1, -1, 0, -1]
+
+
 def test_each_example_of_a_batch_has_its_own_first_token():
     found = SegmentRule({"a": slice(1, 3)}).label(5, torch.tensor([0, 1, 3]))
     assert found.names == ("a", "first")
@@ -54,6 +60,8 @@ def test_growing_keys_join_open_slices_and_planned_positions():
         ({"first": slice(2, 4)}, "the name 'first' is kept"),
         ([0] * 9, "got 9 labels for 10 tokens"),
         ([-2] + [0] * 9, "-1 .none. or 0 and up, got -2"),
+        ([2**32] + [0] * 9, "expected integers of 32 bits"),
+        ({"a": [2**32 + 3]}, r"segments\['a'\]: got 4294967299"),
         (torch.zeros(2, 10, dtype=torch.long), r"expected \[T\] or \[1, T\]"),
     ],
 )

@@ -33,7 +33,7 @@ def test_attention_of_a_layer():
     hf.set_attn_implementation("eager")
     ids = torch.arange(len(HOSTILE))
     expected = hf(ids[None], output_attentions=True).attentions[1][0, [2, 0]].detach()
-    found = circuitsvis_attention(pcm.Model(hf, Words()), ids, layer=1, heads=[2, 0])
+    found = circuitsvis_attention(pcm.Model(hf, Words()), ids, layer=np.int64(1), heads=np.array([2, 0]))
     assert np.allclose(found["attention"], expected, atol=1e-5) and found["attention"].dtype == np.float32
     assert found["tokens"] == SHOWN and found["attention_head_names"] == ["L1H2", "L1H0"]
 

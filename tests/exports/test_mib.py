@@ -36,7 +36,7 @@ def test_a_sweep_becomes_scores_of_nodes(model, tmp_path):
 def test_a_circuit_has_the_edges_between_its_nodes(model):
     scores = np.zeros((model.cfg.n_layers, 4))
     scores[0, 1], scores[1, 3], scores[1, 0] = 1.0, -2.0, np.nan
-    circuit = mib_circuit(scores, model.cfg, mlps=np.zeros(model.cfg.n_layers), keep=2)
+    circuit = mib_circuit(scores, model.cfg, mlps=np.zeros(model.cfg.n_layers), keep=np.int64(2))
     assert {n for n, v in circuit["nodes"].items() if v["in_graph"]} == {"input", "a0.h1", "a1.h3", "a1.h0", "logits"}
     heads = ("a0.h1", "a1.h0", "a1.h3")
     expected = {f"input->{h}<{x}>" for h in heads for x in "qkv"} | {f"a0.h1->{h}<{x}>" for h in heads[1:] for x in "qkv"}

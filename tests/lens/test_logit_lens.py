@@ -127,6 +127,14 @@ def test_smollm2_ends_with_the_model():
     assert found.ranks[-1, -1, 0] == 0 and found.ranks[-1, 0, 0] > 100
 
 
+def test_one_position_has_no_axis_whatever_kind_of_number_it_is():
+    model, tokens = pcm.Model(tiny_llama()), prompts(1, 9)[0]
+    want = pcm.logit_lens(model, tokens, positions=3)
+    for position in (np.int64(3), np.array(3), torch.tensor(3)):
+        found = pcm.logit_lens(model, tokens, positions=position)
+        assert found.axes == want.axes and np.array_equal(found.logits, want.logits)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -291,6 +291,7 @@ def test_arguments_are_checked_before_anything_runs(monkeypatch):
         (dict(heads=[(4, 0)]), r"heads: \(4, 0\) is out of range; expected layers 0..3, heads 0..3"),
         (dict(heads=[(0, 4)]), r"heads: \(0, 4\) is out of range"),
         (dict(heads=[]), "heads: the list is empty"),
+        (dict(heads=[(True, 0)]), "heads: got .*expected .layer, head. pairs of integers"),
         (dict(positions=[40]), "positions: 40 is outside a prompt of 40 tokens"),
         (dict(positions=torch.arange(40) > 30), "positions: got False of type bool; expected integers"),
         (dict(positions=[30.5]), "positions: got 30.5 of type float; expected integers"),
@@ -303,6 +304,12 @@ def test_arguments_are_checked_before_anything_runs(monkeypatch):
     ]
     for arguments, message in bad:
         with pytest.raises(ValueError, match=message):
+            pcm.patch_heads(model, clean, corrupted, **arguments)
+    for arguments, message in [
+        (dict(progress=3), "progress: got 3 of type int; expected a callable"),
+        (dict(groups={1: [30]}), "groups: got the name 1; expected names that are strings"),
+    ]:
+        with pytest.raises(TypeError, match=message):
             pcm.patch_heads(model, clean, corrupted, **arguments)
     prompts = [
         (clean[:-1], corrupted, "clean.0. has 39 tokens, corrupted.0. has 40"),

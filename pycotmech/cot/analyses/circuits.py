@@ -35,7 +35,7 @@ from pycotmech.cot.tools.means import N_PROMPTS, HeadMeans, head_means
 from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.cot.tools.result import Analysis, Progress, counting
 from pycotmech.figures.words import plural
-from pycotmech.model.arguments import check_common
+from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.patching.paths import path_patch
 from pycotmech.stats import bootstrap
@@ -276,11 +276,8 @@ def circuits(
     one_of("kind", kind, get_args(Kind))
     one_of("positions", positions, get_args(Positions))
     between("tolerance", tolerance, 0, 1)
-    for name, value, least in (
-        ("evaluations", evaluations, 1), ("n_random", n_random, 1), ("n_subsets", n_subsets, 1), ("n_greedy", n_greedy, 0)
-    ):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}; expected an integer, at least {least}")
+    evaluations, n_random = check_integer(evaluations, "evaluations", 1), check_integer(n_random, "n_random", 1)
+    n_subsets, n_greedy = check_integer(n_subsets, "n_subsets", 1), check_integer(n_greedy, "n_greedy", 0)
     if kind == "zero" and mean is not None:
         raise ValueError("mean: kind 'zero' takes no mean; expected None")
     with metered(model) as meter:

@@ -25,7 +25,7 @@ from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.cot.tools.result import Analysis, Progress, counting, labelled
 from pycotmech.display import View
 from pycotmech.engine.joins import N_JITTERED, N_SELF_PATCHES
-from pycotmech.model.arguments import check_common
+from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.patching.interactions import head_interactions as of_pair
 from pycotmech.patching.interactions import unit_name
@@ -252,8 +252,7 @@ def head_interactions(
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     L, H = model.cfg.n_layers, model.cfg.n_heads
-    if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= L * H:
-        raise ValueError(f"k: got {k!r}; expected an integer in 2..{L * H}")
+    k = check_integer(k, "k", 2, L * H)
     with metered(model) as meter:
         cells = choose(model, examples, steps=steps, right=right)
         if scores is None:

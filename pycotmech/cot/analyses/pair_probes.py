@@ -329,11 +329,10 @@ def pair_probes(
         "piece": read, "unrelated": unrelated or ("next" if paper else None), "components": components, "hidden": HIDDEN,
         "shuffled": shuffled, "definition": definition, "n_layers": cfg.n_layers, "seed": seed,
     }  # fmt: skip
-    made = (
-        "pairs as given" if not isinstance(questions, int) else f"{unrelated or 'next'} unrelated pairs, the authors' classes"
-    )
-    if isinstance(questions, int) and not paper:
+    made = "pairs as given"
+    if isinstance(questions, int | np.integer):
         made = "words of a chain that no sentence relates, at the same places in both classes"
+        made = f"{unrelated or 'next'} unrelated pairs, the authors' classes" if paper else made
     front = f", {shots} shots before" if shots else ""
     words = f"x_i, x_j at each word's {read} piece, split by question, equal classes; {made}{front}"
     facts = PairProbes.facts(model, examples, len(kept), sum(len(q.pairs) for q in kept), words, settings, meter)

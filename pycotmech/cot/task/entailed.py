@@ -22,6 +22,7 @@ from pycotmech.cot.task.relations import Question, WordPair, stated, surrounding
 from pycotmech.cot.task.tokens import classes, forms, profiles
 from pycotmech.cot.task.vocabulary import Ontology, Word, truly_is
 from pycotmech.cot.task.wording import Rule, Style
+from pycotmech.model.arguments import check_integer
 
 if TYPE_CHECKING:
     from pycotmech.cot.task.examples import Examples
@@ -59,9 +60,7 @@ def make_entailed(
     tokenizer, examples, shots, ontology, style, bos: as for `make_questions`.
     Raises TypeError or ValueError naming the argument, TooFewWords (a ValueError) if the tokenizer leaves too few concepts.
     """
-    for name, value, least in (("n", n, 4), ("shots", shots, 0), ("hops", hops, 3)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}; expected an integer of at least {least}")
+    n, shots, hops = check_integer(n, "n", 4), check_integer(shots, "shots", 0), check_integer(hops, "hops", 3)
     if n % len(VARIANTS):
         raise ValueError(f"n: got {n}; expected a multiple of {len(VARIANTS)}, since the questions come in fours")
     encoder, front, ontology, style = surroundings(tokenizer, examples, shots, ontology, style, seed, bos)

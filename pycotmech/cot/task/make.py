@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -28,6 +29,7 @@ from pycotmech.cot.task.wording import (
     render,
     write,
 )
+from pycotmech.model.arguments import check_integer
 
 Definition = Literal["exact", "paper"]
 _TRIES = 500
@@ -325,13 +327,6 @@ def _choice(name: str, value: Any, allowed: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(allowed)))}, got {value!r}")
 
 
-def _count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def make_examples(
     n: int,
     *,
@@ -387,13 +382,11 @@ def make_examples(
     one another; the message names settings that would do. Cost: about 6 tokenisations of the whole text per example ("paper":
     about 15), no forward pass.
     """
-    _count("n", n, 1)
-    _count("hops", hops, 1)
-    _count("shots", shots, 0)
-    _count("distractors", distractors, 0)
-    _count("competing", competing, 0)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    n, hops, shots = check_integer(n, "n", 1), check_integer(hops, "hops", 1), check_integer(shots, "shots", 0)
+    distractors, competing = check_integer(distractors, "distractors", 0), check_integer(competing, "competing", 0)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed: got {seed!r} of type {type(seed).__name__}; expected an integer")
+    seed = int(seed)
     _choice("ontology", ontology, Ontology)
     _choice("style", style, Style)
     _choice("definition", definition, Definition)

@@ -21,6 +21,7 @@ from pycotmech.cot.task.pools import TooFewWords
 from pycotmech.cot.task.tokens import Encoder, forms, profiles
 from pycotmech.cot.task.vocabulary import ENTITIES, PROPERTIES, Ontology, Word, concepts, truly_is
 from pycotmech.cot.task.wording import FRAMES, Membership, Pieces, Premise, Rule, Style, render, sentence
+from pycotmech.model.arguments import check_integer
 
 if TYPE_CHECKING:
     from pycotmech.cot.task.examples import Examples
@@ -121,9 +122,8 @@ def make_questions(
         half each. "next" (the paper's): for each word of the ontologies the next one after it that is in no tree with it.
     Raises TypeError or ValueError naming the argument, TooFewWords (a ValueError) if the tokenizer leaves too few concepts.
     """
-    for name, value, least in (("n", n, 1), ("shots", shots, 0), ("trees", trees, 2), ("size", size, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}; expected an integer of at least {least}")
+    n, shots = check_integer(n, "n", 1), check_integer(shots, "shots", 0)
+    trees, size = check_integer(trees, "trees", 2), check_integer(size, "size", 2)
     if unrelated not in get_args(Unrelated):
         raise ValueError(f"unrelated: got {unrelated!r}; expected one of {', '.join(get_args(Unrelated))}")
     encoder, front, ontology, style = surroundings(tokenizer, examples, shots, ontology, style, seed, bos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -43,7 +44,8 @@ def questions_of(
     """
     if examples is not None and not isinstance(examples, Examples):
         raise TypeError(f"examples: got {type(examples).__name__}; expected what pcm.cot.make_examples gives, or None")
-    if isinstance(questions, int) and not isinstance(questions, bool):
+    if isinstance(questions, Integral) and not isinstance(questions, bool):
+        questions = int(questions)
         if questions < least:
             raise ValueError(f"questions: got {questions}; expected at least {least}, to have some for each part of the work")
         if model.tokenizer is None:

@@ -269,7 +269,7 @@ class Analysis(Displayed):
         return path
 
     @classmethod
-    def load(cls, folder: str | PathLike):
+    def load(cls, folder: str | PathLike) -> Self:
         """Reads what `save` wrote into the folder.
 
         Raises FileNotFoundError if it is not there, DamagedData if it is not what was written, ValueError for a store that

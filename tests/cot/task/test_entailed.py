@@ -89,7 +89,7 @@ def test_questions_depend_on_the_seed_alone(tiny_cot):
     [
         ({"n": 6}, "n: got 6; expected a multiple of 4"),
         ({"n": 0}, "n: got 0"),
-        ({"hops": 2}, "hops: got 2; expected an integer of at least 3"),
+        ({"hops": 2}, "hops: got 2; expected 3 or more"),
     ],
 )
 def test_what_cannot_be_is_said(tiny_cot, arguments, message):

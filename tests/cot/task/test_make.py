@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -359,22 +360,28 @@ def test_sequence(tiny_cot):
     assert len(table) == 60 and table["kind"].tolist()[:10] == list(examples.kinds)
 
 
+def test_numbers_of_numpy_are_numbers(tiny_cot):
+    found = make_examples(np.int64(2), shots=np.int32(1), seed=np.int64(3), tokenizer=tiny_cot)
+    want = make_examples(2, shots=1, seed=3, tokenizer=tiny_cot)
+    assert [e.steps[-1].text for e in found] == [e.steps[-1].text for e in want]
+
+
 def test_errors_name_the_argument(tiny_cot):
     def bad(error, match, **kwargs):
         with pytest.raises(error, match=match):
             make_examples(**({"n": 1, "tokenizer": tiny_cot} | kwargs))
 
-    bad(ValueError, "n must be at least 1, got 0", n=0)
-    bad(TypeError, "n must be an int, got float", n=1.0)
-    bad(TypeError, "shots must be an int, got bool", shots=True)
-    bad(ValueError, "hops must be at least 1, got 0", hops=0)
-    bad(ValueError, "distractors must be at least 0, got -1", distractors=-1)
+    bad(ValueError, "n: got 0; expected 1 or more", n=0)
+    bad(TypeError, "n: got 1.0 of type float; expected an integer", n=1.0)
+    bad(TypeError, "shots: got True of type bool", shots=True)
+    bad(ValueError, "hops: got 0; expected 1 or more", hops=0)
+    bad(ValueError, "distractors: got -1; expected 0 or more", distractors=-1)
     bad(ValueError, "ontology must be one of 'fictional', 'false', got 'true'", ontology="true")
-    bad(ValueError, "competing must be at least 0, got -1", competing=-1)
+    bad(ValueError, "competing: got -1; expected 0 or more", competing=-1)
     bad(ValueError, "style must be one of 'every', 'paper', 'each', 'all', got 'x'", style="x")
     bad(ValueError, "order must be one of 'forward', 'backward', 'membership_first', 'shuffled', got 'fwd'", order="fwd")
     bad(ValueError, "definition must be one of", definition="x")
-    bad(TypeError, "seed must be an int, got str", seed="0")
+    bad(TypeError, "seed: got '0' of type str; expected an integer", seed="0")
     bad(TypeError, "bos must be None, True or False, got 'yes'", bos="yes")
     bad(TypeError, "tokenizer must be a Hugging Face tokenizer, got NoneType", tokenizer=None)
 
