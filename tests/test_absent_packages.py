@@ -93,7 +93,7 @@ def test_without_any_extra_the_job_is_done_and_what_is_missing_is_named(tmp_path
     examples = pcm.cot.make_examples(3, tokenizer=tokenizer, shots=2, distractors=2)
     assert examples_there == f"{[e.full_text for e in examples]} {[s.corrupted_text for e in examples for s in e.steps]}"
     for line, extra in zip(lines, ("report", "interactive", "probes", "traces", "ray", "")):
-        assert re.search(rf"pip install ['\"]pycotmech\[{extra}\]|pycotmech\[export\]" if extra else "pyarrow", line), line
+        assert re.search(rf"pip install ['\"]pycotmech\[{extra}\]" if extra else "pyarrow", line), line
     assert "Note: no heat maps were drawn: figures need matplotlib" in done.stdout
     assert (tmp_path / "out" / "summary.md").is_file() and not list((tmp_path / "out").glob("*.png"))
 

@@ -292,7 +292,7 @@ TABLE: dict[str, tuple[str, Callable]] = {
     # ---- the analyses of chains of thought ----------------------------------------------------------------------------
     "make_examples: a model": ("tokenizer", lambda g: pcm.cot.make_examples(1, tokenizer=g.model)),
     "make_examples: None": ("tokenizer", lambda g: pcm.cot.make_examples(1, tokenizer=None)),
-    "make_examples: n": ("n ", lambda g: pcm.cot.make_examples(0, tokenizer=g.tok)),
+    "make_examples: n": ("n:", lambda g: pcm.cot.make_examples(0, tokenizer=g.tok)),
     "make_examples: style": ("style", lambda g: pcm.cot.make_examples(1, tokenizer=g.tok, style="plain")),
     "make_examples: seed": ("seed", lambda g: pcm.cot.make_examples(1, tokenizer=g.tok, seed=0.5)),
     "examples: None": ("examples", lambda g: pcm.cot.copy_heads(g.model, None)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -85,7 +85,7 @@ class AttentionSummary(Displayed):
                 frame[name] = self.over_rows(values[..., None], rows).ravel()
         return frame
 
-    def per_token(self, texts: Sequence[str] | None = None) -> pd.DataFrame:
+    def per_token(self, texts: Iterable[str] | None = None) -> pd.DataFrame:
         """One line per token of one prompt: position, token, text, segment, received.
 
         received: the attention that the token receives, averaged over heads and over those of the summary's rows that see it;

@@ -92,7 +92,7 @@ class SegmentRule:
                     raise ValueError(f"{what}: {where} reaches outside the {S} tokens; expected bounds {low}..{S}")
             at = torch.arange(S)[where] if (where.step or 1) > 0 else torch.tensor(range(*where.indices(S)), dtype=torch.long)
         else:
-            at = _integers([where] if isinstance(where, (int, np.integer)) else where, what, dims=(1,)).long()
+            at = _integers(np.array([where]) if isinstance(where, (int, np.integer)) else where, what, dims=(1,)).long()
             low, high = int(at.min()), int(at.max())
             if self.growing:
                 if low < 0:
@@ -131,7 +131,7 @@ def _reach(where: Positions) -> int:
     """The last position that is named."""
     if isinstance(where, slice):
         return max(abs(where.start or 0), abs(where.stop or 0))
-    return max([where] if isinstance(where, (int, np.integer)) else [int(p) for p in where], default=0)
+    return max([int(where)] if isinstance(where, (int, np.integer)) else [int(p) for p in where], default=0)
 
 
 def _integers(values: Sequence[int] | np.ndarray | Tensor, what: str, dims: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from pycotmech.engine.metrics import Metric
 from pycotmech.engine.planner import Plan
@@ -17,13 +17,28 @@ from pycotmech.patching.controls import ControlChoice, ControlSource
 from pycotmech.patching.edits import check_heads, heads_of, parse_edit_site
 from pycotmech.patching.pair_sweep import PairSweep, prepare_sweep
 from pycotmech.patching.position_groups import PositionGroups
-from pycotmech.patching.question import Direction
+from pycotmech.patching.question import Direction, PairOptions
 from pycotmech.patching.results import Sweep
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
 
 HeadSite = Literal["z", "q", "k", "v", "pattern"]
+
+
+class HeadOptions(PairOptions, total=False):
+    """The options of `patch_heads`."""
+
+    site: HeadSite | str
+    positions: Sequence[int] | None
+    by_position: bool
+    groups: PositionGroups | Sequence[PositionGroups] | None
+    per_query_head: bool
+    heads: Sequence[tuple[int, int]] | None
+    screen: int | None
+    controls: ControlChoice
+    control_source: ControlSource
+    control_share: float
 
 
 def patch_heads(
@@ -112,7 +127,9 @@ def patch_heads(
     return replace(PairSweep(sweep.question, layout).run(), estimate=estimates.effect)
 
 
-def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[Tokens], **arguments: Any) -> list[Sweep]:
+def patch_heads_each(
+    model: Model, clean: Sequence[Tokens], corrupted: Sequence[Tokens], **options: Unpack[HeadOptions]
+) -> list[Sweep]:
     """`patch_heads` of a list of pairs, with a `Sweep` for each of them in place of one over all; the same arguments.
 
     Pairs whose prompts begin those of another one, such as the steps of one chain of thought under the same replacement, are
@@ -120,24 +137,29 @@ def patch_heads_each(model: Model, clean: Sequence[Tokens], corrupted: Sequence[
     Raises what `patch_heads` raises; ValueError for a single pair or a screen, which is made over all pairs.
     """
     check_model(model)
-    if arguments.get("screen") is not None:
-        raise ValueError(f"screen: got {arguments['screen']}; heads are screened over all pairs at once; expected None")
-    sweep = _prepare(model, clean, corrupted, **arguments)
+    if (screen := options.get("screen")) is not None:
+        raise ValueError(f"screen: got {screen}; heads are screened over all pairs at once; expected None")
+    sweep = _prepare(model, clean, corrupted, **options)
     if sweep.question.single:
         raise ValueError("clean, corrupted: got one pair; expected two lists (patch_heads gives one pair's sweep)")
     return sweep.run_each()
 
 
-def plan_heads(model: Model, clean: Tokens | Sequence[Tokens], corrupted: Tokens | Sequence[Tokens], **arguments: Any) -> Plan:
+def plan_heads(
+    model: Model,
+    clean: Tokens | Sequence[Tokens],
+    corrupted: Tokens | Sequence[Tokens],
+    **options: Unpack[HeadOptions],
+) -> Plan:
     """Returns what `patch_heads` would do with the same arguments (chunks, rows, work and memory) without running it.
 
     Raises what `patch_heads` raises before it runs anything, also for a budget that is too small; ValueError for a screen,
     whose heads are known only when it has run.
     """
     check_model(model)
-    if (screen := arguments.get("screen")) is not None:
+    if (screen := options.get("screen")) is not None:
         raise ValueError(f"screen: got {screen}; which heads it leaves is known only when it has run; expected None")
-    return _prepare(model, clean, corrupted, **arguments).cut()[1]
+    return _prepare(model, clean, corrupted, **options).cut()[1]
 
 
 def _prepare(

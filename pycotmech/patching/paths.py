@@ -6,7 +6,7 @@ Wang et al. 2022 (arXiv 2211.00593), section 3.1 and appendix B; Goldowsky-Dill 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 
@@ -30,6 +30,22 @@ if TYPE_CHECKING:
 Head = tuple[int, int]
 
 Input = Literal["q", "k", "v"]
+
+
+class PathOptions(TypedDict, total=False):
+    """The options of `path_patch` that do not choose its paths."""
+
+    per_query_head: bool
+    direction: Direction
+    metric: Metric
+    answer: int | str | Sequence[int | str] | None
+    wrong: int | str | Sequence[int | str] | None
+    normalize: bool
+    read: int | Sequence[int]
+    freeze_mlps: bool
+    memory_gb: float | None
+    seed: int
+    progress: Progress | None
 
 
 def path_patch(
@@ -109,7 +125,7 @@ def path_patch_all(
     *,
     receiver_input: Input | Sequence[Input] | None = None,
     positions: Literal["read"] | Sequence[int] | None = "read",
-    **options: Any,
+    **options: Unpack[PathOptions],
 ) -> PathSweep:
     """Every sender-receiver pair of the model as one sweep: `path_patch` with all heads as senders and as receivers.
 

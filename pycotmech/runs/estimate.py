@@ -251,12 +251,10 @@ def _plan(model: Model, work: SweepWork, batch: Sequence[SweepUnit], settings: S
     from pycotmech.runs.pairs import words_read
 
     pairs, others = [unit.pair for unit in batch], [work.others[unit.example][unit.step] for unit in batch]
-    return plan_heads(
-        model, [pair.clean for pair in pairs], [pair.corrupted for pair in pairs],
-        direction=settings.direction, positions=settings.positions, metric=settings.metric, seed=settings.seed,
-        **{name: [getattr(pair, name) for pair in pairs] for name in words_read(settings.metric)}, memory_gb=memory_gb,
-        **(control_arguments(others) if settings.controls else {}),
-    )  # fmt: skip
+    options: dict[str, Any] = {name: [getattr(pair, name) for pair in pairs] for name in words_read(settings.metric)}
+    options |= {name: getattr(settings, name) for name in ("direction", "positions", "metric", "seed")}
+    options |= control_arguments(others) if settings.controls else {}
+    return plan_heads(model, [p.clean for p in pairs], [p.corrupted for p in pairs], memory_gb=memory_gb, **options)
 
 
 def _kept(model: Model, work: SweepWork, times: int) -> tuple[float, float]:

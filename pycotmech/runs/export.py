@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pycotmech._optional import optional_import
+from pycotmech._optional import command_for, optional_import
 from pycotmech.files.long_table import blocks, columns
 from pycotmech.files.text import cell
 from pycotmech.files.write import replacing
@@ -65,7 +65,7 @@ def check_pyarrow() -> None:
         import pyarrow.parquet as _  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "to: Parquet needs pyarrow; install pycotmech[export], or export to csv, json or safetensors"
+            f"to: Parquet needs pyarrow, which is not installed: {command_for('pyarrow')}; or export to csv, json, safetensors"
         ) from error
 
 

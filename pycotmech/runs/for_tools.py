@@ -25,7 +25,7 @@ _WITH_MODEL = {
 }
 
 
-class HeadScores(NamedTuple):
+class StepScores(NamedTuple):
     """How much each head matters at one step. values: [L, H], NaN where it is not known. step: its number."""
 
     values: np.ndarray
@@ -47,7 +47,7 @@ class HeadSource(Protocol):
     @cached_property
     def provenance(self) -> dict[str, Any]: ...
 
-    def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores: ...
+    def head_scores(self, name: str | None = None, *, step: int | None = None) -> StepScores: ...
 
     def head_values(self, name: str | None = None) -> HeadValues: ...
 
@@ -97,7 +97,7 @@ def export_for_tool(
     return write_mib(path, circuit, task=task or f"step-{scores.step}", model=model or named)
 
 
-def _sizes(source: HeadSource, scores: HeadScores) -> Any:
+def _sizes(source: HeadSource, scores: StepScores) -> Any:
     """The model's sizes that a circuit has, as they are stored."""
     from pycotmech.exports.mib import CircuitSizes
 

@@ -18,7 +18,7 @@ from pycotmech.files.arrays import DamagedData, open_arrays
 from pycotmech.files.text import parse_json, printable
 from pycotmech.runs.attention import STORE as ATTENTION
 from pycotmech.runs.folder import checked_path
-from pycotmech.runs.for_tools import HeadScores, HeadValues, chosen_step, needs_model
+from pycotmech.runs.for_tools import HeadValues, StepScores, chosen_step, needs_model
 from pycotmech.runs.lazy import open_sweeps
 from pycotmech.runs.provenance import provenance_of
 from pycotmech.runs.results_base import AnalysesResults, Results, read_facts
@@ -146,11 +146,11 @@ class SweepResults(Results):
         empty = [int(s) for s, n in zip(steps["step"].values, steps["n"].values, strict=True) if not n]
         return {f"step_{s}": "no sweep of this step is finished, or the model gets it right in no example" for s in empty}
 
-    def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
+    def head_scores(self, name: str | None = None, *, step: int | None = None) -> StepScores:
         """The effect of each head at a step, over the examples (`by_step`)."""
         steps = self._finished_steps(name)
         step = chosen_step(step, steps["step"].values)
-        return HeadScores(steps["restoration"].sel(step=step).transpose("layer", "head").values, step)
+        return StepScores(steps["restoration"].sel(step=step).transpose("layer", "head").values, step)
 
     def head_values(self, name: str | None = None) -> HeadValues:
         """The effect of each head over the examples, with the steps as the pieces of text."""
@@ -198,11 +198,11 @@ class PaperResults(AnalysesResults):
 
         return {d.name: d.result for d in analyses.described()}
 
-    def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
+    def head_scores(self, name: str | None = None, *, step: int | None = None) -> StepScores:
         """The effect of each head at a step, over the examples. Source: docs/protocol.md, E1."""
         found = self._effects("mib", name)
         step = chosen_step(step, found["step"].values)
-        return HeadScores(found.sel(step=step).transpose("layer", "head").values, step)
+        return StepScores(found.sel(step=step).transpose("layer", "head").values, step)
 
     def head_values(self, name: str | None = None) -> HeadValues:
         """The effect of each head over the examples (E1), with the steps as the pieces of text."""

@@ -21,7 +21,7 @@ from pycotmech.files.write import subfolder
 from pycotmech.runs.events import Events, read_events
 from pycotmech.runs.export import FORMATS, check_pyarrow, export
 from pycotmech.runs.folder import made_folder
-from pycotmech.runs.for_tools import TOOLS, HeadScores, HeadValues, export_for_tool, needs_model
+from pycotmech.runs.for_tools import TOOLS, HeadValues, StepScores, export_for_tool, needs_model
 from pycotmech.runs.provenance import provenance_of
 from pycotmech.runs.save_figures import Drawing, SavedFigures, check_arguments, chosen, save
 from pycotmech.runs.status import Status, status_of
@@ -210,7 +210,7 @@ class Results(Displayed):
         folder = made_folder(path)
         return [export(self[n], to, _file_of(folder, n, to), about=self._about(n)) for n in self.names]
 
-    def head_scores(self, name: str | None = None, *, step: int | None = None) -> HeadScores:
+    def head_scores(self, name: str | None = None, *, step: int | None = None) -> StepScores:
         """How much each head matters at a step, [L, H]: the effect of patching it, over the examples.
 
         Raises ValueError where the folder holds no patching, or `step` is not there; it may be left out if there is one only.

@@ -10,6 +10,7 @@ not done. `pycotmech.runs.variables` says what is stored of a sweep.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -338,12 +339,13 @@ def read_all(path: Path, array: zarr.Array, unreadable: Sequence[int] = ()) -> n
 
 
 def stored_chunks(path: Path, array: zarr.Array) -> set[int]:
-    """The examples of which the array has a chunk."""
-    folder = path / array.basename
+    """The examples of which the array has a chunk. Files of other names, which nothing here writes, are no chunks."""
+    folder, n = path / array.basename, array.shape[0]
     if array.metadata.chunk_key_encoding.separator == ".":  # type: ignore[union-attr]
-        parts = [name.split(".") for name in os.listdir(folder)]
-        return {int(p[1]) for p in parts if len(p) == array.ndim + 1 and p[0] == "c" and all(i.isdigit() for i in p[1:])}
-    return {e for e in range(array.shape[0]) if chunk_file(path, array, e).is_file()}
+        name = re.compile(r"c\.(0|[1-9][0-9]{0,17})" + r"\.0" * (array.ndim - 1))
+        found = (int(match[1]) for match in map(name.fullmatch, os.listdir(folder)) if match)
+        return {e for e in found if e < n}
+    return {e for e in range(n) if chunk_file(path, array, e).is_file()}
 
 
 def _sizes(axes: ResultAxes) -> dict[str, int]:

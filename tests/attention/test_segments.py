@@ -74,6 +74,7 @@ def test_wrong_values(segments, message):
     "segments, message",
     [
         ({3: [1]}, "names must be strings"),
+        ({"a": True}, "expected integers"),
         ({"a": [1.5]}, r"segments\['a'\]: expected integers"),
         ({"a": "xyz"}, "expected integers"),
         ("question", "expected a mapping"),

@@ -292,7 +292,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"Parquet needs pyarrow; install pycotmech\[export\]"):
+    with pytest.raises(ImportError, match=r"Parquet needs pyarrow, which is not installed: pip install 'pycotmech\[tables\]'"):
         pcm.open_results(synthetic(tmp_path)).to_parquet(tmp_path / "x.parquet")
     assert not (tmp_path / "x.parquet").exists()
 

@@ -331,6 +331,16 @@ def test_what_the_store_keeps_is_in_the_log(tmp_path):
     assert (events[4]["finished"], events[4]["skipped"], events[4]["pending"]) == (2, 1, 3)
 
 
+def test_files_that_are_no_chunks_are_no_examples(tmp_path):
+    results = created(tmp_path)
+    results.finish(1, [0], [sweep_of(3)], 1.0)
+    want = read(tmp_path)
+    for name in ("c.3.0", "c.99.0", "c.01.0", "c.1.5", "c.\u00b2.0", f"c.{10**30}.0"):
+        (tmp_path / STORE / "state" / name).write_bytes(b"x")
+    xr.testing.assert_identical(read(tmp_path), want)
+    assert SweepStore.resume(tmp_path).state().tolist() == want["state"].values.tolist()
+
+
 def test_what_zarr_left_half_written_is_removed(tmp_path):
     results = created(tmp_path)
     results.finish(0, [0], [sweep_of(0)], 1.0)

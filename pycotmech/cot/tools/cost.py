@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pycotmech.cost.demand import VARIANT_LAUNCHES, Counts, Demand
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
@@ -42,12 +42,12 @@ class Cost(Counts):
     wide: float = 0.0
     traffic: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: Self) -> Self:
         return replace(super().__add__(other), memory=max(self.memory, other.memory))
 
-    def __mul__(self, n: float) -> Cost:
-        """n times the same, one after another."""
-        return replace(super().__mul__(n), memory=self.memory)
+    def __mul__(self, times: float) -> Self:
+        """So many times the same, one after another."""
+        return replace(super().__mul__(times), memory=self.memory)
 
     __rmul__ = __mul__
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pycotmech._optional import command_for
 from pycotmech.runs.pair_files.record import INDICES, Record, chosen_columns
 
 _EXTENSION = b"ARROW:extension:name"
@@ -16,7 +17,7 @@ def import_arrow(module: str, needed_for: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{needed_for} needs pyarrow, which is not installed: pip install 'pycotmech[tables]'") from error
+        raise ImportError(f"{needed_for} needs pyarrow, which is not installed: {command_for('pyarrow')}") from error
 
 
 def chosen_fields(schema: Any, where: str) -> list[str]:

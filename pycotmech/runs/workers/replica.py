@@ -79,13 +79,12 @@ class Replica:
         s = self.spec.settings
         others = [None if other is None else torch.from_numpy(np.array(other)) for other in unit.others]
         clean, corrupted = ([torch.from_numpy(np.array(p)) for p in prompts] for prompts in (unit.clean, unit.corrupted))
-        return patch_heads_each(
-            self.model, clean, corrupted,
-            direction=s.direction, positions=s.positions, metric=s.metric,
-            **{name: list(getattr(unit, name)) for name in words_read(s.metric)},
-            memory_gb=memory_gb, seed=s.seed, **(control_arguments(others) if s.controls else {}),
-            progress=None if watch is None else lambda done, total: watch(done / max(1, total)),
-        )  # fmt: skip
+        options: dict[str, Any] = {name: list(getattr(unit, name)) for name in words_read(s.metric)}
+        options |= {name: getattr(s, name) for name in ("direction", "positions", "metric", "seed")}
+        options |= control_arguments(others) if s.controls else {}
+        if watch is not None:
+            options["progress"] = lambda done, total: watch(done / max(1, total))
+        return patch_heads_each(self.model, clean, corrupted, memory_gb=memory_gb, **options)
 
 
 class QuietReplica:
