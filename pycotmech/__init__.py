@@ -78,6 +78,7 @@ _SUBPACKAGES = (
     "lens",
     "model",
     "ops",
+    "paper",
     "patching",
     "report",
     "runs",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from pycotmech import lens as lens
     from pycotmech import model as model
     from pycotmech import ops as ops
+    from pycotmech import paper as paper
     from pycotmech import patching as patching
     from pycotmech import report as report
     from pycotmech import runs as runs

@@ -17,7 +17,10 @@ DOCS = ROOT / "docs"
 llms, drawings, names = (site_parts.load(name) for name in ("llms", "drawings", "names"))
 
 
-CONSTANTS = ("pcm.__version__", "pcm.ops.cpp_missing", "pcm.cost.DEVICES", "pcm.report.FILE")
+CONSTANTS = (
+    "pcm.__version__", "pcm.ops.cpp_missing", "pcm.cost.DEVICES", "pcm.report.FILE", "pcm.paper.CLAIMS", "pcm.paper.EASY",
+    "pcm.paper.ENTRIES", "pcm.paper.HARDER",
+)  # fmt: skip
 """Public names of what is neither a function nor a class; their pages say in a heading what they are."""
 
 
