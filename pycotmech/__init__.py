@@ -17,7 +17,7 @@ Tests: `tests/test_packaging.py` for `_layout`, `_lazy`; `tests/test_absent_pack
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pycotmech import _layout as _layout  # gives pycotmech.kernels its place
 from pycotmech import _lazy
@@ -148,7 +148,7 @@ if TYPE_CHECKING:
     from pycotmech.runs.results import open_results as open_results
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"pycotmech.{name}")
     return _lazy.attribute(__name__, name, _EXPORTS)

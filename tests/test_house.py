@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import re
 from pathlib import Path
 
@@ -262,6 +263,18 @@ def test_a_module_has_a_test_or_its_package_says_which(module):
         f"{module}: expected {home_of_tests(module).relative_to(ROOT)}/test_{bare}.py, or the docstring of {package} to say "
         f"after 'Tests:' which test covers `{name}`"
     )
+
+
+@pytest.mark.parametrize("package", ["pycotmech", "pycotmech.runs", "pycotmech.traces"])
+def test_type_checkers_know_names_that_are_loaded_when_first_used(package):
+    known = {
+        alias.asname or alias.name
+        for node in ast.walk(tree_of(package))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    public = {name for name in importlib.import_module(package).__all__ if not name.startswith("__")}
+    assert not (missing := public - known), f"{package}: import {sorted(missing)} under `if TYPE_CHECKING`"
 
 
 def test_warnings_point_at_the_caller():
