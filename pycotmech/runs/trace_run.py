@@ -275,7 +275,9 @@ class _Run:
     def run(self) -> TraceOutcome:
         from pycotmech import traces as t
 
-        s, common = self.settings, {"memory_gb": self.settings.memory_gb}
+        s = self.settings
+        common: dict[str, Any] = {"memory_gb": s.memory_gb}
+        definition: Any = s.definition  # a `Definition`, as the settings have checked
         before, plan = _about(self.folder), self.outcome.plan
         self.costs |= before.get("seconds", {})
         work = {"token_forwards": plan.units, "left_out": plan.left_out, "memory_gb": s.memory_gb}
@@ -300,7 +302,7 @@ class _Run:
             cut = self._make(
                 where, t.Suppression,
                 lambda at, parts, trace=trace: t.suppress(
-                    self.model, trace, definition=s.definition, controls=s.controls, seed=s.seed, progress=at, parts=parts,
+                    self.model, trace, definition=definition, controls=s.controls, seed=s.seed, progress=at, parts=parts,
                     **common,
                 ),
             )  # fmt: skip
