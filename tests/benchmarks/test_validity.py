@@ -23,7 +23,7 @@ def whole(tmp_path_factory):
     """Everything but the large models, with the fewest examples."""
     out = tmp_path_factory.mktemp("validity")
     parts = ["nulls", "planted", "recovery", "coverage", "levels"]
-    few = ["--models", "1", "--examples", "4", "--steps", "2", "5", "--draws", "2", "--workers", "1"]
+    few = ["--models", "1", "--examples", "4", "--steps", "2", "5", "--draws", "1", "--workers", "1"]
     status = main(["--parts", *parts, *few, "--out", str(out)])
     return out, status
 

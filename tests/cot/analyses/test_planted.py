@@ -206,7 +206,7 @@ def _of_steps(scores):
     return np.broadcast_to(scores, (MANY, 1, *scores.shape)) if isinstance(scores, np.ndarray) else scores
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["shared", "apart"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["shared", "apart"])
 def two_steps(request):
     """A model in which two kinds of steps use the same heads, or heads of their own, and what is measured on it."""
     made, examples = planted.two_circuits(apart=request.param), planted.two_step_examples(36)
