@@ -270,9 +270,8 @@ def _load_local(
         notes = (*notes, f"weights restored from {', '.join(facts['quantisation'])} blocks of {source.name}")
         if prepend_bos is None:
             prepend_bos = facts["prepend_bos"]
-    model = _load_folder(folder, dtype=dtype, source=source, trust_remote_code=trust_remote_code)
-    if mxfp4.is_packed(_read_config(folder / "config.json", source=source)):
-        notes = (*notes, mxfp4.NOTE)
+    model, found = _load_folder(folder, dtype=dtype, source=source, trust_remote_code=trust_remote_code)
+    notes = (*notes, *found)
     tokenizer = _load_tokenizer(folder, source=source, trust_remote_code=trust_remote_code)
     if prepend_bos is None and (declared := _undone_bos(folder, tokenizer)) is not None:
         prepend_bos = declared
@@ -300,7 +299,10 @@ def _converted(path: Path) -> tuple[Path, dict]:
     return entry, facts
 
 
-def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_remote_code: bool) -> PreTrainedModel:
+def _load_folder(
+    folder: Path, *, dtype: str | torch.dtype, source: Path, trust_remote_code: bool
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model of a checkpoint, and notes on its weights."""
     fields = text_config(_read_config(folder / "config.json", source=source))
     headers = _checkpoint.read_headers(_checkpoint.weight_files(folder))
     packed = mxfp4.is_packed(fields)
@@ -349,7 +351,7 @@ def _load_folder(folder: Path, *, dtype: str | torch.dtype, source: Path, trust_
     if model.dtype == torch.float64 and family_class(fields, str(source)).routed:
         model.set_experts_implementation("eager")  # the grouped products of the others take no float64
     model.eval().requires_grad_(False)
-    return cast("PreTrainedModel", text_part(model))
+    return cast("PreTrainedModel", text_part(model)), (mxfp4.NOTE,) if packed else ()
 
 
 def _load_tokenizer(folder: Path, *, source: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

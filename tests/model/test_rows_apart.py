@@ -1,6 +1,7 @@
 """Modules that are called as they are must treat each row by itself: prompts and variants are computed together."""
 
 import pytest
+import torch
 from torch import nn
 
 import pycotmech as pcm
@@ -44,3 +45,24 @@ def test_quantisation_with_one_scale_for_all_rows_is_refused():
     with pytest.raises(ValueError, match=MESSAGE):
         pcm.Model(hf)
     pcm.Model(hf, check=False)
+
+
+class Integers(nn.Module):
+    """Quantised weights, and an output that no two calls agree on to the last bit, as where inputs are rounded to integers."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.abs().max() / 127
+        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return nn.functional.linear(x, self.weight * self.scale) * (1 + self.calls / 50)
+
+
+def test_quantisation_of_activations_is_named_where_results_differ():
+    hf = tiny_llama()
+    hf.model.layers[0].mlp.down_proj = Integers(hf.model.layers[0].mlp.down_proj)
+    with pytest.raises(ValueError, match=r"first at layer 0, MLP .*where inputs are rounded to integers too .*weights alone"):
+        pcm.Model(hf)
