@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pycotmech.traces.analyses.sentence_attention import vertical_scores as vertical_scores
     from pycotmech.traces.analyses.suppress import Suppression as Suppression
     from pycotmech.traces.analyses.suppress import suppress as suppress
+    from pycotmech.traces.parts import Parts as Parts
     from pycotmech.traces.trace import Sentence as Sentence
     from pycotmech.traces.trace import Trace as Trace
 
