@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import signal
@@ -58,7 +59,7 @@ EXAMPLES = {
         "pycotmech attention --model smollm2-135m --text prompt.txt --out looks",
         "pycotmech attention --model smollm2-135m --text prompt.txt --out looks --segments question=12:40",
     ),
-    "report": ("pycotmech report results", "pycotmech report results --serve"),
+    "report": ("pycotmech report results", "pycotmech report results --serve", "pycotmech report results --heads"),
     "figures": (
         "pycotmech figures paper-results --out figures --format pdf,svg",
         "pycotmech figures paper-results --only E8 --list",
@@ -89,6 +90,12 @@ EXIT_CODES = {
 }
 """The exit codes of commands that have others than the usual ones; the help shows them. 1 is also an error inside pycotmech."""
 
+
+def _paragraphs(command: Callable[..., None]) -> str:
+    """The docstring of a command, a line for each paragraph: the help breaks lines where the terminal ends."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))
+
+
 app = typer.Typer(
     name="pycotmech",
     help="Exact, fast analysis of how language models reason step by step.",
@@ -100,7 +107,7 @@ for title, commands in GROUPS.items():
     for command in commands:
         codes = f"Exit codes: {'; '.join(EXIT_CODES.get(command.__name__, _USUAL))}."
         shown = "\n\n".join(["Examples:", *EXAMPLES[command.__name__], codes])
-        app.command(rich_help_panel=title, epilog=shown)(command)
+        app.command(rich_help_panel=title, epilog=shown, help=_paragraphs(command))(command)
 
 
 def _version(wanted: bool) -> None:

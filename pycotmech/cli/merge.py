@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pycotmech.cli import options as o
-from pycotmech.cli.output import plain, report_of, say_json
+from pycotmech.cli.output import first_page, plain, report_of, say_json
 
 
 def merge(
@@ -24,8 +24,9 @@ def merge(
     parts must agree within the noise floor. The command of the full run continues OUT.
     """
     from pycotmech.cli.bars import Bars, stopped
-    from pycotmech.cli.report import shown_report
+    from pycotmech.cli.report import page_at_end, shown_report
     from pycotmech.runs.merge import merge as merged
+    from pycotmech.runs.views_of_run import keep_views_of_parts
 
     if top < 1:
         raise ValueError(f"top: got {top}; expected 1 or more")
@@ -36,11 +37,13 @@ def merge(
         stopped(bars, out)
         raise
     if outcome.finished:
+        keep_views_of_parts(outcome.folder, parts)
         shown_report(outcome.folder, top, quiet or as_json)
+        page_at_end(outcome.folder)
     if as_json:
         say_json({**plain(outcome), "report": report_of(outcome.folder) if outcome.finished else None})
     elif not quiet:
         o.say(
             f"\nexamples {outcome.points[0]} to {outcome.points[1] - 1}: {outcome.finished} sweeps finished, {outcome.pending} "
-            f"pending, {outcome.repeated} in several parts; results.zarr is in {out}"
+            f"pending, {outcome.repeated} in several parts; results.zarr is in {out}; open {first_page(outcome.folder)}"
         )

@@ -13,12 +13,26 @@ from pycotmech.cli.output import say_json
 
 if TYPE_CHECKING:
     from pycotmech.runs.report.folder import Report
+    from pycotmech.runs.results_base import Results
 
 
 def report(
     folder: Annotated[str, typer.Argument(help="A results folder of run, sweep, paper, trace or attention, finished or not.")],
     out: Annotated[str | None, o.plain("The file of the page (report.html in the folder by default).", metavar="FILE")] = None,
     serve: Annotated[bool, o.plain("Open the page in a browser, served by this machine until Ctrl-C.", "--serve")] = False,
+    heads: Annotated[
+        bool,
+        o.plain(
+            "Load the model and store what the strongest heads attend to and write, for folders without heads.json.", "--heads"
+        ),
+    ] = False,
+    device: Annotated[
+        str | None, o.plain("With --heads: the model's device (that of the results by default).", metavar="DEVICE")
+    ] = None,
+    accept_version: Annotated[
+        bool,
+        o.plain("With --heads: use results of the paper that another version of pycotmech computed.", "--accept-version"),
+    ] = False,
     top: o.Top = 5,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -26,12 +40,16 @@ def report(
 ) -> None:
     """Write the report of a results folder as one HTML file that needs no network.
 
-    For a run, its tables, figures and summary are written again too. The model is not loaded.
+    For a run, its tables, figures and summary are written again too. The model is loaded with --heads only.
     """
     from pycotmech.runs.results import SweepResults, open_results
 
     page, silent = o.new_file(out, "out"), quiet or as_json
     opened = open_results(folder)
+    if heads:
+        store_heads(opened, silent, device=device, accept_version=accept_version)
+    elif device is not None or accept_version:
+        raise ValueError(f"{'device' if device is not None else 'accept_version'}: has a meaning with --heads only")
     files: list[Path] = []
     if isinstance(opened, SweepResults):
         files = shown_report(folder, top, silent).files
@@ -44,6 +62,29 @@ def report(
         from pycotmech.report.serve import serve as serve_page
 
         serve_page(written, say=lambda address: o.say(f"{address}  (Ctrl-C ends the server)"))
+
+
+def store_heads(opened: Results, quiet: bool, *, device: str | None, accept_version: bool) -> None:
+    """Stores what the strongest heads of a folder attend to and write, and says what came of it."""
+    from pycotmech.cli.bars import Bars
+    from pycotmech.runs.head_views import FILE
+    from pycotmech.runs.results import PaperResults, SweepResults
+
+    if isinstance(opened, SweepResults):
+        from pycotmech.runs.views_of_run import make_views_of_run
+
+        there = make_views_of_run(opened.folder, device=device, progress=Bars(quiet))
+    elif isinstance(opened, PaperResults):
+        from pycotmech.paper.views import make_views
+
+        there = make_views(opened.folder, device=device, accept_version=accept_version, progress=Bars(quiet))
+    else:
+        raise ValueError(f"heads: {opened.folder} is a folder of {opened.kind}; expected one of run, sweep or paper")
+    if not quiet:
+        o.say(
+            f"{FILE}: what the strongest heads attend to and write" if there
+            else f"{FILE} is not written: no finished step has a head beyond noise floor and control"
+        )  # fmt: skip
 
 
 def shown_report(folder: str | PathLike, top: int, quiet: bool) -> Report:

@@ -9,7 +9,7 @@ outcome = paper.run(settings, "paper-results", tasks=("easy", "shuffled", "compe
 outcome = paper.run(settings, "paper-results", workers=4)
 
 Tests: `test_attempts.py` for `analyst`; `test_runner.py` for `one_setting`, `summary`; `test_entries.py` for `plan`;
-`test_settings.py` for `settings_table`; the others have tests of their own names.
+`test_settings.py` for `settings_table`; tests/report/test_pages.py for `views`; the others have tests of their own names.
 """
 
 from pycotmech.paper.claims import CLAIMS, Claim, Verdict

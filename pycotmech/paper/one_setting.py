@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pycotmech.cot.task.copying import copied_in_order
 from pycotmech.cot.tools.registry import Description
 from pycotmech.files.arrays import DamagedData, open_group
@@ -21,7 +19,6 @@ from pycotmech.paper.claims import CLAIMS, Claim, Verdict
 from pycotmech.paper.entries import EVERY
 from pycotmech.runs.events import EventLog
 from pycotmech.runs.folder import refuse_other_settings
-from pycotmech.runs.head_views import EXAMPLES, ViewedPrompt, keep_head_views, strongest_heads
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import agrees, facts_of
 from pycotmech.runs.settings import Settings
@@ -178,30 +175,6 @@ def work_through(
     out.results = {e.name: r for e in EVERY if (r := out.done.get(e.name) or others.get(e.name)) is not None}
     out.verdicts = verdicts_of(out.results)
     return out
-
-
-def keep_views(folder: Path, model: Model, prepared: Prepared, outcome: SettingOutcome, progress: ProgressReporter) -> None:
-    """Keeps for the report what the strongest heads of E1 attend to and write in three examples (`pycotmech.runs.head_views`);
-    nothing where E1 was not run."""
-    from pycotmech.cot.analyses.patch_steps import PatchSteps
-
-    patched = outcome.results.get("patch_steps")
-    if not isinstance(patched, PatchSteps):
-        return
-    values = patched.scores()["mean"].transpose("step", "layer", "head").values
-    limit = np.fmax(patched.data["noise_floor"].max("example").values, patched.control().values)
-    counts = patched.data["effect"].notnull().any(("layer", "head")).transpose("example", "step").values
-    steps, names = patched.data["step"].values.tolist(), patched.data["example"].values.tolist()
-    used = [e for e in range(len(counts)) if counts[e].any()][:EXAMPLES]
-    by_name = {example.index: example for example in prepared.examples}
-    prompts = [
-        ViewedPrompt(str(names[e]), step, by_name[names[e]].steps[step].clean, by_name[names[e]].steps[step].answer_word)
-        for e in used
-        for s, step in enumerate(steps)
-        if counts[e, s]
-    ]
-    heads = strongest_heads(values, limit)
-    keep_head_views(folder, model, prompts, heads, prepared.identity, progress, memory_gb=prepared.settings.memory_gb)
 
 
 def stored(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycotmech.cost import DataSheet, device_named, speed_and_device
+from pycotmech.cot.analyses.patch_steps import PatchSteps
 from pycotmech.cot.tools.registry import Description
 from pycotmech.display import Described, Facts
 from pycotmech.files.write import subfolder
@@ -24,7 +25,6 @@ from pycotmech.paper.one_setting import (
     SettingOutcome,
     finished,
     identity_of,
-    keep_views,
     prepare,
     stored,
     stored_facts,
@@ -33,6 +33,7 @@ from pycotmech.paper.one_setting import (
 from pycotmech.paper.settings import EASY, HARDER, HARDER_EXAMPLES, TaskSetting, entries_of_harder, named
 from pycotmech.paper.settings_table import needs_of, plan_of_settings
 from pycotmech.paper.summary import write_summary
+from pycotmech.paper.views import keep_views
 from pycotmech.runs.folder import checked_path, open_folder, opening, refuse_other_settings
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.provenance import model_identity
@@ -219,7 +220,9 @@ class _Work:
                 found = dict(failed)
                 write = lambda: self._write(folder, model, easy, plan, outcome, found)  # noqa: E731
                 write()
-                keep_views(folder, model, easy, outcome, self.progress)
+                if isinstance(patched := outcome.results.get("patch_steps"), PatchSteps):
+                    identity, memory_gb = easy.identity, self.settings.memory_gb
+                    keep_views(folder, model, easy.examples, identity, patched, self.progress, memory_gb=memory_gb)
                 for setting, its in prepared.items():
                     found[setting.name] = self._harder(model, setting, its, plans[setting.name], engine, how)
                     write()

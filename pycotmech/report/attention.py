@@ -36,7 +36,8 @@ def attention_page(results: AttentionResults) -> Page:
         rows = [[f"{texts[k]} ({k})", charts.number(w)] for k, w in best]
         if rows:
             details[f"{l}.{h}"] = {"title": "Where it looks from the last token", "rows": rows, "unit": "share"}
-    maps = [charts.head_map(name, mass[..., g]) for g, name in enumerate(names)]
+    words = ["first token" if name == "first" else name for name in names]
+    maps = [charts.head_map(name, mass[..., g]) for g, name in enumerate(words)]
     on = charts.heads(
         "Attention on each segment", "share of attention, mean over rows", (L, H), maps, unit="share", scale="sequential",
         details=details,
@@ -51,7 +52,7 @@ def attention_page(results: AttentionResults) -> Page:
         sections.append(Section("kinds", "Known kinds of heads", [Draw(known)], lead=_KINDS))
     received = charts.bars(
         "Attention that each token receives", "mean weight in later rows", [str(p) for p in tokens["position"][:_TOKENS]],
-        {"all heads": tokens["received"].to_numpy()[:_TOKENS]}, texts=texts[:_TOKENS],
+        {"all heads": tokens["received"].to_numpy()[:_TOKENS]}, texts=texts[:_TOKENS], across="position of the token",
     )  # fmt: skip
     rows = tokens.head(_TOKENS).values.tolist()
     sections.append(
@@ -67,9 +68,9 @@ def attention_page(results: AttentionResults) -> Page:
             ],
         )
     )
-    most, words = mass.mean((0, 1)), ["the first token" if name == "first" else name for name in names]
+    most, named = mass.mean((0, 1)), ["the first token" if name == "first" else f"“{name}”" for name in names]
     order = np.argsort(-most, kind="stable")
-    shares = [f"{most[g]:.0%} to {words[g]}" for g in order.tolist()]
+    shares = [f"{most[g]:.0%} to {named[g]}" for g in order.tolist()]
     sink = 0.0 if summary.sink is None else float(summary.sink.mean())
     if sink > 0.005:
         shares.append(f"{sink:.0%} to the heads' own sinks, which are no tokens")
@@ -78,7 +79,7 @@ def attention_page(results: AttentionResults) -> Page:
     strongest = []
     for g in order.tolist()[:3]:
         l, h = np.unravel_index(int(np.argmax(mass[..., g])), (L, H))
-        strongest.append(f"{mass[l, h, g]:.0%} of L{l}H{h}'s goes to {words[g]}")
+        strongest.append(f"{mass[l, h, g]:.0%} of L{l}H{h}'s goes to {named[g]}")
     return Page(
         title=f"{model}: where its heads look in one text",
         kicker="Attention of every head",
@@ -88,7 +89,7 @@ def attention_page(results: AttentionResults) -> Page:
             f"shares of single heads: {listed(strongest)}."
         ],
         facts={
-            "Model": model, "Size": f"{L} layers × {H} heads", "Tokens": len(texts), "Segments": names,
+            "Model": model, "Size": f"{L} layers × {H} heads", "Tokens": len(texts), "Segments": words,
             "Precision": provenance.get("dtype"),
         },
         sections=sections,

@@ -140,11 +140,12 @@ def bars(
     level: tuple[float, str] | None = None,
     texts: Sequence[str] | None = None,
     tints: Mapping[str, int] | None = None,
+    across: str = "",
 ) -> Chart:
     """Bars of each group beside each other, with intervals; or shares on top of each other.
 
     drawn: by name the values of all groups. level: (value, words) of a line across. texts: longer names of the groups.
-    tints: by name the number of its colour, where it is the same in several charts.
+    tints: by name the number of its colour, where it is the same in several charts. across: what the groups are, below them.
     """
     made = []
     for name, values in drawn.items():
@@ -157,7 +158,7 @@ def bars(
     return {
         "kind": "stack" if stacked else "bars", "title": title, "label": label, "groups": [printable(g) for g in groups],
         "series": made, "unit": unit, "level": None if level is None else [number(level[0]), level[1]],
-        "texts": None if texts is None else [printable(t) for t in texts],
+        "texts": None if texts is None else [printable(t) for t in texts], "across": across,
     }  # fmt: skip
 
 

@@ -88,7 +88,9 @@ def paper_page(results: PaperResults) -> Page:
     if harder:
         sections.append(_settings([outcome, *harder.values()]))
     order = [*(n for n in _ORDER if n in found), *(n for n in found if n not in _ORDER)]
-    sections += [_analysis(name, found[name], drawn, views is None) for name in order]
+    of_heads = [n for n in order if any(chart["kind"] == "heads" and chart["views"] for chart in drawn.of(n))]
+    said_at = of_heads[0] if of_heads and views is None else None
+    sections += [_analysis(name, found[name], drawn, name == said_at) for name in order]
     if outcome.costs:
         sections.append(_costs(outcome))
     task = outcome.task
@@ -194,10 +196,11 @@ def _answer(model: str, outcome: SettingOutcome, harder: Mapping[str, SettingOut
 
 
 def _analysis(name: str, result: Analysis, drawn: _Charts, without_views: bool) -> Section:
+    """without_views: whether to say here that what heads attend to and write is not stored."""
     parts: list[Part] = [Draw(chart) for chart in drawn.of(name)]
-    if without_views and any(chart["kind"] == "heads" and chart["views"] for chart in drawn.of(name)):
+    if without_views:
         parts.append(Note(WITHOUT_VIEWS))
-    parts.append(Sentences([capital(line) for line in result.findings()]))
+    parts.append(Sentences([sentence(line) for line in result.findings()]))
     table = result.table()
     if len(table):
         all_of_it = "" if len(table) <= _LINES else f", the first {_LINES} of {len(table)} lines"

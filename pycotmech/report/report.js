@@ -402,6 +402,9 @@
     return box;
   }
 
+  // What the bands or whiskers of a chart are.
+  const intervals = (chart, words) => (chart.series.some((s) => finite(s.low || []).length) ? el("p", { class: "small-print" }, `${words}: 95 % intervals.`) : "");
+
   // ---- lines ------------------------------------------------------------------------------------------------------------
 
   function drawLines(figure, chart) {
@@ -416,7 +419,7 @@
     if (low === high) { low -= 0.5; high += 0.5; }
     const holder = el("div", { class: "plot", tabindex: 0, role: "group", "aria-label": `${chart.title}: left and right arrows read the values` });
     const live = el("p", { class: "sr", "aria-live": "polite" });
-    figure.append(holder, live, tableOf([chart.across, ...names.flatMap((n) => [n, ""])], () => xs.map((x) => [shown(x), ...chart.series.flatMap((s) => {
+    figure.append(holder, live, intervals(chart, "Bands"), tableOf([chart.across, ...names.flatMap((n) => [n, ""])], () => xs.map((x) => [shown(x), ...chart.series.flatMap((s) => {
       const i = s.x.indexOf(x);
       return [shown(at(s.y, i), chart.unit), ends(at(s.low, i), at(s.high, i), chart.unit)];
     })])));
@@ -503,12 +506,13 @@
     const low = Math.min(0, ...ys), high = Math.max(0, ...ys) || 1;
     const holder = el("div", { class: "plot" });
     const long = (g) => (chart.texts ? `${chart.groups[g]} ${chart.texts[g]}` : chart.groups[g]);
-    figure.append(holder, tableOf(["", ...names.flatMap((n) => [n, "interval"])], () => chart.groups.map((_, g) => [long(g), ...chart.series.flatMap((s) => [
+    figure.append(holder, intervals(chart, "Vertical lines"), tableOf([chart.across || "", ...names.flatMap((n) => [n, "interval"])], () => chart.groups.map((_, g) => [long(g), ...chart.series.flatMap((s) => [
       shown(s.value[g], chart.unit), ends(at(s.low, g), at(s.high, g), chart.unit)])])));
     sized(holder, (width) => {
       const height = figure.classList.contains("compact") ? 215 : 265;
-      const box = frame(chart, width, height, { left: 52, right: 12, top: 26, bottom: 40 });
+      const box = frame(chart, width, height + (chart.across ? 18 : 0), { left: 52, right: 12, top: 26, bottom: chart.across ? 58 : 40 });
       const y = yAxis(box, low, high, chart.unit, chart.label);
+      if (chart.across) box.svg.append(sv("text", { class: "name", x: (box.left + box.right) / 2, y: height + 14, "text-anchor": "middle" }, chart.across));
       const step = (box.right - box.left) / chart.groups.length, inner = Math.min(step * 0.78, 34 * chart.series.length);
       const thick = inner / chart.series.length;
       const parts = chart.groups.map((group) => halved(group, Math.floor((step - 8) / 6.4)));
@@ -551,7 +555,7 @@
         const v = at(s.value, g);
         if (!v) return null;
         const share = v / total;
-        const part = el("span", { class: `part ${tint(s, k)}`, vars: { "--size": `${(100 * share).toFixed(2)}%` } }, share > 0.075 ? shown(v, chart.unit) : "");
+        const part = el("span", { class: `part ${tint(s, k)}`, vars: { "--size": `${(100 * share).toFixed(2)}%` } }, share > (window.innerWidth < 600 ? 0.15 : 0.075) ? shown(v, chart.unit) : "");
         part.addEventListener("pointermove", (event) => tell([group, `${s.name}: ${shown(v, chart.unit)} ${ends(at(s.low, g), at(s.high, g), chart.unit)}`], event.clientX, event.clientY));
         part.addEventListener("pointerleave", hush);
         return part;
@@ -695,7 +699,7 @@
     low -= room;
     high += room;
     const holder = el("div", { class: "plot" });
-    figure.append(holder);
+    figure.append(holder, el("p", { class: "small-print" }, `${chart.label}${chart.label === chart.title ? ": " : ", "}mean with its 95 % interval; the dashed line is the threshold.`));
     const text = `${shown(chart.mean, unit)} ${ends(chart.low, chart.high, unit)}, threshold ${shown(chart.threshold, unit)}`;
     sized(holder, (width) => {
       const box = frame(chart, width, 66, { left: 10, right: 10, top: 22, bottom: 24 }, `${chart.label}: ${text}`);
@@ -747,7 +751,10 @@
     if (rest.length) setTimeout(work, 0);
     else document.documentElement.dataset.ready = "yes";
   }
-  window.addEventListener("beforeprint", () => { while (rest.length) drawOne(rest.shift()); });
+  window.addEventListener("beforeprint", () => {
+    while (rest.length) drawOne(rest.shift());
+    document.querySelectorAll("footer details").forEach((details) => { details.open = true; }); // how it was made belongs to a copy
+  });
 
   // ---- theme and contents -----------------------------------------------------------------------------------------------
 

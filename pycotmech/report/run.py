@@ -24,8 +24,8 @@ from pycotmech.stats.bootstrap import ends
 STRONG = 0.05
 """A share below which a head is not named."""
 WITHOUT_VIEWS = (
-    f"What heads attend to and write is not stored in this folder ({FILE} is missing or damaged): that needs the model, and a "
-    "run of this version stores it at its end."
+    f"What heads attend to and write is not stored in this folder ({FILE} is missing or damaged). The command `pycotmech "
+    "report DIR --heads` loads the model and stores it."
 )
 _SHOWN = 5
 _FAILED = 8
@@ -152,10 +152,17 @@ def _share(row: Mapping[str, Any], inside: xr.Dataset, step: int) -> str:
 def _how(identity: Mapping[str, Any]) -> str:
     where = identity["positions"]
     at = "at all positions" if where == "all" else f"at position {', '.join(map(str, where))}"
+    if identity["direction"] == "denoise":
+        cell = f"Each cell is one head, whose output in the corrupted run is replaced by that of the clean run {at}"
+        scale, does = "0 %: the prediction is still that of the corrupted run; 100 %: it is that of the clean run", "restore"
+    else:
+        cell = f"Each cell is one head, whose output in the clean run is replaced by that of the corrupted run {at}"
+        scale, does = "0 %: the prediction is still that of the clean run; 100 %: it is that of the corrupted run", "carry"
     metric = METRIC_NAMES.get(identity["metric"], identity["metric"])
     return (
-        f"One head at a time, {at}. 0: no effect; 100 %: the full {metric} of the other run; blue: towards it, red: away from "
-        "it. Choose a step above the map, and a head in it."
+        f"{cell}. {scale}, as measured by {metric}. Blue heads {does} the clean prediction, red heads work against it. Noise "
+        "floor: the size of rounding errors. Control: the effect that 95 % of heads do not exceed with activations from an "
+        "unrelated prompt."
     )
 
 
@@ -199,8 +206,8 @@ def _strongest(steps: xr.Dataset, inside: xr.Dataset, top: pd.DataFrame, identit
         within = "yes" if row["beyond"] else "within the control" if row["above_floor"] else "rounding"
         rows.append(
             [
-                row["step"], row["kind"], head_name(row["layer"], row["head"]), f"{row['restoration']:+.1%}",
-                ends(at[f"{start}low"], at[f"{start}high"], "{:+.1%}").strip(), f"{row['noise_floor']:.1g}",
+                row["step"], row["kind"], head_name(row["layer"], row["head"]), f"{row['restoration']:+.1%}".replace("-", "−"),
+                ends(at[f"{start}low"], at[f"{start}high"], "{:+.1%}").strip().replace("-", "−"), f"{row['noise_floor']:.1%}",
                 "–" if np.isnan(row["control"]) else f"{row['control']:.1%}", within,
                 f"{round(row['same_sign'] * row['examples'])} of {row['examples']}",
             ]

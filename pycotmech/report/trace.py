@@ -16,12 +16,12 @@ from pycotmech.report.run import failures_of, made
 from pycotmech.runs.trace_results import TraceResults
 from pycotmech.stats import bootstrap
 from pycotmech.stats.averages import nanmean
+from pycotmech.traces.analyses.chain_use import CONDITION_NAMES
 
 _TRACES = 12
 """Traces with sections of their own; the folder has all of them."""
 _READ = 20_000_000
 """Bytes of traces.jsonl that are read."""
-_CONDITIONS = {"full": "its own reasoning", "none": "no reasoning", "other": "another trace's", "shuffled": "its own, shuffled"}
 _OF_ONE = ("suppress", "early_answers", "answer_paths")
 _SENTENCES = 8
 
@@ -114,7 +114,7 @@ def _answer(found: dict[str, Any], places: Sequence[str]) -> list[str]:
 def _chain_use(result: Any) -> Section:
     data = result.data
     x = result.interval("probability", over="trace")
-    names = [_CONDITIONS.get(str(c), str(c)) for c in data["condition"].values.tolist()]
+    names = [CONDITION_NAMES.get(str(c), str(c)) for c in data["condition"].values.tolist()]
     bars = charts.bars(
         "Probability of the answer after different reasoning",
         "probability",
@@ -123,6 +123,7 @@ def _chain_use(result: Any) -> Section:
         {"mean over traces": x["low"].values},
         {"mean over traces": x["high"].values},
         unit="share",
+        across="reasoning before the answer",
     )
     grid, rows = np.linspace(0, 1, 21), []
     for row, n in zip(data["early"].values, data["sentences"].values.tolist()):
@@ -157,7 +158,7 @@ def _trace(place: str, found: dict[str, Any], record: dict[str, Any]) -> Section
         drawn = [charts.series("probability of the answer", early.data["after"].values, early.values)]
         across = "sentences before it is asked for"
         parts.append(Draw(charts.lines(early.title, "probability", across, drawn, unit="share", limits=(0, 1))))
-        parts.append(Sentences([capital(line) for line in early.findings()]))
+        parts.append(Sentences([sentence(line) for line in early.findings()]))
         lens = early.data["lens"].transpose("layer", "after").values
         if np.isfinite(lens).any():
             layers = [str(l) for l in early.data["layer"].values.tolist()]
@@ -196,11 +197,13 @@ def _trace(place: str, found: dict[str, Any], record: dict[str, Any]) -> Section
         change, control = (cut.data[n].values for n in ("answer_change", "control_answer_change"))
         if np.isfinite(change).any():
             drawn_bars = {"without the sentence": change, "without an equally long span elsewhere": control}
-            chart = charts.bars("How much the answer's log probability falls", "nats", numbers, drawn_bars, texts=sentences)
+            chart = charts.bars(
+                "How much the answer's log probability falls", "nats", numbers, drawn_bars, texts=sentences, across="sentence"
+            )
         else:
             effect = {"mean over later sentences": nanmean(by_distance)}
-            chart = charts.bars("What each sentence changes later", label, numbers, effect, texts=sentences)
-        parts += [Draw(chart), Sentences([capital(line) for line in cut.findings()])]
+            chart = charts.bars("What each sentence changes later", label, numbers, effect, texts=sentences, across="sentence")
+        parts += [Draw(chart), Sentences([sentence(line) for line in cut.findings()])]
         parts.append(table_of(f"Each sentence ({place}/suppress.csv)", cut.table()))
     if (paths := found.get("answer_paths")) is not None:
         parts += _paths(paths, sentences)
@@ -228,9 +231,14 @@ def _paths(result: Any, sentences: Sequence[str]) -> list[Part]:
         details=details,
     )
     sources = charts.bars(
-        "What heads add from each part", "logits, sum over heads", short, {"contribution": result.sources.values}, texts=texts
+        "What heads add from each part",
+        "logits, sum over heads",
+        short,
+        {"contribution": result.sources.values},
+        texts=texts,
+        across="part: a sentence, by its number, or another part of the text",
     )
-    return [Draw(chart), Draw(sources), Sentences([capital(line) for line in result.findings()])]
+    return [Draw(chart), Draw(sources), Sentences([sentence(line) for line in result.findings()])]
 
 
 def _receivers(result: Any, use: Any) -> Section:
@@ -276,7 +284,7 @@ def _receivers(result: Any, use: Any) -> Section:
     shape = (data.sizes["layer"], data.sizes["head"])
     note = "Which sentences a head attends to is shown for the receiver heads."
     chart = charts.heads("Receiver heads", "kurtosis less null", shape, maps[:1], details=details, note=note)
-    parts: list[Part] = [Draw(chart), Sentences([capital(line) for line in result.findings()])]
+    parts: list[Part] = [Draw(chart), Sentences([sentence(line) for line in result.findings()])]
     if len(maps) > 1:
         parts.append(Draw(charts.heads("Heads through which the reasoning reaches the answer", "nats", shape, maps[1:])))
     if not result.named:

@@ -26,13 +26,11 @@ from pycotmech.runs.progress import ProgressReporter, StrongestHead
 from pycotmech.runs.provenance import facts_of, model_identity
 from pycotmech.runs.settings import Points, Settings, torch_threads
 from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, stored_about, stored_identity
-from pycotmech.runs.work import SweepUnit, SweepWork, work_of_pairs, work_of_task
+from pycotmech.runs.work import EXAMPLES_FILE, SweepUnit, SweepWork, work_of_pairs, work_of_task
 from pycotmech.runs.workers import Engine, EngineChoice, PatchUnit, Unit, UnitQueue, open_engine, threads_of
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
-
-EXAMPLES_FILE = "examples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,10 @@ def keep_views(model: Model, work: SweepWork, folder: Path, settings: Settings, 
     from pycotmech.runs.views_of_run import keep_views_of_run
 
     if settings.device != "cpu" and model.device.type == "cpu":
-        progress.note("the report shows no texts of heads: the model of this process is on the CPU, its replicas are not")
+        progress.note(
+            "the report shows no texts of heads: the model of this process is on the CPU, its replicas are not; "
+            f"pycotmech report {folder} --heads loads it there and stores them"
+        )
         return
     keep_views_of_run(folder, model, work.records(), progress, memory_gb=settings.memory_gb)
 

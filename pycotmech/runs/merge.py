@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from pycotmech.display import Described, Facts
 from pycotmech.files.text import printable
-from pycotmech.runs.experiment import EXAMPLES_FILE, write_records
+from pycotmech.runs.experiment import write_records
 from pycotmech.runs.folder import checked_path, open_folder, opening, refuse_other_settings
 from pycotmech.runs.lazy import open_sweeps
 from pycotmech.runs.progress import ProgressReporter
 from pycotmech.runs.store import ResultAxes, SweepState, SweepStore, stored_identity
-from pycotmech.runs.work import prompts_digest
+from pycotmech.runs.work import EXAMPLES_FILE, prompts_digest
 
 _OF_A_PART = ("points", "prompts")
 """Entries of an identity in which parts of one run differ."""

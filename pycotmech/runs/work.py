@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pycotmech.patching.pairs import Pair
 
 
+EXAMPLES_FILE = "examples.jsonl"
+"""The file of a folder with a record of each example or pair."""
+
 _FOLLOWING = 8
 """How many examples after a part are looked at first for one with prompts of the same length."""
 

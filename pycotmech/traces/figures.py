@@ -37,7 +37,7 @@ def matrix_figure(
     axis, bars = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     known = matrix[np.isfinite(matrix)]
     high = float(np.quantile(np.abs(known), 0.99)) if len(known) else 1.0
-    low, colours = (-high, "RdBu_r") if diverging else (0.0, "Reds")
+    low, colours = (-high, "RdBu") if diverging else (0.0, "Blues")
     image = axis.imshow(matrix, cmap=colours, vmin=low, vmax=high or 1.0, aspect="auto", interpolation="nearest")
     axis.set_facecolor("0.93")
     small(axis, up="later sentence")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pycotmech.runs import read
+from pycotmech.runs.head_views import read_head_views
 from tests.cli.prompts import CLEAN, CORRUPTED, SMALL, pairs_file
 
 
@@ -19,6 +20,14 @@ def test_parts_by_workers_merge_into_the_whole_run(finished, tmp_path, shell):
     assert code == 0, err
     assert "examples 0 to 1: " in out and "0 pending" in out and "Step 5 (induction) depends most on" in out
     np.testing.assert_allclose(read(tmp_path / "out")["effect"], read(finished)["effect"], atol=1e-5)
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "<p class=note>What heads attend to" not in page and str(tmp_path / "out" / "report.html") in out
+    views = read_head_views(tmp_path / "out")
+    assert views is not None and {view["example"] for view in views["views"]} == {"0", "1"}
+    of_run = {(v["example"], v["step"]): v["heads"] for v in read_head_views(finished)["views"]}
+    for view in views["views"]:  # what is taken from the parts is what the run of all examples stores
+        here = of_run[view["example"], view["step"]]
+        assert view["heads"] and all(here[head]["keys"] == one["keys"] for head, one in view["heads"].items())
     code, out, err = shell("run", *SMALL, "--out", tmp_path / "out", "--threads", "1")
     assert code == 0 and "0 to do" in err
     code, _, err = shell("merge", tmp_path / "other", tmp_path / "0", tmp_path / "nothing")

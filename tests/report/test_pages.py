@@ -11,6 +11,8 @@ import pytest
 
 from pycotmech import paper
 from pycotmech.files.arrays import load_arrays, save_arrays
+from pycotmech.files.whole import read_sealed, write_sealed
+from pycotmech.paper.views import make_views
 from pycotmech.report import page_of, write_report
 from pycotmech.report.page import Claim, Draw, Note, Quote, render
 from pycotmech.runs import Settings, experiment
@@ -155,7 +157,7 @@ def test_the_attention_of_a_text(tmp_path):
     summarise_text("The cat is a cat.", tmp_path / "out", model="tiny-cot", segments="begin=1:3", top_k=2)
     page = page_of(tmp_path / "out")
     maps = charts_of(page, "heads")[0]
-    assert [m["name"] for m in maps["maps"]] == ["begin", "first"] and maps["scale"] == "sequential" and maps["details"]
+    assert [m["name"] for m in maps["maps"]] == ["begin", "first token"] and maps["scale"] == "sequential" and maps["details"]
     assert "attention goes" in page.answer[0] and "to the first token" in page.answer[0]
     assert sum(map(int, re.findall(r"(\d+)% to ", page.answer[0]))) in (99, 100, 101)  # what no segment has is said too
     (text,) = [part for section in page.sections for part in section.parts if isinstance(part, Quote)]
@@ -199,6 +201,21 @@ def test_the_paper_begins_with_its_claims(papers):
     assert {"heads", "stack", "bars", "flow", "lines"} <= kinds
     assert page.views is not None
     read(render(page))
+
+
+def test_a_paper_s_heads_are_made_again(papers, tmp_path):
+    folder = shutil.copytree(papers, tmp_path / "copy")
+    kept = (folder / VIEWS).read_bytes()
+    (folder / VIEWS).unlink()
+    assert make_views(folder) and (folder / VIEWS).read_bytes().partition(b'"cost"')[0] == kept.partition(b'"cost"')[0]
+    facts = read_sealed(folder / "paper.json")
+    write_sealed(folder / "paper.json", {**facts, "identity": {**facts["identity"], "pycotmech": "0.0.1"}})
+    with pytest.raises(ValueError, match=r"pycotmech was 0\.0\.1"):
+        make_views(folder)
+    assert make_views(folder, accept_version=True)
+    write_sealed(folder / "paper.json", {**facts, "identity": {**facts["identity"], "weights": "sha256:0"}})
+    with pytest.raises(ValueError, match="weights"):
+        make_views(folder, accept_version=True)
 
 
 def test_damaged_and_earlier_papers(papers, tmp_path):

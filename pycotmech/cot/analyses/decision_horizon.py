@@ -22,6 +22,7 @@ from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, counting, interval_table
 from pycotmech.engine import planner
 from pycotmech.engine.decode import Runs
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues
@@ -91,7 +92,7 @@ class DecisionHorizon(Analysis):
                 stay = _share(same[:, first:].mean(1))
                 tail = f"corrupted in any one layer from {first} of {L} on, {stay} of the texts stay the same"
             lines.append(
-                f"after {h} sentence(s), {parts.words}: {tail}; layer {worst} does most harm "
+                f"after {plural(int(h), 'sentence')}, {parts.words}: {tail}; layer {worst} does most harm "
                 f"({_share(same[:, worst])} stay the same); with the whole question exchanged "
                 f"{_share(here.data['swapped'].values[:, 0])} of the text stays"
             )
@@ -102,7 +103,6 @@ class DecisionHorizon(Analysis):
         from pycotmech.figures.curves import line_with_band
         from pycotmech.figures.frame import PALETTE, finished
         from pycotmech.figures.library import Figure
-        from pycotmech.figures.words import plural
 
         found = self.interval("same")
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")

@@ -29,6 +29,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, headline, interval_table, top_cells
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -154,7 +155,7 @@ class InformationFlow(Analysis):
                 else:
                     tokens.setdefault(position, Token(word))
         n = int(d["writers"].notnull().any("step").sum())
-        made = f"{n} example(s), {len(list(self.cells()))} steps that are right; {self.about['definition']}"
+        made = f"{plural(n, 'example')}, {len(list(self.cells()))} steps that are right; {self.about['definition']}"
         return flow_figure(
             self.graph(example, step),
             tokens,

@@ -15,6 +15,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from pycotmech.display import Displayed, View
+from pycotmech.figures.words import plural
 from pycotmech.files.arrays import DamagedData, load_arrays, save_arrays
 from pycotmech.files.text import parse_json, printable
 from pycotmech.stats import bootstrap
@@ -233,7 +234,7 @@ class Analysis(Displayed):
         if variable:
             values = self.data[variable]
             n = int(values.notnull().any([d for d in values.dims if d != "example"]).sum())
-            made = f"{n} example(s), {self.about['cells']} steps that are right; {about}{made}"
+            made = f"{plural(n, 'example')}, {self.about['cells']} steps that are right; {about}{made}"
         shown = [f"{marks}: {bootstrap.LEVEL:.0%} intervals over examples".replace("%", " %")] if marks else []
         return [made, *shown, *self.about["notes"]]
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from pycotmech.traces.trace import Trace
 
 CONDITIONS = ("full", "none", "other", "shuffled")
+CONDITION_NAMES = {"full": "its own", "none": "none", "other": "another trace's", "shuffled": "its own, shuffled"}
+"""What the reasoning is in each condition, in words."""
 WHEN = ("before", "during", "at the end", "never")
 MARGIN = 0.05
 """A fall of the answer's probability below this is none that matters."""
@@ -140,7 +142,7 @@ class ChainUse(TraceAnalysis):
         for condition, where in (("none", "without it"), ("other", "with another trace's in its place")):
             fall = self.falls(condition)
             parts.append(_above(fall, margin, bootstrap.SHARES_APART))
-            found.append(f"its probability falls by {fall.words('{:.2f}')} {where}{parts[-1].because}")
+            found.append(f"the answer's probability falls by {fall.words('{:z.2f}')} {where}{parts[-1].because}")
             needed += [examples_needed(self._fall(condition), margin)] if parts[-1].word == "not decided" else []
         word: Word = "not decided"
         if all(part.word == "yes" for part in parts):
@@ -154,7 +156,7 @@ class ChainUse(TraceAnalysis):
     def _order(self, margin: float) -> Answered:
         fall = self.falls("shuffled")
         found = _above(fall, margin, bootstrap.SHARES_APART)
-        evidence = f"its probability falls by {fall.words('{:.2f}')} with sentences shuffled{found.because}"
+        evidence = f"the answer's probability falls by {fall.words('{:z.2f}')} with sentences shuffled{found.because}"
         needed = examples_needed(self._fall("shuffled"), margin)
         return _answered("Does the order of its sentences matter?", found.word, evidence, self.data.sizes["trace"], needed)
 
@@ -251,18 +253,21 @@ class ChainUse(TraceAnalysis):
         figure = Figure(figsize=(9.5, 4.0), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))
         found = self.interval("probability", over="trace").sel(condition=list(CONDITIONS))
-        bars_with_intervals(left, found, list(CONDITIONS), across="reasoning", up="probability of the answer")
+        ticks = [CONDITION_NAMES[c] for c in CONDITIONS]
+        bars_with_intervals(left, found, ticks, across="reasoning, mean over traces", up="probability of the answer")
         grid = np.linspace(0, 1, 41)
-        curves = []
+        curves, label = [], "probability, each trace"
         for row, S in zip(self.data["early"].values, self.data["sentences"].values):
             curves.append(np.interp(grid, np.arange(S + 1) / S, row[: S + 1]))
-            right.plot(np.arange(S + 1) / S, row[: S + 1], color=PALETTE[1], alpha=0.25, linewidth=0.8)
+            right.plot(np.arange(S + 1) / S, row[: S + 1], color=PALETTE[1], alpha=0.25, linewidth=0.8, label=label)
+            label = None
         right.plot(grid, np.mean(curves, 0), color=PALETTE[0], linewidth=1.8, label="mean probability")
         right.step(grid, self.decided_by(grid), where="post", color=PALETTE[2], linewidth=1.4, label="share of traces decided")
         right.set_ylim(-0.03, 1.03)
         right.legend(fontsize=8)
         small(right, across="share of the sentences before the answer is asked for", up="probability, or share of traces")
-        return finished(figure, f"{self.about['model']}: {self.title}", self.small_print(), path=path)
+        lines = ["error bars: 95 % intervals over traces", *self.small_print()]
+        return finished(figure, f"{self.about['model']}: {self.title}", lines, path=path)
 
 
 def is_chain_used(

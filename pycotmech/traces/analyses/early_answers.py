@@ -21,6 +21,7 @@ from torch import Tensor
 from pycotmech.engine import planner
 from pycotmech.engine.budget import LOGIT_ROWS
 from pycotmech.engine.metrics import log_probability
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 from pycotmech.stats import bootstrap
@@ -198,7 +199,7 @@ def early_answers(
         coords={"after": np.arange(S + 1), "layer": np.arange(L)},
     )  # fmt: skip
     text = "" if model.tokenizer is None else f" “{shown(model.tokenizer.decode(asked))}”"
-    words = f"probability of the trace's answer after a cue of {len(asked)} token(s){text}"
+    words = f"probability of the trace's answer after a cue of {plural(len(asked), 'token')}{text}"
     return EarlyAnswers.of_traces(model, [trace], data, words, {"cue": asked.tolist(), "lens": lens})
 
 

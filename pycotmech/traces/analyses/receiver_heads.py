@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.cot.tools.result import top_cells
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.stats import bootstrap
 from pycotmech.traces.analyses.sentence_attention import PROXIMITY, kurtosis, ranked, vertical_scores, watch_sentences
@@ -115,8 +116,8 @@ class ReceiverHeads(TraceAnalysis):
         alpha, named = self.about["settings"]["alpha"], self.named
         beyond = int((self.data["p"].values <= alpha).sum())
         lines = [
-            f"{beyond} of {total} heads have a kurtosis beyond the null (family-wise p <= {alpha:g}, {n} trace(s)); of the "
-            f"{len(self.top)} heads of largest kurtosis {len(named)} do"
+            f"{beyond} of {total} heads have a kurtosis beyond the null (family-wise p <= {alpha:g}, {plural(n, 'trace')}); of "
+            f"the {len(self.top)} heads of largest mean kurtosis {len(named)} do"
         ]
         table = self.table().head(5)
         heads = [f"L{r.layer}H{r.head} {r.kurtosis:.1f} (null {r.null_mean:.1f}, p {r.p:.2g})" for r in lines_of(table)]
@@ -137,7 +138,7 @@ class ReceiverHeads(TraceAnalysis):
         n = self.data.sizes["trace"]
         return maps_figure(
             [self.values, excess], ["kurtosis", "less the null's mean"], columns=2, label="kurtosis of vertical scores",
-            title=f"{self.about['model']}: {self.title} ({len(self.named)} beyond the null, {n} trace(s))",
+            title=f"{self.about['model']}: {self.title} ({plural(n, 'trace')})",
             lines=[*self.findings()[:1], *self.small_print()], path=path,
         )  # fmt: skip
 
@@ -231,7 +232,8 @@ def receiver_heads(
     }
     words = f"kurtosis of vertical scores, proximity {proximity}; null: sentence order permuted within distance, {draws} draws"
     short = len(given) - len(used)
-    notes = [f"{short} trace(s) have too few sentences and were left out"] if short else []
+    left = "1 trace has too few sentences and was" if short == 1 else f"{short} traces have too few sentences and were"
+    notes = [f"{left} left out"] if short else []
     return ReceiverHeads.of_traces(model, used, data, words, settings, notes)
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech.attention.statistics import Wanted, read_layer
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.run import watch
 from pycotmech.traces.result import TraceAnalysis, check_trace, lines_of
@@ -68,7 +69,7 @@ class SentenceAttention(TraceAnalysis):
 
     @staticmethod
     def _mean_of(heads: list[tuple[int, int]] | None) -> str:
-        return "mean over all heads" if heads is None else f"mean over {len(heads)} head(s)"
+        return "mean over all heads" if heads is None else f"mean over {plural(len(heads), 'head')}"
 
     def vertical_scores(
         self, *, proximity: int = PROXIMITY, control_depth: bool = False, score: Literal["mean", "median"] = "mean"
@@ -138,7 +139,7 @@ class SentenceAttention(TraceAnalysis):
             edges.itertuples(index=False, name=None),
             vertical_scores(self._mean(heads)[None, None], proximity=proximity)[0, 0], self.about["sentences"][0],
             title=f"{self.about['model']}: where sentences attend, {self._mean_of(heads)}", lines=self.small_print(), path=path,
-            edge_label=f"the {top} sentence(s) at least {proximity} before each that it attends to most",
+            edge_label=f"the {plural(top, 'sentence')} at least {proximity} before each that it attends to most",
             node_label="vertical score, the mean attention from later sentences",
         )  # fmt: skip
 

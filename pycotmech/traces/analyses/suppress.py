@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pycotmech.engine import planner
 from pycotmech.engine.metrics import log_probability
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.patching.edits import check_heads
 from pycotmech.stats.averages import nanmean
@@ -145,7 +146,7 @@ class Suppression(TraceAnalysis):
         if np.isfinite(self.data["answer_change"].values).any():
             best = table.dropna(subset=["answer_change"]).nlargest(3, "answer_change")
             named = ", ".join(
-                f"{self.sentence(int(r.sentence))} ({r.answer_change:.2f} nats{self._control(r.control_answer_change)})"
+                f"{self.sentence(int(r.sentence))} ({r.answer_change:z.2f} nats{self._control(r.control_answer_change)})"
                 for r in lines_of(best)
             )
             lines.append(f"the answer's log probability falls most without: {named}")
@@ -192,7 +193,7 @@ class Suppression(TraceAnalysis):
         return graph_figure(
             edges.itertuples(index=False, name=None), nanmean(self.normalised(by)), self.about["sentences"][0],
             title=f"{self.about['model']}: what each sentence depends on", lines=self.small_print(), path=path,
-            edge_label=f"the {top} earlier sentence(s) whose cut changes a sentence most, log KL less {_LESS[by]}",
+            edge_label=f"the {plural(top, 'earlier sentence')} whose cut changes a sentence most, log KL less {_LESS[by]}",
             node_label="the mean of that over all later sentences",
         )  # fmt: skip
 

@@ -119,7 +119,7 @@ def test_layers_are_chosen_on_one_half_and_reported_on_the_other(result):
 
 
 def test_it_shows_itself_and_its_cost(model, examples, every, result, tmp_path):
-    assert len(result.table()) == 12 and "after 0 sentence(s), n = 2 held out" in str(result)
+    assert len(result.table()) == 12 and "after 0 sentences, n = 2 held out" in str(result)
     keeps_its_ranges(result)
     data = result.data.copy(deep=True)
     data["agreement"][:, 1, 2], data["gold"][:, 1, 2], data["words"][:, 1, 2] = [0.2, 0.9, 1.0], [0, 1, 1], [0.5, 0.6, 0.9]

@@ -146,6 +146,8 @@ def test_a_sentence_without_room_before_it_has_no_control():
     control = found.data["control_kl"].values
     assert np.isnan(control[:, 0]).all() and np.isfinite(control[2:, 1]).all()
     assert np.isnan(found.data["control_answer_change"].values[0])
+    found.data["control_answer_change"][:] = np.nan
+    assert "without a control" in found.findings()[-1] and "nan" not in found.findings()[-1]
 
 
 def test_the_future_and_the_last_sentence_without_an_answer_have_no_effect():
