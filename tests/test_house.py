@@ -48,6 +48,7 @@ LIBRARIES = {
     "_experts_implementation": "transformers: the code that a mixture of experts runs on",
     "_forward_hooks": "torch: whether a module has hooks, which decide whether it may be bypassed",
     "_forward_pre_hooks": "torch: as above",
+    "_modules": "torch: a module's own parts, without the generators of named_modules, which took 1 % of a short sweep",
     "_orig_mod": "torch: the module that torch.compile was given",
     "_torchdynamo_orig_callable": "torch: the method that torch.compile was given",
     "_parameters": "torch: a module's own weights, without the search of its __getattr__, which took 1 % of a sweep",
