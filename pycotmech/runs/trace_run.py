@@ -101,9 +101,10 @@ class TraceSettings:
 
 @dataclass(frozen=True)
 class TracePlan(Described):
-    """What a run costs: token-forwards by analysis, and how many of these the model does in a second here.
+    """What a run costs: token-forwards by analysis, and how many of these are done in a second here, on average.
 
-    units: the same by result, "receiver_heads" or "trace_000/suppress". left_out: what these traces do not allow, and why.
+    units: token-forwards by result, "receiver_heads" or "trace_000/suppress"; times: their seconds, predicted from the sizes
+    and from short measurements (`pycotmech.cost`), without figures. left_out: what these traces do not allow, and why.
     """
 
     traces: int
@@ -113,17 +114,24 @@ class TracePlan(Described):
     speed: float
     units: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
-        return sum(self.forwards.values()) / self.speed
+        return sum(map(self.seconds_of, self.forwards))
+
+    def seconds_of(self, analysis: str) -> float:
+        """Of one analysis, over all traces."""
+        if not self.times:
+            return self.forwards[analysis] / self.speed
+        return float(sum(seconds for unit, seconds in self.times.items() if unit.rpartition("/")[2] == analysis))
 
     def __str__(self) -> str:
         lines = [f"{self.traces} trace(s), {self.tokens:,} tokens, {self.sentences} sentences"]
         for name, n in self.forwards.items():
             if n == 0:
                 continue
-            lines.append(f"  {name:<16} {n:>12,.0f} token-forwards, about {_duration(n / self.speed)}")
+            lines.append(f"  {name:<16} {n:>12,.0f} token-forwards, about {_duration(self.seconds_of(name))}")
         lines.append(f"  {'in all':<16} {sum(self.forwards.values()):>12,.0f} token-forwards, about {_duration(self.seconds)}")
         return "\n".join([*lines, *(f"  left out: {line}" for line in self.left_out)])
 
@@ -188,35 +196,21 @@ def run_traces(
 
 
 def plan_of(model: Model, traces: list[Trace], settings: TraceSettings) -> TracePlan:
-    """Predicts what the analyses cost, and measures the speed by a forward pass of up to 256 tokens."""
-    from pycotmech.traces.analyses.receiver_heads import FEWEST
+    """Predicts what the analyses cost, from their sizes and some seconds of measurements at the model's shapes."""
+    from pycotmech.cost import speed_and_device
+    from pycotmech.runs.trace_cost import demands
 
-    cfg = model.cfg
-    units: dict[str, float] = {}
-    shuffles, left_out, answered = 4, _left_out(traces, settings), sum(t.answer is not None for t in traces)
-    long_enough = settings.proximity + FEWEST
-    for i, trace in enumerate(traces):
-        T, S, where = len(trace), trace.n_sentences, f"trace_{i:03d}"
-        length, tail = trace.reasoning.stop - trace.reasoning.start, T - trace.reasoning.stop
-        if long_enough <= S:
-            units["receiver_heads"] = units.get("receiver_heads", 0.0) + trace.reasoning.stop
-        units[f"{where}/suppress"] = T + (1 + settings.controls) * sum(T - s.stop for s in trace.sentences)
-        if trace.answer is not None:
-            units[f"{where}/early_answers"] = T + (S + 1) * tail
-            units[f"{where}/answer_paths"] = T
-        if trace.answer is not None and answered > 1:
-            of_chain = (2 + shuffles) * length + T + cfg.n_layers * cfg.n_heads * tail / 2
-            units["chain_use"] = units.get("chain_use", 0.0) + of_chain
+    found = demands(model.cfg, traces, proximity=settings.proximity, controls=settings.controls)
+    _, device = speed_and_device(model)
+    units = {unit: demand.token_forwards(model.cfg) for unit, demand in found.items()}
+    times = {unit: device.seconds(model.cfg, demand) for unit, demand in found.items()}
     forwards = {
         name: float(sum(n for unit, n in units.items() if unit.rpartition("/")[2] == name))
         for name in ("receiver_heads", "suppress", "early_answers", "answer_paths", "chain_use")
     }
-    tokens = traces[0].tokens[:256]
-    model.run(tokens, positions=-1)
-    start = time.perf_counter()
-    model.run(tokens, positions=-1)
-    speed = len(tokens) / (time.perf_counter() - start)
-    return TracePlan(len(traces), sum(map(len, traces)), sum(t.n_sentences for t in traces), forwards, speed, units, left_out)
+    speed = sum(units.values()) / max(sum(times.values()), 1e-9)
+    tokens, sentences = sum(map(len, traces)), sum(t.n_sentences for t in traces)
+    return TracePlan(len(traces), tokens, sentences, forwards, speed, units, _left_out(traces, settings), times)
 
 
 def _unusable(lines: list[tuple[int, str]]) -> list[str]:
@@ -286,7 +280,7 @@ class _Run:
         self.facts["prompts"] = digest_of(s.traces)
         self._write_about()
         self.log.begin("resume" if before else "start", "trace", versions=self.facts["versions"])
-        self.log.write("plan", units={name: round(n / plan.speed, 6) for name, n in plan.units.items()})
+        self.log.write("plan", units={name: round(seconds, 6) for name, seconds in plan.times.items()})
         lines = "".join(json.dumps(trace.to_record()) + "\n" for trace in self.traces)
         write_text(self.folder / "traces.jsonl", lines)
         if "receiver_heads" in plan.units:

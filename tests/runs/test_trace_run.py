@@ -18,9 +18,11 @@ def test_the_plan_counts_the_rows_of_each_analysis(tmp_path):
     trace = random_trace(model)
     settings = TraceSettings("tiny", tmp_path / "t.jsonl", controls=0)
     plan = plan_of(model, [trace], settings)
-    T = len(trace)
+    T = len(trace) - 1  # the last token predicts nothing that is read
     assert plan.forwards["suppress"] == T + sum(T - s.stop for s in trace.sentences)
     assert plan.forwards["receiver_heads"] == trace.reasoning.stop
+    assert set(plan.times) == set(plan.units) and plan.seconds == pytest.approx(sum(plan.times.values()))
+    assert plan.seconds == pytest.approx(sum(plan.forwards.values()) / plan.speed)
     without = plan_of(model, [random_trace(model, answer=False)], settings)
     assert without.forwards["early_answers"] == without.forwards["chain_use"] == 0
     assert "in all" in str(plan) and plan.seconds > 0
