@@ -33,6 +33,7 @@ NO_RESULTS = {
     "Family": "an adapter, part of a Model",
     "KeyValues": "tensors of the engine",
     "Packed": "tensors of the engine",
+    "Parts": "keeps what is finished of an analysis in a folder",
     "Points": "an argument",
     "ProgressReporter": "is told, tells nothing",
     "PromptPair": "an argument",

@@ -159,7 +159,7 @@ def test_wrong_arguments_are_named(model, task):
     for arguments, match in (
         (dict(tolerance=1.0), "tolerance: got"),
         (dict(n_random=0), "n_random: got 0"),
-        (dict(evaluations=2.5), "evaluations: got"),
+        (dict(evaluations=0), "evaluations: got 0"),
         (dict(against="nobody"), "against: got"),
         (dict(positions="last"), "positions: got"),
         (dict(kind="zero", mean=examples), "mean: kind 'zero'"),
@@ -168,6 +168,8 @@ def test_wrong_arguments_are_named(model, task):
     ):
         with pytest.raises(ValueError, match=match):
             pcm.cot.circuits(model, examples, right=right, **arguments)
+    with pytest.raises(TypeError, match=r"evaluations: got 2\.5"):
+        pcm.cot.circuits(model, examples, right=right, evaluations=2.5)
     with pytest.raises(TypeError, match="scores: got"):
         pcm.cot.circuits(model, examples, 3, right=right, steps=[5])
     with pytest.raises(ValueError, match="against: 'competitor' needs"):
