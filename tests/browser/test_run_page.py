@@ -157,4 +157,6 @@ def test_narrow_and_printed(opened, file):
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
     page.emulate_media(media="print")
     assert not page.locator(".side").is_visible() and page.locator(".cells").first.is_visible()
+    assert page.locator(".key").first.evaluate("e => getComputedStyle(e).printColorAdjust") == "exact"  # which line is which
     assert len(page.pdf()) > 20_000
+    assert page.locator("footer details").get_attribute("open") is not None  # a copy says how it was made
