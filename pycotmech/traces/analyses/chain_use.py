@@ -13,6 +13,7 @@ over traces.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -253,7 +254,7 @@ class ChainUse(TraceAnalysis):
         figure = Figure(figsize=(9.5, 4.0), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))
         found = self.interval("probability", over="trace").sel(condition=list(CONDITIONS))
-        ticks = [CONDITION_NAMES[c] for c in CONDITIONS]
+        ticks = [textwrap.fill(CONDITION_NAMES[c], 9) for c in CONDITIONS]  # in two lines: names lie beside one another
         bars_with_intervals(left, found, ticks, across="reasoning, mean over traces", up="probability of the answer")
         grid = np.linspace(0, 1, 41)
         curves, label = [], "probability, each trace"
