@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from pycotmech.figures import fonts
 from pycotmech.figures.library import Figure, Text, rc_context
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ def caption(figure: PlainFigure) -> tuple[str, list[str]]:
 
 def saved(figure: Figure, path: str | PathLike | None) -> Figure:
     """Returns the figure, written to `path` if one is given. Its texts hold tokens: a dollar sign begins no formula."""
+    families = fonts.families()
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # type: ignore[attr-defined]
+        text.set_fontfamily(families)  # type: ignore[attr-defined]
     if path is not None:
         save_as(figure, path)
     return figure
@@ -71,7 +74,8 @@ def save_as(figure: PlainFigure, path: str | PathLike, *, dpi: float = _DPI) -> 
     made = {".png": {"Software": "pycotmech"}, ".svg": {"Creator": "pycotmech", "Date": None}}
     made[".pdf"] = {"Creator": "pycotmech", "CreationDate": None}
     how: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "pycotmech", "pdf.fonttype": 42}
-    with rc_context(how):  # for what is made while it is drawn
+    how["font.family"] = fonts.families()
+    with rc_context(how), fonts.one_warning():  # for what is made while it is drawn
         figure.savefig(path, dpi=dpi, metadata=made.get(Path(path).suffix.lower()))
 
 

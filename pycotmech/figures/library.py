@@ -7,7 +7,7 @@ import io
 from pycotmech._optional import optional_import
 
 with optional_import():
-    from matplotlib import colormaps, rc_context
+    from matplotlib import colormaps, font_manager, rc_context, rcParams
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure as PlainFigure
     from matplotlib.lines import Line2D
@@ -26,4 +26,17 @@ class Figure(PlainFigure):
         return buffer.getvalue()
 
 
-__all__ = ["Arc", "Figure", "FixedLocator", "Line2D", "ListedColormap", "Patch", "Rectangle", "Text", "colormaps", "rc_context"]
+__all__ = [
+    "Arc",
+    "Figure",
+    "FixedLocator",
+    "Line2D",
+    "ListedColormap",
+    "Patch",
+    "Rectangle",
+    "Text",
+    "colormaps",
+    "font_manager",
+    "rcParams",
+    "rc_context",
+]
