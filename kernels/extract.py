@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
 from pycotmech.kernels.extract_topk import MAX_TOPK, top_keys
-from pycotmech.kernels.tiles import LN2, NEG, SEEN, bf16_part, capped, joined, load_rows, placed, stretches, to_log2, visible
+from pycotmech.kernels.tiles import LN2, NEG, SEEN, bf16_part, joined, load_rows, placed, scores, stretches, to_log2
 
 FUSED_SEGMENTS = 32
 """Up to here the masses come from the launch that makes z; more, and all readouts, from launches of their own."""
@@ -61,15 +61,9 @@ def _walk(
     """The keys lo to hi, BLOCK_N at a time, for BLOCK_M query rows; returns the running sums. MASKED: a row may miss a key."""
     for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
         o_n = start + tl.arange(0, BLOCK_N)
-        if TMA:
-            b_k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
-        else:
-            b_k = load_rows(K, o_n, first, S, stride_kt, D, DP, MASKED)
-        b_s = tl.dot(b_q, b_k.T, input_precision=PREC)  # [BLOCK_M, DP] [DP, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-        if CAP:
-            b_s = capped(b_s, scale, softcap)
-        if MASKED:
-            b_s = tl.where(visible(at[:, None], o_n[None, :], first, window), b_s, NEG)
+        b_s = scores(
+            b_q, K, b, hk, start, o_n, at, first, S, window, stride_kt, scale, softcap, D, DP, BLOCK_N, PREC, CAP, TMA, MASKED
+        )
         if WITH_Z or GP > 0 or CP > 0:
             m_new = tl.maximum(b_m, tl.max(b_s, 1))
             alpha = tl.exp2((b_m - m_new) * c)

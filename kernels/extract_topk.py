@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LOG2E, NEG, SEEN, capped, load_rows, placed, stretches, to_log2, visible
+from pycotmech.kernels.tiles import LOG2E, NEG, SEEN, load_rows, placed, scores, stretches, to_log2
 
 MAX_TOPK = 8
 _NO_KEY = tl.constexpr(0x7FFFFFFF)
@@ -56,15 +56,9 @@ def _walk_down(
         if not MASKED:
             start = tl.where(done == BLOCK_N, lo, start + tl.where(done > BLOCK_N, BLOCK_N, 0))
         o_n = start + tl.arange(0, BLOCK_N)
-        if TMA:
-            b_k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
-        else:
-            b_k = load_rows(K, o_n, first, S, stride_kt, D, DP, MASKED)
-        b_s = tl.dot(b_q, b_k.T, input_precision=PREC)  # [BLOCK_M, DP] [DP, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-        if CAP:
-            b_s = capped(b_s, scale, softcap)
-        if MASKED:
-            b_s = tl.where(visible(at[:, None], o_n[None, :], first, window), b_s, NEG)
+        b_s = scores(
+            b_q, K, b, hk, start, o_n, at, first, S, window, stride_kt, scale, softcap, D, DP, BLOCK_N, PREC, CAP, TMA, MASKED
+        )
         b_top, o_top = _keep_best(b_top, o_top, b_s, o_n, TOPK)
     return b_top, o_top
 

@@ -65,6 +65,26 @@ def visible(at, key, first, window):
 
 
 @triton.jit
+def scores(
+    b_q, K, b, hk, start, o_n, at, first, S, window, stride_kt, scale, softcap,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, PREC: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Scores [BLOCK_M, BLOCK_N] of the queries b_q [BLOCK_M, DP] at the key positions `at`, over the keys o_n from `start` on.
+    TMA: K is a descriptor of all keys; otherwise it points to those of the head. MASKED: NEG where a query sees no key."""
+    if TMA:
+        b_k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
+    else:
+        b_k = load_rows(K, o_n, first, S, stride_kt, D, DP, MASKED)
+    b_s = tl.dot(b_q, b_k.T, input_precision=PREC)  # [BLOCK_M, DP] [DP, BLOCK_N] -> [BLOCK_M, BLOCK_N]
+    if CAP:
+        b_s = capped(b_s, scale, softcap)
+    if MASKED:
+        b_s = tl.where(visible(at[:, None], o_n[None, :], first, window), b_s, NEG)
+    return b_s
+
+
+@triton.jit
 def stretches(m0, m1, shift, first, window, BLOCK_N: tl.constexpr, BANDED: tl.constexpr):
     """(lo, full_lo, full_hi, hi): the keys that the query rows m0 to m1 - 1 see lie in lo to hi, and every row sees all of
     full_lo to full_hi. Before and after these only some rows see a key. BANDED: rows may not see the first keys."""

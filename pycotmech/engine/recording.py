@@ -56,8 +56,10 @@ class CudaBackend:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
+            # A recording that fails does not leave its stream (`torch.cuda.graph` ends it first, which raises); `here` does.
             # thread_local: what other threads of the program ask of the driver does not break the recording.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            here = torch.cuda.stream(torch.cuda.current_stream())
+            with here, torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 fn()
             return Captured(graph.replay, max(0, torch.cuda.memory_reserved() - before))
 

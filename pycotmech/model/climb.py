@@ -153,6 +153,8 @@ def climb(
     first, x = (0, family.embed(tokens, positions)) if begin is None else begin  # [R, d]
     kept = kept or Kept({})
     queries = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
+    # On a GPU what an MLP adds is added by the kernel that norms the rows for the next layer; until then it is `owed`.
+    owes, owed = family.few_launches and n_rows is None and not cfg.parallel, None
     for l in range(first, L):
         n = R if n_rows is None else n_rows[l]
         if n == 0:
@@ -162,8 +164,13 @@ def climb(
         top = read if l == L - 1 else None
         x = x.to(family.device_of(l))
         for a, b in blocks(family, n):
-            kept.store("resid_pre", l, a, b, x[a:b])
-            q, k, v = (t.to(home) for t in family.qkv(l, x[a:b]))
+            if owed is None:
+                kept.store("resid_pre", l, a, b, x[a:b])
+                heads = family.qkv(l, x[a:b])
+            else:
+                heads, owed = family.qkv_after(l, x[a:b], owed), None
+                kept.store("resid_post", l - 1, a, b, x[a:b]), kept.store("resid_pre", l, a, b, x[a:b])
+            q, k, v = (t.to(home) for t in heads)
             kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
             turned = None if top is not None else q
             to = None if keys.at is not None else (k_own[a:b], v_own[a:b])
@@ -195,6 +202,9 @@ def climb(
             # Of a parallel block this is the stream after both: where a changed z joins, the MLP has nothing to add.
             kept.store("resid_mid", l, a, b, x[a:b])
             kept.store("mlp_out", l, a, b, out)
+            if owes and l < L - 1 and b - a == n:
+                owed = out
+                continue
             if beside is None:
                 x[a:b].add_(out)
             kept.store("resid_post", l, a, b, x[a:b])
@@ -207,7 +217,7 @@ def _read_rows(
     family: Family, l: int, x: Tensor, angles: Tensor, attention: Attention, edit_z: EditZ | None,
     k_own: Tensor, v_own: Tensor, read: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The rest of the last layer for the rows that are read, x [len(read), d]."""
+    """The rest of the last layer for the rows that are read, x [len(read), d], which is changed in place."""
     if len(read) == 0:
         return x
     q = family.qkv(l, x)[0]
@@ -217,8 +227,7 @@ def _read_rows(
     z = z if edit_z is None else edit_z(l, z, read)
     if family.cfg.parallel:
         return x + family.attn_out(l, z) + family.mlp_out(l, x)
-    x = x + family.attn_out(l, z)
-    return x + family.mlp_out(l, x)
+    return x.add_(family.mlp_after(l, x, family.attn_out(l, z)))
 
 
 def blocks(family: Family, n: int) -> Iterator[tuple[int, int]]:

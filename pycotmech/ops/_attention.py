@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from pycotmech.ops._arguments import check_float, check_like, check_scores
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -133,10 +133,7 @@ def check_attention(
 ) -> float:
     """Checks q [B, H, T, D], the keys (and values) in `others` [B, Hkv, S, D] and the options; returns the scale."""
     for name, x in {"q": q, **others}.items():
-        if x.dtype not in FLOATS:
-            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise TypeError(f"{name} must be {q.dtype} on {q.device} like q, got {x.dtype} on {x.device}")
+        check_float(name, x), check_like(name, x, "q", q)
         if x.ndim != 4:
             raise ValueError(f"{name} must be [B, heads, tokens, D], got {list(x.shape)}")
         if x.numel() == 0:
@@ -157,14 +154,7 @@ def check_attention(
     if starts is not None:
         check_integers("starts", starts, torch.int32, ((B,),), q)
         check_range("starts", starts, 0, k.shape[2], "the first valid key of each sequence")
-    if window < 0:
-        raise ValueError(f"window must be 0 (none) or a number of keys, got {window}")
-    if not 0 <= softcap < float("inf"):
-        raise ValueError(f"softcap must be 0 (none) or positive, got {softcap}")
-    scale = float(D**-0.5) if scale is None else float(scale)
-    if not abs(scale) < float("inf"):
-        raise ValueError(f"scale must be finite, got {scale}")
-    return scale
+    return check_scores(scale, window, softcap, D)
 
 
 def check_sinks(sinks: Tensor | None, H: int, like: Tensor) -> Tensor | None:

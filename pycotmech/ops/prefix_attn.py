@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pycotmech.ops import _attention as common
+from pycotmech.ops._arguments import check_dense, check_float, check_like, check_scores
 from pycotmech.ops._registry import define
 
 
@@ -104,21 +105,16 @@ def check_rows(rows: Tensor, n_own: int, n_shared: int) -> None:
     common.check_range("rows[:, 1::2] - rows[:, ::2]", lengths, 0, max(n_own, n_shared), "lengths of ranges")
 
 
-def _check(
-    q: Tensor, keys: dict[str, Tensor], rows: Tensor, window: int, softcap: float, cuts: Tensor | None, checked: bool
-) -> None:
-    if q.dtype not in common.FLOATS:
-        raise TypeError(f"q must be float32, bfloat16, float16 or float64, got {q.dtype}")
+def _check(q: Tensor, keys: dict[str, Tensor], rows: Tensor, cuts: Tensor | None, checked: bool) -> None:
+    check_float("q", q)
     if q.ndim != 3 or 0 in q.shape[1:]:
         raise ValueError(f"q must be [R, H, D], got {list(q.shape)}")
     R, H, D = q.shape
     for name, x in {"q": q, **keys}.items():
-        if x.dtype != q.dtype or x.device != q.device:
-            raise TypeError(f"{name} must be {q.dtype} on {q.device} like q, got {x.dtype} on {x.device}")
+        check_like(name, x, "q", q)
         if x.ndim != 3 or x.shape[2] != D or x.shape[1] == 0:
             raise ValueError(f"{name} must be [keys, Hkv, {D}] (D from q), got {list(x.shape)}")
-        if x.numel() and D > 1 and x.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous in its last dim (stride 1), got stride {x.stride(-1)}")
+        check_dense(name, x)
     Hkv = keys["k_own"].shape[1]
     if H % Hkv:
         raise ValueError(f"q has {H} heads, which is no multiple of the {Hkv} heads of k_own")
@@ -136,10 +132,6 @@ def _check(
         _check_table("cuts", cuts, q)
         common.check_range("cuts[:, 0]", cuts[:, 0], 0, R - 1, "rows of q")
         common.check_range("cuts[:, 1]", cuts[:, 1], -1, H - 1, "heads of q, or -1 for all")
-    if window < 0:
-        raise ValueError(f"window must be 0 (none) or a number of keys, got {window}")
-    if not 0 <= softcap < float("inf"):
-        raise ValueError(f"softcap must be 0 (none) or positive, got {softcap}")
 
 
 def prefix_attn(
@@ -186,10 +178,8 @@ def prefix_attn(
     The shared prefix is taken as in Hydragen (Juravsky et al. 2024), in one pass with the own keys.
     """
     keys = {"k_shared": k_shared, "v_shared": v_shared, "k_own": k_own, "v_own": v_own}
-    _check(q, keys, rows, window, softcap, cuts, checked)
-    scale = float(q.shape[2] ** -0.5) if scale is None else float(scale)
-    if not abs(scale) < float("inf"):
-        raise ValueError(f"scale must be finite, got {scale}")
+    _check(q, keys, rows, cuts, checked)
+    scale = check_scores(scale, window, softcap, q.shape[2])
     run = reference if q.dtype == torch.float64 else _op
     sinks = common.check_sinks(sinks, q.shape[1], q)
     return run(q, k_shared, v_shared, k_own, v_own, rows, scale, window, softcap, cuts, sinks)

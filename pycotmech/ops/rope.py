@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pycotmech.ops._arguments import check_angles, check_dense, check_float
 from pycotmech.ops._registry import define
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -37,22 +36,11 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
     Raises TypeError and ValueError that name the argument.
     """
-    if x.dtype not in FLOATS:
-        raise TypeError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    check_float("x", x)
     if x.ndim != 3:
         raise ValueError(f"x must be [R, H, D], got {list(x.shape)}")
-    if x.numel() and x.stride(-1) != 1:
-        raise ValueError(f"x must be contiguous in its last dim (stride 1), got stride {x.stride(-1)}")
-    for name, t in (("cos", cos), ("sin", sin)):
-        if t.ndim != 2 or t.shape[0] != x.shape[0] or t.shape[1] > x.shape[2] or t.shape[1] % 2:
-            want = f"[{x.shape[0]}, D_rot] with D_rot even and at most {x.shape[2]}"
-            raise ValueError(f"{name} must be {want}, got {list(t.shape)}")
-        if t.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} must be float32 (or float64), got {t.dtype}")
-        if t.device != x.device:
-            raise ValueError(f"{name} is on {t.device}, x on {x.device}")
-    if cos.shape != sin.shape:
-        raise ValueError(f"sin must have the shape of cos, {list(cos.shape)}, got {list(sin.shape)}")
+    check_dense("x", x)
+    check_angles(cos, sin, "x", x)
     if x.dtype == torch.float64:
         reference(x, cos, sin)
     else:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pycotmech.ops._arguments import check_angles, check_dense, check_float, check_like
 from pycotmech.ops._registry import define
-from pycotmech.ops.rope import FLOATS, rope
+from pycotmech.ops.rope import rope
 
 
 def reference(q: Tensor | None, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, k_out: Tensor, v_out: Tensor) -> None:
@@ -40,25 +41,15 @@ def rope_keys(q: Tensor | None, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, 
 
     Raises TypeError and ValueError that name the argument.
     """
+    check_float("k", k)
     for name, x in (("q", q), ("k", k), ("v", v), ("k_out", k_out), ("v_out", v_out)):
         if x is None:
             continue
-        if x.dtype != k.dtype or x.dtype not in FLOATS:
-            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64 like k, got {x.dtype} and {k.dtype}")
+        check_like(name, x, "k", k)
         if x.ndim != 3 or len(x) != len(k) or x.shape[2] != k.shape[2] or (name != "q" and x.shape != k.shape):
             raise ValueError(f"{name} must be [R, heads, D] as k, {list(k.shape)}, got {list(x.shape)}")
-        if x.numel() and x.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous in its last dim (stride 1), got stride {x.stride(-1)}")
-        if x.device != k.device:
-            raise ValueError(f"{name} is on {x.device}, k on {k.device}")
-    for name, t in (("cos", cos), ("sin", sin)):
-        if t.ndim != 2 or len(t) != len(k) or t.shape[1] > k.shape[2] or t.shape[1] % 2 or t.shape != cos.shape:
-            want = f"[{len(k)}, D_rot] with D_rot even and at most {k.shape[2]}, cos and sin alike"
-            raise ValueError(f"{name} must be {want}, got {list(t.shape)}")
-        if t.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} must be float32 (or float64), got {t.dtype}")
-        if t.device != k.device:
-            raise ValueError(f"{name} is on {t.device}, k on {k.device}")
+        check_dense(name, x)
+    check_angles(cos, sin, "k", k)
     if k.dtype == torch.float64:
         reference(q, k, v, cos, sin, k_out, v_out)
     else:

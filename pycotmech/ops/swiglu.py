@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pycotmech.ops._arguments import check_dense, check_float, check_like
 from pycotmech.ops._registry import define
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def reference(gate: Tensor, up: Tensor) -> Tensor:
@@ -30,13 +29,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
     Raises TypeError and ValueError that name the argument.
     """
-    if gate.dtype not in FLOATS:
-        raise TypeError(f"gate must be float32, bfloat16, float16 or float64, got {gate.dtype}")
-    if up.dtype != gate.dtype or up.device != gate.device:
-        raise TypeError(f"up must be {gate.dtype} on {gate.device} like gate, got {up.dtype} on {up.device}")
+    check_float("gate", gate), check_like("up", up, "gate", gate)
     if gate.ndim != 2 or up.shape != gate.shape:
         raise ValueError(f"gate and up must be [R, d] of one shape, got {list(gate.shape)} and {list(up.shape)}")
-    for name, t in (("gate", gate), ("up", up)):
-        if t.numel() and t.shape[1] > 1 and t.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous in its last dim (stride 1), got stride {t.stride(-1)}")
+    check_dense("gate", gate), check_dense("up", up)
     return reference(gate, up) if gate.dtype == torch.float64 else _op(gate, up)

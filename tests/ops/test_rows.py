@@ -166,7 +166,8 @@ def test_rope_keys_checks_its_arguments():
         ("v", v.half(), "v must be"),
         ("k_out", q, "k_out must be"),
         ("v_out", v.transpose(0, 2).contiguous().transpose(0, 2), "v_out must be contiguous"),
-        ("sin", sin[:, :8], "sin must be"),
+        ("sin", sin[:, :8], "sin must have the shape of cos"),
+        ("k", k.int(), "k must be float32"),
         ("cos", cos.half(), "cos must be"),
     ):
         with pytest.raises((TypeError, ValueError), match=what):

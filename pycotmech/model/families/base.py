@@ -242,6 +242,11 @@ class Family(ABC):
     def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """resid_pre [R, d] -> q [R, H, D], k [R, Hkv, D], v [R, Hkv, D], before the rotary embedding."""
 
+    def qkv_after(self, l: int, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """resid_mid [R, d] of the layer before becomes resid_pre in place, by what its MLP adds [R, d]; then as `qkv`."""
+        x += added
+        return self.qkv(l, x)
+
     @abstractmethod
     def attention(self, l: int) -> LayerAttention:
         """What the layer makes of the products of queries and keys: scale, window, soft-cap, sinks, softmax."""

@@ -184,22 +184,30 @@ class LlamaFamily(Family):
         return torch.cat((cos, sin))[None]  # [1, 2, R, D]
 
     def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._projections(l, self._attention_input(l, x))
+
+    def qkv_after(self, l: int, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.few_launches:
+            return super().qkv_after(l, x, added)
+        return self._projections(l, self._attention_input(l, x, added))
+
+    def _projections(self, l: int, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the projections of a layer read [R, d] -> q, k and v, as `qkv`."""
         attn, D = self.layers[l].self_attn, self.cfg.d_head
-        n = self._attention_input(l, x)
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
         if self.few_launches and all(is_exactly(p, nn.Linear) for p in projections):
             joint = products_in_one_buffer(n, projections)
             if joint is not None:
                 q, k, v = (part.unflatten(1, (-1, D)) for part in joint)
                 return q, k, v
-        q, k, v = (linear(p, n).view(len(x), -1, D) for p in projections)
+        q, k, v = (linear(p, n).view(len(n), -1, D) for p in projections)
         # Queries and keys are rotated in place by the caller; what a hook on a projection kept must not change under it.
         own_q, own_k = is_exactly(attn.q_proj, nn.Linear), is_exactly(attn.k_proj, nn.Linear)
         return q if own_q else q.clone(), k if own_k else k.clone(), v
 
-    def _attention_input(self, l: int, x: Tensor) -> Tensor:
-        """resid_pre [R, d] -> what the projections to queries, keys and values read, [R, d]."""
-        return self._norm(self.layers[l].input_layernorm, x)
+    def _attention_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """resid_pre [R, d] -> what the projections to queries, keys and values read, [R, d]. added: as in `_mlp_input`."""
+        return self._norm(self.layers[l].input_layernorm, x, added)
 
     def attention(self, l: int) -> LayerAttention:
         return LayerAttention(self.layers[l].self_attn.scaling, window=self.window(l))

@@ -28,8 +28,8 @@ class NormedQK(LlamaFamily):
     def tapped(self, site: str, x: Tensor) -> Tensor:
         return x if site in ("q", "k") else super().tapped(site, x)  # [B, T, heads, D] there
 
-    def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().qkv(l, x)
+    def _projections(self, l: int, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super()._projections(l, n)
         attention = self.layers[l].self_attn
         return self._normed(attention.q_norm, q), self._normed(attention.k_norm, k), v
 

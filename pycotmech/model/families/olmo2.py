@@ -24,10 +24,14 @@ class Olmo2Family(NormedRowQK, PostNormFamily):
     rotary_types = (modeling_olmo2.Olmo2RotaryEmbedding,)
     norms = ("post_attention_layernorm", "post_feedforward_layernorm")
 
-    def _attention_input(self, l: int, x: Tensor) -> Tensor:
-        return x.to(self.dtype)
+    def _attention_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
+        return self._as_it_is(x, added)
 
     def _mlp_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
+        return self._as_it_is(x, added)
+
+    def _as_it_is(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """Sublayers read the residual stream without a norm: nothing is there to add in."""
         if added is not None:
             x += added
         return x.to(self.dtype)

@@ -51,9 +51,9 @@ class Phi3Family(LlamaFamily):
         """[..., H + 2 Hkv, D] of the joint projection -> q, k, v [..., heads, D]."""
         return heads.split((self.cfg.n_heads, self.cfg.n_key_value_heads, self.cfg.n_key_value_heads), -2)
 
-    def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        joint = linear(self.layers[l].self_attn.qkv_proj, self._attention_input(l, x))
-        q, k, v = self._split(joint.view(len(x), -1, self.cfg.d_head))
+    def _projections(self, l: int, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        joint = linear(self.layers[l].self_attn.qkv_proj, n)
+        q, k, v = self._split(joint.view(len(n), -1, self.cfg.d_head))
         return q.contiguous(), k.contiguous(), v.contiguous()
 
     def _mlp(self, l: int, n: Tensor) -> Tensor:

@@ -80,6 +80,10 @@ class PlacedFamily(Family):
         q, k, v = super().qkv(l, *self._at(l, x))  # type: ignore[safe-super]
         return q.to(x.device), k.to(x.device), v.to(x.device)
 
+    def qkv_after(self, l: int, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x += added.to(x.device)
+        return self.qkv(l, x)
+
     def mlp_out(self, l: int, x: Tensor) -> Tensor:
         return super().mlp_out(l, *self._at(l, x)).to(x.device)  # type: ignore[safe-super]
 
