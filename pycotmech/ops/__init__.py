@@ -2,9 +2,9 @@
 
 On CPU the ops run in C++ (`csrc/`), on CUDA in Triton (`kernels/`), and anywhere on the PyTorch reference.
 
-Tests: `test_attn_arguments.py` for `_attention`; `test_attn_reference.py` for `_registry`; `test_attn_weights.py` for
-`attn_colsum`, `attn_entries`, `attn_rows`, `attn_topk`; `test_rows.py` for `add_rms_norm`, `rope`, `rope_keys`, `swiglu`;
-the others have tests of their own names.
+Tests: `test_attn_arguments.py` for `_attention` and `_arguments`; `test_attn_reference.py` for `_registry`;
+`test_attn_weights.py` for `attn_colsum`, `attn_entries`, `attn_rows`, `attn_topk`; `test_rows.py` for `add_rms_norm`, `rope`,
+`rope_keys`, `swiglu`; the others have tests of their own names.
 """
 
 from pycotmech.ops._registry import cpp_missing, describe

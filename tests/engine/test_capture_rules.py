@@ -134,7 +134,7 @@ def test_passes_keep_to_the_rules(case, strictly):
 @pytest.mark.parametrize("rule", ["reads a value back", "waits for the number of places", "takes values of the host"])
 def test_what_breaks_a_rule_is_refused(rule, strictly, monkeypatch):
     model, _, _ = strictly()
-    plain = model.family.mlp_out
+    plain, row = model.family.mlp_out, torch.ones(model.cfg.d_model)
 
     def broken(l, x):
         out = plain(l, x)
@@ -143,7 +143,7 @@ def test_what_breaks_a_rule_is_refused(rule, strictly, monkeypatch):
         elif rule == "waits for the number of places":
             out[x[:, 0] > 0]
         else:
-            out = out + torch.ones(out.shape[-1])
+            out = out + row
         return out
 
     monkeypatch.setattr(model.family, "mlp_out", broken)
