@@ -169,7 +169,8 @@ def climb(
                 heads = family.qkv(l, x[a:b])
             else:
                 heads, owed = family.qkv_after(l, x[a:b], owed), None
-                kept.store("resid_post", l - 1, a, b, x[a:b]), kept.store("resid_pre", l, a, b, x[a:b])
+                kept.store("resid_post", l - 1, a, b, x[a:b])
+                kept.store("resid_pre", l, a, b, x[a:b])
             q, k, v = (t.to(home) for t in heads)
             kept.store("q", l, a, b, q), kept.store("k", l, a, b, k), kept.store("v", l, a, b, v)
             turned = None if top is not None else q

@@ -133,7 +133,8 @@ def check_attention(
 ) -> float:
     """Checks q [B, H, T, D], the keys (and values) in `others` [B, Hkv, S, D] and the options; returns the scale."""
     for name, x in {"q": q, **others}.items():
-        check_float(name, x), check_like(name, x, "q", q)
+        check_float(name, x)
+        check_like(name, x, "q", q)
         if x.ndim != 4:
             raise ValueError(f"{name} must be [B, heads, tokens, D], got {list(x.shape)}")
         if x.numel() == 0:

@@ -29,8 +29,10 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
     Raises TypeError and ValueError that name the argument.
     """
-    check_float("gate", gate), check_like("up", up, "gate", gate)
+    check_float("gate", gate)
+    check_like("up", up, "gate", gate)
     if gate.ndim != 2 or up.shape != gate.shape:
         raise ValueError(f"gate and up must be [R, d] of one shape, got {list(gate.shape)} and {list(up.shape)}")
-    check_dense("gate", gate), check_dense("up", up)
+    check_dense("gate", gate)
+    check_dense("up", up)
     return reference(gate, up) if gate.dtype == torch.float64 else _op(gate, up)
