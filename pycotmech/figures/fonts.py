@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -22,10 +22,15 @@ _MISSING = re.compile(r"Glyph (\d+) .*missing from")
 
 
 @cache
-def families() -> list[str]:
-    """Matplotlib's own font, and the wider ones that are installed: a character is taken from the first that has it."""
+def wider() -> tuple[str, ...]:
+    """Those of the wider fonts that are installed."""
     there = set(font_manager.get_font_names())
-    return [*rcParams["font.family"], *(name for name in _WIDER if name in there)]
+    return tuple(name for name in _WIDER if name in there)
+
+
+def families(own: Iterable[str] | None = None) -> list[str]:
+    """Fonts of a text (None: Matplotlib's present one), and the wider ones: a character is taken from the first that has it."""
+    return list(dict.fromkeys([*(rcParams["font.family"] if own is None else own), *wider()]))
 
 
 @contextmanager

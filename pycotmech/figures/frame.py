@@ -59,10 +59,9 @@ def caption(figure: PlainFigure) -> tuple[str, list[str]]:
 
 def saved(figure: Figure, path: str | PathLike | None) -> Figure:
     """Returns the figure, written to `path` if one is given. Its texts hold tokens: a dollar sign begins no formula."""
-    families = fonts.families()
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # type: ignore[attr-defined]
-        text.set_fontfamily(families)  # type: ignore[attr-defined]
+        text.set_fontfamily(fonts.families(text.get_fontfamily()))  # type: ignore[attr-defined]
     if path is not None:
         save_as(figure, path)
     return figure
