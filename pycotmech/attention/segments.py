@@ -136,13 +136,10 @@ def _reach(where: Positions) -> int:
 
 def _integers(values: Sequence[int] | np.ndarray | Tensor, what: str, dims: tuple[int, ...]) -> Tensor:
     # PyTorch takes no ranges, and no array whose strides are negative.
-    values = (
-        list(values)
-        if isinstance(values, range)
-        else np.ascontiguousarray(values)
-        if isinstance(values, np.ndarray)
-        else values
-    )
+    if isinstance(values, range):
+        values = list(values)
+    elif isinstance(values, np.ndarray):
+        values = np.ascontiguousarray(values)
     try:
         found = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,9 +13,6 @@ from pycotmech.cot.tools.registry import Description
 from pycotmech.display import Described, Facts
 from pycotmech.model.config import ModelConfig
 from pycotmech.runs.speed import shown_time
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

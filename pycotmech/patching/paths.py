@@ -6,7 +6,7 @@ Wang et al. 2022 (arXiv 2211.00593), section 3.1 and appendix B; Goldowsky-Dill 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 
@@ -22,7 +22,7 @@ from pycotmech.patching.pairs import Pair, targets_of
 from pycotmech.patching.path_layout import PathLayout, Paths, Span
 from pycotmech.patching.path_results import PathSweep
 from pycotmech.patching.path_sweep import cut_paths, run_paths
-from pycotmech.patching.question import Direction, Progress, ask
+from pycotmech.patching.question import Direction, Progress, QuestionOptions, ask
 
 if TYPE_CHECKING:
     from pycotmech.model import Model
@@ -32,20 +32,11 @@ Head = tuple[int, int]
 Input = Literal["q", "k", "v"]
 
 
-class PathOptions(TypedDict, total=False):
+class PathOptions(QuestionOptions, total=False):
     """The options of `path_patch` that do not choose its paths."""
 
     per_query_head: bool
-    direction: Direction
-    metric: Metric
-    answer: int | str | Sequence[int | str] | None
-    wrong: int | str | Sequence[int | str] | None
-    normalize: bool
-    read: int | Sequence[int]
     freeze_mlps: bool
-    memory_gb: float | None
-    seed: int
-    progress: Progress | None
 
 
 def path_patch(

@@ -30,8 +30,8 @@ Progress = Callable[[int, int], None]
 """Called with (token-forwards done, in all)."""
 
 
-class PairOptions(TypedDict, total=False):
-    """The options that all sweeps over pairs have in common, as `patch_heads` describes them."""
+class QuestionOptions(TypedDict, total=False):
+    """The options that all questions about pairs have in common, as `patch_heads` describes them."""
 
     direction: Direction
     metric: Metric
@@ -40,9 +40,14 @@ class PairOptions(TypedDict, total=False):
     normalize: bool
     read: int | Sequence[int]
     memory_gb: float | None
-    return_logits: bool
     seed: int
     progress: Progress | None
+
+
+class PairOptions(QuestionOptions, total=False):
+    """The options that all sweeps over pairs have in common."""
+
+    return_logits: bool
 
 
 @dataclass(frozen=True)

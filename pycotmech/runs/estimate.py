@@ -247,13 +247,10 @@ def _progress(folder: Path) -> tuple[np.ndarray, int]:
 
 def _plan(model: Model, work: SweepWork, batch: Sequence[SweepUnit], settings: Settings, memory_gb: float) -> Plan:
     from pycotmech.patching import plan_heads
-    from pycotmech.patching.controls import control_arguments
-    from pycotmech.runs.pairs import words_read
+    from pycotmech.runs.pairs import sweep_options
 
     pairs, others = [unit.pair for unit in batch], [work.others[unit.example][unit.step] for unit in batch]
-    options: dict[str, Any] = {name: [getattr(pair, name) for pair in pairs] for name in words_read(settings.metric)}
-    options |= {name: getattr(settings, name) for name in ("direction", "positions", "metric", "seed")}
-    options |= control_arguments(others) if settings.controls else {}
+    options = sweep_options(settings, lambda name: [getattr(pair, name) for pair in pairs], others)
     return plan_heads(model, [p.clean for p in pairs], [p.corrupted for p in pairs], memory_gb=memory_gb, **options)
 
 

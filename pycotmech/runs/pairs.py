@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pycotmech.runs.pair_files.choose import reader_of
 from pycotmech.runs.pair_files.record import FIELDS, INDICES, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pycotmech.runs.settings import Settings
 
 
 def words_read(metric: str) -> tuple[str, ...]:
     """Which of "answer" and "wrong" a metric reads; the others may be missing in a pair."""
     return {"prob": ("answer",), "logit_diff": ("answer", "wrong")}.get(metric, ())
+
+
+def sweep_options(settings: Settings, words: Callable[[str], list], others: Sequence[Tensor | None]) -> dict[str, Any]:
+    """The options of `patch_heads` for pairs of a run. words: gives "answer" or "wrong" of each pair; others: prompts for the
+    random control."""
+    from pycotmech.patching.controls import control_arguments
+
+    options: dict[str, Any] = {name: words(name) for name in words_read(settings.metric)}
+    options |= {name: getattr(settings, name) for name in ("direction", "positions", "metric", "seed")}
+    return options | (control_arguments(others) if settings.controls else {})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pycotmech.cost import Demand, prompts, suppression
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.sizes import CPU
+from pycotmech.traces.analyses.chain_use import SHUFFLES
 from pycotmech.traces.analyses.receiver_heads import DRAWS, FEWEST
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 _READ = 1.7
 """Time of a row of logits of which the answer's probability and the likeliest token are read, over that of a row and its
 divergence (measured)."""
-_SHUFFLES = 4
-"""Orders of sentences in `is_chain_used`."""
 _NULL_BYTES = 40.0
 """Bytes that one permutation of the null moves for each entry of a head's matrix: picked, added up."""
 
@@ -61,7 +60,7 @@ def _chain_use(cfg: ModelConfig, trace: Trace) -> Demand:
     there already."""
     L, H, n = cfg.n_layers, cfg.n_heads, len(trace.answer_tokens)
     length, tail = trace.reasoning.stop - trace.reasoning.start, len(trace) - trace.reasoning.stop
-    chains = 2 + _SHUFFLES
+    chains = 2 + SHUFFLES
     conditions = prompts(cfg, [length + tail] * chains, after=trace.reasoning.start, read=float(chains * n))
     rows = H * L * (L + 1) / 2 * tail
     passes = L * math.ceil(H * L * tail / 2 / CPU.row_block)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pycotmech.display import Described, Facts
+from pycotmech.figures.words import plural
 from pycotmech.files.arrays import DamagedData
 from pycotmech.files.text import markdown
 from pycotmech.files.whole import read_sealed, write_sealed
@@ -219,9 +220,7 @@ def _unusable(lines: list[tuple[int, str]]) -> list[str]:
     more = ", ".join(str(number) for number, _ in lines[_LINES : 10 * _LINES])
     if len(lines) > _LINES:
         rest = len(lines) - _LINES
-        shown.append(
-            f"{rest} more line{'s' if rest > 1 else ''} of the file: {more}{' and others' if rest > 9 * _LINES else ''}"
-        )
+        shown.append(f"{plural(rest, 'more line')} of the file: {more}{' and others' if rest > 9 * _LINES else ''}")
     return shown
 
 

@@ -49,10 +49,9 @@ def test_plan_run_and_continue(shell, tmp_path, file):
     assert pcm.traces.ChainUse.load(out).data.sizes["trace"] == 2
 
 
-def test_an_interrupted_run_computes_only_what_is_missing(shell, tmp_path, file, monkeypatch):
-    from pycotmech.traces.analyses import suppress as module
-
-    out, calls, whole = tmp_path / "out", [], module.suppress
+def _interrupted(monkeypatch, module, name):
+    """Ctrl-C at the second call of a module's analysis of one trace. Returns the names of the traces of all calls."""
+    calls, whole = [], getattr(module, name)
 
     def stopped(model, trace, **options):
         calls.append(trace.name)
@@ -60,7 +59,13 @@ def test_an_interrupted_run_computes_only_what_is_missing(shell, tmp_path, file,
             raise KeyboardInterrupt
         return whole(model, trace, **options)
 
-    monkeypatch.setattr(pcm.traces, "suppress", stopped)
+    monkeypatch.setattr(module, name, stopped)
+    return calls
+
+
+def test_an_interrupted_run_computes_only_what_is_missing(shell, tmp_path, file, monkeypatch):
+    out = tmp_path / "out"
+    calls = _interrupted(monkeypatch, pcm.traces, "suppress")
     arguments = ("trace", "--model", "tiny-cot", "--traces", file, "--out", out, "--quiet")
     assert shell(*arguments)[0] == 130
     assert (out / "trace_000" / "suppress.zarr").exists() and not (out / "trace_001" / "suppress.zarr").exists()
@@ -71,15 +76,8 @@ def test_an_interrupted_run_computes_only_what_is_missing(shell, tmp_path, file,
 def test_an_interrupted_verdict_goes_on_with_the_next_trace(shell, tmp_path, file, monkeypatch):
     from pycotmech.traces.analyses import chain_use as module
 
-    out, calls, whole = tmp_path / "out", [], module.head_influence
-
-    def stopped(model, trace, **options):
-        calls.append(trace.name)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return whole(model, trace, **options)
-
-    monkeypatch.setattr(module, "head_influence", stopped)
+    out = tmp_path / "out"
+    calls = _interrupted(monkeypatch, module, "head_influence")
     arguments = ("trace", "--model", "tiny-cot", "--traces", file, "--out", out, "--quiet")
     assert shell(*arguments)[0] == 130 and (out / "chain_use.parts").is_dir()
     code, text, _ = shell("status", out)

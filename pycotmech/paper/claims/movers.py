@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pycotmech.cot.tools.result import top_cells
+from pycotmech.figures.words import plural
 from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, is_above
 from pycotmech.stats import bootstrap
 from pycotmech.stats.power import examples_needed
@@ -21,15 +22,16 @@ def judge(results: Results) -> Verdict:
     found = results["relation_heads"]
     heads, share, anywhere = found.heads("related"), found.first_half("related"), found.anywhere("related")
     looking, stays = int(found.data["looks"].sel(relation="related").sum()), found.stays("related")
-    null = f"{stays.words()} of the score of {_heads(looking)} remains with {found.verbs}" if looking else ""
+    those = plural(looking, "head")
+    null = f"{stays.words()} of the score of {those} remains with {found.verbs}" if looking else ""
     if (least := found.least_p("related")) >= found.about["settings"]["level"]:
         return Verdict("not decided", f"with so few questions to choose on no head can have a p-value below {least:.2g}")
     if not looking:
         return _none(found, "score", "no head attends along related words more than along unrelated ones", null)
     if not heads:
-        why = f"of {_heads(looking)} that attend along related words, none attends less with {found.verbs} as the verb"
+        why = f"of {those} that attend along related words, none attends less with {found.verbs} as the verb"
         return _none(found, "gain", why, null)
-    evidence = f"{len(heads)} of {_heads(looking)} that attend along related words attend less with {found.verbs} as the verb"
+    evidence = f"{len(heads)} of {those} that attend along related words attend less with {found.verbs} as the verb"
     if not np.isfinite(share.mean) or not len(anywhere):
         return Verdict("not decided", f"{evidence}, but none does on most halves of the questions; n = {int(share.n)}", null)
     evidence += f"; {share.words()} of their gain over these verbs lies in the first half of the layers; n = {int(share.n)}"
@@ -62,10 +64,6 @@ def _none(found: Any, variable: Literal["score", "gain"], evidence: str, null: s
     needed = examples_needed(values, least)
     more = f", which about {2 * int(needed)} questions would decide" if int(x.n) < needed < math.inf else ""
     return Verdict("not decided", f"{evidence}, so that {least:g} or more is not excluded{more}", null)
-
-
-def _heads(n: int) -> str:
-    return f"{n} head{'s' * (n != 1)}"
 
 
 CLAIM = Claim(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pycotmech.runs.pairs import words_read
+from pycotmech.runs.pairs import sweep_options
 from pycotmech.runs.provenance import model_identity
 from pycotmech.runs.workers.units import Answer, GradeUnit, PatchUnit, ReplicaSpec, Unit
 
@@ -74,14 +74,10 @@ class Replica:
 
     def _patched(self, unit: PatchUnit, memory_gb: float | None, watch: Watch | None) -> list[Sweep]:
         from pycotmech.patching import patch_heads_each
-        from pycotmech.patching.controls import control_arguments
 
-        s = self.spec.settings
         others = [None if other is None else torch.from_numpy(np.array(other)) for other in unit.others]
         clean, corrupted = ([torch.from_numpy(np.array(p)) for p in prompts] for prompts in (unit.clean, unit.corrupted))
-        options: dict[str, Any] = {name: list(getattr(unit, name)) for name in words_read(s.metric)}
-        options |= {name: getattr(s, name) for name in ("direction", "positions", "metric", "seed")}
-        options |= control_arguments(others) if s.controls else {}
+        options = sweep_options(self.spec.settings, lambda name: list(getattr(unit, name)), others)
         if watch is not None:
             options["progress"] = lambda done, total: watch(done / max(1, total))
         return patch_heads_each(self.model, clean, corrupted, memory_gb=memory_gb, **options)

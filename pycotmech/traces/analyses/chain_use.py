@@ -49,6 +49,8 @@ CONDITIONS = ("full", "none", "other", "shuffled")
 CONDITION_NAMES = {"full": "its own", "none": "none", "other": "another trace's", "shuffled": "its own, shuffled"}
 """What the reasoning is in each condition, in words."""
 WHEN = ("before", "during", "at the end", "never")
+SHUFFLES = 4
+"""Random orders of a trace's sentences, by default."""
 MARGIN = 0.05
 """A fall of the answer's probability below this is none that matters."""
 NATS = 0.01
@@ -220,11 +222,8 @@ class ChainUse(TraceAnalysis):
         word: Word = "not decided"
         if np.isfinite(before.low):
             word = "yes" if before.low > 0.5 else "no" if before.high < 0.5 else "not decided"
-        question, needed = (
-            "Is the answer decided before the reasoning, in most traces?",
-            examples_needed(early, 0.5, share=True),
-        )
-        return _answered(question, word, evidence, len(early), needed)
+        needed = examples_needed(early, 0.5, share=True)
+        return _answered("Is the answer decided before the reasoning, in most traces?", word, evidence, len(early), needed)
 
     def shown(self) -> xr.Dataset:
         return self.interval("probability", over="trace")
@@ -275,7 +274,7 @@ def is_chain_used(
     model: Model,
     traces: Sequence[Trace],
     *,
-    shuffles: int = 4,
+    shuffles: int = SHUFFLES,
     controls: int = 1,
     seed: int = 0,
     memory_gb: float | None = None,

@@ -91,8 +91,8 @@ class EarlyAnswers(TraceAnalysis):
     def findings(self) -> list[str]:
         p, S = self.values, len(self.values) - 1
         lines = [
-            f"probability of the answer {p[0]:.2f} without reasoning, {p[-1]:.2f} after all {S} "
-            f"sentence{'s' if S > 1 else ''}; area over the curve {self.area_over_curve:.2f}"
+            f"probability of the answer {p[0]:.2f} without reasoning, {p[-1]:.2f} after all "
+            f"{plural(S, 'sentence')}; area over the curve {self.area_over_curve:.2f}"
         ]
         if not self.about["settings"]["cue"]:
             lines[0] += "; no cue asks for it, so before its place the model may simply continue to reason"

@@ -126,8 +126,7 @@ class Suppression(TraceAnalysis):
         known, S = np.isfinite(x), len(x)
         lines = []
         if known.any():
-            n = int(known.sum())
-            lines.append(f"{n} pair{'s' if n > 1 else ''} of {S} sentences; mean KL {x[known].mean():.3g} nats")
+            lines.append(f"{plural(int(known.sum()), 'pair')} of {S} sentences; mean KL {x[known].mean():.3g} nats")
             control = self.data["control_kl"].values
             both = known & np.isfinite(control)
             if both.any():
@@ -137,7 +136,7 @@ class Suppression(TraceAnalysis):
                     f"{more:.0%} of pairs)"
                 )
         else:
-            lines.append(f"{S} sentence{'s' if S > 1 else ''}: there is no later one that a cut could change")
+            lines.append(f"{plural(S, 'sentence')}: there is no later one that a cut could change")
         # With two sentences the only pair is the mean at its distance, from which it differs by 0 whatever it is.
         best = table.dropna(subset=["effect"]).nlargest(3, "effect")
         if S > 2 and len(best):
