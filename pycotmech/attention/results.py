@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech._choices import did_you_mean, shortened
 from pycotmech.display import Arrays, Displayed, View
 
 if TYPE_CHECKING:
@@ -244,5 +245,6 @@ class AttentionSummary(Displayed):
 
     def _segment(self, name: str) -> int:
         if name not in self.segment_names:
-            raise KeyError(f"no segment {name!r}; there are {', '.join(self.segment_names)}")
+            known = self.segment_names
+            raise KeyError(f"no segment {name!r}; there are {shortened(known)}{did_you_mean(name, known)}")
         return self.segment_names.index(name)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import unknown_choice
 from pycotmech.attention.prompts import checked, chosen_rows
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.model.arguments import check_integer, check_model, check_seed
@@ -53,7 +54,7 @@ class HeadScores(Displayed):
 
     def __getitem__(self, kind: str) -> NDArray[np.float64]:
         if kind not in KINDS:
-            raise KeyError(f"{kind!r}; expected one of {', '.join(KINDS)}")
+            raise KeyError(unknown_choice("kind", kind, KINDS))
         return getattr(self, kind)
 
     def top(self, kind: str, k: int = 10) -> list[tuple[tuple[int, int], float]]:

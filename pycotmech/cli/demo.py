@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from pycotmech._optional import is_installed
 from pycotmech.cli import options as o
-from pycotmech.cli.output import first_page
 from pycotmech.cli.run import keep
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ def demo(
     keep(settings_of(chosen, dtype, threads), folder, 5, quiet, as_json, minutes)
     if silent:
         return
-    o.say(f"\nOpen {first_page(Path(folder)).resolve()}")
     if chosen == _TINY:
         o.say(
             "\ntiny-cot is a test model of 3 million parameters. For a real pretrained model, SmolLM2-135M (98 MB):\n"

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from pycotmech._choices import unknown_choice
 from pycotmech.cost.demand import Demand, layer_weight_bytes, logit_traffic, row_traffic
 from pycotmech.display import Described, Facts
 from pycotmech.model.config import ModelConfig, layer_flop, logits_flop
@@ -104,5 +105,5 @@ DEVICES = {
 def device_named(name: str, argument: str = "device") -> DataSheet:
     """The data sheet of a device. Raises ValueError naming the argument."""
     if name.lower() not in DEVICES:
-        raise ValueError(f"{argument}: got {name!r}; expected one of {', '.join(DEVICES)}")
+        raise ValueError(unknown_choice(argument, name, DEVICES))
     return DEVICES[name.lower()]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from pycotmech._choices import check_choice
 from pycotmech.cost.demand import PROMPT_LAUNCHES, VARIANT_LAUNCHES, Demand, layer_weight_bytes
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Stage
@@ -46,8 +47,7 @@ def heads(
     cfg = family.cfg
     if not 0 < suffix <= tokens:
         raise ValueError(f"suffix: got {suffix}; expected 1..{tokens}, the number of tokens")
-    if positions not in ("all", "last"):
-        raise ValueError(f"positions: got {positions!r}; expected 'all' or 'last'")
+    check_choice("positions", positions, ("all", "last"))
     n = cfg.n_layers * cfg.n_heads if n_heads is None else n_heads
     shared, rows, columns = tokens - suffix, suffix if positions == "all" else 1, 2 if metric == "logit_diff" else None
     base = planner.prefix_work(family, shared) + planner.prompt_work(family, [(shared, tokens)] * (2 * pairs))

@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pycotmech._choices import check_choice
+
 MetricName = Literal["kl", "logit_diff", "prob"]
 Metric = MetricName | Callable[[Tensor], Tensor]
 
@@ -28,8 +30,7 @@ def check_metric(metric: Metric, answer: object, wrong: object) -> str:
     """The metric's name, after checking that it has the tokens it needs."""
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__)
-    if metric not in _NAMES:
-        raise ValueError(f"metric: got {metric!r}; expected one of {', '.join(_NAMES)}, or a callable on logits [N, V] -> [N]")
+    check_choice("metric", metric, _NAMES, also="a callable on logits [N, V] -> [N]")
     if metric in ("logit_diff", "prob") and answer is None:
         raise ValueError(f"answer: metric {metric!r} needs it; expected a token id, a string, or one per example")
     if metric == "logit_diff" and wrong is None:

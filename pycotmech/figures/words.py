@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 METRIC_NAMES = {
     "kl": "KL divergence",
     "logit_diff": "logit difference",
@@ -39,6 +41,11 @@ def sample_of(record: dict | None, step: int) -> str:
 
 def plural(n: int, one: str, many: str | None = None) -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def wrapped(text: str, width: int = 30) -> str:
+    """The text in lines of at most so many characters, cut between words."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False))
 
 
 def listed(parts: list[str]) -> str:

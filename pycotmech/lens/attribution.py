@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.engine import planner
 from pycotmech.lens.heads import HeadLogits, Parts
 from pycotmech.lens.readout import VALUES, LogitReadout
@@ -62,8 +63,7 @@ def head_logits(
     """
     check_model(model)
     model.family.refuse_unsupported()
-    if normalization not in _NORMALIZATIONS:
-        raise ValueError(f"normalization: got {normalization!r}; expected one of {', '.join(_NORMALIZATIONS)}")
+    check_choice("normalization", normalization, _NORMALIZATIONS)
     planner.memory_budget(memory_gb, *model.family.devices)
     request = check_request(model, tokens, positions, answer, wrong)
     family, cfg = model.family, model.cfg

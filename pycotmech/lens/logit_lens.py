@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.engine import planner
 from pycotmech.lens.readout import VALUES
 from pycotmech.lens.request import NO_TOKEN, PromptRows, check_request, rows_of
@@ -55,8 +56,7 @@ def logit_lens(
     """
     check_model(model)
     model.family.refuse_unsupported()
-    if site not in _SITES:
-        raise ValueError(f"site: got {site!r}; expected one of {', '.join(_SITES)}")
+    check_choice("site", site, _SITES)
     refuse_missing(site, model.cfg)
     check_integer(top_k, "top_k", 0, model.cfg.d_vocab)
     planner.memory_budget(memory_gb, *model.family.devices)

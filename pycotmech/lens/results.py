@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech._choices import check_choice
 from pycotmech.display import Arrays, Displayed, View
 
 if TYPE_CHECKING:
@@ -161,8 +162,7 @@ class LogitLens(Displayed):
         from pycotmech.lens.plots import averaged, curves_figure, grid_figure
 
         several = "position" in self.axes
-        if kind not in (None, "curves", "grid"):
-            raise ValueError(f"kind: got {kind!r}; expected 'curves', 'grid' or None")
+        check_choice("kind", kind, ("curves", "grid", None))
         if kind == "grid" and not (several and self.top_ids.shape[-1]):
             raise ValueError("kind: a grid needs a list of positions and top_k of at least 1; expected 'curves'")
         if kind is None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from pycotmech._choices import alike, did_you_mean, unknown_choice
 from pycotmech._warnings import warn
 from pycotmech.files.text import parse_json
 from pycotmech.model import _checkpoint, converted, fused, mxfp4
@@ -159,7 +160,8 @@ def _folder_or_gguf(folder: Path, gguf_file: str | None) -> Path:
     present = sorted(path.name for path in folder.glob("*.gguf"))
     if gguf_file is not None:
         if not (folder / gguf_file).is_file():
-            raise FileNotFoundError(f"gguf_file: {folder} has no {gguf_file}; it has {', '.join(present) or 'none'}")
+            there = f"{', '.join(present) or 'none'}{did_you_mean(gguf_file, present)}"
+            raise FileNotFoundError(f"gguf_file: {folder} has no {gguf_file}; it has {there}")
         return folder / gguf_file
     if (folder / "config.json").is_file():
         return folder
@@ -248,7 +250,10 @@ def _fetch(name: str, *, revision: str | None, gguf_file: str | None, trust_remo
 
 
 def _not_here(name: str) -> str:
-    return f"{name!r} is not an alias ({', '.join(ALIASES)}), not a path, not an installed package with a GGUF file"
+    """Why a name is no model of this machine, and which alias was probably meant."""
+    meant = f" (did you mean {' or '.join(map(repr, found))}?)" if (found := alike(name, ALIASES)) else ""
+    what = f"not an alias ({', '.join(ALIASES)}), not a path, not an installed package with a GGUF file"
+    return f"{name!r}{meant} is {what}"
 
 
 # ---- loading it ------------------------------------------------------------------------------------------------------
@@ -444,7 +449,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
         return dtype
     if isinstance(dtype, str) and dtype.removeprefix("torch.") in _DTYPES:
         return _DTYPES[dtype.removeprefix("torch.")]
-    raise ValueError(f"dtype must be 'auto' or one of {', '.join(_DTYPES)} (or the torch dtype), got {dtype!r}")
+    raise ValueError(unknown_choice("dtype", dtype, ("auto", *_DTYPES), also="a torch dtype"))
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -6,8 +6,10 @@ Letters: T positions, L layers, H heads, Hkv key-value heads, D head size, d the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
+from pycotmech._choices import did_you_mean
 from pycotmech.model.config import ModelConfig
 
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z"]
@@ -59,9 +61,14 @@ def parse_site(name: str, *, argument: str = "site") -> tuple[str, int | None]:
     hook = _HOOK.fullmatch(name) if isinstance(name, str) else None
     if hook and hook[2] in _HOOK_NAMES:
         return _HOOK_NAMES[hook[2]], int(hook[1])
-    raise ValueError(
-        f"{argument}: unknown site {name!r}; expected one of {', '.join(SITES)}, "
-        "or a TransformerLens hook name such as 'blocks.3.attn.hook_z'"
+    raise ValueError(unknown_site(argument, name, SITES))
+
+
+def unknown_site(argument: str, name: object, known: Iterable[str]) -> str:
+    """The message for a name that is neither a site nor TransformerLens' name of one."""
+    return (
+        f"{argument}: unknown site {name!r}; expected one of {', '.join(known)}, or a TransformerLens hook name such as "
+        f"'blocks.3.attn.hook_z'{did_you_mean(name, known)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pycotmech._choices import did_you_mean
 from pycotmech.cot import analyses
 from pycotmech.cot.tools.registry import Description
 
@@ -23,10 +24,19 @@ def chosen(only: tuple[str, ...] | None) -> list[Description]:
     for word in only:
         found = [e.name for e in EVERY if word == e.name or word.upper() == e.source]
         if not found:
-            raise ValueError(f"only: got {word!r}; expected some of {', '.join(known)}, or E1 to E13")
+            raise ValueError(_unknown(word))
         names |= set(found)
     if not names:
-        raise ValueError(f"only: got none; expected some of {', '.join(known)}")
+        raise ValueError("only: got none; expected names of analyses, or E1 to E13")
     while more := {n for name in names for n in known[name].needs} - names:
         names |= more
     return [e for e in EVERY if e.name in names]
+
+
+def _unknown(word: str) -> str:
+    """The message for a word that is neither the name of an analysis nor the number of an experiment."""
+    names, numbers = [e.name for e in EVERY], list(dict.fromkeys(e.source for e in EVERY))
+    return (
+        f"only: got {word!r}; expected some of {', '.join(numbers)}, or of their analyses: {', '.join(names)}"
+        f"{did_you_mean(word, [*numbers, *names])}"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pycotmech._choices import unknown_choice
 from pycotmech.cot.tools.registry import Description
 from pycotmech.paper.entries import ENTRIES, chosen
 from pycotmech.runs.settings import Settings
@@ -57,7 +58,7 @@ def named(names: Sequence[str]) -> tuple[bool, tuple[TaskSetting, ...]]:
     known = {s.name: s for s in HARDER}
     asked = {n for name in names for n in ((EASY, *known) if name == "all" else (EASY,) if name == "none" else (name,))}
     if wrong := sorted(asked - {EASY, *known}):
-        raise ValueError(f"tasks: got {wrong[0]!r}; expected some of {', '.join((EASY, *known))}, or all, or none")
+        raise ValueError(unknown_choice("tasks", wrong[0], (EASY, *known, "all", "none"), several=True))
     if not asked:
         raise ValueError(f"tasks: got none; expected some of {', '.join((EASY, *known))}, or all, or none")
     return EASY in asked, tuple(s for s in HARDER if s.name in asked)

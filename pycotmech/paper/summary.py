@@ -48,7 +48,7 @@ def write_summary(
         lines += settings_table([outcome, *harder.values()])
     lines += ["", "## Which steps it gets right", "", "```", str(right), "```", ""]
     for name, result in outcome.results.items():
-        lines += [f"## {result.title} ({markdown(result.about['source'])})", "", f"{markdown(result.about['definition'])}.", ""]
+        lines += [f"## {result.title} ({markdown(result.about['source'])})", "", f"{markdown(result.definition_words)}.", ""]
         lines += [f"* {printable(line)}" for line in result.findings()]
         lines += ["", f"![{result.title}](figures/{name}.png)", ""]
         for other in result.figures():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 import torch
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens, listed, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
@@ -55,8 +56,7 @@ def ablate_heads(
     Cost: as `sweep`; a mean over prompts costs one forward pass of each.
     """
     check_model(model)
-    if kind not in ("zero", "mean", "resample"):
-        raise ValueError(f"kind: got {kind!r}; expected 'zero', 'mean' or 'resample'")
+    check_choice("kind", kind, ("zero", "mean", "resample"))
     for argument, given, of in (("mean", mean, "mean"), ("resample", resample, "resample")):
         if (given is not None) != (kind == of):
             need = "needs" if kind == of else "takes no"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from pycotmech._choices import did_you_mean
 from pycotmech.display import Described, Facts
 from pycotmech.engine.bases import common_prefix
 from pycotmech.engine.metrics import ExampleMetric, Metric
@@ -94,7 +95,7 @@ def _check_site(name: str, site: str) -> None:
     if name not in SITES:
         raise ValueError(
             f"site: got {site!r}; an attribution is taken at {', '.join(map(repr, SITES))} "
-            "(of one query head's keys or values, and of patterns, only the exact sweep is there)"
+            f"(of one query head's keys or values, and of patterns, only the exact sweep is there){did_you_mean(site, SITES)}"
         )
 
 

@@ -17,7 +17,7 @@ from pycotmech.engine.joins import SELF_PATCH_SITES
 from pycotmech.engine.row_edits import PER_QUERY, Entries, adds
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.prompts import ranges_of, resolve_positions
-from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site, refuse_missing
+from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site, refuse_missing, unknown_site
 
 EDIT_SITES = (*SITES, "pattern", "edge")
 
@@ -85,10 +85,7 @@ def parse_edit_site(name: str, *, argument: str = "site") -> tuple[str, int | No
     try:
         return parse_site(name, argument=argument)
     except ValueError:
-        raise ValueError(
-            f"{argument}: unknown site {name!r}; expected one of {', '.join(EDIT_SITES)}, or a TransformerLens hook name "
-            "such as 'blocks.3.attn.hook_z'"
-        ) from None
+        raise ValueError(unknown_site(argument, name, EDIT_SITES)) from None
 
 
 def base_sites(cfg: ModelConfig, stages: Iterable[Stage], edited: Iterable[str]) -> tuple[str, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
+from pycotmech._choices import did_you_mean
 from pycotmech.engine.metrics import Metric
 from pycotmech.engine.planner import Plan
 from pycotmech.engine.row_edits import PER_QUERY
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pycotmech.model import Model
 
 HeadSite = Literal["z", "q", "k", "v", "pattern"]
+HEAD_SITES: tuple[str, ...] = get_args(HeadSite)
 
 
 class HeadOptions(PairOptions, total=False):
@@ -176,8 +178,9 @@ def _prepare(
 ) -> PairSweep:
     """The sweep that these arguments of `patch_heads` ask for, checked."""
     name, layer = parse_edit_site(site)
-    if name not in ("z", "q", "k", "v", "pattern"):
-        raise ValueError(f"site: got {site!r}; heads are patched at 'z', 'q', 'k', 'v' or 'pattern'")
+    if name not in HEAD_SITES:
+        hint = did_you_mean(site, HEAD_SITES)
+        raise ValueError(f"site: got {site!r}; heads are patched at 'z', 'q', 'k', 'v' or 'pattern'{hint}")
     if per_query_head:
         if name not in KEY_VALUE_SITES:
             raise ValueError(f"per_query_head: got True for site {site!r}; expected it for k and v only")

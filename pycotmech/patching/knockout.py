@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 
+from pycotmech._choices import check_choice, did_you_mean
 from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
@@ -61,8 +62,7 @@ def knock_out_edges(
         raise ValueError(
             f"from_, to: the queries end at position {max(queries)}, before the first key {min(keys)}; nothing to cut"
         )
-    if each not in (None, "layer", "head"):
-        raise ValueError(f"each: got {each!r}; expected None, 'layer' or 'head'")
+    check_choice("each", each, (None, "layer", "head"))
     if heads is not None and layers is not None:
         raise ValueError("heads, layers: got both; expected one of them, or none for all layers")
     if heads is not None:
@@ -106,7 +106,7 @@ def _positions(where: Where, segments: PositionGroups | None, length: int, argum
         for name in map(str, names):
             if segments is None or name not in segments:
                 known = "no segments were given" if segments is None else f"the segments are {', '.join(map(repr, segments))}"
-                raise ValueError(f"{argument}: got the name {name!r}; {known}")
+                raise ValueError(f"{argument}: got the name {name!r}; {known}{did_you_mean(name, segments or ())}")
             out |= set(positions_of(segments[name], length, argument=f"segments[{name!r}]"))
         return sorted(out)
     return positions_of(where, length, argument=argument)  # type: ignore[arg-type]

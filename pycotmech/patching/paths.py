@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 
+from pycotmech._choices import did_you_mean
 from pycotmech.engine.budget import Budget
 from pycotmech.engine.metrics import Metric, check_metric
 from pycotmech.engine.planner import Plan, memory_budget
@@ -181,7 +182,8 @@ def check_paths(
     chosen = check_heads(senders, L, H, argument="senders")
     if isinstance(receivers, str):
         if receivers not in ("logits", "all"):
-            raise ValueError(f"receivers: got {receivers!r}; expected 'logits', 'all' or a list of (layer, head)")
+            hint = did_you_mean(receivers, ("logits", "all"))
+            raise ValueError(f"receivers: got {receivers!r}; expected 'logits', 'all' or a list of (layer, head){hint}")
         wanted = None if receivers == "logits" else check_heads(None, L, H)
     elif receivers is None:
         raise ValueError("receivers: got None; expected 'logits', 'all' or a list of (layer, head)")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.engine.bases import common_prefix
 from pycotmech.engine.budget import Budget
 from pycotmech.engine.evaluate import Evaluator, Ticker
@@ -125,8 +126,7 @@ def ask(
     progress: Progress | None = None,
 ) -> PairQuestion:
     """Checks the options of a sweep over pairs. Raises ValueError or TypeError naming the argument that is wrong."""
-    if direction not in ("denoise", "noise"):
-        raise ValueError(f"direction: got {direction!r}; expected 'denoise' or 'noise'")
+    check_choice("direction", direction, ("denoise", "noise"))
     check_seed(seed)
     check_progress(progress)
     check_metric(metric, answer, wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Unpack
 
+from pycotmech._choices import unknown_choice
 from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens
 from pycotmech.model.sites import RESIDUAL_SITES, refuse_missing
@@ -47,7 +48,7 @@ def patch_residual(
     check_model(model)
     name, layer = parse_edit_site(site)
     if name not in RESIDUAL_SITES:
-        raise ValueError(f"site: got {site!r}; expected one of {', '.join(RESIDUAL_SITES)}")
+        raise ValueError(unknown_choice("site", site, RESIDUAL_SITES))
     refuse_missing(name, model.cfg)
     places = [(l, 0) for l in (range(model.cfg.n_layers) if layer is None else [layer])]
     separate = groups is None if by_position is None else by_position

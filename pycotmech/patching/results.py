@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import did_you_mean
 from pycotmech._warnings import warn
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.engine.planner import Plan
@@ -107,7 +108,8 @@ class Result(Displayed):
 
     def _array(self, name: str | None = None, argument: str = "of") -> NDArray:
         if name not in (None, *self._ARRAYS):
-            raise ValueError(f"{argument}: got {name!r}; expected {self._ARRAYS[1]!r} or {self._ARRAYS[0]!r}")
+            first, second = self._ARRAYS[1], self._ARRAYS[0]
+            raise ValueError(f"{argument}: got {name!r}; expected {first!r} or {second!r}{did_you_mean(name, self._ARRAYS)}")
         return getattr(self, name or self._ARRAYS[0])
 
     def _possible(self) -> NDArray[np.bool_]:

@@ -369,7 +369,7 @@ def _set_transfer(result: Any) -> list[Chart]:
 
 def _sets(result: Any, axis: str) -> list[Chart]:
     own, drawn = result.overall(), result.data["random"].mean("step").transpose(axis, "draw", "example")
-    names = [str(v).replace("_", " ") for v in own[axis].values.tolist()]
+    names = result.names_in_words()
     random = [bootstrap.mean_interval(values.mean(0), within=bootstrap.SHARE) for values in drawn.values]
     return [
         charts.bars(
@@ -386,7 +386,7 @@ def _sets(result: Any, axis: str) -> list[Chart]:
 
 def _head_overlap(result: Any) -> list[Chart]:
     table = result.table()
-    names = [f"{a} and {b}".replace("_", " ") for a, b in zip(table["a"], table["b"])]
+    names = [f"{a} and {b}" for a, b in zip(table["a_in_words"], table["b_in_words"])]
     drawn = {"shared heads": table["intersection"], "by chance in the same layers": table["chance_by_layer"]}
     return [charts.bars(result.title, "number of heads", names, drawn)]
 

@@ -205,8 +205,7 @@ def _analysis(name: str, result: Analysis, drawn: _Charts, without_views: bool) 
     if len(table):
         all_of_it = "" if len(table) <= _LINES else f", the first {_LINES} of {len(table)} lines"
         parts.append(table_of(f"Table {name}{all_of_it} (tables/{name}.csv)", table, most=_LINES))
-    about = result.about
-    lead = f"{about.get('definition', '')} ({about.get('source', '')})."
+    lead = f"{result.definition_words} ({result.about.get('source', '')})."
     return Section(name.replace("_", "-"), result.title, parts, lead=capital(lead), short=_SHORT.get(name, ""))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pycotmech._choices import check_choice, unknown_choice
 from pycotmech._optional import command_for, optional_import
 from pycotmech.files.long_table import blocks, columns
 from pycotmech.files.text import cell
@@ -37,8 +38,7 @@ def export(
     Memory: about 200,000 rows at a time; safetensors holds the whole arrays.
     Raises ValueError naming the argument, ImportError where Parquet is asked for and pyarrow is missing.
     """
-    if to not in FORMATS:
-        raise ValueError(f"to: got {to!r}; expected one of {', '.join(FORMATS)}")
+    check_choice("to", to, FORMATS)
     if isinstance(variables, str):
         raise ValueError(f"variables: got the text {variables!r}; expected a list of names")
     if variables is not None and not variables:
@@ -46,7 +46,7 @@ def export(
     data = data.reset_coords([name for name, v in data.coords.items() if v.ndim != 1])
     for name in variables or ():
         if name not in data.data_vars:
-            raise ValueError(f"variables: got {name!r}; expected some of {', '.join(map(str, data.data_vars))}")
+            raise ValueError(unknown_choice("variables", name, data.data_vars, several=True))
     chosen = data if variables is None else data[list(variables)]
     path = Path(path).expanduser()
     if not path.parent.is_dir():

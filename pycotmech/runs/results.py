@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from pycotmech._choices import check_choice, unknown_choice
 from pycotmech.display import View
 from pycotmech.figures.words import effect_label
 from pycotmech.files.arrays import DamagedData, open_arrays
@@ -126,7 +127,7 @@ class SweepResults(Results):
         if step is None:
             return overview_figure(steps, path=path) if len(shown) > 1 else step_figure(steps, shown[0], path=path)
         if step not in shown:
-            raise ValueError(f"step: got {step}; expected one of {', '.join(map(str, shown))}")
+            raise ValueError(unknown_choice("step", step, shown))
         return step_figure(steps, step, path=path)
 
     def drawings(self) -> dict[str, Drawing]:
@@ -329,6 +330,5 @@ class AttentionResults(Results):
 def _known(name: str | None, names: Sequence[str], argument: str) -> str:
     if name is None:
         return names[0]
-    if name not in names:
-        raise ValueError(f"{argument}: got {name!r}; expected one of {', '.join(names)}")
+    check_choice(argument, name, names)
     return name

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from pycotmech._choices import check_choice, did_you_mean, shortened, unknown_choice
 from pycotmech.display import Displayed, View
 from pycotmech.files.arrays import open_arrays, open_group
 from pycotmech.files.long_table import long_table
@@ -58,7 +59,8 @@ class Results(Displayed):
 
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self.names:
-            raise KeyError(f"{printable(self.folder)} has no dataset {name!r}; it has {', '.join(self.names) or 'none'}")
+            there = f"{shortened(self.names) or 'none'}{did_you_mean(name, self.names)}"
+            raise KeyError(f"{printable(self.folder)} has no dataset {name!r}; it has {there}")
         return self._dataset(name)
 
     @property
@@ -189,8 +191,7 @@ class Results(Displayed):
         with a column for each axis, label and variable; safetensors holds the arrays. variables: which; None: all.
         Also "mib" and "circuitsvis" (`pycotmech.runs.for_tools`), for which step, task and model are.
         """
-        if to not in (*FORMATS, *TOOLS):
-            raise ValueError(f"to: got {to!r}; expected one of {', '.join((*FORMATS, *TOOLS))}")
+        check_choice("to", to, (*FORMATS, *TOOLS))
         if to in TOOLS:
             if variables is not None:
                 raise ValueError(f"variables: belong to tables and arrays; expected none with {to}")
@@ -228,10 +229,10 @@ class Results(Displayed):
     def _one(self, name: str | None) -> str:
         if name is not None:
             if name not in self.names:
-                raise ValueError(f"name: got {name!r}; expected one of {', '.join(self.names) or 'none: nothing is finished'}")
+                raise ValueError(unknown_choice("name", name, self.names, none="nothing is finished"))
             return name
         if len(self.names) != 1:
-            raise ValueError(f"name: missing; the folder has {len(self.names)} datasets: {', '.join(self.names)}")
+            raise ValueError(f"name: missing; the folder has {len(self.names)} datasets: {shortened(self.names)}")
         return self.names[0]
 
     def _dataset(self, name: str) -> xr.Dataset:
@@ -326,7 +327,8 @@ class AnalysesResults(Results):
         name = self._one(name)
         known, stem = self._classes(), name.rpartition("/")[2]
         if stem not in known:
-            raise ValueError(f"name: {name!r} is no analysis of this version; expected one of {', '.join(known)}")
+            hint = did_you_mean(stem, known)
+            raise ValueError(f"name: {name!r} is no analysis of this version; expected one of {', '.join(known)}{hint}")
         return known[stem].load(self._store(name).parent)
 
     def view(self, name: str | None = None) -> View:
@@ -369,9 +371,7 @@ class AnalysesResults(Results):
             return found.plot(path=path)
         further = found.figures()
         if figure not in further:
-            raise ValueError(
-                f"figure: got {figure!r}; expected one of {', '.join(further) or 'none: there is one figure only'}"
-            )
+            raise ValueError(unknown_choice("figure", figure, further, none="there is one figure only"))
         return further[figure](path=path)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pycotmech.files.text import markdown, printable
+from pycotmech._choices import did_you_mean, shortened, unknown_choice
+from pycotmech.files.text import markdown
 from pycotmech.files.write import replacing, subfolder, write_text
 from pycotmech.runs.folder import made_folder
 
@@ -43,9 +44,10 @@ class SavedFigures:
 
 def check_arguments(formats: Sequence[str], dpi: float) -> None:
     """Raises ValueError naming the argument."""
-    if not formats or (unknown := [f for f in formats if f not in FORMATS]):
-        shown = f"got {unknown[0]!r}" if formats else "is empty"
-        raise ValueError(f"formats: {shown}; expected one or more of {', '.join(FORMATS)}")
+    if not formats:
+        raise ValueError(f"formats: is empty; expected some of {', '.join(FORMATS)}")
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(unknown_choice("formats", unknown[0], FORMATS, several=True))
     if not 20 <= dpi <= 1200:
         raise ValueError(f"dpi: got {dpi}; expected 20 to 1200")
 
@@ -69,10 +71,20 @@ def chosen(
         if not fits and asked in (missing or {}):
             raise ValueError(f"only: {asked} cannot be drawn: {(missing or {})[asked]}")
         if not fits:
-            expected = ", ".join(drawings) or "none: nothing is finished"
-            raise ValueError(f"only: got {printable(asked)!r}; expected some of {expected}")
+            raise ValueError(_unknown(asked, drawings))
         found |= fits
     return found
+
+
+def _unknown(asked: str, drawings: Mapping[str, Drawing]) -> str:
+    """The message for what is neither a figure nor an experiment. A name that several settings or traces have stands once."""
+    if not drawings:
+        return f"only: got {asked!r}; expected none: nothing is finished"
+    names = list(dict.fromkeys(name.rpartition("/")[2] for name in drawings))
+    numbers = list(dict.fromkeys(filter(None, (_experiment(drawing.source) for drawing in drawings.values()))))
+    also = f", or of the experiments {', '.join(numbers)}" if numbers else ""
+    hint = did_you_mean(asked, [*numbers, *drawings, *names])
+    return f"only: got {asked!r}; expected some of {shortened(names, 'pycotmech figures FOLDER --list')}{also}{hint}"
 
 
 def _experiment(source: str) -> str:

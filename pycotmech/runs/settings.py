@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from pycotmech._choices import check_choice
 from pycotmech.runs.pair_files.choose import digest_of
 from pycotmech.runs.provenance import deciding_versions
 
@@ -79,8 +80,8 @@ class Settings:
         """Raises ValueError naming the setting for what is wrong with any model."""
         for name, allowed in _choices().items():
             value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(allowed)}")
+            if value is not None:
+                check_choice(name, value, allowed)
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and (value < least or (most is not None and value > most)):

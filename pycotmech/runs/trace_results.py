@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pycotmech._choices import did_you_mean, shortened
 from pycotmech.runs.for_tools import HeadValues
 from pycotmech.runs.results_base import AnalysesResults, read_facts
 from pycotmech.runs.status import TRACE, names_of_traces
@@ -52,7 +53,7 @@ class TraceResults(AnalysesResults):
         if name is None and len(paths) == 1:
             name = paths[0]
         if name not in paths:
-            expected = ", ".join(paths) or "none: no trace has answer_paths"
+            expected = f"{shortened(paths) or 'none: no trace has answer_paths'}{did_you_mean(name, paths)}"
             raise ValueError(f"name: {'missing' if name is None else f'got {name!r}'}; expected one of {expected}")
         found = self.analysis(name)
         parts = [str(part) for part in found.data["part"].values]

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pycotmech._choices import check_choice
 from pycotmech.display import Described, Facts
 from pycotmech.figures.words import plural
 from pycotmech.files.arrays import DamagedData
@@ -77,8 +78,7 @@ class TraceSettings:
         from pycotmech.traces.splitting import SPLITTERS
 
         for name, allowed in (("splitter", SPLITTERS), ("definition", get_args(Definition))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+            check_choice(name, getattr(self, name), allowed)
         for name, least in (("top", 1), ("proximity", 1), ("controls", 0)):
             check_integer(getattr(self, name), name, least)
         check_seed(self.seed)

@@ -24,6 +24,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech._choices import did_you_mean
+
 Test = Literal["sign_flip", "sign"]
 Control = Literal["max", "holm", "bh"]
 _FLIPS = 4096
@@ -75,11 +77,14 @@ def p_values(
     if test not in allowed:
         raise ValueError(
             f"test: got {test!r}; expected {' or '.join(map(repr, allowed))}, which find false heads no more often than alpha "
-            "over few examples"
+            f"over few examples{did_you_mean(test, allowed)}"
         )
     control = control or _default(test)
     if control not in allowed[test]:
-        raise ValueError(f"control: got {control!r}; expected {' or '.join(map(repr, allowed[test]))} with test={test!r}")
+        raise ValueError(
+            f"control: got {control!r}; expected {' or '.join(map(repr, allowed[test]))} with test={test!r}"
+            f"{did_you_mean(control, allowed[test])}"
+        )
     x, shape = _counting(values), values.shape[1:]
     n, known = len(x), np.isfinite(x).any(0)
     x = x[:, known]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from pycotmech._choices import unknown_choice
+
 Splitter = str | Callable[[str], Sequence[str]]
 """The name of a rule in `SPLITTERS`, or a function from a text to its pieces, in order."""
 
@@ -35,7 +37,7 @@ def split(text: str, splitter: Splitter = "sentencex") -> list[tuple[int, int]]:
         ends = [found.end() for found in _PUBLISHED.finditer(text)]
         pieces = list(zip([0, *ends], [*ends, len(text)], strict=True))
     else:
-        raise ValueError(f"splitter: got {splitter!r}; expected {', '.join(map(repr, SPLITTERS))}, or a function")
+        raise ValueError(unknown_choice("splitter", splitter, SPLITTERS, also="a function"))
     return covering(text, pieces)
 
 

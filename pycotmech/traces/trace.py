@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import unknown_choice
 from pycotmech.display import Described, Facts
 from pycotmech.model.prompts import Tokens
 from pycotmech.traces import checked, generating, reading
@@ -201,7 +202,7 @@ class Trace(Described):
             spans = checked.spans(checked.pairs(sentences), len(ids))
             kinds = checked.categories(categories, len(spans))
         elif unit not in ("characters", "tokens"):
-            raise ValueError(f"unit: got {unit!r}; expected 'characters' or 'tokens'")
+            raise ValueError(unknown_choice("unit", unit, ("characters", "tokens")))
         else:
             ranges = _ranges(text, begin, end, sentences, splitter)
             if not ranges:

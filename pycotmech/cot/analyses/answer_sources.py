@@ -21,11 +21,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.analyses import information_flow
 from pycotmech.cot.task.other_words import beside
 from pycotmech.cot.tools.activations import SEGMENTS, Prompt, by_example
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.registry import Description
@@ -152,7 +152,7 @@ class AnswerSources(Analysis):
 
         variable: "pathways", or "control_pathways" for the words beside the answer's.
         """
-        one_of("variable", variable, ("pathways", "control_pathways"))
+        check_choice("variable", variable, ("pathways", "control_pathways"))
         number = self.data[variable].transpose("example", "step", "place")
         total = number.sum("place", skipna=False).values[..., None] + 0 * number.values
         return labelled(bootstrap.ratio_interval(number.values, total, within=bootstrap.SHARE), number)
@@ -164,7 +164,7 @@ class AnswerSources(Analysis):
 
         of: "difference"; or "pathways" or "control_pathways", the one share or the other. level: of the intervals.
         """
-        one_of("of", of, ("difference", "pathways", "control_pathways"))
+        check_choice("of", of, ("difference", "pathways", "control_pathways"))
         d = self.data.transpose("example", "step", ...)
         total = d["pathways"].sum("place", skipna=False)
         counts = (d["occurrences"].sel(segment=["question", "generated"]) > 0).all("segment") & (total > 0)

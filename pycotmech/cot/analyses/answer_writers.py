@@ -22,6 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.tools.activations import (
     SEGMENTS,
     Prompt,
@@ -37,7 +38,7 @@ from pycotmech.cot.tools.activations import (
     texts_of,
 )
 from pycotmech.cot.tools.cells import Cell, choose
-from pycotmech.cot.tools.checks import between, one_of
+from pycotmech.cot.tools.checks import between
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, columns, counting, headline, interval_table, labelled, top_cells
@@ -158,7 +159,7 @@ class AnswerWriters(Analysis):
 
         by: contrast, direct, projection.
         """
-        one_of("by", by, ("contrast", "direct", "projection"))
+        check_choice("by", by, ("contrast", "direct", "projection"))
         parts = self.at_step(by, step, held_out=held_out)
         if parts is None:
             return []
@@ -216,7 +217,7 @@ class AnswerWriters(Analysis):
 
         name: what is knocked out, "one", "together" or "matched".
         """
-        one_of("name", name, LOSSES)
+        check_choice("name", name, LOSSES)
         margin = self.data[f"margin_{name}"].transpose("example", "step", "threshold")
         stays = (margin > 0).astype(float).where(margin.notnull())
         return labelled(bootstrap.mean_interval(stays.values, within=bootstrap.SHARE, level=level), stays)

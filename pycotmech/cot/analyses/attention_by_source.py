@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.tools.activations import (
     SOURCES,
     Prompt,
@@ -31,7 +32,6 @@ from pycotmech.cot.tools.activations import (
     texts_of,
 )
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, counting, top_cells
@@ -197,7 +197,7 @@ class AttentionBySource(Analysis):
         held_out: heads are ranked on one half of the examples that count, and the sizes are of the other; with fewer than
         four that count, and with False, both are of all of them.
         """
-        one_of("source", source, SOURCES)
+        check_choice("source", source, SOURCES)
         parts = self.at_step("written", step, held_out=held_out)
         if parts is None:
             return []
@@ -280,7 +280,7 @@ def attention_by_source(
     Cost: the few-shot block once, the text after it once per example, W_O of every value once per example and layer.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    one_of("norm", norm, ("l1", "l2"))
+    check_choice("norm", norm, ("l1", "l2"))
     kept = None if keep is None else head_mask(model.cfg, keep, argument="keep")
     cells = choose(model, examples, steps=steps, right=right)
     cfg, G = model.cfg, len(SOURCES)

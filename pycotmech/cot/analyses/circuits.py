@@ -12,13 +12,14 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.analyses.patch_steps import PatchSteps, patch_steps
 from pycotmech.cot.analyses.patch_steps import cost as patching_cost
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions
 from pycotmech.cot.tools.cells import Cell, Cells, choose
-from pycotmech.cot.tools.checks import between, one_of
+from pycotmech.cot.tools.checks import between
 from pycotmech.cot.tools.circuit_search import (
     Against,
     Head,
@@ -272,9 +273,9 @@ def circuits(
     Source: docs/protocol.md, E13; Wang et al. 2022 (arXiv 2211.00593), sections 3 and 4.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    one_of("against", against, get_args(Against))
-    one_of("kind", kind, get_args(Kind))
-    one_of("positions", positions, get_args(Positions))
+    check_choice("against", against, get_args(Against))
+    check_choice("kind", kind, get_args(Kind))
+    check_choice("positions", positions, get_args(Positions))
     between("tolerance", tolerance, 0, 1)
     evaluations, n_random = check_integer(evaluations, "evaluations", 1), check_integer(n_random, "n_random", 1)
     n_subsets, n_greedy = check_integer(n_subsets, "n_subsets", 1), check_integer(n_greedy, "n_greedy", 0)

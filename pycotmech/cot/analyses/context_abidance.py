@@ -22,10 +22,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.analyses import answer_writers, information_flow
 from pycotmech.cot.tools.activations import by_example, text_activations, texts_of
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.registry import Description
@@ -301,8 +301,8 @@ def context_abidance(
     Cost: that of `answer_writers`; with graphs, theirs in addition.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    one_of("definition", definition, ("heads", "graph", "paper"))
-    one_of("depth0", depth0, ("context", "leave_out", None))
+    check_choice("definition", definition, ("heads", "graph", "paper"))
+    check_choice("depth0", depth0, ("context", "leave_out", None))
     kind = {"heads": None, "graph": "projection", "paper": "paper"}[definition]
     if flow is not None and flow.about["settings"]["definition"] != kind:
         got = flow.about["settings"]["definition"]

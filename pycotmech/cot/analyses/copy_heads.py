@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, counting
@@ -107,7 +107,7 @@ def copy_heads(
     Source: docs/protocol.md, E4.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    one_of("definition", definition, get_args(Definition))
+    check_choice("definition", definition, get_args(Definition))
     cells = choose(model, examples, steps=steps, right=right)
     cfg = model.cfg
     shape = (cfg.n_layers, cfg.n_heads)

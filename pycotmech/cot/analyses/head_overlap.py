@@ -15,7 +15,8 @@ from pycotmech.cot.tools.head_sets import HeadSet
 from pycotmech.cot.tools.registry import COMPARED, Description
 from pycotmech.cot.tools.result import Analysis, in_words
 from pycotmech.cot.tools.select_heads import Selection
-from pycotmech.figures.words import plural
+from pycotmech.cot.tools.set_words import set_words
+from pycotmech.figures.words import plural, wrapped
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 from pycotmech.stats.random_sets import shared_by_layer
@@ -49,20 +50,21 @@ class HeadOverlap(Analysis):
         return xr.Dataset({"mean": self.data["f1"], "low": self.data["f1_low"], "high": self.data["f1_high"]})
 
     def table(self) -> pd.DataFrame:
-        """One row for each pair: a, b, size_a, size_b, intersection, chance, chance_by_layer, iou, f1, f1_low, f1_high,
-        f1_chance, f1_chance_by_layer, p, p_holm, p_by_layer, p_by_layer_holm."""
+        """One row for each pair: a, b, a_in_words, b_in_words (what they are called), size_a, size_b, intersection, chance,
+        chance_by_layer, iou, f1, f1_low, f1_high, f1_chance, f1_chance_by_layer, p, p_holm, p_by_layer, p_by_layer_holm."""
         import pandas as pd
 
         d = self.data
-        names, size = d["set"].values, d["size"].values
+        names, words, size = d["set"].values, self.names_in_words(), d["size"].values
         keys = ["intersection", "chance", "chance_by_layer", "iou", "f1", "f1_low", "f1_high", "f1_chance"]
         keys += ["f1_chance_by_layer", "p", "p_holm", "p_by_layer", "p_by_layer_holm"]
         rows = []
         for i in range(len(names)):
             for j in range(i + 1, len(names)):
-                row = {"a": names[i], "b": names[j], "size_a": int(size[i]), "size_b": int(size[j])}
+                row = {"a": names[i], "b": names[j], "a_in_words": words[i], "b_in_words": words[j]}
+                row |= {"size_a": int(size[i]), "size_b": int(size[j])}
                 rows.append(row | {k: float(d[k].values[i, j]) for k in keys})
-        return pd.DataFrame(rows, columns=["a", "b", "size_a", "size_b", *keys])
+        return pd.DataFrame(rows, columns=["a", "b", "a_in_words", "b_in_words", "size_a", "size_b", *keys])
 
     def by_type(self, statistic: str = "f1") -> xr.DataArray:
         """Between types at the same step, mean over steps: [type, other type]. Only for sets that have steps."""
@@ -89,11 +91,15 @@ class HeadOverlap(Analysis):
         return overlap_figure(
             self.data["f1"].values,
             self.data["f1_chance_by_layer"].values,
-            names=[str(n).replace("_", " ") for n in self.data["set"].values],
+            names=[wrapped(name, 18) for name in self.names_in_words()],
             title=f"{model}{self.title.lower()}",
             lines=[f"of {self.about['settings']['heads']} heads; chance: random sets with as many heads in each layer"],
             path=path,
         )
+
+    def names_in_words(self) -> list[str]:
+        """What each set is called in sentences and figures."""
+        return set_words(self.data["set"].values.tolist())
 
     def findings(self) -> list[str]:
         """The pairs that share more heads than chance, and those of which that cannot be said."""
@@ -105,12 +111,12 @@ class HeadOverlap(Analysis):
         ]
         for row in sorted(known, key=lambda row: -row["f1"])[:5]:
             lines.append(
-                f"{row['a']} and {row['b']}: {row['intersection']:.0f} of {row['size_a']} and {row['size_b']} heads shared; by "
-                f"chance {row['chance_by_layer']:.1f} in the same layers (p = {row['p_by_layer_holm']:.2g}), "
-                f"{row['chance']:.1f} in any (p = {row['p_holm']:.2g}); F1 {in_words(row, 'f1')}, by chance "
-                f"{row['f1_chance_by_layer']:.2f} in the same layers"
+                f"{row['a_in_words']} and {row['b_in_words']}: {row['intersection']:.0f} of {row['size_a']} and "
+                f"{row['size_b']} heads shared; by chance {row['chance_by_layer']:.1f} in the same layers "
+                f"(p = {row['p_by_layer_holm']:.2g}), {row['chance']:.1f} in any (p = {row['p_holm']:.2g}); "
+                f"F1 {in_words(row, 'f1')}, by chance {row['f1_chance_by_layer']:.2f} in the same layers"
             )
-        empty = [str(n) for n, k in zip(self.data["set"].values, self.data["size"].values) if k == 0]
+        empty = [words for words, k in zip(self.names_in_words(), self.data["size"].values) if k == 0]
         if empty:
             lines.append(f"empty: {', '.join(empty)}")
         if n := self.about["settings"].get("chosen_on"):

@@ -23,7 +23,8 @@ def overlap_figure(
 ) -> Figure:
     """F1 [set, set] of every two sets on the left, and its distance from F1 by chance [set, set] on the right."""
     n = len(names)
-    side = min(max(2.6, 0.3 * n + 1.2), 8.0)
+    lines_of_name = max(name.count("\n") + 1 for name in names)
+    side = min(max(2.6, (0.18 + 0.12 * lines_of_name) * n + 1.2), 8.0)
     figure = Figure(figsize=(2 * side + 1.6, side + 1.2), layout="constrained")
     labels, ranges = ("F1", "F1 above chance in the same layers"), ((0, 1), (-1, 1))
     for axis, grid, label, (low, high), colours in zip(

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.tools import flow_exact, flow_paper
 from pycotmech.cot.tools.activations import (
     SEGMENTS,
@@ -24,7 +25,6 @@ from pycotmech.cot.tools.activations import (
     texts_of,
 )
 from pycotmech.cot.tools.cells import Cells, choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
 from pycotmech.cot.tools.registry import Description
@@ -255,8 +255,8 @@ def information_flow(
     through the layers above, for each edge. "paper": the unembedding of a row for every head at every position visited.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    one_of("definition", definition, tuple(_WORDS))
-    one_of("replaced_by", replaced_by, ("mean", "counterfactual"))
+    check_choice("definition", definition, tuple(_WORDS))
+    check_choice("replaced_by", replaced_by, ("mean", "counterfactual"))
     unused = {"rules": rules} if definition == "exact" else {"limits": limits}
     for name, value in unused.items():
         if value is not None:

@@ -28,7 +28,8 @@ from pycotmech.cot.tools.head_sets import HeadSet, Scores, set_combinations
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import COMPARED, Description, Given
 from pycotmech.cot.tools.result import Progress, columns, counting, headline, in_words
-from pycotmech.figures.words import plural
+from pycotmech.cot.tools.set_words import set_words
+from pycotmech.figures.words import plural, wrapped
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -70,13 +71,14 @@ class KeptSets(AblationResult):
         return compared(*(x.mean("step") for x in pair)) if overall else compared(*pair)
 
     def table(self) -> pd.DataFrame:
-        """Accuracy by set and step, "all" for all steps: set, step, kind, kept, accuracy, low, high, n; random, of random sets
-        with as many heads in each layer; gain, by how much the set is above them; both with name_low and name_high, which hold
-        what one further random set gives."""
+        """Accuracy by set and step, "all" for all steps: set, in_words (what it is called), step, kind, kept, accuracy, low,
+        high, n; random, of random sets with as many heads in each layer; gain, by how much the set is above them; both with
+        name_low and name_high, which hold what one further random set gives."""
         import pandas as pd
 
         found = [(self.accuracy(), self.beside_random()), (self.overall(), self.beside_random(overall=True))]
         steps, kinds, rows = self.data["step"].values.tolist(), self.data["kind"].values.tolist(), []
+        words = self.names_in_words()
         for i, name in enumerate(self.data[self.axis].values):
             kept = self.data["kept"].isel({self.axis: i})
             for s, step in enumerate([*steps, "all"]):
@@ -84,7 +86,7 @@ class KeptSets(AblationResult):
                 at = {self.axis: i} if last else {self.axis: i, "step": s}
                 accuracy, comparison = found[last]
                 here = accuracy.isel(at)
-                row = {self.axis: name, "step": step, "kind": "" if last else str(kinds[s])}
+                row = {self.axis: name, "in_words": words[i], "step": step, "kind": "" if last else str(kinds[s])}
                 row |= {"kept": int(round(float(kept.mean())) if last else kept[s]), **headline("accuracy", here)}
                 row["n"] = int(here["n"])
                 for other in ("random", "gain"):
@@ -114,14 +116,21 @@ class KeptSets(AblationResult):
             path=path,
         )
 
+    def names_in_words(self) -> list[str]:
+        """What each set along the axis is called in sentences and figures."""
+        return set_words(self.data["set"].values.tolist())
+
     def _labels(self) -> list[str]:
         sizes = [spanned(kept, "–") for kept in self.data["kept"].values]
-        names = [str(name).replace("_", " ") for name in self.data["set"].values]
-        return [f"{name}\n({n} {'head' if n == '1' else 'heads'})" for name, n in zip(names, sizes)]
+        return [f"{wrapped(name)}\n({n} of {self._n_heads})" for name, n in zip(self.names_in_words(), sizes)]
+
+    @property
+    def _n_heads(self) -> int:
+        return self.data.sizes["layer"] * self.data.sizes["head"]
 
     def findings(self) -> list[str]:
         """For each set, over all steps: what is left of the accuracy, and with random sets of the same layers."""
-        n_heads, lines = self.data.sizes["layer"] * self.data.sizes["head"], []
+        lines = []
         for row in self.table().to_dict("records"):
             if row["step"] != "all":
                 continue
@@ -131,8 +140,8 @@ class KeptSets(AblationResult):
                 random += f" (difference {in_words(row, 'gain', '{:+.2f}')})"
             size = spanned(self.data["kept"].sel({self.axis: name}).values)
             lines.append(
-                f"{name}: {size} of {n_heads} heads kept, accuracy {in_words(row, 'accuracy', main=True)} over all steps of "
-                f"{plural(row['n'], 'example')}{random}"
+                f"{row['in_words']}: {size} of {self._n_heads} heads kept, accuracy {in_words(row, 'accuracy', main=True)} "
+                f"over all steps of {plural(row['n'], 'example')}{random}"
             )
         return [*lines, *self.closing()]
 

@@ -13,6 +13,9 @@ from pycotmech.figures.frame import PALETTE, finished, small
 from pycotmech.figures.heatmap import write_numbers
 from pycotmech.figures.library import Figure
 
+_ROW, _LINE = 0.29, 0.13
+"""Inches of a row with a label of one line, and of each further line."""
+
 
 def isolation_figure(
     by_step: NDArray,
@@ -31,7 +34,9 @@ def isolation_figure(
     labels [set], steps [step]: how the axes name them.
     """
     m = len(labels)
-    figure = Figure(figsize=(9.0, max(2.8, 0.42 * m + 2.0)), layout="constrained")
+    figure = Figure(
+        figsize=(9.0, max(2.8, sum(_ROW + _LINE * label.count("\n") for label in labels) + 2.0)), layout="constrained"
+    )
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1), sharey=True)
     image = left.imshow(by_step, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     left.set_facecolor("0.85")

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
@@ -23,7 +24,6 @@ from pycotmech.cot.tools.ablation_results import (
     result_data,
 )
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered
 from pycotmech.cot.tools.head_sets import scores_of
 from pycotmech.cot.tools.held_out import chosen_apart, in_half, named_halves
@@ -80,7 +80,7 @@ class KnockOutCurve(AblationResult):
     def _half(self, half: str | None) -> KnockOutCurve:
         if half is None:
             return self
-        one_of("half", half, ("select", "report", None))
+        check_choice("half", half, ("select", "report", None))
         return KnockOutCurve(self.data.isel(example=in_half(self.data["half"].values, half)), self.about)
 
     def operating_points(self, *, order: str | None = None, target: float | None = None) -> pd.DataFrame:
@@ -264,7 +264,7 @@ def knock_out_curve(
     orders = [order] if isinstance(order, str) else list(order)
     if not orders or not all(o in ("least", "most") for o in orders) or len(set(orders)) < len(orders):
         raise ValueError(f"order: got {order!r}; expected 'least', 'most' or both")
-    one_of("ranking", ranking, ("pooled", "by_step"))
+    check_choice("ranking", ranking, ("pooled", "by_step"))
     main = check_definition(definition, n_random)
     if not 0 <= target <= 1:
         raise ValueError(f"target: got {target}; expected an accuracy, 0 to 1")

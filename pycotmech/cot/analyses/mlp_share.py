@@ -19,10 +19,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.cells import Cell, choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, counting, interval_table, labelled
@@ -63,7 +63,7 @@ class MlpShare(Analysis):
     def gains(self, metric: str = "kl") -> tuple[xr.DataArray, xr.DataArray]:
         """Returns what each part restores of the metric, the mean of patched first and second [example, step, part], and what
         both restore together [example, step]; larger is nearer to the clean run."""
-        one_of("metric", metric, METRICS)
+        check_choice("metric", metric, METRICS)
         value = self.data[metric] if metric == "logit_diff" else -self.data[metric]
         none, attention, mlp, both = (value.sel(taken=t, drop=True) for t in TAKEN)
         parts = [((part - none) + (both - other)) / 2 for part, other in ((attention, mlp), (mlp, attention))]

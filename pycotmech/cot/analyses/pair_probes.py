@@ -12,9 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice, unknown_choice
 from pycotmech.cot.task.entailed import ENTAILED
 from pycotmech.cot.task.relations import CLASSES, Question, Unrelated, WordPair
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.probes import (
     COMPONENTS,
@@ -272,17 +272,17 @@ def pair_probes(
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
-    one_of("definition", definition, get_args(Definition))
+    check_choice("definition", definition, get_args(Definition))
     paper = definition == "paper"
     classes = CLASSES if paper else ENTAILED
     read: Piece = piece or ("first" if paper else "last")
-    one_of("piece", piece, (*get_args(Piece), None))
+    check_choice("piece", piece, (*get_args(Piece), None))
     if unrelated is not None and not paper:
         raise ValueError(f"unrelated: got {unrelated!r}; expected None, unless the definition is 'paper'")
     usual = ("linear", "mlp") if paper else ("bilinear",)
     kinds = (probe,) if isinstance(probe, str) else tuple(usual if probe is None else probe)
     if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(get_args(Probe)):
-        raise ValueError(f"probe: got {probe!r}; expected some of {', '.join(get_args(Probe))}")
+        raise ValueError(unknown_choice("probe", probe, get_args(Probe), several=True))
     at = list(range(cfg.n_layers + 1)) if depths is None else [int(d) for d in depths]
     if not at or at != sorted(set(at)) or not 0 <= at[0] <= at[-1] <= cfg.n_layers:
         raise ValueError(f"depths: got {at}; expected ascending numbers in 0..{cfg.n_layers}")

@@ -11,12 +11,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.corruptions import Corruption, corrupted_prompt, require_consistent
 from pycotmech.cot.task.examples import Examples, Step
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
 from pycotmech.cot.tools.cells import Cell, Cells, choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, rows_cost
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, labelled
@@ -70,7 +70,7 @@ class PatchSteps(HeadAnalysis):
         metric: "kl", "logit_diff" or "prob"; (m - m_corrupted) / (m_clean - m_corrupted), each mean over examples first.
         Source: docs/protocol.md, E1.
         """
-        one_of("metric", metric, METRICS)
+        check_choice("metric", metric, METRICS)
         patched = self.data[metric].where(~self._unchanged()).transpose("example", "step", "layer", "head")
         clean, corrupted = (self.data[f"{metric}_{run}"].values[..., None, None] for run in ("clean", "corrupted"))
         return labelled(bootstrap.ratio_interval(patched.values - corrupted, clean - corrupted), patched)
@@ -209,7 +209,7 @@ def patch_steps(
     Source: docs/protocol.md, E1, and E2 for steps of kind "induction".
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    one_of("corruption", corruption, get_args(Corruption))
+    check_choice("corruption", corruption, get_args(Corruption))
     if corruption != "answer" and isinstance(examples, Examples):
         require_consistent(examples, f"corruption {corruption!r}")
     if corruption != "answer" and model.tokenizer is None:

@@ -16,8 +16,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.relations import CLASSES, Question
-from pycotmech.cot.tools.checks import between, one_of
+from pycotmech.cot.tools.checks import between
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.head_choice import lower_shares, placed_at_random, share_interval
 from pycotmech.cot.tools.head_probe import head_sets, probed
@@ -317,7 +318,7 @@ def relation_heads(
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
     cfg = model.cfg
-    one_of("kind", kind, get_args(Kind))
+    check_choice("kind", kind, get_args(Kind))
     at = max(1, round(14 / 32 * cfg.n_layers)) if depth is None else int(depth)
     if not 1 <= at <= cfg.n_layers:
         raise ValueError(f"depth: got {depth}; expected a number in 1..{cfg.n_layers}")

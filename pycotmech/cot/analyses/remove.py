@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.analyses.keep_only import KeptSets, by_step, chosen_on, cost, kept_data, spanned, stacked
 from pycotmech.cot.analyses.keep_only import authors_cost as authors_cost_of_sets
 from pycotmech.cot.task.examples import Examples
@@ -16,13 +17,13 @@ from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps
 from pycotmech.cot.tools.ablation_results import VARIABLES, answered, check_definition, result_data, words
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import metered
 from pycotmech.cot.tools.head_sets import Head, scores_of
 from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.cot.tools.result import Progress, counting
 from pycotmech.cot.tools.select_heads import select_heads
+from pycotmech.cot.tools.set_words import score_words
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.stats import bootstrap
@@ -44,8 +45,18 @@ class Removal(KeptSets):
     source = "E6"
     axis: ClassVar[str] = "size"
 
-    def _labels(self) -> list[str]:
+    def names_in_words(self) -> list[str]:
+        """How many heads are taken out of the set, along the axis."""
         return [f"{n} taken" for n in self.data["removed"].values]
+
+    def _labels(self) -> list[str]:
+        return self.names_in_words()
+
+    def _taken(self) -> str:
+        """Which heads are taken, in words."""
+        s = self.about["settings"]
+        of_all = "" if self.about["definition"] == "exact" else " of all heads"
+        return f"with the {'highest' if s['order'] == 'most' else 'lowest'} scores{of_all} ({score_words(s['scores'])})"
 
     def findings(self) -> list[str]:
         """Accuracy over all steps at the beginning and with fewer heads, with random removal for comparison."""
@@ -63,7 +74,7 @@ class Removal(KeptSets):
                 times = "once" if s["n_random"] == 1 else f"{s['n_random']} times"
                 comparison = f"; as many taken at random in the same layers ({times}): {words(random)}, "
                 comparison += f"difference {words(gain, '{:+.2f}')}"
-            lines.append(f"without the {removed[k]} {s['words']}: {words(overall.isel(size=k))}{comparison}")
+            lines.append(f"without the {removed[k]} {self._taken()}: {words(overall.isel(size=k))}{comparison}")
         if s["stopped"]:
             lines.append(f"stopped there: the accuracy of every step is below {s['stop']:g}")
         return [*lines, *self.closing()]
@@ -108,7 +119,7 @@ def remove(
     Source: docs/protocol.md, E6, removal.
     """
     check_common(model, seed=seed, memory_gb=memory_gb)
-    one_of("order", order, ("most", "least"))
+    check_choice("order", order, ("most", "least"))
     if not 0 <= stop <= 1:
         raise ValueError(f"stop: got {stop}; expected an accuracy, 0 to 1")
     main = check_definition(definition, n_random)
@@ -142,9 +153,8 @@ def remove(
     joined = {v: np.concatenate([f[v] for f in found]) for v in VARIABLES}
     chance = [np.concatenate([o[i] for o in others]) for i in range(n_random)]
     data = kept_data("size", kept[:n], chance) | {"removed": ("size", taken[:n])}
-    text = f"with the {'highest' if order == 'most' else 'lowest'} scores{'' if members else ' of all heads'} ({table.name})"
     settings = dict(
-        within=name, scores=table.name, order=order, words=text, stop=stop, stopped=stopped, accuracy=main, n_random=n_random,
+        within=name, scores=table.name, order=order, stop=stop, stopped=stopped, accuracy=main, n_random=n_random,
         seed=seed, **chosen_on([given], cells, table), **run.settings,
     )  # fmt: skip
     dataset = result_data(cells, joined, {"size": list(range(n))}, data, shape)

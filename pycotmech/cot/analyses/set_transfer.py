@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.analyses.head_overlap import head_overlap
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
 from pycotmech.cot.tools.ablation_results import AblationResult, answered, check_definition, result_data
 from pycotmech.cot.tools.cells import choose
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.head_sets import HeadSet, scores_of
 from pycotmech.cot.tools.held_out import chosen_apart, in_half, named_halves
@@ -80,7 +80,7 @@ class SetTransfer(AblationResult):
 
     def by_example(self, pairs: Pairs = "other kinds") -> NDArray[np.float64]:
         """The accuracy over such pairs of each example, [example]; NaN where it has none."""
-        one_of("pairs", pairs, PAIRS)
+        check_choice("pairs", pairs, PAIRS)
         values = self.data[self.main].transpose("chosen", "example", "step").values
         return nanmean(_over_steps(values, self._paired(pairs)))
 

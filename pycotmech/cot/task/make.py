@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.chat import Template, check_message, read_chat
 from pycotmech.cot.task.examples import Example, Examples, Step, step_kind
 from pycotmech.cot.task.pools import Pools, TooFewWords, pools
@@ -322,11 +323,6 @@ def _segments(begin: int, question: int, generated: int, end: int) -> dict[str, 
     }
 
 
-def _choice(name: str, value: Any, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(allowed)))}, got {value!r}")
-
-
 def make_examples(
     n: int,
     *,
@@ -387,12 +383,12 @@ def make_examples(
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed: got {seed!r} of type {type(seed).__name__}; expected an integer")
     seed = int(seed)
-    _choice("ontology", ontology, Ontology)
-    _choice("style", style, Style)
-    _choice("definition", definition, Definition)
+    check_choice("ontology", ontology, get_args(Ontology))
+    check_choice("style", style, get_args(Style))
+    check_choice("definition", definition, get_args(Definition))
     if order is None:
         order = DEFAULT_ORDER[style]
-    _choice("order", order, Order)
+    check_choice("order", order, get_args(Order))
     encoder = _encoder(tokenizer, bos, template, think)
     shape = Shape(hops, distractors, ontology, style, order, competing)
     try:
@@ -433,7 +429,7 @@ def _encoder(tokenizer: Any, bos: bool | None, template: Template | None, think:
         if think:
             raise ValueError("think: got True without a template; expected template='chat', whose turn the block is in")
         return Encoder(tokenizer, bos)
-    _choice("template", template, Template)
+    check_choice("template", template, get_args(Template))
     Encoder(tokenizer, bos)  # checks both
     chat = read_chat(tokenizer, think)
     if chat.bos and bos is False:

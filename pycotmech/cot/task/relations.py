@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import LongTensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.make import make_examples
 from pycotmech.cot.task.pools import TooFewWords
 from pycotmech.cot.task.tokens import Encoder, forms, profiles
@@ -124,8 +125,7 @@ def make_questions(
     """
     n, shots = check_integer(n, "n", 1), check_integer(shots, "shots", 0)
     trees, size = check_integer(trees, "trees", 2), check_integer(size, "size", 2)
-    if unrelated not in get_args(Unrelated):
-        raise ValueError(f"unrelated: got {unrelated!r}; expected one of {', '.join(get_args(Unrelated))}")
+    check_choice("unrelated", unrelated, get_args(Unrelated))
     encoder, front, ontology, style = surroundings(tokenizer, examples, shots, ontology, style, seed, bos)
     known = usable_words(encoder, ontology, style, front, needed=trees * size)
     rng = random.Random(f"{seed}/relations")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import BoolTensor, LongTensor, Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.examples import Example, Examples, StepKind
 from pycotmech.display import Arrays, Displayed, View
 
@@ -121,8 +122,7 @@ def graded(examples: Sequence[Example], predict: Predict, *, side: Side = "clean
 
     A word that begins the text (no shots, no BOS, nothing before it) cannot be predicted; no style has one.
     """
-    if side not in ("clean", "corrupted"):
-        raise ValueError(f"side must be 'clean' or 'corrupted', got {side!r}")
+    check_choice("side", side, ("clean", "corrupted"))
     if len(examples) == 0:
         raise ValueError("examples must not be empty")
     counts = {len(example.steps) for example in examples}

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.tools.cells import Cells
 from pycotmech.cot.tools.cost import Cost, Workload, rows_cost
@@ -173,10 +174,8 @@ def ablated_steps(
     kind: "mean" or "zero". mean: a `HeadMeans` of these examples, or what `head_means` takes as `over`; None: of n_mean
     prompts made for it. positions: "all", as the authors did, few-shot block included; "suffix": only after it.
     """
-    if kind not in ("mean", "zero"):
-        raise ValueError(f"kind: got {kind!r}; expected 'mean' or 'zero'")
-    if positions not in ("all", "suffix"):
-        raise ValueError(f"positions: got {positions!r}; expected 'all' or 'suffix'")
+    check_choice("kind", kind, ("mean", "zero"))
+    check_choice("positions", positions, ("all", "suffix"))
     if kind == "zero" and mean is not None:
         raise ValueError("mean: kind 'zero' takes no mean; expected None")
     examples = cells.examples

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.tools.ablation import AblatedAnswers
 from pycotmech.cot.tools.cells import Cells
-from pycotmech.cot.tools.checks import one_of
 from pycotmech.cot.tools.result import Analysis, labelled
 from pycotmech.model.arguments import check_integer
 from pycotmech.stats import bootstrap
@@ -35,6 +35,11 @@ class AblationResult(Analysis):
     def accuracy_words(self) -> str:
         """What accuracy is, in words."""
         return "agreement with the untouched model" if self.main == "agrees" else "every token of the gold word"
+
+    @property
+    def definition_words(self) -> str:
+        stored = self.about["definition"]
+        return f"heads are ablated, and accuracy is {self.accuracy_words}" if stored in DEFINITIONS else stored
 
     def accuracy(self, variable: str | None = None) -> xr.Dataset:
         """Mean over examples with its bootstrap interval: mean, low, high, n [..., step]. variable: of `VARIABLES`."""
@@ -73,7 +78,7 @@ def words(found: xr.Dataset, form: str = "{:.2f}") -> str:
 
 def check_definition(definition: str, n_random: int) -> str:
     """What is called accuracy by a definition. Raises ValueError naming the argument."""
-    one_of("definition", definition, DEFINITIONS)
+    check_choice("definition", definition, DEFINITIONS)
     check_integer(n_random, "n_random", 0)
     return "agrees" if definition == "paper" else "right"
 

@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pycotmech._choices import did_you_mean, shortened
 from pycotmech.cot.tools.result import Analysis
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.patching.results import Sweep
@@ -247,7 +248,8 @@ def _from_dataset(data: xr.Dataset, variable: str | None, name: str) -> Scores:
         variable = usable[0]
     if variable is None or variable not in usable:
         raise ValueError(
-            f"variable: got {variable!r}; expected one of those over layer and head: {', '.join(usable) or 'none'}"
+            f"variable: got {variable!r}; expected one of those over layer and head: {shortened(usable) or 'none'}"
+            f"{did_you_mean(variable, usable)}"
         )
     return _from_array(data[variable], f"{name} {variable}".strip())
 

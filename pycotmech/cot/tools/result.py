@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from pycotmech._choices import did_you_mean, shortened, unknown_choice
 from pycotmech.display import Displayed, View
 from pycotmech.figures.words import plural
 from pycotmech.files.arrays import DamagedData, load_arrays, save_arrays
@@ -127,7 +128,10 @@ class Analysis(Displayed):
         axes."""
         if variable not in self.data or over not in self.data[variable].dims:
             known = [name for name, v in self.data.items() if over in v.dims]
-            raise ValueError(f"variable: got {variable!r}; expected one with the axis {over!r}: {', '.join(map(str, known))}")
+            raise ValueError(
+                f"variable: got {variable!r}; expected one with the axis {over!r}: {shortened(known)}"
+                f"{did_you_mean(variable, known)}"
+            )
         values = self.data[variable].transpose(over, ...)
         found = bootstrap.mean_interval(values.values, within=self.ranges.get(variable), level=level, seed=seed)
         return labelled(found, values, over)
@@ -155,7 +159,7 @@ class Analysis(Displayed):
         """
         known = self.data["step"].values.tolist()
         if step is not None and step not in known:
-            raise ValueError(f"step: got {step}; expected one of {', '.join(map(str, known))}")
+            raise ValueError(unknown_choice("step", step, known))
         here = self if step is None else type(self)(self.data.isel(step=[known.index(step)]), self.about)
         values = here.data[variable]
         counts = values.notnull().any([d for d in values.dims if d != "example"]).values
@@ -209,8 +213,7 @@ class Analysis(Displayed):
         from pycotmech.files.long_table import long_table
 
         if variables is not None and (unknown := [name for name in variables if name not in self.data.data_vars]):
-            known = ", ".join(map(str, self.data.data_vars))
-            raise ValueError(f"variables: got {unknown[0]!r}; expected some of {known}")
+            raise ValueError(unknown_choice("variables", unknown[0], self.data.data_vars, several=True))
         return long_table(self.data, variables)
 
     def table(self) -> pd.DataFrame:
@@ -230,7 +233,7 @@ class Analysis(Displayed):
         the definition; without a variable the definition alone. Then the model's notes.
 
         marks: what shows the intervals, such as "bands"."""
-        made = self.about["definition"]
+        made = self.definition_words
         if variable:
             values = self.data[variable]
             n = int(values.notnull().any([d for d in values.dims if d != "example"]).sum())
@@ -241,6 +244,11 @@ class Analysis(Displayed):
     def step_ticks(self) -> list[str]:
         """Each step's number and the beginning of its kind, for an axis."""
         return [f"{s}\n{str(k)[:3]}." for s, k in zip(self.data["step"].values, self.data["kind"].values)]
+
+    @property
+    def definition_words(self) -> str:
+        """What was computed, as a phrase."""
+        return self.about["definition"]
 
     def findings(self) -> list[str]:
         """What the numbers say, in sentences that hold only what they bear out."""

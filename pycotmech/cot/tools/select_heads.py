@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.tools.head_sets import Head, HeadSet, Scores, scores_of
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.figures.words import plural
@@ -202,10 +203,10 @@ def select_heads(
     table = scores_of(scores, variable).at(step)
     options = dict(rule=rule, k=k, t=t, alpha=alpha, by=by, tails=tails, test=test, control=control)
     options |= dict(definition=definition, name=name, seed=seed)
-    _one_of("rule", rule, ("top_k", "window", "significant"))
-    _one_of("by", by, ("value", "size", "low"))
-    _one_of("definition", definition, ("exact", "paper"))
-    _one_of("tails", tails, (None, "upper", "both"))
+    check_choice("rule", rule, ("top_k", "window", "significant"))
+    check_choice("by", by, ("value", "size", "low"))
+    check_choice("definition", definition, ("exact", "paper"))
+    check_choice("tails", tails, (None, "upper", "both"))
     grid = table.mean()
     if not np.isfinite(grid).any():
         raise ValueError(f"scores: no head has a score{_why(table)}")
@@ -308,8 +309,3 @@ def _several(argument: str, given: Any, low: float, high: float, kind: type) -> 
     if not numbers or not all(low <= x <= high and kind(x) == x for x in numbers):
         raise ValueError(f"{argument}: got {given}; expected {kind.__name__}s in {low}..{high}, at least one")
     return [kind(x) for x in numbers]
-
-
-def _one_of(argument: str, value: Any, allowed: Sequence) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(map(repr, allowed))}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pycotmech._choices import did_you_mean
 from pycotmech.runs.pair_files.record import FIELDS, INDICES, Record
 from pycotmech.runs.pair_files.text import read_text
 
@@ -34,7 +35,8 @@ def _fields(line: str, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{where}: expected a JSON object with clean and corrupted, got {type(found).__name__}")
     if unknown := sorted(set(found) - {*FIELDS, *INDICES}):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(FIELDS)}")
+        hint = did_you_mean(unknown[0], FIELDS)
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(FIELDS)}{hint}")
     return found
 
 

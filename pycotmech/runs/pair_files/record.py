@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, NamedTuple
+
+from pycotmech._choices import alike
 
 FIELDS = ("clean", "corrupted", "answer", "wrong", "name")
 """The fields of a pair."""
@@ -37,7 +38,7 @@ def chosen_columns(columns: Sequence[str], where: str) -> list[str]:
     for name in columns:
         if name in known and columns.count(name) > 1:
             raise ValueError(f"{where}: column {name!r} occurs {columns.count(name)} times")
-        close = [] if name in known else get_close_matches(name, known, 1, _CLOSE)
+        close = [] if name in known else alike(name, known, n=1, least=_CLOSE)
         if close and close[0] not in columns:
             raise ValueError(f"{where}: unknown column {name!r}; expected {close[0]!r}")
     for name in ("clean", "corrupted"):

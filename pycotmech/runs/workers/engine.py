@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
+from pycotmech._choices import check_choice
 from pycotmech.runs.workers.queue import UnitQueue
 from pycotmech.runs.workers.units import Answer, Unit
 
@@ -58,9 +59,7 @@ class EngineChoice:
 
     def check(self) -> None:
         """Raises ValueError naming the argument that is wrong."""
-        names = get_args(EngineName)
-        if self.engine not in names:
-            raise ValueError(f"engine: got {self.engine!r}; expected one of {', '.join(names)}")
+        check_choice("engine", self.engine, get_args(EngineName))
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers: got {self.workers}; expected 1 or more")
         if self.engine == "serial" and self.workers not in (None, 1):

@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.cot.tools.result import top_cells
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Bases, Stage, run_pairs
@@ -124,8 +125,7 @@ def head_influence(
         raise ValueError(
             f"target: {target} begins at token {reads[0]}, before the source ends at {first}; expected a later one"
         )
-    if rows not in ("after", "target"):
-        raise ValueError(f"rows: got {rows!r}; expected 'after' or 'target'")
+    check_choice("rows", rows, ("after", "target"))
     cfg, family = model.cfg, model.family
     family.refuse_unsupported()
     by_token = target == "answer"

@@ -22,6 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.attention.statistics import Wanted, read_layer
 from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_integer, check_model
@@ -226,8 +227,7 @@ def vertical_scores(
     NaN for the last `proximity` sentences, after which there is none so far away.
     """
     check_integer(proximity, "proximity", 1)
-    if score not in ("mean", "median"):
-        raise ValueError(f"score: got {score!r}; expected 'mean' or 'median'")
+    check_choice("score", score, ("mean", "median"))
     S = attention.shape[-1]
     counts = np.tri(S, k=-proximity, dtype=bool)
     if control_depth and proximity < S:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._choices import check_choice
 from pycotmech.engine import planner
 from pycotmech.engine.metrics import log_probability
 from pycotmech.figures.words import plural
@@ -235,8 +236,7 @@ def suppress(
     check_common(model, seed=seed, memory_gb=memory_gb)
     check_trace(trace, model.cfg.d_vocab)
     check_integer(controls, "controls", 0)
-    if definition not in ("rows_after", "published"):
-        raise ValueError(f"definition: got {definition!r}; expected 'rows_after' or 'published'")
+    check_choice("definition", definition, get_args(Definition))
     if temperature is None:
         temperature = PUBLISHED_TEMPERATURE if definition == "published" else 1.0
     if not 0 < temperature < float("inf"):

@@ -1,5 +1,7 @@
 """Sets kept alone (`keep_only`) and sets made smaller (`remove`), against the runs they stand for."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from pycotmech.cot.analyses.keep_only import keep_only
 from pycotmech.cot.analyses.remove import remove
 from pycotmech.cot.tools import cells, cost
 from pycotmech.cot.tools.ablation import ablated_steps
-from pycotmech.cot.tools.head_sets import HeadSet, intersection, set_combinations, union
+from pycotmech.cot.tools.head_sets import HeadSet, intersection, scores_of, set_combinations, union
 from pycotmech.stats.draws import layer_matched
 from pycotmech.stats.random_sets import DRAWS, beyond_draws
 from tests.cot.analyses.interval_cases import keeps_its_ranges
@@ -245,3 +247,34 @@ def test_torch_masks_are_taken(case):
     model, examples, options, _ = case
     found = keep_only(model, examples, {"all": torch.ones(L, H, dtype=torch.bool)}, steps=[0], n_random=0, **options)
     assert found.data["kept"].values.tolist() == [[32]]
+
+
+PAPER = ("patch_steps", "decision_heads", "copy_heads", "common", "only_main", "only_other", "other", "common_only_main")
+
+
+def test_findings_tables_and_figures_use_the_words(case):
+    model, examples, options, _ = case
+    sets = {name: random_set(i) for i, name in enumerate(PAPER)}
+    found = keep_only(model, examples, sets, steps=[5], n_random=0, **options)
+    text = " ".join([*found.findings(), *(t.get_text() for t in found.plot().axes[0].get_yticklabels())])
+    assert not re.search(r"[a-z]_[a-z]", text) and "exact" not in text
+    assert found.findings()[0].startswith(f"heads that restore most: {random_set(0).sum()} of 32 heads kept, accuracy ")
+    table = found.table()
+    assert list(table.columns[:2]) == ["set", "in_words"] and set(table["set"]) == set(PAPER)
+    assert (table[table["set"] == "only_main"]["in_words"] == "heads that restore most, in no other set").all()
+    assert found.definition_words == "heads are ablated, and accuracy is every token of the gold word"
+    within = {"sizes": [1], "steps": [5], "n_random": 0, "stop": 0.0, "definition": "paper", **options}
+    scores = xr.Dataset({"copying": (("layer", "head"), np.random.default_rng(0).normal(size=(L, H)))})
+    taken = remove(model, examples, random_set(0), scores_of(scores), name="the first", **within)
+    taken.about["settings"]["scores"] = "copy_heads copying"
+    assert (
+        "without the 1 with the highest scores of all heads (attention to the answer's word times what the head writes of it): "
+        in str(taken)
+    )
+    assert taken.definition_words.endswith("agreement with the untouched model") and taken.names_in_words() == [
+        "0 taken",
+        "1 taken",
+    ]
+    overlap = pcm.cot.head_overlap({name: sets[name] for name in PAPER[:3]})
+    assert "heads that restore most and heads that copy: " in str(overlap) and not re.search(r"[a-z]_[a-z]", str(overlap))
+    assert overlap.table()["b_in_words"].tolist() == ["heads that carry the answer", "heads that copy", "heads that copy"]

@@ -144,7 +144,7 @@ def test_errors_name_the_argument(smollm2, tiny_cot, sentencepiece_like):
             make_examples(1, tokenizer=tokenizer, **{"template": "chat", "shots": 1, **kwargs})
 
     bad("template: got 'chat', but the tokenizer has no chat template", tiny_cot)
-    bad("template must be one of 'chat', got 'chatml'", smollm2, template="chatml")
+    bad("template: got 'chatml'; expected one of chat; did you mean 'chat'", smollm2, template="chatml")
     bad("think: got True without a template", smollm2, template=None, think=True)
     bad("think must be True or False, got 'yes'", smollm2, error=TypeError, think="yes")
     opened = with_template(sentencepiece_like, OPENED)

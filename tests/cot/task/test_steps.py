@@ -108,7 +108,7 @@ def test_select(examples):
 def test_errors(examples, smollm2):
     with pytest.raises(ValueError, match="examples must not be empty"):
         graded(examples[:0], gold)
-    with pytest.raises(ValueError, match="side must be 'clean' or 'corrupted', got 'both'"):
+    with pytest.raises(ValueError, match="side: got 'both'; expected one of clean, corrupted"):
         graded(examples, gold, side="both")
     with pytest.raises(TypeError, match="predict must return a tensor, got list"):
         graded(examples, lambda ids: ids.tolist())
