@@ -66,7 +66,7 @@ def head_chart(result: HeadAnalysis, details: Mapping[str, Any] | None = None, *
     """The maps of an analysis with a score for each head, one of each step that counts; with rounding and controls where the
     result has them."""
     found, data = result.scores(), result.data
-    floors = data["noise_floor"].max([d for d in data["noise_floor"].dims if d != "step"]) if "noise_floor" in data else None
+    floors = result.floors()
     is_patching = "control" in data and hasattr(result, "control")
     controls = result.control() if is_patching else None  # type: ignore[attr-defined]
     unit = "share" if "share" in result.label or "probability" in result.label else "number"

@@ -141,11 +141,13 @@ def _boxed(text: str) -> tuple[int, int] | None:
 # ---- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def encoded(model: Model, prompt: str, completion: str) -> tuple[Tensor, list[tuple[int, int]], str]:
-    """The tokens [T] of prompt + completion, the range of characters of each, and the text. A BOS token in front of the text
+def encoded(model: Model, prompt: str, completion: str, bos: bool | None = None) -> tuple[Tensor, list[tuple[int, int]], str]:
+    """The tokens [T] of prompt + completion, the range of characters of each, and the text. A BOS token before the text
     has the range (0, 0).
 
-    Raises ValueError naming the model if its tokenizer gives no offsets, `prompt` if it holds no token.
+    bos: whether a text that begins with none gets a BOS; None: as the model's prompts do.
+    Raises ValueError naming the model if its tokenizer gives no offsets, `prompt` if it holds no token, `bos` if the tokenizer
+    has none.
     """
     is_text(prompt, "prompt")
     is_text(completion, "completion")
@@ -158,6 +160,8 @@ def encoded(model: Model, prompt: str, completion: str) -> tuple[Tensor, list[tu
             "a trace made by Trace.from_tokens with boundaries in tokens"
         )
     ids = model.to_tokens(text, argument="prompt")
+    if bos is not None:
+        ids = _with_bos(ids, tokenizer, bos, text)
     found = tokenizer(text, return_offsets_mapping=True)
     theirs, offsets = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
     ours = ids.tolist()
@@ -168,6 +172,16 @@ def encoded(model: Model, prompt: str, completion: str) -> tuple[Tensor, list[tu
     elif ours != theirs:
         raise ValueError("model: its tokenizer gives other tokens with offsets than without; expected a trace of from_tokens")
     return torch.as_tensor(ids), offsets, text
+
+
+def _with_bos(ids: Tensor, tokenizer: Any, bos: bool, text: str) -> Tensor:
+    """The tokens with a BOS at the beginning or without; one that the text itself begins with stays."""
+    begin = tokenizer.bos_token_id
+    if begin is None and bos:
+        raise ValueError("bos: got True, but the tokenizer has no BOS; expected None or False")
+    if begin is None or text.startswith(tokenizer.bos_token) or bool(ids[0] == begin) == bos:
+        return ids
+    return torch.cat((torch.tensor([begin]), ids)) if bos else ids[1:]
 
 
 def token_spans(

@@ -176,6 +176,7 @@ class Trace(Described):
         unit: Unit = "characters",
         categories: Sequence[str | None] | None = None,
         splitter: Splitter = "sentencex",
+        bos: bool | None = None,
         name: str = "",
         seed: int | None = None,
     ) -> Trace:
@@ -187,6 +188,7 @@ class Trace(Described):
         sentences: own boundaries. The sentences as texts, or their (start, stop) ranges: of characters of prompt +
             completion, or of tokens (`unit`). A range goes on to the beginning of the next one. None: by the `splitter`.
         splitter: "sentencex" (the extra `traces`), "published" (the rule of Thought Anchors), or a function.
+        bos: whether a BOS is put before a text that begins with none; None: as the model's prompts have it.
         categories: one for each sentence. name, seed: kept with the trace.
 
         A token belongs to the sentence in which its first character that is no white space stands. Sentences that get no token
@@ -194,7 +196,7 @@ class Trace(Described):
         Raises ValueError naming the argument: a model whose tokenizer gives no offsets, reasoning without an end, an answer
         that is not there, boundaries that do not fit. Cost: the tokenizer's; nothing is run.
         """
-        ids, offsets, text = reading.encoded(model, prompt, completion)
+        ids, offsets, text = reading.encoded(model, prompt, completion, bos)
         parts = reading.parse(prompt, completion, answer, splitter)
         begin, end = parts.reasoning
         kinds: Sequence[str | None]
@@ -236,12 +238,13 @@ class Trace(Described):
         prompt.
 
         messages: {"role", "content"}; the last may have its reasoning apart, as "reasoning_content" or "reasoning".
-        tools: descriptions of the functions that the model could call, for the template. options: as in `from_text`.
+        tools: descriptions of the functions that the model could call, for the template. options: as in `from_text`; by default
+            the template decides about BOS, so that the tokens are those that the model saw.
         Raises ValueError naming `messages` where there is no chat template, where it refuses them, or where the last message
         is not the assistant's.
         """
         prompt, completion = reading.of_messages(model, messages, tools)
-        return cls.from_text(model, prompt, completion, **options)
+        return cls.from_text(model, prompt, completion, **{"bos": False, **options})
 
     @classmethod
     def from_jsonl(

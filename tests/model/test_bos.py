@@ -62,6 +62,33 @@ def test_the_text_of_a_chat_template_has_the_tokens_that_the_template_gives(adds
     assert tokenizer.decode(trace.tokens[first.start : first.stop]).strip() == "so 2 is 2."
 
 
+@pytest.mark.parametrize("prepend_bos", [None, True])
+def test_where_a_template_writes_no_bos_none_is_added(prepend_bos):
+    """ChatML with a tokenizer that puts a BOS before plain texts: the model saw none."""
+    tokenizer = reasoner(adds_bos=True)
+    tokenizer.chat_template = R1_TEMPLATE.removeprefix("{{ bos_token }}")
+    model = pcm.Model(tiny_llama(d_vocab=400), tokenizer, prepend_bos=prepend_bos)
+    bos = tokenizer.bos_token_id
+    expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert model.to_tokens("so").tolist()[0] == bos and bos not in expected
+    conversation = [*MESSAGES, {"role": "assistant", "content": "<think>\nso 2 is 2. so 4.\n</think>\n\n4"}]
+    trace = Trace.from_messages(model, conversation)
+    assert trace.tokens[: len(expected)].tolist() == expected and bos not in trace.tokens.tolist()
+    first = trace.sentences[0]
+    assert tokenizer.decode(trace.tokens[first.start : first.stop]).strip() == "so 2 is 2."
+    with_one = Trace.from_messages(model, conversation, bos=True)
+    assert with_one.tokens.tolist() == [bos, *trace.tokens.tolist()]
+    assert [(s.start - 1, s.stop - 1, s.text) for s in with_one.sentences] == [
+        (s.start, s.stop, s.text) for s in trace.sentences
+    ]
+    texts = ("so 2 + 2?", "<think>\nso 2 is 2.\n</think>\n\n4")
+    plain, without = Trace.from_text(model, *texts), Trace.from_text(model, *texts, bos=False)
+    assert plain.tokens.tolist() == [bos, *without.tokens.tolist()]
+    tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="bos: got True, but the tokenizer has no BOS"):
+        Trace.from_text(model, *texts, bos=True)
+
+
 @pytest.mark.parametrize(("adds_bos", "prepend_bos", "begins"), [
     (True, None, True), (False, None, False), (False, True, True), (True, False, False), (True, True, True),
 ])  # fmt: skip

@@ -38,6 +38,8 @@ KINDS: tuple[Corruption, ...] = get_args(Corruption)
 _WORDS = {"answer": "answer replaced", "premise": "premise broken", "rule": "rule broken"}
 _PARTS = ("effect", "kl", "kl_corrupted", "noise_floor", "changed")
 _DRAWS = 1000
+_LARGE = 0.5
+"""Share of the divergence that rounding alone may make: a floor beyond it is explained."""
 
 
 class RankAgreement(NamedTuple):
@@ -112,6 +114,12 @@ class InductionHeads(HeadAnalysis):
         coords = {d: self.data[d] for d in dims} | {"kind": self.data["kind"]}
         return xr.Dataset({k: (dims, v) for k, v in values.items()}, coords=coords)
 
+    def floors(self) -> xr.DataArray:
+        """The noise floor of the share of the divergence of all corruptions together, of the example where it is largest:
+        [step]. The corruptions weigh as they do in `scores`, so that it is small where one of them breaks next to nothing."""
+        moved = self.data["kl_corrupted"].where(self.data["kl_corrupted"] > 0)
+        return ((self.data["noise_floor"] * moved).sum("corruption") / moved.sum("corruption")).max("example")
+
     def clear(self) -> xr.DataArray:
         """1 where the interval of a head lies above the noise floor, -1 where it lies below its negative, else 0:
         [corruption, step, layer, head]."""
@@ -179,7 +187,7 @@ class InductionHeads(HeadAnalysis):
             grids,
             titles,
             title=f"{self.about['model']}: heads at inductive steps, by corruption",
-            lines=[self._largest(self.scores()), *self.small_print(self.main)],
+            lines=[self._largest(self.scores()), *self.small_print(self.main), *self._floors_in_words()],
             label=self.label,
             columns=1 + len(self.kinds),
             path=path,
@@ -214,6 +222,33 @@ class InductionHeads(HeadAnalysis):
                 f"step {step}: {len(self.common(step))} of {size} heads lie beyond the noise floor to the same side under all "
                 f"{len(self.kinds)} corruptions (by chance {self.by_chance(step):.1f}, n = {number}){self._common(step)}"
             )
+        return [*lines, *self._floors_in_words()]
+
+    def _floors_in_words(self) -> list[str]:
+        """How large the noise floor is at each step under each corruption, and why it may be large."""
+        lines, together = [], self.floors()
+        for i, step in enumerate(self.data["step"].values.tolist()):
+            if not (n := int(self._ratios[2][i])):
+                continue
+            here = self.data[["noise_floor", "kl_corrupted"]].isel(step=i)
+            floors = {kind: here["noise_floor"].sel(corruption=kind).values for kind in self.kinds}
+            largest = [f"{np.fmax.reduce(floors[kind]):.0%} with the {_WORDS[kind]}" for kind in self.kinds]
+            lines.append(
+                f"step {step}: noise floor, of the example where it is largest: {float(together.isel(step=i)):.0%} with all "
+                f"corruptions together; {', '.join(largest)}"
+            )
+            weak = [
+                f"{count} of {n} examples with the {_WORDS[kind]} (median KL divergence "
+                f"{float(here['kl_corrupted'].sel(corruption=kind).median()):.2g})"
+                for kind in self.kinds
+                if (count := int((floors[kind] > _LARGE).sum()))
+            ]
+            if weak:
+                lines.append(
+                    f"step {step}: the floor exceeds {_LARGE:.0%} in {' and '.join(weak)}: this corruption hardly changes what "
+                    "the model says there, so that rounding is divided by little. Nothing follows from an effect that is not "
+                    "beyond the floor"
+                )
         return lines
 
     def _common(self, step: int, k: int = 5) -> str:

@@ -30,6 +30,12 @@ class HeadAnalysis(Analysis):
     def shown(self) -> xr.Dataset:
         return self.scores()
 
+    def floors(self) -> xr.DataArray | None:
+        """The noise floor of `scores`, of the example where it is largest: [step]; None for scores without one."""
+        if (floor := self.data.get("noise_floor")) is None:
+            return None
+        return floor.max([axis for axis in floor.dims if axis != "step"])
+
     def top(self, step: int, k: int = 5, *, held_out: bool = True) -> list[tuple[int, int, float]]:
         """The k strongest heads of a step, ranked and reported as in `table`: [(layer, head, mean score), ...]."""
         parts = self.at_step(self.main, step, held_out=held_out)

@@ -11,6 +11,7 @@ from pycotmech.cot.analyses.induction_heads import InductionHeads, combined
 from pycotmech.cot.analyses.patch_steps import PatchSteps, induction_score
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
+from pycotmech.report.of_analyses import charts_of
 from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges
 from tests.reference import planted
@@ -96,6 +97,35 @@ def test_noise_agrees_in_nothing():
     assert len(found.common(5)) <= 1 and found.by_chance(5) < 0.5
     for a in found.agreement():
         assert abs(a.mean) < 0.15 and a.low < 0.1 and a.high > -0.1
+
+
+def test_a_floor_above_the_divergence_is_explained_and_is_none_of_what_is_drawn():
+    """The rule's divergence is so small in two of four examples that rounding is more than half of it."""
+    cell = ("corruption", "example", "step")
+    moved = np.array([[10.0] * 4, [1.0] * 4, [0.001, 0.02, 0.4, 0.4]])[..., None]
+    floor = np.array([[0.04] * 4, [0.1] * 4, [1.79, 0.6, 0.05, 0.05]])[..., None]
+    data = {"effect": ((*cell, "layer", "head"), np.full((3, 4, 1, 2, 2), 0.2)), "kl_corrupted": (cell, moved)}
+    data |= {"noise_floor": (cell, floor), "changed": (cell, np.ones(moved.shape))}
+    data["score"] = ((*cell[1:], "layer", "head"), np.full((4, 1, 2, 2), 0.2))
+    coords = {"corruption": list(KINDS), "example": range(4), "step": [5], "layer": range(2), "head": range(2)}
+    about = {"model": "m", "notes": [], "settings": {}}
+    found = InductionHeads(xr.Dataset(data, coords={**coords, "kind": ("step", ["induction"])}), about)
+    largest = max((0.4 + 0.1 + 0.00179) / 11.001, (0.4 + 0.1 + 0.012) / 11.02, (0.4 + 0.1 + 0.02) / 11.4)
+    assert found.floors().dims == ("step",) and float(found.floors()[0]) == pytest.approx(largest)
+    lines = found.findings()
+    assert (
+        "step 5: noise floor, of the example where it is largest: 5% with all corruptions together; 4% with the answer "
+        "replaced, 10% with the premise broken, 179% with the rule broken"
+    ) in lines
+    assert (
+        "step 5: the floor exceeds 50% in 2 of 4 examples with the rule broken (median KL divergence 0.21): this corruption "
+        "hardly changes what the model says there, so that rounding is divided by little. Nothing follows from an effect that "
+        "is not beyond the floor"
+    ) in lines
+    (chart,) = charts_of("induction_heads", found)
+    assert [m["floor"] for m in chart["maps"]] == [pytest.approx(largest, rel=1e-3)]
+    found.data["noise_floor"][2] = 0.2
+    assert not any("exceeds 50%" in line for line in found.findings())
 
 
 @pytest.fixture(scope="module")
@@ -235,4 +265,4 @@ def test_it_shows_itself(result, tmp_path, monkeypatch):
     assert again.findings() == result.findings()
     score = float(result.scores()["mean"].sel(step=9, layer=1, head=2))
     monkeypatch.setattr(InductionHeads, "common", lambda self, step: [(1, 2, score)])
-    assert f"n = 3); the strongest (n = 3, chosen on the same): L1H2 {score:+.2f}" in result.findings()[-1]
+    assert f"n = 3); the strongest (n = 3, chosen on the same): L1H2 {score:+.2f}" in " ".join(result.findings())

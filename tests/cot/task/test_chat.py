@@ -132,8 +132,10 @@ def test_a_bos_of_the_template_is_the_only_one(sentencepiece_like):
         assert examples.bos
         assert all(e.full_ids.tolist().count(tokenizer.bos_token_id) == 1 for e in examples)
         assert all(s.segments["few_shot"].start == 1 for e in examples for s in e.steps)
-    without = make_examples(2, tokenizer=with_template(sentencepiece_like, CHATML), template="chat", shots=1)
-    assert not without.bos
+    chatml = with_template(sentencepiece_like, CHATML)
+    assert chatml("x")["input_ids"][0] == tokenizer.bos_token_id  # the tokenizer puts one before a plain text
+    without = make_examples(2, tokenizer=chatml, template="chat", shots=1)
+    assert not without.bos and tokenizer.bos_token_id not in without[0].full_ids.tolist()
     with_one = make_examples(2, tokenizer=with_template(sentencepiece_like, CHATML), template="chat", shots=1, bos=True)
     assert with_one[0].full_ids[0] == tokenizer.bos_token_id
 
