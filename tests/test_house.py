@@ -52,6 +52,7 @@ LIBRARIES = {
     "_orig_mod": "torch: the module that torch.compile was given",
     "_torchdynamo_orig_callable": "torch: the method that torch.compile was given",
     "_parameters": "torch: a module's own weights, without the search of its __getattr__, which took 1 % of a sweep",
+    "_buffers": "torch: as above, of what a module keeps that is no weight",
     "_global_forward_hooks": "torch: as above, hooks of all modules",
     "_global_forward_pre_hooks": "torch: as above",
     "_attn_implementation": "transformers: the attention that a model runs on",

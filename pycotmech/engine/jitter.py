@@ -92,5 +92,7 @@ class BoundJitter:
         if chosen.start == chosen.stop:
             return
         index, begin = at[chosen] - first, (start[chosen] + (4_099 * l + 1_543 * part)) % _STARTS
-        noise = self.table.unfold(0, x.shape[1], 1)[begin]  # [rows, d]
-        x[index] += y[index].to(x.dtype).abs_() * (noise.to(x.dtype) * (self.size if computed else _FROZEN * self.size))
+        noise = self.table.unfold(0, x.shape[1], 1)[begin].to(x.dtype)  # [rows, d]
+        noise *= self.size if computed else _FROZEN * self.size
+        noise *= y.index_select(0, index).to(x.dtype).abs_()
+        x.index_add_(0, index, noise)

@@ -128,7 +128,7 @@ class HeadJoins:
     def __call__(self, joining: Joining) -> Tensor:
         l, index, variant = joining.layer, joining.index, joining.variant
         if joining.stage != Stage.MID:
-            return self.bases.sites[joining.stage.site][l][index]
+            return self.bases.sites[joining.stage.site][l].index_select(0, index)
         head, control = self.head[variant].clamp(min=0), self.control[variant]
         wide, z = self.family.resid_dtype, self.bases.sites["z"][l]
         before = z[index, head].to(wide)
@@ -145,7 +145,7 @@ class HeadJoins:
         position = joining.position if self.labels is None else self.labels[index]
         # Those that do not move get a difference of 0.
         dz *= (self.moves[variant] & self.editable[index] & ((only < 0) | (only == position)))[:, None]
-        return self.family.join(l, self.bases.sites["resid_mid"][l][index], z, dz, head, index)
+        return self.family.join(l, self.bases.sites["resid_mid"][l].index_select(0, index), z, dz, head, index)
 
     def _values(self, l: int, index: Tensor, head: Tensor, variant: Tensor) -> Tensor:
         """z [R, D] that these rows take: the source run's, or the other prompt's."""

@@ -153,8 +153,8 @@ def climb(
     first, x = (0, family.embed(tokens, positions)) if begin is None else begin  # [R, d]
     kept = kept or Kept({})
     queries = torch.empty(R, cfg.n_heads, cfg.d_head, dtype=family.dtype, device=family.device)
-    # On a GPU what an MLP adds is added by the kernel that norms the rows for the next layer; until then it is `owed`.
-    owes, owed = family.few_launches and n_rows is None and not cfg.parallel, None
+    # What an MLP adds is added by the op that norms the rows for the next layer; until then it is `owed`.
+    owes, owed = n_rows is None and not cfg.parallel, None
     for l in range(first, L):
         n = R if n_rows is None else n_rows[l]
         if n == 0:
@@ -178,7 +178,7 @@ def climb(
             if to is None or not family.rotate_into(l, angles, slice(a, b), turned, k, v, *to):
                 family.rotate(l, angles, slice(a, b), *((k,) if turned is None else (turned, k)))
                 keys.put(l, a, b, k, v)
-            if top is None and family.few_launches and b - a == n:
+            if top is None and b - a == n and q.is_contiguous():
                 asked = q
             elif top is None:
                 queries[a:b] = q

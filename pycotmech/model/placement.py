@@ -81,7 +81,9 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
 
     Cost: nothing, or a copy from memory or disk, once for each part of the model (`turn_to`).
     """
-    weight = getattr(module, name)
+    weight = module._parameters.get(name)  # not by `Module.__getattr__`, which costs more than the rest
+    if weight is None:
+        weight = getattr(module, name)
     if not weight.is_meta:
         return weight
     found = _loaded.weights.get((id(module), name))
@@ -101,18 +103,27 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
 
 def bias_of(module: nn.Module) -> Tensor | None:
     """The bias of the module itself, as `weight_of`; None if it has none."""
-    return None if getattr(module, "bias", None) is None else weight_of(module, "bias")
+    return None if _own(module, "bias") is None else weight_of(module, "bias")
 
 
 def has_plain_weights(module: nn.Module) -> bool:
     """Whether the module's own weight and bias are ordinary tensors of floating-point numbers (or it has none), not those of a
     library of quantisation, which stand for others."""
-    parameters = module._parameters
     for name in ("weight", "bias"):
-        tensor = parameters[name] if name in parameters else getattr(module, name, None)
+        tensor = _own(module, name)
         if tensor is not None and not (type(tensor) in _PLAIN and tensor.is_floating_point()):
             return False
     return True
+
+
+def _own(module: nn.Module, name: str) -> Any:
+    """`getattr(module, name, None)`, without the exception of `Module.__getattr__` where a module has no such weight."""
+    if name in module._parameters:
+        return module._parameters[name]
+    kind = type(module)
+    if kind.__getattr__ is nn.Module.__getattr__ and not hasattr(kind, name):
+        return module.__dict__.get(name, module._buffers.get(name, module._modules.get(name)))
+    return getattr(module, name, None)
 
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:

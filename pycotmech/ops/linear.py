@@ -67,9 +67,9 @@ def _is_plain(*tensors: Tensor | None) -> bool:
 
 
 def _is_widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16 or x.device.type != "cpu":
+    if not widens_bfloat16() or x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
         return False
-    return widens_bfloat16() and _is_plain(x, weight, bias)
+    return x.device.type == "cpu" and _is_plain(x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

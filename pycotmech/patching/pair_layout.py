@@ -166,7 +166,11 @@ class PairLayout:
             for reader in run.readers[:-1]:  # in the last layer an edit reaches the position itself alone
                 reach = reach | pad(self.reach(reader), (0, reach.shape[1] - len(self.pairs[reader].clean)))
             place, position = reach[places[:, 0]].nonzero().T  # ascending in both: place after place
-            kept, variant = torch.stack((place, self.labels[i][position]), 1).unique(dim=0, return_inverse=True)
+            label = self.labels[i][position]
+            n_labels = int(label.max()) + 2 if len(label) else 1  # -1 is a label too
+            # One number for each place and label: sorting these is much quicker than sorting rows of two.
+            kept, variant = (place * n_labels + label + 1).unique(return_inverse=True)
+            kept = torch.stack((kept // n_labels, kept % n_labels - 1), 1)
             (layers, heads), part = places[kept[:, 0]].T, kept[:, 1]
             first = torch.full((len(kept),), len(self.pairs[i].clean)).scatter_reduce(0, variant, position, "amin")
             if self.site != "z":

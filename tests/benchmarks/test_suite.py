@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,13 +258,49 @@ def test_the_suite_runs(tmp_path, monkeypatch):
     assert "heads against hooked forwards" in row["check"] and (tmp_path / "table.md").is_file()
 
 
-def test_slower_is_by_more_than_the_margin_and_the_noise():
-    def judged(here: list[float], there: list[float]) -> dict:
+def test_slower_is_by_more_than_the_margin_and_in_every_round():
+    def judged(here: list[list[float]], there: list[list[float]]) -> dict:
         (found,) = against.verdicts({"here": {"a": here}, "there": {"a": there}}, 0.05)
         return found
 
-    assert judged([1.0, 1.1, 1.2], [1.0, 1.05, 1.1])["slower"] is False
-    assert judged([1.2, 1.3, 1.25], [1.0, 1.05, 1.1])["slower"] is True
-    assert judged([1.2, 1.3, 1.25], [1.0, 1.05, 1.21])["slower"] is False  # one process of theirs was as slow
-    assert judged([1.03, 1.03], [1.0, 1.0])["slower"] is False
-    assert judged([2.0], [1.0])["ratio"] == 2.0 and judged([2.0], [1.0])["slower"] is False
+    drifting = judged([[1.1, 2.2, 3.3], [1.1, 4.4]], [[1.0, 2.0, 3.0], [1.0, 4.0]])  # the machine slows down for both
+    assert abs(drifting["ratio"] - 1.1) < 1e-12 and drifting["slower"] is True
+    assert judged([[1.2], [1.3], [0.99]], [[1.0], [1.0], [1.0]])["slower"] is False  # one pair of processes says otherwise
+    assert judged([[1.03], [1.04]], [[1.0], [1.0]])["slower"] is False
+    once = judged([[2.0, 2.0, 9.0]], [[1.0, 1.0, 1.0]])
+    assert (once["ratio"], once["lowest"], once["highest"], once["slower"]) == (2.0, 2.0, 2.0, False)
+
+
+def test_two_commits_take_turns_run_by_run(monkeypatch):
+    order: list[str] = []
+
+    class Side:
+        def __init__(self, root, threads):
+            self.name = root.name
+
+        def run(self, case):
+            order.append(self.name)
+            return [float(len(order)), 0.0, 0.0]
+
+        def stop(self):
+            order.append(f"{self.name} stopped")
+
+    monkeypatch.setattr(against, "Side", Side)
+    case = next(iter(against.CASES))
+    monkeypatch.setitem(against.CASES, case, (2, "float32"))
+    roots = {"here": Path("a"), "there": Path("b")}
+    found = against.in_turn(roots, [case], 1, first=0)
+    assert order == ["b", "a", "a", "b", "b", "a", "a stopped", "b stopped"]
+    assert [run[0] for run in found["here"][case]] == [3.0, 6.0]  # without the run that warmed up
+    assert [run[0] for run in found["there"][case]] == [4.0, 5.0]
+    order.clear()
+    against.in_turn(roots, [case], 1, first=1)
+    assert order[:4] == ["a", "b", "b", "a"]
+
+
+@pytest.mark.slow
+def test_another_checkout_that_cannot_run_is_told_with_its_last_words(tmp_path):
+    side = against.Side(tmp_path, 1)
+    with pytest.raises(RuntimeError, match=f"{tmp_path}: pycotmech is .*expected it in"):
+        side.run("last, float32")
+    side.stop()

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import pycotmech as pcm
 from pycotmech import ops
+from tests.reference.stages import observe
 from tests.reference.tiny import tiny_llama
 
 V = 3000
@@ -67,8 +68,8 @@ QUICK_CASES = [
 def test_a_plan_is_what_is_done(model, monkeypatch, name):
     (clean, corrupted), arguments = CASES[name]
     model.prefixes.clear()
-    seen, rows, plain = [], [], model.family.mlp_out
-    monkeypatch.setattr(model.family, "mlp_out", lambda l, x: rows.append(len(x)) or plain(l, x))
+    seen, rows = [], []
+    observe(monkeypatch, model.family, "mlp_out", lambda l, x: rows.append(len(x)))
     plan = pcm.plan_heads(model, clean, corrupted, **arguments)
     assert not rows
     progress = lambda done, total: seen.append((done, total))  # noqa: E731
@@ -97,14 +98,14 @@ def test_flop_are_those_of_the_products(model, monkeypatch):
     family, cfg, flop = model.family, model.cfg, [0.0]
     heads, kv = cfg.n_heads * cfg.d_head, 2 * cfg.n_key_value_heads * cfg.d_head
 
-    def counted(name, each):
-        plain = getattr(family, name)
-        monkeypatch.setattr(family, name, lambda *a: flop.__setitem__(0, flop[0] + each(*a)) or plain(*a))
-
-    counted("qkv", lambda l, x: 2 * len(x) * cfg.d_model * (heads + kv))
-    counted("attn_out", lambda l, z: 2 * len(z) * cfg.d_model * heads)
-    counted("join", lambda l, x, *_: 2 * len(x) * cfg.d_model * heads)
-    counted("mlp_out", lambda l, x: 6 * len(x) * cfg.d_model * cfg.d_mlp)
+    per_row = {
+        "qkv": 2 * cfg.d_model * (heads + kv),
+        "attn_out": 2 * cfg.d_model * heads,
+        "join": 2 * cfg.d_model * heads,
+        "mlp_out": 6 * cfg.d_model * cfg.d_mlp,
+    }
+    for stage, each in per_row.items():
+        observe(monkeypatch, family, stage, lambda l, x, each=each: flop.__setitem__(0, flop[0] + each * len(x)))
     attend, attention = ops.prefix_attn, [0.0]
 
     def attended(q, k_shared, v_shared, k, v, rows, *args, **kwargs):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch import nn
 
 import pycotmech as pcm
 from pycotmech.model import placement, sizes
 from pycotmech.model.families.placed import PlacedFamily
+from pycotmech.model.placement import bias_of, has_plain_weights, weight_of
 from pycotmech.model.random_twin import random_twin
 from tests.reference.questions import CLEAN, CORRUPTED, QUESTIONS, answers
 from tests.reference.small_families import CONFIGS, MHA, small
@@ -164,3 +166,38 @@ def test_weights_without_values_are_refused():
 def test_random_weights_in_place_of_placed_ones_are_refused(pair):
     with pytest.raises(NotImplementedError, match="it was placed by device_map"):
         random_twin(pair[1])
+
+
+class _Odd(nn.Module):
+    """Weights where a library of quantisation puts them: behind a property, in a buffer, in an attribute, or looked up."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        codes = torch.zeros(2, 2, dtype=torch.uint8)
+        if where == "buffer":
+            self.register_buffer("weight", codes)
+        elif where == "attribute":
+            self.__dict__["weight"] = codes
+        elif where == "parameter":
+            self.weight = nn.Parameter(torch.zeros(2, 2))
+
+
+class _Property(_Odd):
+    weight = property(lambda self: torch.zeros(2, 2, dtype=torch.int8))
+
+
+class _LookedUp(_Odd):
+    def __getattr__(self, name: str):
+        return torch.zeros(2, dtype=torch.int8) if name == "bias" else super().__getattr__(name)
+
+
+def test_weights_are_found_wherever_a_module_has_them():
+    assert not has_plain_weights(_Odd("buffer")) and not has_plain_weights(_Odd("attribute"))
+    assert not has_plain_weights(_Property("")) and not has_plain_weights(_LookedUp("parameter"))
+    assert (
+        has_plain_weights(_Odd("parameter")) and has_plain_weights(nn.SiLU()) and has_plain_weights(nn.Linear(2, 2, bias=False))
+    )
+    assert bias_of(nn.Linear(2, 2, bias=False)) is None and bias_of(nn.SiLU()) is None
+    assert torch.equal(bias_of(_LookedUp("")), torch.zeros(2, dtype=torch.int8))
+    linear = nn.Linear(2, 2)
+    assert bias_of(linear) is linear.bias and weight_of(linear) is linear.weight

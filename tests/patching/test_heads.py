@@ -8,6 +8,7 @@ import torch
 
 import pycotmech as pcm
 from pycotmech.model import sizes
+from tests.reference.stages import observe
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import double, kl, logits_of, patched_logits, sweep_truth, z_of
 
@@ -261,14 +262,13 @@ def test_self_patches_and_noise_floor():
     assert abs(value) == np.abs(sweep.effect).max() and sweep.effect[best] == np.float32(value)
 
 
-def test_nothing_below_the_patch_is_recomputed():
+def test_nothing_below_the_patch_is_recomputed(monkeypatch):
     """The last layer's heads cost one MLP; the plan counts it, and the engine calls no lower layer for them."""
     hf = tiny_llama(n_heads=4, n_layers=4)
     model = pcm.Model(hf)
     clean, corrupted = pair()
     calls = []
-    original = model.family.qkv
-    model.family.qkv = lambda l, x: calls.append((l, len(x))) or original(l, x)
+    observe(monkeypatch, model.family, "qkv", lambda l, x: calls.append((l, len(x))))
     pcm.patch_heads(model, clean, corrupted, heads=[(2, 0)], positions=[-1])
     # Both runs' suffixes and the prefix; the two self-patches of layer 0 (of eight) and four jittered copies.
     assert sum(n for l, n in calls if l == 1) - 15 * 2 - FIRST == 2 + 4

@@ -220,7 +220,7 @@ class Family(ABC):
         """Rotates queries or keys [n, heads, D] of a layer in place; rows: which of the angles' rows they are, None: all."""
         cos, sin = angles[self._rotary_kind(l)]
         if rows is not None:
-            cos, sin = cos[rows], sin[rows]
+            cos, sin = (t[rows] if isinstance(rows, slice) else t.index_select(0, rows) for t in (cos, sin))
         for x in side_by_side(heads):
             ops.rope(x, cos, sin)
 

@@ -187,23 +187,21 @@ class LlamaFamily(Family):
         return self._projections(l, self._attention_input(l, x))
 
     def qkv_after(self, l: int, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.few_launches:
-            return super().qkv_after(l, x, added)
         return self._projections(l, self._attention_input(l, x, added))
 
     def _projections(self, l: int, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the projections of a layer read [R, d] -> q, k and v, as `qkv`."""
         attn, D = self.layers[l].self_attn, self.cfg.d_head
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
-        if self.few_launches and all(is_exactly(p, nn.Linear) for p in projections):
+        exact = [is_exactly(p, nn.Linear) for p in projections]
+        if self.few_launches and all(exact):
             joint = products_in_one_buffer(n, projections)
             if joint is not None:
                 q, k, v = (part.unflatten(1, (-1, D)) for part in joint)
                 return q, k, v
         q, k, v = (linear(p, n).view(len(n), -1, D) for p in projections)
         # Queries and keys are rotated in place by the caller; what a hook on a projection kept must not change under it.
-        own_q, own_k = is_exactly(attn.q_proj, nn.Linear), is_exactly(attn.k_proj, nn.Linear)
-        return q if own_q else q.clone(), k if own_k else k.clone(), v
+        return q if exact[0] else q.clone(), k if exact[1] else k.clone(), v
 
     def _attention_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
         """resid_pre [R, d] -> what the projections to queries, keys and values read, [R, d]. added: as in `_mlp_input`."""
@@ -226,7 +224,7 @@ class LlamaFamily(Family):
         return self._mlp(l, self._mlp_input(l, x))
 
     def mlp_after(self, l: int, x: Tensor, added: Tensor) -> Tensor:
-        return self._mlp(l, self._mlp_input(l, x, added)) if self.few_launches else super().mlp_after(l, x, added)
+        return self._mlp(l, self._mlp_input(l, x, added))
 
     def _mlp(self, l: int, n: Tensor) -> Tensor:
         """What the MLP reads [R, d] -> what it adds, [R, d]."""
