@@ -83,9 +83,9 @@ def _cut(product: tuple[int, int, int, int, torch.dtype]) -> Iterator[tuple[int,
 
 
 @contextmanager
-def recorded() -> Iterator[Recording]:
-    """Records the products of what runs inside: `ops.linear`, `ops.head_delta` (one for each head that occurs),
-    `ops.prefix_attn`, PyTorch's fused attention."""
+def recorded(*, attention: bool = True) -> Iterator[Recording]:
+    """Records the products of what runs inside: `ops.linear`, `ops.head_delta` (one for each head that occurs), and if
+    attention, `ops.prefix_attn` and PyTorch's fused attention, whose tables are read row by row: on a GPU each waits for it."""
     out = Recording()
     linear, prefix_attn, sdpa, head_delta = ops.linear, ops.prefix_attn, F.scaled_dot_product_attention, ops.head_delta
 
@@ -100,13 +100,14 @@ def recorded() -> Iterator[Recording]:
         return timed("linear", linear, x, weight, bias)
 
     def record_prefix(q, k_shared, v_shared, k_own, v_own, rows, *args, **kwargs):
-        out._groups(q, k_own, rows)
+        if attention:
+            out._groups(q, k_own, rows)
         return timed("attention", prefix_attn, q, k_shared, v_shared, k_own, v_own, rows, *args, **kwargs)
 
     def record_sdpa(q, k, v, *args, **kwargs):
         T, rows = q.shape[2], torch.zeros(q.shape[2], 4, dtype=torch.long)
         rows[:, 1] = torch.arange(1, T + 1)
-        for _ in range(q.shape[0]):
+        for _ in range(q.shape[0] if attention else 0):
             out._groups(q[0].transpose(0, 1), k[0].transpose(0, 1), rows)
         return timed("attention", sdpa, q, k, v, *args, **kwargs)
 

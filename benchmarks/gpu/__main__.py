@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,8 +34,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("gpu-results"), help="Folder for results.json, table.md and errors.txt."
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="Time for all phases together.")
-    parser.add_argument("--device", default="cuda", help="Device to run on: cuda, cuda:1 or cpu.")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="Time for all phases together.")
+    parser.add_argument("--device", type=_device, default="cuda", help="Device to run on: cuda, cuda:1 or cpu.")
     parser.add_argument("--small", action="store_true", help="Use sizes that a CPU manages; the figures mean nothing.")
     parser.add_argument(
         "--only", default="", help=f"Phases to run, of {', '.join([*SHARES, *MORE])}; by default all but {' and '.join(MORE)}."
@@ -49,6 +51,22 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--only: got {', '.join(unknown)}; expected names among {', '.join(every)}")
     asked.shares = {name: every[name] for name in asked.only or SHARES}
     return asked
+
+
+def _device(word: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", word):
+        raise argparse.ArgumentTypeError(f"got {word!r}; expected cpu, cuda, or cuda:1")
+    return word
+
+
+def _minutes(word: str) -> float:
+    try:
+        minutes = float(word)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"got {word!r}; expected a number above 0")
+    return minutes
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -67,7 +85,14 @@ def main(words: Sequence[str] | None = None) -> int:
         return [sys.executable, "-m", "benchmarks.gpu", "--device", asked.device, "--out", str(asked.out), *of_phase, *more]
 
     said = {"device": asked.device, "small": asked.small, "minutes": asked.minutes}
-    results = supervise.run(asked.out, asked.shares, asked.minutes * 60, command, said)
+    try:
+        results = supervise.run(asked.out, asked.shares, asked.minutes * 60, command, said)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was found until then is in {asked.out}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"--out: got {asked.out}; expected a folder that can be written to ({error})", file=sys.stderr)
+        return 2
     print(results.table())
     for line in results.failed:
         print(f"FAILS: {line}", file=sys.stderr)
@@ -80,12 +105,19 @@ def _one(asked: argparse.Namespace) -> int:
 
     from benchmarks.gpu.bench import Bench
 
+    if hasattr(signal, "alarm"):  # whatever has become of the process that watches this one
+        signal.alarm(math.ceil(asked.seconds) + 5)
     known = json.loads(asked.known.read_text()) if asked.known and asked.known.exists() else {}
-    bench = Bench(torch.device(asked.device), asked.small, asked.seconds, known)
+    found, device = Found(asked.rows), torch.device(asked.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # `set_device` takes none without a number
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device.index >= there:
+            found.failed("device", f"got {asked.device}; PyTorch {torch.__version__} finds {there} CUDA devices")
+            return supervise.NO_DEVICE
+        torch.cuda.set_device(device)
     torch.set_grad_enabled(False)
-    if bench.cuda:
-        torch.cuda.set_device(bench.device)
-    importlib.import_module(f"benchmarks.gpu.{asked.phase}").run(bench, Found(asked.rows))
+    importlib.import_module(f"benchmarks.gpu.{asked.phase}").run(Bench(device, asked.small, asked.seconds, known), found)
     return 0
 
 

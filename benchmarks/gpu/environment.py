@@ -6,11 +6,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.found import Found
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(bench: Bench, found: Found) -> None:
@@ -33,7 +36,7 @@ def run(bench: Bench, found: Found) -> None:
             "clocks and limit of power",
             _said("nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem,power.limit", "--format=csv"),
         )
-    found.fact("commit", _said("git", "rev-parse", "HEAD"))
+    found.fact("commit", _said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"))
     from pycotmech import ops
 
     found.fact("C++ library", ops.cpp_missing or "is loaded")

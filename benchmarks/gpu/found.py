@@ -26,7 +26,7 @@ class Found:
         self.rows: list[dict[str, Any]] = []
 
     def _add(self, kind: str, what: str, **values: Any) -> None:
-        row = {"kind": kind, "what": what, **values}
+        row = {"kind": kind, "what": what, **{name: _plain(value) for name, value in values.items()}}
         self.rows.append(row)
         if self.path is not None:
             with self.path.open("a") as f:
@@ -47,7 +47,9 @@ class Found:
         """Records a figure; withheld without its value if its check failed. spread: lowest and highest of the repeated runs."""
         if not isinstance(checked, bool):
             raise TypeError(f"checked: got {checked!r}; expected what `check` returned")
-        if checked:
+        if not math.isfinite(value):
+            self._add(WITHHELD, what, unit=unit, value=f"it is {float(value)}")
+        elif checked:
             self._add(FIGURE, what, value=float(value), unit=unit, spread=spread)
         else:
             self._add(WITHHELD, what, unit=unit, value="its check failed")
@@ -55,19 +57,29 @@ class Found:
     def not_run(self, what: str, reason: str) -> None:
         self._add(NOT_RUN, what, value=reason)
 
+    def failed(self, what: str, reason: str) -> None:
+        self._add(FAILED, what, value=reason)
+
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
         """A part of a phase: an error in it is recorded, and the phase goes on unless the device no longer answers."""
         try:
             yield
         except Exception as error:
-            self._add(FAILED, what, value=f"{type(error).__name__}: {str(error).strip()[:400]}")
+            self.failed(what, f"{type(error).__name__}: {str(error).strip()[:400]}")
             traceback.print_exc(file=sys.stderr)
             import torch  # not above: what only reads rows starts at once
 
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # raises again after a device assert, which ends the phase
                 torch.cuda.empty_cache()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity, and nothing that is not a number."""
+    if isinstance(value, tuple | list):
+        return [_plain(x) for x in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

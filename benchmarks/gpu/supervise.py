@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,14 @@ Command = Callable[[str, Path, Path, float], list[str]]
 
 _POLL = 1.0
 _LEAST = 10.0
-"""Seconds without which no phase begins."""
+"""Seconds that a phase gets, whatever its share, while there are so many; without them none begins."""
+_KILLED = 10.0
+"""Seconds that a process may take to end once it is killed; one that waits for the driver may never."""
 _SAID = 20_000
 """Characters of a phase's output that errors.txt keeps."""
+NO_DEVICE = 3
+"""Exit status of a phase that found no such device: no other phase would."""
+FILES = ("results.json", "table.md", "errors.txt")
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Results:
         """Checks that failed, figures that were withheld, and phases that did not end."""
         out = []
         for name, phase in self.phases.items():
-            if phase["ended"] not in ("ok", "running", "no time left"):
+            if phase["ended"] not in ("ok", "running"):
                 out.append(f"{name}: {phase['ended']}")
             for row in phase["rows"]:
                 if row["kind"] in BAD or (row["kind"] == CHECK and not row["passed"]):
@@ -47,12 +52,23 @@ class Results:
 
     def save(self) -> None:
         """Writes both files whole, each in one step."""
-        _write(self.folder / "results.json", json.dumps({"asked": self.asked, "phases": self.phases}, indent=1, default=str))
+        text = json.dumps({"asked": self.asked, "phases": self.phases}, indent=1, default=str, allow_nan=False)
+        _write(self.folder / "results.json", text)
         _write(self.folder / "table.md", self.table())
 
     def table(self) -> str:
-        """Markdown: a row for each fact, check and figure."""
-        lines = ["| phase | what | value | |", "|---|---|---|---|"]
+        """Markdown: what failed, then a row for each fact, check and figure."""
+        checks = [row for phase in self.phases.values() for row in phase["rows"] if row["kind"] == CHECK]
+        passed = sum(row["passed"] for row in checks)
+        lines = ["# Checks and speed on one device", ""]
+        device, small = self.asked.get("device"), self.asked.get("small")
+        if small or device == "cpu":
+            sizes = "small" if small else "full"
+            lines += [f"**The figures mean nothing**: device {device}, {sizes} sizes. Checks and phases are what counts.", ""]
+        ended = sum(phase["ended"] == "ok" for phase in self.phases.values())
+        lines += [f"{passed} of {len(checks)} checks passed; {ended} of {len(self.phases)} phases ended.", ""]
+        lines += [*(f"* FAILS: {_cell(line)}" for line in self.failed), *([""] if self.failed else [])]
+        lines += ["| phase | what | value | |", "|---|---|---|---|"]
         for name, phase in self.phases.items():
             for row in phase["rows"]:
                 lines.append(f"| {name} | {_cell(row['what'])} | {_cell(_value(row))} | {_cell(_note(row))} |")
@@ -62,28 +78,43 @@ class Results:
 
 def run(folder: Path, shares: Mapping[str, float], seconds: float, command: Command, asked: dict[str, Any]) -> Results:
     """Runs the phases in this order. shares: of the time that is left, each phase may use its share among those to come, so
-    that what one leaves goes to the next ones."""
+    that what one leaves goes to the next ones.
+
+    Results of a run before this one are kept in the folder as before-*. Raises OSError if the folder cannot be written to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in ("results.json", "table.md", "errors.txt"):
-        (folder / old).unlink(missing_ok=True)
+    for name in FILES:
+        if (folder / name).exists():
+            (folder / name).replace(folder / f"before-{name}")
+        else:
+            (folder / f"before-{name}").unlink(missing_ok=True)
+    Results(folder, asked).save()
     results, began, names = Results(folder, asked), time.monotonic(), list(shares)
     with tempfile.TemporaryDirectory() as scratch:
         known = Path(scratch) / "known.json"
         for i, name in enumerate(names):
-            left = seconds - (time.monotonic() - began)
-            limit = left * shares[name] / sum(shares[n] for n in names[i:])
+            limit = limit_of(seconds - (time.monotonic() - began), [shares[n] for n in names[i:]])
             phase = results.phases[name] = {"rows": [], "ended": "running", "seconds": 0.0, "limit": limit}
             if limit < _LEAST:
                 phase["ended"] = "no time left"
             else:
                 known.write_text(json.dumps({n: p["rows"] for n, p in results.phases.items()}))
                 rows = Path(scratch) / f"{name}.jsonl"
-                _run_one(name, command(name, rows, known, limit), rows, Path(scratch) / f"{name}.log", phase, results)
+                status = _run_one(name, command(name, rows, known, limit), rows, Path(scratch) / f"{name}.log", phase, results)
+                print(f"{name}: {phase['ended']} after {phase['seconds']:.0f} s", flush=True)
+                if status == NO_DEVICE:
+                    break
             results.save()
     return results
 
 
-def _run_one(name: str, command: list[str], rows: Path, log: Path, phase: dict[str, Any], results: Results) -> None:
+def limit_of(left: float, shares: Sequence[float]) -> float:
+    """Seconds of the next phase. shares: its own, and then those of the phases after it."""
+    return min(left, max(left * shares[0] / sum(shares), _LEAST))
+
+
+def _run_one(name: str, command: list[str], rows: Path, log: Path, phase: dict[str, Any], results: Results) -> int | None:
+    """Returns the exit status, if there is one."""
     start = time.monotonic()
     with log.open("w") as said:
         worker = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
@@ -100,15 +131,28 @@ def _run_one(name: str, command: list[str], rows: Path, log: Path, phase: dict[s
         if worker.poll() is None:
             os.killpg(worker.pid, signal.SIGKILL)
             phase["ended"] = f"stopped after {time.monotonic() - start:.0f} s"
-        worker.wait()
+            try:
+                worker.wait(_KILLED)
+            except subprocess.TimeoutExpired:
+                phase["ended"] += ", and its process does not end"
         phase["rows"], phase["seconds"] = read_rows(rows), time.monotonic() - start
         if phase["ended"] == "running":
-            phase["ended"] = "ok" if worker.returncode == 0 else f"exit status {worker.returncode}"
+            phase["ended"] = _ended(worker.returncode)
         text = log.read_text(errors="replace")
         if phase["ended"] != "ok" or any(row["kind"] in BAD for row in phase["rows"]):
             with (results.folder / "errors.txt").open("a") as f:
                 f.write(f"==== {name}: {phase['ended']}\n{text[-_SAID:]}\n")
         results.save()
+    return worker.returncode
+
+
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}" if status else "ok"
+    try:
+        return f"ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"ended by signal {-status}"
 
 
 def _write(path: Path, text: str) -> None:
@@ -118,17 +162,20 @@ def _write(path: Path, text: str) -> None:
 
 
 def _value(row: dict[str, Any]) -> str:
-    value = row["value"]
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = _number(row["value"])
     return f"{text} {row['unit']}" if row["kind"] == FIGURE else text
 
 
 def _note(row: dict[str, Any]) -> str:
     if row["kind"] == CHECK:
-        return f"{'at most' if row['passed'] else 'FAILS: more than'} {row['limit']:.2g}"
+        return f"{'at most' if row['passed'] else 'FAILS: more than'} {_number(row['limit'], 2)}"
     if row.get("spread"):
-        return "{:.4g} to {:.4g}".format(*row["spread"])
+        return " to ".join(map(_number, row["spread"]))
     return "" if row["kind"] in (FIGURE, "fact") else row["kind"]
+
+
+def _number(x: object, digits: int = 4) -> str:
+    return f"{x:.{digits}g}" if isinstance(x, float) else str(x)
 
 
 def _cell(text: object) -> str:

@@ -22,6 +22,8 @@ from pycotmech.engine import graphs
 
 HOOKED = 8
 """Hooked forwards that are timed one by one."""
+QUESTIONS = [("last", 512), ("suffix", 640)]
+"""Which positions are patched, and how many tokens the prompts have."""
 _GRAPHS = "PYCOTMECH_CUDA_GRAPHS"
 SMALL = dict(vocab_size=100, hidden_size=128, intermediate_size=160, num_attention_heads=8)
 
@@ -32,7 +34,7 @@ def sweeps(bench: Bench, found: Found, config: LlamaConfig) -> pcm.Model:
     model = pcm.Model(llama7b.random_llama(config, torch.bfloat16, bench.device), check=False)
     weights = sum(w.numel() * w.element_size() for w in model.hf.parameters()) / 2**30
     found.fact("weights in GiB", round(weights, 3))
-    for positions, T in [("suffix", 64)] if bench.small else [("last", 512), ("suffix", 640)]:
+    for positions, T in [("suffix", 64)] if bench.small else QUESTIONS:
         name = f"T = {T}, " + ("last position" if positions == "last" else f"{llama7b.SUFFIX} positions")
         if bench.left() < 15:
             found.not_run(name, "no time left")
@@ -98,7 +100,7 @@ def _one(bench: Bench, found: Found, model: pcm.Model, name: str, positions: str
     found.figure(f"{name}: one hooked forward", each * 1e3, "ms", checked=good)
     found.figure(f"{name}: {n} hooked forwards to one sweep with a cold prefix", each * n / fastest, "times", checked=good)
     model.family.few_launches, few = False, model.family.few_launches  # products that share a buffer are not recorded
-    with _graphs(False), recorded() as products:
+    with _graphs(False), recorded(attention=False) as products:
         model.prefixes.clear()
         sweep()
     model.family.few_launches = few

