@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton
-from pycotmech.kernels import launch
+from pycotmech.kernels import launch, topk
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -40,7 +40,7 @@ _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_in
 
 
 class OnGpu(TorchDispatchMode):
-    """asked: operations on the device by name. reads: how often the host waited for a value. launched: Triton's kernels."""
+    """asked: operations on the device by name. reads: how often the host waited for a value. launched: kernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class OnGpu(TorchDispatchMode):
         self.asked: Counter = Counter()
         self.reads = 0
         self.launched: Counter = Counter()
-        kernels = {name: kernel for name, kernel in _registry._cuda_kernels.items() if not kernel.startswith("topk:")}
-        self.kernels = {name: _registry._first_cuda_call(kernel, _no_reference) for name, kernel in kernels.items()}
+        kernels = _registry._cuda_kernels.items()
+        self.kernels = {name: _registry._first_cuda_call(kernel, _no_reference) for name, kernel in kernels}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -152,7 +152,9 @@ class _Python(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and "cuda" in str(kwargs.get("device")):
             where = kwargs.pop("device")
             return func(*args, **kwargs).to(_numbered(where))
-        if func in (Tensor.to, Tensor.cuda):
+        if func is Tensor.cuda:
+            func, args, kwargs = Tensor.to, (args[0], (*args[1:], kwargs.get("device"), "cuda")[0] or "cuda"), {}
+        if func is Tensor.to:
             args, kwargs = tuple(map(_numbered, args)), {name: _numbered(x) for name, x in kwargs.items()}
         return func(*args, **kwargs)
 
@@ -284,7 +286,12 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), memory: int = 80 * 2**30
             self.signature.bind(*args, **{name: x for name, x in options.items() if name in self.signature.parameters})
             mode.launched[self.__name__] += 1
 
+        def launch_topk(*_args: Any) -> None:
+            mode.launched["attn_topk"] += 1
+
         patch.setattr(triton.JITFunction, "run", launch_kernel)
+        patch.setattr(topk, "library", object)
+        patch.setattr(topk, "call", launch_topk)
         with launch.as_if_on(f"sm_{capability[0]}{capability[1]}"), _guarded_as_meta(), mode, _Python(mode):
             yield mode
 
