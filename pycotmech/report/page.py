@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -123,6 +124,8 @@ class Page:
     made: Mapping[str, Any] = field(default_factory=dict)
 
 
+_LISTED = 3
+"""So many steps are a list."""
 _LONG = 1200
 """Letters of a quoted text from which on it is scrolled."""
 
@@ -141,7 +144,7 @@ class _Writer:
             case Facts(rows):
                 return _facts(rows)
             case Note(text):
-                return f"<p class=note>{_e(text)}</p>"
+                return f"<p class=note>{_with_code(text)}</p>"
             case Quote(parts):
                 return f"<dl class=quote>{''.join(_quoted(label, text) for label, text in parts)}</dl>"
             case Table():
@@ -168,7 +171,7 @@ class _Writer:
             for row in table.rows
         )
         caption = _e(table.caption)
-        above = "" if table.closed else f"<caption>{caption}</caption>"
+        above = "" if table.closed else f"<caption><span>{caption}</span></caption>"
         inner = (
             f'<div class=scroll tabindex=0 role=group aria-label="{caption}"><table>{above}<thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>"
@@ -177,13 +180,13 @@ class _Writer:
 
     def claim(self, claim: Claim) -> str:
         kind = WORDS.get(claim.word, "open")
-        null = f"<dt>What could bear it out by accident</dt><dd>{_e(claim.null)}</dd>" if claim.null else ""
+        null = f"<dt>What could bear it out by accident</dt><dd>{_by_step(claim.null)}</dd>" if claim.null else ""
         more = f"<p class=more>{_e(claim.more)}</p>" if claim.more else ""
         source = f"<span class=source>{_e(claim.source)}</span>" if claim.source else ""
         parts = "".join(self.part(part) for part in claim.parts)
         return (
             f'<article class="claim {kind}"><header><span class=verdict>{_e(claim.word)}</span>{source}</header>'
-            f"<h3>{_e(claim.text)}</h3><dl class=evidence><dt>Evidence</dt><dd>{_e(claim.evidence)}</dd>{null}</dl>"
+            f"<h3>{_e(claim.text)}</h3><dl class=evidence><dt>Evidence</dt><dd>{_by_step(claim.evidence)}</dd>{null}</dl>"
             f"{more}{parts}</article>"
         )
 
@@ -228,7 +231,8 @@ def render(page: Page) -> str:
 def capital(text: str) -> str:
     """The text with a capital letter first, unless it begins with a name such as z or patch_steps."""
     first = text.partition(" ")[0]
-    return text[:1].upper() + text[1:] if len(first) > 1 and "_" not in first else text
+    is_name = "_" in first or (len(first) == 1 and first != "a")
+    return text if is_name else text[:1].upper() + text[1:]
 
 
 def sentence(text: object) -> str:
@@ -247,6 +251,19 @@ def _quoted(label: str, text: str) -> str:
     long = f' class=long tabindex=0 role=group aria-label="{_e(label)}"' if len(shown) > _LONG else ""
     inner = f"<div{long}>{shown}</div>" if long else shown
     return f"<dt>{_e(label)}</dt><dd>{inner}</dd>"
+
+
+def _with_code(text: str) -> str:
+    """The text, with what stands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", _e(text))
+
+
+def _by_step(text: str) -> str:
+    """What is said of several steps ("step 1: ...; step 2: ...") as a list below what stands before it."""
+    first, *steps = re.split(r"(?:; |: )(?=step \d+: )", text)
+    if len(steps) < _LISTED:
+        return _e(text)
+    return f"{_e(first)}<ul>{''.join(f'<li>{_e(capital(step))}</li>' for step in steps)}</ul>"
 
 
 def _e(text: object) -> str:

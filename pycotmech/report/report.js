@@ -506,7 +506,8 @@
     const low = Math.min(0, ...ys), high = Math.max(0, ...ys) || 1;
     const holder = el("div", { class: "plot" });
     const long = (g) => (chart.texts ? `${chart.groups[g]} ${chart.texts[g]}` : chart.groups[g]);
-    figure.append(holder, intervals(chart, "Vertical lines"), tableOf([chart.across || "", ...names.flatMap((n) => [n, "interval"])], () => chart.groups.map((_, g) => [long(g), ...chart.series.flatMap((s) => [
+    const named = el("ol", { class: "bar-names", hidden: true }, chart.groups.map((_, g) => el("li", {}, long(g))));
+    figure.append(holder, named, intervals(chart, "Vertical lines"), tableOf([chart.across || "", ...names.flatMap((n) => [n, "interval"])], () => chart.groups.map((_, g) => [long(g), ...chart.series.flatMap((s) => [
       shown(s.value[g], chart.unit), ends(at(s.low, g), at(s.high, g), chart.unit)])])));
     sized(holder, (width) => {
       const height = figure.classList.contains("compact") ? 215 : 265;
@@ -516,10 +517,15 @@
       const step = (box.right - box.left) / chart.groups.length, inner = Math.min(step * 0.78, 34 * chart.series.length);
       const thick = inner / chart.series.length;
       const parts = chart.groups.map((group) => halved(group, Math.floor((step - 8) / 6.4)));
-      const skip = Math.max(1, Math.ceil((Math.max(...parts.flat().map((text) => text.length)) * 6.4 + 8) / step));
+      const widest = (lines) => Math.max(...lines.map((text) => text.length)) * 6.4;
+      const skip = Math.max(1, Math.ceil((widest(parts.flat()) + 8) / step));
+      // Names too long to stand side by side are numbered, and listed below; steps of a series are left out instead.
+      named.hidden = !(skip > 1 && Math.max(...chart.groups.map((group) => group.length)) > 16);
       chart.groups.forEach((_, g) => {
         const middle = box.left + (g + 0.5) * step;
-        if (g % skip === 0) parts[g].forEach((text, k) => box.svg.append(sv("text", { class: "tick", x: middle, y: box.bottom + 16 + 14 * k, "text-anchor": "middle" }, text)));
+        const lines = !named.hidden ? [String(g + 1)] : g % skip === 0 ? parts[g] : [];
+        const x = Math.min(middle, width - widest(lines) / 2);
+        lines.forEach((text, k) => box.svg.append(sv("text", { class: "tick", x, y: box.bottom + 16 + 14 * k, "text-anchor": "middle" }, text)));
         chart.series.forEach((s, k) => {
           const v = at(s.value, g);
           if (v === null) return;

@@ -48,18 +48,24 @@ class Interval(NamedTuple):
     def words(self, form: str = "{:.0%}") -> str:
         """A single number followed by its interval if there is one; "unknown" if there is no number."""
         mean, low, high = (float(x) for x in self[:3])
-        return form.format(mean) + ends(low, high, form) if np.isfinite(mean) else "unknown"
+        return number(mean, form) + ends(low, high, form) if np.isfinite(mean) else "unknown"
+
+
+def number(value: Any, form: str) -> str:
+    """A number in a form such as "{:+.2f}"; one that is rounded to 0 has no sign."""
+    text = form.format(float(value))
+    return text[1:] if text[:1] in "+-" and float(value) != 0 and not text.strip("+-0.%") else text
 
 
 def points(mean: Any, low: Any, high: Any) -> str:
     """A difference of two shares with its interval, if there is one, in percentage points."""
-    return f"{100 * float(mean):.0f}{ends(100 * float(low), 100 * float(high), '{:.0f}')} percentage points"
+    return f"{number(100 * float(mean), '{:.0f}')}{ends(100 * float(low), 100 * float(high), '{:.0f}')} percentage points"
 
 
 def ends(low: Any, high: Any, form: str = "{:.0%}") -> str:
     """The interval in brackets after a space; nothing if there is none."""
     low, high = float(low), float(high)
-    return f" [{form.format(low)}, {form.format(high)}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f" [{number(low, form)}, {number(high, form)}]" if np.isfinite(low) and np.isfinite(high) else ""
 
 
 def undecidable(

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pycotmech.report import charts
-from pycotmech.report.page import Claim, Draw, Facts, Note, Page, Quote, Section, Sentences, Table, render
+from pycotmech.report.page import Claim, Draw, Facts, Note, Page, Quote, Section, Sentences, Table, capital, render
 from tests.report.made import HOSTILE
 
 VOID = {"meta", "img", "br", "input", "link"}
@@ -51,6 +51,10 @@ def data_of(page: str) -> dict:
     found = re.search(r"<script type=application/json id=report-data>(.*?)</script>", page, re.S)
     assert found
     return json.loads(found[1])
+
+
+def written_page(parts: list) -> str:
+    return render(Page("t", "k", "a", [], {}, [Section("s", "S", parts)]))
 
 
 def page_with(text: str) -> Page:
@@ -126,3 +130,32 @@ def test_numbers_that_are_not_finite_are_null():
     assert charts.numbers([1.23456789, float("nan"), float("inf"), 3.0]) == [1.235, None, None, 3]
     with pytest.raises(TypeError, match="expected a part of a page"):
         render(Page("t", "k", "a", [], {}, [Section("s", "t", ["no part"])]))  # pyright: ignore
+
+
+def test_what_is_said_of_several_steps_is_a_list():
+    evidence = "holds at 1 of 3; step 1: 5 < 6; n = 3; step 2: b, <b>; step 3: c"
+    written = written_page([Claim("T", "no", evidence, null="others: step 1: x; step 2: y")])
+    assert (
+        "<dd>holds at 1 of 3<ul><li>Step 1: 5 &lt; 6; n = 3</li><li>Step 2: b, &lt;b&gt;</li><li>Step 3: c</li></ul></dd>"
+        in written
+    )
+    assert "<dd>others: step 1: x; step 2: y</dd>" in written  # two are no list
+
+
+def test_what_stands_between_backticks_is_code():
+    assert "<p class=note>run <code>pycotmech report &lt;DIR&gt;</code> or ` alone</p>" in written_page(
+        [Note("run `pycotmech report <DIR>` or ` alone")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a probe at depth 3", "A probe at depth 3"),
+        ("z of one head", "z of one head"),
+        ("patch_steps is", "patch_steps is"),
+        ("the", "The"),
+    ],
+)
+def test_sentences_begin_with_a_capital(text, shown):
+    assert capital(text) == shown

@@ -9,9 +9,11 @@ from pycotmech.stats.bootstrap import (
     COUNT,
     SHARE,
     SHARES_APART,
+    Interval,
     factor,
     halves,
     mean_interval,
+    number,
     ratio_interval,
     resampled,
     statistic_interval,
@@ -153,6 +155,13 @@ def test_numbers_in_words_have_brackets_only_where_there_is_an_interval():
     assert bootstrap.points(0.81, 0.77, 0.86) == "81 [77, 86] percentage points"
     assert bootstrap.points(-0.041, np.nan, np.nan) == "-4 percentage points"
     assert bootstrap.ends(0.2, np.nan) == bootstrap.ends(np.nan, 0.2) == ""
+
+
+def test_what_is_rounded_to_zero_has_no_sign():
+    found = Interval(-0.001, -0.2, -0.0004, 8)
+    assert found.words() == "0% [-20%, 0%]" and found.words("{:+.2f}") == "0.00 [-0.20, 0.00]"
+    assert number(0.001, "{:+.2f}") == "0.00" and number(0.0, "{:+.2f}") == "+0.00" and number(-0.5, "{:.0f}") == "0"
+    assert number(-3, "{}") == "-3.0" and number(float("nan"), "{:.1f}") == "nan" and number(1e-9, "{:.1e}") == "1.0e-09"
 
 
 def test_statistic_interval_takes_any_statistic():

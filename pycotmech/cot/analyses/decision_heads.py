@@ -65,7 +65,9 @@ class DecisionHeads(HeadAnalysis):
                 lambda index, c=curves: _half_way(c[index].mean(0)), len(curves), within=within
             )
             parts = zip(("{:.0f}", "{:.2f}", "{:.2f}"), *(x.tolist() for x in found[:3]))
-            first, peak, last = (form.format(mean) + bootstrap.ends(low, high, form) for form, mean, low, high in parts)
+            first, peak, last = (
+                bootstrap.number(mean, form) + bootstrap.ends(low, high, form) for form, mean, low, high in parts
+            )
             lines.append(
                 f"step {step} (n = {len(curves)}): after the attention of layer {first} the lens gives half of its largest "
                 f"probability of the answer ({peak}; after the last attention {last})"

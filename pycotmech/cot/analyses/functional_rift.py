@@ -261,7 +261,7 @@ class Rift:
         """A number with its interval, where there is one."""
         value, low, high = (self.change, self.low, self.high) if name == "change" else (self.abruptness, *self.abrupt)
         form = "{:.0f}" if name == "change" else "{:.0%}"
-        return form.format(value) + bootstrap.ends(low, high, form)
+        return bootstrap.number(value, form) + bootstrap.ends(low, high, form)
 
 
 def functional_rift(

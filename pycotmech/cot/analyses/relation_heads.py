@@ -26,6 +26,7 @@ from pycotmech.cot.tools.question_runs import every_forward, pair_table, questio
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, columns, in_words, labelled, top_cells
 from pycotmech.cot.tools.word_attention import look, with_others
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -235,8 +236,9 @@ class RelationHeads(Analysis):
         changes = [in_words(row, "accuracy", "{:+.2f}") for row in (gone, other)]
         drawn = "one set" if len(randoms) == 1 else f"each question's median over {len(randoms)} sets"
         return [
-            f"a probe at depth {s['depth']} has accuracy {untouched.words('{:.2f}')}; ablating {s['ablated']} selected heads "
-            f"changes it by {changes[0]}, ablating as many random heads of the same layers ({drawn}) by {changes[1]}",
+            f"a probe at depth {s['depth']} has accuracy {untouched.words('{:.2f}')}; ablating "
+            f"{plural(s['ablated'], 'selected head')} changes it by {changes[0]}, ablating as many random heads of the same "
+            f"layers ({drawn}) by {changes[1]}",
             f"its margin changes by {gone['margin']:+.2f} and {other['margin']:+.2f}, difference "
             f"{more.words('{:+.2f}')}: {verdict}",
         ]

@@ -73,7 +73,7 @@ def random_words(n: int) -> str:
 
 def words(found: xr.Dataset, form: str = "{:.2f}") -> str:
     """A mean of accuracies with its interval."""
-    return form.format(float(found["mean"])) + bootstrap.ends(found["low"], found["high"], form)
+    return bootstrap.number(found["mean"], form) + bootstrap.ends(found["low"], found["high"], form)
 
 
 def check_definition(definition: str, n_random: int) -> str:

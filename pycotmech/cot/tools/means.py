@@ -21,6 +21,7 @@ from pycotmech.cot.task.make import make_examples
 from pycotmech.cot.task.tokens import Encoder
 from pycotmech.cot.task.vocabulary import ENTITIES, PROPERTIES, concepts
 from pycotmech.display import Described, Facts
+from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 
@@ -63,7 +64,7 @@ class HeadMeans(Described):
 
     def __str__(self) -> str:
         role = "the same word of the template" if self.by == "word" else "words of the same kind in the same part"
-        return f"the mean of z over {self.prompts} prompt(s) at {role}; {self.source}"
+        return f"the mean of z over {plural(self.prompts, 'prompt')} at {role}; {self.source}"
 
 
 def head_means(

@@ -347,7 +347,7 @@ def columns(name: str, found: Mapping[Any, Any]) -> dict[str, float]:
 def in_words(row: Mapping[str, Any], name: str, form: str = "{:.2f}", *, main: bool = False) -> str:
     """A number of a table's row with its interval, as `columns` has it (main: as `headline` does)."""
     low, high = ("low", "high") if main else (f"{name}_low", f"{name}_high")
-    return form.format(row[name]) + bootstrap.ends(row[low], row[high], form)
+    return bootstrap.number(row[name], form) + bootstrap.ends(row[low], row[high], form)
 
 
 def top_cells(values: xr.DataArray, k: int, dims: Sequence[str] = ("layer", "head"), *, by_size: bool = False) -> list[tuple]:

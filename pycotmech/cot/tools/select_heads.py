@@ -287,7 +287,7 @@ def _ranked(key: NDArray) -> list[Head]:
 
 
 def _counted(table: Scores) -> str:
-    n = "averages as given" if table.examples is None else f"mean over {len(table.scored)} example(s)"
+    n = "averages as given" if table.examples is None else f"mean over {plural(len(table.scored), 'example')}"
     return n + ("" if table.steps is None or len(table.steps) == 1 else f" and {len(table.steps)} steps")
 
 

@@ -47,7 +47,7 @@ def judge(results: Results) -> Verdict:
     words = [s.verdict.word for s in steps]
     held, denied, m = words.count("borne out"), words.count("not borne out"), len(steps)
     parts = [f"step {s.name}: {s.found}" for s in steps]
-    evidence = f"holds at {held} of {m} steps and fails at {denied}; " + "; ".join([*parts, none] if none else parts)
+    evidence = "; ".join([f"holds at {held} of {m} steps and fails at {denied}", *([none] if none else []), *parts])
     word = "borne out" if 2 * held > m else "not borne out" if 2 * denied >= m else "not decided"
     null = "; ".join(f"step {s.name}: {s.null}" for s in steps)
     beyond = (data["writers"] - data["competitor_writers"]).isel(threshold=t).where(data["competitors"] > 0).mean("step")

@@ -46,7 +46,7 @@ def judge(results: Results) -> Verdict:
     word = "borne out" if 2 * held > m else "not borne out" if 2 * denied >= m else "not decided"
     return Verdict(
         word,
-        "; ".join([line, *(s.found for s in steps)]) + shots,
+        "; ".join([line + shots, *(s.found for s in steps)]),
         "; ".join(s.null for s in steps),
         data=any(s.verdict.data for s in steps),
     ).of(found.beyond_in_each(PLACES), 0.0)

@@ -33,9 +33,9 @@ def test_both_places_are_sources_of_planted_numbers():
     found = CLAIM.verdict(taken((0, 2, 2, 0)))
     assert found.word == "borne out"
     assert found.evidence.startswith(
-        "both places are sources at 1 of the 1 steps where the word stands in both; at 0 they are not; step 0"
+        "both places are sources at 1 of the 1 steps where the word stands in both; at 0 they are not; no pathway leads "
+        "to the few-shot block, by construction: its words are others; step 0: "
     )
-    assert "no pathway leads to the few-shot block, by construction: its words are others" in found.evidence
     assert found.null.startswith("step 0: question 0% [0%, ")
     assert found.threshold == 0 and np.allclose(found.values, 0.5)
 
