@@ -71,14 +71,17 @@ def maps_figure(
     label: str,
     across: str = "head",
     columns: int | None = None,
+    scaled_by: Sequence[int] | None = None,
     path: str | PathLike | None = None,
 ) -> Figure:
     """Heat maps [layer, head] side by side, on one scale that is symmetric about 0.
 
     titles: of the maps. title and lines: of the figure. label: of the colour bar. across: what the x axis counts.
-    columns: maps in a row; by default five at most.
+    columns: maps in a row; by default five at most. scaled_by: the maps whose values the scale spans; what lies beyond it in
+    the others has the colours of its ends, which the colour bar then shows as arrows. None: all.
     """
-    limit = colour_limit(*grids)
+    limit = colour_limit(*(grids if scaled_by is None else [grids[i] for i in scaled_by]))
+    ends = "both" if colour_limit(*grids) > limit else "neither"
     rows = math.ceil(len(grids) / (columns or 5))
     columns = columns or math.ceil(len(grids) / rows)
     n_layers, n_heads = grids[0].shape
@@ -99,7 +102,7 @@ def maps_figure(
         if at + columns >= len(grids):
             axis.set_xlabel(across)
             axis.tick_params(labelbottom=True)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, extend=ends)
     bar.set_label(label)
     return finished(figure, title, lines, path=path)
 

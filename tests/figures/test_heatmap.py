@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pycotmech as pcm
+from pycotmech.figures.heatmap import maps_figure
 from pycotmech.runs.report import by_step, overview_figure, step_figure
 from tests.reference.close import assert_allclose
 from tests.reference.tiny import tiny_llama
@@ -94,3 +95,11 @@ def test_numbers_above_ten_keep_their_digits():
     one = np.ones((1, 1))
     figure = step_figure(by_step(dataset(effect, one, 0 * one, one)), 0)
     assert [t.get_text() for t in figure.axes[0].texts] == ["−10.25"]
+
+
+def test_maps_that_set_no_scale_run_beyond_its_ends():
+    grids = [np.array([[0.5, -0.25]]), np.array([[3.0, np.nan]])]
+    ours, all_of_them = (maps_figure(grids, ["a", "b"], title="t", label="x", scaled_by=by) for by in ([0], None))
+    for figure, end in ((ours, 0.5), (all_of_them, 3.0)):
+        assert [axis.images[0].get_clim() for axis in figure.axes[:2]] == [(-end, end)] * 2
+    assert ours.axes[2]._colorbar.extend == "both" and all_of_them.axes[2]._colorbar.extend == "neither"

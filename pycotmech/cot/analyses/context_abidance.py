@@ -30,6 +30,7 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered
 from pycotmech.cot.tools.flow_graph import Graph
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, counting
+from pycotmech.cot.tools.written import written
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
@@ -325,7 +326,7 @@ def context_abidance(
         for batch in text_activations(model, texts, ("z", "q"), first=first, memory_gb=memory_gb):
             for i, acts in batch:
                 for cell, prompt in groups[i]:
-                    found, at = answer_writers.written(model.family, acts, prompt), (cell.e, cell.s)
+                    found, at = written(model.family, acts, prompt), (cell.e, cell.s)
                     context, words = contexts.words(at), [[spelling.of(t) for t in row] for row in found.top.tolist()]
                     peak = data["peak"][at] = found.peak.cpu().numpy()
                     says = peak * model.cfg.d_vocab > 1 + _EVEN

@@ -120,6 +120,7 @@ class DecisionHorizon(Analysis):
                 label=f"{plural(int(h), 'sentence')}, n = {int(one['n'].max())}",
             )
         axis.set_xlabel("layer whose attention comes from the other question")
+        axis.locator_params(axis="x", integer=True)
         axis.set_ylabel("share of texts that stay the same")
         axis.set_ylim(-0.03, 1.03)
         axis.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -216,6 +216,7 @@ class FunctionalRift(Analysis):
         below.axhline(0, color="0.4", lw=0.8)
         below.set_ylabel("context − prior")
         below.set_xlabel("depth (0: embedding)")
+        below.locator_params(axis="x", integer=True)
         below.legend(fontsize=7, frameon=False, ncols=3)
         return finished(figure, f"{self.about['model']}: {self.title}", self.small_print("context", marks="bands"), path=path)
 

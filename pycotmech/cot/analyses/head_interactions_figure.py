@@ -38,4 +38,5 @@ def negative_figure(
             axis.axhspan(*ends, color=PALETTE[0], alpha=0.12, lw=0)
         axis.errorbar(known, mean, yerr=interval_reach(mean, low, high), fmt="o", ms=3, lw=0.8, color=PALETTE[1])
         small(axis, title=what, across="layer that is corrupted", up="effect of the head")
+        axis.locator_params(axis="x", integer=True)
     return finished(figure, title, lines, path=path)

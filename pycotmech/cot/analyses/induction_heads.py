@@ -187,8 +187,14 @@ class InductionHeads(HeadAnalysis):
             grids,
             titles,
             title=f"{self.about['model']}: heads at inductive steps, by corruption",
-            lines=[self._largest(self.scores()), *self.small_print(self.main), *self._floors_in_words()],
+            lines=[
+                self._largest(self.scores()),
+                "scale: that of all corruptions together; under one alone values may lie beyond it",
+                *self.small_print(self.main),
+                *self._floors_in_words(explained=False),
+            ],
             label=self.label,
+            scaled_by=range(0, len(grids), 1 + len(self.kinds)),
             columns=1 + len(self.kinds),
             path=path,
         )
@@ -224,8 +230,8 @@ class InductionHeads(HeadAnalysis):
             )
         return [*lines, *self._floors_in_words()]
 
-    def _floors_in_words(self) -> list[str]:
-        """How large the noise floor is at each step under each corruption, and why it may be large."""
+    def _floors_in_words(self, *, explained: bool = True) -> list[str]:
+        """How large the noise floor is at each step under each corruption, and (explained) why where it is large."""
         lines, together = [], self.floors()
         for i, step in enumerate(self.data["step"].values.tolist()):
             if not (n := int(self._ratios[2][i])):
@@ -243,7 +249,7 @@ class InductionHeads(HeadAnalysis):
                 for kind in self.kinds
                 if (count := int((floors[kind] > _LARGE).sum()))
             ]
-            if weak:
+            if weak and explained:
                 lines.append(
                     f"step {step}: the floor exceeds {_LARGE:.0%} in {' and '.join(weak)}: this corruption hardly changes what "
                     "the model says there, so that rounding is divided by little. Nothing follows from an effect that is not "

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice, unknown_choice
 from pycotmech.cot.task.entailed import ENTAILED
-from pycotmech.cot.task.relations import CLASSES, Question, Unrelated, WordPair
+from pycotmech.cot.task.relations import CLASSES, Question, Unrelated
 from pycotmech.cot.tools.cost import Cost, Workload, metered
+from pycotmech.cot.tools.probe_tasks import Fits, Task, split_questions
 from pycotmech.cot.tools.probes import (
     COMPONENTS,
     HIDDEN,
-    Projection,
-    balanced,
-    fit_bilinear,
-    fit_linear,
-    fit_mlps,
     fit_surface,
     macro_f1,
 )
@@ -52,7 +47,7 @@ if TYPE_CHECKING:
     from pycotmech.cot.task.steps import Graded
     from pycotmech.model import Model
 
-QUESTIONS, TEST_SHARE, HELD_SHARE = 100, 0.4, 0.2
+QUESTIONS = 100
 Probe = Literal["linear", "bilinear", "mlp"]
 Definition = Literal["right", "paper"]
 LOWER = 2 / 3
@@ -292,10 +287,10 @@ def pair_probes(
         model, examples, questions, shots=shots, properties=paper, unrelated=unrelated or "next", classes=classes,
         least=6 if paper else 16, seed=seed,
     )  # fmt: skip
-    split = _split(kept, np.random.default_rng(seed))
-    task = _Task.of([q.pairs for q in kept], split, len(classes), seed, shuffled)
-    known = _Task.of([q.stated for q in kept], split, len(classes), seed, shuffled) if any(q.stated for q in kept) else None
-    fit = _Fits(kinds, len(classes), components, seed)
+    split = split_questions(kept, np.random.default_rng(seed))
+    task = Task.of([q.pairs for q in kept], split, len(classes), seed, shuffled)
+    known = Task.of([q.stated for q in kept], split, len(classes), seed, shuffled) if any(q.stated for q in kept) else None
+    fit = Fits(kinds, len(classes), components, seed)
     step = _steps(progress, 5 if known else 4)
     samples = [*task.samples, *(known.samples if known else ())]
     with metered(model) as meter:
@@ -341,121 +336,8 @@ def pair_probes(
     return PairProbes(xr.Dataset(data, coords=coords), facts)
 
 
-Sample = tuple[int, WordPair]
-
-
-class _Split(NamedTuple):
-    """units [questions]: numbers of the units. test: the units to test on. parts [questions]: "train", "held" or "test"."""
-
-    units: NDArray
-    test: NDArray
-    parts: NDArray
-
-
-def _split(questions: Sequence[Question], rng: np.random.Generator) -> _Split:
-    """Of units, so that questions of the same words are in one part."""
-    named = [("unit", q.unit) if q.unit >= 0 else ("question", i) for i, q in enumerate(questions)]
-    number = {name: i for i, name in enumerate(dict.fromkeys(named))}
-    units, n = np.array([number[name] for name in named]), len(number)
-    order = rng.permutation(n)
-    n_test = max(2, round(n * TEST_SHARE))
-    test, train = np.sort(order[:n_test]), np.sort(order[n_test:])
-    held = rng.permutation(train)[: max(1, round(len(train) * HELD_SHARE))]
-    parts = np.where(np.isin(units, test), "test", np.where(np.isin(units, held), "held", "train"))
-    return _Split(units, test, parts)
-
-
-class _Task(NamedTuple):
-    """What a probe learns. samples: the training pairs, then the test pairs, classes equally many in each; labels of all;
-    fitted: the labels that training sees; held, units [training samples]."""
-
-    samples: list[Sample]
-    n_train: int
-    labels: NDArray
-    fitted: NDArray
-    held: NDArray
-    units: NDArray
-
-    @classmethod
-    def of(cls, pairs: Sequence[Sequence[WordPair]], split: _Split, classes: int, seed: int, shuffled: bool) -> _Task:
-        train, test = (
-            _samples(pairs, np.flatnonzero((split.parts == "test") == part), seed + part, classes) for part in (False, True)
-        )
-        labels = np.array([p.label for _, p in (*train, *test)])
-        fitted = labels[: len(train)]
-        if shuffled:
-            fitted = np.random.default_rng((seed, 1)).permutation(fitted)
-        asked = np.array([q for q, _ in train])
-        return cls([*train, *test], len(train), labels, fitted, split.parts[asked] == "held", split.units[asked])
-
-    def _tested(self, split: _Split) -> list[NDArray]:
-        """For each test unit its test samples."""
-        unit = split.units[[q for q, _ in self.samples[self.n_train :]]]
-        return [np.flatnonzero(unit == u) for u in split.test]
-
-    def by_unit(self, values: NDArray, split: _Split) -> NDArray:
-        """Mean over the pairs of each test unit: [..., test samples] -> [units, ...], NaN where a unit has none."""
-        none = np.full(values.shape[:-1], np.nan)
-        return np.stack([values[..., rows].mean(-1) if len(rows) else none for rows in self._tested(split)])
-
-    def confusion(self, predictions: NDArray, split: _Split, classes: int) -> NDArray:
-        """[depth, probe, test samples] -> counts [units, depth, probe, label, predicted]."""
-        labels, eye = self.labels[self.n_train :], np.eye(classes)
-        counts = eye[labels][:, :, None] * eye[predictions][..., None, :]  # [depth, probe, samples, label, predicted]
-        return np.stack([counts[:, :, rows].sum(2) for rows in self._tested(split)])
-
-
-def _samples(pairs: Sequence[Sequence[WordPair]], chosen: NDArray, seed: int, classes: int) -> list[Sample]:
-    """Equally many pairs of each class from these questions, in random order."""
-    flat = [(q, p) for q in chosen.tolist() for p in pairs[q]]
-    if not flat:
-        raise ValueError("questions: those of one part have no pairs; expected some of each class")
-    return [flat[i] for i in balanced(np.array([p.label for _, p in flat]), classes=classes, seed=seed)]
-
-
-class _Fits(NamedTuple):
-    """Fits probes of these kinds at all depths."""
-
-    kinds: Sequence[str]
-    classes: int
-    components: int
-    seed: int
-
-    def __call__(self, x: Features, task: _Task, first: int, progress: Progress | None) -> tuple[NDArray, NDArray]:
-        """What the probes say of the test samples, [depth, probe, samples], and their accuracy on what is held out, [depth,
-        probe]. The task's samples are those of x from number `first` on."""
-        n, y, held = task.n_train, task.fitted, task.held
-        own = slice(first, first + len(task.samples))
-        predictions = np.zeros((len(x), len(self.kinds), len(task.samples) - n), dtype=np.int64)
-        held_out = np.zeros((len(x), len(self.kinds)))
-        flat = []
-        for d in range(len(x)):
-            if "bilinear" in self.kinds:
-                k = self.kinds.index("bilinear")
-                one, other = x.sides(d)
-                found, held_out[d, k] = fit_bilinear(one[own], other[own], y, task.units, self.classes)
-                predictions[d, k] = found[n:]
-            if {"linear", "mlp"} & set(self.kinds):
-                features = x[d][own]
-                flat.append(Projection.fit(features[:n], self.components)(features).astype(np.float32))
-            if "linear" in self.kinds:
-                k = self.kinds.index("linear")
-                probe = fit_linear(flat[d][:n], y, held, self.classes)
-                predictions[d, k], held_out[d, k] = probe(flat[d][n:]).argmax(1), probe.held_out
-            if progress is not None:
-                progress(d + 1, len(x) + 1)
-        if "mlp" in self.kinds:
-            k, width = self.kinds.index("mlp"), max(z.shape[1] for z in flat)
-            padded = torch.from_numpy(np.stack([np.pad(z, ((0, 0), (0, width - z.shape[1]))) for z in flat]))
-            labels = torch.from_numpy(y).expand(len(x), -1)
-            mlps, held_out[:, k] = fit_mlps(padded[:, :n], labels, torch.from_numpy(held), self.classes, seed=self.seed)
-            with torch.no_grad():
-                predictions[:, k] = mlps(padded[:, n:]).argmax(-1).numpy()
-        return predictions, held_out
-
-
 def _random(
-    model: Model, kept: Sequence[Question], task: _Task, at: Sequence[int], read: Piece, memory_gb: float | None, seed: int,
+    model: Model, kept: Sequence[Question], task: Task, at: Sequence[int], read: Piece, memory_gb: float | None, seed: int,
     progress: Progress | None,
 ):  # fmt: skip
     """The features of the same pairs in a model with random weights, and what they cost; None of quantised weights."""

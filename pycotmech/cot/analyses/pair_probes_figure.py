@@ -40,6 +40,7 @@ def figure(found: Any) -> Figure:
     for axis in axes[0]:
         axis.axhline(found.chance, color="0.5", lw=0.8, ls=":")
         axis.set_ylim(0, 1.02)
+        axis.locator_params(axis="x", integer=True)
         axis.legend(fontsize=7, loc="lower right")
     kind = "by entailment" if "entailed" in data["label"].values else "or not"
     small(axes[0][0], title=f"words related {kind} (dotted: chance)", across="depth (0: embedding)", up="share of pairs")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -24,6 +24,7 @@ from pycotmech.cot.tools.head_choice import lower_shares, placed_at_random, shar
 from pycotmech.cot.tools.head_probe import head_sets, probed
 from pycotmech.cot.tools.question_runs import every_forward, pair_table, question_length, questions_of
 from pycotmech.cot.tools.registry import Description
+from pycotmech.cot.tools.relation_tests import RELATIONS, RelationTests, differences, relation_scores
 from pycotmech.cot.tools.result import Analysis, Progress, columns, in_words, labelled, top_cells
 from pycotmech.cot.tools.word_attention import look, with_others
 from pycotmech.figures.words import plural
@@ -31,7 +32,6 @@ from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 from pycotmech.stats.averages import nanmean
-from pycotmech.stats.significance import sign_flip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,6 @@ _SHARE_DRAWS, _SHARE_FLIPS = 200, 500
 LEAST = 0.05
 """Least excess of a head's attention along relations over that elsewhere. A difference far below may be significant but moves
 nothing."""
-RELATIONS = CLASSES[:2]
 Kind = Literal["mean", "zero"]
 
 
@@ -338,10 +337,10 @@ def relation_heads(
     rng = np.random.default_rng(seed)
     with metered(model) as meter:
         seen = look(model, kept, at, choose, memory_gb, progress)
-        score, auroc, mean = _scores(kept, seen.weight, seen.lift)
-        null = np.stack([_differences(kept, [x[v] for x in seen.null]) for v in range(len(names))], 1)
+        score, auroc, mean = relation_scores(kept, seen.weight, seen.lift)
+        null = np.stack([differences(kept, [x[v] for x in seen.null]) for v in range(len(names))], 1)
         gain = score - null.mean(1)
-        tests = _Tests(score, auroc, null, level, least)
+        tests = RelationTests(score, auroc, null, level, least)
         p, looks, selected = tests(choose, flips=draws, seed=seed)
         shares = lower_shares(gain, lambda at: tests.selected(at, flips=_SHARE_FLIPS, seed=seed), draws=_SHARE_DRAWS, seed=seed)
         strength = np.where(selected[0], nanmean(gain[choose])[0], -np.inf)[:at]
@@ -387,76 +386,6 @@ def relation_heads(
     n_pairs = sum(len(q.pairs) for q in kept)
     facts = RelationHeads.facts(model, examples, len(kept), n_pairs, words, settings, meter)
     return RelationHeads(xr.Dataset(data, coords=coords), facts)
-
-
-# ---- which heads are selected ----------------------------------------------------------------------------------------
-
-
-class _Tests(NamedTuple):
-    """What decides which heads are selected. score, auroc [n, relation, L, H]; null [n, verb, relation, L, H]."""
-
-    score: NDArray
-    auroc: NDArray
-    null: NDArray
-    level: float
-    least: float
-
-    def __call__(self, at: NDArray, *, flips: int, seed: int) -> tuple[NDArray, NDArray, NDArray]:
-        """On the examples with these numbers: the largest p, whether heads look along the relation, and whether they do so
-        beyond every verb [relation, L, H]."""
-        tested = self._tested(at)
-        p = np.stack([self._p(values, flips, seed) for values, _ in tested])
-        passes = np.stack([(p < self.level) & (size >= self.least) for p, (_, size) in zip(p, tested)])
-        return p.max(0), passes[0], np.asarray(passes.all(0))
-
-    def selected(self, at: NDArray, *, flips: int, seed: int) -> NDArray[np.bool_]:
-        """The last of these. Cost: no test where no head is strong enough."""
-        strong = np.all([size >= self.least for _, size in self._tested(at)], axis=0)
-        return self(at, flips=flips, seed=seed)[2] if strong.any() else strong
-
-    def _tested(self, at: NDArray) -> list[tuple[NDArray, NDArray]]:
-        """Values [n, relation, L, H] whose mean is tested, and the size that has to be large: the score, each verb's gain."""
-        score = self.score[at]
-        gains = [score - self.null[at, v] for v in range(self.null.shape[1])]
-        return [(self.auroc[at] - 0.5, nanmean(score)), *((gain, nanmean(gain)) for gain in gains)]
-
-    def _p(self, values: NDArray, flips: int, seed: int) -> NDArray:
-        return np.stack([sign_flip(values[:, r], flips=flips, seed=seed) for r in range(len(RELATIONS))])
-
-
-def _scores(questions: Sequence[Question], weight: list[NDArray], lift: list[NDArray]) -> tuple[NDArray, NDArray, NDArray]:
-    """score and auroc [questions, relation, L, H], attention [questions, class, L, H]; NaN where a question lacks a class."""
-    shape = weight[0].shape[1:]
-    auroc = np.full((len(questions), len(RELATIONS), *shape), np.nan)
-    mean = np.full((len(questions), len(CLASSES), *shape), np.nan)
-    for i, question in enumerate(questions):
-        labels = np.array([p.label for p in question.pairs])
-        for c in set(labels.tolist()):
-            mean[i, c] = weight[i][labels == c].mean(0)
-        for r in range(len(RELATIONS)):
-            here, other = _compared(question, r)
-            if here.any() and other.any():
-                a, b = lift[i][here][:, None], lift[i][other][None]
-                auroc[i, r] = ((a > b) + 0.5 * (a == b)).mean((0, 1))
-    return _differences(questions, weight), auroc, mean
-
-
-def _differences(questions: Sequence[Question], weight: Sequence[NDArray]) -> NDArray:
-    """The mean over a question's pairs of a relation less that over unrelated ones: [questions, relation, L, H]."""
-    out = np.full((len(questions), len(RELATIONS), *weight[0].shape[1:]), np.nan)
-    for i, question in enumerate(questions):
-        for r in range(len(RELATIONS)):
-            here, other = _compared(question, r)
-            if here.any() and other.any():
-                out[i, r] = weight[i][here].mean(0) - weight[i][other].mean(0)
-    return out
-
-
-def _compared(question: Question, relation: int) -> tuple[NDArray, NDArray]:
-    """Which pairs are of a relation, and which are unrelated ones at their distance: bool [pairs] each."""
-    labels = np.array([p.label for p in question.pairs])
-    matched = np.array([p.matched for p in question.pairs])
-    return labels == relation, (labels == 2) & ((matched == relation) | (matched < 0))
 
 
 def cost(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pycotmech._choices import check_choice
 from pycotmech.cot.tools.head_sets import Head, HeadSet, Scores, scores_of
+from pycotmech.cot.tools.set_words import score_words
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.figures.words import plural
 from pycotmech.stats import significance
@@ -212,7 +213,7 @@ def select_heads(
         raise ValueError(f"scores: no head has a score{_why(table)}")
     bounds: tuple[tuple[float, float], ...] = ()
     p = None
-    words = f"{table.name}, {_counted(table)}"
+    words = f"{score_words(table.name)}, {_counted(table)}"
     key = grid
     if rule == "top_k":
         key = {"value": grid, "size": np.abs(grid), "low": -grid}[by]

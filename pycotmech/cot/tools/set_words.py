@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pycotmech.cot.tools.registry import COMPARED
-
 SELECTED = {
     "patch_steps": "heads that restore most",
     "decision_heads": "heads that carry the answer",
@@ -62,7 +60,7 @@ def set_words(names: Sequence[str]) -> list[str]:
 
 def _combined(names: Sequence[str]) -> dict[str, str]:
     plain = tuple(name for name in names if name not in _COMBINED)
-    return _OF_PAPER if plain == COMPARED else _COMBINED
+    return _OF_PAPER if plain == tuple(SELECTED) else _COMBINED
 
 
 def score_words(name: str) -> str:

@@ -7,6 +7,7 @@ import torch
 import pycotmech as pcm
 from pycotmech.cot.analyses import answer_writers as module
 from pycotmech.cot.tools import cells as cells_module
+from pycotmech.cot.tools import written as writing
 from pycotmech.cot.tools.activations import Prompt, direct_directions, final_size, head_outputs, projected
 from pycotmech.cot.tools.cost import Cost, workload
 from pycotmech.stats.significance import means_above_zero
@@ -36,7 +37,7 @@ def asked(tokens, answer=7, wrong=11, spans=()):
 def test_direct_attribution_adds_up_to_the_models_logits(wide):
     tokens = random_tokens(20)
     (kept,) = activations_of(wide, [tokens])
-    found = module.written(wide.family, kept, asked(tokens))
+    found = writing.written(wide.family, kept, asked(tokens))
     acts = wide.run(tokens, capture=("resid_pre", "mlp_out"), positions=-1)
     rest = acts["resid_pre"][0, -1] + acts["mlp_out"][:, -1].sum(0)  # embedding and MLPs
     answer, wrong, mean = direct_directions(wide.family, [7, 11])
@@ -54,7 +55,7 @@ def test_direct_attribution_adds_up_to_the_models_logits(wide):
 def test_direct_attribution_is_that_of_head_logits(wide):
     tokens = random_tokens(20)
     (kept,) = activations_of(wide, [tokens])
-    found = module.written(wide.family, kept, asked(tokens))
+    found = writing.written(wide.family, kept, asked(tokens))
     theirs = pcm.head_logits(wide, tokens, answer=7, wrong=11)
     assert_allclose(found.contrast.numpy(), theirs.heads[..., 0] - theirs.heads[..., 1], rtol=1e-10, atol=1e-12)
 
@@ -62,7 +63,7 @@ def test_direct_attribution_is_that_of_head_logits(wide):
 def test_projection_is_the_lens_of_a_heads_output(wide):
     tokens = random_tokens(20)
     (kept,) = activations_of(wide, [tokens])
-    found = module.written(wide.family, kept, asked(tokens))
+    found = writing.written(wide.family, kept, asked(tokens))
     z = wide.run(tokens, capture=("z",))["z"][:, -1]
     norm, head = wide.hf.model.norm, wide.hf.lm_head
     for l in range(3):
@@ -100,7 +101,7 @@ def test_a_head_whose_output_is_the_answers_unembedding_ranks_first():
     model = pcm.Model(hf, check=False)
     tokens = random_tokens(20)
     (kept,) = activations_of(model, [tokens])
-    found = module.written(model.family, kept, asked(tokens))
+    found = writing.written(model.family, kept, asked(tokens))
     z = float(kept.at("z", 1, [19])[0, 2, 0])
     scores = found.projection if z > 0 else -found.direct.abs()
     assert divmod(int(scores.argmax() if z > 0 else found.direct.abs().argmax()), 4) == (1, 2)
@@ -111,10 +112,10 @@ def test_two_planted_writers_are_two_pathways_with_two_sources():
     writers = {p.heads["question"], p.heads["generated"]}
     contrasts = []
     for prompt, kept, _ in planted_activations(p, 6):
-        found = module.written(p.model.family, kept, prompt)
+        found = writing.written(p.model.family, kept, prompt)
         at = {tuple(i) for i in ((found.projection >= 0.5) & (found.direct >= 0.25)).nonzero().tolist()}
         assert at == writers
-        counts = module.count_writers(found, prompt, (0.5,))
+        counts = writing.count_writers(found, prompt, (0.5,))
         assert counts["writers"] == 2 and np.isnan(counts["competitor_writers"])
         assert counts["sources"] == 2 and counts["segments"] == 2 and counts["late"] == 0.5
         contrasts.append(found.contrast.numpy())
@@ -125,7 +126,7 @@ def test_counts_are_worked_out_by_hand():
     """A writer says its word and brings some of its logit; competing words are counted by the same rule, and averaged."""
     grid = lambda *rows: torch.tensor(rows, dtype=torch.float64)  # noqa: E731
     direct = grid([1.0, 0.1], [0.5, 1.0])
-    found = module.Written(
+    found = writing.Written(
         projection=grid([0.6, 0.9], [0.2, 0.05]),
         control=grid([0.6, 0.6], [0.6, 0.05]),
         top=torch.zeros(2, 2),
@@ -140,7 +141,7 @@ def test_counts_are_worked_out_by_hand():
     prompt = Prompt(
         torch.arange(8), 1, 2, None, {"question": slice(1, 4), "generated": slice(4, 8)}, (slice(2, 3), slice(5, 6))
     )
-    counts = module.count_writers(found, prompt, (0.1, 0.5, 0.95))
+    counts = writing.count_writers(found, prompt, (0.1, 0.5, 0.95))
     expected = {
         "projecting": [3, 2, 0],
         "writers": [2, 1, 0],
@@ -158,8 +159,8 @@ def test_in_a_model_with_nothing_planted_no_head_writes():
     p = planted.nothing()
     contrasts = []
     for prompt, kept, _ in planted_activations(p, 12):
-        found = module.written(p.model.family, kept, prompt)
-        counts = module.count_writers(found, prompt, (0.1, 0.5))
+        found = writing.written(p.model.family, kept, prompt)
+        counts = writing.count_writers(found, prompt, (0.1, 0.5))
         assert counts["writers"].tolist() == [0, 0] and np.isnan(counts["late"]).all() and counts["sources"].tolist() == [0, 0]
         contrasts.append(found.contrast.numpy())
     assert means_above_zero(np.stack(contrasts), alpha=0.01).sum() == 0

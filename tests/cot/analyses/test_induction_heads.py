@@ -108,7 +108,7 @@ def test_a_floor_above_the_divergence_is_explained_and_is_none_of_what_is_drawn(
     data |= {"noise_floor": (cell, floor), "changed": (cell, np.ones(moved.shape))}
     data["score"] = ((*cell[1:], "layer", "head"), np.full((4, 1, 2, 2), 0.2))
     coords = {"corruption": list(KINDS), "example": range(4), "step": [5], "layer": range(2), "head": range(2)}
-    about = {"model": "m", "notes": [], "settings": {}}
+    about = {"model": "m", "notes": [], "settings": {}, "definition": "d", "cells": 4}
     found = InductionHeads(xr.Dataset(data, coords={**coords, "kind": ("step", ["induction"])}), about)
     largest = max((0.4 + 0.1 + 0.00179) / 11.001, (0.4 + 0.1 + 0.012) / 11.02, (0.4 + 0.1 + 0.02) / 11.4)
     assert found.floors().dims == ("step",) and float(found.floors()[0]) == pytest.approx(largest)
@@ -124,6 +124,10 @@ def test_a_floor_above_the_divergence_is_explained_and_is_none_of_what_is_drawn(
     ) in lines
     (chart,) = charts_of("induction_heads", found)
     assert [m["floor"] for m in chart["maps"]] == [pytest.approx(largest, rel=1e-3)]
+    figure = found.plot()
+    texts = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    assert "179% with the rule broken" in texts and "rounding is divided by little" not in texts
+    assert [image.norm.vmax for axes in figure.axes[:4] for image in axes.images] == [pytest.approx(0.2)] * 4
     found.data["noise_floor"][2] = 0.2
     assert not any("exceeds 50%" in line for line in found.findings())
 

@@ -7,9 +7,12 @@ import torch
 import pycotmech as pcm
 from pycotmech.cot.analyses import pair_probes as probing
 from pycotmech.cot.task.relations import make_questions
+from pycotmech.cot.tools import probe_tasks
 from pycotmech.cot.tools.cells import choose
 from pycotmech.cot.tools.cost import workload
+from pycotmech.cot.tools.probe_tasks import balanced_samples
 from pycotmech.cot.tools.probes import macro_f1
+from pycotmech.cot.tools.question_runs import Features
 from pycotmech.stats import bootstrap
 from tests.cot.analyses.interval_cases import keeps_its_ranges, tells
 from tests.cot.analyses.relation_cases import apart_by_distance, chained, rooted, said
@@ -31,7 +34,7 @@ def test_features_are_the_residual_streams_of_both_words(model, examples):
     questions = make_questions(3, tokenizer=model.tokenizer, examples=examples, shots=2, seed=1)
     samples = [(q, p) for q in (2, 0) for p in questions[q].pairs]
     for piece in ("last", "first"):
-        x = probing.Features(model, questions, samples, [0, 1, 4], piece)
+        x = Features(model, questions, samples, [0, 1, 4], piece)
         for i, (q, p) in enumerate(samples):
             acts = activations(model.hf, questions[q].tokens)
             at = [p.first.stop - 1, p.second.stop - 1] if piece == "last" else [p.first.start, p.second.start]
@@ -116,11 +119,11 @@ def test_distance_tells_classes_that_differ_in_it_without_a_model():
 def test_what_is_held_out_are_training_questions_and_nothing_is_fitted_on_the_test(monkeypatch):
     """Penalty and stopping are chosen on questions that share none with those fitted; the surface hears nothing of the test."""
     p, questions, seen = planted.nothing(), said(30), []
-    real = probing.fit_linear
-    monkeypatch.setattr(probing, "fit_linear", lambda x, y, held, classes: seen.append(held) or real(x, y, held, classes))
+    real = probe_tasks.fit_linear
+    monkeypatch.setattr(probe_tasks, "fit_linear", lambda x, y, held, classes: seen.append(held) or real(x, y, held, classes))
     found = pcm.cot.pair_probes(p.model, questions=questions, depths=[0], probe="linear", **PAPER)
     part = found.data["part"].values
-    train = probing._samples([q.pairs for q in questions], np.flatnonzero(part != "test"), 0, 3)
+    train = balanced_samples([q.pairs for q in questions], np.flatnonzero(part != "test"), 0, 3)
     expected = np.array([part[q] == "held" for q, _ in train])
     assert len(seen) == 2 and all((held == expected).all() for held in seen) and 0 < expected.mean() < 0.4
     assert float(found.data["surface"].mean()) > 0.95  # the tokens around distinguish these pairs
@@ -137,7 +140,7 @@ def test_no_unit_is_in_two_parts_and_classes_are_equal(result):
     by_class = result.data["confusion"].sum(("example", "predicted")).isel(depth=0, probe=0).values
     assert len(set(by_class)) == 1 and by_class[0] > 10
     questions = make_questions(8, tokenizer=pcm.Model.from_pretrained("tiny-cot").tokenizer)
-    samples = probing._samples([q.pairs for q in questions], np.arange(8), 0, 3)
+    samples = balanced_samples([q.pairs for q in questions], np.arange(8), 0, 3)
     assert len({repr(sample) for sample in samples}) == len(samples)  # nothing twice
 
 

@@ -36,6 +36,6 @@ def test_sets_are_called_by_words(names, words):
 
 
 def test_every_set_and_score_of_the_paper_has_words():
-    assert set(SELECTED) == set(COMPARED)
+    assert tuple(SELECTED) == COMPARED
     assert score_words("copy_heads copying") == "attention to the answer's word times what the head writes of it"
     assert score_words("mine") == "mine"
