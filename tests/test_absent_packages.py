@@ -15,6 +15,7 @@ from pycotmech._optional import OPTIONAL
 ROOT = Path(__file__).resolve().parents[1]
 
 SWEEP = """
+import importlib
 import tests.absent_packages
 import torch, pycotmech as pcm
 from tests.reference.tiny import tiny_llama
@@ -25,6 +26,9 @@ corrupted[12] += 1
 assert pcm.patch_heads(model, clean, corrupted).values.shape == (2, 4)
 assert pcm.patch_residual(model, clean, corrupted).values.shape == (2, 20)
 assert pcm.attention_summary(model, clean, rows=[-1], top_k=4).mass.shape[:3] == (2, 4, 1)
+from benchmarks.gpu.__main__ import MORE, SHARES
+for phase in (*SHARES, *MORE):
+    importlib.import_module(f"benchmarks.gpu.{phase}")
 """
 
 
@@ -78,8 +82,8 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
 
 
-def test_sweeps_and_summaries_need_no_package_of_files_and_figures():
-    done = run("-c", SWEEP, ABSENT_PACKAGES="zarr,numcodecs,gguf,xarray,pandas,matplotlib,sklearn,typer,accelerate")
+def test_sweeps_summaries_and_the_gpu_command_need_no_package_of_files_figures_and_tests():
+    done = run("-c", SWEEP, ABSENT_PACKAGES=f"{UNUSED_ON_A_GPU},pytest,hypothesis,jinja2")
     assert done.returncode == 0, done.stderr
 
 

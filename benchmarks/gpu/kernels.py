@@ -1,8 +1,8 @@
 """Every kernel against float64 on the device, at the shapes of Llama-2 7B and at lengths up to 32,768.
 
 Inputs are drawn anew for each case and lie between margins of NaN; outputs are NaN before a kernel writes them. The output of
-attention may have twice the error of PyTorch's own attention in the same dtype; statistics, which are float32 whatever the
-dtype, have limits of their own.
+attention may have twice the error of PyTorch's own attention in the same dtype, or what `ROUNDED` allows; statistics, which are
+float32 whatever the dtype, have limits of their own.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _attention(bench: Bench, found: Found, name: str, dtype: torch.dtype, H: int
     weights_of_top = F.pad(want.pop("topk_p"), (0, max(0, 33 - T)))
     want["topk_p"] = weights_of_top[..., :8]
     theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=Hkv != H)[0, heads]
-    limit = 2 * relative(theirs, want["z"]) + 1e-7
+    # float32 is multiplied as three products of TF32, which moves z by up to 9e-7 (simulated); PyTorch may do it exactly.
+    limit = max(2 * relative(theirs, want["z"]), ROUNDED[dtype])
     asked = {"entropy": True, "segments": segments, "n_segments": SEGMENTS}
     calls: dict[str, Callable[[], ops.Extract]] = {
         "attn_extract z": lambda: ops.attn_extract(q, k, v),

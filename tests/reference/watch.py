@@ -7,15 +7,19 @@ writes the record (of the tests that ran; others stay), `python -m tests.referen
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pycotmech import ops
+
+if TYPE_CHECKING:  # benchmarks use this file without pytest
+    import pytest
 
 # test -> the public function that it is about, the attention kernels that this must reach in float32
 FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -47,7 +51,6 @@ FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 BY_PYTORCH = ("attribute_heads",)
 """Functions that run the Hugging Face model's own attention, for its backward pass."""
 
-RECORDS = pytest.StashKey[dict]()
 _paused = 0
 
 
@@ -95,7 +98,7 @@ def watched(request: pytest.FixtureRequest, family: str, dtype: torch.dtype, err
         assert not slow, f"{name} of {family} ran {slow} on the PyTorch reference"
         assert name in BY_PYTORCH or not watch.patterns, f"{name} of {family} made patterns of {watch.patterns[:3]}"
         entry["kernels"] = reached
-    here = request.config.stash.setdefault(RECORDS, {}).setdefault(family, {}).setdefault(name, {})
+    here = request.config.stash.setdefault(_records(), {}).setdefault(family, {}).setdefault(name, {})
     before = here.setdefault(str(dtype).removeprefix("torch."), entry)
     if "error" in entry and before is not entry:  # of several tests of one function the worst, and the kernels of all
         before.pop("refused", None)
@@ -105,14 +108,22 @@ def watched(request: pytest.FixtureRequest, family: str, dtype: torch.dtype, err
     _write(request.config)
 
 
+@functools.cache
+def _records() -> pytest.StashKey[dict]:
+    """Where a run of pytest keeps what was recorded."""
+    import pytest
+
+    return pytest.StashKey()
+
+
 def _write(config: pytest.Config) -> None:
     """Puts what was recorded into the file of --record-families; what did not run stays there as it is."""
     path = config.getoption("--record-families")
-    if path is None or RECORDS not in config.stash:
+    if path is None or _records() not in config.stash:
         return
     file = Path(path)
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for family, functions in config.stash[RECORDS].items():
+    for family, functions in config.stash[_records()].items():
         for name, found in functions.items():
             known.setdefault(family, {}).setdefault(name, {}).update(found)
     ordered = {f: {n: known[f][n] for n, _ in FUNCTIONS.values() if n in known[f]} for f in sorted(known)}
