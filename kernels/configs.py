@@ -186,6 +186,11 @@ WITHOUT_LOOP = ("rows", "entries")
 _WITHOUT_DESCRIPTORS = (*WITHOUT_LOOP, "prefix_cuts")
 
 
+BOUNDED = ("sm_90",)
+"""Families whose top keys are found with a bound (`extract_topk`), for 16-bit inputs that go by descriptors. Elsewhere the
+products lie in other registers, and scores would have to be exchanged between threads to be listed (on 10.0 that spills)."""
+
+
 @dataclass(frozen=True)
 class Key:
     """What a configuration is for."""
@@ -222,3 +227,8 @@ def pick(kind: str, dtype: torch.dtype, D: int, *, descriptors: bool = False, ar
     if tma and not descriptors:
         name, tma = "sm_86", False
     return Config(*TILES[kind][name][padded(D) > 128], tma=tma)
+
+
+def bounded(dtype: torch.dtype, *, descriptors: bool) -> bool:
+    """Whether `extract_topk` looks for keys with a bound, which the pass before it has to find."""
+    return dtype != torch.float32 and descriptors and family(launch.arch()) in BOUNDED

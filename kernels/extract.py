@@ -7,14 +7,15 @@ accumulated about the running maximum, H = ln l - sum(p t) / l, which does not c
 score would.
 
 Readouts and more than 32 segments come from launches of the same kernel without the values: beside the values their
-registers would spill, or halve the tiles of everything. The top keys come from a kernel of their own (`extract_topk`).
+registers would spill, or halve the tiles of everything. The top keys come from a kernel of their own (`extract_topk`); to
+help it, the pass that makes z keeps the best score of each bin of keys (b_bins).
 """
 
 import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.extract_topk import MAX_TOPK, top_keys
+from pycotmech.kernels.extract_topk import BINS, MAX_TOPK, best_of_bins, top_keys
 from pycotmech.kernels.tiles import LN2, NEG, SEEN, bf16_part, joined, load_rows, placed, scores, stretches, to_log2
 
 FUSED_SEGMENTS = 32
@@ -52,20 +53,26 @@ def _weigh(acc, p, x, alpha, PARTS: tl.constexpr, ONE_HOT: tl.constexpr):
 
 @triton.jit
 def _walk(
-    b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, lo, hi, first, S, window,
+    b_z, b_mass, b_read, b_m, b_l, b_u, b_bins, b_q, K, V, SEG, READ, b, hk, at, lo, hi, first, S, window,
     stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
-    D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr,
-    WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr, CP: tl.constexpr, PARTS: tl.constexpr,
-    CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    PREC: tl.constexpr, WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr, CP: tl.constexpr, BINS: tl.constexpr,
+    PARTS: tl.constexpr, BANDED: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The keys lo to hi, BLOCK_N at a time, for BLOCK_M query rows; returns the running sums. MASKED: a row may miss a key."""
     for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
         o_n = start + tl.arange(0, BLOCK_N)
         b_s = scores(
-            b_q, K, b, hk, start, o_n, at, first, S, window, stride_kt, scale, softcap, D, DP, BLOCK_N, PREC, CAP, TMA, MASKED
-        )
+            b_q, K, b, hk, start, o_n, at, first, S, window, stride_kt, scale, softcap, D, DP, BLOCK_N, PREC, CAP, TMA,
+            MASKED, BANDED,
+        )  # fmt: skip
         if WITH_Z or GP > 0 or CP > 0:
-            m_new = tl.maximum(b_m, tl.max(b_s, 1))
+            if BINS > 0:
+                # [BLOCK_M, BLOCK_N] -> [BLOCK_M, BLOCK_N / BINS, BINS]: a few steps more than the maximum of the row alone
+                b_bins = tl.maximum(b_bins, tl.max(b_s.reshape(BLOCK_M, BLOCK_N // BINS, BINS), 1))
+                m_new = tl.max(b_bins, 1)
+            else:
+                m_new = tl.maximum(b_m, tl.max(b_s, 1))
             alpha = tl.exp2((b_m - m_new) * c)
             b_t = (b_s - m_new[:, None]) * c
             b_p = tl.exp2(b_t)
@@ -96,18 +103,18 @@ def _walk(
                 # [BLOCK_M, BLOCK_N] [BLOCK_N, CP] -> [BLOCK_M, CP]
                 b_read = _weigh(b_read, b_p, x, alpha, PARTS, False)
             b_m = m_new
-    return b_z, b_mass, b_read, b_m, b_l, b_u
+    return b_z, b_mass, b_read, b_m, b_l, b_u, b_bins
 
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window", "seg_base", "n_seg", "n_read", "G", "C", "together"])
 def extract_kernel(
-    Q, K, V, SEG, READ, STARTS, SINKS, Z, LSE, PMAX, ENT, MASS, OUT,
+    Q, K, V, SEG, READ, STARTS, SINKS, Z, LSE, PMAX, ENT, MASS, OUT, BEST,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_sb, stride_rb, stride_rh, stride_rt, stride_zb, stride_zh, stride_zt,
     H, T, S, scale, softcap, window, seg_base, n_seg, G, n_read, C, together,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, PREC: tl.constexpr, WITH_Z: tl.constexpr, ENTROPY: tl.constexpr, GP: tl.constexpr,
-    CP: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
+    CP: tl.constexpr, BINS: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr,
     BANDED: tl.constexpr, CAP: tl.constexpr, SINK: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M query rows of one head of one sequence.
@@ -140,6 +147,7 @@ def extract_kernel(
     b_z = tl.zeros([BLOCK_M, DP], tl.float32)
     b_mass = tl.zeros([BLOCK_M, GQ], tl.float32)
     b_read = tl.zeros([BLOCK_M, CQ], tl.float32)
+    b_bins = tl.full([BLOCK_M, BINS if BINS > 0 else 16], NEG, tl.float32)
 
     shift = S - T
     at = o_m + shift
@@ -148,20 +156,20 @@ def extract_kernel(
         first = tl.load(STARTS + b)
     lo, full_lo, full_hi, hi = stretches(m0, tl.minimum(m0 + BLOCK_M, T), shift, first, window, BLOCK_N, BANDED)
     if BANDED:
-        b_z, b_mass, b_read, b_m, b_l, b_u = _walk(
-            b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi),
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_bins = _walk(
+            b_z, b_mass, b_read, b_m, b_l, b_u, b_bins, b_q, K, V, SEG, READ, b, hk, at, lo, tl.minimum(full_lo, hi),
             first, S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
-            D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, PARTS, CAP, TMA, True,
+            D, DP, BLOCK_M, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, BINS, PARTS, BANDED, CAP, TMA, True,
         )  # fmt: skip
-    b_z, b_mass, b_read, b_m, b_l, b_u = _walk(
-        b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, full_lo, full_hi, first, S,
+    b_z, b_mass, b_read, b_m, b_l, b_u, b_bins = _walk(
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_bins, b_q, K, V, SEG, READ, b, hk, at, full_lo, full_hi, first, S,
         window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
-        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, PARTS, CAP, TMA, False,
+        D, DP, BLOCK_M, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, BINS, PARTS, BANDED, CAP, TMA, False,
     )  # fmt: skip
-    b_z, b_mass, b_read, b_m, b_l, b_u = _walk(
-        b_z, b_mass, b_read, b_m, b_l, b_u, b_q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi,
+    b_z, b_mass, b_read, b_m, b_l, b_u, b_bins = _walk(
+        b_z, b_mass, b_read, b_m, b_l, b_u, b_bins, b_q, K, V, SEG, READ, b, hk, at, tl.maximum(full_lo, full_hi), hi,
         first, S, window, stride_kt, stride_vt, stride_rt, c, scale, softcap, seg_base, n_read,
-        D, DP, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, PARTS, CAP, TMA, True,
+        D, DP, BLOCK_M, BLOCK_N, STAGES, PREC, WITH_Z, ENTROPY, GP, CP, BINS, PARTS, BANDED, CAP, TMA, True,
     )  # fmt: skip
 
     row = bh.to(tl.int64) * T + o_m
@@ -181,6 +189,8 @@ def extract_kernel(
         tl.store(p_z + o_d[None, :], z.to(Z.dtype.element_ty), mask=m_row[:, None] & (o_d < D)[None, :])
         tl.store(LSE + row, b_all * LN2, mask=m_row)
         tl.store(PMAX + row, inv, mask=m_row)
+    if BINS > 0:
+        tl.store(BEST + row[:, None] * BINS + tl.arange(0, BINS)[None, :], b_bins, mask=m_row[:, None])
     if ENTROPY:
         ent = (tl.log2(b_l) - b_u * alone) * LN2
         if SINK:  # weights w p of a softmax p, w the keys' share: -sum w p ln (w p) = w (entropy of p - ln w)
@@ -196,8 +206,11 @@ def extract_kernel(
         tl.store(OUT + row[:, None] * C + o_c[None, :], read, mask=m_row[:, None] & (o_c < n_read)[None, :])
 
 
-def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, sinks, *, kind, g0=0, g=0, c0=0, c=0):
-    """One launch into `out`: g segments from g0 on, c readout features from c0 on, and z unless the kind is columns."""
+def _launch(
+    out, q, k, v, segments, readout, starts, scale, window, softcap, sinks, *, kind, g0=0, g=0, c0=0, c=0, best=None
+):  # fmt: skip
+    """One launch into `out`: g segments from g0 on, c readout features from c0 on, and z unless the kind is columns.
+    best: [B, H, T, BINS] for the best score of each bin of keys."""
     z, lse, pmax, ent, mass, read = out
     B, H, T, D = q.shape
     with_z = kind != "columns"
@@ -215,11 +228,12 @@ def _launch(out, q, k, v, segments, readout, starts, scale, window, softcap, sin
     extract_kernel[(triton.cdiv(T, config.block_m) * B * H,)](
         *tensors, segments if g else lse, readout[..., c0:] if c else lse, lse if starts is None else starts,
         lse if sinks is None else sinks, z, lse, pmax, ent, mass, read[..., c0:] if c else lse,
+        lse if best is None else best,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], segment_stride, *read_strides, *z.stride()[:3],
         H, T, k.shape[2], scale, softcap, window or launch.NO_WINDOW, g0, g, mass.shape[-1], c, read.shape[-1], together,
         GROUP=H // k.shape[1], D=D, DP=DP, BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages,
         PREC=config.precision, WITH_Z=with_z, ENTROPY=with_z and ent.numel() > 0, GP=configs.columns(g, q.dtype),
-        CP=configs.columns(c, q.dtype), PARTS=config.parts, PADDED=starts is not None,
+        CP=configs.columns(c, q.dtype), BINS=0 if best is None else BINS, PARTS=config.parts, PADDED=starts is not None,
         BANDED=starts is not None or window > 0, CAP=softcap > 0, SINK=sinks is not None, TMA=config.tma,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
@@ -248,10 +262,11 @@ def attn_extract(q, k, v, segments, n_segments, readout, starts, scale, entropy,
         segments = segments.contiguous()
     args = (out, q, k, v, segments, readout, starts, scale, window, softcap, sinks)
     fused = G if G <= FUSED_SEGMENTS else 0
-    _launch(*args, kind="segments" if fused else "plain", g=fused)
+    best = best_of_bins(q, k, topk)
+    _launch(*args, kind="segments" if fused else "plain", g=fused, best=best)
     for at in range(0, max(G - fused, C), MAX_COLUMNS):
         g, c = (max(0, min(n - at, MAX_COLUMNS)) for n in (G - fused, C))
         _launch(*args, kind="columns", g0=at, g=g, c0=at, c=c)
     if topk:
-        top_keys(top, q, k, out[1], starts, scale, window, softcap, topk)
+        top_keys(top, q, k, out[1], best, starts, scale, window, softcap, topk)
     return *out, *top

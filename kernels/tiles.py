@@ -68,10 +68,11 @@ def visible(at, key, first, window):
 def scores(
     b_q, K, b, hk, start, o_n, at, first, S, window, stride_kt, scale, softcap,
     D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr, PREC: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASKED: tl.constexpr, BANDED: tl.constexpr = True,
 ):  # fmt: skip
     """Scores [BLOCK_M, BLOCK_N] of the queries b_q [BLOCK_M, DP] at the key positions `at`, over the keys o_n from `start` on.
-    TMA: K is a descriptor of all keys; otherwise it points to those of the head. MASKED: NEG where a query sees no key."""
+    TMA: K is a descriptor of all keys; otherwise it points to those of the head. MASKED: NEG where a query sees no key; not
+    BANDED: it sees all keys up to its own."""
     if TMA:
         b_k = K.load([b, hk, start, 0]).reshape(BLOCK_N, DP)
     else:
@@ -80,7 +81,10 @@ def scores(
     if CAP:
         b_s = capped(b_s, scale, softcap)
     if MASKED:
-        b_s = tl.where(visible(at[:, None], o_n[None, :], first, window), b_s, NEG)
+        if BANDED:
+            b_s = tl.where(visible(at[:, None], o_n[None, :], first, window), b_s, NEG)
+        else:
+            b_s = tl.where(o_n[None, :] <= at[:, None], b_s, NEG)
     return b_s
 
 

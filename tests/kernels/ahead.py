@@ -116,6 +116,23 @@ class Report:
     async_loads: int
     """Asynchronous copies into shared memory: cp.async (LDGSTS) and TMA (UTMALDG)."""
     opcodes: Counter
+    loops: tuple[Counter, ...] = ()
+    """The instructions of each loop that has none in it, on NVIDIA, in the order of the code."""
+
+
+def _loops(sass: str) -> tuple[Counter, ...]:
+    ops: list[str] = []
+    labels: dict[str, int] = {}
+    found: list[tuple[int, int]] = []
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(ops)
+        elif op := _SASS.match(line):
+            ops.append(op[1])
+            target = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", line)
+            if target and target[1] in labels:
+                found.append((labels[target[1]], len(ops)))
+    return tuple(Counter(ops[a:b]) for a, b in found if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in found))
 
 
 def read(compiled, arch: str) -> Report:
@@ -135,7 +152,7 @@ def read(compiled, arch: str) -> Report:
     ops = Counter(_SASS.findall(sass.stdout))
     spilled = stack + ops["LDL"] + ops["STL"]
     mma = Counter({op: ops[op] for op in set(MMA.values()) if ops[op]})
-    return Report(name, registers, spilled, shared, mma, ops["LDGSTS"] + ops["UTMALDG"], ops)
+    return Report(name, registers, spilled, shared, mma, ops["LDGSTS"] + ops["UTMALDG"], ops, _loops(sass.stdout))
 
 
 def _attention(dtype, D, H=8, Hkv=8, T=1000):
@@ -152,6 +169,10 @@ def _extract(dtype, D, *, G=0, C=0, topk=0, limits=False, sinks=False, entropy=T
     window, softcap = (100, 30.0) if limits else (0, 0.0)
     sink = torch.empty(8) if sinks else None
     extract.attn_extract(q, k, v, segments, G, readout, starts, D**-0.5, entropy, topk, window, softcap, sink)
+
+
+def top_keys_beside(dtype, D, G, limits):
+    _extract(dtype, D, G=G, topk=8, limits=limits, sinks=True)
 
 
 def _pattern(dtype, D):

@@ -1,5 +1,5 @@
 """In which order tiles of causal attention start, how evenly that keeps the multiprocessors of a GPU busy, into how many parts
-few rows split their keys, and how many rounds the top keys take.
+few rows split their keys, and how much work the top keys take.
 
 Simulated: a tile takes as long as it has tiles of keys (or rows) to read, and starts on the first multiprocessor that is free.
 """
@@ -18,15 +18,15 @@ MULTIPROCESSORS = 132  # of an H100
 H, D, BLOCK = 32, 128, 128
 
 
-def until_done(durations: list[int]) -> int:
+def until_done(durations: list[float]) -> float:
     """Time until all are done."""
-    free = [0] * MULTIPROCESSORS
+    free = [0.0] * MULTIPROCESSORS
     for d in durations:
         heapq.heappush(free, heapq.heappop(free) + d)
     return max(free)
 
 
-def over_ideal(durations: list[int]) -> float:
+def over_ideal(durations: list[float]) -> float:
     """Time until all are done, over that of multiprocessors that are always busy."""
     return until_done(durations) / (sum(durations) / MULTIPROCESSORS)
 
@@ -40,6 +40,13 @@ def order(T: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("T", [1024, 2048, 4096, 8192, 16384])
 def test_multiprocessors_end_together(T):
     assert over_ideal([T // BLOCK - tile for tile, _ in order(T)]) <= 1.06
+
+
+@pytest.mark.parametrize("T", [1024, 2048, 4096, 8192, 16384])
+def test_so_they_do_in_the_search_for_top_keys(T):
+    """Part of a program's time, that of ranking its lists, is the same for all."""
+    lengths = torch.full((BLOCK, rounds.LANES), 4)
+    assert over_ideal([rounds.cycles(lengths, T - BLOCK * (tile + 1)) for tile, _ in order(T)]) <= 1.06
 
 
 def test_one_head_after_the_other_leaves_them_idle():
@@ -62,7 +69,7 @@ def test_heads_that_run_together_fit_the_cache():
     assert launch.heads_together(1, 10**6, 256, 1, 4) == 1
 
 
-def split_time(rows: int, keys: int, heads: int, key_heads: int) -> tuple[int, int]:
+def split_time(rows: int, keys: int, heads: int, key_heads: int) -> tuple[float, float]:
     """In keys that a program reads one after the other: time of few rows over shared keys, whole and split."""
     block_r = configs.TILES["prefix_few"]["sm_90"][0][0] // (heads // key_heads)
     programs = -(-rows // block_r) * key_heads
@@ -96,3 +103,18 @@ def test_most_tiles_take_few_rounds(name):
     scores = rounds.MADE_UP[name](2048, torch.Generator().manual_seed(0))
     most = {"independent": 4.5, "near keys": 2, "increasing": 1.4, "decreasing": 2, "equal": 8}
     assert rounds.rounds(scores).float().mean() <= most[name]
+
+
+@pytest.mark.parametrize("name", ["independent", "near keys", "equal"])
+def test_lists_of_top_keys_are_short(name):
+    """No program needs rounds, whatever the scores, and its time is that of its products and lists."""
+    scores = rounds.MADE_UP[name](2048, torch.Generator().manual_seed(0))
+    share, longest, failed = rounds.shares(lambda m0: scores[m0 : m0 + BLOCK], 2048)
+    assert failed == 0 and longest <= (32 if name == "equal" else 18)
+    assert share <= (0.57 if name == "equal" else 0.5)
+
+
+def test_programs_with_a_long_list_are_counted():
+    scores = torch.where(torch.arange(2048) % 16 == 3, torch.arange(2048.0), -1).expand(2048, -1)
+    share, _, failed = rounds.shares(lambda m0: scores[m0 : m0 + BLOCK], 2048)
+    assert failed == 15 / 16 and share > 2  # from row 243 on the bin has 16 keys

@@ -59,7 +59,9 @@ def check(arch: str, key: configs.Key, launches, excused: bool = False) -> None:
     config = configs.pick(key.kind, dtype, key.D, descriptors=True, arch=arch)
     rows = config.block_n if key.kind == "colsum" else config.block_m  # of the left factor; colsum's are keys
     for call in launches:
-        *_, last = ahead.compile_for(arch, call, dtype, key.D)
+        *before, last = ahead.compile_for(arch, call, dtype, key.D)
+        for report in before:  # such as the pass that makes z, with the bins of the top keys
+            judge(arch, report, mma="any", bits=key.bits, spills=(key.kind, key.bits, key.D) == ("extract_topk", 32, 256))
         judge(
             arch,
             last,
@@ -73,6 +75,18 @@ def check(arch: str, key: configs.Key, launches, excused: bool = False) -> None:
             or (arch, key.kind, key.bits, key.D) in KNOWN_SPILLS
             or excused,
         )
+        if key.kind == "extract_topk" and key.bits == 16 and arch in configs.BOUNDED:
+            judge_lists(last)
+
+
+def judge_lists(report: ahead.Report) -> None:
+    """The loops that list top keys store scores from where the product leaves them: an exchange between threads, which
+    Triton adds where their layouts differ, would take three times the instructions."""
+    writing = [loop for loop in report.loops if loop["STG"]]
+    assert writing, "no loop writes lists"
+    for loop in writing:
+        assert not any(loop[op] for op in ("STS", "LDS", "STSM", "LDSM", "SHFL")), f"{report.kernel} exchanges scores: {loop}"
+    assert report.registers <= 128, f"{report.registers} registers: one program to a multiprocessor, not two"
 
 
 @pytest.mark.parametrize("key", QUICK, ids=name)
@@ -93,6 +107,16 @@ def test_every_entry_of_the_tables(key):
 def test_sinks(key):
     """A sink is added after the loop over the keys: it costs neither spills nor the pipeline."""
     check(key.family, key, [ahead.SINK_LAUNCHES[key.kind]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("D", [64, 128, 256])
+@pytest.mark.parametrize("limits", [False, True])
+@pytest.mark.parametrize("G", [0, 32])
+def test_top_keys_beside_all_else(G, limits, D):
+    """The pass that makes z, with segments, sinks and the bins of the top keys."""
+    for report in ahead.compile_for("sm_90", ahead.top_keys_beside, torch.bfloat16, D, G, limits):
+        judge("sm_90", report, mma="full", pipelined=True, descriptors=True)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 import pycotmech.ops  # noqa: F401  registers the ops
 
 pytest.importorskip("triton", reason="the kernels need triton")
-from tests.kernels import cases, poison
+from tests.kernels import cases, chosen, poison
 
 pytestmark = pytest.mark.gpu
 
@@ -39,6 +39,13 @@ def test_extract(run, name):
 
 def test_topk_ties(run):
     cases.check_ties(run)
+
+
+@pytest.mark.parametrize("name", chosen.OPTIONS)
+def test_chosen_scores(run, name):
+    patterns = list(chosen.PATTERNS.values())
+    for rows in (patterns, [*patterns, chosen.ONE_BIN]):
+        chosen.check(run, *chosen.tensors(rows), **chosen.OPTIONS[name], slack=cases.ON_GPU)
 
 
 @pytest.mark.parametrize("name", cases.ATTENTION)
