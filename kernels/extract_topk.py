@@ -90,19 +90,19 @@ def _sorted8(a, b, c, d, e, f, g, h, KEYED: tl.constexpr):
 
 
 @triton.jit
-def _bound(BEST, m_row, TOPK: tl.constexpr):
+def _bound(BEST, TOPK: tl.constexpr):
     """The TOPK-th best of the bins at BEST [BLOCK_M] pointers."""
     lead = _sorted8(
-        tl.load(BEST, mask=m_row, other=NEG), tl.load(BEST + 1, mask=m_row, other=NEG),
-        tl.load(BEST + 2, mask=m_row, other=NEG), tl.load(BEST + 3, mask=m_row, other=NEG),
-        tl.load(BEST + 4, mask=m_row, other=NEG), tl.load(BEST + 5, mask=m_row, other=NEG),
-        tl.load(BEST + 6, mask=m_row, other=NEG), tl.load(BEST + 7, mask=m_row, other=NEG), False,
+        tl.load(BEST), tl.load(BEST + 1),
+        tl.load(BEST + 2), tl.load(BEST + 3),
+        tl.load(BEST + 4), tl.load(BEST + 5),
+        tl.load(BEST + 6), tl.load(BEST + 7), False,
     )  # fmt: skip
     rest = _sorted8(
-        tl.load(BEST + 8, mask=m_row, other=NEG), tl.load(BEST + 9, mask=m_row, other=NEG),
-        tl.load(BEST + 10, mask=m_row, other=NEG), tl.load(BEST + 11, mask=m_row, other=NEG),
-        tl.load(BEST + 12, mask=m_row, other=NEG), tl.load(BEST + 13, mask=m_row, other=NEG),
-        tl.load(BEST + 14, mask=m_row, other=NEG), tl.load(BEST + 15, mask=m_row, other=NEG), False,
+        tl.load(BEST + 8), tl.load(BEST + 9),
+        tl.load(BEST + 10), tl.load(BEST + 11),
+        tl.load(BEST + 12), tl.load(BEST + 13),
+        tl.load(BEST + 14), tl.load(BEST + 15), False,
     )  # fmt: skip
     # The best TOPK of two sorted lists are the larger ones of the i-th and the (TOPK - 1 - i)-th.
     bound = tl.maximum(lead[0], rest[TOPK - 1])
@@ -121,42 +121,40 @@ def _before(x):
 
 @triton.jit
 def _halves(x):
-    """[BLOCK_M, lanes, 2 N] -> two of [BLOCK_M, lanes, N]."""
-    N: tl.constexpr = x.shape[2] // 2
-    return x.reshape(x.shape[0], x.shape[1], 2, N).permute(0, 1, 3, 2).split()
+    """[M, 2 N] -> two of [M, N]."""
+    return x.reshape(x.shape[0], 2, x.shape[1] // 2).permute(0, 2, 1).split()
 
 
 @triton.jit
 def _put(x, key, above, n, p_lists):
-    """Appends the scores x [BLOCK_M, lanes, N], two neighbours at a time, to the lists, if one of the two is above the
-    threshold [BLOCK_M, lanes]. Returns n, how many words the lists have."""
-    if x.shape[2] > 2:
+    """Appends the scores x [lists, N], two neighbours at a time, to the lists, if one of the two is above the threshold
+    [lists]. Returns n, how many words the lists have."""
+    if x.shape[1] > 2:
         a, b = _halves(x)
         n = _put(a, key, above, n, p_lists)
-        n = _put(b, key + x.shape[2] * 2, above, n, p_lists)
+        n = _put(b, key + x.shape[1] * 2, above, n, p_lists)
     else:
         a, b = x.split()
         m = tl.maximum(a, b) > above
         p_pair = p_lists + n
-        tl.store(p_pair[:, :, None] + tl.arange(0, 2)[None, None, :], x.to(tl.int32, bitcast=True), mask=m[:, :, None])
+        tl.store(p_pair[:, None] + tl.arange(0, 2)[None, :], x.to(tl.int32, bitcast=True), mask=m[:, None])
         tl.store(p_pair + 2, key, mask=m)
         n += m.to(tl.int32) * _WORDS
     return n
 
 
 @triton.jit
-def _dealt(BLOCK_M: tl.constexpr):
-    """The rows of a tile in the order in which lists are written: eight of each warp, then the other eight. These are the rows
-    that a warp has of a product, and their scores are stored from where they are."""
-    o = tl.arange(0, BLOCK_M)
+def _dealt(o, BLOCK_M: tl.constexpr):
+    """The o-th row of a tile in the order in which lists are written: eight of each warp, then the other eight. These are the
+    rows that a warp has of a product: list o % 4 of row o / 4 is written by the thread that has its scores."""
     return o // 8 % (BLOCK_M // 16) * 16 + o // (BLOCK_M // 2) * 8 + o % 8
 
 
 @triton.jit
 def _threshold(b_bound, b_below, n, TOPK: tl.constexpr):
-    """[BLOCK_M, lanes]: scores above it go into a list. A list of TOPK pairs takes no more scores that only equal the bound,
-    since lower keys come first. A full one takes none."""
-    above = tl.where(n >= TOPK * _WORDS, b_bound[:, None], b_below[:, None])
+    """Scores above it go into a list. A list of TOPK pairs takes no more scores that only equal the bound, since lower keys
+    come first. A full one takes none."""
+    above = tl.where(n >= TOPK * _WORDS, b_bound, b_below)
     return tl.where(n > _FULL * _WORDS, float("inf"), above)
 
 
@@ -166,17 +164,17 @@ def _walk_up(
     D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     PREC: tl.constexpr, TOPK: tl.constexpr, BANDED: tl.constexpr, CAP: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Lists the keys lo to hi, BLOCK_N at a time; returns the words of the lists."""
+    """Lists the keys lo to hi, BLOCK_N at a time; returns the words of the lists. n, bounds: [4 BLOCK_M], of each list."""
     for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
         o_n = start + tl.arange(0, BLOCK_N)
         b_s = scores(
             b_q, K, b, hk, start, o_n, at, first, S, window, stride_kt, scale, softcap, D, DP, BLOCK_N, PREC, CAP, TMA,
             MASKED, BANDED,
         )  # fmt: skip
-        # [BLOCK_M, BLOCK_N] -> [BLOCK_M, lanes, BLOCK_N / 4]: rows in the order of `_dealt`, the keys of a lane in theirs
+        # [BLOCK_M, BLOCK_N] -> [4 BLOCK_M, BLOCK_N / 4]: rows in the order of `_dealt`, the keys of a list in theirs
         b_x = b_s.reshape(BLOCK_M // 16, 2, 8, BLOCK_N // 8, _LANES, 2).permute(1, 0, 2, 4, 3, 5)
-        b_x = b_x.reshape(BLOCK_M, _LANES, BLOCK_N // 4)
-        key = start + (tl.zeros([BLOCK_M, 1], tl.int32) + (2 * tl.arange(0, _LANES))[None, :])
+        b_x = b_x.reshape(BLOCK_M * _LANES, BLOCK_N // _LANES)
+        key = start + 2 * (tl.arange(0, BLOCK_M * _LANES) % _LANES)
         if BLOCK_N == 64:
             b_x, b_y = _halves(b_x)
             n = _put(b_x, key, _threshold(b_bound, b_below, n, TOPK), n, p_lists)
@@ -206,6 +204,12 @@ def _four_pairs(i, p_row, n0, n1, n2, n3):
     e, f = _pair(i + 2, p_row, n0, n1, n2, n3)
     g, h = _pair(i + 3, p_row, n0, n1, n2, n3)
     return _sorted8(a, b, c, d, e, f, g, h, True)
+
+
+@triton.jit
+def _stored(p):
+    """The (score, key) at p."""
+    return tl.load(p).to(tl.float32, bitcast=True), tl.load(p + 1)
 
 
 @triton.jit
@@ -256,18 +260,19 @@ def topk_kernel(
 
     failed = 1
     if BOUNDED:
-        o_r = m0 + _dealt(BLOCK_M)
+        o_list = tl.arange(0, BLOCK_M * _LANES)
+        o_r = m0 + _dealt(o_list // _LANES, BLOCK_M)
         m_r = o_r < T
-        row_r = bh.to(tl.int64) * T + o_r
-        here = (bh - before).to(tl.int64) * T + o_r  # among the rows of the launch
-        log = tl.load(LSE + row_r, mask=m_r, other=0.0) * LOG2E
-        b_bound = tl.maximum(_bound(BEST + row_r * _BINS, m_r, TOPK), SEEN)
+        here = (bh - before).to(tl.int64) * T  # the first row of the head among those of the launch
+        p_lists = LISTS + ((here + o_r) * _LANES + o_list % _LANES) * (_SLOTS * _WORDS)
+        o_row = tl.minimum(m0 + _dealt(tl.arange(0, BLOCK_M), BLOCK_M), T - 1)
+        bound = tl.maximum(_bound(BEST + (bh.to(tl.int64) * T + o_row) * _BINS, TOPK), SEEN)
+        # [BLOCK_M] -> [4 BLOCK_M]
+        b_bound = tl.broadcast_to(bound[:, None], (BLOCK_M, _LANES)).reshape(BLOCK_M * _LANES)
         b_below = tl.where(b_bound > SEEN, _before(b_bound), SEEN)
         b_bound = tl.where(m_r, b_bound, float("inf"))
         b_below = tl.where(m_r, b_below, float("inf"))
-        o_c = tl.arange(0, _LANES)
-        p_lists = LISTS + (here[:, None] * _LANES + o_c[None, :]) * (_SLOTS * _WORDS)
-        n = tl.zeros([BLOCK_M, _LANES], tl.int32)
+        n = tl.zeros([BLOCK_M * _LANES], tl.int32)
         if BANDED:
             n = _walk_up(
                 n, p_lists, b_bound, b_below, b_q, K, b, hk, at, lo, tl.minimum(full_lo, hi), first, S, window, stride_kt,
@@ -281,38 +286,56 @@ def topk_kernel(
             n, p_lists, b_bound, b_below, b_q, K, b, hk, at, tl.maximum(full_lo, full_hi), hi, first, S, window, stride_kt,
             scale, softcap, D, DP, BLOCK_M, BLOCK_N, STAGES, PREC, TOPK, BANDED, CAP, TMA, True,
         )  # fmt: skip
-        tl.store(p_lists + (_SLOTS * _WORDS - 1), n // _WORDS, mask=m_r[:, None])
+        tl.store(p_lists + (_SLOTS * _WORDS - 1), n // _WORDS, mask=m_r)
+        tl.store(p_lists + (_SLOTS * _WORDS - 2), b_bound.to(tl.int32, bitcast=True), mask=m_r)
         tl.debug_barrier()  # from here on a thread reads what others stored
-        p_row = LISTS + here * (_LANES * _SLOTS * _WORDS)
-        n0 = tl.load(p_row + (1 * _SLOTS * _WORDS - 1), mask=m_r, other=0)
-        n1 = tl.load(p_row + (2 * _SLOTS * _WORDS - 1), mask=m_r, other=0)
-        n2 = tl.load(p_row + (3 * _SLOTS * _WORDS - 1), mask=m_r, other=0)
-        n3 = tl.load(p_row + (4 * _SLOTS * _WORDS - 1), mask=m_r, other=0)
+        # Two threads to a row: the first half of [2 BLOCK_M] ranks four pairs of the lists, the second the next four.
+        o_two = tl.arange(0, 2 * BLOCK_M)
+        later = o_two // BLOCK_M * 4
+        o_two = tl.minimum(m0 + _dealt(o_two % BLOCK_M, BLOCK_M), T - 1)
+        p_row = LISTS + (here + o_two) * (_LANES * _SLOTS * _WORDS)
+        n0 = tl.load(p_row + (1 * _SLOTS * _WORDS - 1))
+        n1 = tl.load(p_row + (2 * _SLOTS * _WORDS - 1))
+        n2 = tl.load(p_row + (3 * _SLOTS * _WORDS - 1))
+        n3 = tl.load(p_row + (4 * _SLOTS * _WORDS - 1))
         longest = tl.maximum(tl.maximum(n0, n1), tl.maximum(n2, n3))
         n1 += n0
         n2 += n1
         n3 += n2
         failed = tl.max((longest > _FULL).to(tl.int32), 0)
         if failed == 0:
-            best = _four_pairs(0, p_row, n0, n1, n2, n3)
-            for i in range(4, tl.max(n3, 0), 4):
-                best = _best_of(best, _four_pairs(i, p_row, n0, n1, n2, n3))
+            best = _four_pairs(later, p_row, n0, n1, n2, n3)
+            for i in range(8, tl.max(n3, 0), 8):
+                best = _best_of(best, _four_pairs(i + later, p_row, n0, n1, n2, n3))
+            tl.debug_barrier()  # the lists have been read
+            for slot in tl.static_range(8):
+                x, key = best[slot]
+                tl.store(p_row + 2 * slot, x.to(tl.int32, bitcast=True), mask=later > 0)
+                tl.store(p_row + 2 * slot + 1, key, mask=later > 0)
+            tl.debug_barrier()
+            best = _best_of(best, (
+                _stored(p_row), _stored(p_row + 2), _stored(p_row + 4), _stored(p_row + 6),
+                _stored(p_row + 8), _stored(p_row + 10), _stored(p_row + 12), _stored(p_row + 14),
+            ))  # fmt: skip
+            row_r = bh.to(tl.int64) * T + o_two
             kth, _ = best[TOPK - 1]
-            short = m_r & (b_bound > SEEN) & (kth < b_bound)
+            wanted = tl.load(p_row + (2 * _SLOTS * _WORDS - 2)).to(tl.float32, bitcast=True)  # the row's bound
+            short = (later == 0) & (wanted > SEEN) & (kth < wanted)
             failed = tl.max(short.to(tl.int32), 0)
             if failed == 0:
+                log = tl.load(LSE + row_r) * LOG2E
                 for slot in tl.static_range(TOPK):
                     x, key = best[slot]
                     found = x > SEEN
-                    tl.store(TOP_P + row_r * TOPK + slot, tl.where(found, tl.exp2(x * c - log), 0.0), mask=m_r)
-                    tl.store(TOP_I + row_r * TOPK + slot, tl.where(found, key, -1), mask=m_r)
+                    tl.store(TOP_P + row_r * TOPK + slot, tl.where(found, tl.exp2(x * c - log), 0.0), mask=later == 0)
+                    tl.store(TOP_I + row_r * TOPK + slot, tl.where(found, key, -1), mask=later == 0)
     if failed > 0:
-        row = bh.to(tl.int64) * T + o_m
-        log = tl.load(LSE + row, mask=m_row, other=0.0) * LOG2E
         b_top, o_top = rounds(
             b_q, K, b, hk, at, m_row, lo, full_lo, full_hi, hi, first, S, window, stride_kt, scale, softcap,
             D, DP, BLOCK_M, BLOCK_N, STAGES, PREC, TOPK, KP, BANDED, CAP, TMA,
         )  # fmt: skip
+        row = bh.to(tl.int64) * T + o_m
+        log = tl.load(LSE + row, mask=m_row, other=0.0) * LOG2E
         used = (b_top > SEEN) & (tl.arange(0, KP) < TOPK)[None, :]
         for slot in tl.static_range(TOPK):  # the slots hold the best keys in no order: pick them by score, then key
             best = tl.max(tl.where(used, b_top, NEG), 1)

@@ -60,10 +60,10 @@ def lists(scores: Tensor, at: Tensor, *, topk: int = TOPK) -> Tensor:
 class Instructions:
     """Of a warp, in machine code for sm_90 by Triton 3.9.0, tiles of 128 rows and 64 keys, heads of 128, no limits."""
 
-    tile: int = 238  # of scores, on and below the bound
-    diagonal: int = 384
-    four_pairs: int = 360  # of the lists: read, sorted, merged
-    rest: int = 1030  # of a program
+    tile: int = 240  # of scores, on and below the bound
+    diagonal: int = 385
+    eight_pairs: int = 363  # of the lists, after the first eight: read, sorted and merged by two threads to a row
+    rest: int = 1218  # of a program
     round: int = 243
     tile_of_rounds: int = 115
 
@@ -83,8 +83,8 @@ def tiles(m0: int) -> int:
 def cycles(lengths: Tensor, m0: int, n_rounds: float = TOPK) -> float:
     """Cycles of a program whose 128 rows begin at m0 and have lists of these lengths [128, LANES]; n_rounds: of a tile, where
     a list is too short."""
-    chunks = -(-int(lengths.sum(1).max()) // 4)
-    n = (tiles(m0) - 2) * COUNTED.tile + 2 * COUNTED.diagonal + COUNTED.rest + max(0, chunks - 1) * COUNTED.four_pairs
+    chunks = -(-int(lengths.sum(1).max()) // 8)
+    n = (tiles(m0) - 2) * COUNTED.tile + 2 * COUNTED.diagonal + COUNTED.rest + max(0, chunks - 1) * COUNTED.eight_pairs
     if lengths.max() > FULL:
         n += tiles(m0) * (COUNTED.tile_of_rounds + n_rounds * COUNTED.round)
     return n * SLOTS
