@@ -111,6 +111,14 @@ def test_any_variants(question):
     check_variants(question)
 
 
+def test_queries_that_see_no_key():
+    """Position 1 of 0, 1, 2, whose z is then 0, and which later layers read."""
+    site, layer, positions, keys = "edge", 0, [1, 2], [0, 1]
+    for head in (None, 2):
+        edge = pcm.Edit(site, layer, head, positions, keys=keys), (site, layer, head, positions, keys)
+        check_variants((1, torch.tensor([3, 0, 5]), 2, [[edge]], [0], [], 0.004))
+
+
 @pytest.mark.slow
 @settings(**SLOW)
 @given(questions())

@@ -226,7 +226,8 @@ def edited(hf: nn.Module, edits: Sequence[Replacement], record: dict | None = No
                     for p in range(T) if positions is None else positions:
                         scores[0, h, p, list(keys)] = -torch.inf
         if s_aux is None:
-            pattern = scores.softmax(-1)
+            # A query that sees no key has z = 0, by definition; the softmax of nothing is NaN.
+            pattern = scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
         else:  # the sink is one more key, whose weight nobody reads
             sinks = s_aux[None, :, None, None].to(scores).expand(*scores.shape[:-1], 1)
             pattern = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
