@@ -135,8 +135,14 @@ def test_the_command(tmp_path, built, all_phases):
 
 
 def test_phases_that_hang_or_die_cost_themselves_only(tmp_path):
+    results_file = f"Path({str(tmp_path / 'results.json')!r})"
+    waits = f"""
+while '"before"' not in {results_file}.read_text():
+    time.sleep(0.05)
+found.fact('written', True)
+time.sleep(600)"""
     codes = {
-        "hangs": "found.fact('before', 1); time.sleep(600)",
+        "hangs": f"found.fact('before', 1){waits}",
         "dies": "found.fact('before', 2); os.abort()",
         "killed": "os.kill(os.getpid(), 9)",
         "not a number": "found.figure('speed', float('nan'), 'm/s', checked=found.check('error', float('-inf'), 2.0))",
@@ -150,12 +156,13 @@ def test_phases_that_hang_or_die_cost_themselves_only(tmp_path):
 
     old, supervise._LEAST = supervise._LEAST, 1.0
     try:
-        shares = {"hangs": 2.0, **dict.fromkeys(list(codes)[1:], 60.0)}
-        results = supervise.run(tmp_path, shares, 302.0, run, {})
+        shares = {"hangs": 3.0, **dict.fromkeys(list(codes)[1:], 60.0)}
+        results = supervise.run(tmp_path, shares, 303.0, run, {})
     finally:
         supervise._LEAST = old
     assert results.phases["hangs"]["seconds"] < 60
     ended = {name: p["ended"] for name, p in results.phases.items()}
+    assert results.phases["hangs"]["rows"][1]["value"] is True  # what it finds is in the folder while it runs
     assert ended["hangs"].startswith("stopped after") and ended["dies"] == "ended by SIGABRT"
     assert ended["killed"] == "ended by SIGKILL" and results.phases["killed"]["rows"] == []
     assert ended["wrong"] == ended["right"] == "ok"
