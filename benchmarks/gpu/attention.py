@@ -24,7 +24,7 @@ def run(bench: Bench, found: Found) -> None:
     ceiling = bench.figure_of("ceilings", product_name(torch.bfloat16))
     for T in (128,) if bench.small else (1024, 2048, 4096, 8192, 16384):
         if bench.left() < 10:
-            found.not_run(f"T = {T:,}", "no time left")
+            found.not_run(f"T = {T:,}")
             continue
         with found.part(f"T = {T:,}"):
             _length(bench, found, H, D, T, ceiling)

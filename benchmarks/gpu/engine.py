@@ -39,7 +39,7 @@ def run(bench: Bench, found: Found) -> None:
         model = pcm.Model(hf, check=False)
         for site in (*HEAD_SITES, *RESIDUAL_SITES):
             if bench.left() < 10:
-                found.not_run(f"float32, {site}", "no time left")
+                found.not_run(f"float32, {site}")
                 continue
             with found.part(f"float32, {site}"):
                 places = heads if site in HEAD_SITES else [(l, None) for l in range(3)]

@@ -13,6 +13,8 @@ from typing import Any
 
 FACT, CHECK, FIGURE, WITHHELD, NOT_RUN, FAILED = "fact", "check", "figure", "withheld", "not run", "failed"
 BAD = (WITHHELD, FAILED)
+NO_TIME = "no time left"
+"""Why a phase, or a part of one, was not run."""
 
 
 class Found:
@@ -54,7 +56,7 @@ class Found:
         else:
             self._add(WITHHELD, what, unit=unit, value="its check failed")
 
-    def not_run(self, what: str, reason: str) -> None:
+    def not_run(self, what: str, reason: str = NO_TIME) -> None:
         self._add(NOT_RUN, what, value=reason)
 
     def failed(self, what: str, reason: str) -> None:

@@ -31,7 +31,7 @@ def run(bench: Bench, found: Found) -> None:
         for dtype in (torch.bfloat16, torch.float32) if T <= 1024 else (torch.bfloat16,):
             name = f"{_short(dtype)}, T = {T:,}"
             if bench.left() < 12:
-                found.not_run(name, "no time left")
+                found.not_run(name)
                 continue
             with found.part(f"attention, {name}"):
                 _attention(bench, found, name, dtype, H, Hkv, T, D)

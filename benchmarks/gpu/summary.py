@@ -26,7 +26,7 @@ def run(bench: Bench, found: Found) -> None:
     )
     for name, config in shapes.items():
         if bench.left() < 10:
-            found.not_run(name, "no time left")
+            found.not_run(name)
             continue
         with found.part(name):
             config.max_position_embeddings = 2 * T

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.found import BAD, CHECK, FIGURE, read_rows
+from benchmarks.gpu.found import BAD, CHECK, FIGURE, NO_TIME, read_rows
 
 Command = Callable[[str, Path, Path, float], list[str]]
 """(phase, file for its rows, file with the results so far, its limit in seconds) -> what to run."""
@@ -40,13 +40,13 @@ class Results:
 
     @property
     def failed(self) -> list[str]:
-        """Checks that failed, figures that were withheld, and phases that did not end."""
+        """Checks that failed, figures that were withheld, phases that did not end, and what there was no time for."""
         out = []
         for name, phase in self.phases.items():
             if phase["ended"] not in ("ok", "running"):
                 out.append(f"{name}: {phase['ended']}")
             for row in phase["rows"]:
-                if row["kind"] in BAD or (row["kind"] == CHECK and not row["passed"]):
+                if row["kind"] in BAD or row["value"] == NO_TIME or (row["kind"] == CHECK and not row["passed"]):
                     out.append(f"{name}: {row['what']}: {row['value']}")
         return out
 
@@ -96,7 +96,7 @@ def run(folder: Path, shares: Mapping[str, float], seconds: float, command: Comm
             limit = limit_of(seconds - (time.monotonic() - began), [shares[n] for n in names[i:]])
             phase = results.phases[name] = {"rows": [], "ended": "running", "seconds": 0.0, "limit": limit}
             if limit < _LEAST:
-                phase["ended"] = "no time left"
+                phase["ended"] = NO_TIME
             else:
                 known.write_text(json.dumps({n: p["rows"] for n, p in results.phases.items()}))
                 rows = Path(scratch) / f"{name}.jsonl"

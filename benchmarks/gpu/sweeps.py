@@ -40,7 +40,7 @@ def sweeps(bench: Bench, found: Found, config: LlamaConfig) -> pcm.Model:
     for positions, T in [("suffix", 64)] if bench.small else QUESTIONS:
         name = f"T = {T}, " + ("last position" if positions == "last" else f"{llama7b.SUFFIX} positions")
         if bench.left() < 15:
-            found.not_run(name, "no time left")
+            found.not_run(name)
             continue
         with found.part(name):
             _one(bench, found, model, name, positions, T)

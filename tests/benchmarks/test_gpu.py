@@ -183,6 +183,16 @@ def test_no_phase_begins_without_time(tmp_path):
     assert "0 of 1 phases ended" in (tmp_path / "table.md").read_text()
 
 
+def test_a_part_that_there_was_no_time_for_is_said(tmp_path):
+    def run(name, rows, known, limit):
+        code = f"from pathlib import Path; from benchmarks.gpu.found import Found; Found(Path({str(rows)!r})).not_run('T = 9')"
+        return [sys.executable, "-c", code]
+
+    results = supervise.run(tmp_path, {"one": 1.0}, 30.0, run, {})
+    assert results.phases["one"]["ended"] == "ok" and results.failed == ["one: T = 9: no time left"]
+    assert "* FAILS: one: T = 9: no time left" in (tmp_path / "table.md").read_text()
+
+
 def test_what_a_phase_leaves_goes_to_the_next_ones():
     shares = list(command.SHARES.values())
     assert supervise.limit_of(480, shares) == 480 * shares[0] / sum(shares)
