@@ -118,7 +118,7 @@ def _rms(x: Tensor) -> float:
 
 
 def _places(family: Family) -> dict[str, str]:
-    """The modules whose outputs are compared, by name, and what they are called in messages."""
+    """The modules whose outputs (times `Family.sublayer_scale`) are compared, by name, and what they are called in messages."""
     places = {}
     for l in range(family.cfg.n_layers):
         attention, mlp = family.sublayers(l)
@@ -139,16 +139,16 @@ def _ours(family: Family, tokens: Tensor) -> dict[str, Tensor]:
 def _theirs(family: Family, tokens: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
-    def recorder(name: str):
+    def recorder(name: str, scale: float):
         def hook(_module: nn.Module, _args, output) -> None:
-            found[name] = (output[0] if isinstance(output, tuple) else output)[0].detach().cpu()
+            found[name] = (output[0] if isinstance(output, tuple) else output)[0].detach().cpu() * scale
 
         return hook
 
     # Hooks on the model itself would be seen by other threads, and be refused or honoured there.
     places = _places(family)
     hf = twin_of(family.hf, places)
-    for place, name in places.items():
-        hf.get_submodule(place).register_forward_hook(recorder(name))
+    for i, (place, name) in enumerate(places.items()):
+        hf.get_submodule(place).register_forward_hook(recorder(name, family.sublayer_scale(i // 2)))
     logits = hf(tokens[None].to(family.device), use_cache=False).logits[0]
     return {**found, LOGITS: logits.cpu()}

@@ -1,4 +1,4 @@
-"""The language model in a model of text and images, as a model of its own: Gemma 3 from 4B on, Mistral Small 3.
+"""The language model in a model of text and images, as a model of its own: Gemma 3 from 4B on, Mistral Small 3, Ministral 3.
 
 Where a prompt is text, such a model is its language model and nothing else. The vision tower is loaded with it, and not used.
 """

@@ -13,7 +13,7 @@ from pycotmech.model import model as model_module
 from pycotmech.model import sizes
 from pycotmech.model.run import forward_packed
 from tests.engine.launches import META, Launches, one_attention
-from tests.reference.small_families import FAMILIES, small
+from tests.reference.small_families import by_family, small
 from tests.reference.stand_in_graphs import Again
 from tests.reference.tiny import tiny_llama
 
@@ -149,7 +149,7 @@ def test_what_an_mlp_adds_is_added_by_the_next_norm():
     assert torch.equal(found["resid_post"][:-1], found["resid_pre"][1:])
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "windowed"])
+@pytest.mark.parametrize("family", by_family())
 def test_few_launches_change_nothing_beyond_rounding(family):
     """What is done on a GPU only, on the CPU: products in one buffer, sums fused with norms, angles looked up once."""
     model = pcm.Model(small(family), check=False)

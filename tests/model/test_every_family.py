@@ -11,13 +11,12 @@ import pytest
 import torch
 
 import pycotmech as pcm
-from tests.reference.parts import final_norm_of
 from tests.reference.paths import PathTruth
-from tests.reference.small_families import FAMILIES, WINDOWS, small
+from tests.reference.small_families import FAMILIES, ONE_QUICK_TEST, WINDOWS, small
 from tests.reference.truth import activations, double, edited_logits, logits_of, slopes, sweep_truth, ungrouped
 from tests.reference.watch import watched
 from tests.reference.windowed import registered, windowed
-from tests.reference.written import direct_logits
+from tests.reference.written import direct_logits, lens_logits
 
 T, FIRST, H, HKV, D = 20, 13, 4, 2, 16
 ANSWER = dict(metric="logit_diff", answer=7, wrong=11, normalize=False)
@@ -56,13 +55,14 @@ class Case:
 
 
 WIDE = ("windowed", "gpt_neox", "gpt_oss")
-"""Families whose float64 models are in the quick tests; the others' are slow. Float32 models of all are quick."""
+"""Families whose float64 models are in the quick tests; the others' are slow."""
 
 
 def _cases():
     for family in FAMILIES:
         for dtype in (torch.float32, torch.float64):
-            marks = pytest.mark.slow if dtype == torch.float64 and family not in WIDE else ()
+            slow = family in ONE_QUICK_TEST or (dtype == torch.float64 and family not in WIDE)
+            marks = pytest.mark.slow if slow else ()
             yield pytest.param((family, dtype), id=f"{family}-{str(dtype)[6:]}", marks=marks)
 
 
@@ -324,11 +324,9 @@ def test_head_logits(case):
 
 
 def test_logit_lens(case):
-    ids, cap = torch.tensor([7, 11]), getattr(case.wide.config, "final_logit_softcapping", None)
     lens = pcm.logit_lens(case.model, CLEAN, positions=[-1, 3], answer=[7, 11])
     for l in range(3):
-        truth = case.wide.lm_head(final_norm_of(case.wide)(case.clean["resid_post", l][[-1, 3]]))[:, ids]
-        case.close(lens.logits[:, l], cap * torch.tanh(truth / cap) if cap else truth)
+        case.close(lens.logits[:, l], lens_logits(case.wide, case.clean["resid_post", l][[-1, 3]])[:, [7, 11]])
 
 
 def test_capture_refuses_windows_by_name_and_honours_the_soft_cap():

@@ -10,9 +10,10 @@ import pycotmech as pcm
 from pycotmech.model.families import registry
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.llama import LlamaFamily
-from tests.reference.small_families import FAMILIES, small
+from tests.reference.small_families import FAMILIES, ONE_QUICK_TEST, small
 from tests.reference.tiny import tiny_llama
-from tests.reference.truth import logits_of, patched_logits, z_of
+from tests.reference.truth import activations, double, edited_logits, logits_of, patched_logits, z_of
+from tests.reference.written import direct_logits
 
 WINDOW, T, FIRST = 6, 20, 13
 
@@ -72,6 +73,41 @@ def test_a_prompt_beyond_learned_positions_is_refused():
     tokens = torch.arange(257) % 61
     with pytest.raises(ValueError, match=r"clean\[0\]: the prompt has 257 tokens, but the model has learned 256 positions"):
         pcm.patch_heads(model, tokens, tokens.flip(0))
+
+
+def test_a_prompt_in_which_queries_are_scaled_by_position_is_refused():
+    length = 24
+    rope = {**small("ministral3").config.rope_parameters, "original_max_position_embeddings": length}
+    hf = small("ministral3", rope_parameters=rope)
+    model, tokens = pcm.Model(hf, check=False), torch.arange(length + 1)
+    ours, theirs = model.run(tokens[:length]).logits, logits_of(hf, tokens[:length])
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    with pytest.raises(ValueError, match=r"but the model scales queries by their position \(llama_4_scaling_beta\) beyond 24"):
+        model.run(tokens)
+
+
+@pytest.mark.parametrize("family", ONE_QUICK_TEST)
+def test_sites_and_patched_heads(family):
+    """The quick test of families whose suites are slow (`test_every_family.py`): against hooked passes in float64."""
+    hf = small(family)
+    wide, model = double(hf), pcm.Model(hf, check=False)
+    clean = torch.randint(61, (T,), generator=torch.Generator().manual_seed(0))
+    corrupted = clean.clone()
+    corrupted[FIRST] = (corrupted[FIRST] + 7) % 61
+    truth = activations(wide, clean)
+    acts = model.run(clean, capture=("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z"))
+    for site in acts:
+        expected = torch.stack([truth[site, l] for l in range(3)])
+        assert (acts[site] - expected).abs().max() <= 2e-5 * expected.abs().max(), site
+    found = pcm.patch_heads(model, clean, corrupted, metric="logit_diff", answer=7, wrong=11, normalize=False)
+    parts = pcm.head_logits(model, clean, answer=7, wrong=11)
+    base = logits_of(wide, corrupted)[-1]
+    for l, h in ((0, 1), (1, 2), (2, 3)):
+        x = edited_logits(wide, corrupted, [("z", l, h, None, truth["z", l][:, h])])
+        effect = float(x[7] - x[11] - base[7] + base[11])
+        assert abs(found.effect[l, h] - effect) <= 1e-4 * np.abs(found.effect).max() > 0
+    written = direct_logits(wide, truth, torch.tensor([7, 11]))
+    assert np.abs(parts.heads - written.numpy()).max() <= 2e-5 * written.abs().max()
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "windowed"])

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pycotmech as pcm
 from pycotmech.model.config import layer_flop, logits_flop
 from tests.reference.parts import layers_of
-from tests.reference.small_families import FAMILIES, small
+from tests.reference.small_families import by_family, small
 
 ROUTED = ("gpt_oss", "mixtral", "olmoe", "qwen3_moe")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
@@ -30,7 +30,7 @@ def counted(hf) -> Counter:
     return found
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "windowed"])
+@pytest.mark.parametrize("family", by_family())
 def test_a_row_costs_what_the_hugging_face_model_computes(family):
     hf = small(family)
     cfg = pcm.Model(hf, check=False).cfg

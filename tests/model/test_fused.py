@@ -8,7 +8,7 @@ from torch import nn
 import pycotmech as pcm
 from pycotmech.model.families.launches import joint_weights
 from pycotmech.model.fused import fuse_weights
-from tests.reference.small_families import FAMILIES, small
+from tests.reference.small_families import by_family, small
 from tests.reference.tiny import same_model, tiny_llama
 
 TOKENS = torch.arange(3, 27)
@@ -49,7 +49,7 @@ def test_weights_are_the_same_parameters_in_one_buffer(options):
     assert fuse_weights(tiny_llama(**SHAPE)) == 6
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "windowed"])
+@pytest.mark.parametrize("family", by_family())
 def test_every_family(family):
     """Whatever its projections are called, numbers are those of separate products."""
     model = pcm.Model(small(family), check=False)

@@ -17,7 +17,7 @@ from pycotmech.model.families.placed import PlacedFamily
 from pycotmech.model.placement import bias_of, has_plain_weights, weight_of
 from pycotmech.model.random_twin import random_twin
 from tests.reference.questions import CLEAN, CORRUPTED, QUESTIONS, answers
-from tests.reference.small_families import CONFIGS, MHA, small
+from tests.reference.small_families import CONFIGS, MHA, ONE_QUICK_TEST, small
 from tests.reference.tiny import tiny_llama
 
 
@@ -66,10 +66,11 @@ def test_every_question_is_answered_to_the_last_bit(pair, question):
 
 
 def _cases():
-    """Two questions of every family, and all of those of four that differ most; the rest is slow."""
+    """Two questions of most families, and all of those of four that differ most; the rest is slow."""
     for question in ("run", "z", "k", "residual", "lens"):
         for family in (*CONFIGS, *MHA):
             quick = question in ("run", "z") or family in ("gemma2", "gpt2", "gpt_neox", "mixtral")
+            quick = quick and family not in ONE_QUICK_TEST
             yield pytest.param(family, question, marks=() if quick else pytest.mark.slow)
 
 

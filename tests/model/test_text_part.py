@@ -16,7 +16,7 @@ TEXT = dict(
 
 
 def whole(kind):
-    """A tiny model of text and images, its weights drawn."""
+    """A tiny model of text and images, its weights drawn. "ministral3" is a "mistral3" with another language model."""
     if kind == "gemma3":
         layers = ["sliding_attention", "full_attention", "sliding_attention"]
         text = transformers.Gemma3TextConfig(**TEXT, layer_types=layers, query_pre_attn_scalar=9)
@@ -26,7 +26,7 @@ def whole(kind):
             eoi_token_index=59,
         )  # fmt: skip
     else:
-        text = transformers.MistralConfig(**TEXT)
+        text = getattr(transformers, "MistralConfig" if kind == "mistral3" else "Ministral3Config")(**TEXT)
         config = transformers.Mistral3Config(
             vision_config=transformers.PixtralVisionConfig(**SIGHT), text_config=text, image_token_index=60
         )
@@ -41,12 +41,15 @@ def logits_of(hf):
         return hf(input_ids=TOKENS[None], use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+LANGUAGE_MODEL = {"gemma3": "gemma3_text", "mistral3": "mistral", "ministral3": "ministral3"}
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODEL)
 def test_it_is_what_the_whole_model_says_of_text(kind, tmp_path):
     hf = whole(kind)
     truth = logits_of(hf)
     model = pcm.Model(hf)
-    assert model.family.model_types == (("gemma3_text",) if kind == "gemma3" else ("mistral",))
+    assert model.family.model_types == (LANGUAGE_MODEL[kind],)
     assert (model.run(TOKENS).logits - truth).abs().max() < 1e-4 * truth.abs().max()
     assert model.hf.model is hf.model.language_model and torch.equal(logits_of(hf), truth)
     hf.save_pretrained(tmp_path)
@@ -66,6 +69,6 @@ def test_hooks_around_it_are_refused():
 
 
 def test_a_text_model_without_a_family_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}')
-    with pytest.raises(ValueError, match="is of model_type 'mistral3', whose text model is of model_type 'ministral3'; supp"):
+    (tmp_path / "config.json").write_text('{"model_type": "mistral3", "text_config": {"model_type": "cohere2"}}')
+    with pytest.raises(ValueError, match="is of model_type 'mistral3', whose text model is of model_type 'cohere2'; supp"):
         pcm.Model.from_pretrained(tmp_path)

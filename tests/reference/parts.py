@@ -50,7 +50,9 @@ def layers_of(hf: nn.Module) -> nn.ModuleList:
 def final_norm_of(hf: nn.Module) -> nn.Module:
     if hasattr(hf, "transformer"):
         return hf.transformer.ln_f
-    return hf.gpt_neox.final_layer_norm if hasattr(hf, "gpt_neox") else hf.model.norm
+    if hasattr(hf, "gpt_neox"):
+        return hf.gpt_neox.final_layer_norm
+    return hf.model.norm if hasattr(hf.model, "norm") else hf.model.final_layernorm
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
@@ -74,14 +76,32 @@ def head_size(hf: nn.Module) -> int:
     return attention.head_size if hasattr(attention, "head_size") else attention.head_dim
 
 
+def output_norm(layer: nn.Module, site: str) -> nn.Module | None:
+    """The norm of what a sublayer ("attn_out" or "mlp_out") adds, if the layer has one."""
+    pairs = ("post_self_attn_layernorm", "post_mlp_layernorm"), ("post_attention_layernorm", "post_feedforward_layernorm")
+    names = next((pair for pair in pairs if hasattr(layer, pair[1])), None)
+    return None if names is None else getattr(layer, names[site == "mlp_out"])
+
+
+def sublayer_scale(layer: nn.Module) -> float:
+    """What the outputs of sublayers are multiplied by before they are added (Granite)."""
+    return getattr(layer, "residual_multiplier", 1.0)
+
+
+def logits_scaling(hf: nn.Module) -> float:
+    """What logits are divided by (Granite)."""
+    return getattr(hf.config, "logits_scaling", 1.0)
+
+
 def tap(layer: nn.Module, site: str) -> Tap:
     """Where a layer gives q, k, v, attn_out or mlp_out."""
     attention = attention_of(layer)
     if site in ("attn_out", "mlp_out"):
-        norm = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}[site]
-        if hasattr(layer, "post_feedforward_layernorm"):  # what is added is what these norms give
-            return Tap(getattr(layer, norm), _rows, _whole)
-        return Tap(attention if site == "attn_out" else layer.mlp, _rows, _whole)
+        norm, scale = output_norm(layer, site), sublayer_scale(layer)
+        if norm is not None:  # what is added is what this norm gives
+            return Tap(norm, _rows, _whole)
+        module = attention if site == "attn_out" else layer.mlp
+        return Tap(module, lambda x: x[0] * scale, lambda _old, new: new[None] / scale)
     if hasattr(attention, "c_attn"):
         columns = {"q": 0, "k": 1, "v": 2}[site]
         width = attention.embed_dim

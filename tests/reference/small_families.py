@@ -5,6 +5,7 @@ Windows are shorter than the prompts of the tests, soft-caps bend, norms are not
 
 from __future__ import annotations
 
+import pytest
 import torch
 import transformers
 from torch import nn
@@ -22,17 +23,26 @@ _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 # model_type -> name in transformers, what its configuration has besides the shape
 CONFIGS: dict[str, tuple[str, dict]] = {
+    "gemma": ("Gemma", {}),
     "gemma2": ("Gemma2", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9, attn_logit_softcapping=3.0,
                               final_logit_softcapping=5.0)),
     "gemma3_text": ("Gemma3Text", dict(sliding_window=6, layer_types=_MIXED, query_pre_attn_scalar=9)),
     "llama": ("Llama", dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
                                               "high_freq_factor": 4.0, "original_max_position_embeddings": 64})),
+    "glm4": ("Glm4", dict(intermediate_size=96, attention_bias=True,
+                          rope_parameters={**_PART_ROTATED, "partial_rotary_factor": 0.5})),
     "gpt_oss": ("GptOss", dict(sliding_window=6, layer_types=_MIXED, num_local_experts=4, num_experts_per_tok=2,
                                swiglu_limit=0.8,
                                rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0,
                                                 "beta_slow": 1.0, "truncate": False,
                                                 "original_max_position_embeddings": 64})),
+    "granite": ("Granite", dict(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=0.7,
+                                attention_bias=True, mlp_bias=True)),
     "ministral": ("Ministral", dict(sliding_window=6, layer_types=_MIXED)),
+    "ministral3": ("Ministral3", dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0,
+                                                       "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                                                       "llama_4_scaling_beta": 0.1,
+                                                       "original_max_position_embeddings": 512})),
     "mistral": ("Mistral", dict(sliding_window=6)),
     "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=7)),
     "olmo2": ("Olmo2", {}),
@@ -55,10 +65,19 @@ _NEOX = dict(
 MHA: dict[str, tuple[str, dict]] = {
     "gpt_neox": ("GPTNeoX", _NEOX),
     "gpt_neox_sequential": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
+    "phi": ("Phi", {**_NEOX, "rope_parameters": {**_PART_ROTATED, "partial_rotary_factor": 0.5}}),
     "gpt2": ("GPT2", dict(vocab_size=61, n_embd=64, n_inner=80, n_layer=3, n_head=4, n_positions=256)),
 }
 
 FAMILIES = ("windowed", *CONFIGS, *MHA)
+ONE_QUICK_TEST = ("gemma", "glm4", "granite", "ministral3", "phi")
+"""Families with one quick test of exactness each (`tests/model/test_families.py`); the suites of all functions are slow for
+them, in float32 too."""
+
+
+def by_family() -> list:
+    """The families but "windowed" as parameters of a test, `ONE_QUICK_TEST` marked slow."""
+    return [pytest.param(f, marks=pytest.mark.slow if f in ONE_QUICK_TEST else ()) for f in FAMILIES if f != "windowed"]
 
 
 def small(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **sizes) -> nn.Module:

@@ -178,6 +178,10 @@ class Family(ABC):
     def sublayers(self, l: int) -> tuple[str, str]:
         """Names of the attention module and of the MLP module of a layer in the Hugging Face model."""
 
+    def sublayer_scale(self, l: int) -> float:
+        """What their outputs are multiplied by before they are added to the residual stream."""
+        return 1.0
+
     @abstractmethod
     def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
         """Name of the module of the Hugging Face model that reads or gives "q", "k", "v" or "z", perhaps among others (`tapped`
@@ -201,9 +205,9 @@ class Family(ABC):
 
     def _widened_logits(self, norm: nn.Module, x: Tensor) -> Tensor:
         """The final norm and the unembedding of rows [1, T, d] in float32: logits [T, V] on the CPU."""
-        n, weight = copy.deepcopy(norm).float()(x)[0], self._unembedding().weight
-        slices = (weight[a : a + VOCAB_SLICE] for a in range(0, len(weight), VOCAB_SLICE))
-        return torch.cat([n @ rows.float().T for rows in slices], -1).cpu()
+        n, head = copy.deepcopy(norm).float()(x)[0], self._unembedding()
+        logits = torch.cat([n @ rows.float().T for rows in head.weight.split(VOCAB_SLICE)], -1)
+        return (logits if head.bias is None else logits + head.bias.float()).cpu()
 
     # ---- the stages of a forward pass, on rows -----------------------------------------------------------------------
 
@@ -341,8 +345,7 @@ class Family(ABC):
         return self._projected(l, nothing)[0].to(self.resid_dtype)
 
     def added_scale(self, l: int, z: Tensor) -> Tensor | None:
-        """What z W_O (and its bias) of rows z [R, H, D] is multiplied by before it is added to the residual stream, [R, d]:
-        None for most models, which add it as it is."""
+        """What z W_O (and its bias) of rows z [R, H, D] is multiplied by before it is added, [R, d]; None if it is not."""
         return None
 
     def head_change(self, l: int, h: int, z: Tensor, values: Tensor) -> Tensor:
@@ -463,7 +466,7 @@ class Family(ABC):
         return is_exactly(self._unembedding(), nn.Linear)
 
     def unembedding_rows(self, token_ids: Tensor | Sequence[int] | int) -> Tensor:
-        """Rows of the unembedding [..., d] for token ids [...], in the weights' dtype.
+        """Rows of the unembedding [..., d] for token ids [...], in the weights' dtype or the residual stream's.
 
         Raises NotImplementedError if logits are more than a product with these rows.
         """

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers.activations import GELUTanh
+from torch import Tensor
 from transformers.models.gemma2 import modeling_gemma2
 
 from pycotmech.model.families.attention import LayerAttention
-from pycotmech.model.families.one_module import is_exactly
+from pycotmech.model.families.gemma import GemmaFamily
 from pycotmech.model.families.post_norm import PostNormFamily
 from pycotmech.model.families.windows import WindowsByKind
-from pycotmech.model.placement import weight_of
 
 
-class Gemma2Family(WindowsByKind, PostNormFamily):
+class Gemma2Family(WindowsByKind, PostNormFamily, GemmaFamily):
     """`Family` of Gemma2ForCausalLM.
 
-    Norms multiply by 1 + weight; the embedding is scaled by the root of d_model; the scale of scores is the configuration's
-    (`query_pre_attn_scalar`). Logits are capped, c tanh(logit / c), and so are not a sum of contributions.
+    The scale of scores is the configuration's (`query_pre_attn_scalar`). Logits are capped, c tanh(logit / c), and so are not a
+    sum of contributions.
     """
 
     model_types = ("gemma2",)
-    reads = WindowsByKind.reads | {
-        "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "query_pre_attn_scalar",
+    reads = WindowsByKind.reads | GemmaFamily.reads | {
+        "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar",
     }  # fmt: skip
 
     norm_types = (modeling_gemma2.Gemma2RMSNorm,)
     mlp_types = (modeling_gemma2.Gemma2MLP,)
     rotary_types = (modeling_gemma2.Gemma2RotaryEmbedding,)
     embedding_types = (modeling_gemma2.Gemma2TextScaledWordEmbedding,)
-    activation_types = (GELUTanh,)
     norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
     mlp_norm = "pre_feedforward_layernorm"
 
@@ -40,8 +36,7 @@ class Gemma2Family(WindowsByKind, PostNormFamily):
         return LayerAttention(attention.scaling, window=self.window(l), softcap=attention.attn_logit_softcapping or 0.0)
 
     def constants(self) -> tuple[float, ...]:
-        scale = float(self.base.embed_tokens.embed_scale)  # type: ignore[arg-type]
-        return (*super().constants(), self._logit_cap(), scale)
+        return (*super().constants(), self._logit_cap())
 
     def _logit_cap(self) -> float:
         return self.hf.config.final_logit_softcapping or 0.0
@@ -58,18 +53,6 @@ class Gemma2Family(WindowsByKind, PostNormFamily):
             )
         super()._needs_plain_unembedding()
 
-    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return F.gelu(gate, approximate="tanh").mul_(up)
-
-    def _gain(self, norm: nn.Module) -> Tensor:
-        return 1 + weight_of(norm).detach().to(self.resid_dtype)
-
     def widened(self, tokens: Tensor) -> dict[str, Tensor]:
         found, cap = super().widened(tokens), self._logit_cap()
         return {**found, "logits": cap * torch.tanh(found["logits"] / cap)} if cap else found
-
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        embedding = self.base.embed_tokens
-        if self.resid_dtype == torch.float64 and is_exactly(embedding, *self.embedding_types):
-            return weight_of(embedding)[tokens] * embedding.embed_scale.to(self.resid_dtype)
-        return super().embed(tokens, positions)

@@ -23,11 +23,6 @@ class Gemma3Family(NormedQK, RotaryByKind, Gemma2Family):
     rotary_types = (modeling_gemma3.Gemma3RotaryEmbedding,)
     embedding_types = (modeling_gemma3.Gemma3TextScaledWordEmbedding,)
 
-    def refuse_unsupported(self) -> None:
-        super().refuse_unsupported()
-        if getattr(self.hf.config, "use_bidirectional_attention", False):
-            raise NotImplementedError("model: use_bidirectional_attention is on; supported: causal attention")
-
     def tapped(self, site: str, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if site in ("q", "k") else super().tapped(site, x)  # its norms read [B, heads, T, D]
 

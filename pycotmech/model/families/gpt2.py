@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.pytorch_utils import Conv1D
 
-from pycotmech.model.families.layer_norm import LayerNormFamily
+from pycotmech.model.families.layer_norm import JointLayerNorm
 from pycotmech.model.families.one_module import is_exactly
 
 
-class GPT2Family(LayerNormFamily):
+class GPT2Family(JointLayerNorm):
     """`Family` of GPT2LMHeadModel. Positions are learned and added to the embedding; nothing is rotated."""
 
     model_types = ("gpt2",)
@@ -26,7 +26,7 @@ class GPT2Family(LayerNormFamily):
     trunk, embedding, stack, last_norm = "transformer", "wte", "h", "ln_f"
     attention_name = "attn"
     norms = ("ln_1", "ln_2")
-    joint, output = "attn.c_attn", "attn.c_proj"
+    inputs, output = ("attn.c_attn",), "attn.c_proj"
     mlp_parts = ("mlp.c_fc", "mlp.c_proj")
     embedding_dropout = "drop"
     dropouts = ("attn.attn_dropout", "attn.resid_dropout", "mlp.dropout")

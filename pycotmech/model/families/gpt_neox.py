@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers.models.gpt_neox import modeling_gpt_neox
 
-from pycotmech.model.families.layer_norm import LayerNormFamily
-from pycotmech.model.families.one_module import is_exactly
+from pycotmech.model.families.layer_norm import JointLayerNorm, RotatedLayerNorm
 
 
-class GPTNeoXFamily(LayerNormFamily):
+class GPTNeoXFamily(JointLayerNorm, RotatedLayerNorm):
     """`Family` of GPTNeoXForCausalLM, which Pythia is. The configuration says whether blocks are parallel."""
 
     model_types = ("gpt_neox",)
@@ -25,31 +23,19 @@ class GPTNeoXFamily(LayerNormFamily):
     trunk, embedding, stack, last_norm = "gpt_neox", "embed_in", "layers", "final_layer_norm"
     attention_name = "attention"
     norms = ("input_layernorm", "post_attention_layernorm")
-    joint, output = "attention.query_key_value", "attention.dense"
+    inputs, output = ("attention.query_key_value",), "attention.dense"
     mlp_parts = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
     embedding_dropout = "emb_dropout"
     dropouts = ("post_attention_dropout", "post_mlp_dropout")
     projection_type = nn.Linear
     classes: ClassVar = {"mlp": modeling_gpt_neox.GPTNeoXMLP}
+    rotary_type = modeling_gpt_neox.GPTNeoXRotaryEmbedding
 
     def _d_mlp(self, config: Any) -> int:
         return config.intermediate_size
 
     def _is_parallel(self, config: Any) -> bool:
         return config.use_parallel_residual
-
-    def is_plain(self) -> bool:
-        return super().is_plain() and is_exactly(self.base.rotary_emb, modeling_gpt_neox.GPTNeoXRotaryEmbedding)
-
-    def constants(self) -> tuple[float, ...]:
-        return (*super().constants(), float(self.base.rotary_emb.attention_scaling))
-
-    def rotary(self, positions: Tensor) -> Tensor:
-        like = torch.empty(0, dtype=self.resid_dtype, device=self.device)
-        return torch.cat(self.base.rotary_emb(like, positions[None]))[None]  # [1, 2, R, rotated part of D]
-
-    def _wide_rotary(self, x: Tensor, positions: Tensor) -> dict[str, Any]:
-        return {"position_embeddings": self.base.rotary_emb(x, positions[None])}
 
     def _split(self, joint: Tensor) -> tuple[Tensor, ...]:
         return joint.view(len(joint), self.cfg.n_heads, 3, self.cfg.d_head).unbind(2)  # by head: q, k, v

@@ -1,4 +1,4 @@
-"""What GPT-2 and GPT-NeoX share: LayerNorm with a bias, one projection to queries, keys and values, an MLP without a gate."""
+"""What GPT-2, GPT-NeoX and Phi share: LayerNorm with a bias, an MLP without a gate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GELU: dict[type[nn.Module], Literal["tanh", "none"]] = {NewGELUActivation: "tan
 class LayerNormFamily(Family):
     """A model whose layers are a LayerNorm and attention, a LayerNorm and an MLP of two projections.
 
-    A subclass names the parts. Sites q, k and v are parts of one projection's output.
+    A subclass names the parts.
     """
 
     centred = True
@@ -39,9 +39,11 @@ class LayerNormFamily(Family):
     attention_name: ClassVar[str]
     """Name of attention in a layer; below, names in a layer too: the norms, projections, and modules that do nothing here."""
     norms: ClassVar[tuple[str, str]]
-    joint: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]
+    """Of the projections to queries, keys and values: one for all, or three."""
     output: ClassVar[str]
     mlp_parts: ClassVar[tuple[str, str]]
+    activation: ClassVar[str] = "mlp.act"
     dropouts: ClassVar[tuple[str, ...]]
     embedding_dropout: ClassVar[str]
     """Name in the trunk of what does nothing to the embedding here."""
@@ -58,7 +60,7 @@ class LayerNormFamily(Family):
         cfg = ModelConfig(
             n_layers=self._n_layers(hf),
             n_heads=n_heads,
-            n_key_value_heads=n_heads,
+            n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
             d_model=d_model,
             d_head=d_model // n_heads,
             d_mlp=self._d_mlp(config),
@@ -91,7 +93,7 @@ class LayerNormFamily(Family):
 
     def _parts(self) -> dict[str, type[nn.Module]]:
         """Name in a layer -> the class of every module that takes part."""
-        projections = dict.fromkeys((self.joint, self.output, *self.mlp_parts), self.projection_type)
+        projections = dict.fromkeys((*self.inputs, self.output, *self.mlp_parts), self.projection_type)
         return {**dict.fromkeys(self.norms, nn.LayerNorm), **projections, **self.classes}
 
     def constants(self) -> tuple[float, ...]:
@@ -121,13 +123,7 @@ class LayerNormFamily(Family):
     def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
         if site == "final":
             return f"{self.trunk}.{self.last_norm}", "input"
-        layer = f"{self.trunk}.{self.stack}.{l}"
-        return (f"{layer}.{self.joint}", "output") if site in ("q", "k", "v") else (f"{layer}.{self.output}", "input")
-
-    def tapped(self, site: str, x: Tensor) -> Tensor:
-        if site not in ("q", "k", "v"):
-            return super().tapped(site, x)
-        return self._split(x.flatten(0, 1).contiguous())["qkv".index(site)].unflatten(0, x.shape[:2])
+        return f"{self.trunk}.{self.stack}.{l}.{self.output}", "input"
 
     @torch.no_grad()
     def widened(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -155,14 +151,6 @@ class LayerNormFamily(Family):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return self.base.get_submodule(self.embedding)(tokens).to(self.resid_dtype)
 
-    def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self._split(linear(self.part(l, self.joint), self._norm(self.part(l, self.norms[0]), x)))
-        return q.contiguous(), k.contiguous(), v.contiguous()
-
-    @abstractmethod
-    def _split(self, joint: Tensor) -> tuple[Tensor, ...]:
-        """The joint projection's output [R, 3 * H * D] -> q, k, v [R, H, D]."""
-
     def attention(self, l: int) -> LayerAttention:
         return LayerAttention(self.part(l, self.attention_name).scaling)
 
@@ -174,7 +162,7 @@ class LayerNormFamily(Family):
         if not is_exactly(mlp, self.classes["mlp"]):
             return mlp(n[None])[0]
         widen, narrow = (self.part(l, name) for name in self.mlp_parts)
-        hidden, activation = linear(widen, n), self.part(l, "mlp.act")
+        hidden, activation = linear(widen, n), self.part(l, self.activation)
         kind = _GELU.get(type(activation)) if is_exactly(activation, *_GELU) else None
         return linear(narrow, activation(hidden) if kind is None else F.gelu(hidden, approximate=kind))
 
@@ -203,3 +191,43 @@ class LayerNormFamily(Family):
     def _normed(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         weight, bias = (weight_of(norm, name).to(self.resid_dtype) for name in ("weight", "bias"))
         return F.layer_norm(x.to(self.resid_dtype), norm.normalized_shape, weight, bias, norm.eps)
+
+
+class JointLayerNorm(LayerNormFamily):
+    """One with one projection to queries, keys and values: the sites q, k and v are parts of its output."""
+
+    @abstractmethod
+    def _split(self, joint: Tensor) -> tuple[Tensor, ...]:
+        """The joint projection's output [R, 3 * H * D] -> q, k, v [R, H, D]."""
+
+    def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self._split(linear(self.part(l, self.inputs[0]), self._norm(self.part(l, self.norms[0]), x)))
+        return q.contiguous(), k.contiguous(), v.contiguous()
+
+    def tap(self, site: str, l: int) -> tuple[str, Literal["input", "output"]]:
+        name = f"{self.trunk}.{self.stack}.{l}.{self.inputs[0]}"
+        return (name, "output") if site in ("q", "k", "v") else super().tap(site, l)
+
+    def tapped(self, site: str, x: Tensor) -> Tensor:
+        if site not in ("q", "k", "v"):
+            return super().tapped(site, x)
+        return self._split(x.flatten(0, 1).contiguous())["qkv".index(site)].unflatten(0, x.shape[:2])
+
+
+class RotatedLayerNorm(LayerNormFamily):
+    """One with a rotary embedding, of all of each head or a part."""
+
+    rotary_type: ClassVar[type[Any]]
+
+    def is_plain(self) -> bool:
+        return super().is_plain() and is_exactly(self.base.rotary_emb, self.rotary_type)
+
+    def constants(self) -> tuple[float, ...]:
+        return (*super().constants(), float(self.base.rotary_emb.attention_scaling))
+
+    def rotary(self, positions: Tensor) -> Tensor:
+        like = torch.empty(0, dtype=self.resid_dtype, device=self.device)
+        return torch.cat(self.base.rotary_emb(like, positions[None]))[None]  # [1, 2, R, rotated part of D]
+
+    def _wide_rotary(self, x: Tensor, positions: Tensor) -> dict[str, Any]:
+        return {"position_embeddings": self.base.rotary_emb(x, positions[None])}

@@ -149,7 +149,7 @@ class LlamaFamily(Family):
         T = len(tokens)
         out: dict[str, Tensor] = {}
         positions = torch.arange(T, device=self.device)
-        x = self.base.embed_tokens(tokens.to(self.device))[None].float()  # [1, T, d]
+        x = self.embed(tokens.to(self.device), positions)[None].float()  # [1, T, d]
         for l, layer in enumerate(self.layers):
             rotary = self._wide_rotary(l, x, positions[None])
             seen = self.attention(l).visible(positions, T)

@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from transformers.models.phi3 import modeling_phi3
 
-from pycotmech.model.families.llama import LlamaFamily
-from pycotmech.model.families.one_module import is_exactly, linear
+from pycotmech.model.families.gate_up import FusedGateUp
+from pycotmech.model.families.one_module import linear
 
 
-class Phi3Family(LlamaFamily):
+class Phi3Family(FusedGateUp):
     """`Family` of Phi3ForCausalLM."""
 
     model_types = ("phi3",)
-    reads = LlamaFamily.reads | {"partial_rotary_factor", "sliding_window"}
+    reads = FusedGateUp.reads | {"partial_rotary_factor", "sliding_window"}
 
     norm_types = (modeling_phi3.Phi3RMSNorm,)
     mlp_types = (modeling_phi3.Phi3MLP,)
     rotary_types = (modeling_phi3.Phi3RotaryEmbedding,)
 
     def _parts(self) -> dict[str, tuple[type[Any], ...]]:
-        return {
-            **dict.fromkeys(self.norms, self.norm_types),
-            "mlp": self.mlp_types,
-            "mlp.activation_fn": self.activation_types,
-            **dict.fromkeys(("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"), (nn.Linear,)),
-        }
+        apart = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        parts = {name: kinds for name, kinds in super()._parts().items() if name not in apart}
+        return {**parts, "self_attn.qkv_proj": (nn.Linear,)}
 
     def _never_called(self) -> Iterator[tuple[str, nn.Module]]:
         yield from super()._never_called()
@@ -55,13 +51,3 @@ class Phi3Family(LlamaFamily):
         joint = linear(self.layers[l].self_attn.qkv_proj, n)
         q, k, v = self._split(joint.view(len(n), -1, self.cfg.d_head))
         return q.contiguous(), k.contiguous(), v.contiguous()
-
-    def _mlp(self, l: int, n: Tensor) -> Tensor:
-        mlp = self.layers[l].mlp
-        if not is_exactly(mlp, *self.mlp_types) or not is_exactly(mlp.activation_fn, *self.activation_types):
-            return mlp(n[None])[0]
-        parts = []
-        for rows in n.split(self.mlp_rows):
-            gate, up = linear(mlp.gate_up_proj, rows).chunk(2, -1)  # [rows, d_mlp] each
-            parts.append(linear(mlp.down_proj, self._gated(gate.contiguous(), up.contiguous())))
-        return torch.cat(parts)

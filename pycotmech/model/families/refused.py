@@ -92,9 +92,10 @@ def refuse_kinds(config: Mapping[str, Any], source: str) -> None:
 def rotary_fields(config: Mapping[str, Any], reads: Collection[str]) -> list[tuple[str, Any]]:
     """Names and values of rotary parameters that a family with these fields (`fields`) does not read."""
     return [
-        ("partial_rotary_factor", factor)
+        (name, rope[name])
         for rope in _ropes(config)
-        if (factor := rope.get("partial_rotary_factor")) not in (None, 1) and "partial_rotary_factor" not in reads
+        for name, nothing in (("partial_rotary_factor", 1), ("llama_4_scaling_beta", 0))
+        if rope.get(name) not in (None, nothing) and name not in reads
     ]
 
 

@@ -17,17 +17,22 @@ from pycotmech.model.placement import is_placed
 FAMILIES: tuple[type[Family], ...] = (LlamaFamily,)
 
 _BY_TYPE = {
+    "gemma": "gemma:GemmaFamily",
     "gemma2": "gemma2:Gemma2Family",
     "gemma3_text": "gemma3:Gemma3Family",
+    "glm4": "glm4:Glm4Family",
     "gpt2": "gpt2:GPT2Family",
     "gpt_neox": "gpt_neox:GPTNeoXFamily",
     "gpt_oss": "gpt_oss:GptOssFamily",
+    "granite": "granite:GraniteFamily",
     "ministral": "mistral:MinistralFamily",
+    "ministral3": "ministral3:Ministral3Family",
     "mistral": "mistral:MistralFamily",
     "mixtral": "mixtral:MixtralFamily",
     "olmo2": "olmo2:Olmo2Family",
     "olmo3": "olmo2:Olmo3Family",
     "olmoe": "olmoe:OlmoeFamily",
+    "phi": "phi:PhiFamily",
     "phi3": "phi3:Phi3Family",
     "qwen2": "qwen2:Qwen2Family",
     "qwen3": "qwen3:Qwen3Family",

@@ -38,6 +38,34 @@ QWEN = dict(
     rms_norm_eps=1e-6, torch_dtype="bfloat16", use_cache=True, use_sliding_window=False,
 )  # fmt: skip
 
+YARN_MINISTRAL = dict(
+    beta_fast=32.0, beta_slow=1.0, factor=16.0, llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0,
+    original_max_position_embeddings=16384, rope_theta=1000000.0, rope_type="yarn", type="yarn",
+)  # fmt: skip
+MINISTRAL = dict(
+    attention_dropout=0.0, head_dim=128, hidden_act="silu", initializer_range=0.02, max_position_embeddings=262144,
+    num_attention_heads=32, num_key_value_heads=8, rms_norm_eps=1e-5, rope_parameters=YARN_MINISTRAL, sliding_window=None,
+    use_cache=True, vocab_size=131072,
+)  # fmt: skip
+GRANITE = dict(
+    architectures=["GraniteForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=0,
+    embedding_multiplier=12.0, eos_token_id=0, hidden_act="silu", initializer_range=0.02, max_position_embeddings=131072,
+    mlp_bias=False, num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=8, pad_token_id=0,
+    residual_multiplier=0.22, rms_norm_eps=1e-5, rope_scaling=None, rope_theta=10000000.0, tie_word_embeddings=True,
+    torch_dtype="bfloat16", use_cache=True, vocab_size=49159,
+)  # fmt: skip
+GLM = dict(
+    architectures=["Glm4ForCausalLM"], attention_dropout=0.0, eos_token_id=[151329, 151336, 151338], head_dim=128,
+    hidden_act="silu", initializer_range=0.02, max_position_embeddings=32768, num_key_value_heads=2, pad_token_id=151329,
+    partial_rotary_factor=0.5, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False, torch_dtype="bfloat16",
+    use_cache=True, vocab_size=151552,
+)  # fmt: skip
+GEMMA1 = dict(
+    architectures=["GemmaForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=2, eos_token_id=1,
+    head_dim=256, initializer_range=0.02, max_position_embeddings=8192, pad_token_id=0, rms_norm_eps=1e-6, rope_scaling=None,
+    rope_theta=10000.0, torch_dtype="bfloat16", use_cache=True, vocab_size=256000,
+)  # fmt: skip
+
 # name -> model_type, its fields, (layers, heads, key-value heads, d_head)
 PUBLISHED: dict[str, tuple[str, dict, tuple[int, int, int, int]]] = {
     "Llama-3.1-8B": ("llama", dict(
@@ -79,6 +107,26 @@ PUBLISHED: dict[str, tuple[str, dict, tuple[int, int, int, int]]] = {
     "gemma-2-2b": ("gemma2", dict(
         GEMMA2, hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_hidden_layers=26, num_key_value_heads=4,
     ), (26, 8, 4, 256)),
+    "gemma-2b": ("gemma", dict(
+        GEMMA1, hidden_act="gelu", hidden_activation=None, hidden_size=2048, intermediate_size=16384, num_attention_heads=8,
+        num_hidden_layers=18, num_key_value_heads=1,
+    ), (18, 8, 1, 256)),
+    "gemma-1.1-7b": ("gemma", dict(
+        GEMMA1, hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh", hidden_size=3072,
+        intermediate_size=24576, num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=16,
+    ), (28, 16, 16, 256)),
+    "GLM-Z1-9B-0414": ("glm4", dict(
+        GLM, attention_bias=True, hidden_size=4096, intermediate_size=13696, num_attention_heads=32, num_hidden_layers=40,
+    ), (40, 32, 2, 128)),
+    "GLM-4-32B-0414": ("glm4", dict(
+        GLM, attention_bias=False, hidden_size=6144, intermediate_size=23040, num_attention_heads=48, num_hidden_layers=61,
+    ), (61, 48, 2, 128)),
+    "granite-3.3-2b": ("granite", dict(
+        GRANITE, attention_multiplier=0.015625, hidden_size=2048, intermediate_size=8192, logits_scaling=8.0,
+    ), (40, 32, 8, 64)),
+    "granite-3.3-8b": ("granite", dict(
+        GRANITE, attention_multiplier=0.0078125, hidden_size=4096, intermediate_size=12800, logits_scaling=16.0,
+    ), (40, 32, 8, 128)),
     "gpt2": ("gpt2", dict(
         activation_function="gelu_new", architectures=["GPT2LMHeadModel"], attn_pdrop=0.1, bos_token_id=50256, embd_pdrop=0.1,
         eos_token_id=50256, initializer_range=0.02, layer_norm_epsilon=1e-05, n_ctx=1024, n_embd=768, n_head=12, n_layer=12,
@@ -135,6 +183,12 @@ PUBLISHED: dict[str, tuple[str, dict, tuple[int, int, int, int]]] = {
         max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=36, num_key_value_heads=8, rms_norm_eps=1e-5,
         rope_theta=100000000.0, sliding_window=32768, tie_word_embeddings=False, use_cache=True, vocab_size=131072,
     ), (36, 32, 8, 128)),
+    "Ministral-3-3B-Reasoning": ("ministral3", dict(
+        MINISTRAL, hidden_size=3072, intermediate_size=9216, num_hidden_layers=26, tie_word_embeddings=True,
+    ), (26, 32, 8, 128)),
+    "Ministral-3-14B-Reasoning": ("ministral3", dict(
+        MINISTRAL, hidden_size=5120, intermediate_size=16384, num_hidden_layers=40, tie_word_embeddings=False,
+    ), (40, 32, 8, 128)),
     "Mixtral-8x7B": ("mixtral", dict(
         architectures=["MixtralForCausalLM"], attention_dropout=0.0, bos_token_id=1, eos_token_id=2, hidden_act="silu",
         hidden_size=4096, initializer_range=0.02, intermediate_size=14336, max_position_embeddings=32768,
@@ -142,6 +196,13 @@ PUBLISHED: dict[str, tuple[str, dict, tuple[int, int, int, int]]] = {
         output_router_logits=False, rms_norm_eps=1e-5, rope_theta=1000000.0, router_aux_loss_coef=0.02, sliding_window=None,
         tie_word_embeddings=False, use_cache=True, vocab_size=32000,
     ), (32, 32, 8, 128)),
+    "phi-2": ("phi", dict(
+        architectures=["PhiForCausalLM"], attention_dropout=0.0, bos_token_id=50256, embd_pdrop=0.0, eos_token_id=50256,
+        hidden_act="gelu_new", hidden_size=2560, initializer_range=0.02, intermediate_size=10240, layer_norm_eps=1e-5,
+        max_position_embeddings=2048, num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32,
+        partial_rotary_factor=0.4, qk_layernorm=False, resid_pdrop=0.1, rope_scaling=None, rope_theta=10000.0,
+        tie_word_embeddings=False, torch_dtype="float16", use_cache=True, vocab_size=51200,
+    ), (32, 32, 32, 80)),
     "Phi-3-mini-4k": ("phi3", dict(
         architectures=["Phi3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=1, embd_pdrop=0.0,
         eos_token_id=32000, hidden_act="silu", hidden_size=3072, initializer_range=0.02, intermediate_size=8192,

@@ -27,12 +27,12 @@ CASES = {
     "Mamba 2": (dict(model_type="mamba2"), ValueError, "it has no attention heads"),
     "DeepSeek V3": (dict(model_type="deepseek_v3"), ValueError, "multi-head latent attention"),
     "BLOOM": (dict(model_type="bloom"), ValueError, r"a bias on scores \(ALiBi\)"),
-    "OPT": (dict(model_type="opt"), ValueError, "is of model_type 'opt'; supported: gemma2, "),
+    "OPT": (dict(model_type="opt"), ValueError, "is of model_type 'opt'; supported: gemma, "),
     "text and images": (
         dict(model_type="qwen2_5_vl", text_config={"model_type": "qwen2_5_vl_text"}), ValueError,
         "'qwen2_5_vl', whose text model is of model_type 'qwen2_5_vl_text'",
     ),
-    "a type that nobody knows": (dict(model_type="spiral"), ValueError, "is of model_type 'spiral'; supported: gemma2, "),
+    "a type that nobody knows": (dict(model_type="spiral"), ValueError, "is of model_type 'spiral'; supported: gemma, "),
     "dynamic rope": (
         dict(SIZES, model_type="qwen2", rope_scaling={"type": "dynamic", "factor": 2.0}), NotImplementedError,
         "rope_type 'dynamic' changes with the length of the prompt",
@@ -58,6 +58,7 @@ CASES = {
         "has attention_temperature = 0.5, which models of type 'llama' are not known to have",
     ),
     "a scale of the residual stream": (dict(SIZES, model_type="mistral", residual_multiplier=0.2), ValueError, "residual_mult"),
+    "Phi with norms of queries": (dict(SIZES, model_type="phi", qk_layernorm=True), ValueError, "has qk_layernorm = True"),
     "OLMoE that clips": (dict(SIZES, model_type="olmoe", clip_qkv=8.0), ValueError, "has clip_qkv = 8.0"),
     "Gemma 3 for embeddings": (
         dict(SIZES, model_type="gemma3_text", use_bidirectional_attention=True), ValueError, "use_bidirectional_attention",
