@@ -26,7 +26,11 @@ class GraniteFamily(LlamaFamily):
 
     def constants(self) -> tuple[float, ...]:
         scales = (self.sublayer_scale(l) for l in range(self.cfg.n_layers))
-        return (*super().constants(), float(self.base.embedding_multiplier), self._logits_scaling, *scales)
+        return (*super().constants(), self._embedding_multiplier, self._logits_scaling, *scales)
+
+    @property
+    def _embedding_multiplier(self) -> float:
+        return float(self.base.embedding_multiplier)  # type: ignore[arg-type]
 
     @property
     def _logits_scaling(self) -> float:
@@ -36,7 +40,7 @@ class GraniteFamily(LlamaFamily):
         return float(self.layers[l].residual_multiplier)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return super().embed(tokens, positions) * self.base.embedding_multiplier
+        return super().embed(tokens, positions) * self._embedding_multiplier
 
     # ---- what is added to the residual stream ------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ class Ministral3Family(MistralFamily):
     rotary_types = (modeling_ministral3.Ministral3RotaryEmbedding,)
 
     def positions_end(self) -> tuple[int, str] | None:
-        rope = self.hf.config.rope_parameters
+        rope: Any = self.hf.config.rope_parameters
         if not rope.get("llama_4_scaling_beta"):
             return super().positions_end()
         length = int(rope["original_max_position_embeddings"])
