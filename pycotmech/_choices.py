@@ -65,7 +65,8 @@ def alike(value: Any, names: Iterable[Any], *, n: int = 3, least: float = _ALIKE
     if not isinstance(value, str) or not value.strip():
         return []
     asked = _plain(value)
-    scored = [(SequenceMatcher(None, _plain(name), asked).ratio(), name) for name in names if isinstance(name, str)]
+    known = dict.fromkeys(name for name in names if isinstance(name, str))
+    scored = [(SequenceMatcher(None, _plain(name), asked).ratio(), name) for name in known]
     found = sorted((score for score in scored if score[0] >= least), key=lambda score: -score[0])
     return [name for score, name in found if score >= found[0][0] - 0.1][:n]
 

@@ -52,7 +52,7 @@ EXAMPLES = {
     ),
     "trace": ("pycotmech trace --model smollm2-135m --traces traces.jsonl --out trace-results --plan",),
     "sweep": (
-        'pycotmech sweep --model tiny-cot --clean "Max is a lempus" --corrupted "Max is a tumpus" --png heads.png',
+        'pycotmech sweep --model tiny-cot --clean "Rex is a lempus . Rex is a" --corrupted "Rex is a tumpus . Rex is a"',
         "pycotmech sweep --model smollm2-135m --pairs mine.jsonl --screen 40 --json",
     ),
     "attention": (
