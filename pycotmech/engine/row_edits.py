@@ -346,7 +346,7 @@ class SourceValues:
         family.rotate(l, bases.angles, position, q)
         kv = head // family.cfg.group
         k = bases.source["k"][l][offset : offset + read - first + 1, kv][:, None].clone()
-        family.rotate(l, bases.angles, slice(first, read + 1), k)
+        family.rotate(l, bases.angles, slice(first, read + 1), keys=(k,))
         wide = family.resid_dtype  # before `first` the source run is the base run
         k_all = torch.cat((bases.k[l][keys : keys + first, kv], k[:, 0])).to(wide)
         return family.attention(l).weights(q[:, 0].to(wide) @ k_all.T, position, head)

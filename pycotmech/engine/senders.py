@@ -105,7 +105,7 @@ class _Receivers:
         key, edited = self.key_offset[rows.base[span]] + position, self.editable[index][:, None, None]
         q0, k0, v0 = bases.sites["q"][l][index], bases.k[l][key], bases.v[l][key]
         q, k, v = self.family.qkv(l, x)  # [R, H, D], [R, Hkv, D]
-        self.family.rotate(l, bases.angles, position, q0, q, k)
+        self.family.rotate(l, bases.angles, position, q0, q, keys=(k,))
         q, k, v = torch.where(edited, q, q0), torch.where(edited, k, k0), torch.where(edited, v, v0)
         taken = {"q": (q, k0, v0), "k": (q0, k, v0), "v": (q0, k0, v)}
         all_q, all_k, all_v = (torch.cat(parts) for parts in zip(*(taken[i] for i in inputs), strict=True))

@@ -176,7 +176,7 @@ def climb(
             turned = None if top is not None else q
             to = None if keys.at is not None else (k_own[a:b], v_own[a:b])
             if to is None or not family.rotate_into(l, angles, slice(a, b), turned, k, v, *to):
-                family.rotate(l, angles, slice(a, b), *((k,) if turned is None else (turned, k)))
+                family.rotate(l, angles, slice(a, b), *(() if turned is None else (turned,)), keys=(k,))
                 keys.put(l, a, b, k, v)
             if top is None and b - a == n and q.is_contiguous():
                 asked = q

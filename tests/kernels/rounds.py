@@ -129,7 +129,7 @@ def queries_and_keys(T: int, layers: list[int]) -> tuple[Tensor, Tensor]:
     queries, keys = [], []
     for l in layers:
         q, k = acts["q"][l].clone(), acts["k"][l].clone()
-        model.family.rotate(l, angles, slice(0, T), q, k)
+        model.family.rotate(l, angles, slice(0, T), q, keys=(k,))
         queries.append(q.transpose(0, 1) * model.family.attention(l).scale)
         keys.append(k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(0, 1))
     return torch.stack(queries), torch.stack(keys)

@@ -182,10 +182,17 @@ class TextActivations:
 
 
 def rotated(family: Family, l: int, q: Tensor, positions: Sequence[int]) -> Tensor:
-    """Queries or keys [n, heads, D] with the rotary embedding of their positions."""
+    """Queries [n, H, D] with the rotary embedding of their positions."""
     q = q.clone()
     family.rotate(l, family.rotary(torch.tensor(list(positions), device=q.device)), None, q)
     return q
+
+
+def rotated_keys(family: Family, l: int, k: Tensor, positions: Sequence[int]) -> Tensor:
+    """Keys [n, Hkv, D] with the rotary embedding of their positions."""
+    k = k.clone()
+    family.rotate(l, family.rotary(torch.tensor(list(positions), device=k.device)), None, keys=(k,))
+    return k
 
 
 def text_activations(

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pycotmech.cot.tools.activations import Prompt, TextActivations, head_outputs, rotated, token_logits
+from pycotmech.cot.tools.activations import (
+    Prompt,
+    TextActivations,
+    head_outputs,
+    rotated,
+    rotated_keys,
+    token_logits,
+)
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
 from pycotmech.engine.bases import Bases, Stage
 from pycotmech.engine.rows import Joining, Variants
@@ -183,7 +190,7 @@ class Flow:
             new = rotated(family, l, q, [position] * n)[:, h].to(wide)
             out["q"] = attention.weights(new @ keys.T, [at], h) @ values
         if "k" in inputs:
-            new = rotated(family, l, k, [position] * n)[:, kv].to(wide)
+            new = rotated_keys(family, l, k, [position] * n)[:, kv].to(wide)
             changed = products.repeat(n, 1)
             changed[:, position] = new @ base_q
             out["k"] = attention.weights(changed, [at], h) @ values

@@ -220,12 +220,14 @@ class Family(ABC):
         """The angles of positions [R] as `rotate` takes them: [kinds of layers, 2 (cos, sin), R, D], in float32 whatever the
         model's dtype."""
 
-    def rotate(self, l: int, angles: Tensor, rows: slice | Tensor | None, *heads: Tensor) -> None:
-        """Rotates queries or keys [n, heads, D] of a layer in place; rows: which of the angles' rows they are, None: all."""
+    def rotate(
+        self, l: int, angles: Tensor, rows: slice | Tensor | None, *queries: Tensor, keys: Sequence[Tensor] = ()
+    ) -> None:
+        """Rotates queries and keys [n, heads, D] of a layer in place; rows: which of the angles' rows they are, None: all."""
         cos, sin = angles[self._rotary_kind(l)]
         if rows is not None:
             cos, sin = (t[rows] if isinstance(rows, slice) else t.index_select(0, rows) for t in (cos, sin))
-        for x in side_by_side(heads):
+        for x in side_by_side((*queries, *keys)):
             ops.rope(x, cos, sin)
 
     def rotate_into(

@@ -3,6 +3,8 @@ projection to gate and up."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers.models.glm4 import modeling_glm4
@@ -24,9 +26,11 @@ class Glm4Family(PostNormFamily, FusedGateUp):
     attn_out_norm, mlp_out_norm = "post_self_attn_layernorm", "post_mlp_layernorm"
     mlp_norm = "post_attention_layernorm"
 
-    def rotate(self, l: int, angles: Tensor, rows: slice | Tensor | None, *heads: Tensor) -> None:
+    def rotate(
+        self, l: int, angles: Tensor, rows: slice | Tensor | None, *queries: Tensor, keys: Sequence[Tensor] = ()
+    ) -> None:
         n = angles.shape[-1]  # features that are turned: each even one with the odd one after it
-        for x in heads:
+        for x in (*queries, *keys):
             halves = torch.cat((x[..., 0:n:2], x[..., 1:n:2]), -1)  # as `ops.rope` has them
             super().rotate(l, angles, rows, halves)
             x[..., 0:n:2], x[..., 1:n:2] = halves.chunk(2, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -49,7 +50,9 @@ class GPT2Family(JointLayerNorm):
     def rotary(self, positions: Tensor) -> Tensor:
         return torch.empty(1, 2, len(positions), 0, dtype=self.resid_dtype, device=self.device)
 
-    def rotate(self, l: int, angles: Tensor, rows: slice | Tensor | None, *heads: Tensor) -> None:
+    def rotate(
+        self, l: int, angles: Tensor, rows: slice | Tensor | None, *queries: Tensor, keys: Sequence[Tensor] = ()
+    ) -> None:
         """Nothing."""
 
     def _split(self, joint: Tensor) -> tuple[Tensor, ...]:

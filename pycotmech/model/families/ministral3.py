@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from pycotmech.model.families.mistral import MistralFamily
 class Ministral3Family(MistralFamily):
     """`Family` of Ministral3ForCausalLM, the language model of Ministral 3 3B, 8B and 14B.
 
-    Queries are multiplied by 1 + beta ln(1 + floor(position / original length)): by 1 in prompts of the original length, 16,384
-    tokens in the published models. Longer prompts are refused.
+    Queries are multiplied by 1 + beta ln(1 + floor(position / original length)) after the rotary embedding: by 1 below the
+    original length, 16,384 tokens in the published models. Sites q are before both. The angles of queries have the factor in
+    them, and so are a kind of their own after those of keys.
     """
 
     model_types = ("ministral3",)
@@ -25,12 +27,30 @@ class Ministral3Family(MistralFamily):
     mlp_types = (modeling_ministral3.Ministral3MLP,)
     rotary_types = (modeling_ministral3.Ministral3RotaryEmbedding,)
 
-    def positions_end(self) -> tuple[int, str] | None:
+    def constants(self) -> tuple[float, ...]:
+        return (*super().constants(), *self._scaling())
+
+    def _scaling(self) -> tuple[float, ...]:
+        """Beta and the original length; nothing if queries are not scaled."""
         rope: Any = self.hf.config.rope_parameters
-        if not rope.get("llama_4_scaling_beta"):
-            return super().positions_end()
-        length = int(rope["original_max_position_embeddings"])
-        return length, f"scales queries by their position (llama_4_scaling_beta) beyond {length}"
+        beta = rope.get("llama_4_scaling_beta")
+        return (float(beta), float(rope["original_max_position_embeddings"])) if beta else ()
+
+    def rotary(self, positions: Tensor) -> Tensor:
+        keys, scaling = super().rotary(positions), self._scaling()
+        if not scaling:
+            return keys
+        beta, length = scaling
+        factor = 1 + beta * torch.log(1 + torch.floor(positions.float() / length))  # [R], in float32 whatever the dtype
+        return torch.cat((keys, keys * factor[:, None].to(keys)))  # [2, 2, R, D]
+
+    def rotate(
+        self, l: int, angles: Tensor, rows: slice | Tensor | None, *queries: Tensor, keys: Sequence[Tensor] = ()
+    ) -> None:
+        if keys:
+            super().rotate(l, angles[:1], rows, keys=keys)
+        if queries:
+            super().rotate(l, angles[-1:], rows, *queries)
 
     def _wide_attention(self, layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)[None]

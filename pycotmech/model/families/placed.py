@@ -65,10 +65,12 @@ class PlacedFamily(Family):
     def rotary(self, positions: Tensor) -> Tensor:
         return super().rotary(positions).to(positions.device)  # type: ignore[safe-super]
 
-    def rotate(self, l: int, angles: Tensor, rows: slice | Tensor | None, *heads: Tensor) -> None:
-        device = heads[0].device
+    def rotate(
+        self, l: int, angles: Tensor, rows: slice | Tensor | None, *queries: Tensor, keys: Sequence[Tensor] = ()
+    ) -> None:
+        device = (*queries, *keys)[0].device
         rows = rows.to(device) if isinstance(rows, Tensor) else rows
-        super().rotate(l, angles.to(device), rows, *heads)
+        super().rotate(l, angles.to(device), rows, *queries, keys=keys)
 
     # ---- layers ------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from transformers.models.smollm3 import modeling_smollm3
 
@@ -21,6 +23,8 @@ class SmolLM3Family(Qwen2Family):
     def constants(self) -> tuple[float, ...]:
         return (*super().constants(), *(float(layer.self_attn.use_rope) for layer in self.layers))
 
-    def rotate(self, l: int, angles: Tensor, rows: slice | Tensor | None, *heads: Tensor) -> None:
+    def rotate(
+        self, l: int, angles: Tensor, rows: slice | Tensor | None, *queries: Tensor, keys: Sequence[Tensor] = ()
+    ) -> None:
         if self.layers[l].self_attn.use_rope:
-            super().rotate(l, angles, rows, *heads)
+            super().rotate(l, angles, rows, *queries, keys=keys)
