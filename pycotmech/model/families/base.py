@@ -389,8 +389,7 @@ class Family(ABC):
         own columns, several are one call of the output projection on rows that are zero outside them.
         """
         plain = self.is_plain_projection(l)
-        r = torch.arange(len(dz), device=dz.device)
-        r = r if heads.ndim == 1 else r[:, None]
+        r = torch.arange(len(dz), device=dz.device).view(-1, *[1] * (heads.ndim - 1))
         if plain and heads.ndim == 1:
             return x_mid + ops.head_delta(dz.to(z.dtype), heads, self._output_weight(l))
         z = z if index is None else z[index]
