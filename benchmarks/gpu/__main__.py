@@ -100,13 +100,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _one(asked: argparse.Namespace) -> int:
-    """A phase, in the process that was started for it."""
+    """A phase, in the process that was started for it. It ends itself if the process that watches it is gone."""
+    if not hasattr(signal, "alarm"):
+        return _run(asked)
+    signal.alarm(math.ceil(asked.seconds) + 5)
+    try:
+        return _run(asked)
+    finally:
+        signal.alarm(0)
+
+
+def _run(asked: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.gpu.bench import Bench
 
-    if hasattr(signal, "alarm"):  # whatever has become of the process that watches this one
-        signal.alarm(math.ceil(asked.seconds) + 5)
     known = json.loads(asked.known.read_text()) if asked.known and asked.known.exists() else {}
     found, device = Found(asked.rows), torch.device(asked.device)
     if device.type == "cuda":

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -300,6 +301,20 @@ def test_what_is_not_written_and_what_lies_around_is_not_a_number():
     assert relative(torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, torch.inf]).double()) != 0
 
 
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="needs signal.alarm")
+def test_a_phase_ends_itself_where_nobody_watches_it(tmp_path, monkeypatch):
+    """It has 5 seconds more than its limit; afterwards this process has no alarm left."""
+    left = []
+
+    def run(asked):
+        left.append(signal.alarm(0))
+        return 0
+
+    monkeypatch.setattr(command, "_run", run)
+    assert command.main(["--phase", "ceilings", "--rows", str(tmp_path / "rows"), "--seconds", "100"]) == 0
+    assert 100 < left[0] <= 105 and signal.alarm(0) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -317,7 +332,6 @@ def test_bad_arguments(words, said, capsys):
 
 def test_a_device_that_is_not_there_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(command.signal, "alarm", lambda seconds: None)
     assert command.main(["--phase", "ceilings", "--rows", str(tmp_path / "rows")]) == supervise.NO_DEVICE
     assert "got cuda; PyTorch" in read_rows(tmp_path / "rows")[0]["value"]
     ends = [sys.executable, "-c", f"raise SystemExit({supervise.NO_DEVICE})"]

@@ -52,7 +52,6 @@ def phase(monkeypatch, tmp_path):
     monkeypatch.setattr(Found, "check", lambda self, *what: check(self, *what) or True)  # values are nothing that could pass
     monkeypatch.setattr(graphs.Graphs, "_compare", staticmethod(lambda replayed, usual, dtype: None))
     monkeypatch.setattr(profile, "profile", Profile)
-    monkeypatch.setattr(command.signal, "alarm", lambda seconds: None)
     known = tmp_path / "known.json"
     known.write_text('{"ceilings": [{"kind": "figure", "what": "product of matrices, bfloat16", "value": 800.0}]}')
 
