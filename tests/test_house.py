@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    ("_choices", "_layout", "_lazy", "_optional", "_warnings", "files"),
+    ("_choices", "_layout", "_lazy", "_optional", "_warnings", "_words", "files"),
     ("ops",),
     ("model", "figures", "stats", "display"),
     ("engine",),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.engine.planner import memory_budget
 from pycotmech.model.climb import EditZ
 from pycotmech.model.families.base import Family
@@ -79,7 +80,7 @@ class AblatedRuns:
             raise ValueError(f"fill: got shape {list(fill.shape)}; expected {expected}")
         if roles is None or len(roles) != len(prompts):
             got = "None" if roles is None else f"{len(roles)} of them"
-            raise ValueError(f"roles: got {got}; with fill, expected the roles of each of {len(prompts)} prompt(s)")
+            raise ValueError(f"roles: got {got}; with fill, expected the roles of each of {plural(len(prompts), 'prompt')}")
         for i, (role, prompt) in enumerate(zip(roles, prompts)):
             if role.shape != prompt.shape or int(role.min()) < 0 or int(role.max()) >= fill.shape[1]:
                 raise ValueError(f"roles[{i}]: expected {len(prompt)} integers in 0..{fill.shape[1] - 1}, one a position")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycotmech._warnings import warn
+from pycotmech._words import plural
 from pycotmech.engine import graphs
 from pycotmech.engine.budget import LOGIT_ROWS, Pieces
 from pycotmech.engine.jitter import Jitter
@@ -89,7 +90,7 @@ class Evaluator:
             c, d = left.pop()
             piece, out = variants[torch.arange(c, d)], slice(*read.begins[[c, d]].tolist())
             try:
-                with hint_at_budget(f"{d - c} variant(s) went through the layers"):
+                with hint_at_budget(f"{plural(d - c, 'variant')} went through the layers"):
                     staircase = Staircase(
                         self.family, joins.bases, piece, joins.of(c, d), self.count, edits.of(c, d), jitter=jitter.of(c, d)
                     )

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.display import Described, Facts
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.memory import free_bytes
@@ -63,13 +64,13 @@ class Plan(Described):
             "allowed": f"{self.budget_bytes / 2**30:,.1f} GiB",
         }
         size = {"chunks": f"{self.chunks:,}", "rows": f"{self.rows:,}"}
-        title = f"Plan: {self.variants:,} variants of {self.examples:,} example(s)"
+        title = f"Plan: {self.variants:,} variants of {plural(self.examples, 'example')}"
         return Facts(title, {**size, "work": work, "memory beyond the model": memory})
 
     def __str__(self) -> str:
         return (
-            f"{self.variants} variants of {self.examples} example(s) in {self.chunks} chunk(s), {self.rows} rows: "
-            f"{self.token_forwards:,.0f} token-forwards and {self.base_token_forwards:,.0f} of the prompts "
+            f"{self.variants} variants of {plural(self.examples, 'example')} in {plural(self.chunks, 'chunk')}, "
+            f"{self.rows} rows: {self.token_forwards:,.0f} token-forwards and {self.base_token_forwards:,.0f} of the prompts "
             f"(one hooked forward per variant: {self.hooked_token_forwards:,.0f}), {self.flop / 1e12:.2f} TFLOP, "
             f"{self.weight_bytes / 2**30:.1f} GiB of weights read, {self.bytes_in_flight / 2**30:.2f} GiB in flight "
             f"of {self.budget_bytes / 2**30:.1f} GiB allowed"

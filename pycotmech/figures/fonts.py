@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 
 from pycotmech._warnings import warn
+from pycotmech._words import plural
 from pycotmech.figures.library import font_manager, rcParams
-from pycotmech.figures.words import plural
 
 _WIDER = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",

@@ -39,15 +39,6 @@ def sample_of(record: dict | None, step: int) -> str:
     return ""
 
 
-def plural(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
-
-
 def wrapped(text: str, width: int = 30) -> str:
     """The text in lines of at most so many characters, cut between words."""
     return "\n".join(textwrap.wrap(text, width, break_long_words=False))
-
-
-def listed(parts: list[str]) -> str:
-    """a; a and b; a, b and c."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""

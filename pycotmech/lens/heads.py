@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.lens.request import token_text
 from pycotmech.lens.results import label_positions
@@ -241,7 +242,7 @@ class HeadLogits(Displayed):
 
     def __str__(self) -> str:
         L, H, K = self.heads.shape[-3:]
-        over = " x ".join(f"{n} {a}(s)" for n, a in zip(self.heads.shape, self.axes, strict=False))
+        over = " x ".join(plural(n, a) for n, a in zip(self.heads.shape, self.axes, strict=False))
         lines = [
             f"{self.model_name}: direct contributions to logits, {L} layers x {H} heads"
             + (f", mean over {over}" if over else "")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.display import Arrays, Displayed, View
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class LogitLens(Displayed):
         )
 
     def __str__(self) -> str:
-        over = " x ".join(f"{n} {axis}(s)" for n, axis in zip(self.entropy.shape, self.axes, strict=False))
+        over = " x ".join(plural(n, axis) for n, axis in zip(self.entropy.shape, self.axes, strict=False))
         lines = [
             f"{self.model_name}: logit lens of {self.site}, {len(self.layers)} entries"
             + (f", mean over {over}" if over else "")

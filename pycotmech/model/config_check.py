@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from pycotmech._words import plural
+
 _COUNTS = (
     "vocab_size",
     "hidden_size",
@@ -61,7 +63,7 @@ def check_config(
         if not isinstance(config.get(field, False), bool):
             refuse(field, "true or false")
     if layers is not None and config.get("num_hidden_layers", layers) > layers:
-        refuse("num_hidden_layers", f"at most {layers}: there are tensors of {layers} layer(s)")
+        refuse("num_hidden_layers", f"at most {layers}: there are tensors of {plural(layers, 'layer')}")
     heads, key_value_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if heads and key_value_heads and heads % key_value_heads:
         refuse("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycotmech._warnings import warn
+from pycotmech._words import plural
 from pycotmech.display import Described, Facts
 from pycotmech.model.check import check_against_hf
 from pycotmech.model.config import ModelConfig
@@ -235,7 +236,7 @@ class Model(Described):
         bos, unknown = self.tokenizer.bos_token_id, getattr(self.tokenizer, "unk_token_id", None)
         if unknown is not None and unknown in ids and str(self.tokenizer.unk_token) not in text:
             warn(
-                f"{argument}: {ids.count(unknown)} part(s) of the prompt are unknown to the tokenizer and became "
+                f"{argument}: {plural(ids.count(unknown), 'part')} of the prompt, unknown to the tokenizer, became "
                 f"{self.tokenizer.unk_token!r}: {text[:80]!r}"
             )
         if bos is None:
@@ -315,7 +316,7 @@ def _base_of(hf: Any) -> torch.nn.Module:
         learned = [name for name, adapter in adapters.items() if getattr(adapter, "is_prompt_learning", False)]
         if learned:
             raise ValueError(
-                f"hf_model: the PEFT adapter(s) {', '.join(map(repr, learned))} learn prompts, which lie outside the model and "
+                f"hf_model: the PEFT adapters {', '.join(map(repr, learned))} learn prompts, which lie outside the model and "
                 "would be ignored; expected adapters of its layers (LoRA, for instance), or the base model alone"
             )
         hf = _uncompiled(cast(Any, hf).get_base_model())

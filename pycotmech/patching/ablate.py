@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.model.arguments import check_model
 from pycotmech.model.prompts import Tokens, listed, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
@@ -100,7 +101,7 @@ def _variants(
     return [
         Variant(
             tuple(Edit("z", l, h, positions, value(l, h)) for l, h in heads),
-            name="L{}H{}".format(*heads[0]) if each else f"{len(heads)} head(s)",
+            name="L{}H{}".format(*heads[0]) if each else f"{plural(len(heads), 'head')}",
         )
         for heads in sets
     ]
@@ -134,7 +135,7 @@ def _resampled(model: Model, base: Tensor, other, where: list[int], seed: int) -
     if not useful:
         raise ValueError(f"resample[{i}] is the same prompt as tokens up to the positions; nothing would change")
     z = model.run(all_tokens[i], capture=("z",), positions=[-1])["z"]  # type: ignore[index]
-    return z, useful, f"z of resample[{i}] of {len(prompts)} prompt(s), seed {seed}"
+    return z, useful, f"z of resample[{i}] of {plural(len(prompts), 'prompt')}, seed {seed}"
 
 
 def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
@@ -164,7 +165,7 @@ def _mean(model: Model, prompts, roles, length: int) -> tuple[Tensor, str, int]:
         total.index_add_(0, role, z)
         count.index_add_(0, role, torch.ones(len(t), dtype=torch.float64))
     means = total / count[:, None, None, None]
-    over = f"the mean of z over {len(all_tokens)} prompt(s)"
+    over = f"the mean of z over {plural(len(all_tokens), 'prompt')}"
     if label is None:
         return means[0], f"{over} and all their positions", len(all_tokens)
-    return means[label].transpose(0, 1), f"{over} and the positions of the same of {labels} role(s)", len(all_tokens)
+    return means[label].transpose(0, 1), f"{over} and the positions of the same of {plural(labels, 'role')}", len(all_tokens)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.engine.bases import Bases, PairRuns, run_pairs
 from pycotmech.engine.evaluate import Evaluator
 from pycotmech.engine.joins import N_SELF_PATCHES
@@ -118,7 +119,7 @@ def _run_chunk(
 ) -> None:
     """A separate function, so that what a chunk holds is freed before the next one is run."""
     base, source = question.prompts(run.host for run in chunk.runs)
-    with hint_at_budget(f"{len(chunk.runs)} pair(s) of prompts were run"):
+    with hint_at_budget(f"{plural(len(chunk.runs), 'pair')} of prompts were run"):
         runs = run_pairs(
             question.family,
             base,

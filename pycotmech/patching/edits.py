@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycotmech._warnings import warn
+from pycotmech._words import plural
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.joins import SELF_PATCH_SITES
 from pycotmech.engine.row_edits import PER_QUERY, Entries, adds
@@ -266,7 +267,8 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
             reached.append((placed.layer, JOINS_AT.get(placed.site, Stage.PRE), int(entries.position.min())))
         if not reached:
             raise ValueError(
-                f"{name}: none of its {len(variant.edits)} edit(s) reaches what is read, position {read} after the last layer"
+                f"{name}: none of its {plural(len(variant.edits), 'edit')} reaches what is read, "
+                f"position {read} after the last layer"
             )
         layer, stage = min(r[:2] for r in reached)
         if cfg.parallel and (layer, Stage.POST) in {r[:2] for r in reached}:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.engine.metrics import ExampleMetric
 from pycotmech.engine.planner import Plan, memory_budget
@@ -177,8 +178,8 @@ class HeadInteractions(Displayed):
             [""],
             title=title or f"{self.model_name}: what pairs of heads do beyond the sum of their effects",
             lines=[
-                f"{self.direction}, {self.metric}; diagonal: the head alone; {len(self.single)} pair(s); rounding is below "
-                f"{self.noise_floor:.2g}"
+                f"{self.direction}, {self.metric}; diagonal: the head alone; {plural(len(self.single), 'pair')}; "
+                f"rounding is below {self.noise_floor:.2g}"
             ],
             label=f"interaction ({what})",
             path=path,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 import torch
 
 from pycotmech._choices import check_choice, did_you_mean
+from pycotmech._words import plural
 from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.prompts import Tokens, resolve_positions
 from pycotmech.patching.edits import Edit, Variant, check_heads
@@ -94,7 +95,7 @@ def knock_out_edges(
 def _name(place: list[tuple[int, int | None]], each: str | None) -> str:
     (l, h), n = place[0], len(place)
     if each is None:
-        return f"{n} {'layer' if h is None else 'head'}(s)"
+        return plural(n, "layer" if h is None else "head")
     return f"L{l}" if each == "layer" else f"L{l}H{h}"
 
 

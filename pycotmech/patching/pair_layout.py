@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pycotmech._warnings import warn
+from pycotmech._words import listed
 from pycotmech.engine.bases import Stage
 from pycotmech.engine.joins import controls_of, with_controls
 from pycotmech.engine.row_edits import PER_QUERY, Entries
@@ -135,8 +136,8 @@ class PairLayout:
         idle = [l for n, l in enumerate(layers) if not any(r[n].any() for r in reached)]
         if idle and len(idle) < len(layers):
             warn(
-                f"positions: in layer(s) {idle} {self.site} at these positions reaches nothing that is read in any example; "
-                "the values there are those of the untouched run"
+                f"positions: {self.site} of layers {listed([str(l) for l in idle])} at these positions reaches nothing that is "
+                "read in any example; the values there are those of the untouched run"
             )
         parts = {part for r, labels in zip(reached, self.labels, strict=True) for part in labels[r.any(0)].tolist()}
         for part, name in enumerate(self.group_names or ()):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Bases, common_prefix, sequences_run, z_of_prompts
 from pycotmech.engine.budget import Batch, Pieces
@@ -278,7 +279,7 @@ def _joins(sweep: PairSweep, evaluator: Evaluator, chunk: TableChunk, past: KeyV
     if any(prompt is not None for prompt in others):
         n = sweep.begun_by_others
         begun = None if past is None or n == 0 else KeyValues(past.k[:, :n], past.v[:, :n])
-        with hint_at_budget(f"{len(others)} prompt(s) of random controls were run"):
+        with hint_at_budget(f"{plural(len(others), 'prompt')} of random controls were run"):
             other, from_other = z_of_prompts(evaluator.family, others, rows, begun, evaluator.replay), table.random
     return HeadJoins.on_device_of(
         evaluator.family,

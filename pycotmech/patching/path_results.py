@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech._words import plural
 from pycotmech.display import View
 from pycotmech.patching.results import Index, Measured, PairResult
 
@@ -95,7 +96,7 @@ class PathSweep(PairResult, Measured):
             of = np.abs(np.where(self._possible(), self.effect, 0)).transpose(1, 0, 2).reshape(len(self.senders), -1).argmax(1)
             strongest = np.take_along_axis(self.effect.transpose(1, 0, 2).reshape(len(self.senders), -1), of[:, None], 1)[:, 0]
             grid, what = self._map(self.senders, strongest), "paths between heads: of each sender the strongest"
-        lines = [f"{self.model_name}, {len(self.clean_metric)} pair(s), noise floor {self.noise_floor:.1g}"]
+        lines = [f"{self.model_name}, {plural(len(self.clean_metric), 'pair')}, noise floor {self.noise_floor:.1g}"]
         return effect_figure(
             grid,
             title=title or what,
@@ -161,9 +162,11 @@ class PathSweep(PairResult, Measured):
 
     def _heading(self) -> list[str]:
         frozen = "other heads and MLPs frozen" if self.frozen_mlps else "other heads frozen"
-        to = "the logits" if self.receivers == "logits" else f"{', '.join(self.inputs)} of {len(self.receivers)} head(s)"
+        to = (
+            "the logits" if self.receivers == "logits" else f"{', '.join(self.inputs)} of {plural(len(self.receivers), 'head')}"
+        )
         return [
-            f"{self.model_name}: paths from {len(self.senders)} head(s) to {to}, {frozen}, {self.direction}, "
+            f"{self.model_name}: paths from {plural(len(self.senders), 'head')} to {to}, {frozen}, {self.direction}, "
             f"metric {self.metric}",
             f"{self._runs()}, noise floor {self.noise_floor:.2g}",
         ]

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Bases
 from pycotmech.engine.budget import Batch, Budget, Pieces
@@ -170,7 +171,7 @@ class _HeldChunk:
         them."""
         paths, evaluator, first, senders = self.layout.paths, self.evaluator, self.chunk.number, batch.senders
         joins = self._head_joins(batch.head, batch.number < 0, batch.streams)
-        with hint_at_budget(f"{len(senders)} sender(s) went through the layers"):
+        with hint_at_budget(f"{plural(len(senders), 'sender')} went through the layers"):
             climbed = run_senders(
                 evaluator.family, self.bases, senders, joins.of(0, len(senders)), layers=paths.layers, inputs=paths.inputs,
                 editable=joins.editable, freeze_mlps=paths.freeze_mlps, tick=evaluator.count,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycotmech._choices import did_you_mean
 from pycotmech._warnings import warn
+from pycotmech._words import plural
 from pycotmech.display import Arrays, Displayed, View
 from pycotmech.engine.planner import Plan
 from pycotmech.figures.words import METRIC_UNITS, effect_label
@@ -294,7 +295,7 @@ class PlaceResult(PairResult):
         return effect_figure(
             self.effect[:, None] if self.effect.ndim == 1 else self.effect,
             title=title or self._title(),
-            lines=[f"{self.model_name}, {len(self.clean_metric)} pair(s){floor}"],
+            lines=[f"{self.model_name}, {plural(len(self.clean_metric), 'pair')}{floor}"],
             metric=self.metric,
             direction=self.direction,
             normalised=self.normalized,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.display import View
 from pycotmech.patching.results import Index, Measured
 
@@ -52,7 +53,7 @@ class VariantSweep(Measured):
         return self.names[place[0]] or f"variant {place[0]}"
 
     def _title(self) -> str:
-        return f"What {len(self)} variant(s) of one run change"
+        return f"What {plural(len(self), 'variant')} of one run change"
 
     def _labels(self) -> dict[str, Any]:
         return {"variant": [self._place_name((i,)) for i in range(len(self))]}
@@ -70,7 +71,7 @@ class VariantSweep(Measured):
         return {"raw": self.raw, "effect": self.effect, "above_floor": self.above_floor}
 
     def _heading(self) -> list[str]:
-        about = f"{len(self)} variant(s), metric {self.metric}: base {self.base_metric:.4g}"
+        about = f"{plural(len(self), 'variant')}, metric {self.metric}: base {self.base_metric:.4g}"
         return [f"{self.model_name}: {about}, noise floor {self.noise_floor:.2g}"]
 
 
@@ -106,7 +107,7 @@ class Ablation(VariantSweep):
         return dataclasses.replace(found, values=grids[0], axes=("layer", "head"), labels={}, beside={"metric": grids[1]})
 
     def _title(self) -> str:
-        what = "each head on its own" if self.each else f"{len(self.sets)} set(s) of heads"
+        what = "each head on its own" if self.each else f"{plural(len(self.sets), 'set')} of heads"
         return f"What the run changes without {what}"
 
     def _more_labels(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class Ablation(VariantSweep):
         return {name: (("variant",), [head[i] for head in self.heads]) for i, name in enumerate(("layer", "head"))}
 
     def _heading(self) -> list[str]:
-        what = "each head on its own" if self.each else f"{len(self.heads)} head(s) at once"
+        what = "each head on its own" if self.each else f"{plural(len(self.heads), 'head')} at once"
         what = f"{len(self.sets)} sets of heads" if len(self.sets) > 1 and not self.each else what
         return [f"{what} replaced by {self.replaced_by}", *super()._heading()]
 
@@ -147,4 +148,4 @@ class Knockout(VariantSweep):
         return "What the run changes where heads do not see some positions"
 
     def _heading(self) -> list[str]:
-        return [f"attention of {len(self.to)} position(s) to {len(self.from_)} cut", *super()._heading()]
+        return [f"attention of {plural(len(self.to), 'position')} to {len(self.from_)} cut", *super()._heading()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pycotmech._words import listed, plural
 from pycotmech.attention.scores import KINDS
-from pycotmech.figures.words import listed, plural
 from pycotmech.report import charts
 from pycotmech.report.page import Draw, Page, Quote, Section, Table, sentence
 from pycotmech.report.run import made

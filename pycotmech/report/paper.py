@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pycotmech._words import listed, plural
 from pycotmech.cot.analyses.knock_out_curve import KnockOutCurve
 from pycotmech.cot.analyses.patch_steps import PatchSteps
 from pycotmech.cot.tools.result import Analysis
-from pycotmech.figures.words import listed, plural
 from pycotmech.paper.claims import CLAIMS, Verdict
 from pycotmech.paper.claims import Claim as PaperClaim
 from pycotmech.paper.one_setting import SettingOutcome, stored

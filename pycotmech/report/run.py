@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pycotmech.figures.words import METRIC_NAMES, listed, plural, sample_of
+from pycotmech._words import listed, plural
+from pycotmech.figures.words import METRIC_NAMES, sample_of
 from pycotmech.report import charts
 from pycotmech.report.page import Draw, Note, Page, Part, Quote, Section, Sentences, Table, sentence
 from pycotmech.runs.head_views import FILE, read_head_views

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycotmech._warnings import warn
+from pycotmech._words import plural
 from pycotmech.display import Described, Facts
-from pycotmech.figures.words import plural
 from pycotmech.files.write import replacing
 from pycotmech.runs.folder import open_folder, opening, refuse_other_settings
 from pycotmech.runs.pairs import PromptPair, read_pairs

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.display import Described, Facts
-from pycotmech.figures.words import plural
 from pycotmech.files.arrays import DamagedData
 from pycotmech.files.text import markdown
 from pycotmech.files.whole import read_sealed, write_sealed
@@ -128,7 +128,7 @@ class TracePlan(Described):
         return float(sum(seconds for unit, seconds in self.times.items() if unit.rpartition("/")[2] == analysis))
 
     def __str__(self) -> str:
-        lines = [f"{self.traces} trace(s), {self.tokens:,} tokens, {self.sentences} sentences"]
+        lines = [f"{plural(self.traces, 'trace')}, {self.tokens:,} tokens, {self.sentences} sentences"]
         for name, n in self.forwards.items():
             if n == 0:
                 continue

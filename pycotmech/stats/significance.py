@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech._choices import did_you_mean
+from pycotmech._words import plural
 
 Test = Literal["sign_flip", "sign"]
 Control = Literal["max", "holm", "bh"]
@@ -92,7 +93,7 @@ def p_values(
     if n < least:
         worst = 2.0**-n * (2 if two_sided else 1) * (x.shape[1] if control == "holm" else 1)
         raise ValueError(
-            f"scores: {n} example(s) can give no p-value below {min(worst, 1.0):.2g} here ({words(test, control)}, "
+            f"scores: {plural(n, 'example')} can give no p-value below {min(worst, 1.0):.2g} here ({words(test, control)}, "
             f"{x.shape[1]} heads), but alpha is {alpha:g}; expected {least} examples or more"
             + (", or test='sign_flip'" if test == "sign" else "")
         )

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.engine import planner
 from pycotmech.engine.budget import LOGIT_ROWS
 from pycotmech.engine.memory import hint_at_budget
@@ -102,7 +103,7 @@ def run_cuts(
             f"{max(lengths) * row / 2**30:.3g}; expected that much or more"
         )
     for a, b in planner.cut([n * row for n in lengths], min(room, max(BATCH_ROWS, *lengths) * row)):
-        with hint_at_budget(f"{b - a} cut(s) went through the layers"):
+        with hint_at_budget(f"{plural(b - a, 'cut')} went through the layers"):
             x = _climb(family, base, cuts[a:b], where)
         yield range(a, b), [0, *np.cumsum(lengths[a:b]).tolist()], x
 

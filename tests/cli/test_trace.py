@@ -26,7 +26,7 @@ def test_plan_run_and_continue(shell, tmp_path, file):
     out = tmp_path / "out"
     arguments = ("trace", "--model", "tiny-cot", "--traces", file, "--out", out)
     code, text, err = shell(*arguments, "--plan")
-    assert code == 0 and "token-forwards" in text and "2 trace(s)" in text and not out.exists(), err
+    assert code == 0 and "token-forwards" in text and "2 traces" in text and not out.exists(), err
     code, text, err = shell(*arguments)
     assert code == 0 and "first finding, " in err, err
     assert "Does the answer depend on the chain?" in text and "; open " in text and text.rstrip().endswith("report.html")
@@ -118,6 +118,6 @@ def test_lines_without_a_trace_are_an_error_or_left_out(shell, tmp_path, file):
     code, _, err = shell(*arguments, "--plan")
     assert code == 2 and "line 3: no JSON" in err
     code, text, err = shell(*arguments, "--plan", "--skip-unusable")
-    assert code == 0 and "2 trace(s)" in text, err
+    assert code == 0 and "2 traces" in text, err
     assert "left out: line 3 of the file: no JSON" in text and "left out: line 4 of the file: completion: missing" in text
     assert "left out: 2 more lines of the file: 8, 9" in text

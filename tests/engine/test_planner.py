@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import pycotmech as pcm
 from pycotmech import ops
+from pycotmech._words import plural
 from tests.reference.stages import observe
 from tests.reference.tiny import tiny_llama
 
@@ -88,7 +89,7 @@ def test_a_plan_is_what_is_done(model, monkeypatch, name):
     if name == "chunks":
         assert plan.chunks > 1
         assert pcm.patch_heads(model, clean, corrupted).plan.chunks == 1
-    assert f"{plan.chunks} chunk(s)" in str(plan) and "GiB of weights read" in str(plan)
+    assert plural(plan.chunks, "chunk") in str(plan) and "GiB of weights read" in str(plan)
 
 
 def test_flop_are_those_of_the_products(model, monkeypatch):

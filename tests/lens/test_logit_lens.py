@@ -170,6 +170,6 @@ def test_tables_text_and_plots(tmp_path):
     curves = pcm.logit_lens(p.model, q.text, positions=-1, answer=known).plot(path=str(tmp_path / "curves.png"))
     assert_allclose(curves.axes[0].lines[0].get_ydata(), found.probabilities[-1, :, 1], atol=1e-5)
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("grid.png", "curves.png"))
-    assert f"{known!r}" in str(found) and "mean over 16 position(s)" in str(found)
+    assert f"{known!r}" in str(found) and "mean over 16 positions" in str(found)
     with pytest.raises(ValueError, match="kind: a grid needs a list of positions"):
         pcm.logit_lens(p.model, q.text, positions=-1).plot(kind="grid")

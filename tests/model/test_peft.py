@@ -100,5 +100,5 @@ def test_the_base_model_is_taken_with_its_adapters(wrap):
 
 
 def test_adapters_that_lie_outside_the_model_are_refused():
-    with pytest.raises(ValueError, match=r"hf_model: the PEFT adapter\(s\) 'default' learn prompts.*would be ignored"):
+    with pytest.raises(ValueError, match=r"hf_model: the PEFT adapters 'default' learn prompts.*would be ignored"):
         pcm.Model(StandIn(tiny_llama(), learns_prompts=True))

@@ -36,7 +36,7 @@ def test_zero(case):
     at_once = pcm.ablate_heads(model, tokens, HEADS)
     expected = truth(hf64, tokens, dict.fromkeys(HEADS, 0.0))
     assert len(at_once) == 1 and at_once.effect[0] == pytest.approx(expected, rel=1e-4)
-    assert at_once.replaced_by == "zero" and at_once.n_averaged is None and "4 head(s) at once replaced by zero" in str(at_once)
+    assert at_once.replaced_by == "zero" and at_once.n_averaged is None and "4 heads at once replaced by zero" in str(at_once)
     each = pcm.ablate_heads(model, tokens, HEADS, each=True, positions=[3, -1])
     expected = [truth(hf64, tokens, {head: 0.0}, [3, T - 1]) for head in HEADS]
     assert np.abs(each.effect - expected).max() < 1e-4 * max(expected)
@@ -53,10 +53,10 @@ def test_mean(case):
         [z[:, :, roles == r].mean((0, 2))[:, None].expand(-1, int((roles == r).sum()), -1, -1) for r in (0, 1, 5)], 1
     )
     cases = [
-        (dict(mean=others), over_all, "the mean of z over 3 prompt(s) and all their positions", 3),
+        (dict(mean=others), over_all, "the mean of z over 3 prompts and all their positions", 3),
         (dict(mean=torch.stack(others)), over_all, "all their positions", 3),
-        (dict(mean=others, roles=roles), by_role, "the positions of the same of 3 role(s)", 3),
-        (dict(mean=others, roles=range(T)), by_position, "the positions of the same of 12 role(s)", 3),
+        (dict(mean=others, roles=roles), by_role, "the positions of the same of 3 roles", 3),
+        (dict(mean=others, roles=range(T)), by_position, "the positions of the same of 12 roles", 3),
         (dict(mean=over_all.float()), over_all, "a mean given as a tensor [3, 4, 16]", None),
         (dict(mean=by_position.float()), by_position, "a mean given as a tensor [3, 12, 4, 16]", None),
     ]
@@ -79,7 +79,7 @@ def test_resample(case):
     z = z_of(hf64, others[1])
     expected = [truth(hf64, tokens, {(l, h): z[l, :, h]}) for l, h in HEADS]
     assert np.abs(one.effect - expected).max() < 1e-4 * max(expected)
-    assert one.replaced_by == "z of resample[0] of 1 prompt(s), seed 0"
+    assert one.replaced_by == "z of resample[0] of 1 prompt, seed 0"
     drawn = {
         pcm.ablate_heads(model, tokens, HEADS, kind="resample", resample=others, seed=s).replaced_by[:15] for s in range(8)
     }
@@ -141,7 +141,7 @@ def test_several_sets_in_one_sweep(case):
         expected = [truth(hf64, tokens, {head: value(*head) for head in heads}) for heads in sets]
         assert len(result) == 3 and np.abs(result.effect - expected).max() < 1e-4 * max(expected)
     assert result.sets == tuple(map(tuple, sets)) and result.heads == tuple(HEADS) and result.plan.chunks == 1
-    assert result.names == ("2 head(s)", "4 head(s)", "1 head(s)") and str(result).startswith("3 sets of heads replaced by")
+    assert result.names == ("2 heads", "4 heads", "1 head") and str(result).startswith("3 sets of heads replaced by")
     bad = [
         (dict(heads=[[(0, 1)], []]), r"heads\[1\]: the list is empty"),
         (dict(heads=[[(0, 1)], [(3, 0)]]), r"heads\[1\]: \(3, 0\) is out of range"),

@@ -37,7 +37,7 @@ def test_all_layers_at_once(case):
         assert len(result) == 1 and expected > 1e-3 and result.effect[0] == pytest.approx(expected, rel=1e-4), arguments
         assert result.from_ == tuple(keys) and result.to == tuple(queries)
         assert sorted(result.places[0]) == [(l, None) for l in sorted(layers)]
-    assert "attention of 8 position(s) to 2 cut" in str(result)
+    assert "attention of 8 positions to 2 cut" in str(result)
 
 
 def test_each_layer_and_each_head(case):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.cot.analyses.patch_steps import PatchSteps, patch_steps
 from pycotmech.cot.analyses.patch_steps import cost as patching_cost
 from pycotmech.cot.task.examples import Examples
@@ -31,7 +32,6 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.means import N_PROMPTS, HeadMeans, head_means
 from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.cot.tools.result import Analysis, Progress, counting
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.patching.paths import path_patch

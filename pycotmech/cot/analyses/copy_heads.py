@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.by_head import HeadAnalysis
@@ -20,7 +21,6 @@ from pycotmech.cot.tools.cost import Cost, Workload, forwards_cost, metered, row
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, counting
 from pycotmech.cot.tools.rows import ReadRow, read_rows, row_head_outputs, word_spans
-from pycotmech.figures.words import plural
 from pycotmech.lens.readout import LogitReadout
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig

@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.cot.task.corruptions import require_consistent
 from pycotmech.cot.task.examples import Example, Examples
 from pycotmech.cot.task.steps import Graded
@@ -22,7 +23,6 @@ from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, counting, interval_table
 from pycotmech.engine import planner
 from pycotmech.engine.decode import Runs
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.run import KeyValues

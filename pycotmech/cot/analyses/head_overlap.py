@@ -10,13 +10,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pycotmech._words import plural
 from pycotmech.cot.tools.cost import Cost, Workload
 from pycotmech.cot.tools.head_sets import HeadSet
 from pycotmech.cot.tools.registry import COMPARED, Description
 from pycotmech.cot.tools.result import Analysis, in_words
 from pycotmech.cot.tools.select_heads import Selection
 from pycotmech.cot.tools.set_words import set_words
-from pycotmech.figures.words import plural, wrapped
+from pycotmech.figures.words import wrapped
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap
 from pycotmech.stats.random_sets import shared_by_layer

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.cot.tools import flow_exact, flow_paper
 from pycotmech.cot.tools.activations import (
     SEGMENTS,
@@ -29,7 +30,6 @@ from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node, sources
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Analysis, Progress, headline, interval_table, top_cells
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
@@ -29,7 +30,7 @@ from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import COMPARED, Description, Given
 from pycotmech.cot.tools.result import Progress, columns, counting, headline, in_words
 from pycotmech.cot.tools.set_words import set_words
-from pycotmech.figures.words import plural, wrapped
+from pycotmech.figures.words import wrapped
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.cot.task.examples import Examples
 from pycotmech.cot.task.steps import Graded
 from pycotmech.cot.tools.ablation import Kind, Mean, Positions, ablated_steps, runs_cost
@@ -31,7 +32,6 @@ from pycotmech.cot.tools.means import N_PROMPTS
 from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.result import Progress, columns, counting, headline, in_words
 from pycotmech.cot.tools.select_heads import Selection, select_heads, spread
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.cot.task.relations import CLASSES, Question
 from pycotmech.cot.tools.checks import between
 from pycotmech.cot.tools.cost import Cost, Workload, metered, rows_cost
@@ -27,7 +28,6 @@ from pycotmech.cot.tools.registry import Description
 from pycotmech.cot.tools.relation_tests import RELATIONS, RelationTests, differences, relation_scores
 from pycotmech.cot.tools.result import Analysis, Progress, columns, in_words, labelled, top_cells
 from pycotmech.cot.tools.word_attention import look, with_others
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.model.config import ModelConfig
 from pycotmech.stats import bootstrap

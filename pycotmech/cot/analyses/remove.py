@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.cot.analyses.keep_only import KeptSets, by_step, chosen_on, cost, kept_data, spanned, stacked
 from pycotmech.cot.analyses.keep_only import authors_cost as authors_cost_of_sets
 from pycotmech.cot.task.examples import Examples
@@ -24,7 +25,6 @@ from pycotmech.cot.tools.registry import Description, Given
 from pycotmech.cot.tools.result import Progress, counting
 from pycotmech.cot.tools.select_heads import select_heads
 from pycotmech.cot.tools.set_words import score_words
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.stats import bootstrap
 from pycotmech.stats.draws import layer_matched

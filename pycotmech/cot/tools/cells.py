@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import BoolTensor, Tensor
 
+from pycotmech._words import plural
 from pycotmech.cot.task.examples import Example, Examples, Step
 from pycotmech.cot.task.steps import Graded, graded
 from pycotmech.model.arguments import check_common
@@ -126,8 +127,8 @@ def choose(
     cells = Cells(examples, chosen, table[:, list(chosen)])  # type: ignore[arg-type]
     if len(cells) == 0:
         raise ValueError(
-            f"examples: the model gets none of steps {list(chosen)} right in {len(examples)} example(s), so there is nothing "
-            "to explain; expected more shots, another style, or right= to use wrong steps too"
+            f"examples: the model gets none of steps {list(chosen)} right in {plural(len(examples), 'example')}, so there is "
+            "nothing to explain; expected more shots, another style, or right= to use wrong steps too"
         )
     return cells
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import LongTensor, Tensor
 
+from pycotmech._words import plural
 from pycotmech.cot.task.examples import Example, Examples
 from pycotmech.cot.task.make import make_examples
 from pycotmech.cot.task.tokens import Encoder
 from pycotmech.cot.task.vocabulary import ENTITIES, PROPERTIES, concepts
 from pycotmech.display import Described, Facts
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 

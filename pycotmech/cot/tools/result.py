@@ -15,8 +15,8 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from pycotmech._choices import did_you_mean, shortened, unknown_choice
+from pycotmech._words import plural
 from pycotmech.display import Displayed, View
-from pycotmech.figures.words import plural
 from pycotmech.files.arrays import DamagedData, load_arrays, save_arrays
 from pycotmech.files.text import parse_json, printable
 from pycotmech.stats import bootstrap

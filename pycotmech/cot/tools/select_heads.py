@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.cot.tools.head_sets import Head, HeadSet, Scores, scores_of
 from pycotmech.cot.tools.set_words import score_words
 from pycotmech.display import Arrays, Displayed, View
-from pycotmech.figures.words import plural
 from pycotmech.stats import significance
 from pycotmech.stats.histogram import freedman_diaconis
 

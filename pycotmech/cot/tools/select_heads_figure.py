@@ -9,9 +9,9 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech._words import plural
 from pycotmech.figures.frame import framed, saved
 from pycotmech.figures.library import Figure, FixedLocator, colormaps
-from pycotmech.figures.words import plural
 from pycotmech.stats.histogram import freedman_diaconis
 
 _MOST_BINS, _BINS = 120, 60

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pycotmech._words import plural
 from pycotmech.cot.tools.result import top_cells
-from pycotmech.figures.words import plural
 from pycotmech.paper.claims.verdict import Claim, Results, Verdict, combined, is_above
 from pycotmech.stats import bootstrap
 from pycotmech.stats.power import examples_needed

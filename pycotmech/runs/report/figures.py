@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from pycotmech.figures.words import plural, step_title
+from pycotmech._words import plural
+from pycotmech.figures.words import step_title
 
 if TYPE_CHECKING:
     from pycotmech.figures.library import Figure

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pycotmech.figures.words import listed, plural
+from pycotmech._words import listed, plural
 from pycotmech.runs.report.aggregate import head_name, records
 from pycotmech.stats.null_effects import ENOUGH, LEVEL
 

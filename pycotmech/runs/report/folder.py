@@ -16,7 +16,8 @@ import pandas as pd
 import xarray as xr
 
 from pycotmech._optional import missing
-from pycotmech.figures.words import plural, sample_of
+from pycotmech._words import plural
+from pycotmech.figures.words import sample_of
 from pycotmech.files.text import markdown, printable
 from pycotmech.files.write import replacing, write_text
 from pycotmech.runs.folder import checked_path, naming_full_disk

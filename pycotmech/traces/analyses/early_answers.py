@@ -18,10 +18,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.engine import planner
 from pycotmech.engine.budget import LOGIT_ROWS
 from pycotmech.engine.metrics import log_probability
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common
 from pycotmech.model.run import forward_packed
 from pycotmech.stats import bootstrap

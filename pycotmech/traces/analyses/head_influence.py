@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import listed
 from pycotmech.cot.tools.result import top_cells
 from pycotmech.engine import planner
 from pycotmech.engine.bases import Bases, Stage, run_pairs
@@ -182,7 +183,8 @@ def head_influence(
         {"influence": (("layer", "head"), influence.view(cfg.n_layers, cfg.n_heads).numpy())},
         coords={"layer": np.arange(cfg.n_layers), "head": np.arange(cfg.n_heads)},
     )
-    named = source if isinstance(source, str) else f"sentence(s) {','.join(map(str, _numbers(trace, source)))}"
+    numbers = [] if isinstance(source, str) else [str(i) for i in _numbers(trace, source)]
+    named = source if isinstance(source, str) else f"{'sentence' if len(numbers) == 1 else 'sentences'} {listed(numbers)}"
     settings = {"source": named, "target": target if by_token else f"sentence {target}", "rows": rows}
     where = "all tokens after the source" if rows == "after" else "the tokens where the target is read"
     words = f"attention of {where} to the source cut in one head at a time"

@@ -18,8 +18,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pycotmech._words import plural
 from pycotmech.cot.tools.result import top_cells
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.stats import bootstrap
 from pycotmech.traces.analyses.sentence_attention import PROXIMITY, kurtosis, ranked, vertical_scores, watch_sentences

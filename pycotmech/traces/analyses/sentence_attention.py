@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.attention.statistics import Wanted, read_layer
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_integer, check_model
 from pycotmech.model.run import watch
 from pycotmech.traces.result import TraceAnalysis, check_trace, lines_of

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycotmech._choices import check_choice
+from pycotmech._words import plural
 from pycotmech.engine import planner
 from pycotmech.engine.metrics import log_probability
-from pycotmech.figures.words import plural
 from pycotmech.model.arguments import check_common, check_integer
 from pycotmech.patching.edits import check_heads
 from pycotmech.stats.averages import nanmean

@@ -82,9 +82,9 @@ def test_significance_counts_the_right_ones(test):
     np.testing.assert_array_equal(significance.sign_flip(mixed), significance.sign_flip(some))
     found = select_heads(mixed, rule="significant", test=test)
     assert found[0].order == ((1, 2),) and "mean over 8 examples" in found.about
-    with pytest.raises(ValueError, match=r"scores: 2 example\(s\) can give no p-value below"):
+    with pytest.raises(ValueError, match=r"scores: 2 examples can give no p-value below"):
         select_heads(mixed[6:10], rule="significant", test=test)
-    with pytest.raises(ValueError, match=r"scores: 1 example\(s\) can give no p-value"):
+    with pytest.raises(ValueError, match=r"scores: 1 example can give no p-value"):
         select_heads(mixed[7:9], rule="significant", test=test)
 
 

@@ -218,7 +218,7 @@ def test_sets_add_and_subtract():
         (np.zeros((2, 2)), {"k": 1.5}, r"k: got 1\.5"),
         (np.zeros((2, 2)), {"step": 3}, "step: got 3; the scores have no steps"),
         (np.zeros((2, 2)), {"rule": "significant"}, "needs scores per example"),
-        (np.ones((3, 2, 2)), {"rule": "significant"}, r"3 example\(s\) can give no p-value below 0\.12"),
+        (np.ones((3, 2, 2)), {"rule": "significant"}, r"3 examples can give no p-value below 0\.12"),
         (np.ones((8, 16, 16)), {"rule": "significant", "test": "sign"}, "can give no p-value below 1"),
         (
             np.ones((8, 2, 2)),

@@ -58,7 +58,7 @@ def test_several_sentences_with_a_gap_between_them():
     keys = [p for j in (1, 3) for p in range(*trace.spans()[j])]
     found = pcm.traces.head_influence(model, trace, source=[3, 1], target="answer")
     assert_allclose(found.values, reference(model, trace, keys, "answer"), rtol=1e-4, atol=1e-5)
-    assert found.about["settings"]["source"] == "sentence(s) 1,3"
+    assert found.about["settings"]["source"] == "sentences 1 and 3"
 
 
 def test_an_answer_right_after_the_reasoning_is_read_at_its_last_token():
