@@ -120,14 +120,15 @@ class Side:
         )
 
     def run(self, case: str) -> list[float]:
-        """Seconds, sum and largest of the values of one run. RuntimeError with the last lines of a process that died."""
+        """Seconds, sum and largest of the values of one run. RuntimeError with the last lines of a process that died, or that
+        answered something else."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write(f"{case}\n")
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            self.process.wait()
+            self.process.communicate()  # closes what it reads: one that still waits for a case ends
             self.said.seek(0)
             raise RuntimeError(f"{self.root}: {self.said.read().strip()[-1500:]}") from None
 

@@ -20,7 +20,7 @@ Command = Callable[[str, Path, Path, float], list[str]]
 
 _POLL = 1.0
 _LEAST = 10.0
-"""Seconds that a phase gets, whatever its share, while there are so many; without them none begins."""
+"""The fewest seconds that a phase gets, whatever its share. If fewer are left, none begins."""
 _KILLED = 10.0
 """Seconds that a process may take to end once it is killed; one that waits for the driver may never."""
 _SAID = 20_000
@@ -109,8 +109,8 @@ def run(folder: Path, shares: Mapping[str, float], seconds: float, command: Comm
 
 
 def limit_of(left: float, shares: Sequence[float]) -> float:
-    """Seconds of the next phase. shares: its own, and then those of the phases after it."""
-    return min(left, max(left * shares[0] / sum(shares), _LEAST))
+    """Seconds of the next phase, 0 if none are left. shares: its own, and then those of the phases after it."""
+    return max(0.0, min(left, max(left * shares[0] / sum(shares), _LEAST)))
 
 
 def _run_one(name: str, command: list[str], rows: Path, log: Path, phase: dict[str, Any], results: Results) -> int | None:

@@ -102,11 +102,9 @@ def _one(bench: Bench, found: Found, model: pcm.Model, name: str, positions: str
     each, n = statistics.median(hand.seconds[1:]), model.cfg.n_layers * model.cfg.n_heads
     found.figure(f"{name}: one hooked forward", each * 1e3, "ms", checked=good)
     found.figure(f"{name}: {n} hooked forwards to one sweep with a cold prefix", each * n / fastest, "times", checked=good)
-    model.family.few_launches, few = False, model.family.few_launches  # products that share a buffer are not recorded
-    with _graphs(False), recorded(attention=False) as products:
+    with _graphs(False), products_apart(model), recorded(attention=False) as products:
         model.prefixes.clear()
         sweep()
-    model.family.few_launches = few
     bare = _bare(bench, products.linears)
     found.figure(f"{name}: its products with weights, bare", bare * 1e3, "ms", checked=good)
     found.figure(f"{name}: of a sweep with a cold prefix", bare / fastest * 100, "% bare products", checked=good)
@@ -141,6 +139,16 @@ def _launched_one_by_one(model: pcm.Model) -> Iterator[None]:
         yield
     finally:
         kept.limit = before
+
+
+@contextmanager
+def products_apart(model: pcm.Model) -> Iterator[None]:
+    """Products have buffers of their own in the block: those that share one are not recorded."""
+    before, model.family.few_launches = model.family.few_launches, False
+    try:
+        yield
+    finally:
+        model.family.few_launches = before
 
 
 def _bare(bench: Bench, linears: list[tuple[int, Tensor]]) -> float:

@@ -119,7 +119,7 @@ def _run_chunk(
 ) -> None:
     """A separate function, so that what a chunk holds is freed before the next one is run."""
     base, source = question.prompts(run.host for run in chunk.runs)
-    with hint_at_budget(f"{plural(len(chunk.runs), 'pair')} of prompts were run"):
+    with hint_at_budget(f"{plural(len(chunk.runs), 'pair')} of prompts ran"):
         runs = run_pairs(
             question.family,
             base,

@@ -266,10 +266,9 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
             counts[key] = counts.get(key, 0) + len(rows)
             reached.append((placed.layer, JOINS_AT.get(placed.site, Stage.PRE), int(entries.position.min())))
         if not reached:
-            raise ValueError(
-                f"{name}: none of its {plural(len(variant.edits), 'edit')} reaches what is read, "
-                f"position {read} after the last layer"
-            )
+            n = len(variant.edits)
+            none = "its edit does not reach" if n == 1 else f"none of its {plural(n, 'edit')} reaches"
+            raise ValueError(f"{name}: {none} what is read, position {read} after the last layer")
         layer, stage = min(r[:2] for r in reached)
         if cfg.parallel and (layer, Stage.POST) in {r[:2] for r in reached}:
             stage = Stage.PRE  # what joins after MID has the base's MLP output: an edit of it needs rows that go through

@@ -135,9 +135,10 @@ class PairLayout:
         reached = [self.reach(i)[layers] for i in range(len(self.pairs))]
         idle = [l for n, l in enumerate(layers) if not any(r[n].any() for r in reached)]
         if idle and len(idle) < len(layers):
+            of = f"{'layer' if len(idle) == 1 else 'layers'} {listed([str(l) for l in idle])}"
             warn(
-                f"positions: {self.site} of layers {listed([str(l) for l in idle])} at these positions reaches nothing that is "
-                "read in any example; the values there are those of the untouched run"
+                f"positions: {self.site} of {of} at these positions reaches nothing that is read in any example; "
+                "the values there are those of the untouched run"
             )
         parts = {part for r, labels in zip(reached, self.labels, strict=True) for part in labels[r.any(0)].tolist()}
         for part, name in enumerate(self.group_names or ()):

@@ -279,7 +279,7 @@ def _joins(sweep: PairSweep, evaluator: Evaluator, chunk: TableChunk, past: KeyV
     if any(prompt is not None for prompt in others):
         n = sweep.begun_by_others
         begun = None if past is None or n == 0 else KeyValues(past.k[:, :n], past.v[:, :n])
-        with hint_at_budget(f"{plural(len(others), 'prompt')} of random controls were run"):
+        with hint_at_budget(f"{plural(len(others), 'prompt')} of random controls ran"):
             other, from_other = z_of_prompts(evaluator.family, others, rows, begun, evaluator.replay), table.random
     return HeadJoins.on_device_of(
         evaluator.family,

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import compile, kernels, llama7b, supervise
+from benchmarks.gpu import compile, kernels, llama7b, supervise, sweeps
 from benchmarks.gpu.bench import Bench, poisoned_outputs, relative, surrounded
 from benchmarks.gpu.found import Found, read_rows
 from pycotmech import ops
@@ -198,7 +198,7 @@ def test_what_a_phase_leaves_goes_to_the_next_ones():
     shares = list(command.SHARES.values())
     assert supervise.limit_of(480, shares) == 480 * shares[0] / sum(shares)
     assert supervise.limit_of(478, shares[1:]) > 478 * shares[1] / (sum(shares[1:]) + 1)
-    assert supervise.limit_of(100, shares[-1:]) == 100
+    assert supervise.limit_of(100, shares[-1:]) == 100 and supervise.limit_of(-3, shares) == 0
     left, begun = 60.0, 0  # one minute: as many phases as can begin do, in their order, if each takes two seconds
     for i in range(len(shares)):
         begun += supervise.limit_of(left, shares[i:]) >= 10
@@ -337,6 +337,14 @@ def test_a_device_that_is_not_there_ends_the_run(tmp_path, monkeypatch):
     ends = [sys.executable, "-c", f"raise SystemExit({supervise.NO_DEVICE})"]
     results = supervise.run(tmp_path, {"one": 30.0, "two": 30.0}, 60.0, lambda *_: ends, {})
     assert list(results.phases) == ["one"] and results.failed
+
+
+def test_a_question_that_fails_leaves_launches_as_they_were_for_the_next():
+    model = SimpleNamespace(family=SimpleNamespace(few_launches=True))
+    with pytest.raises(MemoryError), sweeps.products_apart(model):
+        assert not model.family.few_launches
+        raise MemoryError
+    assert model.family.few_launches
 
 
 class AsOnAGpu(Bench):

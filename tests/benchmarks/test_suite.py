@@ -304,3 +304,16 @@ def test_another_checkout_that_cannot_run_is_told_with_its_last_words(tmp_path):
     with pytest.raises(RuntimeError, match=f"{tmp_path}: pycotmech is .*expected it in"):
         side.run("last, float32")
     side.stop()
+
+
+def test_another_checkout_that_answers_with_something_else_is_not_waited_for(monkeypatch, tmp_path):
+    """Its process still waits for a case: its input is closed. It would end itself, with status 9, after five seconds."""
+    code = "import os, sys, threading; threading.Timer(5, os._exit, [9]).start(); print('hello', flush=True); "
+    last = "sys.stdin.read(); print('read it all', file=sys.stderr, flush=True); os._exit(0)"
+    plain = against.subprocess.Popen
+    monkeypatch.setattr(against.subprocess, "Popen", lambda words, **options: plain([words[0], "-c", code + last], **options))
+    side = against.Side(tmp_path, 1)
+    with pytest.raises(RuntimeError, match=f"{tmp_path}: read it all"):
+        side.run("last, float32")
+    assert side.process.returncode == 0
+    side.stop()

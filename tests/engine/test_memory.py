@@ -124,7 +124,7 @@ def test_prompts_that_run_out_of_memory_say_what_to_set(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(model.family, "qkv", no_memory)
-    with pytest.raises(MemoryError, match=r"memory ran out while 1 pair of prompts were run .*; memory_gb= sets how much"):
+    with pytest.raises(MemoryError, match=r"memory ran out while 1 pair of prompts ran .*; memory_gb= sets how much"):
         pcm.patch_heads(model, *prompts(model, 12))
 
 

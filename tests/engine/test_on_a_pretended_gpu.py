@@ -1,4 +1,4 @@
-"""Every question on a pretended GPU: all that Python does there, with captured and replayed passes. No values are computed."""
+"""Questions on a pretended GPU, all but `NOT_HERE`: what Python does there, with captured and replayed passes; no values."""
 
 import pytest
 import torch

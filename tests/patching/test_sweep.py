@@ -249,11 +249,11 @@ def test_edits_that_reach_nothing_are_errors(grouped):
         pcm.Edit("edge", 1, None, [4], keys=[2]),
     ]
     for edit in nothing:
-        with pytest.raises(ValueError, match=r"variants\[1\] \(mine\): none of its 1 edit reaches what is read, position 11"):
+        with pytest.raises(ValueError, match=r"variants\[1\] \(mine\): its edit does not reach what is read, position 11"):
             pcm.sweep(model, tokens, [pcm.Variant((pcm.Edit("z", 0, 0, None, 0.0),)), pcm.Variant((edit,), name="mine")])
-    with pytest.raises(ValueError, match=r"variants\[0\]: none of its 1 edit"):
+    with pytest.raises(ValueError, match=r"variants\[0\]: its edit does not reach"):
         pcm.sweep(model, tokens, [pcm.Variant((pcm.Edit("resid_pre", 0, None, [8], 0.0),))], read=7)
-    with pytest.raises(ValueError, match=r"variants\[0\]: none of its 0 edit"):
+    with pytest.raises(ValueError, match=r"variants\[0\]: none of its 0 edits reaches"):
         pcm.sweep(model, tokens, [pcm.Variant(())])
 
 
@@ -329,7 +329,7 @@ def test_an_edit_that_reaches_nothing_is_said(case):
     """Never in silence: an error where it is all of a variant, a warning where other edits of the variant reach."""
     model, _, tokens = case
     idle, works = pcm.Edit("z", L - 1, 0, [3], 0.0), pcm.Edit("z", 0, 0, [3], 0.0)
-    with pytest.raises(ValueError, match=r"variants\[1\]: none of its 1 edit"):
+    with pytest.raises(ValueError, match=r"variants\[1\]: its edit does not reach"):
         pcm.sweep(model, tokens, [pcm.Variant((works,)), pcm.Variant((idle,))])
     with pytest.warns(UserWarning, match=r"variants\[0\].edits\[1\]: reaches nothing that is read, position 11"):
         both = pcm.sweep(model, tokens, [pcm.Variant((works, idle))])
@@ -338,10 +338,10 @@ def test_an_edit_that_reaches_nothing_is_said(case):
         pcm.ablate_heads(model, tokens, [(0, 0), (L - 1, 0)], positions=[3])
     other = tokens.clone()
     other[2] = (other[2] + 1) % 61
-    with pytest.warns(UserWarning, match=f"z of layers {L - 1} at these positions reaches nothing that is read"):
+    with pytest.warns(UserWarning, match=f"z of layer {L - 1} at these positions reaches nothing that is read"):
         patched = pcm.patch_heads(model, tokens, other, positions=[3])
     assert (patched.effect[L - 1] == 0).all() and (patched.effect[0] != 0).any()
-    with pytest.warns(UserWarning, match=f"resid_post of layers {L - 1} at these positions reaches nothing"):
+    with pytest.warns(UserWarning, match=f"resid_post of layer {L - 1} at these positions reaches nothing"):
         pcm.patch_residual(model, tokens, other, site="resid_post", positions=[3])
 
 

@@ -1,4 +1,5 @@
-"""What families share that norm what a sublayer adds: Gemma 2 and 3 besides the norm of its input, OLMo 2 and 3 instead of it.
+"""What families share that norm what a sublayer adds: Gemma 2 and 3 and GLM-4 besides the norm of its input, OLMo 2 and 3
+instead of it.
 
 `attn_out` and `mlp_out` are what is added to the residual stream, after the norm. A changed head changes the norm's divisor and
 with it what every head adds, so a variant joins by the difference of two whole sublayer outputs. What one head adds is its
