@@ -18,7 +18,8 @@ from pycotmech.engine.metrics import KL_VALUES
 from pycotmech.engine.rows import Variants
 from pycotmech.model.arguments import check_memory
 from pycotmech.model.config import layer_flop, logits_flop, mlp_weights, mlp_width
-from pycotmech.model.families.base import VOCAB_SLICE, Family
+from pycotmech.model.families.base import Family
+from pycotmech.model.families.readout import VOCAB_SLICE
 from pycotmech.model.packed import site_bytes
 
 _SHARE_OF_FREE = 0.5
