@@ -6,8 +6,8 @@ families there are, `placed` what is added where a model lies on several devices
 Tests: `tests/model/families/test_launches.py` for `launches`; `tests/model/families/test_fields.py` and `test_published.py`
 for `fields`, `windows`; `tests/model/test_every_family.py` for `base`, `gate_up`, `gemma`, `gemma2`, `gemma3`, `glm4`, `gpt2`,
 `gpt_neox`, `gpt_oss`, `granite`, `layer_norm`, `llama`, `ministral3`, `mistral`, `mixtral`, `normed_qk`, `olmo2`, `olmoe`,
-`one_module`, `phi`, `phi3`, `post_norm`, `qwen2`, `qwen3`, `qwen3_moe`, `readout`, `rotary_kinds`, `smollm3`; `test_families.py` for
-`attention`, `registry`; `test_split.py` and `test_placement.py` for `placed`.
+`one_module`, `phi`, `phi3`, `post_norm`, `qwen2`, `qwen3`, `qwen3_moe`, `readout`, `rotary_kinds`, `smollm3`;
+`test_families.py` for `attention`, `registry`; `test_split.py` and `test_placement.py` for `placed`.
 """
 
 from pycotmech.model.families.attention import LayerAttention
