@@ -9,6 +9,7 @@ import pycotmech as pcm
 from pycotmech.engine.decode import Runs
 from pycotmech.model.config import layer_flop, logits_flop
 from pycotmech.model.work import counted
+from tests.reference.stages import observe
 from tests.reference.tiny import tiny_llama
 
 T = 24
@@ -47,20 +48,22 @@ def model():
 def test_reported_work_is_what_goes_through_the_parts(call, model, monkeypatch):
     cfg, seen = model.cfg, dict.fromkeys(("qkv", "attn_out", "mlp_out", "logits"), 0)
 
-    def watched(name, flop):
-        part = getattr(model.family, name)
+    def note(name, flop):
+        def through(_layer, x):
+            seen[name] += len(x) * flop
 
-        def through(*args, **kwargs):
-            x = args[0] if name == "logits" else args[1]
-            tokens = (args[1:] or (kwargs.get("token_ids"),))[0] if name == "logits" else None
-            seen[name] += len(x) * (logits_flop(cfg, None if tokens is None else len(tokens)) if name == "logits" else flop)
-            return part(*args, **kwargs)
-
-        monkeypatch.setattr(model.family, name, through)
+        return through
 
     row = layer_flop(cfg)
-    for name, flop in {"qkv": row.qkv, "attn_out": row.attn_out, "mlp_out": row.mlp, "logits": 0}.items():
-        watched(name, flop)
+    for name, flop in {"qkv": row.qkv, "attn_out": row.attn_out, "mlp_out": row.mlp}.items():
+        observe(monkeypatch, model.family, name, note(name, flop))
+    logits = model.family.logits
+
+    def read(x, token_ids=None):
+        seen["logits"] += len(x) * logits_flop(cfg, None if token_ids is None else len(token_ids))
+        return logits(x, token_ids)
+
+    monkeypatch.setattr(model.family, "logits", read)
     model.prefixes.clear()
     with counted(model.family) as tally:
         CALLS[call](model)

@@ -123,8 +123,8 @@ def test_wrong_arguments(case, monkeypatch):
         (dict(kind="resample", resample=tokens), "the same prompt as tokens"),
         (dict(kind="resample", resample=[]), "resample: got nothing"),
         (dict(metric="prob"), "answer: metric 'prob' needs it"),
-        (dict(heads=[(2, 0)], positions=[3]), "reaches what is read"),
-        (dict(kind="mean", mean=[other], heads=[(2, 0)], positions=[3]), "reaches what is read"),
+        (dict(heads=[(2, 0)], positions=[3]), "its edit does not reach what is read"),
+        (dict(kind="mean", mean=[other], heads=[(2, 0)], positions=[3]), "its edit does not reach what is read"),
         (dict(kind="mean", mean=[other], read=12), "read: 12 is outside"),
     ]
     for arguments, message in bad:

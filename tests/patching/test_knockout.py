@@ -74,7 +74,7 @@ def test_wrong_arguments(case, monkeypatch):
         (dict(layers=[0.5]), "layers: got 0.5 of type float; expected an integer"),
         (dict(layers="all"), "layers: got 'all'; expected a list of layers"),
         (dict(layers=1), "layers: got 1; expected a list of layers"),
-        (dict(layers=[2], to="chain"), "reaches what is read"),  # asked for, and it can change nothing: said
+        (dict(layers=[2], to="chain"), "its edit does not reach what is read"),  # asked for, and it can change nothing: said
         (dict(layers=[]), "layers: the cut reaches what is read in none"),
     ]
     for arguments, message in bad:
