@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from pycotmech.kernels import configs, launch
-from pycotmech.kernels.tiles import LOG2E, NEG, SEEN, load_rows, placed, scores, stretches, to_log2
+from pycotmech.kernels.tiles import LOG2E, NEG, NO_KEY, SEEN, load_rows, placed, scores, stretches, to_log2
 from pycotmech.kernels.topk_rounds import rounds
 
 MAX_TOPK = 8
@@ -31,7 +31,6 @@ _SLOTS = tl.constexpr(SLOTS)
 _LANES = tl.constexpr(4)
 # A list that holds more than this takes no more. A half tile adds up to 4 pairs of a lane, and the last slot is for the length.
 _FULL = tl.constexpr(15)
-_NO_KEY = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
@@ -339,7 +338,7 @@ def topk_kernel(
         used = (b_top > SEEN) & (tl.arange(0, KP) < TOPK)[None, :]
         for slot in tl.static_range(TOPK):  # the slots hold the best keys in no order: pick them by score, then key
             best = tl.max(tl.where(used, b_top, NEG), 1)
-            key = tl.min(tl.where(used & (b_top == best[:, None]), o_top, _NO_KEY), 1)
+            key = tl.min(tl.where(used & (b_top == best[:, None]), o_top, NO_KEY), 1)
             found = best > SEEN
             m_taken = used & (b_top == best[:, None]) & (o_top == key[:, None])
             tl.store(TOP_P + row * TOPK + slot, tl.where(found, tl.exp2(best * c - log), 0.0), mask=m_row)

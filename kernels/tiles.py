@@ -7,6 +7,8 @@ NEG = tl.constexpr(-1.0e30)
 """Score of an invisible key. Finite, so that 0 * (NEG - NEG) and 0 * NEG are 0 where an infinity would give NaN."""
 SEEN = tl.constexpr(-1.0e29)
 """A running maximum below this belongs to a row that has seen no key."""
+NO_KEY = tl.constexpr(0x7FFFFFFF)
+"""After every key."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 

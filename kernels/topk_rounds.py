@@ -7,9 +7,8 @@ keys and the first ones tend to have the highest scores, so that most of the oth
 
 import triton
 import triton.language as tl
-from pycotmech.kernels.tiles import NEG, SEEN, scores
+from pycotmech.kernels.tiles import NEG, NO_KEY, SEEN, scores
 
-_NO_KEY = tl.constexpr(0x7FFFFFFF)
 _TAKEN = tl.constexpr(3.0e38)  # the score of a slot that never loses
 
 
@@ -25,7 +24,7 @@ def _keep_best(b_top, o_top, b_s, o_n, TOPK: tl.constexpr):
     left = tl.max((best >= worst).to(tl.int32), 0)
     for _ in tl.static_range(TOPK):
         if left > 0:
-            key = tl.min(tl.where(b_s == best[:, None], o_n[None, :], _NO_KEY), 1)  # the lowest key among equals
+            key = tl.min(tl.where(b_s == best[:, None], o_n[None, :], NO_KEY), 1)  # the lowest key among equals
             last = tl.max(tl.where(b_top == worst[:, None], o_top, -1), 1)  # among equal slots the highest key goes
             beats = (best > worst) | ((best == worst) & (key < last))
             put = beats[:, None] & (b_top == worst[:, None]) & (o_top == last[:, None])

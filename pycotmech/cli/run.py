@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pycotmech._words import plural
 from pycotmech.cli import options as o
 from pycotmech.cli.output import first_page, report_of, say_json
 
@@ -82,7 +83,7 @@ def within_minutes(settings: Settings, out: str, minutes: float, quiet: bool, *,
 
     n = examples_within(settings, out, minutes, **how)
     if not quiet:
-        o.say(f"{n} example{'' if n == 1 else 's'} fit into {minutes:g} min", err=True)
+        o.say(f"{plural(n, 'example')} fit into {minutes:g} min", err=True)
     return replace(settings, examples=n)
 
 

@@ -238,11 +238,15 @@ class _Attention:
     def _rotate(self, l: int, span: slice, at: slice | Tensor, q: Tensor, k: Tensor) -> None:
         """Rotates queries of the packed rows `at` and keys of the rows `span`, in place."""
         angles, position = (self.bases.angles, self.rows.position) if self.angles is None else (self.angles, None)
-        parts = (
-            [(span, (q,), (k,))] if isinstance(at, slice) else [(at, (q,), ()), (span, (), (k,))]
-        )  # a slice is `span` itself
-        for rows, queries, keys in parts:
+
+        def rotate(rows: slice | Tensor, *queries: Tensor, keys: Sequence[Tensor] = ()) -> None:
             self.family.rotate(l, angles, rows if position is None else position[rows], *queries, keys=keys)
+
+        if isinstance(at, slice):  # it is `span`
+            rotate(span, q, keys=(k,))
+        else:
+            rotate(at, q)
+            rotate(span, keys=(k,))
 
 
 class _Mlp:

@@ -19,6 +19,7 @@ from pycotmech.engine.row_edits import PER_QUERY, Entries, adds
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.prompts import ranges_of, resolve_positions
 from pycotmech.model.sites import KEY_VALUE_SITES, RESIDUAL_SITES, SITES, parse_site, refuse_missing, unknown_site
+from pycotmech.patching.distinct import distinct
 
 EDIT_SITES = (*SITES, "pattern", "edge")
 
@@ -285,12 +286,11 @@ def lay_out(variants: Sequence[Variant], cfg: ModelConfig, length: int, read: in
         for key, found in parts.items()
     }
     for (site, l), e in tables.items():
-        # One number for each place: sorting these is much quicker than sorting rows of three.
-        (n_positions, n_heads) = (int(t.max()) + 1 if len(t) else 1 for t in (e.position, e.head + 1))
-        places, counted = ((e.variant * n_positions + e.position) * n_heads + e.head + 1).unique(return_counts=True)
-        if site != "edge" and len(places) < len(e):
-            twice = int(places[counted.argmax()])
-            v, p, h = twice // n_heads // n_positions, twice // n_heads % n_positions, twice % n_heads - 1
+        if site == "edge":
+            continue
+        places, _, counted = distinct(e.variant, e.position, e.head)
+        if len(places) < len(e):
+            v, p, h = places[counted.argmax()].tolist()
             where = f"position {p}" + (f", head {h}" if h >= 0 else "")
             raise ValueError(f"variants[{v}]: {site} of layer {l} is replaced twice at {where}; expected one value")
     return VariantLayout(layer, stage, first, tables, {key: torch.cat(rows) for key, rows in values.items()})

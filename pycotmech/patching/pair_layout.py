@@ -20,6 +20,7 @@ from pycotmech.engine.rows import Variants
 from pycotmech.model.config import ModelConfig
 from pycotmech.model.sites import RESIDUAL_SITES
 from pycotmech.patching.controls import ControlRequest
+from pycotmech.patching.distinct import distinct
 from pycotmech.patching.edits import JOINS_AT, base_sites, heads_of, reaches
 from pycotmech.patching.pairs import Pair, targets_of
 from pycotmech.patching.position_groups import PositionGroups, labels_of_prompts
@@ -168,11 +169,7 @@ class PairLayout:
             for reader in run.readers[:-1]:  # in the last layer an edit reaches the position itself alone
                 reach = reach | pad(self.reach(reader), (0, reach.shape[1] - len(self.pairs[reader].clean)))
             place, position = reach[places[:, 0]].nonzero().T  # ascending in both: place after place
-            label = self.labels[i][position]
-            n_labels = int(label.max()) + 2 if len(label) else 1  # -1 is a label too
-            # One number for each place and label: sorting these is much quicker than sorting rows of two.
-            kept, variant = (place * n_labels + label + 1).unique(return_inverse=True)
-            kept = torch.stack((kept // n_labels, kept % n_labels - 1), 1)
+            kept, variant, _ = distinct(place, self.labels[i][position])
             (layers, heads), part = places[kept[:, 0]].T, kept[:, 1]
             first = torch.full((len(kept),), len(self.pairs[i].clean)).scatter_reduce(0, variant, position, "amin")
             if self.site != "z":

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from pycotmech._words import plural
+
 
 class ProgressReporter:
     """Receives what happens, so that the shell can show it. This one shows nothing."""
@@ -54,7 +56,7 @@ class StrongestHead:
         layer, head = np.unravel_index(np.abs(mean).argmax(), mean.shape)
         if abs(mean[layer, head]) <= floor:
             return "no head beyond rounding so far"
-        of = f"{best}, {n} sweep{'' if n == 1 else 's'}"
+        of = f"{best}, {plural(n, 'sweep')}"
         return f"the strongest head so far is L{layer}H{head}, effect {mean[layer, head]:+.2f} ({of})"
 
 

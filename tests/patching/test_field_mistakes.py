@@ -11,6 +11,7 @@ import torch
 import pycotmech as pcm
 from pycotmech.engine.staircase import Staircase
 from pycotmech.patching import attribution
+from tests.reference.stages import observe
 from tests.reference.tiny import tiny_llama
 from tests.reference.truth import activations, double, logits_of, patched_logits, z_of
 
@@ -162,18 +163,15 @@ def test_layers_below_an_edit_and_positions_before_it_are_not_computed(site, pos
     count = {part: [0] * L for part in ("qkv", "attn_out", "mlp_out")}
     inside, variants = [], []
 
-    def counted(part):
-        original = getattr(model.family, part)
-
-        def call(l, x):
+    def note(part):
+        def through(l, x):
             if inside:
                 count[part][l] += len(x)
-            return original(l, x)
 
-        return call
+        return through
 
     for part in count:
-        monkeypatch.setattr(model.family, part, counted(part))
+        observe(monkeypatch, model.family, part, note(part))
     run = Staircase.run
 
     def staircase(self):

@@ -181,18 +181,14 @@ class TextActivations:
         return self.family.pattern(l, self.queries(l, positions), self.keys(l), positions)
 
 
-def rotated(family: Family, l: int, q: Tensor, positions: Sequence[int]) -> Tensor:
-    """Queries [n, H, D] with the rotary embedding of their positions."""
-    q = q.clone()
-    family.rotate(l, family.rotary(torch.tensor(list(positions), device=q.device)), None, q)
-    return q
-
-
-def rotated_keys(family: Family, l: int, k: Tensor, positions: Sequence[int]) -> Tensor:
-    """Keys [n, Hkv, D] with the rotary embedding of their positions."""
-    k = k.clone()
-    family.rotate(l, family.rotary(torch.tensor(list(positions), device=k.device)), None, keys=(k,))
-    return k
+def rotated(family: Family, l: int, heads: Tensor, positions: Sequence[int], *, keys: bool = False) -> Tensor:
+    """Queries [n, H, D], or keys [n, Hkv, D], with the rotary embedding of their positions."""
+    angles, heads = family.rotary(torch.tensor(list(positions), device=heads.device)), heads.clone()
+    if keys:
+        family.rotate(l, angles, None, keys=(heads,))
+    else:
+        family.rotate(l, angles, None, heads)
+    return heads
 
 
 def text_activations(

@@ -19,7 +19,6 @@ from pycotmech.cot.tools.activations import (
     TextActivations,
     head_outputs,
     rotated,
-    rotated_keys,
     token_logits,
 )
 from pycotmech.cot.tools.flow_graph import Edge, Graph, Node
@@ -190,7 +189,7 @@ class Flow:
             new = rotated(family, l, q, [position] * n)[:, h].to(wide)
             out["q"] = attention.weights(new @ keys.T, [at], h) @ values
         if "k" in inputs:
-            new = rotated_keys(family, l, k, [position] * n)[:, kv].to(wide)
+            new = rotated(family, l, k, [position] * n, keys=True)[:, kv].to(wide)
             changed = products.repeat(n, 1)
             changed[:, position] = new @ base_q
             out["k"] = attention.weights(changed, [at], h) @ values

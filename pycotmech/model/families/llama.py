@@ -17,7 +17,7 @@ from pycotmech.model.families import fields
 from pycotmech.model.families.attention import LayerAttention
 from pycotmech.model.families.base import Family
 from pycotmech.model.families.launches import products_in_one_buffer
-from pycotmech.model.families.one_module import is_exactly, linear
+from pycotmech.model.families.one_module import is_exactly, linear, projected_heads
 from pycotmech.model.placement import device_of, weight_of
 
 _MLP_BYTES = 48 * 2**20
@@ -193,15 +193,12 @@ class LlamaFamily(Family):
         """What the projections of a layer read [R, d] -> q, k and v, as `qkv`."""
         attn, D = self.layers[l].self_attn, self.cfg.d_head
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
-        exact = [is_exactly(p, nn.Linear) for p in projections]
-        if self.few_launches and all(exact):
+        if self.few_launches and all(is_exactly(p, nn.Linear) for p in projections):
             joint = products_in_one_buffer(n, projections)
             if joint is not None:
                 q, k, v = (part.unflatten(1, (-1, D)) for part in joint)
                 return q, k, v
-        q, k, v = (linear(p, n).view(len(n), -1, D) for p in projections)
-        # Queries and keys are rotated in place by the caller; what a hook on a projection kept must not change under it.
-        return q if exact[0] else q.clone(), k if exact[1] else k.clone(), v
+        return projected_heads(n, projections, D)
 
     def _attention_input(self, l: int, x: Tensor, added: Tensor | None = None) -> Tensor:
         """resid_pre [R, d] -> what the projections to queries, keys and values read, [R, d]. added: as in `_mlp_input`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeGuard, TypeVar
 
 from torch import Tensor, nn
@@ -20,6 +21,16 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
     if is_exactly(module, Conv1D):
         return ops.matmul(x, weight_of(module), weight_of(module, "bias"))
     return module(x[None])[0]
+
+
+def projected_heads(n: Tensor, projections: Sequence[nn.Module], d_head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [R, d] through the projections to queries, keys and values -> q, k, v [R, heads, d_head].
+
+    Queries and keys are rotated in place by the caller; what a hook on a projection kept must not change under it.
+    """
+    q, k, v = (linear(p, n).view(len(n), -1, d_head) for p in projections)
+    own_q, own_k = (is_exactly(p, nn.Linear) for p in projections[:2])
+    return q if own_q else q.clone(), k if own_k else k.clone(), v
 
 
 def product(x: Tensor, module: nn.Linear | Conv1D) -> Tensor:

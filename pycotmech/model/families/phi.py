@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.models.phi import modeling_phi
 
 from pycotmech.model.families.layer_norm import RotatedLayerNorm
-from pycotmech.model.families.one_module import is_exactly, linear
+from pycotmech.model.families.one_module import projected_heads
 
 
 class PhiFamily(RotatedLayerNorm):
@@ -45,9 +45,5 @@ class PhiFamily(RotatedLayerNorm):
         return (name, "output") if site in ("q", "k", "v") else super().tap(site, l)
 
     def qkv(self, l: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n = self._norm(self.part(l, self.norms[0]), x)
         projections = [self.part(l, name) for name in self.inputs]
-        q, k, v = (linear(p, n).view(len(n), -1, self.cfg.d_head) for p in projections)
-        # The caller rotates queries and keys in place, and what a hook on a projection kept must not change under it.
-        exact = [is_exactly(p, nn.Linear) for p in projections]
-        return q if exact[0] else q.clone(), k if exact[1] else k.clone(), v
+        return projected_heads(self._norm(self.part(l, self.norms[0]), x), projections, self.cfg.d_head)
